@@ -1,0 +1,39 @@
+"""One family of errors: every failure that deepzero reports by itself derives from :class:`DeepZeroError`."""
+
+from __future__ import annotations
+
+
+class DeepZeroError(Exception):
+    """Base class of every error that deepzero raises on purpose."""
+
+
+class InvalidInputError(DeepZeroError, ValueError):
+    """An argument is out of its domain; the message says what was expected, what came, and what to type instead."""
+
+
+class GraphError(DeepZeroError):
+    """The model cannot be turned into a graph whose differences can be propagated."""
+
+
+class VerificationError(DeepZeroError):
+    """A fast evaluator disagrees with the sequential oracle."""
+
+
+class BudgetError(DeepZeroError):
+    """The memory budget is too small for even one query."""
+
+
+class NonFiniteLossError(DeepZeroError, ArithmeticError):
+    """The objective returned NaN or infinity."""
+
+
+class CheckpointError(DeepZeroError):
+    """A checkpoint is missing, truncated, corrupted or not one of deepzero's."""
+
+
+class DataNotFoundError(DeepZeroError, FileNotFoundError):
+    """A data set is not where it was looked for; the message says where to get it and where to put it."""
+
+
+class RunFolderError(DeepZeroError):
+    """The output folder cannot be used for this run."""
