@@ -1,0 +1,164 @@
+"""Which coordinates of the parameters are queried: sets of flat indices, and what chooses them at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from deepzero.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from deepzero.objective import Objective
+
+
+class Coordinates(Mapping[str, Tensor]):
+    """An immutable set of coordinates: parameter name -> sorted flat indices.
+
+    A flat index counts the entries of a parameter in row-major order, whatever its memory format. Parameters that are
+    not named have no coordinate in the set.
+
+    Example:
+        >>> import torch
+        >>> chosen = Coordinates.from_masks({"weight": torch.tensor([[True, False], [True, True]])})
+        >>> chosen["weight"], chosen.count
+        (tensor([0, 2, 3]), 3)
+    """
+
+    def __init__(self, indices: Mapping[str, Tensor]) -> None:
+        self._indices = {name: _checked(name, index) for name, index in indices.items() if index.numel()}
+
+    @classmethod
+    def dense(cls, shapes: Mapping[str, torch.Size]) -> Coordinates:
+        """Every coordinate of every parameter."""
+        return cls({name: torch.arange(shape.numel()) for name, shape in shapes.items()})
+
+    @classmethod
+    def from_masks(cls, masks: Mapping[str, Tensor]) -> Coordinates:
+        """The coordinates where a boolean mask is true."""
+        for name, mask in masks.items():
+            if mask.dtype != torch.bool:
+                raise InvalidInputError(f"mask of {name} must be a bool tensor, got {mask.dtype}; try mask != 0")
+        return cls({name: mask.reshape(-1).nonzero().squeeze(1) for name, mask in masks.items()})
+
+    @property
+    def count(self) -> int:
+        """Number of coordinates."""
+        return sum(index.numel() for index in self._indices.values())
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters with at least one coordinate."""
+        return list(self._indices)
+
+    def masks(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        """Boolean masks in the given shapes."""
+        masks = {}
+        for name, shape in shapes.items():
+            mask = torch.zeros(shape.numel(), dtype=torch.bool)
+            if name in self._indices:
+                mask[self._indices[name]] = True
+            masks[name] = mask.reshape(shape)
+        return masks
+
+    def check_fits(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raise unless every coordinate exists in ``parameters``."""
+        for name, index in self._indices.items():
+            if name not in parameters:
+                known = ", ".join(list(parameters)[:5])
+                raise InvalidInputError(
+                    f"coordinates name {name!r}, which is not a trainable parameter; expected names as in "
+                    f"model.named_parameters(): {known}, ..."
+                )
+            if int(index[-1]) >= parameters[name].numel():
+                raise InvalidInputError(
+                    f"coordinates of {name} reach index {int(index[-1])}, but it has {parameters[name].numel()} entries"
+                )
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._indices[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __repr__(self) -> str:
+        return f"Coordinates({self.count} in {len(self)} parameters)"
+
+
+def _checked(name: str, index: Tensor) -> Tensor:
+    if index.dtype != torch.int64 or index.dim() != 1:
+        raise InvalidInputError(
+            f"coordinates of {name} must be a 1-D int64 tensor of flat indices, got {index.dtype} of shape {tuple(index.shape)}"
+        )
+    index = torch.unique(index.cpu())
+    if int(index[0]) < 0:
+        raise InvalidInputError(f"coordinates of {name} must not be negative, got {int(index[0])}")
+    return index
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a schedule may look at when it chooses the coordinates of a step.
+
+    Attributes:
+        step: number of estimates made before this one.
+        epoch: the epoch last announced with ``estimator.set_epoch``.
+        objective: the objective under its current parameters.
+        batch: the arguments of this estimate.
+    """
+
+    step: int
+    epoch: int
+    objective: Objective
+    batch: tuple[Any, ...]
+
+
+@runtime_checkable
+class CoordinateSchedule(Protocol):
+    """Chooses the coordinates of each step."""
+
+    def coordinates(self, context: StepContext) -> Coordinates:
+        """The coordinates to query at this step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Always:
+    """The same coordinates at every step (the paper's M2 when they come from a pruning mask)."""
+
+    chosen: Coordinates
+
+    def coordinates(self, context: StepContext) -> Coordinates:
+        """The fixed set."""
+        return self.chosen
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every coordinate of every trainable parameter at every step."""
+
+    def coordinates(self, context: StepContext) -> Coordinates:
+        """All coordinates of the objective."""
+        return Coordinates.dense({name: value.shape for name, value in context.objective.parameters().items()})
+
+
+def as_schedule(sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None) -> CoordinateSchedule:
+    """A schedule from whatever a user may pass as ``sparsity``: None, coordinates, boolean masks or a schedule."""
+    if sparsity is None:
+        return Dense()
+    if isinstance(sparsity, Coordinates):
+        return Always(sparsity)
+    if isinstance(sparsity, CoordinateSchedule):
+        return sparsity
+    if isinstance(sparsity, Mapping):
+        return Always(Coordinates.from_masks(sparsity))
+    raise InvalidInputError(
+        f"sparsity must be None, Coordinates, a dict of bool masks or a schedule such as dz.DynamicRatios(ratios), "
+        f"got {type(sparsity).__name__}; for a plain sparsity make ratios first: dz.sparsity.uniform_ratios(model, 0.9)"
+    )

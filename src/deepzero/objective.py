@@ -1,0 +1,193 @@
+"""What is minimized, as something that can only be queried: a network with a loss, or a black box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepzero.errors import InvalidInputError
+from deepzero.randomness import seeded_scope
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Parameters = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One query's answer: the loss (0-dim float64) and the buffers as the query leaves them."""
+
+    loss: Tensor
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """A function of named parameters. Queries never change the objective."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The trainable parameters, live, by name."""
+        ...
+
+    def evaluate(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> Evaluation:
+        """One query: the loss at ``parameters`` on ``batch``; ``seed`` fixes whatever the objective draws."""
+        ...
+
+    def commit(self, buffers: Mapping[str, Tensor]) -> None:
+        """Make ``buffers`` (as returned by the base query) the objective's own: once a step."""
+        ...
+
+
+class NetworkObjective:
+    """A module, a loss and a batch: :math:`\\ell(\\theta) = \\mathrm{loss}(f_\\theta(x), y)`.
+
+    Args:
+        model: any ``nn.Module`` whose forward takes ``x``. Parameters with ``requires_grad=False`` are left alone.
+            Its mode (train or eval) is respected: in train mode batch norm uses batch statistics.
+        loss: takes ``(output, target)``, returns a scalar or a tensor of per-sample losses, which is averaged in
+            float64. ``F.cross_entropy`` and ``F.mse_loss`` are averaged in float64 too.
+
+    Example:
+        >>> import torch, torch.nn.functional as F
+        >>> objective = NetworkObjective(torch.nn.Linear(2, 1), F.mse_loss)
+        >>> list(objective.parameters())
+        ['weight', 'bias']
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        if not isinstance(model, nn.Module):
+            raise InvalidInputError(
+                f"model must be a torch.nn.Module, got {type(model).__name__}; for a plain function of parameters "
+                "use dz.BlackBox(fn, params)"
+            )
+        if not callable(loss):
+            raise InvalidInputError(f"loss must be callable as loss(output, target), got {type(loss).__name__}")
+        self.model = model
+        self.loss = loss
+        if not self.parameters():
+            raise InvalidInputError("the model has no trainable parameter (requires_grad=True): nothing to estimate")
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Trainable parameters by name; tied ones appear once, under their first name."""
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def evaluate(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> Evaluation:
+        """Loss at ``parameters`` on ``batch = (x, y)``; dropout and the like draw from ``seed``."""
+        x, y = split_batch(batch)
+        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
+        with torch.no_grad(), seeded_scope(seed, device_of(parameters)):
+            output = torch.func.functional_call(self.model, {**parameters, **buffers}, (x,))
+            return Evaluation(self.loss_value(output, y), buffers)
+
+    def loss_value(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss as a 0-dim float64 tensor."""
+        try:
+            return mean_loss(self.loss, output, target)
+        except IndexError as error:
+            raise InvalidInputError(
+                f"the target does not fit the output of shape {tuple(output.shape)}: {error}; class labels must lie in "
+                f"[0, {output.shape[1] if output.dim() > 1 else 'classes'})"
+            ) from error
+
+    def commit(self, buffers: Mapping[str, Tensor]) -> None:
+        """Copy ``buffers`` into the model (batch norm's running statistics, once a step)."""
+        own = dict(self.model.named_buffers())
+        with torch.no_grad():
+            for name, value in buffers.items():
+                own[name].copy_(value)
+
+
+class BlackBox:
+    """Any callable ``fn(params) -> float``; nothing inside needs torch.
+
+    Args:
+        fn: takes a dict of arrays shaped like ``params`` (NumPy arrays where ``params`` gave NumPy arrays, tensors where
+            it gave tensors), followed by whatever ``zo.backward`` is given; returns the loss as a number.
+        params: starting values by name, tensors or NumPy arrays. They are updated in place by the optimizer; give
+            ``box.optimizer_parameters()`` to it.
+
+    Example:
+        >>> import numpy as np, torch, deepzero as dz
+        >>> box = dz.BlackBox(lambda p: float(np.sum((p["w"] - 3.0) ** 2)), {"w": np.zeros(2)})
+        >>> zo = dz.CGE(box, step_size=1e-3, stencil=dz.CENTRAL)
+        >>> sgd = torch.optim.SGD(box.optimizer_parameters(), lr=0.5)
+        >>> _ = zo.backward(); sgd.step()
+        >>> box.values["w"].round(6)
+        array([3., 3.])
+    """
+
+    def __init__(self, fn: Callable[..., float], params: Mapping[str, Tensor | np.ndarray[Any, Any]]) -> None:
+        if not callable(fn):
+            raise InvalidInputError(f"fn must be callable as fn(params) -> float, got {type(fn).__name__}")
+        if not params:
+            raise InvalidInputError('params must name at least one array, for example {"w": np.zeros(3)}')
+        self.fn = fn
+        self.values = dict(params)
+        self._tensors = {name: _as_parameter(name, value) for name, value in params.items()}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters as tensors that share memory with ``values``."""
+        return {name: p.detach() for name, p in self._tensors.items()}
+
+    def optimizer_parameters(self) -> list[nn.Parameter]:
+        """What to hand to a ``torch.optim`` optimizer."""
+        return list(self._tensors.values())
+
+    def named_gradients_owner(self) -> dict[str, nn.Parameter]:
+        """The parameters whose ``.grad`` an estimator fills."""
+        return dict(self._tensors)
+
+    def evaluate(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> Evaluation:
+        """One call of ``fn``; ``seed`` is not used: a black box draws what it draws."""
+        arguments = {name: self._native(name, value) for name, value in parameters.items()}
+        answer = self.fn(arguments, *batch)
+        try:
+            loss = torch.as_tensor(answer, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidInputError(f"fn must return one number, got {type(answer).__name__}") from error
+        if loss.numel() != 1:
+            raise InvalidInputError(f"fn must return one number, got an array of shape {tuple(loss.shape)}")
+        return Evaluation(loss.detach().cpu().reshape(()))
+
+    def commit(self, buffers: Mapping[str, Tensor]) -> None:
+        """A black box has no buffers."""
+
+    def _native(self, name: str, value: Tensor) -> Tensor | np.ndarray[Any, Any]:
+        return value if isinstance(self.values[name], Tensor) else value.numpy()
+
+
+def _as_parameter(name: str, value: Tensor | np.ndarray[Any, Any]) -> nn.Parameter:
+    if not isinstance(value, (Tensor, np.ndarray)):
+        raise InvalidInputError(f"params[{name!r}] must be a tensor or a NumPy array, got {type(value).__name__}")
+    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(value)
+    if not tensor.is_floating_point():
+        raise InvalidInputError(
+            f"params[{name!r}] must hold real numbers, got {tensor.dtype}; convert it with .astype(float) or .float()"
+        )
+    return nn.Parameter(tensor)
+
+
+def device_of(parameters: Parameters) -> torch.device:
+    """The device of the first parameter."""
+    return next(iter(parameters.values())).device
+
+
+def split_batch(batch: tuple[Any, ...]) -> tuple[Any, Any]:
+    """``(x, y)`` from the arguments of an estimate."""
+    if len(batch) != 2:
+        raise InvalidInputError(f"a network is estimated on two arguments, zo.backward(x, y); got {len(batch)}")
+    return batch[0], batch[1]
+
+
+def mean_loss(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
+    """``loss(output, target)`` averaged in float64, as a 0-dim float64 tensor."""
+    if loss is F.cross_entropy and not target.is_floating_point():
+        losses = F.cross_entropy(output, target, reduction="none").double()
+        return losses.sum() / (target != -100).sum()
+    if loss is F.mse_loss:
+        return F.mse_loss(output, target, reduction="none").double().mean()
+    return loss(output, target).double().mean()

@@ -1,0 +1,43 @@
+"""The interface of a probe: it draws the directions of one step and turns their slopes into a gradient."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from deepzero.coordinates import StepContext
+from deepzero.objective import Parameters
+
+
+class Perturbations(Protocol):
+    """The :math:`K` directions :math:`p_k` of one step."""
+
+    def __len__(self) -> int:
+        """Number of directions."""
+        ...
+
+    def displace(self, parameters: Parameters, k: int, offset: float) -> dict[str, Tensor]:
+        """:math:`\\theta + t\\,p_k` as a new dict; tensors that the direction does not touch are shared."""
+        ...
+
+    def combine(self, slopes: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """The gradient estimate from the slopes ``[K]``, accumulated in ``dtype``, in the parameters' dtype and shape."""
+        ...
+
+    def describe(self, k: int) -> str:
+        """Direction ``k`` in words, for messages."""
+        ...
+
+
+class Probes(Protocol):
+    """A rule that draws directions."""
+
+    def draw(self, context: StepContext) -> Perturbations:
+        """The directions of a step."""
+        ...
+
+    def state(self) -> dict[str, object]:
+        """What identifies this rule, as JSON-able values (for checkpoints)."""
+        ...

@@ -1,0 +1,50 @@
+"""Where along a direction the objective is queried: finite-difference stencils as data.
+
+A stencil approximates the slope of :math:`t \\mapsto \\ell(\\theta + t p)` at 0 from differences to the base value,
+
+.. math:: s = \\frac{1}{\\mu} \\sum_j w_j \\, [\\ell(\\theta + \\nu_j \\mu p) - \\ell(\\theta)],
+
+with nodes :math:`\\nu_j` and weights :math:`w_j`. The error is :math:`O(\\mu^{\\text{order}})`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stencil:
+    """A finite-difference formula.
+
+    Attributes:
+        name: its name in the field.
+        nodes: positions :math:`\\nu_j` along the direction, in units of the step size.
+        weights: weights :math:`w_j`; they satisfy :math:`\\sum_j w_j \\nu_j = 1`.
+        order: exponent of the step size in the error.
+
+    Example:
+        >>> import torch
+        >>> differences = torch.tensor([[0.21], [-0.19]], dtype=torch.float64)  # of (1 + t)**2 at t = +-0.1
+        >>> CENTRAL.slopes(differences, 0.1)
+        tensor([2.], dtype=torch.float64)
+    """
+
+    name: str
+    nodes: tuple[float, ...]
+    weights: tuple[float, ...]
+    order: int
+
+    def slopes(self, differences: Tensor, step_size: float) -> Tensor:
+        """Slopes ``[K]`` from loss differences ``[len(nodes), K]``."""
+        weights = torch.tensor(self.weights, dtype=differences.dtype, device=differences.device)
+        return weights @ differences / step_size
+
+
+FORWARD = Stencil("forward", nodes=(1.0,), weights=(1.0,), order=1)
+"""One query a direction, error :math:`O(\\mu)`: the paper's choice."""
+
+CENTRAL = Stencil("central", nodes=(1.0, -1.0), weights=(0.5, -0.5), order=2)
+"""Two queries a direction, error :math:`O(\\mu^2)`."""

@@ -1,0 +1,64 @@
+"""Checks of arguments, made before any work starts.
+
+Each function returns the accepted value or raises :class:`~deepzero.errors.InvalidInputError` with a message that says
+what was expected, what came, and what to type instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from deepzero.errors import InvalidInputError
+
+
+def positive(name: str, value: float, *, hint: str) -> float:
+    """Accept a finite real number above zero."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise InvalidInputError(f"{name} must be a finite number above 0, got {value!r}; try {name}={hint}")
+    return float(value)
+
+
+def count(name: str, value: int, *, minimum: int = 1) -> int:
+    """Accept an integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise InvalidInputError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    return value
+
+
+def fraction(name: str, value: float) -> float:
+    """Accept a sparsity: a real number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise InvalidInputError(
+            f"{name} must lie in [0, 1), got {value!r}; 0 queries every coordinate, 0.9 queries one in ten"
+        )
+    return float(value)
+
+
+def choice(name: str, value: str, options: Iterable[str]) -> str:
+    """Accept one of a few words."""
+    accepted = sorted(options)
+    if value not in accepted:
+        raise InvalidInputError(f"{name} must be one of {', '.join(accepted)}; got {value!r}")
+    return value
+
+
+def floating(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Accept a real floating-point dtype."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InvalidInputError(f"{name} must be a floating-point torch.dtype such as torch.float64, got {dtype!r}")
+    return dtype
+
+
+def known_names(what: str, names: Iterable[str], parameters: Mapping[str, Tensor]) -> None:
+    """Accept names only if each is a trainable parameter."""
+    unknown = sorted(set(names) - set(parameters))
+    if unknown:
+        some = ", ".join(list(parameters)[:5])
+        raise InvalidInputError(
+            f"{what} names {', '.join(unknown[:5])}, which {'is' if len(unknown) == 1 else 'are'} not among the trainable "
+            f"parameters; expected names as in model.named_parameters(): {some}, ..."
+        )
