@@ -1,0 +1,38 @@
+"""What every test runs under: one thread a process, hypothesis without chance, no GPU test without a GPU."""
+
+from __future__ import annotations
+
+import os
+
+# Read once, when the thread pools start: before torch and numpy are imported. pytest-xdist runs one process per core.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_variable] = "1"
+os.environ.setdefault("MPLBACKEND", "agg")
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("deterministic")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``gpu`` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def global_rng_untouched() -> Iterator[None]:
+    """Fail the test if it moves torch's global CPU generator: ``@pytest.mark.usefixtures("global_rng_untouched")``."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before), "the global RNG was moved"
