@@ -1,0 +1,107 @@
+"""Models by name, for recipes and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+
+from deepzero.errors import InvalidInputError
+from deepzero.models._checks import require_positive
+from deepzero.models.digits_cnn import IMAGE_SIZE, DigitsCNN
+from deepzero.models.mlp import MLP
+from deepzero.models.resnet import CIFAR_DEPTHS, cifar_resnet, resnet18
+from deepzero.models.simple_cnn import SimpleCNN
+
+Builder = Callable[..., nn.Module]
+
+
+def names() -> tuple[str, ...]:
+    """The names that :func:`build` knows.
+
+    >>> names()[:2]
+    ('digits_cnn', 'mlp')
+    """
+    return tuple(_BUILDERS)
+
+
+def build(
+    name: str, *, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, seed: int = 0, **options: object
+) -> nn.Module:
+    """Build the model called ``name`` for square images; the initial weights are a function of ``seed`` alone.
+
+    The global random state is the same afterwards as before.
+
+    Args:
+        name: one of :func:`names`.
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        image_size: height and width of the images, in pixels.
+        seed: seed of the initial weights.
+        options: further keywords of the model, such as ``depth=3`` of ``"simple_cnn"``.
+
+    Raises:
+        InvalidInputError: the name, an option, or its value is not one of the model's; the image is too small for it.
+
+    >>> sum(p.numel() for p in build("resnet20").parameters())
+    269722
+    >>> sum(p.numel() for p in build("simple_cnn", depth=1, image_size=16).parameters())
+    730
+    """
+    if name not in _BUILDERS:
+        raise InvalidInputError(f"unknown model {name!r}; choose one of {', '.join(names())}")
+    require_positive(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    with _seeded(seed):
+        try:
+            return _BUILDERS[name](num_classes=num_classes, in_channels=in_channels, image_size=image_size, **options)
+        except TypeError as error:
+            raise InvalidInputError(f"model {name!r} does not take these options: {error}") from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from the global CPU generator as if seeded with ``seed``, then put its state back."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def _digits_cnn(*, image_size: int, **options: int) -> nn.Module:
+    if image_size != IMAGE_SIZE:
+        raise InvalidInputError(f"digits_cnn takes {IMAGE_SIZE}x{IMAGE_SIZE} images, got image_size={image_size}")
+    return DigitsCNN(**options)
+
+
+def _mlp(*, image_size: int, in_channels: int, num_classes: int, **options: object) -> nn.Module:
+    make: Builder = MLP
+    return make(in_channels * image_size**2, num_classes=num_classes, **options)
+
+
+def _simple_cnn(*, image_size: int, depth: int = 5, **options: int) -> nn.Module:
+    model = SimpleCNN(depth=depth, **options)
+    if image_size < 2**depth:
+        raise InvalidInputError(
+            f"simple_cnn of depth {depth} needs images of at least {2**depth}x{2**depth} pixels, got "
+            f"image_size={image_size}; choose depth={image_size.bit_length() - 1} or less"
+        )
+    return model
+
+
+def _resnet(make: Builder, *, image_size: int, **options: int) -> nn.Module:
+    """Residual networks pool globally, so that they take images of any size."""
+    return make(**options)
+
+
+_BUILDERS: dict[str, Builder] = {
+    "digits_cnn": _digits_cnn,
+    "mlp": _mlp,
+    "simple_cnn": _simple_cnn,
+    "resnet18": partial(_resnet, resnet18),
+    **{f"resnet{depth}": partial(_resnet, partial(cifar_resnet, depth)) for depth in CIFAR_DEPTHS},
+}
