@@ -1,0 +1,47 @@
+"""Sphinx configuration: ``sphinx-build -W -b html docs docs/_build/html`` in an environment with ``.[docs]``."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+
+project = "deepzero"
+author = "The deepzero developers"
+project_copyright = "The deepzero developers"
+version = release = installed_version("deepzero")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "gallery/**/*.ipynb"]
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+# Every tutorial and example is run by the build; one that raises fails it.
+sphinx_gallery_conf = {
+    "examples_dirs": ["tutorials", "../examples"],
+    "gallery_dirs": ["gallery/tutorials", "gallery/examples"],
+    "filename_pattern": r"\.py$",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "min_reported_time": 1,
+    "plot_gallery": True,
+}
+
+html_theme = "furo"
+html_title = "deepzero"
