@@ -93,15 +93,15 @@ def _simple_cnn(*, image_size: int, depth: int = 5, **options: int) -> nn.Module
     return model
 
 
-def _resnet(make: Builder, *, image_size: int, **options: int) -> nn.Module:
-    """Residual networks pool globally, so that they take images of any size."""
-    return make(**options)
+def _any_size(make: Builder, **options: object) -> nn.Module:
+    """Build a model that pools globally: the size of the images is no argument of it."""
+    return make(**{name: value for name, value in options.items() if name != "image_size"})
 
 
 _BUILDERS: dict[str, Builder] = {
     "digits_cnn": _digits_cnn,
     "mlp": _mlp,
     "simple_cnn": _simple_cnn,
-    "resnet18": partial(_resnet, resnet18),
-    **{f"resnet{depth}": partial(_resnet, partial(cifar_resnet, depth)) for depth in CIFAR_DEPTHS},
+    "resnet18": partial(_any_size, resnet18),
+    **{f"resnet{depth}": partial(_any_size, partial(cifar_resnet, depth)) for depth in CIFAR_DEPTHS},
 }

@@ -1,0 +1,150 @@
+"""CIFAR-10: 50,000 and 10,000 color images of ten kinds of things, 32x32 pixels.
+
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deepzero.data.dataset import Dataset
+from deepzero.data.files import candidate_folders, not_found
+from deepzero.errors import DataNotFoundError, InvalidInputError
+
+SIZE = 32
+PIXELS = 3 * SIZE * SIZE
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+
+BINARY_FOLDER, PICKLE_FOLDER = "cifar-10-batches-bin", "cifar-10-batches-py"
+BINARY_TRAIN, BINARY_TEST = tuple(f"data_batch_{i}.bin" for i in range(1, 6)), ("test_batch.bin",)
+BINARY_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+PARQUET_FOLDERS = (".", "plain_text", "data")  # the last two as in repositories of Hugging Face
+
+
+def load_cifar10(data_dir: str | os.PathLike[str] | None = None) -> tuple[Dataset, Dataset]:
+    """Training and test set, from Parquet files or from the binary version.
+
+    Parquet: ``train-*.parquet`` and ``test-*.parquet`` with the columns ``img`` (a struct whose ``bytes`` are a PNG or
+    JPEG file) and ``label``, as in Hugging Face's set ``cifar10``. Binary: the folder ``cifar-10-batches-bin``.
+    The Python version, ``cifar-10-batches-py``, is pickled; a pickle can run any code, so it is not read.
+
+    Args:
+        data_dir: the folder of the files, or the one above.
+
+    Raises:
+        DataNotFoundError: neither version is there.
+        InvalidInputError: a file is truncated or corrupt.
+    """
+    folders = candidate_folders("cifar10", data_dir)
+    for folder in folders:
+        for parquet in (folder / name for name in PARQUET_FOLDERS):
+            train, test = sorted(parquet.glob("train-*.parquet")), sorted(parquet.glob("test-*.parquet"))
+            if train and test:
+                return _dataset(map(read_parquet, train)), _dataset(map(read_parquet, test))
+        for binary in (folder / BINARY_FOLDER, folder):
+            if (binary / BINARY_TEST[0]).is_file():
+                train, test = ([_present(binary / name) for name in names] for names in (BINARY_TRAIN, BINARY_TEST))
+                return _dataset(map(read_binary, train)), _dataset(map(read_binary, test))
+    raise _missing(folders)
+
+
+def read_parquet(path: Path) -> tuple[Tensor, Tensor]:
+    """Images (uint8 ``[N, 3, 32, 32]``) and labels (int64 ``[N]``) of one Parquet file.
+
+    Raises:
+        InvalidInputError: the file is corrupt, a column is missing, or a row is not a 32x32 PNG or JPEG image.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - slow to import
+    from pyarrow import parquet  # noqa: PLC0415
+
+    try:
+        table = parquet.ParquetFile(path).read(columns=["img.bytes", "label"])
+        encoded = table["img"].combine_chunks().field("bytes").to_pylist()
+        labels = table["label"].to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InvalidInputError(
+            f"{path} is truncated, corrupt or another set: expected a Parquet file with the columns img (a struct with "
+            f"the field bytes) and label; {error}; fetch it again"
+        ) from error
+    images = np.empty((len(encoded), SIZE, SIZE, 3), np.uint8)
+    # One after another: for images this small the interpreter is the limit, and threads made it slower.
+    for row, content in enumerate(encoded):
+        images[row] = _decode(content, row=row, path=path)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), _labels(labels, path)
+
+
+def read_binary(path: Path) -> tuple[Tensor, Tensor]:
+    """Images (uint8 ``[N, 3, 32, 32]``) and labels (int64 ``[N]``) of one binary file.
+
+    A record is one byte, the label, and 3,072 bytes, the red, green and blue planes in row-major order.
+
+    Raises:
+        InvalidInputError: the file does not consist of such records.
+    """
+    content = np.fromfile(path, np.uint8)
+    if content.size == 0 or content.size % (1 + PIXELS):
+        raise InvalidInputError(
+            f"{path} is truncated or corrupt: expected records of {1 + PIXELS} bytes, got {content.size} bytes; "
+            f"unpack it again from {BINARY_SOURCE}"
+        )
+    records = torch.from_numpy(content).reshape(-1, 1 + PIXELS)
+    return records[:, 1:].reshape(-1, 3, SIZE, SIZE), records[:, 0].long()
+
+
+def _decode(content: bytes | None, *, row: int, path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        image = Image.open(io.BytesIO(content or b""), formats=("PNG", "JPEG"))
+        if image.size == (SIZE, SIZE):
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InvalidInputError(
+            f"row {row} of {path} is not a PNG or JPEG image: {error}; fetch the file again"
+        ) from error
+    raise InvalidInputError(f"row {row} of {path} should be an image of {SIZE}x{SIZE} pixels, got {image.size}")
+
+
+def _labels(labels: Sequence[int | None], path: Path) -> Tensor:
+    if None in labels:
+        raise InvalidInputError(f"{path} has rows without a label; fetch it again")
+    return torch.tensor(labels, dtype=torch.int64)
+
+
+def _dataset(parts: Iterable[tuple[Tensor, Tensor]]) -> Dataset:
+    images, labels = zip(*parts, strict=True)
+    return Dataset(
+        images=torch.cat(images), labels=torch.cat(labels), num_classes=10, mean=MEAN, std=STD, name="cifar10"
+    )
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise DataNotFoundError(f"{path} is missing; unpack all six .bin files again from {BINARY_SOURCE}")
+    return path
+
+
+def _missing(folders: Sequence[Path]) -> DataNotFoundError:
+    pickled = [folder for folder in folders if (folder / PICKLE_FOLDER).is_dir() or (folder / "batches.meta").is_file()]
+    hint = ""
+    if pickled:
+        hint = (
+            f"There is the Python version in {pickled[0].absolute()}, but it is pickled and a pickle can run any code, "
+            "so it is never read. "
+        )
+    return not_found(
+        "CIFAR-10",
+        folders,
+        where_to_get=(
+            f"{hint}Get the binary version from {BINARY_SOURCE}, or the Parquet files from "
+            "https://huggingface.co/datasets/uoft-cs/cifar10 (plain_text)."
+        ),
+        what_to_put=f"the folder {BINARY_FOLDER}, or train-*.parquet and test-*.parquet,",
+    )

@@ -1,0 +1,79 @@
+"""Sizes and statistics of sets of images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepzero.data.dataset import Dataset
+from deepzero.errors import InvalidInputError
+
+CHUNK = 4096  # images pooled at once: bounds the memory of the wider type they are summed in
+
+
+def downsample(images: Tensor, size: int) -> Tensor:
+    """Average square images over square tiles, so that they become ``size`` x ``size``.
+
+    Integers are rounded to the nearest, halves up.
+
+    Args:
+        images: ``[N, C, H, H]``, uint8 or floating point.
+        size: new height and width; it must divide H.
+
+    Raises:
+        InvalidInputError: the images are not square, or ``size`` does not divide their height.
+
+    >>> downsample(torch.tensor([[[[0, 1], [2, 3]]]], dtype=torch.uint8), 1).item()
+    2
+    """
+    height, width = images.shape[-2:]
+    sizes = [candidate for candidate in range(1, height + 1) if height % candidate == 0]
+    if height != width or size not in sizes:
+        raise InvalidInputError(
+            f"image_size must divide the size of the square images, {height}x{width} here; "
+            f"got {size!r}, choose one of {', '.join(map(str, sizes))}"
+        )
+    pool = F.avg_pool2d if images.is_floating_point() else _integer_average
+    return torch.cat([pool(images[i : i + CHUNK], height // size) for i in range(0, len(images), CHUNK)])
+
+
+def channel_statistics(images: Tensor, *, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of ``images`` (``[N, C, H, W]``), in units of ``scale``.
+
+    Rounded to four decimals, as such constants are usually given; summed in float64.
+
+    >>> channel_statistics(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), scale=255.0)
+    ((0.5,), (0.5,))
+    """
+    mean, std = [], []
+    for channel in images.unbind(1):
+        pixels = channel.double() / scale
+        mean.append(round(pixels.mean().item(), 4))
+        std.append(round(pixels.std(correction=0).item(), 4))
+    return tuple(mean), tuple(std)
+
+
+def resize(train: Dataset, test: Dataset, size: int) -> tuple[Dataset, Dataset]:
+    """Downsample both sets; averaging lowers the contrast, so the training set's own statistics normalize them.
+
+    Raises:
+        InvalidInputError: ``size`` does not divide the height of the images.
+    """
+    if train.image_shape[1:] == (size, size):
+        return train, test
+    images = downsample(train.images, size)
+    mean, std = channel_statistics(images, scale=train.scale)
+    return (
+        replace(train, images=images, mean=mean, std=std),
+        replace(test, images=downsample(test.images, size), mean=mean, std=std),
+    )
+
+
+def _integer_average(images: Tensor, tile: int) -> Tensor:
+    rows, columns = images.shape[-2] // tile, images.shape[-1] // tile
+    tiles = images.reshape(*images.shape[:2], rows, tile, columns, tile)
+    sums = tiles.sum(dim=(3, 5), dtype=torch.int32)
+    return ((2 * sums + tile**2) // (2 * tile**2)).to(images.dtype)

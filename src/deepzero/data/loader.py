@@ -1,0 +1,123 @@
+"""Batches of a data set that stays on one device; every batch is a function of (seed, epoch, position) alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from deepzero.data.augmentation import Augmentation
+from deepzero.data.dataset import Dataset
+from deepzero.data.seeding import generator
+from deepzero.errors import InvalidInputError
+
+ORDER, AUGMENTATION = 0, 1  # what a random stream is for: part of its address
+
+
+class BatchLoader:
+    """Normalized, shuffled and augmented batches ``(x, y)`` of a data set held on a device.
+
+    There is no state to save: ``iterate(epoch, start=step)`` continues an epoch bitwise where an earlier run left it.
+    Randomness is drawn on the CPU, so that all devices get the same batches.
+
+    Shapes: x is ``[B, C, H, W]`` of ``dtype``; y is ``[B]``, int64.
+
+    Args:
+        dataset: the images and labels.
+        batch_size: images of a batch; the last one may have fewer.
+        shuffle: draw a new order for every epoch.
+        augmentation: random crops and flips, drawn anew for every batch; None for none.
+        drop_last: leave out a last batch that is not full.
+        seed: seed of the order and of the augmentation, an integer of at least 0.
+        device: where the images and the batches are.
+        dtype: floating-point type of x.
+
+    Raises:
+        InvalidInputError: an argument is outside its domain, or not even one batch can be formed.
+
+    >>> dataset = Dataset(
+    ...     images=torch.arange(5.0).reshape(5, 1, 1, 1), labels=torch.arange(5), num_classes=5,
+    ...     mean=(2.0,), std=(2.0,), scale=1.0, name="counts",
+    ... )
+    >>> loader = BatchLoader(dataset, batch_size=2)
+    >>> [x.flatten().tolist() for x, y in loader.iterate()]
+    [[-1.0, -0.5], [0.0, 0.5], [1.0]]
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        augmentation: Augmentation | None = None,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InvalidInputError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+        if not dtype.is_floating_point:
+            raise InvalidInputError(f"dtype must be a floating-point type such as torch.float32, got {dtype}")
+        count = len(dataset)
+        self._length = count // batch_size if drop_last else math.ceil(count / batch_size)
+        if self._length == 0:
+            raise InvalidInputError(
+                f"{dataset.name!r} has {count} images here, too few for one batch; "
+                f"choose a smaller batch_size than {batch_size}, or more data"
+            )
+        self.dataset, self.batch_size = dataset, batch_size
+        self._shuffle, self._augmentation = shuffle, augmentation
+        self._seed, self._device, self._dtype = seed, device, dtype
+        self._images, self._labels = dataset.images.to(device), dataset.labels.to(device)
+        # Low precision is only the format of the result: its seven or ten bits would not hold 255 pixel values.
+        self._precision = torch.promote_types(dtype, torch.float32)
+        self._mean = self._per_channel(dataset.mean)
+        self._std = self._per_channel(dataset.std)
+        generator(seed)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self._length
+
+    def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """Batch number ``index`` of ``epoch``, both counted from 0.
+
+        Raises:
+            InvalidInputError: there is no such batch.
+        """
+        if not 0 <= index < len(self):
+            raise InvalidInputError(f"an epoch has the batches 0 to {len(self) - 1}, got {index!r}")
+        return self._batch(self._order(epoch), epoch, index)
+
+    def iterate(self, epoch: int = 0, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches ``start``, ``start + 1``, ... of ``epoch``; none if ``start`` is the length.
+
+        Raises:
+            InvalidInputError: ``start`` is outside 0 to the length, or the epoch is negative.
+        """
+        if not 0 <= start <= len(self):
+            raise InvalidInputError(f"start must be 0 to {len(self)}, the batches of an epoch, got {start!r}")
+        order = self._order(epoch)
+        return (self._batch(order, epoch, index) for index in range(start, len(self)))
+
+    def _order(self, epoch: int) -> Tensor:
+        draw = generator(self._seed, epoch, ORDER)
+        count = len(self.dataset)
+        return torch.randperm(count, generator=draw) if self._shuffle else torch.arange(count)
+
+    def _batch(self, order: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        chosen = order[index * self.batch_size : (index + 1) * self.batch_size].to(self._device)
+        images = self._images[chosen]
+        if self._augmentation is not None:
+            images = self._augmentation(images, generator(self._seed, epoch, AUGMENTATION, index))
+        x = (images.to(self._precision) - self._mean) / self._std
+        return x.to(self._dtype), self._labels[chosen]
+
+    def _per_channel(self, values: tuple[float, ...]) -> Tensor:
+        """Values in units of white as a tensor ``[C, 1, 1]`` of pixel values."""
+        pixels = torch.tensor(values, dtype=torch.float64) * self.dataset.scale
+        return pixels.to(self._precision).to(self._device)[:, None, None]
