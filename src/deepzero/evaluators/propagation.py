@@ -1,6 +1,145 @@
-"""TEMPORARY stand-in while the real one is being written (lead)."""
-from deepzero.evaluators.sequential import SequentialEvaluator
+"""Difference propagation: nothing that a perturbation does not change is ever recomputed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from deepzero import validation
+from deepzero.errors import InvalidInputError
+from deepzero.evaluators.base import Measurement, require_finite_base
+from deepzero.evaluators.workers import parallel_map
+from deepzero.graph import plan
+from deepzero.graph.capture import capture
+from deepzero.graph.forward import Values, graph_inputs, held_bytes, run
+from deepzero.graph.program import Program, compile_program
+from deepzero.graph.propagate import loss_differences
+from deepzero.graph.verify import verify
+from deepzero.objective import NetworkObjective, Objective, device_of, split_batch
+from deepzero.probes import CoordinatePerturbations, Perturbations
+
+DEFAULT_BUDGET = 2 << 30
+CPU_TARGET = 4 << 20
+CUDA_TARGET = 256 << 20
 
 
-class PropagationEvaluator(SequentialEvaluator):
-    pass
+class PropagationEvaluator:
+    """Coordinate differences on a network by propagation over its exported graph.
+
+    Args:
+        memory_budget: bytes that an estimate may take beyond model and batch; never exceeded. Default 2 GiB.
+        workers: chunks in flight on a CPU, one thread each; default ``torch.get_num_threads()``. The numbers do not
+            depend on it.
+        chunk_bytes: bytes of differences that a chunk should hold at its peak; the default suits the cache of the device.
+        verify: compare a few coordinates with the sequential oracle before the first step.
+
+    The graph is exported once for each shape of batch and mode of the model.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_budget: int = DEFAULT_BUDGET,
+        workers: int | None = None,
+        chunk_bytes: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        self.memory_budget = validation.count("memory_budget", memory_budget)
+        self.workers = None if workers is None else validation.count("workers", workers)
+        self.chunk_bytes = None if chunk_bytes is None else validation.count("chunk_bytes", chunk_bytes)
+        self._verify = verify
+        self._programs: dict[str, Program] = {}
+        self._query_bytes: dict[str, dict[str, int]] = {}
+
+    def measure(
+        self, objective: Objective, batch: tuple[Any, ...], perturbations: Perturbations, offsets: Sequence[float], seed: int
+    ) -> Measurement:
+        """Loss differences of coordinate perturbations, chunk by chunk."""
+        if not isinstance(objective, NetworkObjective) or not isinstance(perturbations, CoordinatePerturbations):
+            raise InvalidInputError(
+                "PropagationEvaluator evaluates coordinates (CGE) on an nn.Module; use evaluator=dz.SequentialEvaluator() here"
+            )
+        program = self.program(objective, batch)
+        if self._verify and len(perturbations):
+            verify(program, objective, batch, perturbations, offsets[0], seed)
+            self._verify = False
+        values = self.base_values(program, objective, batch, seed)
+        chunks, workers = self._plan(program, objective, batch, values, perturbations, offsets[0])
+        jobs = [(chunk, offset, row) for row, offset in enumerate(offsets) for chunk in chunks]
+        device = device_of(objective.parameters())
+        differences = torch.zeros(len(offsets), len(perturbations), dtype=torch.float64, device=device)
+
+        def work(job: tuple[plan.Chunk, float, int]) -> None:
+            chunk, offset, row = job
+            cone = program.cones[chunk.parameter]
+            answer = loss_differences(cone, values, program.graph.output, chunk.indices, offset)
+            differences[row, chunk.start : chunk.stop] = answer
+
+        parallel_map(work, jobs, workers, device)
+        buffers = {name: values[node].base for name, node in program.graph.buffer_updates.items()}
+        return Measurement(base_loss(program, objective, batch, values), differences, buffers)
+
+    def program(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Program:
+        """The exported and compiled graph for this shape of batch and mode of the model."""
+        key = _signature(objective, batch)
+        if key not in self._programs:
+            x, y = split_batch(batch)
+            self._programs[key] = compile_program(capture(objective, x, y), objective.parameters())
+        return self._programs[key]
+
+    def base_values(self, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], seed: int) -> Values:
+        """The base forward of a step."""
+        inputs = graph_inputs(program.graph, objective, batch)
+        values = run(program.graph, inputs, keep=program.kept, seed=seed, device=device_of(objective.parameters()))
+        require_finite_base(base_loss(program, objective, batch, values))
+        return values
+
+    def _plan(
+        self,
+        program: Program,
+        objective: NetworkObjective,
+        batch: tuple[Any, ...],
+        values: Values,
+        perturbations: CoordinatePerturbations,
+        offset: float,
+    ) -> tuple[list[plan.Chunk], int]:
+        sizes = self._query_bytes.setdefault(_signature(objective, batch), {})
+        for name in perturbations.coordinates:
+            if name not in sizes:
+                sizes[name] = plan.query_bytes(program, values, name, offset)
+        needed = {name: sizes[name] for name in perturbations.coordinates}
+        device = device_of(objective.parameters())
+        target = self.chunk_bytes or (CPU_TARGET if device.type == "cpu" else CUDA_TARGET)
+        workers = (self.workers or torch.get_num_threads()) if device.type == "cpu" else 1
+        available = self.memory_budget - held_bytes(values)
+        chunks, workers = plan.chunk_sizes(needed, target=target, available=available, workers=workers)
+        return plan.cut(perturbations, chunks), workers
+
+    def state_dict(self) -> dict[str, Any]:
+        """The measured bytes per query and the targets, on which the chunk plan and so the last bits depend."""
+        return {
+            "memory_budget": self.memory_budget,
+            "chunk_bytes": self.chunk_bytes,
+            "query_bytes": {key: dict(sizes) for key, sizes in self._query_bytes.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the chunk plan of the run that made the checkpoint."""
+        self.memory_budget, self.chunk_bytes = state["memory_budget"], state["chunk_bytes"]
+        self._query_bytes = {key: dict(sizes) for key, sizes in state["query_bytes"].items()}
+
+
+def base_loss(program: Program, objective: NetworkObjective, batch: tuple[Any, ...], values: Values) -> Tensor:
+    """The base loss, 0-dim float64."""
+    return values[program.graph.output].base.double().mean()
+
+
+def _signature(objective: NetworkObjective, batch: tuple[Any, ...]) -> str:
+    shapes = [(tuple(t.shape), str(t.dtype)) if isinstance(t, Tensor) else repr(t) for t in pytree.tree_leaves(batch)]
+    modes = "".join("t" if m.training else "e" for m in objective.model.modules())
+    grads = "".join("1" if p.requires_grad else "0" for p in objective.model.parameters())
+    return repr((shapes, modes, grads, str(device_of(objective.parameters()))))

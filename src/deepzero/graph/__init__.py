@@ -1,0 +1,1 @@
+"""Difference propagation: a network's graph, and exact differences that travel through it."""

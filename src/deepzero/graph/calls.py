@@ -1,0 +1,74 @@
+"""What a rule sees of one operation: base values, incoming differences, and a memo that lives for one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from deepzero.graph.capture import Node
+from deepzero.graph.differences import Difference
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Value:
+    """The base value of a node, and what rules derive from it once a step."""
+
+    base: Any
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    def remember(self, key: str, make: Callable[[], T]) -> T:
+        """``make()``, computed at most once a step (twice at worst, with equal results, if two threads meet)."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]  # type: ignore[no-any-return]
+
+    def channel_first(self, axis: int) -> Tensor:
+        """A contiguous copy of the base value with its channel axis in front."""
+        return self.remember(f"channel_first{axis}", lambda: self.base.movedim(axis, 0).contiguous())
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A tensor argument: its base value and its difference (None if it does not differ)."""
+
+    value: Value
+    difference: Difference | None
+
+    @property
+    def base(self) -> Tensor:
+        """The base value."""
+        return self.value.base  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One operation at one step.
+
+    Attributes:
+        node: the operation.
+        values: base values of the operations it stands for (one; several if fused), the last of them its output.
+        overwrite: whether the first operand's difference is this call's to destroy.
+    """
+
+    node: Node
+    values: tuple[Value, ...]
+    overwrite: bool = False
+
+    @property
+    def output(self) -> Value:
+        """The base output."""
+        return self.values[-1]
+
+    @property
+    def memo(self) -> Callable[[str, Callable[[], Any]], Any]:
+        """Remember something for this step, with the operation's output."""
+        return self.output.remember
+
+
+Outcome = Difference | None | tuple[Difference | None, ...]
+Rule = Callable[..., Outcome]

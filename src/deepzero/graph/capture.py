@@ -1,0 +1,196 @@
+"""From a module, a loss and a batch to a flat graph of ATen operations in which parameters and buffers are inputs."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from deepzero.errors import GraphError
+from deepzero.objective import Loss, NetworkObjective
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation.
+
+    Attributes:
+        name: unique name.
+        target: the ATen overload, or ``operator.getitem``.
+        args: arguments; nodes stand where their values go.
+        kwargs: keyword arguments, likewise.
+        source: where in the user's code it comes from, for messages.
+    """
+
+    name: str
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    source: str = ""
+
+    @property
+    def inputs(self) -> list[Node]:
+        """The nodes among the arguments, in order."""
+        found: list[Node] = []
+        fx.node.map_aggregate((self.args, self.kwargs), lambda a: found.append(a) if isinstance(a, Node) else None)  # type: ignore[arg-type,func-returns-value]
+        return found
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A functional graph of ``loss(model(x), y)``.
+
+    Attributes:
+        inputs: graph input -> what it is: ``("parameter", name)``, ``("buffer", name)``, ``("batch", index)`` or
+            ``("constant", name)``.
+        nodes: operations in topological order.
+        output: the loss (a scalar or a tensor of per-sample losses).
+        buffer_updates: buffer name -> the node that holds its value after the query.
+        constants: tensors that the model creates itself.
+    """
+
+    inputs: dict[Node, tuple[str, str | int]]
+    nodes: list[Node]
+    output: Node
+    buffer_updates: dict[str, Node]
+    constants: dict[str, Tensor] = field(default_factory=dict)
+
+    def parameter_inputs(self) -> dict[Node, str]:
+        """Graph input -> parameter name."""
+        return {node: str(name) for node, (kind, name) in self.inputs.items() if kind == "parameter"}
+
+
+class _LossOfModel(nn.Module):
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        self._loss = (loss,)  # in a tuple, so that a loss module's own parameters are not registered
+
+    def forward(self, x: Any, y: Any) -> Tensor:
+        return self._loss[0](self.model(x), y)
+
+
+def capture(objective: NetworkObjective, x: Any, y: Any) -> Graph:
+    """Export ``loss(model(x), y)`` for the shapes and the mode at hand.
+
+    Raises:
+        GraphError: the model cannot be exported; the message names the cause and the way out.
+    """
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(_LossOfModel(objective.model, objective.loss), (x, y), strict=False)
+            program = program.run_decompositions({})
+    except IndexError as error:
+        objective.loss_value(objective.model(x), y)
+        raise GraphError(_not_exportable(error)) from error
+    except Exception as error:
+        raise GraphError(_not_exportable(error)) from error
+    return _convert(program, objective)
+
+
+def _not_exportable(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = lines[0] if lines else type(error).__name__
+    control_flow = "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__
+    kind = "its control flow depends on the values of tensors" if control_flow else "torch.export cannot trace it"
+    return (
+        f"the model cannot be exported: {kind} ({type(error).__name__}: {cause[:300]}). "
+        "Rewrite that part with tensor operations (torch.where), or query the model as a black box, one full forward a "
+        "query: evaluator=dz.SequentialEvaluator()"
+    )
+
+
+def _convert(program: torch.export.ExportedProgram, objective: NetworkObjective) -> Graph:
+    signature = program.graph_signature
+    specs = {spec.arg.name: spec for spec in signature.input_specs if hasattr(spec.arg, "name")}
+    user_order = {name: i for i, name in enumerate(signature.user_inputs)}
+    canonical = _canonical_names(objective.model)
+    made: dict[fx.Node, Node] = {}
+    inputs: dict[Node, tuple[str, str | int]] = {}
+    nodes: list[Node] = []
+    constants: dict[str, Tensor] = {}
+    for old in program.graph.nodes:
+        if old.op == "placeholder":
+            node = made[old] = Node(old.name, _placeholder, (), {})
+            inputs[node] = _input_kind(specs[old.name], user_order, canonical, program, constants)
+        elif old.op == "call_function":
+            args, kwargs = fx.node.map_arg((old.args, old.kwargs), lambda n: made[n])
+            node = made[old] = Node(old.name, old.target, args, dict(kwargs), _source(old))
+            nodes.append(node)
+        elif old.op != "output":
+            raise GraphError(f"the exported graph holds a {old.op} ({old.name}): higher-order operations have no rule")
+    return _with_outputs(program, made, inputs, nodes, constants)
+
+
+def _with_outputs(
+    program: torch.export.ExportedProgram,
+    made: dict[fx.Node, Node],
+    inputs: dict[Node, tuple[str, str | int]],
+    nodes: list[Node],
+    constants: dict[str, Tensor],
+) -> Graph:
+    returned = program.graph.output_node().args[0]
+    updates: dict[str, Node] = {}
+    output: Node | None = None
+    for spec, value in zip(program.graph_signature.output_specs, returned, strict=True):  # type: ignore[arg-type]
+        if spec.kind == OutputKind.BUFFER_MUTATION:
+            updates[str(spec.target).removeprefix("model.")] = made[value]  # type: ignore[index]
+        elif spec.kind == OutputKind.USER_OUTPUT and isinstance(value, fx.Node):
+            output = made[value]
+        else:
+            raise GraphError(f"the model changes {spec.target or 'its inputs'} in place; only buffers may change in a forward")
+    if output is None:
+        raise GraphError("the loss does not depend on the model or the batch")
+    return Graph(inputs, nodes, output, updates, constants)
+
+
+def _placeholder() -> None:
+    raise AssertionError("a graph input is never called")
+
+
+def _input_kind(
+    spec: Any,
+    user_order: dict[str, int],
+    canonical: dict[str, str],
+    program: torch.export.ExportedProgram,
+    constants: dict[str, Tensor],
+) -> tuple[str, str | int]:
+    if spec.kind == InputKind.PARAMETER:
+        name = spec.target.removeprefix("model.")
+        return "parameter", canonical.get(name, name)
+    if spec.kind == InputKind.BUFFER:
+        return "buffer", spec.target.removeprefix("model.")
+    if spec.kind == InputKind.USER_INPUT:
+        return "batch", user_order[spec.arg.name]
+    if spec.target in program.constants and isinstance(program.constants[spec.target], Tensor):
+        constants[spec.target] = program.constants[spec.target]
+        return "constant", spec.target
+    raise GraphError(f"the exported graph takes an input of a kind without a rule: {spec.kind.name} {spec.target}")
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter -> the name under which ``named_parameters`` lists it (tied weights)."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _source(node: fx.Node) -> str:
+    stack = node.meta.get("stack_trace") or ""
+    frames = [line.strip() for line in stack.splitlines() if line.strip().startswith("File")]
+    return frames[-1] if frames else ""
+
+
+def is_getitem(node: Node) -> bool:
+    """Whether a node picks one output of an operation with several."""
+    return node.target is operator.getitem

@@ -1,0 +1,176 @@
+"""The kinds of difference that travel through a graph.
+
+Legend: P perturbations, B samples, C channels; ``shape`` is the shape of the node's base value. A node that no
+perturbation reaches has no difference at all (``None``) and is never visited: that is feature reuse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """One entry differs in each perturbation: only parameters, and pointwise functions of them.
+
+    Attributes:
+        indices: ``[P]`` int64 flat indices (row-major) into the base value.
+        values: ``[P]`` the differences there.
+        shape: shape of the base value.
+    """
+
+    indices: Tensor
+    values: Tensor
+    shape: torch.Size
+
+    @property
+    def count(self) -> int:
+        """P."""
+        return self.indices.numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return int(self.indices.nbytes + self.values.nbytes)
+
+    def positions(self) -> tuple[Tensor, ...]:
+        """The multi-index of each entry, one ``[P]`` tensor per dimension."""
+        return torch.unravel_index(self.indices, self.shape)
+
+    def dense(self) -> Tensor:
+        """``[P, *shape]``."""
+        out = self.values.new_zeros(self.count, self.shape.numel())
+        out.scatter_(1, self.indices.unsqueeze(1), self.values.unsqueeze(1))
+        return out.reshape(self.count, *self.shape)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One channel differs in each perturbation.
+
+    Attributes:
+        axis: the channel's dimension in the base value.
+        channels: ``[P]`` int64, the channel that differs.
+        delta: ``[P, *shape without axis]``.
+        shape: shape of the base value.
+    """
+
+    axis: int
+    channels: Tensor
+    delta: Tensor
+    shape: torch.Size
+
+    @property
+    def count(self) -> int:
+        """P."""
+        return self.delta.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return int(self.delta.nbytes)
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Maximal runs ``(channel, start, stop)`` of perturbations that share their channel."""
+        values, counts = torch.unique_consecutive(self.channels, return_counts=True)
+        stops = counts.cumsum(0).tolist()
+        return [(c, stop - n, stop) for c, n, stop in zip(values.tolist(), counts.tolist(), stops, strict=True)]
+
+    def of(self, base: Tensor) -> Tensor:
+        """The differing channel of ``base``, broadcastable against ``delta``."""
+        if len(self.runs) == 1:
+            return base.select(self.axis, self.runs[0][0]).unsqueeze(0)
+        return base.movedim(self.axis, 0).index_select(0, self.channels)
+
+    def with_delta(self, delta: Tensor) -> Channel:
+        """The same channels with another difference."""
+        return Channel(self.axis, self.channels, delta, self.shape)
+
+    def dense(self) -> Tensor:
+        """``[P, *shape]``; 4-D values in channels-last memory, as convolutions on a CPU like it."""
+        count, axis = self.count, self.axis
+        out = empty_dense(count, self.shape, self.delta).zero_()
+        index = self.channels.reshape(count, *(1 for _ in self.delta.shape[1:])).unsqueeze(axis + 1)
+        source = self.delta.unsqueeze(axis + 1)
+        return out.scatter_(axis + 1, index.expand(source.shape), source)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every entry may differ: ``delta`` is ``[P, *shape]``."""
+
+    delta: Tensor
+
+    @property
+    def count(self) -> int:
+        """P."""
+        return self.delta.shape[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the base value."""
+        return self.delta.shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return int(self.delta.nbytes)
+
+    def dense(self) -> Tensor:
+        """``[P, *shape]``."""
+        return self.delta
+
+
+Difference = OneHot | Channel | Dense
+
+
+def entries(difference: Difference) -> Tensor:
+    """The entries that may differ, ``[P, entries]``; all others are zero."""
+    values = difference.values if isinstance(difference, OneHot) else difference.delta
+    return values.reshape(difference.count, -1)
+
+
+def empty_dense(count: int, shape: torch.Size, like: Tensor) -> Tensor:
+    """An uninitialised ``[P, *shape]``; the memory of 4-D values is channels-last within each perturbation."""
+    if len(shape) == 4:
+        batch, channels, height, width = shape
+        return like.new_empty(count, batch, height, width, channels).permute(0, 1, 4, 2, 3)
+    return like.new_empty(count, *shape)
+
+
+def fold(delta: Tensor) -> Tensor:
+    """``[P, B, ...] -> [P * B, ...]``: perturbations become samples."""
+    return delta.flatten(0, 1)
+
+
+def unfold_count(folded: Tensor, count: int) -> Tensor:
+    """``[P * B, ...] -> [P, B, ...]``."""
+    return folded.unflatten(0, (count, -1))
+
+
+def constant_over(delta: Tensor, dims: tuple[int, ...]) -> bool:
+    """Whether a difference is the same number along ``dims``, known from its strides (an expanded scalar)."""
+    return all(delta.stride(d) == 0 or delta.shape[d] == 1 for d in dims)
+
+
+def add(left: Difference | None, right: Difference | None) -> Difference | None:
+    """Sum of two differences of the same node."""
+    if left is None or right is None:
+        return right if left is None else left
+    if isinstance(left, Channel) and isinstance(right, Channel) and same_channels(left, right):
+        return left.with_delta(left.delta + right.delta)
+    return Dense(left.dense() + right.dense())
+
+
+def same_channels(left: Channel, right: Channel) -> bool:
+    """Whether two channel differences sit on the same channels."""
+    return (
+        left.axis == right.axis
+        and left.shape == right.shape
+        and (left.channels is right.channels or torch.equal(left.channels, right.channels))
+    )

@@ -1,0 +1,183 @@
+"""Fused CPU kernels. Each replaces the body of a rule, never its meaning, and returns None where it does not apply.
+
+They apply to float32 and float64 tensors on a CPU; everywhere else (CUDA, other dtypes) the plain rules run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from deepzero.graph import loops
+from deepzero.graph.calls import Operand, Value
+from deepzero.graph.differences import Channel
+
+if TYPE_CHECKING:
+    from deepzero.graph.rules.convolution import Geometry
+
+WIDE = 512
+"""Columns that a compiled loop likes to see side by side."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A pooling window over height and width."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+
+def applies(*tensors: Tensor) -> bool:
+    """Whether the compiled loops take these tensors."""
+    return all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors)
+
+
+def channels_last(stacked: Tensor) -> Tensor:
+    """``[P, B, C, ...] -> [P, B, ..., C]`` in contiguous memory, without a copy where the memory is so already."""
+    return stacked.movedim(2, -1).contiguous()
+
+
+def base_rows(value: Value) -> Tensor:
+    """A base value ``[B, C, ...]`` as contiguous ``[B, ..., C]``, once a step."""
+    return value.remember("rows", lambda: value.base.movedim(1, -1).contiguous())
+
+
+def base_channels(value: Value) -> Tensor:
+    """A base value ``[B, C, ...]`` as contiguous ``[C, B * positions]``, once a step."""
+    return value.channel_first(1).flatten(1)
+
+
+def _coefficients(
+    sums: Tensor, rows: int, scale: Tensor, gamma: Tensor | None, residue: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slope, tilt and shift of ``v = slope d + tilt c + shift`` from the sums of ``d, c d, d^2``; see normalization."""
+    mean, cross, square = (sums / rows).unbind(1)
+    dv = 2 * (cross - mean * residue) + (square - mean * mean)
+    scale = scale.double()
+    new_scale = (scale * scale + dv).sqrt()
+    slope = 1 / new_scale
+    tilt = -dv / (scale * new_scale * (scale + new_scale))
+    if gamma is not None:
+        slope, tilt = slope * gamma.double(), tilt * gamma.double()
+    return slope, tilt, -slope * mean
+
+
+def normalize_relu_channel(
+    difference: Channel, centred: Value, scale: Tensor, gamma: Tensor | None, before: Value
+) -> Tensor | None:
+    """``relu(bn(.))`` of a channel difference, train mode; ``before`` is the base value that the relu sees."""
+    if not applies(difference.delta, before.base):
+        return None
+    channels, delta = difference.channels, difference.delta.contiguous().flatten(1)
+    base, pre = base_channels(centred), base_channels(before)
+    sums = torch.zeros(difference.count, 3, dtype=torch.float64)
+    index = channels.numpy()
+    loops.channel_sums(delta.numpy(), base.numpy(), index, sums.numpy())
+    residue = centred.remember("residue", lambda: base.mean(1, dtype=torch.float64))[channels]
+    picked = None if gamma is None else gamma[channels]
+    coefficients = _coefficients(sums, delta.shape[1], scale[channels], picked, residue)
+    out = torch.empty_like(delta)
+    parts = [c.to(delta.dtype).numpy() for c in coefficients]
+    loops.channel_affine_relu(delta.numpy(), base.numpy(), pre.numpy(), index, *parts, out.numpy())
+    return out.view(difference.delta.shape)
+
+
+def normalize_relu_dense(
+    delta: Tensor, centred: Value, scale: Tensor, gamma: Tensor | None, before: Value, extra: Tensor | None, *, overwrite: bool
+) -> Tensor | None:
+    """``relu(bn(.) + extra)`` of a dense difference ``[P, B, C, ...]``, train mode."""
+    if not applies(delta, before.base):
+        return None
+    source = channels_last(delta)
+    count, width = source.shape[0], source.shape[-1]
+    rows = source[0].numel() // width
+    side = _side_by_side(rows, width)
+    shape = (rows // side, side * width)
+    flat, base, pre = source.view(count, *shape), base_rows(centred).view(shape), base_rows(before).view(shape)
+    sums = torch.zeros(count, 3, shape[1], dtype=torch.float64)
+    partial = torch.empty(count, 3, shape[1], dtype=delta.dtype)
+    loops.column_sums(flat.numpy(), base.numpy(), partial.numpy(), sums.numpy())
+    residue = centred.remember("residue", lambda: base_rows(centred).flatten(0, -2).mean(0, dtype=torch.float64))
+    sums = sums.view(count, 3, side, width).sum(2)
+    coefficients = _coefficients(sums, rows, scale, gamma, residue)
+    parts = [c.to(delta.dtype).repeat(1, side).numpy() for c in coefficients]
+    out = source if overwrite else torch.empty_like(source)
+    target = out.view(count, *shape).numpy()
+    if extra is None:
+        loops.affine_relu(flat.numpy(), base.numpy(), pre.numpy(), *parts, target)
+    else:
+        more = channels_last(extra).view(count, *shape)
+        loops.affine_add_relu(flat.numpy(), more.numpy(), base.numpy(), pre.numpy(), *parts, target)
+    return out.movedim(-1, 2)
+
+
+def _side_by_side(rows: int, width: int) -> int:
+    """How many rows to lay side by side so that the loops over columns are long."""
+    side = 1
+    while rows % (2 * side) == 0 and 2 * side * width <= WIDE:
+        side *= 2
+    return side
+
+
+def convolve_channel(difference: Channel, weight: Operand, geometry: Geometry, shape: torch.Size) -> Tensor | None:
+    """A channel difference through a two-dimensional convolution to every output channel, channels-last."""
+    if geometry.ndim != 2 or not applies(difference.delta, weight.base):
+        return None
+    filters = weight.value.remember("by_channel", lambda: weight.base.permute(1, 2, 3, 0).contiguous())
+    batch, outputs, height, width = shape
+    out = difference.delta.new_empty(difference.count, batch, height, width, outputs)
+    loops.convolve_channel(
+        difference.delta.contiguous().numpy(),
+        filters.numpy(),
+        difference.channels.numpy(),
+        geometry.stride,
+        tuple(low for low, _ in geometry.pads),
+        geometry.dilation,
+        out.numpy(),
+    )
+    return out.movedim(-1, 2)
+
+
+def shifted_slices(
+    padded: Tensor, geometry: Geometry, shape: torch.Size, features: Tensor, taps: Sequence[Tensor], values: Tensor
+) -> Tensor | None:
+    """``[P, B, h, w]``: the shifted slice of ``padded [I, B, H, W]`` that each one-hot weight multiplies, times its value."""
+    if geometry.ndim != 2 or not applies(padded, values):
+        return None
+    out = padded.new_empty(values.numel(), padded.shape[1], *shape[2:])
+    index = [t.numpy() for t in (features, *taps)]
+    loops.shifted_slices(padded.numpy(), *index, values.numpy(), geometry.stride, geometry.dilation, out.numpy())
+    return out
+
+
+def max_pool_dense(delta: Tensor, base: Value, maximum: Value, window: Window) -> Tensor | None:
+    """Change of window maxima of a dense difference ``[P, B, C, H, W]``."""
+    if not applies(delta, base.base):
+        return None
+    source, top = channels_last(delta), base_rows(maximum)
+    out = source.new_empty(source.shape[0], *top.shape)
+    loops.max_pool_rows(source.numpy(), base_rows(base).numpy(), top.numpy(), *_sizes(window), out.numpy())
+    return out.movedim(-1, 2)
+
+
+def max_pool_channel(difference: Channel, base: Value, maximum: Value, window: Window) -> Tensor | None:
+    """Change of window maxima of a channel difference."""
+    if not applies(difference.delta, base.base):
+        return None
+    delta, top = difference.delta.contiguous(), maximum.channel_first(1)
+    out = delta.new_empty(delta.shape[0], *top.shape[1:])
+    arrays = (delta.numpy(), base.channel_first(1).numpy(), top.numpy(), difference.channels.numpy())
+    loops.max_pool_channel(*arrays, *_sizes(window), out.numpy())
+    return out
+
+
+def _sizes(window: Window) -> tuple[Any, ...]:
+    return window.kernel, window.stride, window.padding, window.dilation
+
+

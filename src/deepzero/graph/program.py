@@ -1,0 +1,209 @@
+"""From a graph to a program: the steps that a perturbation of each parameter has to visit, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepzero.errors import GraphError
+from deepzero.graph.capture import Graph, Node, is_getitem
+from deepzero.graph.rules import RULES, SHAPE_ONLY, batch_norm_relu, fallback
+from deepzero.graph.rules.convolution import convolution
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One call of a rule.
+
+    Attributes:
+        node: the operation whose output the rule's difference belongs to.
+        rule: the rule; None for the choice of one output of several.
+        args: arguments with nodes where their values go.
+        kwargs: keyword arguments, likewise.
+        parts: operations that the step stands for, in order; the last is ``node``.
+        overwrite: whether the first operand's difference may be destroyed.
+        frees: nodes whose differences are not needed afterwards.
+    """
+
+    node: Node
+    rule: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    parts: tuple[Node, ...]
+    overwrite: bool = False
+    frees: tuple[Node, ...] = ()
+
+    @property
+    def inputs(self) -> list[Node]:
+        """The nodes among the arguments."""
+        return Node("", self.rule or _nothing, self.args, self.kwargs).inputs
+
+
+def _nothing() -> None:
+    """Stands for no operation."""
+
+
+@dataclass(frozen=True)
+class Cone:
+    """Everything downstream of one parameter that leads to the loss."""
+
+    parameter: str
+    sources: tuple[Node, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """The cones of all trainable parameters.
+
+    Attributes:
+        graph: the graph they were cut from.
+        cones: by parameter name. A parameter that the loss does not depend on has a cone without steps.
+        kept: nodes whose base values some rule may ask for.
+        fallbacks: operations that some cone visits and that have no rule of their own.
+    """
+
+    graph: Graph
+    cones: dict[str, Cone]
+    kept: frozenset[Node]
+    fallbacks: tuple[str, ...]
+
+
+def compile_program(graph: Graph, parameters: Mapping[str, Tensor]) -> Program:
+    """Cut the graph into cones, fuse, and account for every use of every parameter.
+
+    Raises:
+        GraphError: a parameter is used in a way that differences cannot follow; the message lists the path.
+    """
+    _require_inputs(graph, parameters)
+    useful = _ancestors(graph)
+    steps = [step for step in _fused(graph) if step.node in useful]
+    inputs = graph.parameter_inputs()
+    cones = {}
+    for name in parameters:
+        sources = tuple(node for node, parameter in inputs.items() if parameter == name)
+        cones[name] = _cone(name, sources, steps, graph.output)
+    visited = {step.node: step for cone in cones.values() for step in cone.steps}
+    kept = {node for step in visited.values() for node in (*step.inputs, *step.parts)}
+    missing = sorted({str(s.node.target) for s in visited.values() if s.rule is fallback})
+    return Program(graph, cones, frozenset(kept), tuple(missing))
+
+
+def _require_inputs(graph: Graph, parameters: Mapping[str, Tensor]) -> None:
+    owned = {p.untyped_storage().data_ptr(): name for name, p in parameters.items()}
+    for constant, value in graph.constants.items():
+        name = owned.get(value.untyped_storage().data_ptr())
+        if name is not None:
+            raise GraphError(f"parameter {name} enters the graph as the constant {constant}: use it without .data or .detach()")
+    absent = sorted(set(parameters) - set(graph.parameter_inputs().values()))
+    if absent:
+        raise GraphError(f"parameters {', '.join(absent)} do not appear in the exported graph")
+
+
+def _ancestors(graph: Graph) -> set[Node]:
+    useful = {graph.output}
+    for node in reversed(graph.nodes):
+        if node in useful:
+            useful.update(node.inputs)
+    return useful
+
+
+def _cone(name: str, sources: tuple[Node, ...], steps: list[Step], output: Node) -> Cone:
+    path: dict[Node, Node | None] = dict.fromkeys(sources)
+    chosen: list[Step] = []
+    for step in steps:
+        origin = next((node for node in step.inputs if node in path), None)
+        if origin is None or step.node.target in SHAPE_ONLY:
+            continue
+        path[step.node] = origin
+        _require_rule(step, name, path)
+        chosen.append(step)
+    return Cone(name, sources, _with_frees(chosen, output))
+
+
+def _with_frees(steps: list[Step], output: Node) -> tuple[Step, ...]:
+    last = {node: i for i, step in enumerate(steps) for node in step.inputs}
+    return tuple(
+        replace(step, frees=tuple(n for n in dict.fromkeys(step.inputs) if last[n] == i and n is not output))
+        for i, step in enumerate(steps)
+    )
+
+
+def _require_rule(step: Step, parameter: str, path: Mapping[Node, Node | None]) -> None:
+    target = step.node.target
+    if step.rule is not fallback:
+        return
+    if not isinstance(target, torch._ops.OpOverload):
+        reason = "is not an ATen operation"
+    elif torch.Tag.nondeterministic_seeded in target.tags:
+        reason = "draws random numbers that depend on the perturbed values"
+    elif target in (aten.item.default, aten._local_scalar_dense.default):
+        reason = "turns a tensor into a Python number"
+    else:
+        return
+    raise GraphError(
+        f"a perturbation of {parameter} cannot be followed: {target} {reason}.\n  path: {_trail(step.node, path, parameter)}\n"
+        f"  at: {step.node.source or 'unknown'}\nAdd a rule (see CONTRIBUTING) or use evaluator=dz.SequentialEvaluator()"
+    )
+
+
+def _trail(node: Node, path: Mapping[Node, Node | None], parameter: str) -> str:
+    names: list[str] = []
+    current: Node | None = node
+    while current is not None:
+        names.append(current.name)
+        current = path[current]
+    return " -> ".join([parameter, *reversed(names[:-1])])
+
+
+def _plain(node: Node) -> Step:
+    rule = None if is_getitem(node) else RULES.get(node.target, fallback)
+    return Step(node, rule, node.args, node.kwargs, (node,))
+
+
+def _fused(graph: Graph) -> list[Step]:
+    """Plain steps, with batch norm (+ residual) + relu merged into one."""
+    users: dict[Node, list[Node]] = {}
+    for node in graph.nodes:
+        for used in node.inputs:
+            users.setdefault(used, []).append(node)
+    merged: dict[Node, Step] = {}
+    absorbed: set[Node] = set()
+    for node in graph.nodes:
+        step = _batch_norm_relu(node, users, graph) if node.target is aten.relu.default else None
+        if step is not None and absorbed.isdisjoint(step.parts):
+            merged[node] = step
+            absorbed.update(step.parts)
+            absorbed.update(n for n in _picks(step.parts[0], users))
+    return [merged.get(node) or _plain(node) for node in graph.nodes if node in merged or node not in absorbed]
+
+
+def _picks(node: Node, users: Mapping[Node, list[Node]]) -> list[Node]:
+    return [u for u in users.get(node, []) if is_getitem(u) and u.args[1] == 0]
+
+
+def _batch_norm_relu(relu: Node, users: Mapping[Node, list[Node]], graph: Graph) -> Step | None:
+    before = relu.args[0]
+    candidates: list[tuple[Node, Node | None]] = [(before, None)]
+    if before.target is aten.add.Tensor and not before.kwargs and len(users[before]) == 1:
+        left, right = before.args
+        if isinstance(left, Node) and isinstance(right, Node) and left is not right:
+            candidates += [(left, right), (right, left)]
+    for pick, residual in candidates:
+        norm = pick.args[0] if is_getitem(pick) and pick.args[1] == 0 and len(users[pick]) == 1 else None
+        if isinstance(norm, Node) and _trains(norm) and pick is not graph.output:
+            x, weight, bias, *_, eps = norm.args
+            fresh = RULES.get(x.target) is convolution and users[x] == [norm] and isinstance(x, Node)
+            args = (x, weight, bias, eps, residual)
+            return Step(relu, batch_norm_relu, args, {}, (norm, before, relu), overwrite=fresh)
+    return None
+
+
+def _trains(node: Node) -> bool:
+    return node.target is aten._native_batch_norm_legit_functional.default and node.args[5] is True

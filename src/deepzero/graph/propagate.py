@@ -1,0 +1,76 @@
+"""The engine: carries the differences of one chunk of perturbations through a cone to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from deepzero.errors import GraphError
+from deepzero.graph.calls import Call, Operand
+from deepzero.graph.capture import Node
+from deepzero.graph.differences import Difference, OneHot, entries
+from deepzero.graph.forward import Values
+from deepzero.graph.program import Cone, Step
+
+Meter = Callable[[int, int], None]
+"""Told after each step the bytes of live differences and of the newest one."""
+
+
+def loss_differences(
+    cone: Cone, values: Values, output: Node, indices: Tensor, offset: float, meter: Meter | None = None
+) -> Tensor:
+    """``l(theta + offset e_i) - l(theta)`` for flat ``indices [P]`` of one parameter; ``[P]`` float64.
+
+    A loss of several entries is averaged over them in float64.
+    """
+    live: dict[Node, Any] = {node: _one_hot(values[node].base, indices, offset) for node in cone.sources}
+    for step in cone.steps:
+        _advance(step, values, live, meter)
+    change = live.get(output)
+    if change is None:
+        return torch.zeros(len(indices), dtype=torch.float64, device=indices.device)
+    return entries(change).sum(1, dtype=torch.float64) / max(1, values[output].base.numel())
+
+
+def _one_hot(base: Tensor, indices: Tensor, offset: float) -> OneHot:
+    values = torch.full(indices.shape, offset, dtype=base.dtype, device=base.device)
+    return OneHot(indices.to(base.device), values, base.shape)
+
+
+def _advance(step: Step, values: Values, live: dict[Node, Any], meter: Meter | None) -> None:
+    if any(node in live for node in step.inputs):
+        outcome = _pick(step, live) if step.rule is None else _apply(step, values, live)
+        if outcome is not None:
+            live[step.node] = outcome
+            if meter is not None:
+                meter(sum(_nbytes(d) for d in live.values()), _nbytes(outcome))
+    for node in step.frees:
+        live.pop(node, None)
+
+
+def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
+    def operand(argument: Any) -> Any:
+        return Operand(values[argument], live.get(argument)) if isinstance(argument, Node) else argument
+
+    args, kwargs = fx.node.map_aggregate((step.args, step.kwargs), operand)  # type: ignore[misc,arg-type]
+    call = Call(step.node, tuple(values[part] for part in step.parts), step.overwrite)
+    outcome = step.rule(call, *args, **kwargs)  # type: ignore[misc]
+    if isinstance(outcome, tuple) and all(o is None for o in outcome):
+        return None
+    return outcome
+
+
+def _pick(step: Step, live: dict[Node, Any]) -> Difference | None:
+    source, index = step.args
+    outcome = live[source]
+    if index >= len(outcome):
+        raise GraphError(f"output {index} of {source.name} is used, but its rule follows only the first {len(outcome)}")
+    return outcome[index]  # type: ignore[no-any-return]
+
+
+def _nbytes(outcome: Any) -> int:
+    parts = outcome if isinstance(outcome, tuple) else (outcome,)
+    return sum(part.nbytes for part in parts if part is not None)

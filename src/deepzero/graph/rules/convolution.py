@@ -1,0 +1,173 @@
+"""Convolutions. A one-hot weight difference is a shifted slice of the input: no convolution at all.
+
+Legend: P perturbations, B samples, I input channels, O output channels, k kernel positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepzero.errors import GraphError
+from deepzero.graph import kernels
+from deepzero.graph.calls import Call, Operand, Outcome
+from deepzero.graph.differences import Channel, Dense, Difference, OneHot, fold, unfold_count
+from deepzero.graph.rules.base import difference_of, rule
+from deepzero.graph.rules.pointwise import total
+
+aten = torch.ops.aten
+CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+
+
+class Geometry:
+    """Stride, padding, dilation and groups of a convolution, per spatial dimension."""
+
+    def __init__(self, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> None:
+        self.ndim = weight.dim() - 2
+        self.kernel = tuple(weight.shape[2:])
+        self.stride = self._each(stride)
+        self.dilation = self._each(dilation)
+        self.groups = groups
+        if isinstance(padding, str):
+            spread = [d * (k - 1) if padding == "same" else 0 for d, k in zip(self.dilation, self.kernel, strict=True)]
+            self.pads = [(s // 2, s - s // 2) for s in spread]
+        else:
+            self.pads = [(p, p) for p in self._each(padding)]
+
+    def _each(self, value: Any) -> tuple[int, ...]:
+        values = tuple(value) if isinstance(value, Sequence) else (value,)
+        return values * self.ndim if len(values) == 1 else values
+
+    def pad(self, x: Tensor) -> Tensor:
+        """``x`` with the convolution's zero padding."""
+        flat = [p for pair in reversed(self.pads) for p in pair]
+        return F.pad(x, flat) if any(flat) else x
+
+    def convolve(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """The convolution without bias."""
+        symmetric = all(low == high for low, high in self.pads)
+        padding = tuple(low for low, _ in self.pads) if symmetric else 0
+        x = x if symmetric else self.pad(x)
+        return CONVOLVE[weight.dim()](x, weight, None, self.stride, padding, self.dilation, groups)  # type: ignore[no-any-return]
+
+    def windows(self, padded: Tensor, out: Sequence[int]) -> Tensor:
+        """``[..., *kernel, *lead, *out]`` view of ``padded = [..., lead, *spatial]``: every shifted slice the kernel sees.
+
+        The dimensions are ``[I, *kernel, B, *out]`` for ``padded = [I, B, *spatial]``.
+        """
+        lead, spatial = padded.stride()[:2], padded.stride()[2:]
+        taps = [s * d for s, d in zip(spatial, self.dilation, strict=True)]
+        steps = [s * d for s, d in zip(spatial, self.stride, strict=True)]
+        size = (padded.shape[0], *self.kernel, padded.shape[1], *out)
+        return padded.as_strided(size, (lead[0], *taps, lead[1], *steps))
+
+
+@rule(
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.conv1d.padding,
+    aten.conv2d.padding,
+    aten.conv3d.padding,
+)
+def convolution(
+    call: Call,
+    x: Operand,
+    weight: Operand,
+    bias: Operand | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Outcome:
+    """``conv(dx, W) + conv(x + dx, dW) + db``."""
+    if x.base.dim() != weight.base.dim():
+        raise GraphError(f"{call.node.name} convolves an input without a batch dimension; add one (x.unsqueeze(0))")
+    geometry = call.memo("geometry", lambda: Geometry(weight.base, stride, padding, dilation, groups))
+    shape = call.output.base.shape
+    parts: list[Difference | None] = []
+    if x.difference is not None:
+        parts.append(_input_change(call, x.difference, weight, geometry, shape))
+    if weight.difference is not None:
+        parts.append(_weight_change(x, weight.difference, geometry, shape))
+    change = difference_of(bias)
+    if change is not None:
+        parts.append(_bias_change(change, shape))
+    return total(parts)
+
+
+def _bias_change(change: Difference, shape: torch.Size) -> Difference:
+    if isinstance(change, OneHot):
+        rest = (shape[0], *shape[2:])
+        delta = change.values.reshape(-1, *(1 for _ in rest)).expand(-1, *rest)
+        return Channel(1, change.indices, delta, shape)
+    delta = change.dense().unsqueeze(1)
+    return Dense(delta.reshape(*delta.shape, *(1 for _ in shape[2:])).expand(-1, *shape))
+
+
+def _input_change(
+    call: Call, difference: Difference, weight: Operand, geometry: Geometry, shape: torch.Size
+) -> Difference:
+    if isinstance(difference, Channel) and difference.axis == 1:
+        if geometry.groups == 1:
+            return _from_channel(difference, weight, geometry, shape)
+        if weight.base.shape[1] == 1 and weight.base.shape[0] == geometry.groups:
+            return _depthwise(difference, weight.base, geometry, shape)
+    out = geometry.convolve(fold(difference.dense()), weight.base, geometry.groups)
+    return Dense(unfold_count(out, difference.count))
+
+
+def _from_channel(difference: Channel, weight: Operand, geometry: Geometry, shape: torch.Size) -> Dense:
+    """A channel difference reaches every output channel through ``W[:, c]`` alone: 1/I of the work."""
+    fast = kernels.convolve_channel(difference, weight, geometry, shape)
+    if fast is not None:
+        return Dense(fast)
+    parts = []
+    for channel, start, stop in difference.runs:
+        single = fold(difference.delta[start:stop]).unsqueeze(1)
+        out = geometry.convolve(single, weight.base[:, channel : channel + 1], 1)
+        parts.append(unfold_count(out, stop - start))
+    return Dense(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+
+def _depthwise(difference: Channel, weight: Tensor, geometry: Geometry, shape: torch.Size) -> Channel:
+    """One filter a channel: the channel stays a channel. Perturbations become groups."""
+    delta = difference.delta.movedim(0, 1)
+    out = geometry.convolve(delta, weight[difference.channels], difference.count)
+    return Channel(1, difference.channels, out.movedim(1, 0), shape)
+
+
+def _weight_change(x: Operand, difference: Difference, geometry: Geometry, shape: torch.Size) -> Difference:
+    """``conv(x + dx, dW)``."""
+    moved = x.base if x.difference is None else x.base + x.difference.dense()
+    if not isinstance(difference, OneHot):
+        convolve = torch.func.vmap(
+            lambda a, w: geometry.convolve(a, w, geometry.groups), in_dims=(None if x.difference is None else 0, 0)
+        )
+        return Dense(convolve(moved, difference.dense()))
+    outputs, inputs, *taps = difference.positions()
+    features = inputs + outputs // (difference.shape[0] // geometry.groups) * difference.shape[1]
+    values = difference.values
+    if x.difference is None:
+        return Channel(1, outputs, _scaled_slices(x, geometry, shape, features, taps, values), shape)
+    picked = torch.stack([
+        geometry.windows(geometry.pad(moved[p].movedim(1, 0)), shape[2:])[(features[p], *(t[p] for t in taps))]
+        for p in range(difference.count)
+    ])
+    return Channel(1, outputs, picked * values.reshape(-1, *(1 for _ in picked.shape[1:])), shape)
+
+
+def _scaled_slices(
+    x: Operand, geometry: Geometry, shape: torch.Size, features: Tensor, taps: Sequence[Tensor], values: Tensor
+) -> Tensor:
+    """``[P, B, *out]``: for each perturbation the slice of the padded input that its weight multiplies, times its value."""
+    padded = x.value.remember(f"padded{geometry.pads}", lambda: geometry.pad(x.base.movedim(1, 0)).contiguous())
+    fast = kernels.shifted_slices(padded, geometry, shape, features, taps, values)
+    if fast is not None:
+        return fast
+    picked = geometry.windows(padded, shape[2:])[(features, *taps)]
+    return picked.mul_(values.reshape(-1, *(1 for _ in picked.shape[1:])))
