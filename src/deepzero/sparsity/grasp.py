@@ -47,8 +47,8 @@ def zo_grasp(
     step shrinks. (Over independent directions the difference would hold two unrelated errors, divided by the step.)
 
     Few queries say little about single weights: the cosine to FO-GraSP's scores is of the order of :math:`\\sqrt{q/d}`
-    for :math:`d` parameters. For :math:`q \\ll d` the scores resemble :math:`\\theta` times noise, and layer-wise ratios
-    made from them mostly tell the size of each layer's weights.
+    for :math:`d` parameters. For :math:`q \\ll d` the scores resemble :math:`\\theta` times noise, and layer-wise
+    ratios made from them mostly tell the size of each layer's weights.
 
     The rounding error of a loss is divided by :math:`\\mu^2`, hence float64 by default. At large steps float32 does as
     well: on a fresh ResNet-20 at :math:`\\mu` = 5e-3 the scores of both have a cosine above 1 - 1e-9 (24 rademacher
