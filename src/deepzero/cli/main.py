@@ -1,0 +1,76 @@
+"""The entry point: reads a command, runs it, turns errors into one message and an exit code.
+
+Exit codes: 0, done; 1, the run failed; 2, bad input; 75, stopped early with everything saved, to be continued with
+``--resume``; 130, interrupted before there was anything to save.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+
+from deepzero.cli.command import Command
+from deepzero.cli.recipes import Recipes
+from deepzero.cli.train import Train
+from deepzero.errors import DataNotFoundError, DeepZeroError, InvalidInputError, RunFolderError
+
+DESCRIPTION = "Train deep networks from function values alone."
+
+COMMANDS: dict[str, Callable[..., Command]] = {"train": Train, "recipes": Recipes}
+"""To add a command: write its class in a file of its own, and name it here."""
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+BAD_INPUT_ERRORS = (InvalidInputError, DataNotFoundError, RunFolderError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: words of the command line, by default those of this process.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        command: Command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="deepzero", description=DESCRIPTION, args=words
+        )
+    except SystemExit as leaving:  # --help, or words that are no command; tyro has said so
+        return leaving.code if isinstance(leaving.code, int) else BAD_INPUT
+    console = Console(highlight=False)
+    try:
+        with _messages_on(console):
+            return command.run(console)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except DeepZeroError as error:
+        return _fail(str(error), BAD_INPUT if isinstance(error, BAD_INPUT_ERRORS) else FAILED)
+
+
+def _fail(message: str, code: int) -> int:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"error: {message}", style="red", markup=False)
+    return code
+
+
+@contextmanager
+def _messages_on(console: Console) -> Iterator[None]:
+    """Show what the library has to say, warnings included, above the progress bar."""
+    log = logging.getLogger("deepzero")
+    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
+            yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

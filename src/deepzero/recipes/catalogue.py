@@ -1,0 +1,60 @@
+"""All recipes by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deepzero.errors import InvalidInputError
+from deepzero.recipes.digits import digits, digits_dense
+from deepzero.recipes.images import cifar10_cnn, cifar10_resnet20, fashion_mnist_cnn
+from deepzero.tasks.config import ClassificationConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named configuration.
+
+    Attributes:
+        name: what the command line calls it.
+        config: returns the configuration.
+        cost: what a run takes, in words.
+    """
+
+    name: str
+    config: Callable[[], ClassificationConfig]
+    cost: str
+
+    @property
+    def summary(self) -> str:
+        """What it is, in one sentence."""
+        return (self.config.__doc__ or "").partition("\n")[0]
+
+
+_ALL = (
+    Recipe("digits", digits, "under 3 minutes on 2 cores"),
+    Recipe("digits-dense", digits_dense, "minutes on 2 cores"),
+    Recipe("fashion-mnist-cnn", fashion_mnist_cnn, "hours on a CPU"),
+    Recipe("cifar10-cnn", cifar10_cnn, "days on a CPU, hours on a GPU; less with --depth 1 to 4"),
+    Recipe("cifar10-resnet20", cifar10_resnet20, "days on a GPU"),
+)
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+
+
+def find(name: str) -> Recipe:
+    """The recipe called ``name``.
+
+    Raises:
+        InvalidInputError: there is none; the message names the nearest.
+
+    Example:
+        >>> find("digits").config().sparsity.sparsity
+        0.9
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        guess = f" (did you mean {near[0]}?)" if near else ""
+        raise InvalidInputError(f"unknown recipe {name!r}{guess}; there are: {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,1 @@
+"""What deepzero is used for, each as one function of a frozen configuration."""

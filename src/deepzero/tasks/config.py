@@ -1,0 +1,152 @@
+"""What an image-classification run consists of: frozen records, checked when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepzero import data, models, validation
+from deepzero.errors import InvalidInputError
+from deepzero.probes import DISTRIBUTIONS
+from deepzero.sparsity.schedules import UNITS
+from deepzero.stencils import CENTRAL, FORWARD, Stencil
+from deepzero.training.config import TrainingConfig
+
+METHODS = ("cge", "fo", "rge")
+RATIOS = ("smart-ratio", "uniform", "zo-grasp")
+STENCILS: dict[str, Stencil] = {stencil.name: stencil for stencil in (FORWARD, CENTRAL)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how batches are made of them.
+
+    Attributes:
+        name: one of :func:`deepzero.data.names`.
+        batch_size: images of a training batch.
+        validation: part of the training images to select weights by, in [0, 1); with 0 the last weights are taken.
+        padding: pixels of padding before a random crop; 0 for no crop.
+        flip: whether to flip half of the images left to right.
+        drop_last: leave out a last training batch that is not full.
+        image_size: average the images down to this size; None for their own.
+        limit: use only so many training images; None for all.
+    """
+
+    name: str
+    batch_size: int = 128
+    validation: float = 0.1
+    padding: int = 0
+    flip: bool = False
+    drop_last: bool = True
+    image_size: int | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        validation.choice("data", self.name, data.names())
+        validation.count("batch_size", self.batch_size)
+        validation.count("padding", self.padding, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network.
+
+    Attributes:
+        name: one of :func:`deepzero.models.names`.
+        options: further keywords of the model, such as ``depth``.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        validation.choice("model", self.name, models.names())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorConfig:
+    """Where gradients come from.
+
+    Attributes:
+        method: ``cge`` and ``rge`` estimate them from function values; ``fo`` is autograd on the same coordinates, for
+            comparison.
+        step_size: :math:`\\mu` of the finite difference.
+        stencil: ``forward`` or ``central``.
+        queries: directions a step, for ``rge``.
+        distribution: of the directions, for ``rge``.
+    """
+
+    method: str = "cge"
+    step_size: float = 5e-3
+    stencil: str = "forward"
+    queries: int = 192
+    distribution: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        validation.choice("estimator", self.method, METHODS)
+        validation.positive("step_size", self.step_size, hint="5e-3")
+        validation.choice("stencil", self.stencil, STENCILS)
+        validation.count("queries", self.queries)
+        validation.choice("distribution", self.distribution, DISTRIBUTIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityConfig:
+    """Which coordinates are queried: layer-wise ratios, redrawn as training goes on.
+
+    Attributes:
+        sparsity: part of the weights that is not queried at a step, in [0, 1); norms and biases always are.
+        ratios: where the layer-wise ratios come from: ``zo-grasp``, ``smart-ratio`` or ``uniform``.
+        every: how long a draw lasts.
+        unit: of ``every``: ``step`` or ``epoch``.
+        queries: directions of ZO-GraSP.
+        per_class: images of each class that ZO-GraSP looks at.
+    """
+
+    sparsity: float = 0.0
+    ratios: str = "zo-grasp"
+    every: int = 1
+    unit: str = "step"
+    queries: int = 192
+    per_class: int = 25
+
+    def __post_init__(self) -> None:
+        validation.fraction("sparsity", self.sparsity)
+        validation.choice("ratios", self.ratios, RATIOS)
+        validation.count("every", self.every)
+        validation.choice("unit", self.unit, UNITS)
+        validation.count("sparsity queries", self.queries)
+        validation.count("per_class", self.per_class)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig:
+    """An image-classification run: all that its result depends on, and nothing else.
+
+    Attributes:
+        data: which images.
+        model: which network.
+        estimator: where gradients come from.
+        sparsity: which coordinates are queried.
+        training: optimizer and schedule.
+        seed: of the initial weights, the order of images, augmentation, directions and coordinates.
+
+    Raises:
+        InvalidInputError: a value is out of its domain, or two do not go together.
+    """
+
+    data: DataConfig
+    model: ModelConfig
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        validation.count("seed", self.seed, minimum=0)
+        if self.estimator.method == "rge" and self.sparsity.sparsity > 0:
+            raise InvalidInputError(
+                f"random directions (rge) move every parameter, so sparsity={self.sparsity.sparsity} cannot apply; "
+                "use sparsity 0, or the estimator cge"
+            )

@@ -1,0 +1,166 @@
+"""Checkpoints: safetensors for tensors, JSON for the rest, a checksum over both. Nothing is pickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from deepzero.errors import CheckpointError
+from deepzero.training.files import sync_folder, to_json, write_file
+
+FORMAT = "deepzero checkpoint 1"
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on.
+
+    Attributes:
+        step: optimizer steps made.
+        state: JSON-able values.
+        tensors: by name.
+    """
+
+    step: int
+    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The newest checkpoint that is whole, where it lay, and why newer ones were passed over."""
+
+    checkpoint: Checkpoint
+    path: Path
+    rejected: list[str]
+
+
+class CheckpointStore:
+    """The last ``keep`` checkpoints of one run, each a folder ``step-00000120`` with two files.
+
+    A checkpoint is written under a temporary name, synced, and renamed, so that it is whole or not there.
+
+    Args:
+        folder: where the checkpoints lie.
+        run: identifies the run; checkpoints of another run are rejected.
+        keep: how many to keep.
+    """
+
+    def __init__(self, folder: Path, *, run: str, keep: int = 2) -> None:
+        self.folder = folder
+        self.run = run
+        self.keep = keep
+
+    def paths(self) -> list[Path]:
+        """Folders of checkpoints, newest first, whole or not."""
+        return sorted((p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)), reverse=True)
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint, then delete the ones that are too old, and unusable ones of later steps.
+
+        Raises:
+            CheckpointError: it could not be written (a full disk, say); the previous checkpoints are as they were.
+        """
+        final = self.folder / f"step-{checkpoint.step:08d}"
+        temporary = self.folder / f".{final.name}.tmp"
+        try:
+            self._write(temporary, checkpoint)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            sync_folder(self.folder)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise self._unsaved(checkpoint.step, error) from error
+        later = [path for path in self.paths() if path.name > final.name]
+        earlier = [path for path in self.paths() if path.name < final.name]
+        for path in later + earlier[self.keep - 1 :]:
+            shutil.rmtree(path, ignore_errors=True)
+        return final
+
+    def load(self) -> Restored:
+        """The newest checkpoint that is whole and of this run.
+
+        Raises:
+            CheckpointError: there is none; the message says what is wrong with each.
+        """
+        rejected: list[str] = []
+        for path in self.paths():
+            try:
+                return Restored(read_checkpoint(path, run=self.run), path, rejected)
+            except CheckpointError as error:
+                rejected.append(str(error))
+        found = "".join(f"\n  {reason}" for reason in rejected) or " (the folder holds none)"
+        raise CheckpointError(f"no usable checkpoint in {self.folder}:{found}\nstart again with another --out")
+
+    def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        tensors = safetensors.torch.save(checkpoint.tensors)
+        record = {
+            "format": FORMAT,
+            "run": self.run,
+            "step": checkpoint.step,
+            "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
+            "state": checkpoint.state,
+        }
+        write_file(folder / TENSORS, tensors)
+        write_file(folder / STATE, to_json({**record, "sha256": _digest(record)}))
+        sync_folder(folder)
+
+    def _unsaved(self, step: int, error: OSError) -> CheckpointError:
+        previous = self.paths()
+        safe = f"the previous checkpoint {previous[0]} is intact: make room and" if previous else "make room and"
+        return CheckpointError(
+            f"the checkpoint of step {step} could not be written ({error}); {safe} continue with --resume"
+        )
+
+
+def read_checkpoint(folder: Path, *, run: str | None = None) -> Checkpoint:
+    """Read and verify one checkpoint.
+
+    Args:
+        folder: holds the two files.
+        run: the run that it must belong to, None for any.
+
+    Raises:
+        CheckpointError: it is truncated, corrupted, foreign, or of another run.
+    """
+    try:
+        record = json.loads((folder / STATE).read_bytes())
+        data = (folder / TENSORS).read_bytes()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    _verify(folder, record, data, run)
+    try:
+        tensors = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{folder} does not hold safetensors: {error}") from error
+    return Checkpoint(record["step"], record["state"], tensors)
+
+
+def _verify(folder: Path, record: Any, data: bytes, run: str | None) -> None:
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} is not a checkpoint of this version of deepzero (expected format {FORMAT!r})")
+    expected = record.pop("sha256", None)
+    if _digest(record) != expected:
+        raise CheckpointError(f"{folder} is corrupted: the checksum of {STATE} does not match")
+    if hashlib.sha256(data).hexdigest() != record["tensors_sha256"]:
+        raise CheckpointError(f"{folder} is corrupted: the checksum of {TENSORS} ({len(data)} bytes) does not match")
+    if run is not None and record["run"] != run:
+        raise CheckpointError(f"{folder} belongs to another run")
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_json(record)).hexdigest()

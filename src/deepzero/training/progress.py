@@ -1,0 +1,67 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressBar:
+    """A bar with queries a second and the time left; without a terminal, a line now and then.
+
+    Args:
+        total: steps of the run.
+        done: steps made before, by an interrupted run.
+        console: where to show it.
+        interval: least number of seconds between two lines without a terminal.
+    """
+
+    def __init__(self, *, total: int, done: int = 0, console: Console | None = None, interval: float = 10.0) -> None:
+        self.console = console or Console()
+        self.total = total
+        self._interval = interval
+        self._start: tuple[float, int] | None = None
+        self._said = float("-inf")
+        self._validation = ""
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if self.console.is_terminal:
+            self._open(done)
+
+    def _open(self, done: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True)
+        self._task = self._bar.add_task("starting", total=self.total, completed=done)
+        self._bar.start()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Show a record."""
+        if "validation_accuracy" in record:
+            self._validation = f", validation {record['validation_accuracy']:.1%}"
+        elif record["kind"] == "step":
+            self._show(record)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show(self, record: Mapping[str, Any]) -> None:
+        rate = self._rate(record["seconds"], record["queries"])
+        text = f"epoch {record['epoch'] + 1}, loss {record['loss']:.3f}{self._validation}{rate}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record["step"], description=text)
+        elif time.monotonic() - self._said >= self._interval or record["step"] == self.total:
+            self.console.print(f"step {record['step']}/{self.total}: {text}", highlight=False)
+            self._said = time.monotonic()
+
+    def _rate(self, seconds: float, queries: int) -> str:
+        """Queries a second since the first record: the start-up does not count."""
+        if self._start is None:
+            self._start = (seconds, queries)
+        elapsed = seconds - self._start[0]
+        return f", {(queries - self._start[1]) / elapsed:,.0f} queries/s" if elapsed > 0 else ""

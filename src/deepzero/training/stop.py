@@ -1,0 +1,55 @@
+"""Ways to end a run early and cleanly: SIGINT, SIGTERM, a time limit."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any, Self
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Tells a loop to stop after the current step; used as a context manager.
+
+    Inside the block the first SIGINT or SIGTERM is only noted; a second one acts as usual, for the impatient. Signals
+    are left alone outside the main thread, where Python does not deliver them.
+
+    Args:
+        max_seconds: a time limit from entering the block, None for none.
+    """
+
+    def __init__(self, *, max_seconds: float | None = None) -> None:
+        self.max_seconds = max_seconds
+        self._received: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._start = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    @property
+    def reason(self) -> str | None:
+        """Why to stop, or None to go on."""
+        if self._received is not None:
+            return self._received
+        if self.max_seconds is not None and time.monotonic() - self._start >= self.max_seconds:
+            return f"the time limit of {self.max_seconds:g} s"
+        return None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
