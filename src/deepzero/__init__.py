@@ -1,10 +1,12 @@
 """deepzero: train deep networks from function values alone."""
 
+from deepzero import sparsity
 from deepzero.coordinates import Coordinates
 from deepzero.errors import DeepZeroError
 from deepzero.estimator import CGE, RGE, Estimate, Estimator
 from deepzero.evaluators import BatchedEvaluator, PropagationEvaluator, SequentialEvaluator
 from deepzero.objective import BlackBox, NetworkObjective
+from deepzero.sparsity import Alternating, DynamicRatios
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
 
 __version__ = "0.1.0"
@@ -14,14 +16,17 @@ __all__ = [
     "CGE",
     "FORWARD",
     "RGE",
+    "Alternating",
     "BatchedEvaluator",
     "BlackBox",
     "Coordinates",
     "DeepZeroError",
+    "DynamicRatios",
     "Estimate",
     "Estimator",
     "NetworkObjective",
     "PropagationEvaluator",
     "SequentialEvaluator",
     "Stencil",
+    "sparsity",
 ]
