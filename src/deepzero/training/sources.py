@@ -94,11 +94,12 @@ class Autograd:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         seed = derive_seed(self.seed, "objective", self.step)
         with torch.enable_grad(), seeded_scope(seed, device_of(parameters)):
-            loss = self.objective.loss_value(self.objective.model(x), y)
-            gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-        if not all(bool(value.isfinite().all()) for value in (loss, *gradients)):
+            value = self.objective.loss_value(self.objective.model(x), y)
+            gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
+        loss = value.detach()
+        if not all(bool(result.isfinite().all()) for result in (loss, *gradients)):
             raise NonFiniteLossError(f"the loss is {float(loss)} or its gradient is not finite")
-        return loss.detach(), dict(zip(parameters, gradients, strict=True))
+        return loss, dict(zip(parameters, gradients, strict=True))
 
     def set_epoch(self, epoch: int) -> None:
         """Announce the epoch to schedules that count epochs."""

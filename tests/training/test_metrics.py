@@ -1,0 +1,112 @@
+import io
+import sys
+
+import pytest
+from matplotlib import pyplot
+from rich.console import Console
+
+from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.training import JsonLines, ProgressBar, TensorBoard, plot_run, read_metrics
+
+
+def step(number, *, kind="step", **values):
+    return {"kind": kind, "step": number, "queries": 10 * number, "seconds": 0.5 * number, **values}
+
+
+def training_step(number):
+    return step(number, epoch=0, loss=1 / number, learning_rate=0.1)
+
+
+RECORDS = [
+    *(training_step(i) for i in range(1, 5)),
+    step(4, kind="epoch", epoch=0, training_loss=0.5, validation_loss=0.4, validation_accuracy=0.9),
+    step(4, kind="test", test_accuracy=0.8, test_loss=0.6),
+]
+
+
+def test_lines_come_back_as_they_were_written(tmp_path):
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    for record in RECORDS:
+        sink.write(record)
+    assert read_metrics(sink.path) == RECORDS  # readable while the run goes on
+    assert sink.size == sink.path.stat().st_size
+    sink.close()
+
+
+def test_a_resumed_file_is_cut_to_where_the_checkpoint_was_made(tmp_path):
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.write(RECORDS[0])
+    kept = sink.size
+    sink.write(RECORDS[1])
+    sink.close()
+    resumed = JsonLines(sink.path, start=kept)
+    resumed.write(RECORDS[2])
+    resumed.close()
+    assert read_metrics(sink.path) == [RECORDS[0], RECORDS[2]]
+
+
+def test_a_file_shorter_than_it_should_be_is_not_padded(tmp_path):
+    JsonLines(tmp_path / "metrics.jsonl", start=1000).close()
+    assert (tmp_path / "metrics.jsonl").stat().st_size == 0
+
+
+def test_a_path_that_cannot_be_written_is_one_clear_error(tmp_path):
+    with pytest.raises(RunFolderError, match="could not be written"):
+        JsonLines(tmp_path / "missing" / "metrics.jsonl")
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sink = TensorBoard(tmp_path)
+    for record in RECORDS:
+        sink.write(record)
+    sink.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("step/loss")] == [1, 2, 3, 4]
+    assert events.Scalars("test/test_accuracy")[0].value == pytest.approx(0.8)
+
+
+def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InvalidInputError, match=r"pip install 'deepzero\[tensorboard\]'"):
+        TensorBoard(tmp_path)
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then():
+    console = Console(file=io.StringIO(), width=120)
+    bar = ProgressBar(total=4, console=console, interval=3600)
+    for record in RECORDS:
+        bar.write(record)
+    bar.close()
+    lines = console.file.getvalue().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["step 1/4", "step 4/4"]
+    assert "20 queries/s" in lines[1]
+
+
+def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left():
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    bar = ProgressBar(total=5, done=0, console=console)
+    for record in RECORDS:
+        bar.write(record)
+    bar.write(training_step(5))
+    bar.close()
+    shown = console.file.getvalue()
+    assert "20 queries/s" in shown
+    assert "validation 90.0%" in shown
+    assert "0:00:0" in shown
+
+
+def test_the_plot_is_a_png_and_leaves_pyplot_alone():
+    before = pyplot.get_fignums()
+    image = plot_run(RECORDS, title="digits")
+    assert image.startswith(b"\x89PNG")
+    assert len(image) > 10_000
+    assert pyplot.get_fignums() == before
+
+
+def test_a_run_without_validation_can_be_plotted():
+    records = [training_step(1), step(1, kind="epoch", epoch=0, training_loss=1.0), RECORDS[-1]]
+    assert plot_run(records, title="no validation").startswith(b"\x89PNG")

@@ -1,0 +1,80 @@
+import errno
+import json
+import os
+
+import pytest
+import torch
+
+from deepzero.errors import RunFolderError
+from deepzero.training import RunFolder, read_record
+
+CONFIG = {"seed": 0, "training": {"epochs": 3, "learning_rate": 0.1}, "model": {"options": {"hidden": (4, 4)}}}
+
+
+def test_a_run_is_reopened_with_the_same_settings(tmp_path):
+    RunFolder.create(tmp_path / "run", config=CONFIG, notes={"recipe": "digits"})
+    folder = RunFolder.reopen(tmp_path / "run", config=CONFIG)
+    assert folder.record["recipe"] == "digits"
+    assert folder.summary is None
+
+
+def test_other_settings_are_named(tmp_path):
+    RunFolder.create(tmp_path, config=CONFIG, notes={})
+    other = {**CONFIG, "training": {"epochs": 4, "learning_rate": 0.1}}
+    with pytest.raises(RunFolderError, match=r"training\.epochs: 3 there, 4 asked"):
+        RunFolder.reopen(tmp_path, config=other)
+
+
+def test_a_folder_that_holds_a_run_is_not_started_in(tmp_path):
+    RunFolder.create(tmp_path, config=CONFIG, notes={})
+    with pytest.raises(RunFolderError, match=r"another run; continue that with --resume, or choose another --out"):
+        RunFolder.create(tmp_path, config=CONFIG, notes={})
+
+
+def test_a_folder_that_holds_something_else_is_not_started_in(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match="not an empty folder; choose another --out"):
+        RunFolder.create(tmp_path, config=CONFIG, notes={})
+    with pytest.raises(RunFolderError, match="choose another --out"):
+        RunFolder.create(tmp_path / "thesis.tex", config=CONFIG, notes={})
+
+
+def test_there_is_nothing_to_resume_where_there_is_no_run(tmp_path):
+    with pytest.raises(RunFolderError, match="leave out --resume"):
+        RunFolder.reopen(tmp_path / "none", config=CONFIG)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": "other"})])
+def test_a_record_that_is_not_ours_is_refused(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunFolderError):
+        read_record(tmp_path)
+
+
+def test_checkpoints_belong_to_a_configuration(tmp_path):
+    one = RunFolder.create(tmp_path / "1", config=CONFIG, notes={}).checkpoints()
+    two = RunFolder.create(tmp_path / "2", config={**CONFIG, "seed": 1}, notes={}).checkpoints()
+    assert one.run != two.run
+
+
+def test_weights_come_back(tmp_path):
+    folder = RunFolder.create(tmp_path, config=CONFIG, notes={})
+    folder.write_weights({"w": torch.arange(3.0)})
+    assert torch.equal(folder.read_weights()["w"], torch.arange(3.0))
+    folder.weights.write_bytes(b"broken")
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        folder.read_weights()
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(tmp_path, monkeypatch):
+    folder = RunFolder.create(tmp_path, config=CONFIG, notes={})
+    folder.write("summary.json", {"test_accuracy": 1.0})
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFolderError, match="No space left on device"):
+        folder.write("summary.json", {"test_accuracy": 0.0})
+    assert folder.summary == {"test_accuracy": 1.0}
+    assert not list(tmp_path.glob(".*"))

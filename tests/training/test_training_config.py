@@ -1,0 +1,42 @@
+import math
+from itertools import pairwise
+
+import pytest
+
+from deepzero.errors import InvalidInputError
+from deepzero.training import TrainingConfig, warmup_cosine
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 0},
+        {"epochs": 1.5},
+        {"learning_rate": 0.0},
+        {"learning_rate": -0.1},
+        {"learning_rate": math.nan},
+        {"momentum": 1.0},
+        {"weight_decay": -1e-4},
+        {"weight_decay": math.inf},
+        {"warmup_epochs": -1},
+        {"evaluate_every": 0},
+        {"checkpoint_steps": 0},
+        {"checkpoint_minutes": 0},
+    ],
+)
+def test_values_out_of_their_domain_are_refused_by_name(options):
+    with pytest.raises(InvalidInputError, match=next(iter(options))):
+        TrainingConfig(**options)
+
+
+def test_the_learning_rate_rises_linearly_then_falls_to_zero_as_a_cosine():
+    factors = [warmup_cosine(t, warmup=10, total=110) for t in range(110)]
+    assert factors[:10] == pytest.approx([0.1 * (t + 1) for t in range(10)])
+    assert factors[10] == 1
+    assert factors[60] == pytest.approx(0.5)
+    assert all(a > b for a, b in pairwise(factors[10:]))
+    assert factors[-1] == pytest.approx(0.5 * (1 - math.cos(math.pi / 100)))
+
+
+def test_there_may_be_no_warm_up():
+    assert warmup_cosine(0, warmup=0, total=5) == 1
