@@ -31,6 +31,7 @@ from deepzero.training.state import snapshot
 from deepzero.training.stop import StopRequest
 
 EVALUATION_BATCH = 500
+RATIOS = "ratios.json"
 
 log = logging.getLogger("deepzero")
 
@@ -111,13 +112,15 @@ def train(
     with StopRequest(max_seconds=max_seconds) as stop:
         splits = _load(config, data_dir)
         model = _model(config, splits.train).to(place)
-        folder = folder or RunFolder.create(path, config=asdict(config), notes=notes or {})
-        if folder.summary is not None:
+        if folder is not None and folder.summary is not None:
             log.info("%s holds a finished run: nothing is left to do", path)
             model.load_state_dict(folder.read_weights())
             return Result(model, path, folder.summary)
-        ratios = _ratios(folder, config, model, splits.train, place)
-        with _trainer(config, model, splits, ratios, folder, started, tensorboard, console) as trainer:
+        batches = _training_batches(config, splits.train, place)
+        ratios = _stored_ratios(folder) or find_ratios(config, model, splits.train, place)
+        folder = folder or RunFolder.create(path, config=asdict(config), notes=notes or {})
+        folder.write(RATIOS, asdict(ratios))
+        with _trainer(config, model, splits, batches, ratios, folder, started, tensorboard, console) as trainer:
             reason = trainer.fit(stop)
             if reason is not None:
                 return Result(model, path, None, stopped=reason)
@@ -159,15 +162,10 @@ def _model(config: ClassificationConfig, train_set: data.Dataset) -> nn.Module:
     )
 
 
-def _ratios(
-    folder: RunFolder, config: ClassificationConfig, model: nn.Module, train_set: data.Dataset, device: torch.device
-) -> Ratios:
-    """The run's ratios: found once, at the initial weights, and kept in its folder."""
-    if (stored := folder.read("ratios.json")) is not None:
-        return Ratios(**stored)
-    ratios = find_ratios(config, model, train_set, device)
-    folder.write("ratios.json", asdict(ratios))
-    return ratios
+def _stored_ratios(folder: RunFolder | None) -> Ratios | None:
+    """The ratios that a run to be resumed found at its start."""
+    stored = folder.read(RATIOS) if folder is not None else None
+    return None if stored is None else Ratios(**stored)
 
 
 @contextmanager
@@ -175,6 +173,7 @@ def _trainer(
     config: ClassificationConfig,
     model: nn.Module,
     splits: data.Splits,
+    batches: data.BatchLoader,
     ratios: Ratios,
     folder: RunFolder,
     started: float,
@@ -184,7 +183,6 @@ def _trainer(
     """A trainer at the last checkpoint, or at the beginning; its sinks are closed afterwards."""
     device = next(model.parameters()).device
     restored = _last_checkpoint(folder)
-    batches = _training_batches(config, splits.train, device)
     with ExitStack() as stack:
         metrics = JsonLines(folder.metrics, start=restored.checkpoint.state["metrics_bytes"] if restored else 0)
         stack.callback(metrics.close)
@@ -278,7 +276,7 @@ def _finish(
         "seed": config.seed,
         "versions": versions(),
         "hardware": hardware(next(model.parameters()).device),
-        "config": asdict(config),
+        "config": folder.record["config"],
     }
     folder.write_weights(snapshot(model))
     folder.write_plot(plot_run(read_metrics(folder.metrics), title=_title(config, test)))

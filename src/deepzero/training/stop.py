@@ -8,6 +8,8 @@ import time
 from types import FrameType
 from typing import Any, Self
 
+from deepzero.validation import positive
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -19,10 +21,13 @@ class StopRequest:
 
     Args:
         max_seconds: a time limit from entering the block, None for none.
+
+    Raises:
+        InvalidInputError: the time limit is not above 0.
     """
 
     def __init__(self, *, max_seconds: float | None = None) -> None:
-        self.max_seconds = max_seconds
+        self.max_seconds = None if max_seconds is None else positive("max_seconds", max_seconds, hint="3600")
         self._received: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._start = time.monotonic()

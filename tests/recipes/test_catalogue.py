@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from deepzero import models
+from deepzero.errors import InvalidInputError
+from deepzero.recipes import RECIPES, find
+from deepzero.sparsity import smart_ratio
+
+
+def build(name, **options):
+    config = find(name).config()
+    return models.build(config.model.name, **{**config.model.options, **options})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_complete(name):
+    recipe = find(name)
+    assert recipe.name == name
+    assert recipe.summary.endswith(".")
+    assert recipe.cost
+    assert recipe.config() == recipe.config()
+
+
+def test_the_main_job_is_the_whole_pipeline():
+    config = find("digits").config()
+    assert config.estimator.method == "cge"
+    assert (config.sparsity.sparsity, config.sparsity.ratios) == (0.9, "zo-grasp")
+    assert (config.sparsity.every, config.sparsity.unit) == (1, "step")
+    model = build("digits", image_size=8, in_channels=1)
+    assert 4500 < sum(p.numel() for p in model.parameters()) < 5500
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+
+
+def test_the_dense_variant_differs_in_sparsity_only():
+    sparse, dense = find("digits").config(), find("digits-dense").config()
+    assert dense.sparsity.sparsity == 0
+    assert (dense.data, dense.model, dense.estimator, dense.training) == (
+        sparse.data,
+        sparse.model,
+        sparse.estimator,
+        sparse.training,
+    )
+
+
+def test_the_paper_recipe_keeps_the_settings_of_the_paper():
+    config = find("cifar10-resnet20").config()
+    assert config.model.name == "resnet20"
+    assert (config.data.name, config.data.batch_size, config.data.drop_last) == ("cifar10", 256, False)
+    assert (config.data.padding, config.data.flip) == (4, True)
+    assert (config.estimator.method, config.estimator.step_size, config.estimator.stencil) == ("cge", 5e-3, "forward")
+    assert (config.sparsity.sparsity, config.sparsity.every, config.sparsity.unit) == (0.9, 5, "epoch")
+    training = config.training
+    assert (training.epochs, training.learning_rate, training.momentum) == (50, 0.1, 0.9)
+    assert (training.weight_decay, training.warmup_epochs) == (5e-4, 3)
+    model = build("cifar10-resnet20")
+    kept = sum(ratio * model.get_parameter(name).numel() for name, ratio in smart_ratio(model, 0.9).items())
+    assert kept == pytest.approx(26_833, rel=1e-3)
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(1, 730), (2, 3700), (3, 6670), (4, 9640), (5, 12610)])
+def test_the_cnn_of_the_paper_has_its_sizes(depth, parameters):
+    assert sum(p.numel() for p in build("cifar10-cnn", depth=depth).parameters()) == parameters
+
+
+def test_fashion_mnist_fits_its_network():
+    build("fashion-mnist-cnn", image_size=28, in_channels=1)(torch.zeros(2, 1, 28, 28))
+
+
+def test_an_unknown_recipe_names_the_nearest_and_all():
+    with pytest.raises(
+        InvalidInputError, match=r"unknown recipe 'digit' \(did you mean digits\?\); there are: digits, "
+    ):
+        find("digit")
+    with pytest.raises(InvalidInputError, match="unknown recipe 'zzz'; there are"):
+        find("zzz")

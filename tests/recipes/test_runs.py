@@ -1,0 +1,66 @@
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.recipes import resumed, started
+from deepzero.training import RunFolder
+
+
+def begin(start):
+    return RunFolder.create(start.out, config=asdict(start.config), notes=start.notes)
+
+
+def test_a_new_run_gets_a_folder_of_its_own(tmp_path):
+    first = started(None, {}, None, root=tmp_path)
+    assert first.recipe == "digits"
+    assert first.out == tmp_path / "digits-cge-seed0"
+    begin(first)
+    second = started("digits", {"seed": 0}, None, root=tmp_path)
+    assert second.out == tmp_path / "digits-cge-seed0-2"
+    begin(second)
+    assert started(None, {}, None, root=tmp_path).out == tmp_path / "digits-cge-seed0-3"
+    assert started(None, {"seed": 1, "estimator": "fo"}, None, root=tmp_path).out == tmp_path / "digits-fo-seed1"
+
+
+def test_a_folder_that_is_named_is_taken():
+    assert started(None, {}, Path("here")).out == Path("here")
+
+
+def test_bad_input_is_an_error_at_once():
+    with pytest.raises(InvalidInputError, match="did you mean digits"):
+        started("digit", {}, None)
+    with pytest.raises(InvalidInputError, match="sparsity"):
+        started("digits", {"sparsity": 2.0}, Path("here"))
+
+
+def test_a_resumed_run_has_the_settings_it_was_started_with(tmp_path):
+    start = started("cifar10-cnn", {"depth": 2, "epochs": None, "seed": 4}, tmp_path / "run")
+    begin(start)
+    again = resumed(None, {"depth": None}, tmp_path / "run")
+    assert again == start
+    assert again.config == start.config
+    assert resumed("cifar10-cnn", {"epochs": 1}, tmp_path / "run").config.training.epochs == 1
+
+
+def test_without_a_folder_the_latest_unfinished_run_is_resumed(tmp_path):
+    for age, (recipe, seed) in enumerate([("digits", 0), ("digits", 1), ("digits-dense", 0), ("digits", 2)]):
+        folder = begin(started(recipe, {"seed": seed}, None, root=tmp_path))
+        os.utime(folder.path / "run.json", (age, age))
+        if seed == 2:
+            folder.write("summary.json", {})
+    assert resumed(None, {}, None, root=tmp_path).out.name == "digits-dense-cge-seed0"
+    assert resumed("digits", {}, None, root=tmp_path).out.name == "digits-cge-seed1"
+
+
+def test_if_there_is_none_the_error_says_what_to_type(tmp_path):
+    with pytest.raises(RunFolderError, match=r"no unfinished run of digits .*--out, or leave out --resume"):
+        resumed("digits", {}, None, root=tmp_path)
+
+
+def test_a_run_started_from_python_is_resumed_from_python(tmp_path):
+    RunFolder.create(tmp_path, config={}, notes={})
+    with pytest.raises(RunFolderError, match="resume it from Python"):
+        resumed(None, {}, tmp_path)

@@ -1,0 +1,55 @@
+import math
+
+import pytest
+
+from deepzero.errors import InvalidInputError
+from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
+
+
+@pytest.mark.parametrize("step_size", [0, 0.0, -5e-3, math.nan, math.inf])
+def test_a_step_size_that_is_no_step_is_refused(step_size):
+    with pytest.raises(InvalidInputError, match="step_size must be a finite number above 0"):
+        EstimatorConfig(step_size=step_size)
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, math.nan])
+def test_sparsity_lies_from_0_to_below_1(sparsity):
+    with pytest.raises(InvalidInputError, match=r"sparsity must lie in \[0, 1\)"):
+        SparsityConfig(sparsity=sparsity)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "names"),
+    [
+        (DataConfig, {"name": "mnist"}, "cifar10, digits, fashion-mnist"),
+        (DataConfig, {"name": "digits", "batch_size": 0}, "batch_size"),
+        (DataConfig, {"name": "digits", "padding": -1}, "padding"),
+        (ModelConfig, {"name": "resnet21"}, "resnet20"),
+        (EstimatorConfig, {"method": "spsa"}, "cge, fo, rge"),
+        (EstimatorConfig, {"stencil": "backward"}, "central, forward"),
+        (EstimatorConfig, {"queries": 0}, "queries"),
+        (EstimatorConfig, {"distribution": "cauchy"}, "gaussian"),
+        (SparsityConfig, {"ratios": "magic"}, "smart-ratio, uniform, zo-grasp"),
+        (SparsityConfig, {"every": 0}, "every"),
+        (SparsityConfig, {"unit": "week"}, "epoch, step"),
+        (SparsityConfig, {"per_class": 0}, "per_class"),
+    ],
+)
+def test_the_error_names_what_there_is(make, options, names):
+    with pytest.raises(InvalidInputError, match=names):
+        make(**options)
+
+
+def test_random_directions_have_no_sparsity():
+    with pytest.raises(InvalidInputError, match="use sparsity 0, or the estimator cge"):
+        ClassificationConfig(
+            data=DataConfig(name="digits"),
+            model=ModelConfig(name="mlp"),
+            estimator=EstimatorConfig(method="rge"),
+            sparsity=SparsityConfig(sparsity=0.5),
+        )
+
+
+def test_a_seed_is_not_negative():
+    with pytest.raises(InvalidInputError, match="seed"):
+        ClassificationConfig(data=DataConfig(name="digits"), model=ModelConfig(name="mlp"), seed=-1)
