@@ -222,6 +222,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_says_so(tmp_pat
     assert resumed.summary["test_loss"] == whole.summary["test_loss"]
 
 
+def test_other_versions_are_pointed_out(tmp_path, monkeypatch, caplog):
+    train(config("fo"), out=tmp_path, max_seconds=1e-6)
+    monkeypatch.setattr("deepzero.tasks.classification.versions", lambda: {"torch": "3.0"})
+    train(config("fo"), out=tmp_path, resume=True)
+    assert "goes on under {'torch': '3.0'}: its bits may differ" in caplog.text
+
+
 def test_a_run_stopped_before_its_first_checkpoint_starts_over(tmp_path, monkeypatch):
     def die(self, checkpoint):
         raise KeyboardInterrupt

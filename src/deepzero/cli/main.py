@@ -1,7 +1,7 @@
 """The entry point: reads a command, runs it, turns errors into one message and an exit code.
 
-Exit codes: 0, done; 1, the run failed; 2, bad input; 75, stopped early with everything saved, to be continued with
-``--resume``; 130, interrupted before there was anything to save.
+Exit codes: 0, done; 1, the run failed; 2, bad input or a folder that cannot be used; 75, stopped early with
+everything saved, to be continued with ``--resume``; 130, interrupted before there was anything to save.
 """
 
 from __future__ import annotations

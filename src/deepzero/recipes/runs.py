@@ -48,10 +48,10 @@ def started(recipe: str | None, settings: Mapping[str, Any], out: Path | None, *
     Raises:
         InvalidInputError: the recipe or a setting is unknown or out of its domain.
     """
-    start = Start(recipe or DEFAULT, _given(settings), out or root)
-    config = start.config
-    name = f"{start.recipe}-{config.estimator.method}-seed{config.seed}"
-    return start if out is not None else Start(start.recipe, start.settings, _free(root / name))
+    name, given = recipe or DEFAULT, _given(settings)
+    config = customize(find(name).config(), **given)
+    own = root / f"{name}-{config.estimator.method}-seed{config.seed}"
+    return Start(name, given, out if out is not None else _free(own))
 
 
 def resumed(recipe: str | None, settings: Mapping[str, Any], out: Path | None, *, root: Path = ROOT) -> Start:

@@ -69,7 +69,8 @@ def train(
 
     The folder ``out`` gets ``run.json`` (the configuration), ``metrics.jsonl``, ``checkpoints/``, and at the end
     ``summary.json``, ``plot.png`` and ``model.safetensors`` (the selected weights). SIGINT, SIGTERM and ``max_seconds``
-    end the run after the current step with everything saved; ``resume=True`` continues it bitwise.
+    end the run after the current step with everything saved; ``resume=True`` continues it, bitwise on the same hardware
+    under the same versions.
 
     Args:
         config: all that the result depends on.
@@ -118,7 +119,9 @@ def train(
             return Result(model, path, folder.summary)
         batches = _training_batches(config, splits.train, place)
         ratios = _stored_ratios(folder) or find_ratios(config, model, splits.train, place)
-        folder = folder or RunFolder.create(path, config=asdict(config), notes=notes or {})
+        folder = folder or RunFolder.create(
+            path, config=asdict(config), notes={**(notes or {}), "versions": versions()}
+        )
         folder.write(RATIOS, asdict(ratios))
         with _trainer(config, model, splits, batches, ratios, folder, started, tensorboard, console) as trainer:
             reason = trainer.fit(stop)
@@ -212,6 +215,8 @@ def _last_checkpoint(folder: RunFolder) -> Restored | None:
     if not store.paths():
         return None
     restored = store.load()
+    if (before := folder.record.get("versions")) != versions():
+        log.warning("this run was started under %s and goes on under %s: its bits may differ", before, versions())
     for reason in restored.rejected:
         log.warning("%s; falling back to %s", reason, restored.path)
     return restored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from deepzero.estimator import CGE, RGE
 from deepzero.sparsity import DynamicRatios, layer_ratios, smart_ratio, uniform_ratios, zo_grasp
 from deepzero.tasks.config import STENCILS, ClassificationConfig
 from deepzero.training.sources import Autograd, GradientSource
+
+log = logging.getLogger("deepzero")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ def find_ratios(config: ClassificationConfig, model: nn.Module, train: Dataset, 
         return Ratios(smart_ratio(model, sparse.sparsity))
     if sparse.ratios == "uniform":
         return Ratios(uniform_ratios(model, sparse.sparsity))
+    log.info("scoring %s weights by ZO-GraSP with %s directions", config.model.name, sparse.queries)
     x, y = _some_of_each_class(train, sparse.per_class, config.seed, device)
     scores = zo_grasp(
         model, F.cross_entropy, x, y, queries=sparse.queries, step_size=config.estimator.step_size, seed=config.seed
