@@ -19,7 +19,7 @@ class Coordinates(Mapping[str, Tensor]):
     """An immutable set of coordinates: parameter name -> sorted flat indices.
 
     A flat index counts the entries of a parameter in row-major order, whatever its memory format. Parameters that are
-    not named have no coordinate in the set.
+    not named have no coordinate in the set. ``shapes``, if known, are compared with the parameters' at use.
 
     Example:
         >>> import torch
@@ -28,13 +28,14 @@ class Coordinates(Mapping[str, Tensor]):
         (tensor([0, 2, 3]), 3)
     """
 
-    def __init__(self, indices: Mapping[str, Tensor]) -> None:
+    def __init__(self, indices: Mapping[str, Tensor], *, shapes: Mapping[str, torch.Size] | None = None) -> None:
         self._indices = {name: _checked(name, index) for name, index in indices.items() if index.numel()}
+        self._shapes = dict(shapes or {})
 
     @classmethod
     def dense(cls, shapes: Mapping[str, torch.Size]) -> Coordinates:
         """Every coordinate of every parameter."""
-        return cls({name: torch.arange(shape.numel()) for name, shape in shapes.items()})
+        return cls({name: torch.arange(shape.numel()) for name, shape in shapes.items()}, shapes=shapes)
 
     @classmethod
     def from_masks(cls, masks: Mapping[str, Tensor]) -> Coordinates:
@@ -42,7 +43,8 @@ class Coordinates(Mapping[str, Tensor]):
         for name, mask in masks.items():
             if mask.dtype != torch.bool:
                 raise InvalidInputError(f"mask of {name} must be a bool tensor, got {mask.dtype}; try mask != 0")
-        return cls({name: mask.reshape(-1).nonzero().squeeze(1) for name, mask in masks.items()})
+        indices = {name: mask.reshape(-1).nonzero().squeeze(1) for name, mask in masks.items()}
+        return cls(indices, shapes={name: mask.shape for name, mask in masks.items()})
 
     @property
     def count(self) -> int:
@@ -73,6 +75,9 @@ class Coordinates(Mapping[str, Tensor]):
                     f"coordinates name {name!r}, which is not a trainable parameter; expected names as in "
                     f"model.named_parameters(): {known}, ..."
                 )
+            shape = self._shapes.get(name, parameters[name].shape)
+            if shape != parameters[name].shape:
+                raise InvalidInputError(f"mask of {name} must have shape {tuple(parameters[name].shape)}, got {tuple(shape)}")
             if int(index[-1]) >= parameters[name].numel():
                 raise InvalidInputError(
                     f"coordinates of {name} reach index {int(index[-1])}, but it has {parameters[name].numel()} entries"

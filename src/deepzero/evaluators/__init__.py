@@ -2,7 +2,8 @@
 
 from deepzero.evaluators.base import Evaluator, Measurement
 from deepzero.evaluators.batched import BatchedEvaluator
+from deepzero.evaluators.costs import CostTable
 from deepzero.evaluators.propagation import PropagationEvaluator
 from deepzero.evaluators.sequential import SequentialEvaluator
 
-__all__ = ["BatchedEvaluator", "Evaluator", "Measurement", "PropagationEvaluator", "SequentialEvaluator"]
+__all__ = ["BatchedEvaluator", "CostTable", "Evaluator", "Measurement", "PropagationEvaluator", "SequentialEvaluator"]

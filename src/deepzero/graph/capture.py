@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import logging
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,16 +91,25 @@ def capture(objective: NetworkObjective, x: Any, y: Any) -> Graph:
         GraphError: the model cannot be exported; the message names the cause and the way out.
     """
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             program = torch.export.export(_LossOfModel(objective.model, objective.loss), (x, y), strict=False)
             program = program.run_decompositions({})
-    except IndexError as error:
-        objective.loss_value(objective.model(x), y)
-        raise GraphError(_not_exportable(error)) from error
     except Exception as error:
         raise GraphError(_not_exportable(error)) from error
     return _convert(program, objective)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export logs and prints pages on its way to an error; the error says what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _not_exportable(error: Exception) -> str:
@@ -112,9 +125,8 @@ def _not_exportable(error: Exception) -> str:
 
 
 def _convert(program: torch.export.ExportedProgram, objective: NetworkObjective) -> Graph:
-    signature = program.graph_signature
-    specs = {spec.arg.name: spec for spec in signature.input_specs if hasattr(spec.arg, "name")}
-    user_order = {name: i for i, name in enumerate(signature.user_inputs)}
+    specs = iter(program.graph_signature.input_specs)
+    batch_index = itertools.count()
     canonical = _canonical_names(objective.model)
     made: dict[fx.Node, Node] = {}
     inputs: dict[Node, tuple[str, str | int]] = {}
@@ -123,7 +135,7 @@ def _convert(program: torch.export.ExportedProgram, objective: NetworkObjective)
     for old in program.graph.nodes:
         if old.op == "placeholder":
             node = made[old] = Node(old.name, _placeholder, (), {})
-            inputs[node] = _input_kind(specs[old.name], user_order, canonical, program, constants)
+            inputs[node] = _input_kind(next(specs), batch_index, canonical, program, constants)
         elif old.op == "call_function":
             args, kwargs = fx.node.map_arg((old.args, old.kwargs), lambda n: made[n])
             node = made[old] = Node(old.name, old.target, args, dict(kwargs), _source(old))
@@ -161,7 +173,7 @@ def _placeholder() -> None:
 
 def _input_kind(
     spec: Any,
-    user_order: dict[str, int],
+    batch_index: Iterator[int],
     canonical: dict[str, str],
     program: torch.export.ExportedProgram,
     constants: dict[str, Tensor],
@@ -172,7 +184,7 @@ def _input_kind(
     if spec.kind == InputKind.BUFFER:
         return "buffer", spec.target.removeprefix("model.")
     if spec.kind == InputKind.USER_INPUT:
-        return "batch", user_order[spec.arg.name]
+        return "batch", next(batch_index)
     if spec.target in program.constants and isinstance(program.constants[spec.target], Tensor):
         constants[spec.target] = program.constants[spec.target]
         return "constant", spec.target

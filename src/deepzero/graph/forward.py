@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from deepzero.errors import InvalidInputError
 from deepzero.graph.calls import Value
 from deepzero.graph.capture import Graph, Node
 from deepzero.objective import NetworkObjective
@@ -20,10 +21,7 @@ Values = dict[Node, Value]
 def graph_inputs(
     graph: Graph, objective: NetworkObjective, batch: tuple[Any, ...], dtype: torch.dtype | None = None
 ) -> dict[Node, Any]:
-    """Values of the graph's inputs: live parameters and buffers, the batch, constants; floats cast to ``dtype`` if given.
-
-    Four-dimensional tensors are laid out channels-last, which convolutions on a CPU like best.
-    """
+    """Values of the graph's inputs: live parameters and buffers, the batch, constants; floats cast to ``dtype`` if given."""
     model = objective.model
     sources: dict[str, Mapping[Any, Any]] = {
         "parameter": dict(model.named_parameters()),
@@ -38,10 +36,7 @@ def _prepared(value: Any, dtype: torch.dtype | None) -> Any:
     if not isinstance(value, Tensor):
         return value
     value = value.detach()
-    if not value.is_floating_point():
-        return value
-    value = value if dtype is None else value.to(dtype)
-    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
 
 def run(graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], seed: int, device: torch.device) -> Values:
@@ -52,10 +47,20 @@ def run(graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], seed:
     with torch.no_grad(), seeded_scope(seed, device):
         for node in graph.nodes:
             args, kwargs = substitute(node, lambda n: values[n].base)
-            values[node] = Value(node.target(*args, **kwargs))
+            values[node] = Value(_call(node, args, kwargs))
             for dead in expiring.get(node, ()):
                 del values[dead]
     return values
+
+
+def _call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return node.target(*args, **kwargs)
+    except IndexError as error:
+        raise InvalidInputError(
+            f"{node.name} looks up an index that is out of range: {error} (class labels and token ids must lie in "
+            f"[0, number of classes or rows); input shapes here: {[tuple(a.shape) for a in args if isinstance(a, Tensor)]})"
+        ) from error
 
 
 def _last_uses(graph: Graph, kept: set[Node]) -> dict[Node, list[Node]]:

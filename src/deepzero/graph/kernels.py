@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from deepzero.graph import loops
 from deepzero.graph.calls import Operand, Value
-from deepzero.graph.differences import Channel
+from deepzero.graph.differences import Channel, Dense
 
 if TYPE_CHECKING:
     from deepzero.graph.rules.convolution import Geometry
@@ -107,13 +107,13 @@ def normalize_relu_dense(
     sums = sums.view(count, 3, side, width).sum(2)
     coefficients = _coefficients(sums, rows, scale, gamma, residue)
     parts = [c.to(delta.dtype).repeat(1, side).numpy() for c in coefficients]
-    out = source if overwrite else torch.empty_like(source)
+    out = source if overwrite else source.clone()
     target = out.view(count, *shape).numpy()
     if extra is None:
-        loops.affine_relu(flat.numpy(), base.numpy(), pre.numpy(), *parts, target)
+        loops.affine_relu(target, base.numpy(), pre.numpy(), *parts)
     else:
         more = channels_last(extra).view(count, *shape)
-        loops.affine_add_relu(flat.numpy(), more.numpy(), base.numpy(), pre.numpy(), *parts, target)
+        loops.affine_add_relu(target, more.numpy(), base.numpy(), pre.numpy(), *parts)
     return out.movedim(-1, 2)
 
 
@@ -129,19 +129,14 @@ def convolve_channel(difference: Channel, weight: Operand, geometry: Geometry, s
     """A channel difference through a two-dimensional convolution to every output channel, channels-last."""
     if geometry.ndim != 2 or not applies(difference.delta, weight.base):
         return None
-    filters = weight.value.remember("by_channel", lambda: weight.base.permute(1, 2, 3, 0).contiguous())
+    filters = weight.value.remember("by_channel", lambda: weight.base.permute(1, 2, 3, 0).flatten(1, 2).contiguous())
+    delta, count = difference.delta.contiguous(), difference.count
     batch, outputs, height, width = shape
-    out = difference.delta.new_empty(difference.count, batch, height, width, outputs)
-    loops.convolve_channel(
-        difference.delta.contiguous().numpy(),
-        filters.numpy(),
-        difference.channels.numpy(),
-        geometry.stride,
-        tuple(low for low, _ in geometry.pads),
-        geometry.dilation,
-        out.numpy(),
-    )
-    return out.movedim(-1, 2)
+    columns = delta.new_empty(count, batch, height, width, *geometry.kernel)
+    pad = tuple(low for low, _ in geometry.pads)
+    loops.patches(delta.numpy(), geometry.stride, pad, geometry.dilation, columns.numpy())
+    out = torch.bmm(columns.view(count, -1, filters.shape[1]), filters[difference.channels])
+    return out.view(count, batch, height, width, outputs).movedim(-1, 2)
 
 
 def shifted_slices(
@@ -156,28 +151,25 @@ def shifted_slices(
     return out
 
 
-def max_pool_dense(delta: Tensor, base: Value, maximum: Value, window: Window) -> Tensor | None:
-    """Change of window maxima of a dense difference ``[P, B, C, H, W]``."""
-    if not applies(delta, base.base):
+def max_pool(difference: Channel | Dense, base: Value, maximum: Value, window: Window) -> Tensor | None:
+    """Change of window maxima, for windows that tile height and width."""
+    height, width = base.base.shape[2:]
+    tiles = window.padding == (0, 0) and window.stride == window.kernel and window.dilation == (1, 1)
+    exact = tuple(s * n for s, n in zip(window.stride, maximum.base.shape[2:], strict=True)) == (height, width)
+    if not (tiles and exact) or not applies(difference.delta, base.base):
         return None
-    source, top = channels_last(delta), base_rows(maximum)
-    out = source.new_empty(source.shape[0], *top.shape)
-    loops.max_pool_rows(source.numpy(), base_rows(base).numpy(), top.numpy(), *_sizes(window), out.numpy())
-    return out.movedim(-1, 2)
+    gap = base.remember(f"gap{window}", lambda: _gap(base.base, maximum.base, window))
+    single = isinstance(difference, Channel)
+    delta = difference.delta.contiguous().unsqueeze(-1) if single else channels_last(difference.delta)
+    owner = difference.channels if single else torch.zeros(difference.count, dtype=torch.int64)
+    gap = base.remember(f"channel gap{window}", lambda: gap.movedim(-1, 0).contiguous().unsqueeze(-1)) if single else gap[None]
+    out = delta.new_empty(*delta.shape[:2], *maximum.base.shape[2:], delta.shape[-1])
+    line = delta.new_empty(width * delta.shape[-1])
+    loops.disjoint_maxima(delta.numpy(), gap.numpy(), owner.numpy(), window.kernel, line.numpy(), out.numpy())
+    return out.squeeze(-1) if single else out.movedim(-1, 2)
 
 
-def max_pool_channel(difference: Channel, base: Value, maximum: Value, window: Window) -> Tensor | None:
-    """Change of window maxima of a channel difference."""
-    if not applies(difference.delta, base.base):
-        return None
-    delta, top = difference.delta.contiguous(), maximum.channel_first(1)
-    out = delta.new_empty(delta.shape[0], *top.shape[1:])
-    arrays = (delta.numpy(), base.channel_first(1).numpy(), top.numpy(), difference.channels.numpy())
-    loops.max_pool_channel(*arrays, *_sizes(window), out.numpy())
-    return out
-
-
-def _sizes(window: Window) -> tuple[Any, ...]:
-    return window.kernel, window.stride, window.padding, window.dilation
-
-
+def _gap(base: Tensor, maximum: Tensor, window: Window) -> Tensor:
+    """Base value minus the maximum of its window, ``[B, H, W, C]``."""
+    spread = maximum.repeat_interleave(window.stride[0], 2).repeat_interleave(window.stride[1], 3)
+    return (base - spread).movedim(1, -1).contiguous()

@@ -54,129 +54,100 @@ def channel_sums(delta, centred, channels, out):
 
 
 @_compiled
-def affine_relu(delta, centred, before, slope, tilt, shift, out):
-    """``relu(y + v) - relu(y)`` with ``v = slope d + tilt c + shift`` and y the base value before the relu."""
-    count, rows, width = delta.shape
+def affine_relu(data, centred, before, slope, tilt, shift):
+    """In place, ``d -> relu(y + v) - relu(y)`` with ``v = slope d + tilt c + shift`` and y the base value before the relu.
+
+    The difference of relus is ``max(v + min(y, 0), -max(y, 0))``.
+    """
+    count, rows, width = data.shape
     for start in range(0, rows, BLOCK):
         for p in range(count):
             a, b, e = slope[p], tilt[p], shift[p]
             for r in range(start, min(start + BLOCK, rows)):
-                d, c, y, o = delta[p, r], centred[r], before[r], out[p, r]
+                d, c, y = data[p, r], centred[r], before[r]
                 for w in range(width):
                     v = a[w] * d[w] + b[w] * c[w] + e[w]
-                    low = -y[w]
-                    up = -low + v
-                    o[w] = (low if v < low else v) if y[w] > 0 else (0 if up < 0 else up)
+                    floor = -y[w] if y[w] > 0 else 0 * v
+                    v += 0 * v if y[w] > 0 else y[w]
+                    d[w] = floor if v < floor else v
 
 
 @_compiled
-def affine_add_relu(delta, extra, centred, before, slope, tilt, shift, out):
+def affine_add_relu(data, extra, centred, before, slope, tilt, shift):
     """:func:`affine_relu` with a residual difference added to v."""
-    count, rows, width = delta.shape
+    count, rows, width = data.shape
     for start in range(0, rows, BLOCK):
         for p in range(count):
             a, b, e = slope[p], tilt[p], shift[p]
             for r in range(start, min(start + BLOCK, rows)):
-                d, x, c, y, o = delta[p, r], extra[p, r], centred[r], before[r], out[p, r]
+                d, x, c, y = data[p, r], extra[p, r], centred[r], before[r]
                 for w in range(width):
                     v = a[w] * d[w] + b[w] * c[w] + e[w] + x[w]
-                    low = -y[w]
-                    up = -low + v
-                    o[w] = (low if v < low else v) if y[w] > 0 else (0 if up < 0 else up)
+                    floor = -y[w] if y[w] > 0 else 0 * v
+                    v += 0 * v if y[w] > 0 else y[w]
+                    d[w] = floor if v < floor else v
 
 
 @_compiled
 def channel_affine_relu(delta, centred, before, channels, slope, tilt, shift, out):
-    """:func:`affine_relu` for channel differences ``[P, R]``."""
+    """:func:`affine_relu` for channel differences ``[P, R]``, to another array."""
     count, rows = delta.shape
     for p in range(count):
         a, b, e = slope[p], tilt[p], shift[p]
         d, c, y, o = delta[p], centred[channels[p]], before[channels[p]], out[p]
         for r in range(rows):
             v = a * d[r] + b * c[r] + e
-            low = -y[r]
-            up = -low + v
-            o[r] = (low if v < low else v) if y[r] > 0 else (0 if up < 0 else up)
+            floor = -y[r] if y[r] > 0 else 0 * v
+            v += 0 * v if y[r] > 0 else y[r]
+            o[r] = floor if v < floor else v
 
 
 @_compiled
-def convolve_channel(delta, weight, channels, stride, pad, dilation, out):
-    """One input channel ``[P, B, H, W]`` through ``weight [I, k, k, O]`` to ``out [P, B, h, w, O]``."""
+def patches(delta, stride, pad, dilation, out):
+    """The patches that a kernel sees of one channel: ``delta [P, B, H, W]`` to ``out [P, B, h, w, k, k]``, zero padded."""
     count, batch, height, width = delta.shape
-    _, rows, columns, outputs = weight.shape
     for p in range(count):
-        filters = weight[channels[p]]
         for b in range(batch):
             for y in range(out.shape[2]):
-                for x in range(out.shape[3]):
-                    target = out[p, b, y, x]
-                    target[:] = 0
-                    for i in range(rows):
-                        v = y * stride[0] - pad[0] + i * dilation[0]
-                        if v < 0 or v >= height:
-                            continue
-                        for j in range(columns):
+                for i in range(out.shape[4]):
+                    v = y * stride[0] - pad[0] + i * dilation[0]
+                    inside = 0 <= v < height
+                    for x in range(out.shape[3]):
+                        for j in range(out.shape[5]):
                             u = x * stride[1] - pad[1] + j * dilation[1]
-                            if u < 0 or u >= width:
-                                continue
-                            d = delta[p, b, v, u]
-                            if d != 0:
-                                taps = filters[i, j]
-                                for o in range(outputs):
-                                    target[o] += d * taps[o]
+                            out[p, b, y, x, i, j] = delta[p, b, v, u] if inside and 0 <= u < width else 0
 
 
 @_compiled
-def max_pool_rows(delta, base, maximum, kernel, stride, pad, dilation, out):
-    """Change of window maxima, channels last: ``delta [P, B, H, W, C]``, ``out [P, B, h, w, C]``."""
+def disjoint_maxima(delta, gap, owner, kernel, line, out):
+    """``max (gap + d)`` over windows that tile height and width.
+
+    ``delta [P, B, H, W, C]``, ``gap [G, B, H, W, C]`` with perturbation p using ``gap[owner[p]]``,
+    ``out [P, B, h, w, C]``, ``line [W * C]`` scratch.
+    """
     count, batch, height, width, channels = delta.shape
+    long = width * channels
+    flat, base = delta.reshape(count, batch, height, long), gap.reshape(gap.shape[0], batch, height, long)
     for b in range(batch):
         for p in range(count):
             for y in range(out.shape[2]):
+                for i in range(kernel[0]):
+                    d, g = flat[p, b, y * kernel[0] + i], base[owner[p], b, y * kernel[0] + i]
+                    if i == 0:
+                        for w in range(long):
+                            line[w] = g[w] + d[w]
+                    else:
+                        for w in range(long):
+                            value = g[w] + d[w]
+                            line[w] = line[w] if value < line[w] else value
                 for x in range(out.shape[3]):
-                    best, top = out[p, b, y, x], maximum[b, y, x]
-                    first = True
-                    for i in range(kernel[0]):
-                        v = y * stride[0] - pad[0] + i * dilation[0]
-                        if v < 0 or v >= height:
-                            continue
-                        for j in range(kernel[1]):
-                            u = x * stride[1] - pad[1] + j * dilation[1]
-                            if u < 0 or u >= width:
-                                continue
-                            d, z = delta[p, b, v, u], base[b, v, u]
-                            if first:
-                                for c in range(channels):
-                                    best[c] = (z[c] - top[c]) + d[c]
-                            else:
-                                for c in range(channels):
-                                    value = (z[c] - top[c]) + d[c]
-                                    best[c] = best[c] if value < best[c] else value
-                            first = False
-
-
-@_compiled
-def max_pool_channel(delta, base, maximum, channels, kernel, stride, pad, dilation, out):
-    """Change of window maxima of one channel: ``delta [P, B, H, W]``, ``base [C, B, H, W]``, ``out [P, B, h, w]``."""
-    count, batch, height, width = delta.shape
-    for p in range(count):
-        for b in range(batch):
-            d, z, top = delta[p, b], base[channels[p], b], maximum[channels[p], b]
-            for y in range(out.shape[2]):
-                for x in range(out.shape[3]):
-                    best, first = d[0, 0], True
-                    for i in range(kernel[0]):
-                        v = y * stride[0] - pad[0] + i * dilation[0]
-                        if v < 0 or v >= height:
-                            continue
-                        for j in range(kernel[1]):
-                            u = x * stride[1] - pad[1] + j * dilation[1]
-                            if u < 0 or u >= width:
-                                continue
-                            value = (z[v, u] - top[y, x]) + d[v, u]
-                            best = value if first or not (value < best) else best
-                            first = False
-                    out[p, b, y, x] = best
+                    best, first = out[p, b, y, x], x * kernel[1] * channels
+                    for c in range(channels):
+                        best[c] = line[first + c]
+                    for j in range(1, kernel[1]):
+                        for c in range(channels):
+                            value = line[first + j * channels + c]
+                            best[c] = best[c] if value < best[c] else value
 
 
 @_compiled

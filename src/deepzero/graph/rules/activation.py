@@ -26,8 +26,14 @@ def tanh(z: Tensor, d: Tensor) -> Tensor:
 
 
 def sigmoid(z: Tensor, d: Tensor) -> Tensor:
-    """``-expm1(-d) * s(z + d) * (1 - s(z))``, valid for either sign of d."""
-    return -torch.expm1(-d) * torch.sigmoid(z + d) * torch.sigmoid(-z)
+    """``-expm1(-d) * s(z + d) * (1 - s(z))``; the plain difference where d is large and expm1 could overflow."""
+    closed = -torch.expm1(-d.clamp(min=-1)) * torch.sigmoid(z + d) * torch.sigmoid(-z)
+    return torch.where(d < -1, torch.sigmoid(z + d) - torch.sigmoid(z), closed)
+
+
+def exp(z: Tensor, d: Tensor) -> Tensor:
+    """``exp(z) expm1(d)``; the plain difference where d is large and expm1 could overflow."""
+    return torch.where(d > 1, torch.exp(z + d) - torch.exp(z), torch.exp(z) * torch.expm1(d.clamp(max=1)))
 
 
 def silu(z: Tensor, d: Tensor) -> Tensor:
@@ -82,9 +88,9 @@ _register(aten.relu.default, relu)
 _register(aten.tanh.default, tanh)
 _register(aten.sigmoid.default, sigmoid)
 _register(aten.silu.default, silu)
-_register(aten.exp.default, lambda z, d: torch.exp(z) * torch.expm1(d))
-_register(aten.log.default, lambda z, d: torch.log1p(d / z))
-_register(aten.sqrt.default, lambda z, d: d / (torch.sqrt(z + d) + torch.sqrt(z)))
+_register(aten.exp.default, exp)
+_register(aten.log.default, lambda z, d: torch.where(d == 0, 0, torch.log1p(d / z)))
+_register(aten.sqrt.default, lambda z, d: torch.where(d == 0, 0, d / (torch.sqrt(z + d) + torch.sqrt(z))))
 _register(aten.reciprocal.default, lambda z, d: -d / (z * (z + d)))
 
 

@@ -117,8 +117,15 @@ def _input_change(
             return _from_channel(difference, weight, geometry, shape)
         if weight.base.shape[1] == 1 and weight.base.shape[0] == geometry.groups:
             return _depthwise(difference, weight.base, geometry, shape)
-    out = geometry.convolve(fold(difference.dense()), weight.base, geometry.groups)
+    out = geometry.convolve(fold(difference.dense()), _channels_last(weight), geometry.groups)
     return Dense(unfold_count(out, difference.count))
+
+
+def _channels_last(weight: Operand) -> Tensor:
+    """The weight in the memory format of dense differences, once a step."""
+    if weight.base.dim() != 4:
+        return weight.base
+    return weight.value.remember("channels_last", lambda: weight.base.contiguous(memory_format=torch.channels_last))
 
 
 def _from_channel(difference: Channel, weight: Operand, geometry: Geometry, shape: torch.Size) -> Dense:

@@ -122,5 +122,5 @@ def _stacked(call: Call, at: Callable[..., Any], moved: list[Tensor], count: int
 
 def _subtract(new: Tensor, base: Tensor, like: Tensor) -> Tensor:
     if like.is_floating_point():
-        return (new - base).to(like.dtype)
+        return torch.where(new == base, 0, new - base).to(like.dtype)  # infinite entries may stay as they are
     return new.to(torch.int64) - base.to(torch.int64)

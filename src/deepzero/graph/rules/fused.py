@@ -13,7 +13,7 @@ from deepzero.graph.differences import Channel, Dense, Difference, constant_over
 from deepzero.graph.rules.activation import relu
 from deepzero.graph.rules.base import apply_pointwise
 from deepzero.graph.rules.normalization import batch_norm_train, batch_statistics
-from deepzero.graph.rules.pointwise import total
+from deepzero.graph.rules.pointwise import broadcast, total
 
 
 def batch_norm_relu(
@@ -21,14 +21,17 @@ def batch_norm_relu(
 ) -> Difference | None:
     """``relu(batch_norm(x) + residual)`` in train mode; ``call.values`` are batch norm, the relu's input, the relu."""
     affine_differs = any(o is not None and o.difference is not None for o in (weight, bias))
-    if not affine_differs and x.difference is not None:
+    aligned = residual is None or residual.base.shape == x.base.shape
+    if aligned and not affine_differs and x.difference is not None:
         if isinstance(x.difference, Channel) and constant_over(x.difference.delta, _all_but_first(x.difference)):
-            return _relu(call, None if residual is None else residual.difference)
+            return _relu(call, None if residual is None else residual.difference)  # the mean moves along
         fast = _fused(call, x, weight, eps, residual)
         if fast is not None:
             return fast
     normalized = batch_norm_train(call, x, weight, bias, eps)
-    return _relu(call, total([normalized, None if residual is None else residual.difference]))
+    extra = None if residual is None else residual.difference
+    shape = call.values[1].base.shape
+    return _relu(call, total([None if d is None else broadcast(d, shape) for d in (normalized, extra)]))
 
 
 def _all_but_first(difference: Channel) -> tuple[int, ...]:

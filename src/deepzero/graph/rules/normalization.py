@@ -20,6 +20,7 @@ from torch import Tensor
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, constant_over
 from deepzero.graph.rules.base import difference_of, rule
+from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.pointwise import broadcast, scaled_by, total
 
 aten = torch.ops.aten
@@ -115,6 +116,8 @@ def batch_norm(
     """Batch norm with running statistics; in train mode they play no part in the output."""
     if training:
         return (batch_norm_train(call, x, weight, bias, eps),)
+    if mean.difference is not None or var.difference is not None:
+        return fallback(call, x, weight, bias, mean, var, training, momentum, eps)
     return (batch_norm_eval(x, weight, bias, mean, var, eps),)
 
 
@@ -131,6 +134,8 @@ def batch_norm_inference(
     call: Call, x: Operand, weight: Any, bias: Any, mean: Operand, var: Operand, momentum: float, eps: float
 ) -> Outcome:
     """Batch norm in eval mode: affine."""
+    if mean.difference is not None or var.difference is not None:
+        return fallback(call, x, weight, bias, mean, var, momentum, eps)
     return (batch_norm_eval(x, weight, bias, mean, var, eps),)
 
 

@@ -70,7 +70,9 @@ def total(parts: list[Difference | None]) -> Difference | None:
 
 @rule(aten.add.Tensor, aten.add.Scalar)
 def add_rule(call: Call, a: Any, b: Any, *, alpha: float = 1) -> Outcome:
-    """``da + alpha db``."""
+    """``da + alpha db``; a sum of booleans is a logical or."""
+    if call.output.base.dtype == torch.bool:
+        return fallback(call, a, b, alpha=alpha)
     return _signed_sum(call, a, b, 1, alpha)
 
 

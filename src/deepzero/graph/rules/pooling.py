@@ -60,13 +60,13 @@ def max_pool2d(
     kernel, steps = _pair(kernel_size), _pair(stride or kernel_size)
     window = kernels.Window(kernel, steps, _pair(padding), _pair(dilation))
     if isinstance(difference, Channel) and difference.axis == 1:
-        fast = kernels.max_pool_channel(difference, x.value, call.output, window)
-        if fast is None:
-            fast = max_change(difference.of(x.base), difference.delta, difference.of(call.output.base), window)
-        return Channel(1, difference.channels, fast, call.output.base.shape)
-    delta = difference.dense()
-    fast = kernels.max_pool_dense(delta, x.value, call.output, window)
-    return Dense(max_change(x.base, delta, call.output.base, window) if fast is None else fast)
+        out = kernels.max_pool(difference, x.value, call.output, window)
+        if out is None:
+            out = max_change(difference.of(x.base), difference.delta, difference.of(call.output.base), window)
+        return Channel(1, difference.channels, out, call.output.base.shape)
+    dense = Dense(difference.dense())
+    out = kernels.max_pool(dense, x.value, call.output, window)
+    return Dense(max_change(x.base, dense.delta, call.output.base, window) if out is None else out)
 
 
 def max_change(z: Tensor, d: Tensor, maximum: Tensor, window: kernels.Window) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot
 from deepzero.graph.rules.base import linear_in_each, normal_dim, rule
+from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.pointwise import broadcast
 
 aten = torch.ops.aten
@@ -217,10 +218,11 @@ def rearrangement(call: Call, *args: Any, **kwargs: Any) -> Outcome:
 
 
 @rule(aten.embedding.default)
-def embedding(call: Call, weight: Operand, indices: Operand, *_: Any) -> Outcome:
+def embedding(call: Call, weight: Operand, indices: Operand, *options: Any) -> Outcome:
     """A one-hot difference of the table sits on one feature, at the positions that look its row up."""
     difference = weight.difference
-    assert difference is not None
+    if difference is None or indices.difference is not None:
+        return fallback(call, weight, indices, *options)
     if not isinstance(difference, OneHot):
         return Dense(torch.func.vmap(lambda w: F.embedding(indices.base, w))(difference.dense()))
     rows, features = difference.positions()

@@ -21,13 +21,24 @@ MEAN, SUM = 1, 2
 
 
 def normaliser_change(p: Tensor, d: Tensor, dim: int) -> Tensor:
-    """Change of ``log sum exp`` along ``dim`` (kept), from the softmax p of the base."""
+    """Change of ``log sum exp`` along ``dim`` (kept), from the softmax p of the base.
+
+    Large differences, where expm1 could overflow, take the plain form; it does not cancel there.
+    """
+    if large(d):
+        return torch.logsumexp(p.log() + d, dim, keepdim=True)
     return torch.log1p((p * torch.expm1(d)).sum(dim, keepdim=True))
+
+
+def large(d: Tensor) -> bool:
+    """Whether some difference is of the order of the values themselves."""
+    return bool((d.abs() > 1).any())
 
 
 def softmax_change(p: Tensor, d: Tensor, dim: int) -> Tensor:
     """``softmax(z + d) - softmax(z)``."""
-    return p * torch.expm1(d - normaliser_change(p, d, dim))
+    change = d - normaliser_change(p, d, dim)
+    return (p.log() + change).exp() - p if large(change) else p * torch.expm1(change)
 
 
 @rule(aten.softmax.int, aten._softmax.default)
@@ -90,7 +101,7 @@ def nll_loss(
     ignore_index: int = -100,
 ) -> Outcome:
     """``-d_y`` per sample."""
-    if weight is not None:
+    if weight is not None or target.difference is not None:
         return fallback(call, x, target, weight, reduction, ignore_index)
     assert x.difference is not None
     dim = 1 if x.base.dim() > 1 else 0
