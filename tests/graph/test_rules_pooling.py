@@ -1,0 +1,50 @@
+"""Pooling of every geometry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from every_kind import Op, check_each, groups
+from torch import Tensor
+
+POOLING: dict[str, Op] = {
+    "max": lambda z: F.max_pool2d(z, 2),
+    "max_overlapping": lambda z: F.max_pool2d(z, 3, stride=2),
+    "max_stride_one": lambda z: F.max_pool2d(z, 3, stride=1, padding=1),
+    "max_rectangular": lambda z: F.max_pool2d(z, (3, 2), stride=(1, 2), padding=(1, 0)),
+    "max_padded": lambda z: F.max_pool2d(z, 3, stride=2, padding=1),
+    "max_ceil": lambda z: F.max_pool2d(z, 2, ceil_mode=True),
+    "max_ceil_padded": lambda z: F.max_pool2d(z, 3, stride=2, padding=1, ceil_mode=True),
+    "max_dilated": lambda z: F.max_pool2d(z, 2, stride=1, dilation=2),
+    "max_dilated_padded": lambda z: F.max_pool2d(z, 3, stride=2, dilation=2, padding=1),
+    "max_indices": lambda z: torch.mul(*F.max_pool2d(z, 2, return_indices=True)),
+    "max_1d": lambda z: F.max_pool1d(z.flatten(2), 3, stride=2, padding=1),
+    "max_1d_dilated": lambda z: F.max_pool1d(z.flatten(2), 3, dilation=2),
+    "max_3d": lambda z: F.max_pool3d(z.unsqueeze(2), (1, 2, 2)),
+    "max_one_sample": lambda z: F.max_pool2d(z[0], 2),
+    "max_of_relu": lambda z: F.max_pool2d(F.relu(z), 2),
+    "average": lambda z: F.avg_pool2d(z, 2),
+    "average_overlapping": lambda z: F.avg_pool2d(z, 3, stride=2),
+    "average_padded": lambda z: F.avg_pool2d(z, 3, stride=2, padding=1),
+    "average_without_padding": lambda z: F.avg_pool2d(z, 3, stride=2, padding=1, count_include_pad=False),
+    "average_ceil": lambda z: F.avg_pool2d(z, 2, ceil_mode=True),
+    "average_divisor": lambda z: F.avg_pool2d(z, 2, divisor_override=3),
+    "average_1d": lambda z: F.avg_pool1d(z.flatten(2), 3, stride=2, padding=1),
+    "average_3d": lambda z: F.avg_pool3d(z.unsqueeze(2), (1, 2, 2)),
+    "average_one_sample": lambda z: F.avg_pool2d(z[0], 2),
+    "average_1d_one_sample": lambda z: F.avg_pool1d(z[0].flatten(1), 2),
+    "adaptive_average": lambda z: F.adaptive_avg_pool2d(z, (3, 2)),
+    "adaptive_average_uneven": lambda z: F.adaptive_avg_pool2d(z, (4, 3)),
+    "adaptive_average_one": lambda z: F.adaptive_avg_pool2d(z, 1),
+    "adaptive_average_1d": lambda z: F.adaptive_avg_pool1d(z.flatten(2), 7),
+    "adaptive_average_3d": lambda z: F.adaptive_avg_pool3d(z.unsqueeze(2), (1, 2, 2)),
+    "adaptive_max": lambda z: F.adaptive_max_pool2d(z, (3, 2)),
+    "adaptive_max_1d": lambda z: F.adaptive_max_pool1d(z.flatten(2), 7),
+    "lp": lambda z: F.lp_pool2d(z.square() + 0.1, 2, 2),
+}
+
+
+@pytest.mark.parametrize("ops", groups(POOLING))
+def test_pooling(ops: dict[str, Op]) -> None:
+    check_each(ops)

@@ -1,0 +1,98 @@
+"""What the tests of the core share: the sequential oracle beside the fast path, and a model that meets every kind of difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import deepzero as dz
+from deepzero.coordinates import Coordinates
+
+STEP = 1e-2
+TOLERANCE = 1e-9
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
+
+
+def initialize(model: nn.Module, seed: int = 1, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Every floating-point parameter and buffer drawn anew, so that no test depends on the global generator."""
+    model.to(dtype)
+    generator = seeded(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan_in = max(1, parameter[0].numel() if parameter.dim() > 1 else 1)
+            draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(draw / math.sqrt(fan_in) if parameter.dim() > 1 else 0.6 + 0.3 * draw)
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point() and name.endswith(("running_mean", "running_var")):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def ramp_loss(output: Tensor, target: Any) -> Tensor:
+    """A linear functional with a different weight on every entry: a misplaced entry shows."""
+    weights = torch.cos(1.7 * torch.arange(output.numel(), dtype=torch.float64) + 0.3)
+    return (output.to(torch.float64).reshape(-1) * weights).sum()
+
+
+def some_coordinates(model: nn.Module, most: int = 40, seed: int = 5) -> Coordinates:
+    """At most ``most`` coordinates of each trainable parameter."""
+    generator = seeded(seed)
+    return Coordinates({
+        name: torch.randperm(p.numel(), generator=generator)[:most]
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    })
+
+
+def estimate(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    x: Any,
+    y: Any,
+    evaluator: Any,
+    *,
+    step_size: float = STEP,
+    **options: Any,
+) -> dz.Estimate:
+    return dz.CGE(model, loss=loss, step_size=step_size, evaluator=evaluator, **options).estimate(x, y)
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = TOLERANCE) -> None:
+    """Gradients agree to ``tolerance`` times the largest entry of all."""
+    assert found.keys() == expected.keys()
+    largest = max((float(g.abs().max()) for g in expected.values() if g.numel()), default=0.0)
+    for name, value in expected.items():
+        error = float((found[name] - value).abs().max())
+        assert error <= tolerance * max(largest, 1e-3), f"{name}: off by {error:.3e}, largest entry {largest:.3e}"
+
+
+def assert_agrees(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    x: Any,
+    y: Any = torch.zeros(1),
+    *,
+    tolerance: float = TOLERANCE,
+    nonzero: bool = True,
+    **options: Any,
+) -> dz.Estimate:
+    """Difference propagation gives what one full forward a query gives; returns the propagated estimate."""
+    expected = estimate(model, loss, x, y, dz.SequentialEvaluator(), **options)
+    found = estimate(model, loss, x, y, dz.PropagationEvaluator(verify=False), **options)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=1e-12)
+    assert_close(found.gradients, expected.gradients, tolerance)
+    assert found.queries == expected.queries
+    if nonzero:
+        assert any(bool(g.abs().max() > 1e-6) for g in expected.gradients.values()), "the case tests nothing"
+    return found
