@@ -77,7 +77,9 @@ class Coordinates(Mapping[str, Tensor]):
                 )
             shape = self._shapes.get(name, parameters[name].shape)
             if shape != parameters[name].shape:
-                raise InvalidInputError(f"mask of {name} must have shape {tuple(parameters[name].shape)}, got {tuple(shape)}")
+                raise InvalidInputError(
+                    f"mask of {name} must have shape {tuple(parameters[name].shape)}, got {tuple(shape)}"
+                )
             if int(index[-1]) >= parameters[name].numel():
                 raise InvalidInputError(
                     f"coordinates of {name} reach index {int(index[-1])}, but it has {parameters[name].numel()} entries"
@@ -99,7 +101,8 @@ class Coordinates(Mapping[str, Tensor]):
 def _checked(name: str, index: Tensor) -> Tensor:
     if index.dtype != torch.int64 or index.dim() != 1:
         raise InvalidInputError(
-            f"coordinates of {name} must be a 1-D int64 tensor of flat indices, got {index.dtype} of shape {tuple(index.shape)}"
+            f"coordinates of {name} must be a 1-D int64 tensor of flat indices, "
+            f"got {index.dtype} of shape {tuple(index.shape)}"
         )
     index = torch.unique(index.cpu())
     if int(index[0]) < 0:

@@ -123,7 +123,9 @@ class Estimator:
         expected, found = self._fixed(), state["fixed"]
         if expected != found:
             changed = ", ".join(f"{k}: {found.get(k)!r} -> {v!r}" for k, v in expected.items() if found.get(k) != v)
-            raise CheckpointError(f"the checkpoint was made by another estimator ({changed}); resume with the same options")
+            raise CheckpointError(
+                f"the checkpoint was made by another estimator ({changed}); resume with the same options"
+            )
         self.step, self.epoch, self.queries = state["step"], state["epoch"], state["queries"]
         self.evaluator.load_state_dict(state["evaluator"])
 
@@ -204,7 +206,8 @@ def RGE(  # noqa: N802 - the field's name
 ) -> Estimator:
     """Randomized gradient estimation (eq. (1) left of Chen et al., 2024).
 
-    .. math:: \\hat\\nabla\\ell(\\theta) = \\frac{1}{q} \\sum_{k=1}^q \\frac{\\ell(\\theta + \\mu u_k) - \\ell(\\theta)}{\\mu} u_k,
+    .. math:: \\hat\\nabla\\ell(\\theta) = \\frac{1}{q} \\sum_{k=1}^q
+        \\frac{\\ell(\\theta + \\mu u_k) - \\ell(\\theta)}{\\mu} u_k,
         \\qquad u_k \\sim N(0, I)
 
     Args:

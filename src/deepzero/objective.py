@@ -105,8 +105,8 @@ class BlackBox:
     """Any callable ``fn(params) -> float``; nothing inside needs torch.
 
     Args:
-        fn: takes a dict of arrays shaped like ``params`` (NumPy arrays where ``params`` gave NumPy arrays, tensors where
-            it gave tensors), followed by whatever ``zo.backward`` is given; returns the loss as a number.
+        fn: takes a dict of arrays shaped like ``params`` (NumPy arrays where ``params`` gave NumPy arrays, else
+            tensors), followed by whatever ``zo.backward`` is given; returns the loss as a number.
         params: starting values by name, tensors or NumPy arrays. They are updated in place by the optimizer; give
             ``box.optimizer_parameters()`` to it.
 

@@ -1,4 +1,4 @@
-"""Randomness as an argument: seeds derived from names and numbers, and a scope that leaves the global generators alone."""
+"""Randomness as an argument: derived seeds, and a scope that leaves the global generators alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def derive_seed(*parts: int | str) -> int:
 
 @contextmanager
 def seeded_scope(seed: int, device: torch.device) -> Iterator[None]:
-    """Run a block whose draws from the global generators start from ``seed``; afterwards the generators are as before."""
+    """Run a block whose draws from the global generators start from ``seed``; afterwards they are as before."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

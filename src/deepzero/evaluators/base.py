@@ -32,7 +32,12 @@ class Evaluator(Protocol):
     """Computes loss differences. All evaluators give the same numbers up to rounding."""
 
     def measure(
-        self, objective: Objective, batch: tuple[Any, ...], perturbations: Perturbations, offsets: Sequence[float], seed: int
+        self,
+        objective: Objective,
+        batch: tuple[Any, ...],
+        perturbations: Perturbations,
+        offsets: Sequence[float],
+        seed: int,
     ) -> Measurement:
         """Loss differences of all perturbations at all offsets :math:`t_j`; nothing is mutated."""
         ...

@@ -27,17 +27,25 @@ class BatchedEvaluator:
         self.chunk = validation.count("chunk", chunk)
 
     def measure(
-        self, objective: Objective, batch: tuple[Any, ...], perturbations: Perturbations, offsets: Sequence[float], seed: int
+        self,
+        objective: Objective,
+        batch: tuple[Any, ...],
+        perturbations: Perturbations,
+        offsets: Sequence[float],
+        seed: int,
     ) -> Measurement:
         """Loss differences of random directions on a network."""
         if not isinstance(objective, NetworkObjective) or not isinstance(perturbations, RandomPerturbations):
             raise InvalidInputError(
-                "BatchedEvaluator evaluates random directions (RGE) on an nn.Module; use evaluator=dz.SequentialEvaluator() here"
+                "BatchedEvaluator evaluates random directions (RGE) on an nn.Module; "
+                "use evaluator=dz.SequentialEvaluator() here"
             )
         parameters = objective.parameters()
         base = objective.evaluate(parameters, batch, seed=seed)
         require_finite_base(base.loss)
-        rows = [self._losses(objective, parameters, batch, perturbations, offset, seed) - base.loss for offset in offsets]
+        rows = [
+            self._losses(objective, parameters, batch, perturbations, offset, seed) - base.loss for offset in offsets
+        ]
         return Measurement(base.loss, torch.stack(rows), base.buffers)
 
     def _losses(
@@ -69,9 +77,7 @@ def stacked_losses(objective: NetworkObjective, stacked: Parameters, batch: tupl
     """Losses ``[P]`` (float64) at ``P`` stacked parameter sets; every set sees the same dropout masks."""
     x, y = split_batch(batch)
     copies = next(iter(stacked.values())).shape[0]
-    buffers = {
-        name: b.detach().expand(copies, *b.shape).clone() for name, b in objective.model.named_buffers()
-    }
+    buffers = {name: b.detach().expand(copies, *b.shape).clone() for name, b in objective.model.named_buffers()}
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
         return objective.loss_value(torch.func.functional_call(objective.model, parameters, (x,)), y)

@@ -37,7 +37,7 @@ class PropagationEvaluator:
         memory_budget: bytes that an estimate may take beyond model and batch; never exceeded. Default 2 GiB.
         workers: chunks in flight on a CPU, one thread each; default ``torch.get_num_threads()``. The numbers do not
             depend on it.
-        chunk_bytes: bytes of differences that a chunk should hold at its peak; the default suits the cache of the device.
+        chunk_bytes: bytes of differences that a chunk should hold at its peak; the default suits the device.
         verify: compare a few coordinates with the sequential oracle before the first step.
 
     The graph is exported once for each shape of batch and mode of the model.
@@ -59,12 +59,18 @@ class PropagationEvaluator:
         self._query_bytes: dict[str, dict[str, int]] = {}
 
     def measure(
-        self, objective: Objective, batch: tuple[Any, ...], perturbations: Perturbations, offsets: Sequence[float], seed: int
+        self,
+        objective: Objective,
+        batch: tuple[Any, ...],
+        perturbations: Perturbations,
+        offsets: Sequence[float],
+        seed: int,
     ) -> Measurement:
         """Loss differences of coordinate perturbations, chunk by chunk."""
         if not isinstance(objective, NetworkObjective) or not isinstance(perturbations, CoordinatePerturbations):
             raise InvalidInputError(
-                "PropagationEvaluator evaluates coordinates (CGE) on an nn.Module; use evaluator=dz.SequentialEvaluator() here"
+                "PropagationEvaluator evaluates coordinates (CGE) on an nn.Module; "
+                "use evaluator=dz.SequentialEvaluator() here"
             )
         program = self.program(objective, batch)
         values = self.base_values(program, objective, batch, seed)
@@ -84,7 +90,7 @@ class PropagationEvaluator:
 
         parallel_map(work, jobs, workers, device)
         buffers = {name: values[node].base for name, node in program.graph.buffer_updates.items()}
-        return Measurement(base_loss(program, objective, batch, values), differences, buffers)
+        return Measurement(base_loss(program, values), differences, buffers)
 
     def program(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Program:
         """The exported and compiled graph for this shape of batch and mode of the model."""
@@ -99,7 +105,7 @@ class PropagationEvaluator:
         """The base forward of a step."""
         inputs = graph_inputs(program.graph, objective, batch)
         values = run(program.graph, inputs, keep=program.kept, seed=seed, device=device_of(objective.parameters()))
-        require_finite_base(base_loss(program, objective, batch, values))
+        require_finite_base(base_loss(program, values))
         return values
 
     def costs(self, objective: NetworkObjective, *batch: Any, offset: float = 5e-3, repeats: int = 3) -> CostTable:
@@ -185,9 +191,10 @@ class PropagationEvaluator:
         self._query_bytes = {key: dict(sizes) for key, sizes in state["query_bytes"].items()}
 
 
-def base_loss(program: Program, objective: NetworkObjective, batch: tuple[Any, ...], values: Values) -> Tensor:
+def base_loss(program: Program, values: Values) -> Tensor:
     """The base loss, 0-dim float64."""
-    return values[program.graph.output].base.double().mean()
+    loss: Tensor = values[program.graph.output].base
+    return loss.double().mean()
 
 
 def _signature(objective: NetworkObjective, batch: tuple[Any, ...]) -> str:

@@ -19,7 +19,12 @@ class SequentialEvaluator:
     """
 
     def measure(
-        self, objective: Objective, batch: tuple[Any, ...], perturbations: Perturbations, offsets: Sequence[float], seed: int
+        self,
+        objective: Objective,
+        batch: tuple[Any, ...],
+        perturbations: Perturbations,
+        offsets: Sequence[float],
+        seed: int,
     ) -> Measurement:
         """Loss differences by ``1 + len(offsets) * len(perturbations)`` evaluations."""
         parameters = objective.parameters()

@@ -29,7 +29,8 @@ class Value:
 
     def channel_first(self, axis: int) -> Tensor:
         """A contiguous copy of the base value with its channel axis in front."""
-        return self.remember(f"channel_first{axis}", lambda: self.base.movedim(axis, 0).contiguous())
+        copy: Tensor = self.remember(f"channel_first{axis}", lambda: self.base.movedim(axis, 0).contiguous())
+        return copy
 
 
 @dataclass(frozen=True, eq=False)

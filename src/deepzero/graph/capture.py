@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
 
 from deepzero.errors import GraphError
 from deepzero.objective import Loss, NetworkObjective
@@ -42,7 +43,7 @@ class Node:
     def inputs(self) -> list[Node]:
         """The nodes among the arguments, in order."""
         found: list[Node] = []
-        fx.node.map_aggregate((self.args, self.kwargs), lambda a: found.append(a) if isinstance(a, Node) else None)  # type: ignore[arg-type,func-returns-value]
+        fx.node.map_aggregate((self.args, self.kwargs), lambda a: found.append(a) if isinstance(a, Node) else None)
         return found
 
     def __repr__(self) -> str:
@@ -137,7 +138,7 @@ def _convert(program: torch.export.ExportedProgram, objective: NetworkObjective)
             node = made[old] = Node(old.name, _placeholder, (), {})
             inputs[node] = _input_kind(next(specs), batch_index, canonical, program, constants)
         elif old.op == "call_function":
-            args, kwargs = fx.node.map_arg((old.args, old.kwargs), lambda n: made[n])
+            args, kwargs = pytree.tree_map(lambda a: made[a] if isinstance(a, fx.Node) else a, (old.args, old.kwargs))
             node = made[old] = Node(old.name, old.target, args, dict(kwargs), _source(old))
             nodes.append(node)
         elif old.op != "output":
@@ -155,13 +156,15 @@ def _with_outputs(
     returned = program.graph.output_node().args[0]
     updates: dict[str, Node] = {}
     output: Node | None = None
-    for spec, value in zip(program.graph_signature.output_specs, returned, strict=True):  # type: ignore[arg-type]
+    for spec, value in zip(program.graph_signature.output_specs, returned, strict=True):
         if spec.kind == OutputKind.BUFFER_MUTATION:
-            updates[str(spec.target).removeprefix("model.")] = made[value]  # type: ignore[index]
+            updates[str(spec.target).removeprefix("model.")] = made[value]
         elif spec.kind == OutputKind.USER_OUTPUT and isinstance(value, fx.Node):
             output = made[value]
         else:
-            raise GraphError(f"the model changes {spec.target or 'its inputs'} in place; only buffers may change in a forward")
+            raise GraphError(
+                f"the model changes {spec.target or 'its inputs'} in place; only buffers may change in a forward"
+            )
     if output is None:
         raise GraphError("the loss does not depend on the model or the batch")
     return Graph(inputs, nodes, output, updates, constants)

@@ -150,7 +150,7 @@ def fold(delta: Tensor) -> Tensor:
 
 def unfold_count(folded: Tensor, count: int) -> Tensor:
     """``[P * B, ...] -> [P, B, ...]``."""
-    return folded.unflatten(0, (count, -1))
+    return folded.reshape(count, -1, *folded.shape[1:])
 
 
 def constant_over(delta: Tensor, dims: tuple[int, ...]) -> bool:

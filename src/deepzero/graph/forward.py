@@ -21,7 +21,7 @@ Values = dict[Node, Value]
 def graph_inputs(
     graph: Graph, objective: NetworkObjective, batch: tuple[Any, ...], dtype: torch.dtype | None = None
 ) -> dict[Node, Any]:
-    """Values of the graph's inputs: live parameters and buffers, the batch, constants; floats cast to ``dtype`` if given."""
+    """Values of the graph's inputs: live parameters and buffers, the batch, constants; floats in ``dtype`` if given."""
     model = objective.model
     sources: dict[str, Mapping[Any, Any]] = {
         "parameter": dict(model.named_parameters()),
@@ -58,8 +58,8 @@ def _call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return node.target(*args, **kwargs)
     except IndexError as error:
         raise InvalidInputError(
-            f"{node.name} looks up an index that is out of range: {error} (class labels and token ids must lie in "
-            f"[0, number of classes or rows); input shapes here: {[tuple(a.shape) for a in args if isinstance(a, Tensor)]})"
+            f"{node.name} looks up an index that is out of range: {error}; class labels and token ids must lie in "
+            f"[0, number of classes or rows), shapes here: {[tuple(a.shape) for a in args if isinstance(a, Tensor)]}"
         ) from error
 
 
@@ -77,8 +77,9 @@ def _last_uses(graph: Graph, kept: set[Node]) -> dict[Node, list[Node]]:
 
 def substitute(node: Node, function: Callable[[Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a node with nodes replaced."""
-    return fx.node.map_aggregate(  # type: ignore[return-value]
-        (node.args, node.kwargs), lambda a: function(a) if isinstance(a, Node) else a  # type: ignore[arg-type]
+    return fx.node.map_aggregate(
+        (node.args, node.kwargs),
+        lambda a: function(a) if isinstance(a, Node) else a,
     )
 
 

@@ -45,7 +45,8 @@ def channels_last(stacked: Tensor) -> Tensor:
 
 def base_rows(value: Value) -> Tensor:
     """A base value ``[B, C, ...]`` as contiguous ``[B, ..., C]``, once a step."""
-    return value.remember("rows", lambda: value.base.movedim(1, -1).contiguous())
+    rows: Tensor = value.remember("rows", lambda: value.base.movedim(1, -1).contiguous())
+    return rows
 
 
 def base_channels(value: Value) -> Tensor:
@@ -89,7 +90,14 @@ def normalize_relu_channel(
 
 
 def normalize_relu_dense(
-    delta: Tensor, centred: Value, scale: Tensor, gamma: Tensor | None, before: Value, extra: Tensor | None, *, overwrite: bool
+    delta: Tensor,
+    centred: Value,
+    scale: Tensor,
+    gamma: Tensor | None,
+    before: Value,
+    extra: Tensor | None,
+    *,
+    overwrite: bool,
 ) -> Tensor | None:
     """``relu(bn(.) + extra)`` of a dense difference ``[P, B, C, ...]``, train mode."""
     if not applies(delta, before.base):
@@ -142,7 +150,7 @@ def convolve_channel(difference: Channel, weight: Operand, geometry: Geometry, s
 def shifted_slices(
     padded: Tensor, geometry: Geometry, shape: torch.Size, features: Tensor, taps: Sequence[Tensor], values: Tensor
 ) -> Tensor | None:
-    """``[P, B, h, w]``: the shifted slice of ``padded [I, B, H, W]`` that each one-hot weight multiplies, times its value."""
+    """``[P, B, h, w]``: the slice of ``padded [I, B, H, W]`` that each one-hot weight multiplies, times its value."""
     if geometry.ndim != 2 or not applies(padded, values):
         return None
     out = padded.new_empty(values.numel(), padded.shape[1], *shape[2:])
@@ -159,14 +167,16 @@ def max_pool(difference: Channel | Dense, base: Value, maximum: Value, window: W
     if not (tiles and exact) or not applies(difference.delta, base.base):
         return None
     gap = base.remember(f"gap{window}", lambda: _gap(base.base, maximum.base, window))
-    single = isinstance(difference, Channel)
-    delta = difference.delta.contiguous().unsqueeze(-1) if single else channels_last(difference.delta)
-    owner = difference.channels if single else torch.zeros(difference.count, dtype=torch.int64)
-    gap = base.remember(f"channel gap{window}", lambda: gap.movedim(-1, 0).contiguous().unsqueeze(-1)) if single else gap[None]
+    if isinstance(difference, Channel):
+        delta, owner = difference.delta.contiguous().unsqueeze(-1), difference.channels
+        gap = base.remember(f"channel gap{window}", lambda: gap.movedim(-1, 0).contiguous().unsqueeze(-1))
+    else:
+        delta, owner = channels_last(difference.delta), torch.zeros(difference.count, dtype=torch.int64)
+        gap = gap.unsqueeze(0)
     out = delta.new_empty(*delta.shape[:2], *maximum.base.shape[2:], delta.shape[-1])
     line = delta.new_empty(width * delta.shape[-1])
     loops.disjoint_maxima(delta.numpy(), gap.numpy(), owner.numpy(), window.kernel, line.numpy(), out.numpy())
-    return out.squeeze(-1) if single else out.movedim(-1, 2)
+    return out.squeeze(-1) if isinstance(difference, Channel) else out.movedim(-1, 2)
 
 
 def _gap(base: Tensor, maximum: Tensor, window: Window) -> Tensor:

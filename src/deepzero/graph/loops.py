@@ -55,7 +55,7 @@ def channel_sums(delta, centred, channels, out):
 
 @_compiled
 def affine_relu(data, centred, before, slope, tilt, shift):
-    """In place, ``d -> relu(y + v) - relu(y)`` with ``v = slope d + tilt c + shift`` and y the base value before the relu.
+    """In place, ``d -> relu(y + v) - relu(y)`` with ``v = slope d + tilt c + shift``, y being the relu's base input.
 
     The difference of relus is ``max(v + min(y, 0), -max(y, 0))``.
     """
@@ -104,7 +104,7 @@ def channel_affine_relu(delta, centred, before, channels, slope, tilt, shift, ou
 
 @_compiled
 def patches(delta, stride, pad, dilation, out):
-    """The patches that a kernel sees of one channel: ``delta [P, B, H, W]`` to ``out [P, B, h, w, k, k]``, zero padded."""
+    """The zero-padded patches that a kernel sees of one channel: ``delta [P, B, H, W]``, ``out [P, B, h, w, k, k]``."""
     count, batch, height, width = delta.shape
     for p in range(count):
         for b in range(batch):
@@ -119,7 +119,7 @@ def patches(delta, stride, pad, dilation, out):
 
 
 @_compiled
-def disjoint_maxima(delta, gap, owner, kernel, line, out):
+def disjoint_maxima(delta, gap, owner, kernel, line, out):  # noqa: C901 - one loop nest, compiled as a whole
     """``max (gap + d)`` over windows that tile height and width.
 
     ``delta [P, B, H, W, C]``, ``gap [G, B, H, W, C]`` with perturbation p using ``gap[owner[p]]``,
@@ -152,7 +152,7 @@ def disjoint_maxima(delta, gap, owner, kernel, line, out):
 
 @_compiled
 def shifted_slices(padded, features, rows, columns, values, stride, dilation, out):
-    """``out[p] = values[p] * padded[features[p], :, shifted window]`` with ``padded [I, B, H, W]``, ``out [P, B, h, w]``."""
+    """``out[p] = values[p] * padded[features[p], :, window]``: ``padded [I, B, H, W]``, ``out [P, B, h, w]``."""
     for p in range(out.shape[0]):
         source = padded[features[p]]
         top, left = rows[p] * dilation[0], columns[p] * dilation[1]

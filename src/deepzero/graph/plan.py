@@ -40,8 +40,6 @@ class Chunk:
 
 def query_bytes(program: Program, values: Values, parameter: str, offset: float) -> int:
     """Bytes that one perturbation of a parameter holds at its peak, read off a propagation of one coordinate."""
-
-
     peak = 0
 
     def meter(live: int, newest: int) -> None:
@@ -53,7 +51,9 @@ def query_bytes(program: Program, values: Values, parameter: str, offset: float)
     return max(peak, 1)
 
 
-def chunk_sizes(bytes_per_query: Mapping[str, int], *, target: int, available: int, workers: int) -> tuple[dict[str, int], int]:
+def chunk_sizes(
+    bytes_per_query: Mapping[str, int], *, target: int, available: int, workers: int
+) -> tuple[dict[str, int], int]:
     """Perturbations per chunk for each parameter, and how many workers fit.
 
     Args:
@@ -78,9 +78,9 @@ def chunk_sizes(bytes_per_query: Mapping[str, int], *, target: int, available: i
 
 def cut(perturbations: CoordinatePerturbations, sizes: Mapping[str, int]) -> list[Chunk]:
     """All directions of a step in chunks, parameter after parameter."""
-    chunks = []
+    chunks: list[Chunk] = []
     for name, indices in perturbations.coordinates.items():
         first = perturbations.start(name)
-        for begin in range(0, len(indices), sizes[name]):
-            chunks.append(Chunk(name, indices[begin : begin + sizes[name]], first + begin))
+        size = sizes[name]
+        chunks += [Chunk(name, indices[b : b + size], first + b) for b in range(0, len(indices), size)]
     return chunks

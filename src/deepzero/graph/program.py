@@ -100,7 +100,9 @@ def _require_inputs(graph: Graph, parameters: Mapping[str, Tensor]) -> None:
     for constant, value in graph.constants.items():
         name = owned.get(value.untyped_storage().data_ptr())
         if name is not None:
-            raise GraphError(f"parameter {name} enters the graph as the constant {constant}: use it without .data or .detach()")
+            raise GraphError(
+                f"parameter {name} enters the graph as the constant {constant}: use it without .data or .detach()"
+            )
     absent = sorted(set(parameters) - set(graph.parameter_inputs().values()))
     if absent:
         raise GraphError(f"parameters {', '.join(absent)} do not appear in the exported graph")
@@ -148,8 +150,9 @@ def _require_rule(step: Step, parameter: str, path: Mapping[Node, Node | None]) 
     else:
         return
     raise GraphError(
-        f"a perturbation of {parameter} cannot be followed: {target} {reason}.\n  path: {_trail(step.node, path, parameter)}\n"
-        f"  at: {step.node.source or 'unknown'}\nAdd a rule (see CONTRIBUTING) or use evaluator=dz.SequentialEvaluator()"
+        f"a perturbation of {parameter} cannot be followed: {target} {reason}.\n"
+        f"  path: {_trail(step.node, path, parameter)}\n  at: {step.node.source or 'unknown'}\n"
+        "Add a rule (see CONTRIBUTING) or use evaluator=dz.SequentialEvaluator()"
     )
 
 

@@ -32,7 +32,8 @@ def loss_differences(
     change = live.get(output)
     if change is None:
         return torch.zeros(len(indices), dtype=torch.float64, device=indices.device)
-    return entries(change).sum(1, dtype=torch.float64) / max(1, values[output].base.numel())
+    base: Tensor = values[output].base
+    return entries(change).sum(1, dtype=torch.float64) / base.numel()
 
 
 def _one_hot(base: Tensor, indices: Tensor, offset: float) -> OneHot:
@@ -55,7 +56,7 @@ def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
     def operand(argument: Any) -> Any:
         return Operand(values[argument], live.get(argument)) if isinstance(argument, Node) else argument
 
-    args, kwargs = fx.node.map_aggregate((step.args, step.kwargs), operand)  # type: ignore[misc,arg-type]
+    args, kwargs = fx.node.map_aggregate((step.args, step.kwargs), operand)
     call = Call(step.node, tuple(values[part] for part in step.parts), step.overwrite)
     outcome = step.rule(call, *args, **kwargs)  # type: ignore[misc]
     if isinstance(outcome, tuple) and all(o is None for o in outcome):

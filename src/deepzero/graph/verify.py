@@ -114,6 +114,6 @@ def _compare(expected: Tensor, found: Tensor, loss: Tensor, dtype: torch.dtype |
         ]
         raise VerificationError(
             "difference propagation disagrees with the sequential oracle:\n" + "\n".join(rows) + "\n"
-            "Either the model is not a deterministic function of its parameters (run `deepzero doctor`), or a difference rule "
-            "is wrong (please report it). evaluator=dz.SequentialEvaluator() is safe in both cases"
+            "Either the model is not a deterministic function of its parameters (run `deepzero doctor`), or a "
+            "difference rule is wrong (please report it). evaluator=dz.SequentialEvaluator() is safe in both cases"
         )

@@ -23,7 +23,7 @@ class Perturbations(Protocol):
         ...
 
     def combine(self, slopes: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """The gradient estimate from the slopes ``[K]``, accumulated in ``dtype``, in the parameters' dtype and shape."""
+        """The gradient estimate from the slopes ``[K]``, accumulated in ``dtype``, then in the parameters' own."""
         ...
 
     def describe(self, k: int) -> str:

@@ -15,7 +15,7 @@ from deepzero.objective import Parameters
 class CoordinatePerturbations:
     """Unit vectors :math:`e_i` for :math:`i` in a set of coordinates, in the order of the set.
 
-    The estimate is :math:`\\hat\\nabla\\ell = \\sum_{i \\in S} s_i e_i` with slopes :math:`s_i`; it is 0 outside the set.
+    The estimate is :math:`\\hat\\nabla\\ell = \\sum_{i \\in S} s_i e_i` with slopes :math:`s_i`, and 0 outside.
     """
 
     def __init__(self, coordinates: Coordinates, parameters: Parameters) -> None:

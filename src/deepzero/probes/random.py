@@ -34,7 +34,7 @@ class RandomPerturbations:
 
     The estimate is :math:`\\hat\\nabla\\ell = \\frac{c}{q} \\sum_k s_k u_k` with slopes :math:`s_k`; :math:`c = 1` for
     gaussian (:math:`N(0, I)`, the paper's) and rademacher directions, :math:`c = d` for directions uniform on the unit
-    sphere of :math:`R^d`. In all three cases :math:`E[c\\,u u^T] = I`, so the estimate of a linear function is unbiased.
+    sphere of :math:`R^d`. In all three cases :math:`E[c\\,u u^T] = I`: a linear function is estimated without bias.
     """
 
     def __init__(self, queries: int, distribution: str, seed: int, parameters: Parameters) -> None:
@@ -66,7 +66,9 @@ class RandomPerturbations:
     def displace(self, parameters: Parameters, k: int, offset: float) -> dict[str, Tensor]:
         """:math:`\\theta + t u_k`."""
         direction = self.direction(k)
-        return {name: p + offset * direction[name].to(p.dtype) if name in direction else p for name, p in parameters.items()}
+        return {
+            name: p + offset * direction[name].to(p.dtype) if name in direction else p for name, p in parameters.items()
+        }
 
     def combine(self, slopes: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """The weighted sum, accumulated in ``dtype`` (default: each parameter's own)."""

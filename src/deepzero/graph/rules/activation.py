@@ -21,7 +21,7 @@ def relu(z: Tensor, d: Tensor) -> Tensor:
 
 
 def tanh(z: Tensor, d: Tensor) -> Tensor:
-    """``tanh d * (1 - tanh z * tanh(z + d))``."""
+    """The addition theorem: ``tanh d * (1 - tanh z * tanh(z + d))``."""
     return torch.tanh(d) * (1 - torch.tanh(z) * torch.tanh(z + d))
 
 
@@ -62,7 +62,8 @@ def _gauss_interval(z: Tensor, d: Tensor) -> Tensor:
 
 def gelu(z: Tensor, d: Tensor) -> Tensor:
     """Exact gelu ``z * Phi(z)``: ``d * Phi(z + d) + z * (Phi(z + d) - Phi(z))``."""
-    return d * torch.special.ndtr(z + d) + z * _gauss_interval(z, d)
+    upper: Tensor = torch.special.ndtr(z + d)
+    return d * upper + z * _gauss_interval(z, d)
 
 
 def gelu_tanh(z: Tensor, d: Tensor) -> Tensor:

@@ -52,13 +52,10 @@ class Geometry:
         symmetric = all(low == high for low, high in self.pads)
         padding = tuple(low for low, _ in self.pads) if symmetric else 0
         x = x if symmetric else self.pad(x)
-        return CONVOLVE[weight.dim()](x, weight, None, self.stride, padding, self.dilation, groups)  # type: ignore[no-any-return]
+        return CONVOLVE[weight.dim()](x, weight, None, self.stride, padding, self.dilation, groups)
 
     def windows(self, padded: Tensor, out: Sequence[int]) -> Tensor:
-        """``[..., *kernel, *lead, *out]`` view of ``padded = [..., lead, *spatial]``: every shifted slice the kernel sees.
-
-        The dimensions are ``[I, *kernel, B, *out]`` for ``padded = [I, B, *spatial]``.
-        """
+        """Every shifted slice that the kernel sees, a view ``[I, *kernel, B, *out]`` of ``padded [I, B, *spatial]``."""
         lead, spatial = padded.stride()[:2], padded.stride()[2:]
         taps = [s * d for s, d in zip(spatial, self.dilation, strict=True)]
         steps = [s * d for s, d in zip(spatial, self.stride, strict=True)]
@@ -161,17 +158,19 @@ def _weight_change(x: Operand, difference: Difference, geometry: Geometry, shape
     values = difference.values
     if x.difference is None:
         return Channel(1, outputs, _scaled_slices(x, geometry, shape, features, taps, values), shape)
-    picked = torch.stack([
-        geometry.windows(geometry.pad(moved[p].movedim(1, 0)), shape[2:])[(features[p], *(t[p] for t in taps))]
-        for p in range(difference.count)
-    ])
+    picked = torch.stack(
+        [
+            geometry.windows(geometry.pad(moved[p].movedim(1, 0)), shape[2:])[(features[p], *(t[p] for t in taps))]
+            for p in range(difference.count)
+        ]
+    )
     return Channel(1, outputs, picked * values.reshape(-1, *(1 for _ in picked.shape[1:])), shape)
 
 
 def _scaled_slices(
     x: Operand, geometry: Geometry, shape: torch.Size, features: Tensor, taps: Sequence[Tensor], values: Tensor
 ) -> Tensor:
-    """``[P, B, *out]``: for each perturbation the slice of the padded input that its weight multiplies, times its value."""
+    """``[P, B, *out]``: the slice of the padded input that each perturbed weight multiplies, times its value."""
     padded = x.value.remember(f"padded{geometry.pads}", lambda: geometry.pad(x.base.movedim(1, 0)).contiguous())
     fast = kernels.shifted_slices(padded, geometry, shape, features, taps, values)
     if fast is not None:

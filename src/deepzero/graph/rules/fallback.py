@@ -57,7 +57,8 @@ def _pointwise(call: Call, operand: Operand, leaves: list[Any], spec: Any) -> Ou
     def at(value: Tensor) -> Tensor:
         new = [value if leaf is operand else _plain(leaf) for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(new, spec)
-        return _widened_call(call.node.target, args, kwargs)
+        value_there: Tensor = _widened_call(call.node.target, args, kwargs)
+        return value_there
 
     change = _subtract(at(perturbed(widened(base), widened(delta))), at(base), call.output.base)
     if isinstance(difference, OneHot):
@@ -114,8 +115,8 @@ def _stacked(call: Call, at: Callable[..., Any], moved: list[Tensor], count: int
             rows = [at(*(m[p] for m in moved)) for p in range(count)]
         except Exception as error:
             raise GraphError(
-                f"operation {call.node.name} ({call.node.target}) has no difference rule and cannot be evaluated by the "
-                f"fallback: {error}; add a rule (see CONTRIBUTING) or use evaluator=dz.SequentialEvaluator()"
+                f"operation {call.node.name} ({call.node.target}) has no difference rule, and the fallback "
+                f"cannot evaluate it: {error}; add a rule (see CONTRIBUTING) or use evaluator=dz.SequentialEvaluator()"
             ) from error
         return pytree.tree_map(lambda *parts: torch.stack(parts), *rows)
 

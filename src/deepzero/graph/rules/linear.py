@@ -50,9 +50,11 @@ def _weight_change(x: Operand, difference: Difference, shape: torch.Size) -> Dif
     """``(x + dx) dW^T``: for a one-hot dW a multiple of one input feature, on one output channel."""
     moved = x.base.unsqueeze(0) if x.difference is None else x.base + x.difference.dense()
     if not isinstance(difference, OneHot):
-        return Dense(torch.func.vmap(F.linear, in_dims=(0 if x.difference is not None else None, 0))(
-            moved if x.difference is not None else x.base, difference.dense()
-        ))
+        return Dense(
+            torch.func.vmap(F.linear, in_dims=(0 if x.difference is not None else None, 0))(
+                moved if x.difference is not None else x.base, difference.dense()
+            )
+        )
     outputs, features = difference.positions()
     if x.difference is None:
         picked = x.value.channel_first(x.base.dim() - 1)[features]
@@ -131,8 +133,8 @@ def attention(
     """``softmax(q k^T / sqrt(E) + mask) v``, each product and the softmax in cancellation-free form."""
     if dropout_p > 0 or enable_gqa or difference_of(attn_mask) is not None:
         raise GraphError(
-            "scaled_dot_product_attention has a difference rule only without dropout, grouped queries and a trained mask; "
-            "use dropout_p=0 or evaluator=dz.SequentialEvaluator()"
+            "scaled_dot_product_attention has a difference rule only without dropout, grouped queries and a "
+            "trained mask; use dropout_p=0 or evaluator=dz.SequentialEvaluator()"
         )
     factor = 1 / math.sqrt(query.base.shape[-1]) if scale is None else scale
     scores = _scores(query.base, key.base, attn_mask.base if attn_mask else None, is_causal, factor)
@@ -154,4 +156,3 @@ def _scores(q: Tensor, k: Tensor, mask: Any, causal: bool, factor: float) -> Ten
     if mask is None:
         return scores
     return scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-

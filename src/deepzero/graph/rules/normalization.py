@@ -28,19 +28,19 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Statistics:
-    """Base statistics of a normalization: centred values, and ``s = sqrt(v + eps)``, both broadcastable to the input."""
+    """Base statistics: centred values, and ``s = sqrt(v + eps)``, both broadcastable to the input."""
 
     centred: Tensor
     scale: Tensor
 
     @classmethod
-    def of(cls, z: Tensor, dims: Sequence[int], eps: float) -> Statistics:
+    def of(cls, z: Tensor, dims: tuple[int, ...], eps: float) -> Statistics:
         """Taken over ``dims`` of ``z``."""
         centred = z - z.mean(dims, keepdim=True)
         return cls(centred, (centred.square().mean(dims, keepdim=True) + eps).sqrt())
 
 
-def normalized_change(d: Tensor, centred: Tensor, scale: Tensor, dims: Sequence[int]) -> Tensor:
+def normalized_change(d: Tensor, centred: Tensor, scale: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Change of ``(z - m) / s``; ``dims`` are the normalized dimensions of the stacked difference ``d``."""
     fluctuation = d - d.mean(dims, keepdim=True)
     dv = (fluctuation * (2 * centred + fluctuation)).mean(dims, keepdim=True)
@@ -52,7 +52,7 @@ def normalized_change(d: Tensor, centred: Tensor, scale: Tensor, dims: Sequence[
 def affine_change(
     shape: torch.Size, change: Difference | None, normalized: Tensor, weight: Any, bias: Any, axis: int | None
 ) -> Difference | None:
-    """``(w + dw)(n + dn) + b + db - (w n + b)``. ``axis`` is the channel that weight and bias belong to, if not the last."""
+    """``(w + dw)(n + dn) + b + db - (w n + b)``; weight and bias belong to dimension ``axis``, or to the last ones."""
     parts: list[Difference | None] = []
     dw, db = difference_of(weight), difference_of(bias)
     if change is not None:
@@ -82,11 +82,13 @@ def _aligned_difference(difference: Difference, shape: torch.Size, axis: int | N
 
 def batch_statistics(call: Call, x: Operand, eps: float) -> Statistics:
     """Statistics over samples and positions, once a step."""
-    dims = [d for d in range(x.base.dim()) if d != 1]
-    return call.values[0].remember("statistics", lambda: Statistics.of(x.base, dims, eps))  # type: ignore[no-any-return]
+    dims = tuple(d for d in range(x.base.dim()) if d != 1)
+    return call.values[0].remember("statistics", lambda: Statistics.of(x.base, dims, eps))
 
 
-def batch_norm_train(call: Call, x: Operand, weight: Operand | None, bias: Operand | None, eps: float) -> Difference | None:
+def batch_norm_train(
+    call: Call, x: Operand, weight: Operand | None, bias: Operand | None, eps: float
+) -> Difference | None:
     """Batch norm with batch statistics, per perturbation."""
     shape = x.base.shape
     statistics = batch_statistics(call, x, eps)
@@ -111,7 +113,15 @@ def _batch_change(difference: Difference | None, statistics: Statistics) -> Diff
 
 @rule(aten._native_batch_norm_legit_functional.default)
 def batch_norm(
-    call: Call, x: Operand, weight: Any, bias: Any, mean: Operand, var: Operand, training: bool, momentum: float, eps: float
+    call: Call,
+    x: Operand,
+    weight: Any,
+    bias: Any,
+    mean: Operand,
+    var: Operand,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> Outcome:
     """Batch norm with running statistics; in train mode they play no part in the output."""
     if training:
@@ -139,9 +149,7 @@ def batch_norm_inference(
     return (batch_norm_eval(x, weight, bias, mean, var, eps),)
 
 
-def batch_norm_eval(
-    x: Operand, weight: Any, bias: Any, mean: Operand, var: Operand, eps: float
-) -> Difference | None:
+def batch_norm_eval(x: Operand, weight: Any, bias: Any, mean: Operand, var: Operand, eps: float) -> Difference | None:
     """``d / sqrt(running_var + eps)``, then the affine part."""
     shape = x.base.shape
     inverse = _aligned(torch.rsqrt(var.base + eps), shape, 1)
@@ -152,7 +160,13 @@ def batch_norm_eval(
 
 @rule(aten.layer_norm.default)
 def layer_norm(
-    call: Call, x: Operand, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+    call: Call,
+    x: Operand,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
 ) -> Outcome:
     """Layer norm over the last dimensions."""
     dims = tuple(range(-len(normalized_shape), 0))
@@ -170,7 +184,7 @@ def group_norm(
     """Group norm: statistics per sample over the channels of a group and all positions."""
     shape = x.base.shape
     grouped = x.base.reshape(shape[0], groups, -1)
-    statistics = call.memo("statistics", lambda: Statistics.of(grouped, [2], eps))
+    statistics = call.memo("statistics", lambda: Statistics.of(grouped, (2,), eps))
     change = None
     if x.difference is not None:
         delta = x.difference.dense()

@@ -94,9 +94,12 @@ def _signed_sum(call: Call, a: Any, b: Any, left: float, right: float) -> Differ
     for argument, sign in ((a, left), (b, right)):
         difference = difference_of(argument)
         if difference is not None:
-            difference = broadcast(difference, shape)
-            parts.append(difference if sign == 1 else map_delta(difference, lambda d, s=sign: d * s))
+            parts.append(_scaled(broadcast(difference, shape), sign))
     return total(list(parts))
+
+
+def _scaled(difference: Difference, factor: float) -> Difference:
+    return difference if factor == 1 else map_delta(difference, lambda d: d * factor)
 
 
 @rule(aten.mul.Tensor, aten.mul.Scalar)
@@ -142,13 +145,14 @@ def neg_rule(call: Call, x: Operand) -> Outcome:
 @rule(aten.pow.Tensor_Scalar)
 def pow_rule(call: Call, x: Operand, exponent: float) -> Outcome:
     """``d (2 z + d)`` for squares; other exponents by the fallback."""
-
     if exponent == 2:
         return apply_pointwise(x, lambda z, d: d * (2 * z + d))
     return fallback(call, x, exponent)
 
 
-@rule(aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default)
+@rule(
+    aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default
+)
 def identity_rule(call: Call, x: Operand, **_: Any) -> Outcome:
     """The difference itself."""
     return x.difference
@@ -157,7 +161,6 @@ def identity_rule(call: Call, x: Operand, **_: Any) -> Outcome:
 @rule(aten._to_copy.default, aten.to.dtype)
 def cast_rule(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
     """A change of floating-point dtype changes the difference's; any other cast is evaluated."""
-
     dtype = call.output.base.dtype
     if dtype.is_floating_point and x.base.is_floating_point():
         assert x.difference is not None

@@ -1,5 +1,8 @@
-"""Pooling. Averages are linear. For maxima, with the base maximum M of a window,
-``max_j (z_j + d_j) - M = max_j ((z_j - M) + d_j)``: the winner's own term is its d exactly, so nothing cancels."""
+"""Pooling.
+
+Averages are linear. For maxima, with the base maximum M of a window,
+``max_j (z_j + d_j) - M = max_j ((z_j - M) + d_j)``: the winner's own term is its d exactly, so nothing cancels.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,13 @@ def _pair(value: Any) -> tuple[int, int]:
 
 @rule(aten.max_pool2d.default)
 def max_pool2d(
-    call: Call, x: Operand, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+    call: Call,
+    x: Operand,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
 ) -> Outcome:
     """Maximum over windows of height and width."""
     difference = x.difference
@@ -83,9 +92,10 @@ def max_change(z: Tensor, d: Tensor, maximum: Tensor, window: kernels.Window) ->
 
 def _shifted(t: Tensor, row: int, column: int, height: int, width: int, window: kernels.Window, fill: float) -> Tensor:
     """Entry ``(row, column)`` of every window."""
-    extent = [(size - 1) * s + (k - 1) * d + 1 for size, s, k, d in zip(
-        (height, width), window.stride, window.kernel, window.dilation, strict=True
-    )]
+    extent = [
+        (size - 1) * s + (k - 1) * d + 1
+        for size, s, k, d in zip((height, width), window.stride, window.kernel, window.dilation, strict=True)
+    ]
     low = window.padding
     high = [max(0, e - p - n) for e, p, n in zip(extent, low, t.shape[-2:], strict=True)]
     if any(low) or any(high):

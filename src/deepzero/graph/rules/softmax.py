@@ -54,7 +54,7 @@ def log_softmax(call: Call, x: Operand, dim: int, *_: Any) -> Outcome:
     """``d - change of the normaliser``."""
     assert x.difference is not None
     d = x.difference.dense()
-    p = call.memo("probabilities", lambda: call.output.base.exp())
+    p = call.memo("probabilities", call.output.base.exp)
     return Dense(d - normaliser_change(p, d, normal_dim(dim, x.base.dim()) + 1))
 
 
@@ -68,7 +68,7 @@ def cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Outcome:
-    """Per sample ``log1p(sum_j p_j expm1(d_j)) - d_y``; with smoothing e, ``d_y`` becomes ``(1-e) d_y + e mean_j d_j``."""
+    """Per sample ``log1p(sum_j p_j expm1(d_j)) - d_y``; smoothing e makes ``d_y`` into ``(1-e) d_y + e mean_j d_j``."""
     if weight is not None or target.base.is_floating_point() or difference_of(target) is not None:
         return fallback(call, x, target, weight, reduction, ignore_index, label_smoothing)
     assert x.difference is not None
