@@ -20,7 +20,7 @@ def digits() -> ClassificationConfig:
         model=ModelConfig(name="digits_cnn"),
         estimator=EstimatorConfig(method="cge", step_size=5e-3),
         sparsity=SparsityConfig(sparsity=0.9, ratios="zo-grasp", every=1, unit="step"),
-        training=TrainingConfig(epochs=30, learning_rate=0.1, warmup_epochs=1.0),
+        training=TrainingConfig(epochs=20, learning_rate=0.1, warmup_epochs=1.0),
     )
 
 
