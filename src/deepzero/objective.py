@@ -80,8 +80,24 @@ class NetworkObjective:
         x, y = split_batch(batch)
         buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
         with torch.no_grad(), seeded_scope(seed, device_of(parameters)):
-            output = torch.func.functional_call(self.model, {**parameters, **buffers}, (x,))
+            output = self.call({**parameters, **buffers}, x)
             return Evaluation(self.loss_value(output, y), buffers)
+
+    def call(self, values: Parameters, x: Any) -> Tensor:
+        """The model's output with ``values`` in place of the tensors they name; the model is left as it is.
+
+        Every place that holds a tied tensor is given the same value, each place once.
+        """
+        first = {id(t): name for name, t in (*self.model.named_parameters(), *self.model.named_buffers())}
+        slots = {
+            f"{prefix}.{local}" if prefix else local: first[id(t)]
+            for prefix, module in self.model.named_modules()
+            for local, t in (*module._parameters.items(), *module._buffers.items())
+            if t is not None
+        }
+        given = {slot: values[name] for slot, name in slots.items() if name in values}
+        output: Tensor = torch.func.functional_call(self.model, given, (x,), tie_weights=False)
+        return output
 
     def loss_value(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss as a 0-dim float64 tensor."""

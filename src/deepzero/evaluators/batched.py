@@ -80,7 +80,7 @@ def stacked_losses(objective: NetworkObjective, stacked: Parameters, batch: tupl
     buffers = {name: b.detach().expand(copies, *b.shape).clone() for name, b in objective.model.named_buffers()}
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
-        return objective.loss_value(torch.func.functional_call(objective.model, parameters, (x,)), y)
+        return objective.loss_value(objective.call(parameters, x), y)
 
     with torch.no_grad(), seeded_scope(seed, device_of(stacked)):
         return torch.func.vmap(loss, randomness="same")({**stacked, **buffers})

@@ -66,7 +66,7 @@ def _oracle(
     def loss(moved: dict[str, Tensor]) -> Tensor:
         buffers = {name: b.clone() for name, b in _cast(dict(objective.model.named_buffers()), dtype).items()}
         with torch.no_grad(), seeded_scope(seed, device_of(parameters)):
-            output = torch.func.functional_call(objective.model, {**moved, **frozen, **buffers}, (x,))
+            output = objective.call({**moved, **frozen, **buffers}, x)
             return mean_loss(objective.loss, output, y)
 
     base = loss(parameters)

@@ -21,7 +21,7 @@ def relu(z: Tensor, d: Tensor) -> Tensor:
 
 
 def tanh(z: Tensor, d: Tensor) -> Tensor:
-    """The addition theorem: ``tanh d * (1 - tanh z * tanh(z + d))``."""
+    """By the addition theorem: ``tanh d``, times one minus the product of both values."""
     return torch.tanh(d) * (1 - torch.tanh(z) * torch.tanh(z + d))
 
 

@@ -123,9 +123,9 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> Outcome:
-    """Batch norm with running statistics; in train mode they play no part in the output."""
+    """Batch norm with running statistics; in train mode they play no part in the output and are not followed."""
     if training:
-        return (batch_norm_train(call, x, weight, bias, eps),)
+        return (batch_norm_train(call, x, weight, bias, eps), None, None, None, None)
     if mean.difference is not None or var.difference is not None:
         return fallback(call, x, weight, bias, mean, var, training, momentum, eps)
     return (batch_norm_eval(x, weight, bias, mean, var, eps),)

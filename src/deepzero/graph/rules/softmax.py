@@ -87,8 +87,8 @@ def cross_entropy(
 def _reduced(losses: Tensor, reduction: int, keep: Tensor) -> Tensor:
     """Reduce per-sample losses ``[P, ...]`` in float64."""
     if reduction == MEAN:
-        return losses.flatten(1).sum(1, dtype=torch.float64) / keep.sum()
-    return losses.flatten(1).sum(1, dtype=torch.float64) if reduction == SUM else losses
+        return losses.reshape(len(losses), -1).sum(1, dtype=torch.float64) / keep.sum()
+    return losses.reshape(len(losses), -1).sum(1, dtype=torch.float64) if reduction == SUM else losses
 
 
 @rule(aten.nll_loss_nd.default)
