@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 
+from deepzero.cli.bench import Bench
 from deepzero.cli.command import Command
 from deepzero.cli.recipes import Recipes
 from deepzero.cli.train import Train
@@ -23,7 +24,7 @@ from deepzero.errors import DataNotFoundError, DeepZeroError, InvalidInputError,
 
 DESCRIPTION = "Train deep networks from function values alone."
 
-COMMANDS: dict[str, Callable[..., Command]] = {"train": Train, "recipes": Recipes}
+COMMANDS: dict[str, Callable[..., Command]] = {"train": Train, "bench": Bench, "recipes": Recipes}
 """To add a command: write its class in a file of its own, and name it here."""
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130

@@ -1,0 +1,88 @@
+"""``deepzero bench``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from rich.console import Console
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from deepzero import bench
+from deepzero.errors import InvalidInputError
+from deepzero.training import hardware, versions
+from deepzero.training.files import replace_file, to_json
+
+ALL = "all"
+CASES_OWN = "(default: the case's)"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Time deepzero against loops of full forwards, in one process, in turns.
+
+    Three sides answer the same queries: a naive loop (one full forward in train mode for every coordinate), a loop with
+    the paper's block-level feature reuse, and deepzero. Sides that would take too long are timed on a sample. Leave the
+    machine alone meanwhile.
+    """
+
+    case: Positional[Literal["cnn", "digits", "resnet20", "all"]] = "digits"
+    """The depth-5 CNN or the digits network, whole gradient; ResNet-20 at coordinates drawn by Smart-Ratio; or all."""
+    batch: int = 128
+    """Images of the batch."""
+    sparsity: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: 0, and 0.9 for resnet20)")] = None
+    """Part of the weights that is not queried, in [0, 1); 0 queries all coordinates."""
+    step_size: float = 5e-3
+    """Step of the finite difference."""
+    threads: int = 2
+    """Threads of torch for the loops, and workers of deepzero."""
+    rounds: int = 5
+    """How often the sides take turns."""
+    seconds_per_side: Annotated[float | None, arg(metavar="X", help_behavior_hint=CASES_OWN)] = None
+    """How long each side is timed, all rounds together."""
+    whole: FlagCreatePairsOff[bool] = False
+    """Time deepzero on all coordinates in every round, however long that takes."""
+    memory: bool = True
+    """Measure the peak of memory, in a process of its own."""
+    budget_mib: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Measure the peak of memory at this memory budget too."""
+    seed: int = 0
+    """Seed of weights, batch and coordinates."""
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write a JSON record to this file."""
+
+    def run(self, console: Console) -> int:
+        """Measure, print the tables, and write the record."""
+        self._check_out()
+        settings = bench.Settings(**{f.name: getattr(self, f.name) for f in fields(bench.Settings)})
+        names = list(bench.CASES) if self.case == ALL else [self.case]
+        reports = []
+        for name in names:
+            reports.append(bench.run(name, settings))
+            for table in bench.tables(reports[-1]):
+                console.print(table)
+        if self.out is not None:
+            record = bench.record(
+                reports, settings, command=shlex.join(["deepzero", *sys.argv[1:]]), environment=_environment()
+            )
+            replace_file(self.out, to_json(record))
+            console.print(f"record: {self.out}", soft_wrap=True)
+        return 0
+
+    def _check_out(self) -> None:
+        if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
+            raise InvalidInputError(
+                f"--out must be a file in a folder that exists, got {self.out}; try --out bench.json"
+            )
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        **hardware(torch.device("cpu")),
+        "versions": {**versions(), "numba": version("numba"), "numpy": version("numpy")},
+    }
