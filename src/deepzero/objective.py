@@ -173,7 +173,9 @@ class BlackBox:
         """A black box has no buffers."""
 
     def _native(self, name: str, value: Tensor) -> Tensor | np.ndarray[Any, Any]:
-        return value if isinstance(self.values[name], Tensor) else value.numpy()
+        """A copy, which ``fn`` may write into."""
+        copy = value.clone()
+        return copy if isinstance(self.values[name], Tensor) else copy.numpy()
 
 
 def _as_parameter(name: str, value: Tensor | np.ndarray[Any, Any]) -> nn.Parameter:
