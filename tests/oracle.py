@@ -1,11 +1,14 @@
-"""What the tests of the core share: the sequential oracle beside the fast path, and a model that meets every kind of difference."""
+"""What the tests of the core share: the sequential oracle beside the fast path, and models without chance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,7 +84,7 @@ def assert_agrees(
     model: nn.Module,
     loss: Callable[..., Tensor],
     x: Any,
-    y: Any = torch.zeros(1),
+    y: Any = None,
     *,
     tolerance: float = TOLERANCE,
     nonzero: bool = True,
@@ -96,3 +99,26 @@ def assert_agrees(
     if nonzero:
         assert any(bool(g.abs().max() > 1e-6) for g in expected.gradients.values()), "the case tests nothing"
     return found
+
+
+@contextmanager
+def nothing_changes(*models: nn.Module) -> Iterator[None]:
+    """Fail unless parameters, buffers, gradients, modes and the global generators are bitwise as before."""
+    before = [_state(model) for model in models]
+    draws = _generators()
+    yield
+    assert [_state(model) for model in models] == before, "a model was changed"
+    assert _generators() == draws, "a global generator was moved"
+
+
+def _state(model: nn.Module) -> list[object]:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return [
+        [(name, type(t), t.requires_grad, t.dtype, t.stride(), t.data_ptr(), t.detach().numpy().tobytes()) for name, t in tensors.items()],
+        [(name, p.grad is None or p.grad.numpy().tobytes()) for name, p in model.named_parameters()],
+        [(name, type(module), module.training) for name, module in model.named_modules()],
+    ]
+
+
+def _generators() -> tuple[object, ...]:
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002

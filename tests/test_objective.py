@@ -1,0 +1,192 @@
+"""Objectives: pure functions of named parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import initialize, normal, nothing_changes
+from torch import Tensor, nn
+
+import deepzero as dz
+from deepzero.errors import InvalidInputError
+
+X = normal(6, 4)
+LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
+
+
+def network() -> nn.Sequential:
+    return initialize(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.4), nn.Linear(5, 3)))
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    return network()
+
+
+def test_the_loss_is_the_module_s(model: nn.Sequential) -> None:
+    model.eval()
+    objective = dz.NetworkObjective(model, F.cross_entropy)
+    loss = objective.evaluate(objective.parameters(), (X, LABELS), seed=0).loss
+    assert loss.shape == ()
+    assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss, F.cross_entropy(model(X), LABELS).detach())
+
+
+def test_parameters_are_live_trainable_and_named(model: nn.Sequential) -> None:
+    model[0].bias.requires_grad_(False)
+    parameters = dz.NetworkObjective(model, F.cross_entropy).parameters()
+    assert list(parameters) == ["0.weight", "1.weight", "1.bias", "3.weight", "3.bias"]
+    assert not any(p.requires_grad for p in parameters.values())
+    assert parameters["0.weight"].data_ptr() == model[0].weight.data_ptr()
+
+
+def test_tied_parameters_appear_once() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    objective = dz.NetworkObjective(nn.Sequential(first, second), F.mse_loss)
+    assert list(objective.parameters()) == ["0.weight", "0.bias", "1.bias"]
+    moved = {name: torch.zeros_like(p) for name, p in objective.parameters().items()}
+    target = torch.full((6, 4), 2.0)
+    assert float(objective.evaluate(moved, (X.float(), target), seed=0).loss) == 4.0
+
+
+def test_evaluation_changes_nothing(model: nn.Sequential) -> None:
+    objective = dz.NetworkObjective(model, F.cross_entropy)
+    moved = {name: p + 1 for name, p in objective.parameters().items()}
+    with nothing_changes(model):
+        objective.evaluate(moved, (X, LABELS), seed=0)
+
+
+def test_a_module_under_two_names_survives_evaluation() -> None:
+    norm = nn.BatchNorm1d(4)
+    model = initialize(nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 4), norm))
+    objective = dz.NetworkObjective(model, F.mse_loss)
+    names = list(objective.parameters())
+    objective.evaluate(objective.parameters(), (X, X), seed=0)
+    assert list(objective.parameters()) == names
+    assert isinstance(norm.weight, nn.Parameter)
+
+
+def test_buffers_move_only_when_committed(model: nn.Sequential) -> None:
+    objective = dz.NetworkObjective(model, F.cross_entropy)
+    answer = objective.evaluate(objective.parameters(), (X, LABELS), seed=0)
+    twin = network()
+    twin(X)
+    assert int(model[1].num_batches_tracked) == 0
+    objective.commit(answer.buffers)
+    for name, value in twin.named_buffers():
+        torch.testing.assert_close(model.get_buffer(name), value, rtol=0, atol=0)
+
+
+def test_draws_depend_on_the_seed_only(model: nn.Sequential) -> None:
+    objective = dz.NetworkObjective(model, F.cross_entropy)
+    losses = [float(objective.evaluate(objective.parameters(), (X, LABELS), seed=s).loss) for s in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (F.cross_entropy, LABELS),
+        (F.cross_entropy, torch.tensor([0, -100, 1, 1, -100, 2])),
+        (F.mse_loss, normal(6, 3, seed=4).float()),
+        (lambda o, t: F.cross_entropy(o, t, reduction="none"), LABELS),
+    ],
+)
+def test_losses_are_averaged_in_float64(loss: object, target: Tensor) -> None:
+    model = initialize(nn.Linear(4, 3), dtype=torch.float32)
+    objective = dz.NetworkObjective(model, loss)
+    found = objective.evaluate(objective.parameters(), (X.float(), target), seed=0).loss
+    wide = target.double() if target.is_floating_point() else target
+    expected = loss(model(X.float()).detach().double(), wide).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=0)
+
+
+def test_class_probabilities_as_targets() -> None:
+    model = initialize(nn.Linear(4, 3))
+    target = torch.softmax(normal(6, 3, seed=4), 1)
+    objective = dz.NetworkObjective(model, F.cross_entropy)
+    found = objective.evaluate(objective.parameters(), (X, target), seed=0).loss
+    torch.testing.assert_close(found, F.cross_entropy(model(X), target).detach())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: dz.NetworkObjective(lambda x: x, F.mse_loss), r"torch.nn.Module, got function.*dz.BlackBox"),
+        (lambda: dz.NetworkObjective(nn.Linear(1, 1), "mse"), "loss must be callable"),
+        (lambda: dz.NetworkObjective(nn.ReLU(), F.mse_loss), "no trainable parameter"),
+        (lambda: dz.NetworkObjective(nn.Linear(1, 1).requires_grad_(False), F.mse_loss), "no trainable parameter"),
+        (lambda: dz.BlackBox(3, {"w": np.zeros(1)}), "fn must be callable"),
+        (lambda: dz.BlackBox(float, {}), "at least one array"),
+        (lambda: dz.BlackBox(float, {"w": [1.0]}), r"params\['w'\] must be a tensor or a NumPy array, got list"),
+        (lambda: dz.BlackBox(float, {"w": np.zeros(2, dtype=int)}), r"real numbers, got torch.int64.*astype"),
+    ],
+)
+def test_bad_objectives(make: object, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("batch", [(), (X,), (X, LABELS, LABELS)])
+def test_a_network_takes_two_arguments(model: nn.Sequential, batch: tuple[Tensor, ...]) -> None:
+    objective = dz.NetworkObjective(model, F.cross_entropy)
+    with pytest.raises(InvalidInputError, match=rf"zo.backward\(x, y\); got {len(batch)}"):
+        objective.evaluate(objective.parameters(), batch, seed=0)
+
+
+def test_labels_out_of_range(model: nn.Sequential) -> None:
+    objective = dz.NetworkObjective(model, F.cross_entropy)
+    with pytest.raises(InvalidInputError, match=r"labels must lie in \[0, 3\)"):
+        objective.evaluate(objective.parameters(), (X, LABELS + 1), seed=0)
+
+
+class TestBlackBox:
+    def test_arrays_stay_what_they_are(self) -> None:
+        seen = {}
+
+        def fn(params: dict[str, object], scale: float) -> float:
+            seen.update(params)
+            return scale * float(params["n"].sum() + params["t"].sum())
+
+        box = dz.BlackBox(fn, {"n": np.ones(3), "t": torch.ones(2)})
+        answer = box.evaluate(box.parameters(), (2.0,), seed=0)
+        assert isinstance(seen["n"], np.ndarray)
+        assert isinstance(seen["t"], Tensor)
+        assert answer.loss.dtype == torch.float64
+        assert float(answer.loss) == 10.0
+        assert answer.buffers == {}
+
+    def test_an_optimizer_updates_the_user_s_arrays(self) -> None:
+        start = np.array([1.0, 2.0], dtype=np.float32)
+        box = dz.BlackBox(lambda p: float((p["w"] ** 2).sum()), {"w": start})
+        zo = dz.CGE(box, step_size=1e-3, stencil=dz.CENTRAL)
+        zo.backward()
+        torch.optim.SGD(box.optimizer_parameters(), lr=0.5).step()
+        assert box.values["w"] is start
+        np.testing.assert_allclose(start, 0, atol=1e-3)
+
+    @pytest.mark.parametrize("answer", [1, 1.0, np.float32(1), np.array([1.0]), torch.tensor(1.0), torch.ones(1, 1)])
+    def test_answers_that_are_one_number(self, answer: object) -> None:
+        box = dz.BlackBox(lambda p: answer, {"w": np.zeros(1)})
+        assert float(box.evaluate(box.parameters(), (), seed=0).loss) == 1.0
+
+    @pytest.mark.parametrize("answer", [None, "one", np.ones(2), torch.ones(0), {"loss": 1.0}])
+    def test_answers_that_are_not(self, answer: object) -> None:
+        box = dz.BlackBox(lambda p: answer, {"w": np.zeros(1)})
+        with pytest.raises(InvalidInputError, match="fn must return one number"):
+            box.evaluate(box.parameters(), (), seed=0)
+
+    def test_a_query_may_write_into_its_arguments(self) -> None:
+        """A black box that changes its arrays in place must not change the parameters."""
+
+        def careless(params: dict[str, np.ndarray]) -> float:
+            params["w"] *= 2
+            return float(params["w"].sum())
+
+        box = dz.BlackBox(careless, {"w": np.ones(3), "v": np.ones(2)})
+        estimate = dz.CGE(box, step_size=1e-3).estimate()
+        assert box.values["w"].tolist() == [1.0, 1.0, 1.0]
+        torch.testing.assert_close(estimate.gradients["w"], torch.full((3,), 2.0, dtype=torch.float64))

@@ -1,0 +1,41 @@
+"""Seeds are pure functions; scopes leave the global generators as they found them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deepzero.randomness import derive_seed, seeded_scope
+
+
+def test_seeds_are_the_same_on_every_machine_and_in_every_version() -> None:
+    assert derive_seed(0) == 2631537505891389924
+    assert derive_seed(0, "directions", 3) == 2987702136947302448
+
+
+def test_seeds_fit_a_generator_and_differ() -> None:
+    seeds = {derive_seed(a, b) for a in range(30) for b in range(30)}
+    assert len(seeds) == 900
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    torch.Generator().manual_seed(max(seeds))
+
+
+def test_the_order_and_kind_of_the_parts_count() -> None:
+    assert len({derive_seed(1, 2), derive_seed(2, 1), derive_seed(12), derive_seed("1", 2)}) == 4
+
+
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_a_scope_draws_from_its_seed_and_restores() -> None:
+    with seeded_scope(5, torch.device("cpu")):
+        first = torch.randn(4)
+    with seeded_scope(5, torch.device("cpu")):
+        second = torch.randn(4)
+    assert torch.equal(first, second)
+    assert torch.equal(first, torch.randn(4, generator=torch.Generator().manual_seed(5)))
+
+
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_a_scope_restores_after_an_error() -> None:
+    with pytest.raises(ValueError, match="stop"), seeded_scope(5, torch.device("cpu")):
+        torch.randn(4)
+        raise ValueError("stop")
