@@ -86,7 +86,7 @@ _ALL = (
         20.0,
         (("in_channels", 1), ("image_size", 8)),
     ),
-    Case("resnet20", "resnet20", NOISE, _noise, 0.9, 110.0),
+    Case("resnet20", "resnet20", NOISE, _noise, 0.9, 80.0),
 )
 
 CASES: dict[str, Case] = {case.name: case for case in _ALL}

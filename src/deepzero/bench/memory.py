@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ import torch.nn.functional as F
 from deepzero.bench.cases import Problem, problem
 from deepzero.bench.sampling import one_of_each, some_of_each
 from deepzero.coordinates import Coordinates
-from deepzero.errors import BudgetError, DeepZeroError
+from deepzero.errors import BudgetError, DeepZeroError, InvalidInputError
 from deepzero.estimator import CGE
 from deepzero.evaluators import PropagationEvaluator
+
+with suppress(ImportError):  # Windows has none, and cannot be measured
+    import resource
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -58,6 +61,8 @@ def measure_memory(counts: Mapping[str, int], *, threads: int, budget: int | Non
     Raises:
         BudgetError: the budget is too small for one query.
     """
+    if sys.platform == "win32":
+        raise InvalidInputError("the peak of memory cannot be measured on Windows; try --no-memory")
     request = json.dumps({"counts": dict(counts), "threads": threads, "budget": budget, "settings": settings})
     program = "import sys; from deepzero.bench.memory import main; main(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", program, request], capture_output=True, text=True, check=False)

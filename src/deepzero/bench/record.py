@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,14 +21,13 @@ def record(
         reports: the cases.
         settings: how they were measured.
         command: the command line.
-        environment: hardware and versions.
+        environment: hardware, versions, and how busy the machine was before.
     """
-    load = os.getloadavg() if hasattr(os, "getloadavg") else None
     return {
         "format": FORMAT,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "environment": {**environment, "threads": settings.threads, "load_average_at_end": load},
+        "environment": {**environment, "threads": settings.threads},
         "settings": asdict(settings),
         "cases": [_case(report) for report in reports],
     }

@@ -21,8 +21,7 @@ from deepzero.bench.timing import Spread, Timing, ratio
 
 log = logging.getLogger(__name__)
 
-MEMORY_SECONDS = 15.0
-CHUNKS_PER_WORKER = 2
+MEMORY_SECONDS = 10.0
 MIB = 1 << 20
 
 
@@ -139,8 +138,9 @@ def _side_report(side: Side, timings: list[Timing]) -> SideReport:
 def _memory(side: DeepZero, settings: Settings, budget: int | None) -> Memory:
     log.info("measuring memory at %s", "the default budget" if budget is None else f"{budget // MIB} MiB")
     asked = side.problem
-    least = CHUNKS_PER_WORKER * settings.threads
-    part = in_full_chunks(asked.coordinates, side.chunks, side.fraction(MEMORY_SECONDS), asked.seed, least=least)
+    part = in_full_chunks(
+        asked.coordinates, side.chunks, side.fraction(MEMORY_SECONDS), asked.seed, least=settings.threads
+    )
     counts = {name: len(indices) for name, indices in part.items()}
     return measure_memory(counts, threads=settings.threads, budget=budget, name=asked.case.name, **settings.problem)
 

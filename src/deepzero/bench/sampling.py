@@ -22,7 +22,7 @@ def shuffled(coordinates: Coordinates, seed: int) -> Iterator[tuple[str, int]]:
 def in_full_chunks(
     coordinates: Coordinates, chunks: Mapping[str, int], fraction: float, seed: int, *, least: int = 1
 ) -> Coordinates:
-    """A random part of each parameter's coordinates that fills whole chunks.
+    """A random part of the chunks in which an estimate propagates each parameter's coordinates.
 
     Args:
         coordinates: the whole set.
@@ -39,11 +39,13 @@ def in_full_chunks(
     """
     if fraction >= 1:
         return coordinates
-    counts = {
-        name: max(least, round(fraction * len(indices) / chunks[name])) * chunks[name]
-        for name, indices in coordinates.items()
-    }
-    return some_of_each(coordinates, counts, seed)
+    chosen = {}
+    for name, indices in coordinates.items():
+        pieces = [indices[start : start + chunks[name]] for start in range(0, len(indices), chunks[name])]
+        generator = torch.Generator().manual_seed(derive_seed(seed, name))
+        order = torch.randperm(len(pieces), generator=generator).tolist()
+        chosen[name] = torch.cat([pieces[k] for k in order[: max(least, round(fraction * len(pieces)))]])
+    return Coordinates(chosen)
 
 
 def one_of_each(coordinates: Coordinates, limit: int, seed: int) -> Coordinates:

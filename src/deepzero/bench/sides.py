@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -47,6 +48,7 @@ class Naive:
     def time(self, seconds: float, turn: int) -> Timing:
         """At least one query."""
         chosen = shuffled(self.problem.coordinates, derive_seed(self.problem.seed, self.name, turn))
+        self.loop.difference(*next(chosen))  # wakes threads and caches up
         done, start, spent = 0, time.perf_counter(), 0.0
         while done == 0 or spent < seconds:
             self.loop.difference(*next(chosen))
@@ -80,6 +82,7 @@ class BlockReuse:
         """At least one query of each block."""
         seed = derive_seed(self.problem.seed, self.name, turn)
         streams = [shuffled(block, derive_seed(seed, i)) for i, block in enumerate(self._blocks)]
+        self.loop.refresh()  # wakes threads and caches up
         begin = time.perf_counter()
         self.loop.refresh()
         base = time.perf_counter() - begin
@@ -114,9 +117,9 @@ class DeepZero:
 
     name = "deepzero"
     method = (
-        "estimates of all coordinates, or, where these take longer than a round, of a random part of each parameter's "
-        "coordinates in full chunks, drawn anew each round; the time beyond the base forward is then scaled by the "
-        "measured cost of all coordinates over that of the part"
+        "estimates of all coordinates, or, where these take longer than a round, of a random part of the chunks of each "
+        "parameter's coordinates, drawn anew each round; the time beyond the base forward is then scaled by the measured "
+        "cost of all coordinates over that of the part"
     )
 
     def __init__(self, problem: Problem, *, whole: bool = False, budget: int | None = None) -> None:
@@ -133,7 +136,7 @@ class DeepZero:
             seed=problem.seed,
         )
         self.objective = cast(NetworkObjective, self.estimator.objective)
-        self.costs = self.evaluator.costs(self.objective, *problem.batch, offset=problem.step_size)
+        self.costs = self.evaluator.costs(self.objective, *problem.batch, offset=problem.step_size, repeats=2)
         self.chunks = {name: cost.chunk for name, cost in self.costs.parameters.items()}
 
     @property
@@ -147,13 +150,18 @@ class DeepZero:
         return self.estimator.estimate(*self.problem.batch)
 
     def time(self, seconds: float, turn: int) -> Timing:
-        """One estimate."""
-        seed = derive_seed(self.problem.seed, self.name, turn)
-        part = in_full_chunks(self.problem.coordinates, self.chunks, self.fraction(seconds), seed)
-        start = time.perf_counter()
-        estimate = self.estimate(part)
-        spent = time.perf_counter() - start
-        return Timing(self.problem.queries, self._extrapolated(spent, part), estimate.queries, spent)
+        """As many estimates as fit, at least one."""
+        fraction, spent, timed = self.fraction(seconds), 0.0, 0
+        whole: list[float] = []
+        while not whole or spent * (len(whole) + 1) <= seconds * len(whole):
+            seed = derive_seed(self.problem.seed, self.name, turn, len(whole))
+            part = in_full_chunks(self.problem.coordinates, self.chunks, fraction, seed)
+            start = time.perf_counter()
+            estimate = self.estimate(part)
+            took = time.perf_counter() - start
+            whole.append(self._extrapolated(took, part))
+            spent, timed = spent + took, timed + estimate.queries
+        return Timing(self.problem.queries, statistics.fmean(whole), timed, spent)
 
     def _extrapolated(self, spent: float, part: Coordinates) -> float:
         """Seconds of an estimate of all coordinates, from those of a part."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,11 +68,8 @@ def _resnet(model: ResNet) -> list[Stage]:
         logits: Tensor = model.fc(F.avg_pool2d(x, x.shape[-2:]).flatten(1))
         return logits
 
-    blocks = [
-        _part(f"layers.{i}.{j}", block)
-        for i, group in enumerate(model.layers)
-        for j, block in enumerate(cast(nn.Sequential, group))
-    ]
+    groups = [cast(nn.Sequential, group) for group in model.layers]
+    blocks = [_part(f"layers.{i}.{j}", block) for i, group in enumerate(groups) for j, block in enumerate(group)]
     norm = Stage("bn1", ("bn1",), lambda x: F.relu(model.bn1(x)))
     return [_part("conv1", model.conv1), norm, *blocks, Stage("fc", ("fc",), head)]
 

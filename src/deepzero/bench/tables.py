@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from deepzero.bench.profile import ParameterTime
 from deepzero.bench.runner import MIB, CaseReport
+from deepzero.bench.stages import split
 from deepzero.bench.timing import Spread
 
 TITLES = {"naive": "naive loop", "block_reuse": "loop with block reuse", "deepzero": "deepzero"}
@@ -16,7 +16,7 @@ TITLES = {"naive": "naive loop", "block_reuse": "loop with block reuse", "deepze
 def tables(report: CaseReport) -> Iterator[Table]:
     """Speed, where the time goes, and memory if it was measured."""
     yield _speed(report)
-    yield _layers(report)
+    yield _blocks(report)
     yield _rules(report)
     if report.memory:
         yield _memory(report)
@@ -26,7 +26,7 @@ def _speed(report: CaseReport) -> Table:
     asked = report.problem
     coordinates = f"{asked.coordinates.count:,} coordinates"
     title = f"{asked.case.name}: {coordinates}, batch {len(asked.batch[0])}, median (min to max) of rounds"
-    table = Table("side", "queries/s", "deepzero is faster by", "timed part", title=title)
+    table = Table("side", "queries/s", "deepzero / side", "timed part", title=title)
     for name, side in report.sides.items():
         quotient = report.ratios.get(f"deepzero/{name}")
         part = min(t.timed_queries / t.queries for t in side.timings)
@@ -39,20 +39,16 @@ def _spread(spread: Spread, unit: str = "") -> str:
     return f"{spread.median:,.1f}{unit} ({spread.min:,.1f} to {spread.max:,.1f})"
 
 
-def _layers(report: CaseReport) -> Table:
-    table = Table("layer", "queries", "ms/query, one thread", "share of time", title="where the time of deepzero goes")
-    for layer, parameters in _by_layer(report.profile.parameters).items():
-        queries = sum(p.queries for p in parameters)
-        each = sum(p.queries * p.microseconds for p in parameters) / queries / 1e3
-        table.add_row(layer, f"{queries:,}", f"{each:.3f}", f"{sum(p.share for p in parameters):.1%}")
+def _blocks(report: CaseReport) -> Table:
+    """By block; the record has every parameter."""
+    title = "where the time of deepzero goes, by block"
+    table = Table("block", "queries", "ms/query, one thread", "share of time", title=title)
+    for stage in split(report.problem.model):
+        own = [p for p in report.profile.parameters if stage.owns(p.name)]
+        queries, share = sum(p.queries for p in own), sum(p.share for p in own)
+        each = sum(p.queries * p.microseconds for p in own) / queries / 1e3
+        table.add_row(stage.name, f"{queries:,}", f"{each:.3f}", f"{share:.1%}")
     return table
-
-
-def _by_layer(parameters: tuple[ParameterTime, ...]) -> dict[str, list[ParameterTime]]:
-    layers: dict[str, list[ParameterTime]] = {}
-    for parameter in parameters:
-        layers.setdefault(parameter.name.rpartition(".")[0], []).append(parameter)
-    return layers
 
 
 def _rules(report: CaseReport) -> Table:

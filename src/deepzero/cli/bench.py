@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass, fields
@@ -60,6 +61,7 @@ class Bench:
         """Measure, print the tables, and write the record."""
         self._check_out()
         settings = bench.Settings(**{f.name: getattr(self, f.name) for f in fields(bench.Settings)})
+        environment = _environment()
         names = list(bench.CASES) if self.case == ALL else [self.case]
         reports = []
         for name in names:
@@ -68,7 +70,7 @@ class Bench:
                 console.print(table)
         if self.out is not None:
             record = bench.record(
-                reports, settings, command=shlex.join(["deepzero", *sys.argv[1:]]), environment=_environment()
+                reports, settings, command=shlex.join(["deepzero", *sys.argv[1:]]), environment=environment
             )
             replace_file(self.out, to_json(record))
             console.print(f"record: {self.out}", soft_wrap=True)
@@ -82,7 +84,7 @@ class Bench:
 
 
 def _environment() -> dict[str, Any]:
-    return {
-        **hardware(torch.device("cpu")),
-        "versions": {**versions(), "numba": version("numba"), "numpy": version("numpy")},
-    }
+    """Hardware, versions, and the load before anything is measured: other processes distort all sides."""
+    load = os.getloadavg() if hasattr(os, "getloadavg") else None
+    libraries = {name: version(name) for name in ("numba", "numpy")}
+    return {**hardware(torch.device("cpu")), "versions": {**versions(), **libraries}, "load_average_before": load}
