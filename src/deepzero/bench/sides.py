@@ -117,9 +117,9 @@ class DeepZero:
 
     name = "deepzero"
     method = (
-        "estimates of all coordinates, or, where these take longer than a round, of a random part of the chunks of each "
-        "parameter's coordinates, drawn anew each round; the time beyond the base forward is then scaled by the measured "
-        "cost of all coordinates over that of the part"
+        "estimates of all coordinates, or, where these take longer than a round, of a random part of the chunks of "
+        "each parameter's coordinates, drawn anew each round; the time beyond the base forward is then scaled by the "
+        "measured cost of all coordinates over that of the part"
     )
 
     def __init__(self, problem: Problem, *, whole: bool = False, budget: int | None = None) -> None:
