@@ -1,0 +1,40 @@
+"""The doctor: what to know before a run, measured on a few samples of it."""
+
+from deepzero.doctor.diagnosis import Diagnosis
+from deepzero.doctor.examine import diagnose, examine
+from deepzero.doctor.plot import plot_sweep
+from deepzero.doctor.records import (
+    Curve,
+    Determinism,
+    Finding,
+    Forecast,
+    GradientCheck,
+    LayerCheck,
+    LayerTime,
+    LoopCosts,
+    Operations,
+    Point,
+    StepChoice,
+    Sweep,
+    Trial,
+)
+
+__all__ = [
+    "Curve",
+    "Determinism",
+    "Diagnosis",
+    "Finding",
+    "Forecast",
+    "GradientCheck",
+    "LayerCheck",
+    "LayerTime",
+    "LoopCosts",
+    "Operations",
+    "Point",
+    "StepChoice",
+    "Sweep",
+    "Trial",
+    "diagnose",
+    "examine",
+    "plot_sweep",
+]

@@ -1,0 +1,52 @@
+"""Does the objective give the same loss twice?"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from deepzero.doctor.records import Determinism
+from deepzero.objective import NetworkObjective, Objective
+from deepzero.stencils import Stencil
+
+REPEATS = 4
+
+
+def check_determinism(objective: Objective, batch: tuple[Any, ...], *, seed: int) -> Determinism:
+    """Evaluate the objective a few times with one seed, and once with another."""
+    parameters = objective.parameters()
+    losses = [float(objective.evaluate(parameters, batch, seed=seed).loss) for _ in range(REPEATS)]
+    other = float(objective.evaluate(parameters, batch, seed=seed + 1).loss)
+    finite = all(math.isfinite(loss) for loss in (*losses, other))
+    repeatable = len({repr(loss) for loss in losses}) == 1
+    return Determinism(
+        loss=losses[0] if math.isfinite(losses[0]) else None,
+        mode=mode_of(objective),
+        repeatable=repeatable,
+        noise=statistics.stdev(losses) if finite else 0.0,
+        depends_on_seed=finite and repeatable and other != losses[0],
+    )
+
+
+def with_effect(found: Determinism, stencil: Stencil, step_size: float, slopes: Tensor) -> Determinism:
+    """Add what the noise does to slopes that are ``slopes`` without it.
+
+    A slope is :math:`\\frac{1}{\\mu}\\sum_j w_j (\\ell_j - \\ell_0)`, so independent noise of standard deviation
+    :math:`\\sigma` in each loss becomes :math:`\\frac{\\sigma}{\\mu}\\sqrt{\\sum_j w_j^2 + (\\sum_j w_j)^2}` in it.
+    """
+    factor = math.sqrt(sum(w * w for w in stencil.weights) + sum(stencil.weights) ** 2)
+    noise = found.noise * factor / step_size
+    signal = float(slopes.double().square().mean().sqrt())
+    return replace(found, slope_noise=noise, relative_slope_noise=noise / signal if signal > 0 else None)
+
+
+def mode_of(objective: Objective) -> str | None:
+    """The mode of a network: ``train``, ``eval``, or ``mixed``."""
+    if not isinstance(objective, NetworkObjective):
+        return None
+    modes = {module.training for module in objective.model.modules()}
+    return "mixed" if len(modes) > 1 else ("train" if modes.pop() else "eval")

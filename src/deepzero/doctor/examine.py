@@ -1,0 +1,229 @@
+"""The examination: every check in turn, on a few samples of what a run would do."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepzero import validation
+from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext
+from deepzero.doctor.advice import advise
+from deepzero.doctor.determinism import check_determinism, with_effect
+from deepzero.doctor.diagnosis import Diagnosis
+from deepzero.doctor.forecast import forecast
+from deepzero.doctor.gradients import check_gradients, estimated_pairs, sampled_pairs
+from deepzero.doctor.operations import check_operations
+from deepzero.doctor.records import GradientCheck, LoopCosts, Operations, Sweep
+from deepzero.doctor.reference import Exact, exact_gradients
+from deepzero.doctor.sampling import exact_slopes, sample
+from deepzero.doctor.sweep import STEPS, choose_step, run_sweep, with_step
+from deepzero.doctor.trial import try_step
+from deepzero.errors import BudgetError, GraphError, InvalidInputError, NonFiniteLossError, VerificationError
+from deepzero.estimator import CGE, Estimate, Estimator
+from deepzero.evaluators import BatchedEvaluator, Evaluator, PropagationEvaluator, SequentialEvaluator
+from deepzero.evaluators.costs import timed
+from deepzero.objective import BlackBox, Loss, NetworkObjective
+from deepzero.probes import CoordinatePerturbations, Perturbations
+from deepzero.randomness import derive_seed
+from deepzero.stencils import FORWARD, Stencil
+
+MOST_SAMPLES, LEAST_SAMPLES = 64, 2
+PER_PARAMETER = 4
+
+
+def diagnose(
+    model: nn.Module | BlackBox,
+    loss: Loss | None = None,
+    *batch: Any,
+    step_size: float = 5e-3,
+    sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None = None,
+    stencil: Stencil = FORWARD,
+    evaluator: Evaluator | None = None,
+    seed: int = 0,
+    learning_rate: float | None = None,
+    steps: Sequence[float] = STEPS,
+    loop: LoopCosts | None = None,
+    seconds: float = 20.0,
+) -> Diagnosis:
+    """Examine coordinate-wise estimates of a network or a black box before a run; nothing is changed.
+
+    Args:
+        model: a network, or a :class:`~deepzero.BlackBox`.
+        loss: ``loss(output, target)`` for a network; None for a black box.
+        *batch: ``x, y`` for a network; further arguments of ``fn`` for a black box.
+        step_size: as for :func:`deepzero.CGE`, like ``sparsity``, ``stencil``, ``evaluator`` and ``seed``.
+        sparsity: which coordinates a run would query.
+        stencil: ``dz.FORWARD`` or ``dz.CENTRAL``.
+        evaluator: how queries are answered.
+        seed: of the objective's own draws, and of the samples taken.
+        learning_rate: try a step of this length along the estimate.
+        steps: step sizes of the sweep, at least two.
+        loop: what the training loop does beside its estimates, for a forecast of an epoch.
+        seconds: about how long the sweep and the check of gradients may take, each; fewer samples are taken if needed.
+
+    Raises:
+        InvalidInputError: an argument is out of its domain.
+
+    Example:
+        >>> import torch.nn.functional as F
+        >>> x, y = torch.randn(8, 3), torch.randint(0, 2, (8,))
+        >>> diagnosis = diagnose(nn.Linear(3, 2), F.cross_entropy, x, y, step_size=1e-4)
+        >>> diagnosis.healthy, round(diagnosis.gradients.cosine, 3), diagnosis.forecast.queries
+        (True, 1.0, 9)
+    """
+    zo = CGE(model, loss=loss, step_size=step_size, sparsity=sparsity, stencil=stencil, evaluator=evaluator, seed=seed)
+    return examine(zo, *batch, learning_rate=learning_rate, steps=steps, loop=loop, seconds=seconds)
+
+
+@torch.no_grad()
+def examine(
+    zo: Estimator,
+    *batch: Any,
+    learning_rate: float | None = None,
+    steps: Sequence[float] = STEPS,
+    loop: LoopCosts | None = None,
+    seconds: float = 20.0,
+) -> Diagnosis:
+    """Examine an estimator, as :func:`diagnose` does; the estimator, its model and its counters are left as they are.
+
+    Raises:
+        InvalidInputError: an argument is out of its domain, or nothing is to be estimated.
+    """
+    steps = _checked_steps(steps)
+    validation.positive("seconds", seconds, hint="20")
+    if learning_rate is not None:
+        validation.positive("learning_rate", learning_rate, hint="0.1")
+    visit = _Visit(copy.copy(zo), batch, derive_seed(zo.seed, "objective", zo.step), seconds)
+    determinism = check_determinism(zo.objective, batch, seed=visit.seed)
+    if determinism.loss is None:
+        return _with_advice(Diagnosis(determinism), visit)
+    query = timed(lambda: zo.objective.evaluate(zo.objective.parameters(), batch, seed=visit.seed), repeats=2)
+    perturbations = visit.perturbations()
+    operations = visit.make_usable(perturbations)
+    exact = exact_gradients(zo.objective, batch, seed=visit.seed, loss=determinism.loss)
+    sweep, slopes = visit.sweep(perturbations, steps, exact, query)
+    found = Diagnosis(
+        determinism=with_effect(determinism, zo.stencil, zo.step_size, slopes),
+        operations=operations,
+        sweep=sweep,
+        step=choose_step(sweep, evaluator_name(visit.zo.evaluator), zo.stencil.name, zo.step_size),
+    )
+    try:
+        predicted, estimate = forecast(visit.zo, batch, perturbations, query_seconds=query, loop=loop)
+    except NonFiniteLossError as error:
+        return _with_advice(replace(found, failure=str(error)), visit)
+    gradients = visit.gradients(perturbations, exact, estimate, query)
+    trial = None
+    if learning_rate is not None and estimate is not None:
+        trial = try_step(zo.objective, batch, estimate, learning_rate, seed=visit.seed)
+    return _with_advice(replace(found, gradients=gradients, forecast=predicted, trial=trial), visit)
+
+
+@dataclass
+class _Visit:
+    """An estimator, copied so that its evaluator can be replaced, and the batch it is examined on."""
+
+    zo: Estimator
+    batch: tuple[Any, ...]
+    seed: int
+    seconds: float
+
+    @property
+    def context(self) -> StepContext:
+        return StepContext(self.zo.step, self.zo.epoch, self.zo.objective, self.batch)
+
+    def perturbations(self) -> Perturbations:
+        """The directions of the step."""
+        perturbations = self.zo.probes.draw(self.context)
+        if len(perturbations) == 0:
+            raise InvalidInputError("no coordinate is queried: give sparsity at least one coordinate")
+        return perturbations
+
+    def make_usable(self, perturbations: Perturbations) -> Operations | None:
+        """Look at the operations and make a first measurement; where propagation fails, go on one query at a time."""
+        zo = self.zo
+        if not isinstance(zo.evaluator, PropagationEvaluator) or not isinstance(zo.objective, NetworkObjective):
+            return None
+        found = check_operations(zo.evaluator, zo.objective, self.batch)
+        if found.problem is None:
+            few = sample(zo, perturbations, max(MOST_SAMPLES, len(zo.objective.parameters())), self.context)
+            try:
+                zo.evaluator.measure(zo.objective, self.batch, few, [zo.step_size], self.seed)
+            except (BudgetError, GraphError, VerificationError) as error:
+                found = replace(found, problem=str(error))
+        if found.problem is not None:
+            zo.evaluator = SequentialEvaluator()
+        return found
+
+    def sweep(
+        self, perturbations: Perturbations, steps: Sequence[float], exact: Exact | None, query: float
+    ) -> tuple[Sweep, Tensor]:
+        """The sweep, and the slopes that it takes for true or, without any, those of the smallest error."""
+        name = evaluator_name(self.zo.evaluator)
+        evaluators = {name: self.zo.evaluator, "sequential": SequentialEvaluator()}
+        affordable = self.seconds / query / (2 * len(evaluators))
+        if affordable / len(steps) < 2 * LEAST_SAMPLES:
+            steps = steps[::2]
+        count = max(LEAST_SAMPLES, min(MOST_SAMPLES, int(affordable / len(steps))))
+        few = sample(self.zo, perturbations, count, self.context)
+        return run_sweep(
+            evaluators,
+            self.zo.objective,
+            self.batch,
+            few,
+            steps=with_step(steps, self.zo.step_size),
+            stencil=self.zo.stencil,
+            seed=self.seed,
+            exact=None if exact is None else (exact.kind, exact_slopes(few, exact.gradients)),
+        )
+
+    def gradients(
+        self, perturbations: Perturbations, exact: Exact | None, estimate: Estimate | None, query: float
+    ) -> GradientCheck | None:
+        """Sampled coordinates against autograd; the whole of an estimate from random directions."""
+        if not isinstance(perturbations, CoordinatePerturbations):
+            if estimate is None:
+                return None
+            checked = check_gradients(estimated_pairs(estimate.gradients, exact), exact)
+            return replace(checked, expected_cosine=_expected_cosine(self.zo, len(perturbations)))
+        zo, parameters = self.zo, len(perturbations.coordinates)
+        most = max(MOST_SAMPLES, PER_PARAMETER * parameters)
+        few = sample(zo, perturbations, max(parameters, min(most, int(self.seconds / query))), self.context)
+        assert isinstance(few, CoordinatePerturbations)
+        offsets = [node * zo.step_size for node in zo.stencil.nodes]
+        answers = zo.evaluator.measure(zo.objective, self.batch, few, offsets, self.seed)
+        slopes = zo.stencil.slopes(answers.differences, zo.step_size)
+        return check_gradients(sampled_pairs(few, slopes, exact), exact)
+
+
+def evaluator_name(evaluator: Evaluator) -> str:
+    """What an evaluator is called in a diagnosis."""
+    names: dict[type, str] = {
+        PropagationEvaluator: "propagation",
+        BatchedEvaluator: "batched",
+        SequentialEvaluator: "sequential",
+    }
+    return names.get(type(evaluator), type(evaluator).__name__)
+
+
+def _expected_cosine(zo: Estimator, queries: int) -> float:
+    """The mean cosine of a gradient to its estimate from ``q`` gaussian directions, to first order in ``1 / d``."""
+    dimension = sum(p.numel() for p in zo.objective.parameters().values())
+    return math.sqrt(queries / (dimension + queries + 1))
+
+
+def _checked_steps(steps: Sequence[float]) -> list[float]:
+    checked = sorted({validation.positive("steps", step, hint="[1e-4, 1e-3, 1e-2]") for step in steps})
+    if len(checked) < 2:
+        raise InvalidInputError(f"steps must be at least two step sizes, got {list(steps)!r}; try [1e-4, 1e-3, 1e-2]")
+    return checked
+
+
+def _with_advice(found: Diagnosis, visit: _Visit) -> Diagnosis:
+    return replace(found, findings=advise(found, visit.zo.objective, visit.batch))

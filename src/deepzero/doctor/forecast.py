@@ -1,0 +1,121 @@
+"""What a step and an epoch will take, and what dominates it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from deepzero.coordinates import StepContext
+from deepzero.doctor.records import Forecast, LayerTime, LoopCosts
+from deepzero.doctor.sampling import sample
+from deepzero.estimator import Estimate, Estimator
+from deepzero.evaluators import CostTable, PropagationEvaluator
+from deepzero.evaluators.costs import timed
+from deepzero.objective import NetworkObjective
+from deepzero.probes import CoordinatePerturbations, Perturbations
+
+LONG_STEP = 5.0
+"""Seconds from which on a step is not timed but added up from the cost table."""
+LEAST_STEPS, MOST_STEPS, TIMING = 3, 20, 3.0
+"""Estimates to time: at least, at most, and seconds after which no further one is begun."""
+
+
+def forecast(
+    zo: Estimator,
+    batch: tuple[Any, ...],
+    perturbations: Perturbations,
+    *,
+    query_seconds: float,
+    loop: LoopCosts | None = None,
+) -> tuple[Forecast, Estimate | None]:
+    """Predict; a short step is timed as a whole, and then its estimate is returned too."""
+    evaluator = zo.evaluator
+    if isinstance(evaluator, PropagationEvaluator) and isinstance(perturbations, CoordinatePerturbations):
+        predicted = _from_table(zo, evaluator, batch, perturbations, query_seconds)
+    else:
+        predicted = _from_one_query(zo, batch, perturbations, query_seconds)
+    estimate = None
+    if predicted.seconds_per_step <= LONG_STEP:
+        seconds, estimate = time_estimates(zo, batch)
+        predicted = replace(predicted, seconds_per_step=seconds, method="timed")
+    return (predicted if loop is None else _with_loop(predicted, loop)), estimate
+
+
+def time_estimates(zo: Estimator, batch: Sequence[Any]) -> tuple[float, Estimate]:
+    """Mean seconds of estimates at consecutive steps, after one that does not count; the estimator is left as it is."""
+    trial = copy.copy(zo)
+    estimate = trial.estimate(*batch)
+    times: list[float] = []
+    while len(times) < LEAST_STEPS or (len(times) < MOST_STEPS and sum(times) < TIMING):
+        trial.step += 1
+        start = time.perf_counter()
+        trial.estimate(*batch)
+        times.append(time.perf_counter() - start)
+    return sum(times) / len(times), estimate
+
+
+def layer_times(table: CostTable, counts: dict[str, int], nodes: int) -> tuple[LayerTime, ...]:
+    """Seconds by parameter, the longest first; with ``table.base`` they add up to ``table.seconds_per_step``."""
+    layers = (
+        LayerTime(name, count, nodes * table.parameters[name].seconds(count) / table.workers)
+        for name, count in counts.items()
+    )
+    return _longest_first(layers)
+
+
+def _from_table(
+    zo: Estimator,
+    evaluator: PropagationEvaluator,
+    batch: tuple[Any, ...],
+    perturbations: CoordinatePerturbations,
+    query_seconds: float,
+) -> Forecast:
+    assert isinstance(zo.objective, NetworkObjective)
+    slow = query_seconds * len(zo.objective.parameters()) > LONG_STEP
+    table = evaluator.costs(zo.objective, *batch, offset=zo.step_size, repeats=1 if slow else 3)
+    counts = {name: len(index) for name, index in perturbations.coordinates.items()}
+    nodes = len(zo.stencil.nodes)
+    in_flight = [
+        min(count, table.parameters[name].chunk) * table.parameters[name].bytes for name, count in counts.items()
+    ]
+    return Forecast(
+        queries=1 + nodes * len(perturbations),
+        seconds_per_step=table.seconds_per_step(counts, nodes=nodes),
+        method="cost table",
+        base_seconds=table.base,
+        layers=layer_times(table, counts, nodes),
+        memory=table.base_bytes + table.workers * max(in_flight, default=0),
+        memory_budget=evaluator.memory_budget,
+    )
+
+
+def _from_one_query(
+    zo: Estimator, batch: tuple[Any, ...], perturbations: Perturbations, query_seconds: float
+) -> Forecast:
+    """All queries take what a few take, which is right for full evaluations."""
+    few = sample(zo, perturbations, 8, StepContext(zo.step, zo.epoch, zo.objective, batch))
+    some = timed(lambda: zo.evaluator.measure(zo.objective, batch, few, [zo.step_size], zo.seed), repeats=3)
+    each = max(some - query_seconds, 0.0) / len(few)
+    nodes = len(zo.stencil.nodes)
+    counts = {}
+    if isinstance(perturbations, CoordinatePerturbations):
+        counts = {name: len(index) for name, index in perturbations.coordinates.items()}
+    return Forecast(
+        queries=1 + nodes * len(perturbations),
+        seconds_per_step=query_seconds + nodes * len(perturbations) * each,
+        method="one query",
+        base_seconds=query_seconds,
+        layers=_longest_first(LayerTime(name, count, nodes * count * each) for name, count in counts.items()),
+    )
+
+
+def _longest_first(layers: Any) -> tuple[LayerTime, ...]:
+    return tuple(sorted(layers, key=lambda layer: -layer.seconds))
+
+
+def _with_loop(predicted: Forecast, loop: LoopCosts) -> Forecast:
+    step = predicted.seconds_per_step + loop.step_overhead
+    return replace(predicted, loop=loop, seconds_per_epoch=loop.steps_per_epoch * step + loop.epoch_overhead)

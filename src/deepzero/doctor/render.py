@@ -1,0 +1,163 @@
+"""A diagnosis for people to read, in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from deepzero.doctor.records import (
+    Determinism,
+    Finding,
+    Forecast,
+    GradientCheck,
+    LayerCheck,
+    Operations,
+    StepChoice,
+    Sweep,
+)
+
+STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "good": "green"}
+SHOWN = 8
+"""Rows of a table of layers; the most notable ones."""
+
+
+def render(
+    determinism: Determinism,
+    operations: Operations | None,
+    sweep: Sweep | None,
+    step: StepChoice | None,
+    gradients: GradientCheck | None,
+    forecast: Forecast | None,
+    findings: Sequence[Finding],
+) -> Iterator[RenderableType]:
+    """One block after another; advice comes last, where a terminal shows it."""
+    yield _lines("Objective", _objective(determinism))
+    if operations is not None:
+        yield _lines("Operations", _operations(operations))
+    if sweep is not None:
+        yield _sweep(sweep)
+        yield _lines("Step size", _step(step))
+    if gradients is not None:
+        yield _gradients(gradients)
+    if forecast is not None:
+        yield _lines("Forecast", _forecast(forecast))
+    yield Text("Advice", style="bold")
+    for finding in findings:
+        yield Text.assemble("  ", (f"{finding.level}: ", STYLES[finding.level]), finding.text)
+
+
+def _lines(title: str, lines: Iterator[str]) -> Text:
+    return Text.assemble((title, "bold"), *(f"\n  {line}" for line in lines))
+
+
+def _objective(found: Determinism) -> Iterator[str]:
+    mode = f", {found.mode} mode" if found.mode else ""
+    yield f"loss {'not finite' if found.loss is None else f'{found.loss:.6g}'}{mode}"
+    yield (
+        "deterministic: evaluations with the same seed agree bitwise"
+        if found.repeatable
+        else (f"NOT deterministic: evaluations with the same seed scatter by {found.noise:.1e}")
+    )
+
+
+def _operations(found: Operations) -> Iterator[str]:
+    if found.problem is not None:
+        yield "differences cannot be propagated (see advice)"
+        return
+    yield f"with a rule: {_counted(found.rules) or 'none'}"
+    yield f"fall back: {_counted(found.fallbacks) or 'none'}" + (
+        f", on the way of {found.behind_fallbacks:.0%} of the coordinates" if found.fallbacks else ""
+    )
+
+
+def _counted(operations: dict[str, int]) -> str:
+    return ", ".join(f"{name.removeprefix('aten.')} x{count}" for name, count in operations.items())
+
+
+def _sweep(found: Sweep) -> Table:
+    title = f"Relative error against step size ({found.samples} directions; reference: {found.reference})"
+    table = Table(
+        "step size", *(f"{c.evaluator}\n{c.stencil}" for c in found.curves), title=title, title_justify="left"
+    )
+    for row in zip(*(curve.points for curve in found.curves), strict=True):
+        table.add_row(f"{row[0].step_size:.1e}", *(_number(point.error) for point in row))
+    floors = [f"{found.noise_floor[c.evaluator]:.1e}" if c.evaluator in found.noise_floor else "" for c in found.curves]
+    table.add_section()
+    table.add_row("noise floor", *floors)
+    return table
+
+
+def _step(choice: StepChoice | None) -> Iterator[str]:
+    if choice is None:
+        yield "none can be recommended (see advice)"
+        return
+    yield f"recommended: {choice.step_size:.1e} ({choice.evaluator}, {choice.stencil}): {choice.reason}"
+    yield f"configured: {choice.configured:.1e}, relative error {_number(choice.configured_error)}"
+
+
+def _gradients(found: GradientCheck) -> Table:
+    against = f"against {found.reference}" if found.reference else "(no autograd to compare with)"
+    overall = f"cosine {_number(found.cosine, '.4f')}, relative error {_number(found.relative_error)}"
+    title = f"Estimate at the configured step {against}: {overall}"
+    columns = ("tried", "exactly 0", "norm", "cosine", "error")
+    table = Table(Column("parameter", overflow="fold"), *columns, title=title, title_justify="left")
+    rows = sorted(found.layers, key=_concern)[:SHOWN]
+    for row in rows:
+        cells = (_number(row.norm), _number(row.cosine, ".4f"), _number(row.relative_error))
+        table.add_row(row.name, str(row.samples), f"{row.zeros:.0%}", *cells)
+    if len(found.layers) > len(rows):
+        table.caption = f"the {len(rows)} that agree least, of {len(found.layers)} parameters"
+    return table
+
+
+def _concern(layer: LayerCheck) -> float:
+    """Sorts the layers that agree least to the front."""
+    return -(layer.relative_error if layer.relative_error is not None else layer.zeros)
+
+
+def _forecast(found: Forecast) -> Iterator[str]:
+    how = {
+        "timed": "mean of whole estimates",
+        "cost table": "added up from the measured cost table",
+        "one query": "queries times one query",
+    }[found.method]
+    yield f"{found.queries:,} queries and {duration(found.seconds_per_step)} a step ({how})"
+    if found.seconds_per_epoch is not None and found.loop is not None:
+        loop = found.loop
+        whole = loop.startup + loop.epochs * found.seconds_per_epoch
+        yield f"{duration(found.seconds_per_epoch)} an epoch of {loop.steps_per_epoch} steps"
+        yield f"{duration(whole)} for {loop.epochs} epochs and the scores before them ({duration(loop.startup)})"
+        yield (
+            f"beside the estimates: {duration(loop.step_overhead)} a step (batch, optimizer), "
+            f"{duration(loop.epoch_overhead)} an epoch (validation)"
+        )
+    if found.memory is not None and found.memory_budget is not None:
+        used, allowed = (f"{size / 2**20:,.0f} MiB" for size in (found.memory, found.memory_budget))
+        yield f"memory beyond model and batch: {used} of {allowed} allowed"
+    yield f"base forward: {duration(found.base_seconds)}"
+    total = found.base_seconds + sum(layer.seconds for layer in found.layers)
+    for layer in found.layers[:SHOWN]:
+        share = layer.seconds / total
+        yield f"{share:6.1%}  {layer.name}: {layer.coordinates:,} coordinates, {duration(layer.seconds)}"
+
+
+def _number(value: float | None, form: str = ".1e") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def duration(seconds: float) -> str:
+    """A time in a unit that suits it.
+
+    Example:
+        >>> duration(0.0123), duration(75), duration(7500), duration(400_000)
+        ('12.3 ms', '75.0 s', '2.1 h', '4.6 days')
+    """
+    if seconds < 1:
+        return f"{seconds * 1e3:.1f} ms"
+    for limit, unit, name in ((600, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds / 86_400:.1f} days"

@@ -1,0 +1,150 @@
+"""Error against step size: where rounding and noise end, and where curvature begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepzero.doctor.records import Curve, Point, StepChoice, Sweep
+from deepzero.doctor.reference import agreed_slopes
+from deepzero.evaluators import Evaluator
+from deepzero.objective import Objective
+from deepzero.probes import Perturbations
+from deepzero.stencils import CENTRAL, FORWARD, Stencil
+
+STEPS = tuple(10 ** (k / 2) for k in range(-14, -1))
+"""Half-decades from 1e-7 to 1e-1."""
+AGREES = 0.1
+"""Relative error up to which an estimate is said to agree with autograd."""
+ACCURATE = 1e-3
+"""Relative error below which nothing is gained: batches differ by far more."""
+USELESS = 0.5
+"""Relative error from which on an estimate is noise."""
+
+
+def with_step(steps: Sequence[float], step_size: float) -> list[float]:
+    """The steps with ``step_size`` among them, in place of the nearest if that is nearer than a quarter of a decade.
+
+    Example:
+        >>> with_step([1e-3, 1e-2], 5e-3), with_step([1e-3, 1e-2], 1.0)
+        ([0.001, 0.005, 0.01], [0.001, 0.01, 1.0])
+    """
+    near = min(steps, key=lambda step: abs(math.log(step / step_size)))
+    replaced = abs(math.log10(near / step_size)) <= 0.25
+    return sorted({*(step for step in steps if not (replaced and step == near)), step_size})
+
+
+def run_sweep(
+    evaluators: Mapping[str, Evaluator],
+    objective: Objective,
+    batch: tuple[Any, ...],
+    perturbations: Perturbations,
+    *,
+    steps: Sequence[float],
+    stencil: Stencil,
+    seed: int,
+    exact: tuple[str, Tensor] | None,
+) -> tuple[Sweep, Tensor]:
+    """Query the same directions at all steps with all evaluators and all stencils; also the slopes taken for true.
+
+    Args:
+        evaluators: by name; the one that will be used comes first.
+        objective: what is queried.
+        batch: the arguments of an estimate.
+        perturbations: ``K`` directions.
+        steps: increasing.
+        stencil: looked at beside ``FORWARD`` and ``CENTRAL``.
+        seed: of the objective's own draws.
+        exact: a name and exact slopes ``[K]``, if there are any.
+    """
+    stencils = tuple({s.name: s for s in (FORWARD, CENTRAL, stencil)}.values())
+    nodes = sorted({node for s in stencils for node in s.nodes})
+    offsets = [node * step for step in steps for node in nodes]
+    slopes: dict[tuple[str, str], Tensor] = {}
+    for name, evaluator in evaluators.items():
+        answers = evaluator.measure(objective, batch, perturbations, offsets, seed).differences.cpu()
+        table = answers.reshape(len(steps), len(nodes), -1)
+        for s in stencils:
+            rows = [nodes.index(node) for node in s.nodes]
+            slopes[name, s.name] = torch.stack([s.slopes(table[i, rows], step) for i, step in enumerate(steps)])
+    return _compared(slopes, list(steps), exact)
+
+
+def _compared(
+    slopes: dict[tuple[str, str], Tensor], steps: list[float], exact: tuple[str, Tensor] | None
+) -> tuple[Sweep, Tensor]:
+    first = next(iter(slopes))[0]
+    disagrees = False
+    if exact is not None:
+        kind, reference, uncertainty = *exact, 0.0
+        best = min(_errors(slopes[first, CENTRAL.name], reference), default=math.inf)
+        disagrees = not best <= AGREES and bool(slopes[first, CENTRAL.name].any())
+    if exact is None or disagrees:
+        kind = "neighbouring steps"
+        reference, uncertainty = agreed_slopes(slopes[first, CENTRAL.name], steps)
+    found = Sweep(
+        reference=kind,
+        uncertainty=uncertainty if math.isfinite(uncertainty) else 1.0,
+        samples=len(reference),
+        curves=tuple(_curve(*names, rows, reference, steps) for names, rows in slopes.items()),
+        noise_floor={
+            name: steps[0] * float((rows[0] - reference).square().mean().sqrt())
+            for (name, stencil), rows in slopes.items()
+            if stencil == FORWARD.name and bool(rows[0].isfinite().all())
+        },
+        autograd_disagrees=disagrees,
+    )
+    return found, reference
+
+
+def _errors(slopes: Tensor, reference: Tensor) -> list[float]:
+    """Relative errors of the rows; infinite where a slope is not finite."""
+    scale = float(reference.norm()) or 1.0
+    errors = [float((row - reference).norm()) / scale for row in slopes]
+    return [error if math.isfinite(error) else math.inf for error in errors]
+
+
+def _curve(evaluator: str, stencil: str, slopes: Tensor, reference: Tensor, steps: list[float]) -> Curve:
+    zeros = (slopes == 0).double().mean(1).tolist()
+    errors = [error if math.isfinite(error) else None for error in _errors(slopes, reference)]
+    points = (Point(step, error, zero) for step, error, zero in zip(steps, errors, zeros, strict=True))
+    return Curve(evaluator, stencil, tuple(points))
+
+
+def choose_step(sweep: Sweep, evaluator: str, stencil: str, configured: float) -> StepChoice | None:
+    """The middle of the flat part of a curve: the steps around the best one with an error that is as good.
+
+    As good is up to twice the least error, or below what matters (0.1 %), or below what the reference can tell. The
+    middle, on the logarithmic scale, is farthest both from noise and from curvature, which change as training
+    goes on. None if every step gives noise.
+    """
+    points = sweep.curve(evaluator, stencil).points
+    errors = [math.inf if p.error is None else p.error for p in points]
+    best = min(range(len(points)), key=errors.__getitem__)
+    if not errors[best] < USELESS or sweep.uncertainty >= USELESS:
+        return None
+    limit = max(2 * errors[best], ACCURATE, sweep.uncertainty)
+    low, high = best, best
+    while low > 0 and errors[low - 1] <= limit:
+        low -= 1
+    while high + 1 < len(points) and errors[high + 1] <= limit:
+        high += 1
+    middle = (low + high + 1) // 2
+    asked = next((p for p in points if p.step_size == configured), None)
+    start, stop = points[low].step_size, points[high].step_size
+    return StepChoice(
+        evaluator=evaluator,
+        stencil=stencil,
+        step_size=points[middle].step_size,
+        low=start,
+        high=stop,
+        error=errors[middle],
+        configured=configured,
+        configured_error=asked.error if asked else None,
+        reason=f"from {start:.1e} to {stop:.1e} the error stays below {limit:.1e}; the middle is safe on both "
+        "sides, from noise below and from curvature above",
+    )

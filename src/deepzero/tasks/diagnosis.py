@@ -1,0 +1,113 @@
+"""The doctor on a configuration: exactly the data, network, coordinates and loop that a run would have."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deepzero import data
+from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
+from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.estimator import Estimator
+from deepzero.evaluators.costs import timed
+from deepzero.tasks import classification
+from deepzero.tasks.config import ClassificationConfig
+from deepzero.tasks.gradients import find_ratios, gradient_source
+from deepzero.training.environment import hardware, versions
+from deepzero.training.files import replace_file, to_json
+
+REPORT, PLOT = "diagnosis.json", "sweep.png"
+
+
+def diagnose(
+    config: ClassificationConfig, *, data_dir: str | Path | None = None, device: str = "cpu", seconds: float = 20.0
+) -> Diagnosis:
+    """Examine the first step of the run that :func:`deepzero.tasks.classification.train` would make.
+
+    Args:
+        config: of the run.
+        data_dir: where the data set lies, see :func:`deepzero.data.load`.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        seconds: about how long each part of the examination may take, see :func:`deepzero.doctor.examine`.
+
+    Raises:
+        InvalidInputError: an argument is out of its domain, or the run takes its gradients from autograd.
+        DataNotFoundError: the data set is not there.
+
+    Example:
+        >>> from deepzero.recipes import customize, find
+        >>> config = customize(find("digits").config(), sparsity=0.0, limit=64, batch_size=16)
+        >>> diagnosis = diagnose(config, seconds=0.1)
+        >>> diagnosis.forecast.queries, diagnosis.forecast.loop.steps_per_epoch
+        (4955, 3)
+    """
+    if config.estimator.method == "fo":
+        raise InvalidInputError("the doctor examines estimates from function values; choose the estimator cge or rge")
+    place = classification._device(device)
+    splits = classification._load(config, data_dir)
+    model = classification._model(config, splits.train).to(place)
+    batches = classification._training_batches(config, splits.train, place)
+    begun = time.perf_counter()
+    ratios = find_ratios(config, model, splits.train, place)
+    scoring = time.perf_counter() - begun
+    zo = gradient_source(config, model, ratios)
+    assert isinstance(zo, Estimator)
+    return examine(
+        zo,
+        *batches.batch(0, 0),
+        learning_rate=config.training.learning_rate,
+        loop=_loop_costs(config, model, splits, batches, scoring),
+        seconds=seconds,
+    )
+
+
+def write(diagnosis: Diagnosis, folder: Path, config: ClassificationConfig) -> None:
+    """Write ``diagnosis.json`` and, if there was a sweep, ``sweep.png``; an earlier diagnosis is replaced.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+    record = {
+        "diagnosis": diagnosis.as_dict(),
+        "config": asdict(config),
+        "versions": versions(),
+        "hardware": hardware(torch.device("cpu")),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / REPORT, to_json(record))
+        if diagnosis.sweep is not None:
+            title = f"{config.model.name} on {config.data.name}"
+            replace_file(folder / PLOT, plot_sweep(diagnosis, title=title))
+    except OSError as error:
+        raise RunFolderError(f"{folder} could not be written ({error}); choose another --out") from error
+
+
+def _loop_costs(
+    config: ClassificationConfig, model: nn.Module, splits: data.Splits, batches: data.BatchLoader, scoring: float
+) -> LoopCosts:
+    """Time what a run does beside its estimates, on a copy of the model."""
+    trial = copy.deepcopy(model)
+    optimizer = classification._optimizer(config, trial)
+    numbers = itertools.cycle(range(len(batches)))
+
+    def step() -> None:
+        batches.batch(0, next(numbers))
+        for parameter in trial.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+
+    validate = classification._scorer(splits.validation, trial, next(trial.parameters()).device)
+    return LoopCosts(
+        steps_per_epoch=len(batches),
+        step_overhead=timed(step, repeats=5),
+        epoch_overhead=timed(validate, repeats=2) if len(splits.validation) else 0.0,
+        epochs=config.training.epochs,
+        startup=scoring,
+    )
