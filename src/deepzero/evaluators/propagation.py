@@ -28,6 +28,8 @@ from deepzero.probes import CoordinatePerturbations, Perturbations
 DEFAULT_BUDGET = 2 << 30
 CPU_TARGET = 4 << 20
 CUDA_TARGET = 256 << 20
+WIDENED = 4
+"""Memory of a verification in float64, in multiples of the base forward in float32."""
 
 
 class PropagationEvaluator:
@@ -56,7 +58,7 @@ class PropagationEvaluator:
         self.chunk_bytes = None if chunk_bytes is None else validation.count("chunk_bytes", chunk_bytes)
         self._verify = verify
         self._programs: WeakKeyDictionary[NetworkObjective, dict[str, Program]] = WeakKeyDictionary()
-        self._query_bytes: dict[str, dict[str, int]] = {}
+        self._footprints: dict[str, plan.Footprint] = {}
 
     def measure(
         self,
@@ -75,9 +77,13 @@ class PropagationEvaluator:
         program = self.program(objective, batch)
         values = self.base_values(program, objective, batch, seed)
         if self._verify and len(perturbations):
-            verify(program, objective, batch, perturbations, offsets[0], seed)
+            widen = WIDENED * held_bytes(values) <= self.memory_budget
+            values.clear()
+            verify(program, objective, batch, perturbations, offsets[0], seed, widen=widen)
             self._verify = False
-        chunks, workers = self._plan(program, objective, batch, values, perturbations, offsets[0])
+            values = self.base_values(program, objective, batch, seed)
+        sizes, workers = self._plan(program, objective, batch, values, offsets[0])
+        chunks = plan.cut(perturbations, sizes)
         jobs = [(chunk, offset, row) for row, offset in enumerate(offsets) for chunk in chunks]
         device = device_of(objective.parameters())
         differences = torch.zeros(len(offsets), len(perturbations), dtype=torch.float64, device=device)
@@ -122,7 +128,8 @@ class PropagationEvaluator:
         base = timed(lambda: self.base_values(program, objective, batch, seed=0), repeats)
         values = self.base_values(program, objective, batch, seed=0)
         parameters = objective.parameters()
-        chunks, nbytes, workers = self._sizes(program, objective, batch, values, list(parameters), offset)
+        sizes, workers = self._plan(program, objective, batch, values, offset)
+        foot = self._footprint(program, objective, batch, values, offset)
         device = device_of(parameters)
 
         def chunk_run(name: str) -> Callable[[Tensor], None]:
@@ -137,10 +144,10 @@ class PropagationEvaluator:
             return run
 
         table = {
-            name: chunk_cost(chunk_run(name), torch.arange(p.numel()), chunks[name], nbytes[name], repeats)
+            name: chunk_cost(chunk_run(name), torch.arange(p.numel()), sizes[name], foot.queries[name], repeats)
             for name, p in parameters.items()
         }
-        return CostTable(base, workers, table, held_bytes(values))
+        return CostTable(base, workers, table, foot.held)
 
     def _plan(
         self,
@@ -148,47 +155,36 @@ class PropagationEvaluator:
         objective: NetworkObjective,
         batch: tuple[Any, ...],
         values: Values,
-        perturbations: CoordinatePerturbations,
         offset: float,
-    ) -> tuple[list[plan.Chunk], int]:
-        names = perturbations.coordinates.names
-        sizes, _, workers = self._sizes(program, objective, batch, values, names, offset)
-        return plan.cut(perturbations, sizes), workers
+    ) -> tuple[dict[str, int], int]:
+        """Perturbations per chunk by parameter, and the workers that fit."""
+        foot = self._footprint(program, objective, batch, values, offset)
+        on_cpu = device_of(objective.parameters()).type == "cpu"
+        target = self.chunk_bytes or (CPU_TARGET if on_cpu else CUDA_TARGET)
+        wanted = (self.workers or torch.get_num_threads()) if on_cpu else 1
+        sizes = plan.chunk_sizes(foot, target=target, budget=self.memory_budget)
+        return sizes, plan.workers_that_fit(foot, sizes, budget=self.memory_budget, wanted=wanted)
 
-    def _sizes(
-        self,
-        program: Program,
-        objective: NetworkObjective,
-        batch: tuple[Any, ...],
-        values: Values,
-        names: Sequence[str],
-        offset: float,
-    ) -> tuple[dict[str, int], dict[str, int], int]:
-        """Perturbations per chunk and bytes per query of some parameters, and the workers that fit."""
-        sizes = self._query_bytes.setdefault(_signature(objective, batch), {})
-        for name in names:
-            if name not in sizes:
-                sizes[name] = plan.query_bytes(program, values, name, offset)
-        needed = {name: sizes[name] for name in names}
-        device = device_of(objective.parameters())
-        target = self.chunk_bytes or (CPU_TARGET if device.type == "cpu" else CUDA_TARGET)
-        workers = (self.workers or torch.get_num_threads()) if device.type == "cpu" else 1
-        available = self.memory_budget - held_bytes(values)
-        chunks, workers = plan.chunk_sizes(needed, target=target, available=available, workers=workers)
-        return chunks, needed, workers
+    def _footprint(
+        self, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], values: Values, offset: float
+    ) -> plan.Footprint:
+        key = _signature(objective, batch)
+        if key not in self._footprints:
+            self._footprints[key] = plan.footprint(program, values, offset)
+        return self._footprints[key]
 
     def state_dict(self) -> dict[str, Any]:
-        """The measured bytes per query and the targets, on which the chunk plan and so the last bits depend."""
+        """The footprints and the targets, on which the chunk plan and so the last bits depend."""
         return {
             "memory_budget": self.memory_budget,
             "chunk_bytes": self.chunk_bytes,
-            "query_bytes": {key: dict(sizes) for key, sizes in self._query_bytes.items()},
+            "footprints": {key: {"held": f.held, "queries": dict(f.queries)} for key, f in self._footprints.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the chunk plan of the run that made the checkpoint."""
         self.memory_budget, self.chunk_bytes = state["memory_budget"], state["chunk_bytes"]
-        self._query_bytes = {key: dict(sizes) for key, sizes in state["query_bytes"].items()}
+        self._footprints = {key: plan.Footprint(**foot) for key, foot in state["footprints"].items()}
 
 
 def base_loss(program: Program, values: Values) -> Tensor:

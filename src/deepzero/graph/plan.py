@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepzero.errors import BudgetError
-from deepzero.graph.forward import Values
+from deepzero.graph.forward import Values, held_bytes
 from deepzero.graph.program import Program
 from deepzero.graph.propagate import loss_differences
 from deepzero.probes import CoordinatePerturbations
@@ -38,8 +38,26 @@ class Chunk:
         return self.start + len(self.indices)
 
 
-def query_bytes(program: Program, values: Values, parameter: str, offset: float) -> int:
-    """Bytes that one perturbation of a parameter holds at its peak, read off a propagation of one coordinate."""
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a step takes.
+
+    Attributes:
+        held: the base forward, with all that rules derive from it.
+        queries: one perturbation at its peak, by parameter.
+    """
+
+    held: int
+    queries: dict[str, int]
+
+
+def footprint(program: Program, values: Values, offset: float) -> Footprint:
+    """Read off a propagation of one coordinate of every parameter; depends on shapes only."""
+    queries = {name: _query_bytes(program, values, name, offset) for name in program.cones}
+    return Footprint(held_bytes(values), queries)
+
+
+def _query_bytes(program: Program, values: Values, parameter: str, offset: float) -> int:
     peak = 0
 
     def meter(live: int, newest: int) -> None:
@@ -51,29 +69,32 @@ def query_bytes(program: Program, values: Values, parameter: str, offset: float)
     return max(peak, 1)
 
 
-def chunk_sizes(
-    bytes_per_query: Mapping[str, int], *, target: int, available: int, workers: int
-) -> tuple[dict[str, int], int]:
-    """Perturbations per chunk for each parameter, and how many workers fit.
+def chunk_sizes(foot: Footprint, *, target: int, budget: int) -> dict[str, int]:
+    """Perturbations per chunk for each parameter.
 
     Args:
-        bytes_per_query: peak bytes of one perturbation, by parameter.
+        foot: bytes that a step takes.
         target: bytes that a chunk should take (what fits the cache).
-        available: bytes left for all chunks in flight.
-        workers: workers wanted.
+        budget: bytes for everything.
 
     Raises:
         BudgetError: not even one perturbation at a time fits.
     """
-    largest = max(bytes_per_query.values(), default=1)
-    if largest > available:
+    largest = max(foot.queries.values(), default=1)
+    if foot.held + largest > budget:
         raise BudgetError(
-            f"one query needs {largest / MEBI:.0f} MiB beyond the base forward, but the memory budget leaves "
-            f"{max(available, 0) / MEBI:.0f} MiB; raise the budget or use smaller batches"
+            f"an estimate needs {(foot.held + largest) / MEBI:.0f} MiB ({foot.held / MEBI:.0f} for the base forward, "
+            f"{largest / MEBI:.0f} for one query), more than the memory budget of {budget / MEBI:.0f} MiB; give at least "
+            f"PropagationEvaluator(memory_budget={foot.held + largest}) or use smaller batches"
         )
-    workers = max(1, min(workers, available // largest))
-    cap = min(target, available // workers)
-    return {name: max(1, min(MAX_CHUNK, cap // size)) for name, size in bytes_per_query.items()}, workers
+    cap = min(target, budget - foot.held)
+    return {name: max(1, min(MAX_CHUNK, cap // size)) for name, size in foot.queries.items()}
+
+
+def workers_that_fit(foot: Footprint, sizes: Mapping[str, int], *, budget: int, wanted: int) -> int:
+    """How many chunks may be in flight; never changes what a chunk holds."""
+    largest = max((size * foot.queries[name] for name, size in sizes.items()), default=1)
+    return max(1, min(wanted, (budget - foot.held) // largest))
 
 
 def cut(perturbations: CoordinatePerturbations, sizes: Mapping[str, int]) -> list[Chunk]:
