@@ -36,7 +36,8 @@ class PropagationEvaluator:
     """Coordinate differences on a network by propagation over its exported graph.
 
     Args:
-        memory_budget: bytes that an estimate may take beyond model and batch; never exceeded. Default 2 GiB.
+        memory_budget: bytes that the tensors of an estimate may take beyond model and batch; never exceeded. Default
+            2 GiB. The exported program and the compiled loops themselves take about 0.2 GiB more, once.
         workers: chunks in flight on a CPU, one thread each; default ``torch.get_num_threads()``. The numbers do not
             depend on it.
         chunk_bytes: bytes of differences that a chunk should hold at its peak; the default suits the device.

@@ -84,8 +84,8 @@ def chunk_sizes(foot: Footprint, *, target: int, budget: int) -> dict[str, int]:
     if foot.held + largest > budget:
         raise BudgetError(
             f"an estimate needs {(foot.held + largest) / MEBI:.0f} MiB ({foot.held / MEBI:.0f} for the base forward, "
-            f"{largest / MEBI:.0f} for one query), more than the memory budget of {budget / MEBI:.0f} MiB; give at least "
-            f"PropagationEvaluator(memory_budget={foot.held + largest}) or use smaller batches"
+            f"{largest / MEBI:.0f} for one query), more than the memory budget of {budget / MEBI:.0f} MiB; "
+            f"give at least PropagationEvaluator(memory_budget={foot.held + largest}) or use smaller batches"
         )
     cap = min(target, budget - foot.held)
     return {name: max(1, min(MAX_CHUNK, cap // size)) for name, size in foot.queries.items()}

@@ -35,8 +35,7 @@ def verify(
 ) -> None:
     """Compare propagated loss differences with those of full forwards on a few random coordinates.
 
-    Args:
-        widen: whether there is memory for a base forward in float64.
+    In float64 if ``widen`` (there is memory for it), else in the model's own dtype.
 
     Raises:
         VerificationError: they disagree.
