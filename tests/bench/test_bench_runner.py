@@ -1,11 +1,13 @@
 import json
+import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
 
 from deepzero import bench
-from deepzero.bench.memory import measure_memory
-from deepzero.errors import BudgetError, DeepZeroError, InvalidInputError
+from deepzero.bench import memory
+from deepzero.errors import BudgetError, DeepZeroError, InvalidInputError, VerificationError
 
 TINY = bench.Settings(batch=4, threads=1, rounds=3, seconds_per_side=0.05, memory=False)
 
@@ -48,15 +50,22 @@ def test_the_record_is_json_with_its_circumstances(report):
     assert case["memory"] == []
 
 
-def test_threads_are_as_before():
+def test_threads_are_as_before_after_a_failure_too(monkeypatch):
+    seen = []
+
+    def fail(*sides):
+        seen.append(torch.get_num_threads())
+        raise VerificationError("they disagree")
+
+    monkeypatch.setattr("deepzero.bench.runner.check", fail)
     before = torch.get_num_threads()
-    with pytest.raises(DeepZeroError, match="budget"):
-        bench.run("digits", bench.Settings(batch=64, threads=2, memory=False, budget_mib=1))
-    assert torch.get_num_threads() == before
+    with pytest.raises(VerificationError, match="they disagree"):
+        bench.run("digits", replace(TINY, threads=before + 1))
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
 
 
 def test_memory_of_an_estimate_in_a_new_process():
-    found = measure_memory({"fc.weight": 20, "fc.bias": 10}, threads=1, budget=64 << 20, name="digits", batch=4)
+    found = memory.measure_memory({"fc.weight": 20, "fc.bias": 10}, threads=1, budget=64 << 20, name="digits", batch=4)
     assert found.budget == 64 << 20
     assert found.queries == 31
     assert found.fraction == pytest.approx(30 / 4954)
@@ -64,9 +73,24 @@ def test_memory_of_an_estimate_in_a_new_process():
     assert found.growth == found.peak - found.before
 
 
-def test_a_budget_that_is_too_small_is_named_across_processes():
+def test_a_budget_that_is_too_small_is_named_across_processes(capsys, monkeypatch):
+    def in_this_process(command, **options):
+        memory.main(command[-1])
+        return subprocess.CompletedProcess(command, 0, capsys.readouterr().out, "")
+
+    monkeypatch.setattr("deepzero.bench.memory.subprocess.run", in_this_process)
     with pytest.raises(BudgetError, match="memory budget"):
-        measure_memory({"features.0.weight": 2}, threads=1, budget=1 << 16, name="digits", batch=64)
+        memory.measure_memory({"features.0.weight": 2}, threads=1, budget=1 << 16, name="digits", batch=64)
+
+
+@pytest.mark.parametrize(("stderr", "last"), [("Traceback ...\nKilled: too much", "Killed: too much"), ("", "nothing")])
+def test_a_process_that_dies_is_an_error_with_its_last_words(monkeypatch, stderr, last):
+    monkeypatch.setattr(
+        "deepzero.bench.memory.subprocess.run",
+        lambda command, **_: subprocess.CompletedProcess(command, -9, "", stderr),
+    )
+    with pytest.raises(DeepZeroError, match=rf"ended with code -9: .*{last}$"):
+        memory.measure_memory({}, threads=1, budget=None, name="digits", batch=4)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_deepzero_scales_a_part_by_measured_costs(asked, deepzero, monkeypatch):
     each = {name: 1e-3 if name == "features.4.weight" else 0.0 for name in deepzero.counts}
     table = CostTable(0.5, 1, {n: ChunkCost(0.0, cost, deepzero.chunks[n], 1) for n, cost in each.items()}, 1)
     monkeypatch.setattr(deepzero, "costs", table)
-    assert deepzero.fraction(0.5 + 2.304) == 1.0
+    assert deepzero.fraction(0.5 + 2.305) == 1.0
     assert deepzero.fraction(0.5 + 1.152) == pytest.approx(0.5)
     part = {**asked.coordinates, "features.4.weight": torch.arange(576)}
     assert deepzero._extrapolated(1.5, type(asked.coordinates)(part)) == pytest.approx(0.5 + 4.0)

@@ -67,7 +67,8 @@ def measure_memory(counts: Mapping[str, int], *, threads: int, budget: int | Non
     program = "import sys; from deepzero.bench.memory import main; main(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", program, request], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise DeepZeroError(f"the process that measures memory failed: {done.stderr.strip()[-500:]}")
+        last_words = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise DeepZeroError(f"the process that measures memory ended with code {done.returncode}: {last_words}")
     answer = json.loads(done.stdout.splitlines()[-1])
     if "over_budget" in answer:
         raise BudgetError(answer["over_budget"])
