@@ -49,6 +49,13 @@ def test_bad_input_is_one_message_and_exit_code_2(capsys, arguments, expected):
     assert "Traceback" not in err
 
 
+def test_all_cases_are_checked_before_the_first_is_measured(capsys):
+    assert main(["bench", "all", "--batch", "5000"]) == 2
+    captured = capsys.readouterr()
+    assert "too few for batch=5000" in captured.err
+    assert "measuring" not in captured.out
+
+
 def test_an_unknown_case_names_the_known_ones(capsys):
     assert main(["bench", "vgg"]) == 2
     captured = capsys.readouterr()

@@ -61,8 +61,10 @@ class Bench:
         """Measure, print the tables, and write the record."""
         self._check_out()
         settings = bench.Settings(**{f.name: getattr(self, f.name) for f in fields(bench.Settings)})
-        environment = _environment()
         names = list(bench.CASES) if self.case == ALL else [self.case]
+        for name in names:
+            bench.problem(name, **settings.problem)  # bad input is found before anything is measured
+        environment = _environment()
         reports = []
         for name in names:
             reports.append(bench.run(name, settings))
