@@ -185,7 +185,8 @@ def _input_kind(
         name = spec.target.removeprefix("model.")
         return "parameter", canonical.get(name, name)
     if spec.kind == InputKind.BUFFER:
-        return "buffer", spec.target.removeprefix("model.")
+        name = spec.target.removeprefix("model.")
+        return "buffer", canonical.get(name, name)
     if spec.kind == InputKind.USER_INPUT:
         return "batch", next(batch_index)
     if spec.target in program.constants and isinstance(program.constants[spec.target], Tensor):
@@ -195,9 +196,10 @@ def _input_kind(
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of every parameter -> the name under which ``named_parameters`` lists it (tied weights)."""
-    first = {id(p): name for name, p in model.named_parameters()}
-    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    """Every name of every parameter and buffer -> the first name it is listed under (tied weights, shared modules)."""
+    first = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+    every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: first[id(t)] for name, t in every}
 
 
 def _source(node: fx.Node) -> str:

@@ -88,36 +88,44 @@ def _widened_call(target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 def _general(call: Call, leaves: list[Any], spec: Any) -> Outcome:
-    differing = [leaf for leaf in leaves if isinstance(leaf, Operand) and leaf.difference is not None]
-    count = differing[0].difference.count  # type: ignore[union-attr]
-    moved = [perturbed(widened(o.base), widened(o.difference.dense())) for o in differing]  # type: ignore[union-attr]
+    """In float64; in the arguments' own dtype if the operation does not take float64."""
+    try:
+        return _evaluated(call, leaves, spec, widened)
+    except Exception:
+        try:
+            return _evaluated(call, leaves, spec, lambda value: value)
+        except Exception as error:
+            raise GraphError(
+                f"operation {call.node.name} ({call.node.target}) has no difference rule, and the fallback cannot evaluate "
+                f"it: {error}; add a rule (see CONTRIBUTING) or use evaluator=dz.SequentialEvaluator()"
+            ) from error
+
+
+def _evaluated(call: Call, leaves: list[Any], spec: Any, cast: Callable[[Any], Any]) -> Outcome:
+    moved: dict[int, Tensor] = {}
+    for leaf in leaves:
+        if isinstance(leaf, Operand) and leaf.difference is not None:
+            moved[id(leaf)] = perturbed(cast(leaf.base), cast(leaf.difference.dense()))
 
     def at(*values: Tensor) -> Any:
-        replacement = dict(zip(map(id, differing), values, strict=True))
-        new = [widened(replacement[id(leaf)] if id(leaf) in replacement else _plain(leaf)) for leaf in leaves]
+        replacement = dict(zip(moved, values, strict=True))
+        new = [replacement.get(id(leaf), cast(_plain(leaf))) for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(new, spec)
         return call.node.target(*args, **kwargs)
 
-    base_out = call.memo("fallback", lambda: at(*(o.base for o in differing)))
-    new_out = _stacked(call, at, moved, count)
-    flat_new, out_spec = pytree.tree_flatten(new_out)
-    flat_base, _ = pytree.tree_flatten(base_out)
+    bases = [cast(leaf.base) for leaf in leaves if id(leaf) in moved]
+    flat_base, _ = pytree.tree_flatten(call.memo(f"fallback {bases[0].dtype}", lambda: at(*bases)))
+    flat_new, out_spec = pytree.tree_flatten(_stacked(at, list(moved.values())))
     flat_like, _ = pytree.tree_flatten(call.output.base)
     changes = [Dense(_subtract(n, b, like)) for n, b, like in zip(flat_new, flat_base, flat_like, strict=True)]
     return changes[0] if out_spec.is_leaf() else tuple(changes)
 
 
-def _stacked(call: Call, at: Callable[..., Any], moved: list[Tensor], count: int) -> Any:
+def _stacked(at: Callable[..., Any], moved: list[Tensor]) -> Any:
     try:
         return torch.func.vmap(at)(*moved)
     except (RuntimeError, NotImplementedError, ValueError):
-        try:
-            rows = [at(*(m[p] for m in moved)) for p in range(count)]
-        except Exception as error:
-            raise GraphError(
-                f"operation {call.node.name} ({call.node.target}) has no difference rule, and the fallback "
-                f"cannot evaluate it: {error}; add a rule (see CONTRIBUTING) or use evaluator=dz.SequentialEvaluator()"
-            ) from error
+        rows = [at(*(m[p] for m in moved)) for p in range(len(moved[0]))]
         return pytree.tree_map(lambda *parts: torch.stack(parts), *rows)
 
 
