@@ -1,7 +1,7 @@
 """The doctor: what to know before a run, measured on a few samples of it."""
 
 from deepzero.doctor.diagnosis import Diagnosis
-from deepzero.doctor.examine import diagnose, examine
+from deepzero.doctor.examination import diagnose, examine
 from deepzero.doctor.plot import plot_sweep
 from deepzero.doctor.records import (
     Curve,

@@ -80,13 +80,15 @@ def _autograd(found: Diagnosis) -> Iterator[Finding]:
 def _step(found: Diagnosis) -> Iterator[Finding]:
     if found.sweep is None:
         return
-    choice = found.step
-    if choice is None:
+    choice, flat_below = found.step, found.sweep.flat_below
+    if flat_below is not None:
         yield Finding(
             "warning",
-            "no step size gives slopes that can be trusted: the loss jumps (sign, rounding, arg max) or is mostly "
-            "noise. Only large steps see anything of such a function; try 1e-2 to 1e-1",
+            "the loss has flat pieces and jumps (sign, rounding, arg max, low precision): at steps below "
+            f"{flat_below:.1e} most slopes are exactly 0, and autograd sees no more. Only steps from there on train it",
         )
+    elif choice is None:
+        yield Finding("warning", "no step size gives slopes that can be trusted: the differences are mostly noise")
     elif choice.configured_error is None:
         yield Finding(
             "error", f"losses are not finite at the step size {choice.configured:.1e}; use {choice.step_size:.1e}"
@@ -134,7 +136,7 @@ def _gradients(found: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"dead coordinates, whose perturbation leaves the loss exactly as it is: {', '.join(dead[:8])}{more} of "
-            "those tried. ReLUs that never fire do that, and so does a step that is rounded away",
+            "those tried. ReLUs that never fire do that, biases in front of a norm, and steps that are rounded away",
         )
 
 

@@ -32,15 +32,15 @@ def check_determinism(objective: Objective, batch: tuple[Any, ...], *, seed: int
     )
 
 
-def with_effect(found: Determinism, stencil: Stencil, step_size: float, slopes: Tensor) -> Determinism:
-    """Add what the noise does to slopes that are ``slopes`` without it.
+def with_effect(found: Determinism, stencil: Stencil, step_size: float, slopes: Tensor | None) -> Determinism:
+    """Add what the noise does to slopes that are ``slopes`` without it, as far as they are known.
 
     A slope is :math:`\\frac{1}{\\mu}\\sum_j w_j (\\ell_j - \\ell_0)`, so independent noise of standard deviation
     :math:`\\sigma` in each loss becomes :math:`\\frac{\\sigma}{\\mu}\\sqrt{\\sum_j w_j^2 + (\\sum_j w_j)^2}` in it.
     """
     factor = math.sqrt(sum(w * w for w in stencil.weights) + sum(stencil.weights) ** 2)
     noise = found.noise * factor / step_size
-    signal = float(slopes.double().square().mean().sqrt())
+    signal = 0.0 if slopes is None else float(slopes.double().square().mean().sqrt())
     return replace(found, slope_noise=noise, relative_slope_noise=noise / signal if signal > 0 else None)
 
 

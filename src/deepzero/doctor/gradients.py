@@ -12,6 +12,9 @@ from deepzero.doctor.records import GradientCheck, LayerCheck
 from deepzero.doctor.reference import Exact
 from deepzero.probes import CoordinatePerturbations
 
+ROUNDING = 1e-9
+"""A parameter whose exact gradient is so much smaller than the whole has none, as a bias in front of batch norm has."""
+
 Pairs = Mapping[str, tuple[Tensor, Tensor | None]]
 """By parameter: estimated entries, and the exact ones where there are any; both float64, one-dimensional."""
 
@@ -40,15 +43,17 @@ def estimated_pairs(gradients: Mapping[str, Tensor], exact: Exact | None) -> Pai
 
 def check_gradients(pairs: Pairs, exact: Exact | None) -> GradientCheck:
     """Cosine and relative error, of each parameter and over all."""
-    layers = tuple(_layer(name, found, true) for name, (found, true) in pairs.items())
     if exact is None:
-        return GradientCheck(None, None, None, layers)
+        return GradientCheck(None, None, None, tuple(_layer(name, found, None) for name, (found, _) in pairs.items()))
     found = torch.cat([pair[0] for pair in pairs.values()])
     true = torch.cat([pair[1] for pair in pairs.values() if pair[1] is not None])
+    layers = tuple(_layer(name, *pair, floor=ROUNDING * float(true.norm())) for name, pair in pairs.items())
     return GradientCheck(exact.kind, _cosine(found, true), _relative_error(found, true), layers)
 
 
-def _layer(name: str, found: Tensor, true: Tensor | None) -> LayerCheck:
+def _layer(name: str, found: Tensor, true: Tensor | None, *, floor: float = 0.0) -> LayerCheck:
+    if true is not None and float(true.norm()) <= floor:
+        true = torch.zeros_like(true)
     return LayerCheck(
         name=name,
         samples=len(found),

@@ -32,7 +32,8 @@ class Determinism:
         depends_on_seed: whether another seed gives another loss, as dropout does; harmless, since all queries of a step
             share one seed.
         slope_noise: standard deviation that ``noise`` causes in each slope at the configured step size.
-        relative_slope_noise: the same in units of the root mean square of the slopes; None if that is 0.
+        relative_slope_noise: the same in units of the root mean square of the slopes; None if that is 0 or
+            drowns in the noise.
     """
 
     loss: float | None
@@ -97,6 +98,8 @@ class Sweep:
         noise_floor: by evaluator, the root mean square error of a loss difference at the smallest step, in units of the
             loss: a difference below it is noise.
         autograd_disagrees: autograd exists, but at no step size do function values agree with it.
+        flat_below: step size below which many slopes are exactly 0 that are not at the largest step, since the loss has
+            flat pieces and jumps; None if it has none.
     """
 
     reference: str
@@ -105,6 +108,7 @@ class Sweep:
     curves: tuple[Curve, ...]
     noise_floor: dict[str, float]
     autograd_disagrees: bool = False
+    flat_below: float | None = None
 
     def curve(self, evaluator: str, stencil: str) -> Curve:
         """The curve of one evaluator and stencil."""

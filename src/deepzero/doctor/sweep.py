@@ -24,6 +24,8 @@ ACCURATE = 1e-3
 """Relative error below which nothing is gained: batches differ by far more."""
 USELESS = 0.5
 """Relative error from which on an estimate is noise."""
+BLIND = 0.25
+"""Part of the slopes that are 0 at a step but not at the largest, from which on the step does not see the function."""
 
 
 def with_step(steps: Sequence[float], step_size: float) -> list[float]:
@@ -86,17 +88,19 @@ def _compared(
     if exact is None or disagrees:
         kind = "neighbouring steps"
         reference, uncertainty = agreed_slopes(slopes[first, CENTRAL.name], steps)
+    curves = tuple(_curve(*names, rows, reference, steps) for names, rows in slopes.items())
     found = Sweep(
         reference=kind,
         uncertainty=uncertainty if math.isfinite(uncertainty) else 1.0,
         samples=len(reference),
-        curves=tuple(_curve(*names, rows, reference, steps) for names, rows in slopes.items()),
+        curves=curves,
         noise_floor={
             name: steps[0] * float((rows[0] - reference).square().mean().sqrt())
             for (name, stencil), rows in slopes.items()
             if stencil == FORWARD.name and bool(rows[0].isfinite().all())
         },
         autograd_disagrees=disagrees,
+        flat_below=_flat_below(curves[0]),
     )
     return found, reference
 
@@ -115,13 +119,23 @@ def _curve(evaluator: str, stencil: str, slopes: Tensor, reference: Tensor, step
     return Curve(evaluator, stencil, tuple(points))
 
 
+def _flat_below(curve: Curve) -> float | None:
+    """The first step that sees what the largest does, if the middle of the sweep, far above rounding, does not."""
+    blind = [point.zeros > curve.points[-1].zeros + BLIND for point in curve.points]
+    if not blind[len(blind) // 2]:
+        return None
+    return curve.points[len(blind) - blind[::-1].index(True)].step_size
+
+
 def choose_step(sweep: Sweep, evaluator: str, stencil: str, configured: float) -> StepChoice | None:
     """The middle of the flat part of a curve: the steps around the best one with an error that is as good.
 
     As good is up to twice the least error, or below what matters (0.1 %), or below what the reference can tell. The
     middle, on the logarithmic scale, is farthest both from noise and from curvature, which change as training
-    goes on. None if every step gives noise.
+    goes on. None if every step gives noise, or if small steps see only flat pieces of the loss.
     """
+    if sweep.flat_below is not None:
+        return None
     points = sweep.curve(evaluator, stencil).points
     errors = [math.inf if p.error is None else p.error for p in points]
     best = min(range(len(points)), key=errors.__getitem__)

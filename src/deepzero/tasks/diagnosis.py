@@ -45,7 +45,7 @@ def diagnose(
         >>> config = customize(find("digits").config(), sparsity=0.0, limit=64, batch_size=16)
         >>> diagnosis = diagnose(config, seconds=0.1)
         >>> diagnosis.forecast.queries, diagnosis.forecast.loop.steps_per_epoch
-        (4955, 3)
+        (4955, 4)
     """
     if config.estimator.method == "fo":
         raise InvalidInputError("the doctor examines estimates from function values; choose the estimator cge or rge")

@@ -22,7 +22,7 @@ from deepzero.doctor.operations import check_operations
 from deepzero.doctor.records import GradientCheck, LoopCosts, Operations, Sweep
 from deepzero.doctor.reference import Exact, exact_gradients
 from deepzero.doctor.sampling import exact_slopes, sample
-from deepzero.doctor.sweep import STEPS, choose_step, run_sweep, with_step
+from deepzero.doctor.sweep import STEPS, USELESS, choose_step, run_sweep, with_step
 from deepzero.doctor.trial import try_step
 from deepzero.errors import BudgetError, GraphError, InvalidInputError, NonFiniteLossError, VerificationError
 from deepzero.estimator import CGE, Estimate, Estimator
@@ -163,8 +163,8 @@ class _Visit:
 
     def sweep(
         self, perturbations: Perturbations, steps: Sequence[float], exact: Exact | None, query: float
-    ) -> tuple[Sweep, Tensor]:
-        """The sweep, and the slopes that it takes for true or, without any, those of the smallest error."""
+    ) -> tuple[Sweep, Tensor | None]:
+        """The sweep, and the slopes without noise: by autograd, or agreed upon; None if there is no agreement."""
         name = evaluator_name(self.zo.evaluator)
         evaluators = {name: self.zo.evaluator, "sequential": SequentialEvaluator()}
         affordable = self.seconds / query / (2 * len(evaluators))
@@ -172,7 +172,8 @@ class _Visit:
             steps = steps[::2]
         count = max(LEAST_SAMPLES, min(MOST_SAMPLES, int(affordable / len(steps))))
         few = sample(self.zo, perturbations, count, self.context)
-        return run_sweep(
+        true = None if exact is None else exact_slopes(few, exact.gradients)
+        found, agreed = run_sweep(
             evaluators,
             self.zo.objective,
             self.batch,
@@ -180,8 +181,9 @@ class _Visit:
             steps=with_step(steps, self.zo.step_size),
             stencil=self.zo.stencil,
             seed=self.seed,
-            exact=None if exact is None else (exact.kind, exact_slopes(few, exact.gradients)),
+            exact=None if exact is None or true is None else (exact.kind, true),
         )
+        return found, true if true is not None or found.uncertainty >= USELESS else agreed
 
     def gradients(
         self, perturbations: Perturbations, exact: Exact | None, estimate: Estimate | None, query: float
