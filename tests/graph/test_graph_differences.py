@@ -1,0 +1,87 @@
+"""The kinds of difference: what they hold, and how they add."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import normal
+
+from deepzero.graph.differences import Channel, Dense, Difference, OneHot, add, constant_over, empty_dense, entries
+
+SHAPE = torch.Size((2, 3, 4))
+
+
+def one_hot() -> OneHot:
+    return OneHot(torch.tensor([0, 23, 13]), torch.tensor([1.0, 2.0, 3.0]).double(), SHAPE)
+
+
+def channel(axis: int = 1, channels: tuple[int, ...] = (2, 2, 0), seed: int = 0) -> Channel:
+    rest = [size for d, size in enumerate(SHAPE) if d != axis]
+    return Channel(axis, torch.tensor(channels), normal(3, *rest, seed=seed), SHAPE)
+
+
+def test_one_hot() -> None:
+    dense = one_hot().dense()
+    assert dense.shape == (3, *SHAPE)
+    assert [t.tolist() for t in one_hot().positions()] == [[0, 1, 1], [0, 2, 0], [0, 3, 1]]
+    assert dense[1, 1, 2, 3] == 2
+    assert int((dense != 0).sum()) == 3
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_channel(axis: int) -> None:
+    difference = channel(axis, (1, 1, 0))
+    dense = difference.dense()
+    assert dense.shape == (3, *SHAPE)
+    for p, c in enumerate((1, 1, 0)):
+        assert torch.equal(dense[p].select(axis, c), difference.delta[p])
+        dense[p].select(axis, c).zero_()
+    assert not dense.any()
+
+
+def test_runs_of_one_channel() -> None:
+    assert channel().runs == [(2, 0, 2), (0, 2, 3)]
+    assert channel(channels=(1, 1, 1)).runs == [(1, 0, 3)]
+
+
+@pytest.mark.parametrize("channels", [(1, 1, 1), (2, 2, 0)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_channel_of_the_base_broadcasts_against_the_difference(axis: int, channels: tuple[int, ...]) -> None:
+    channels = tuple(c % SHAPE[axis] for c in channels)
+    base, difference = normal(*SHAPE, seed=3), channel(axis, channels)
+    picked = difference.of(base).expand_as(difference.delta)
+    for p, c in enumerate(channels):
+        assert torch.equal(picked[p], base.select(axis, c))
+
+
+@pytest.mark.parametrize("left", [one_hot(), channel(), channel(0, (1, 0, 1)), Dense(normal(3, *SHAPE, seed=5))])
+@pytest.mark.parametrize("right", [one_hot(), channel(seed=1), channel(1, (0, 2, 0)), Dense(normal(3, *SHAPE, seed=6))])
+def test_sums(left: Difference, right: Difference) -> None:
+    found = add(left, right)
+    torch.testing.assert_close(found.dense(), left.dense() + right.dense())
+    assert add(left, None) is left
+    assert add(None, right) is right
+
+
+def test_the_sum_of_two_differences_on_the_same_channels_stays_there() -> None:
+    assert isinstance(add(channel(), channel(seed=1)), Channel)
+
+
+@pytest.mark.parametrize("difference", [one_hot(), channel(), Dense(normal(3, *SHAPE))])
+def test_entries_hold_everything_that_differs(difference: Difference) -> None:
+    torch.testing.assert_close(entries(difference).sum(1), difference.dense().flatten(1).sum(1))
+    assert difference.count == 3
+    assert difference.nbytes > 0
+
+
+def test_a_dense_difference_of_images_is_channels_last_in_memory() -> None:
+    out = empty_dense(3, torch.Size((2, 5, 4, 4)), torch.zeros(1))
+    assert out.shape == (3, 2, 5, 4, 4)
+    assert out.stride(2) == 1
+
+
+def test_a_constant_is_known_from_its_strides() -> None:
+    expanded = torch.ones(3, 1, 1).expand(3, 4, 5)
+    assert constant_over(expanded, (1, 2))
+    assert not constant_over(expanded.clone(), (1, 2)), "equal by chance is not constant"
+    assert constant_over(torch.ones(3, 1), (1,))

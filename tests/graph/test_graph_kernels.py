@@ -1,0 +1,90 @@
+"""The compiled loops do what the plain rules do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_close, estimate, initialize, normal, some_coordinates
+from torch import nn
+
+import deepzero as dz
+from deepzero.graph import kernels
+from deepzero.models import SimpleCNN
+from deepzero.models.resnet import BasicBlock, projection_shortcut
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "plain": lambda: SimpleCNN(depth=2, width=6),
+    "geometry": lambda: nn.Sequential(
+        nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(5, 4, (2, 3), dilation=(1, 2), padding=(1, 2)), nn.MaxPool2d(2, 1, ceil_mode=True), nn.Flatten(), nn.Linear(48, 10),
+    ),
+    "residual": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 1), BasicBlock(4, 4, stride=1, shortcut=projection_shortcut),
+        BasicBlock(4, 6, stride=2, shortcut=projection_shortcut), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10),
+    ),
+    "one_dimensional": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(768, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8, bias=False),
+        nn.BatchNorm1d(8, affine=False), nn.ReLU(), nn.Linear(8, 10),
+    ),
+    "wide": lambda: nn.Sequential(
+        nn.Conv2d(3, 33, 3), nn.BatchNorm2d(33), nn.ReLU(), nn.Conv2d(33, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.Flatten(), nn.Linear(1008, 10),
+    ),
+}  # fmt: skip
+LABELS = torch.tensor([0, 4, 9, 3, 3])
+
+
+def both(
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, step_size: float
+) -> tuple[dz.Estimate, dz.Estimate, list[bool]]:
+    model = initialize(NETWORKS[name](), dtype=dtype)
+    x, chosen = normal(5, 3, 16, 16, dtype=dtype), some_coordinates(model, most=20)
+    asked: list[bool] = []
+
+    def refuse(*tensors: torch.Tensor) -> bool:
+        asked.append(True)
+        return False
+
+    results = []
+    for _ in range(2):
+        evaluator = dz.PropagationEvaluator(verify=False)
+        results.append(estimate(model, F.cross_entropy, x, LABELS, evaluator, step_size=step_size, sparsity=chosen))
+        monkeypatch.setattr(kernels, "applies", refuse)
+    return results[0], results[1], asked
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float64(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    fast, plain, asked = both(monkeypatch, name, torch.float64, 1e-2)
+    assert asked
+    assert_close(fast.gradients, plain.gradients, 1e-12)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float32(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    fast, plain, _ = both(monkeypatch, name, torch.float32, 1e-6)
+    assert_close(fast.gradients, plain.gradients, 1e-5)
+
+
+def test_a_dtype_without_loops_takes_the_plain_rules() -> None:
+    """bfloat16 on a CPU: rough, but the same gradient."""
+    model = initialize(SimpleCNN(depth=1, width=6))
+    x, chosen = normal(5, 3, 8, 8), some_coordinates(model, most=10)
+    exact = estimate(model, F.cross_entropy, x, LABELS, dz.PropagationEvaluator(), sparsity=chosen, step_size=1e-3)
+    rough = estimate(
+        model.bfloat16(), F.cross_entropy, x.bfloat16(), LABELS, dz.PropagationEvaluator(), sparsity=chosen, step_size=1e-3
+    )
+    assert rough.gradients["fc.weight"].dtype == torch.bfloat16
+    assert_close({n: g.double() for n, g in rough.gradients.items()}, exact.gradients, 0.1)
+
+
+def test_a_loss_that_is_not_a_number_stays_one() -> None:
+    """Comparisons in the loops keep NaN: a poisoned parameter is noticed, not zeroed by a relu."""
+    model = initialize(SimpleCNN(depth=2, width=6), dtype=torch.float32)
+    with torch.no_grad():
+        model.blocks[1][0].weight[0, 0, 0, 0] = torch.nan
+    zo = dz.CGE(model, loss=F.cross_entropy, evaluator=dz.PropagationEvaluator(verify=False))
+    with pytest.raises(dz.errors.NonFiniteLossError, match="nan"):
+        zo.estimate(normal(5, 3, 16, 16, dtype=torch.float32), LABELS)

@@ -1,0 +1,66 @@
+"""The chunk plan is arithmetic: checked on numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import initialize, normal
+from torch import nn
+
+import deepzero as dz
+from deepzero.errors import BudgetError
+from deepzero.graph.plan import MAX_CHUNK, Footprint, chunk_sizes, cut, footprint, workers_that_fit
+from deepzero.probes import CoordinatePerturbations
+
+
+def test_chunks_fill_the_target() -> None:
+    sizes = chunk_sizes(Footprint(100, {"a": 10, "b": 45, "c": 1}), target=90, budget=10_000)
+    assert sizes == {"a": 9, "b": 2, "c": 90}
+
+
+def test_a_tight_budget_makes_smaller_chunks() -> None:
+    assert chunk_sizes(Footprint(100, {"a": 10}), target=90, budget=130) == {"a": 3}
+
+
+def test_a_query_larger_than_the_target_goes_alone() -> None:
+    assert chunk_sizes(Footprint(0, {"a": 500}), target=90, budget=10_000) == {"a": 1}
+
+
+def test_chunks_are_bounded() -> None:
+    assert chunk_sizes(Footprint(0, {"a": 1}), target=1 << 30, budget=1 << 40) == {"a": MAX_CHUNK}
+
+
+def test_a_budget_below_one_query() -> None:
+    with pytest.raises(BudgetError, match="memory_budget=150"):
+        chunk_sizes(Footprint(100, {"a": 50}), target=90, budget=149)
+    assert chunk_sizes(Footprint(100, {"a": 50}), target=90, budget=150) == {"a": 1}
+
+
+@pytest.mark.parametrize(("budget", "workers"), [(100 + 90, 1), (100 + 180, 2), (100 + 269, 2), (100 + 900, 4)])
+def test_workers_share_what_the_base_leaves(budget: int, workers: int) -> None:
+    foot = Footprint(100, {"a": 10, "b": 45})
+    assert workers_that_fit(foot, {"a": 9, "b": 2}, budget=budget, wanted=4) == workers
+
+
+def test_cutting_covers_every_direction_once() -> None:
+    parameters = {"a": torch.zeros(7), "b": torch.zeros(4)}
+    coordinates = dz.Coordinates({"a": torch.tensor([0, 2, 3, 5, 6]), "b": torch.tensor([1, 3])})
+    chunks = cut(CoordinatePerturbations(coordinates, parameters), {"a": 2, "b": 5})
+    assert [(c.parameter, c.indices.tolist(), c.start, c.stop) for c in chunks] == [
+        ("a", [0, 2], 0, 2), ("a", [3, 5], 2, 4), ("a", [6], 4, 5), ("b", [1, 3], 5, 7),
+    ]  # fmt: skip
+
+
+def test_the_footprint_depends_on_shapes_only() -> None:
+    """Not on the values, so that a resumed run cuts the same chunks."""
+    feet = []
+    for seed in (1, 2):
+        model = initialize(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), seed=seed)
+        zo = dz.CGE(model, loss=F.cross_entropy)
+        batch = (normal(8, 4, seed=seed), torch.full((8,), seed))
+        program = zo.evaluator.program(zo.objective, batch)
+        feet.append(footprint(program, zo.evaluator.base_values(program, zo.objective, batch, seed), 1e-2 * seed))
+    assert feet[0] == feet[1]
+    assert feet[0].queries.keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert feet[0].held > 0

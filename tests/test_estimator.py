@@ -1,0 +1,225 @@
+"""The composition: what ``estimate`` leaves alone, what ``backward`` fills, what is counted, saved and refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import initialize, normal, nothing_changes
+from torch import Tensor, nn
+
+import deepzero as dz
+from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError
+
+X, Y = normal(6, 4), torch.tensor([0, 2, 1, 1, 0, 2])
+
+
+def network() -> nn.Sequential:
+    return initialize(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.2), nn.Linear(5, 3)))
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    return network()
+
+
+MAKERS: dict[str, Callable[..., dz.Estimator]] = {
+    "cge": lambda model, **options: dz.CGE(model, loss=F.cross_entropy, **options),
+    "rge": lambda model, **options: dz.RGE(model, loss=F.cross_entropy, queries=5, **options),
+}
+
+
+@pytest.fixture(params=MAKERS)
+def make(request: pytest.FixtureRequest) -> Callable[..., dz.Estimator]:
+    return MAKERS[request.param]
+
+
+class TestDefaults:
+    def test_networks_take_the_fast_evaluators(self, model: nn.Sequential) -> None:
+        assert isinstance(MAKERS["cge"](model).evaluator, dz.PropagationEvaluator)
+        assert isinstance(MAKERS["rge"](model).evaluator, dz.BatchedEvaluator)
+
+    def test_black_boxes_are_queried_one_after_another(self) -> None:
+        box = dz.BlackBox(lambda p: 0.0, {"w": np.zeros(2)})
+        assert isinstance(dz.CGE(box).evaluator, dz.SequentialEvaluator)
+        assert isinstance(dz.RGE(box).evaluator, dz.SequentialEvaluator)
+
+    def test_the_paper_s_values(self, model: nn.Sequential) -> None:
+        zo = dz.RGE(model, loss=F.cross_entropy)
+        assert (zo.step_size, zo.stencil, zo.probes.queries, zo.probes.distribution) == (5e-3, dz.FORWARD, 192, "gaussian")
+
+
+class TestBackward:
+    def test_gradients_accumulate(self, model: nn.Sequential, make: Callable[..., dz.Estimator]) -> None:
+        zo = make(model)
+        zo.backward(X, Y)
+        once = {name: p.grad.clone() for name, p in model.named_parameters()}
+        second = zo.estimate(X, Y)
+        zo.backward(X, Y)
+        for name, p in model.named_parameters():
+            assert torch.equal(p.grad, once[name] + second.gradients[name])
+
+    def test_counters(self, model: nn.Sequential) -> None:
+        zo = dz.RGE(model, loss=F.cross_entropy, queries=5, stencil=dz.CENTRAL)
+        assert (zo.queries, zo.step) == (0, 0)
+        assert zo.estimate(X, Y).queries == 11
+        assert (zo.queries, zo.step) == (0, 0), "an estimate counts nothing"
+        for _ in range(3):
+            zo.backward(X, Y)
+        assert (zo.queries, zo.step) == (33, 3)
+
+    def test_coordinates_that_are_not_queried_have_zero_gradient(self, model: nn.Sequential) -> None:
+        masks = {"0.weight": torch.eye(5, 4, dtype=torch.bool)}
+        zo = dz.CGE(model, loss=F.cross_entropy, sparsity=masks)
+        zo.backward(X, Y)
+        assert zo.queries == 1 + 4
+        assert model[0].weight.grad[masks["0.weight"]].all()
+        assert not model[0].weight.grad[~masks["0.weight"]].any()
+        assert not model[4].weight.grad.any()
+
+    def test_no_coordinate_at_all(self, model: nn.Sequential) -> None:
+        zo = dz.CGE(model, loss=F.cross_entropy, sparsity=dz.Coordinates({}))
+        assert float(zo.backward(X, Y)) > 0
+        assert zo.queries == 1
+        assert not any(p.grad.any() for p in model.parameters())
+
+    def test_a_loop_learns(self, make: Callable[..., dz.Estimator]) -> None:
+        model = network().eval()
+        zo, optimizer = make(model), torch.optim.SGD(model.parameters(), lr=0.1)
+        losses = []
+        for _ in range(15):
+            optimizer.zero_grad()
+            losses.append(float(zo.backward(X, Y)))
+            optimizer.step()
+        assert losses[-1] < 0.8 * losses[0]
+
+    def test_a_failed_step_leaves_no_trace(self, model: nn.Sequential, make: Callable[..., dz.Estimator]) -> None:
+        zo = make(model)
+        zo.backward(X, Y)
+        with nothing_changes(model), pytest.raises(NonFiniteLossError):
+            zo.backward(X * math.nan, Y)
+        assert zo.step == 1
+
+    def test_no_autograd_graph(self, model: nn.Sequential, make: Callable[..., dz.Estimator]) -> None:
+        zo = make(model)
+        loss = zo.backward(X.clone().requires_grad_(), Y)
+        assert not loss.requires_grad
+        assert not any(p.grad.requires_grad for p in model.parameters())
+        assert all(p.requires_grad and p.grad_fn is None for p in model.parameters())
+        assert torch.is_grad_enabled()
+
+    def test_gradients_have_the_parameters_dtype_and_shape(self, make: Callable[..., dz.Estimator]) -> None:
+        model = network().float()
+        make(model).backward(X.float(), Y)
+        assert all(p.grad.dtype == torch.float32 and p.grad.shape == p.shape for p in model.parameters())
+
+
+class TestRandomness:
+    def test_same_seed_same_bits(self, model: nn.Sequential, make: Callable[..., dz.Estimator]) -> None:
+        a, b, c = (make(model, seed=s).estimate(X, Y) for s in (3, 3, 4))
+        assert all(torch.equal(a.gradients[n], b.gradients[n]) for n in a.gradients)
+        assert not all(torch.equal(a.gradients[n], c.gradients[n]) for n in a.gradients)
+
+    def test_each_step_draws_new_masks(self, model: nn.Sequential) -> None:
+        zo = dz.CGE(model, loss=F.cross_entropy, sparsity=dz.Coordinates({}))
+        model[1].eval()
+        assert float(zo.backward(X, Y)) != float(zo.backward(X, Y))
+
+    def test_accumulation_dtype(self) -> None:
+        model = network().float()
+        wide, narrow = (
+            dz.RGE(model, loss=F.cross_entropy, queries=50, dtype=d).estimate(X.float(), Y) for d in (torch.float64, None)
+        )
+        for name, value in wide.gradients.items():
+            assert value.dtype == torch.float32
+            torch.testing.assert_close(value, narrow.gradients[name], rtol=1e-4, atol=1e-5)
+
+
+class TestState:
+    def test_is_json(self, model: nn.Sequential, make: Callable[..., dz.Estimator]) -> None:
+        zo = make(model)
+        zo.backward(X, Y)
+        zo.set_epoch(4)
+        state = json.loads(json.dumps(zo.state_dict()))
+        other = make(model)
+        other.load_state_dict(state)
+        assert (other.step, other.epoch, other.queries) == (1, 4, zo.queries)
+        assert other.state_dict() == zo.state_dict()
+
+    def test_resumed_steps_are_bitwise_the_same(self, make: Callable[..., dz.Estimator]) -> None:
+        straight, first = network(), network()
+        zo = make(straight)
+        zo.backward(X, Y)
+        expected = zo.backward(X, Y)
+        interrupted = make(first)
+        interrupted.backward(X, Y)
+        second = make(first)
+        second.load_state_dict(json.loads(json.dumps(interrupted.state_dict())))
+        assert torch.equal(second.backward(X, Y), expected)
+        for a, b in zip(straight.parameters(), first.parameters(), strict=True):
+            assert torch.equal(a.grad, b.grad)
+        for a, b in zip(straight.buffers(), first.buffers(), strict=True):
+            assert torch.equal(a, b)
+
+    @pytest.mark.parametrize("changed", [{"step_size": 1e-3}, {"stencil": dz.CENTRAL}, {"seed": 9}, {"dtype": torch.float64}])
+    def test_other_options_are_refused(
+        self, model: nn.Sequential, make: Callable[..., dz.Estimator], changed: dict[str, object]
+    ) -> None:
+        with pytest.raises(CheckpointError, match=f"made by another estimator.*{next(iter(changed))}.*resume with the same"):
+            make(model, **changed).load_state_dict(make(model).state_dict())
+
+    def test_another_probe_is_refused(self, model: nn.Sequential) -> None:
+        with pytest.raises(CheckpointError, match="probes: 'random' -> 'coordinate'"):
+            MAKERS["cge"](model).load_state_dict(MAKERS["rge"](model).state_dict())
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("step_size", [0, 0.0, -1e-3, math.nan, math.inf, "small", None, True])
+    def test_step_size(self, model: nn.Sequential, make: Callable[..., dz.Estimator], step_size: object) -> None:
+        with pytest.raises(InvalidInputError, match=r"step_size must be a finite number above 0, got .*; try step_size=5e-3"):
+            make(model, step_size=step_size)
+
+    @pytest.mark.parametrize("dtype", [torch.int64, "float64", 64])
+    def test_dtype(self, model: nn.Sequential, make: Callable[..., dz.Estimator], dtype: object) -> None:
+        with pytest.raises(InvalidInputError, match="dtype must be a floating-point torch.dtype"):
+            make(model, dtype=dtype)
+
+    def test_a_network_needs_a_loss(self, model: nn.Sequential) -> None:
+        with pytest.raises(InvalidInputError, match="needs a loss, for example loss=torch.nn.functional.cross_entropy"):
+            dz.CGE(model)
+
+    def test_a_black_box_takes_none(self) -> None:
+        box = dz.BlackBox(lambda p: 0.0, {"w": np.zeros(1)})
+        with pytest.raises(InvalidInputError, match="leave out loss="):
+            dz.CGE(box, loss=F.mse_loss)
+
+    def test_a_plain_function_is_no_model(self) -> None:
+        with pytest.raises(InvalidInputError, match=r"use dz.BlackBox\(fn, params\)"):
+            dz.CGE(lambda p: 0.0, loss=F.mse_loss)
+
+    @pytest.mark.parametrize(
+        ("masks", "message"),
+        [
+            ({"0.weight": torch.ones(5, 4)}, "must be a bool tensor, got torch.float32; try mask != 0"),
+            ({"0.wieght": torch.ones(5, 4, dtype=torch.bool)}, r"'0.wieght', which is not a trainable parameter; expected names"),
+            ({"1.running_mean": torch.ones(5, dtype=torch.bool)}, "not a trainable parameter"),
+        ],
+    )
+    def test_masks(self, model: nn.Sequential, masks: dict[str, Tensor], message: str) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            dz.CGE(model, loss=F.cross_entropy, sparsity=masks).estimate(X, Y)
+
+    def test_a_number_is_no_sparsity(self, model: nn.Sequential) -> None:
+        with pytest.raises(InvalidInputError, match="for a plain sparsity make ratios first"):
+            dz.CGE(model, loss=F.cross_entropy, sparsity=0.9)
+
+    def test_random_directions(self, model: nn.Sequential) -> None:
+        with pytest.raises(InvalidInputError, match="distribution must be one of"):
+            dz.RGE(model, loss=F.cross_entropy, distribution="cauchy")
+        with pytest.raises(InvalidInputError, match="queries must be an integer of at least 1, got 0"):
+            dz.RGE(model, loss=F.cross_entropy, queries=0)
