@@ -26,7 +26,7 @@ from deepzero.objective import NetworkObjective, Objective, device_of, split_bat
 from deepzero.probes import CoordinatePerturbations, Perturbations
 
 DEFAULT_BUDGET = 2 << 30
-CPU_TARGET = 4 << 20
+CPU_TARGET = 32 << 20
 CUDA_TARGET = 256 << 20
 WIDENED = 4
 """Memory of a verification in float64, in multiples of the base forward in float32."""
