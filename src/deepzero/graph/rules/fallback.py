@@ -96,8 +96,8 @@ def _general(call: Call, leaves: list[Any], spec: Any) -> Outcome:
             return _evaluated(call, leaves, spec, lambda value: value)
         except Exception as error:
             raise GraphError(
-                f"operation {call.node.name} ({call.node.target}) has no difference rule, and the fallback cannot evaluate "
-                f"it: {error}; add a rule (see CONTRIBUTING) or use evaluator=dz.SequentialEvaluator()"
+                f"operation {call.node.name} ({call.node.target}) has no difference rule, and the fallback cannot "
+                f"evaluate it: {error}; add a rule (see CONTRIBUTING) or use evaluator=dz.SequentialEvaluator()"
             ) from error
 
 
