@@ -26,35 +26,30 @@ MAX_POSITION, MAX_ANGLE = 2.4, 0.5
 
 def motor(gains, state):
     """-1, 0 or +1 for every start: a hidden layer, then a switch."""
-    drive = gains["out"] @ np.tanh(gains["hidden"] @ state)
-    return np.clip(np.round(drive), -1, 1)
+    return np.rint(np.tanh(gains["out"] @ np.tanh(gains["hidden"] @ state)))
 
 
-def accelerations(state, force):
+def accelerations(angle, spin, force):
     """Of the cart and of the pole."""
-    _, _, angle, spin = state
-    sin, cos, total = np.sin(angle), np.cos(angle), CART + POLE
-    push = (force + POLE * HALF_LENGTH * spin**2 * sin) / total
-    turn = (GRAVITY * sin - cos * push) / (HALF_LENGTH * (4 / 3 - POLE * cos**2 / total))
-    return push - POLE * HALF_LENGTH * turn * cos / total, turn
+    sin, cos = np.sin(angle), np.cos(angle)
+    push = (force + POLE * HALF_LENGTH * spin * spin * sin) / (CART + POLE)
+    turn = (GRAVITY * sin - cos * push) / (HALF_LENGTH * (4 / 3 - POLE / (CART + POLE) * cos * cos))
+    return push - POLE * HALF_LENGTH / (CART + POLE) * turn * cos, turn
 
 
 def simulate(gains, starts):
-    """Cost of every time step, and angle of every time step and start; NaN after a fall."""
-    state, up = starts.copy(), np.ones(starts.shape[1], dtype=bool)
-    costs, angles = [], []
+    """Cost and angle, each ``[STEPS, starts]``. After a fall the cost is 1 and the angle NaN."""
+    state, path = starts.copy(), []
     for _ in range(STEPS):
-        cart, pole = accelerations(state, FORCE * motor(gains, state))
+        cart, pole = accelerations(state[2], state[3], FORCE * motor(gains, state))
         state[1] += TIME_STEP * cart
         state[3] += TIME_STEP * pole
-        state[0] += TIME_STEP * state[1]
-        state[2] += TIME_STEP * state[3]
-        state[:, ~up] = 0
-        up &= (np.abs(state[0]) < MAX_POSITION) & (np.abs(state[2]) < MAX_ANGLE)
-        offset = (state[0] / MAX_POSITION) ** 2 + (state[2] / MAX_ANGLE) ** 2
-        costs.append(np.where(up, offset / 2, 1).mean())
-        angles.append(np.where(up, state[2], np.nan))
-    return np.array(costs), np.array(angles)
+        state[::2] += TIME_STEP * state[1::2]
+        path.append(state.copy())
+    position, angle = np.stack(path, axis=1)[::2]
+    up = np.logical_and.accumulate((np.abs(position) < MAX_POSITION) & (np.abs(angle) < MAX_ANGLE))
+    offset = (position / MAX_POSITION) ** 2 + (angle / MAX_ANGLE) ** 2
+    return np.where(up, offset / 2, 1), np.where(up, angle, np.nan)
 
 
 def random_starts(count, seed):

@@ -51,11 +51,13 @@ def ramp_loss(output: Tensor, target: Any) -> Tensor:
 def some_coordinates(model: nn.Module, most: int = 40, seed: int = 5) -> Coordinates:
     """At most ``most`` coordinates of each trainable parameter."""
     generator = seeded(seed)
-    return Coordinates({
-        name: torch.randperm(p.numel(), generator=generator)[:most]
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    })
+    return Coordinates(
+        {
+            name: torch.randperm(p.numel(), generator=generator)[:most]
+            for name, p in model.named_parameters()
+            if p.requires_grad
+        }
+    )
 
 
 def estimate(
@@ -114,7 +116,10 @@ def nothing_changes(*models: nn.Module) -> Iterator[None]:
 def _state(model: nn.Module) -> list[object]:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return [
-        [(name, type(t), t.requires_grad, t.dtype, t.stride(), t.data_ptr(), t.detach().numpy().tobytes()) for name, t in tensors.items()],
+        [
+            (name, type(t), t.requires_grad, t.dtype, t.stride(), t.data_ptr(), t.detach().numpy().tobytes())
+            for name, t in tensors.items()
+        ],
         [(name, p.grad is None or p.grad.numpy().tobytes()) for name, p in model.named_parameters()],
         [(name, type(module), module.training) for name, module in model.named_modules()],
     ]

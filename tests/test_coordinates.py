@@ -40,7 +40,9 @@ def test_indices_are_sorted_and_distinct() -> None:
 
 
 def test_parameters_without_a_coordinate_are_left_out() -> None:
-    chosen = dz.Coordinates.from_masks({"weight": torch.zeros(2, 3, dtype=torch.bool), "bias": torch.ones(2, dtype=torch.bool)})
+    chosen = dz.Coordinates.from_masks(
+        {"weight": torch.zeros(2, 3, dtype=torch.bool), "bias": torch.ones(2, dtype=torch.bool)}
+    )
     assert chosen.names == ["bias"]
     assert "weight" not in chosen
     assert len(chosen) == 1

@@ -51,7 +51,12 @@ class TestDefaults:
 
     def test_the_paper_s_values(self, model: nn.Sequential) -> None:
         zo = dz.RGE(model, loss=F.cross_entropy)
-        assert (zo.step_size, zo.stencil, zo.probes.queries, zo.probes.distribution) == (5e-3, dz.FORWARD, 192, "gaussian")
+        assert (zo.step_size, zo.stencil, zo.probes.queries, zo.probes.distribution) == (
+            5e-3,
+            dz.FORWARD,
+            192,
+            "gaussian",
+        )
 
 
 class TestBackward:
@@ -133,7 +138,8 @@ class TestRandomness:
     def test_accumulation_dtype(self) -> None:
         model = network().float()
         wide, narrow = (
-            dz.RGE(model, loss=F.cross_entropy, queries=50, dtype=d).estimate(X.float(), Y) for d in (torch.float64, None)
+            dz.RGE(model, loss=F.cross_entropy, queries=50, dtype=d).estimate(X.float(), Y)
+            for d in (torch.float64, None)
         )
         for name, value in wide.gradients.items():
             assert value.dtype == torch.float32
@@ -166,11 +172,15 @@ class TestState:
         for a, b in zip(straight.buffers(), first.buffers(), strict=True):
             assert torch.equal(a, b)
 
-    @pytest.mark.parametrize("changed", [{"step_size": 1e-3}, {"stencil": dz.CENTRAL}, {"seed": 9}, {"dtype": torch.float64}])
+    @pytest.mark.parametrize(
+        "changed", [{"step_size": 1e-3}, {"stencil": dz.CENTRAL}, {"seed": 9}, {"dtype": torch.float64}]
+    )
     def test_other_options_are_refused(
         self, model: nn.Sequential, make: Callable[..., dz.Estimator], changed: dict[str, object]
     ) -> None:
-        with pytest.raises(CheckpointError, match=f"made by another estimator.*{next(iter(changed))}.*resume with the same"):
+        with pytest.raises(
+            CheckpointError, match=f"made by another estimator.*{next(iter(changed))}.*resume with the same"
+        ):
             make(model, **changed).load_state_dict(make(model).state_dict())
 
     def test_another_probe_is_refused(self, model: nn.Sequential) -> None:
@@ -181,16 +191,18 @@ class TestState:
 class TestBadInput:
     @pytest.mark.parametrize("step_size", [0, 0.0, -1e-3, math.nan, math.inf, "small", None, True])
     def test_step_size(self, model: nn.Sequential, make: Callable[..., dz.Estimator], step_size: object) -> None:
-        with pytest.raises(InvalidInputError, match=r"step_size must be a finite number above 0, got .*; try step_size=5e-3"):
+        with pytest.raises(
+            InvalidInputError, match=r"step_size must be a finite number above 0, got .*; try step_size=5e-3"
+        ):
             make(model, step_size=step_size)
 
     @pytest.mark.parametrize("dtype", [torch.int64, "float64", 64])
     def test_dtype(self, model: nn.Sequential, make: Callable[..., dz.Estimator], dtype: object) -> None:
-        with pytest.raises(InvalidInputError, match="dtype must be a floating-point torch.dtype"):
+        with pytest.raises(InvalidInputError, match=r"dtype must be a floating-point torch.dtype"):
             make(model, dtype=dtype)
 
     def test_a_network_needs_a_loss(self, model: nn.Sequential) -> None:
-        with pytest.raises(InvalidInputError, match="needs a loss, for example loss=torch.nn.functional.cross_entropy"):
+        with pytest.raises(InvalidInputError, match=r"needs a loss, for example loss=torch.nn.functional.cross_entropy"):
             dz.CGE(model)
 
     def test_a_black_box_takes_none(self) -> None:
@@ -206,7 +218,10 @@ class TestBadInput:
         ("masks", "message"),
         [
             ({"0.weight": torch.ones(5, 4)}, "must be a bool tensor, got torch.float32; try mask != 0"),
-            ({"0.wieght": torch.ones(5, 4, dtype=torch.bool)}, r"'0.wieght', which is not a trainable parameter; expected names"),
+            (
+                {"0.wieght": torch.ones(5, 4, dtype=torch.bool)},
+                r"'0.wieght', which is not a trainable parameter; expected names",
+            ),
             ({"1.running_mean": torch.ones(5, dtype=torch.bool)}, "not a trainable parameter"),
         ],
     )

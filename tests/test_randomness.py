@@ -36,6 +36,6 @@ def test_a_scope_draws_from_its_seed_and_restores() -> None:
 
 @pytest.mark.usefixtures("global_rng_untouched")
 def test_a_scope_restores_after_an_error() -> None:
-    with pytest.raises(ValueError, match="stop"), seeded_scope(5, torch.device("cpu")):
+    with pytest.raises(ValueError, match="stop"), seeded_scope(5, torch.device("cpu")):  # noqa: PT012
         torch.randn(4)
         raise ValueError("stop")

@@ -59,7 +59,7 @@ def estimator(probe: str, evaluator: str, stencil: str, model: nn.Module, **opti
 
 @pytest.fixture(params=SUITE, ids="-".join)
 def case(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, str]]:
-    yield request.param
+    return request.param
 
 
 def test_agrees_with_the_oracle(case: tuple[str, str, str]) -> None:
@@ -119,7 +119,10 @@ def test_perturbed_losses_that_are_not_finite(case: tuple[str, str, str]) -> Non
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, -1.0]]))
     zo = estimator(*case, model, loss=lambda o, t: torch.log(o - t).sum(), step_size=5.0)
-    with nothing_changes(model), pytest.raises(NonFiniteLossError, match="perturbed losses are not finite.*lower the step"):
+    with (
+        nothing_changes(model),
+        pytest.raises(NonFiniteLossError, match=r"perturbed losses are not finite.*lower the step"),
+    ):
         zo.backward(torch.tensor([[-1.0, -0.5], [-0.5, -1.0]]).double(), torch.tensor([[-0.6], [0.4]]).double())
 
 

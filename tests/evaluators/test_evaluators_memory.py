@@ -57,7 +57,16 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 
 def peak(kind: str, budget: int, *, workers: int, verify: bool, batch: int) -> int:
     """Bytes that an estimate takes at its peak, beyond model and batch."""
-    command = [sys.executable, "-c", PROGRAM, kind, str(budget), str(workers), "verify" if verify else "trust", str(batch)]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        kind,
+        str(budget),
+        str(workers),
+        "verify" if verify else "trust",
+        str(batch),
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert answer.returncode == 0, answer.stderr[-2000:]
     return int(json.loads(answer.stdout))

@@ -176,7 +176,7 @@ class TestPrograms:
 
 class TestBudget:
     def test_too_small_for_one_query(self, model: nn.Module) -> None:
-        with nothing_changes(model), pytest.raises(BudgetError, match="an estimate needs .* memory budget") as caught:
+        with nothing_changes(model), pytest.raises(BudgetError, match=r"an estimate needs .* memory budget") as caught:
             gradients(model, memory_budget=1000)
         least = int(re.search(r"memory_budget=(\d+)", str(caught.value))[1])
         gradients(model, memory_budget=least)

@@ -81,7 +81,9 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.block = nn.TransformerEncoderLayer(12, 3, 24, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        self.block = nn.TransformerEncoderLayer(
+            12, 3, 24, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
         self.fc = nn.Linear(12, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,7 +116,7 @@ def test_no_operation_cancels(layer: Callable[[], nn.Module]) -> None:
         lambda o, t: F.cross_entropy(o, t, reduction="none"),
         lambda o, t: F.nll_loss(F.log_softmax(o, 1), t),
         lambda o, t: F.mse_loss(o, F.one_hot(t, 10).to(o.dtype)),
-        lambda o, t: F.multi_margin_loss(o, t),
+        F.multi_margin_loss,
         lambda o, t: F.smooth_l1_loss(o, F.one_hot(t, 10).to(o.dtype)),
         lambda o, t: -torch.softmax(o, 1).gather(1, t[:, None]).log().mean(),
         lambda o, t: torch.logsumexp(o, 1).mean() - o.gather(1, t[:, None]).mean(),
@@ -138,7 +140,9 @@ def test_a_step_far_below_the_rounding_unit_of_the_weights() -> None:
         model = initialize(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 10)), dtype=dtype)
         with torch.no_grad():
             model[2].weight += 1000
-        zo = dz.CGE(model, loss=lambda o, t: ((o - o.mean(1, keepdim=True)) * 1e-3).square().mean(), step_size=step_size)
+        zo = dz.CGE(
+            model, loss=lambda o, t: ((o - o.mean(1, keepdim=True)) * 1e-3).square().mean(), step_size=step_size
+        )
         zo.evaluator = dz.PropagationEvaluator(verify=False)
         return zo.estimate(normal(8, 6, seed=3, dtype=dtype), LABELS).gradients["2.weight"].double()
 

@@ -69,7 +69,7 @@ def test_a_model_that_raises_is_quoted() -> None:
     def broken(layer: nn.Linear, x: Tensor) -> Tensor:
         raise KeyError("the user's own mistake")
 
-    with pytest.raises(GraphError, match="KeyError: .*the user's own mistake"):
+    with pytest.raises(GraphError, match=r"KeyError: .*the user's own mistake"):
         propagate(initialize(Net(broken)))
 
 
@@ -92,22 +92,26 @@ def test_the_error_lists_the_path(name: str) -> None:
     model = initialize(Net(function))
     with (
         nothing_changes(model),
-        pytest.raises(GraphError, match=rf"perturbation of layer.weight cannot be followed(.|\n)*path: .*{path}(.|\n)*at: File"),
+        pytest.raises(
+            GraphError, match=rf"perturbation of layer.weight cannot be followed(.|\n)*path: .*{path}(.|\n)*at: File"
+        ),
     ):
         propagate(model)
 
 
 def test_a_parameter_that_enters_as_a_constant() -> None:
     """``.data`` cuts a parameter out of the exported graph: its differences would silently be zero."""
-    model = Net(lambda layer, x: x @ DATA.t())
-    DATA = model.layer.weight.data
+    model = Net(lambda layer, x: x @ data.t())
+    data = model.layer.weight.data
     with pytest.raises(GraphError, match=r"parameter layer.weight enters the graph as the constant"):
-        propagate(model.double() if DATA.dtype == torch.float64 else model, loss=lambda o, t: o.sum())
+        propagate(model.double() if data.dtype == torch.float64 else model, loss=lambda o, t: o.sum())
 
 
 def custom(name: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """An operation without a rule, a derivative or a batching rule."""
-    operation = torch.library.custom_op(f"deepzero_tests::{name}", mutates_args=(), schema="(Tensor x) -> Tensor")(function)
+    operation = torch.library.custom_op(f"deepzero_tests::{name}", mutates_args=(), schema="(Tensor x) -> Tensor")(
+        function
+    )
     operation.register_fake(torch.empty_like)
     return operation
 
@@ -158,7 +162,9 @@ class TestVerification:
         monkeypatch.setitem(RULES, aten.tanh.default, lambda call, x: Dense(1.01 * right(call, x).dense()))
         with (
             nothing_changes(model),
-            pytest.raises(VerificationError, match=r"(?s)0\.\w+\[\d+\]: propagated .*, full forward .*SequentialEvaluator"),
+            pytest.raises(
+                VerificationError, match=r"(?s)0\.\w+\[\d+\]: propagated .*, full forward .*SequentialEvaluator"
+            ),
         ):
             propagate(model)
 
@@ -191,7 +197,9 @@ class TestVerification:
         dz.CGE(model, loss=F.cross_entropy, step_size=1e-7).estimate(X.float(), Y)
 
     def test_models_that_only_run_in_float32_are_verified_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        model = initialize(Net(lambda layer, x: F.linear(x.float(), layer.weight, layer.bias).relu()), dtype=torch.float32)
+        model = initialize(
+            Net(lambda layer, x: F.linear(x.float(), layer.weight, layer.bias).relu()), dtype=torch.float32
+        )
         zo = dz.CGE(model, loss=F.cross_entropy, step_size=1e-2)
         zo.estimate(X.float(), Y)
         monkeypatch.setitem(RULES, aten.relu.default, lambda call, x: Dense(3 * x.difference.dense()))

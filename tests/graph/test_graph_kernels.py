@@ -74,7 +74,13 @@ def test_a_dtype_without_loops_takes_the_plain_rules() -> None:
     x, chosen = normal(5, 3, 8, 8), some_coordinates(model, most=10)
     exact = estimate(model, F.cross_entropy, x, LABELS, dz.PropagationEvaluator(), sparsity=chosen, step_size=1e-3)
     rough = estimate(
-        model.bfloat16(), F.cross_entropy, x.bfloat16(), LABELS, dz.PropagationEvaluator(), sparsity=chosen, step_size=1e-3
+        model.bfloat16(),
+        F.cross_entropy,
+        x.bfloat16(),
+        LABELS,
+        dz.PropagationEvaluator(),
+        sparsity=chosen,
+        step_size=1e-3,
     )
     assert rough.gradients["fc.weight"].dtype == torch.bfloat16
     assert_close({n: g.double() for n, g in rough.gradients.items()}, exact.gradients, 0.1)

@@ -182,7 +182,9 @@ def test_transformer_with_tied_embeddings() -> None:
 
 @pytest.mark.parametrize("train", [True, False])
 def test_torch_transformer_layer(train: bool) -> None:
-    model = nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True, norm_first=True), nn.Flatten())
+    model = nn.Sequential(
+        nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True, norm_first=True), nn.Flatten()
+    )
     initialize(model).train(train)
     assert_agrees(model, F.mse_loss, normal(2, 5, 6), normal(2, 30, seed=8), sparsity=some_coordinates(model, most=8))
 
@@ -278,5 +280,10 @@ def test_channels_last_parameters() -> None:
 def test_shapes_of_the_batch(shape: tuple[int, ...]) -> None:
     model = initialize(STRUCTURES["residual"]())
     assert_agrees(
-        model, F.cross_entropy, normal(*shape), LABELS[: shape[0]], sparsity=some_coordinates(model, most=6), step_size=STEP
+        model,
+        F.cross_entropy,
+        normal(*shape),
+        LABELS[: shape[0]],
+        sparsity=some_coordinates(model, most=6),
+        step_size=STEP,
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
-from every_kind import Op, check_each, groups
+from every_kind import check_each, groups
 from torch import Tensor, nn
 
 # Even kernels with padding="same" pad on one side; PyTorch says once that this costs a copy.
@@ -71,7 +70,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "instance_norm_statistics": lambda: nn.InstanceNorm2d(4, track_running_stats=True).eval(),
     "rms_norm": lambda: nn.RMSNorm(5),
     "local_response_norm": lambda: nn.LocalResponseNorm(2),
-    "prelu": lambda: nn.PReLU(),
+    "prelu": nn.PReLU,
     "prelu_channels": lambda: nn.PReLU(4),
 }
 

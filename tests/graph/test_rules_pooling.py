@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from every_kind import Op, check_each, groups
-from torch import Tensor
 
 POOLING: dict[str, Op] = {
     "max": lambda z: F.max_pool2d(z, 2),

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from every_kind import Op, check_each, groups
-from torch import Tensor, nn
+from torch import nn
 
 REDUCTIONS: dict[str, Op] = {
     "mean": lambda z: z.mean().tanh(),

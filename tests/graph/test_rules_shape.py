@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from every_kind import Op, check_each, groups
 from torch import Tensor
 
+
 def put(z: Tensor) -> Tensor:
     out = z.clone()
     out[:, 1] = z[:, 0].square()

@@ -21,7 +21,7 @@ SIZE = sum(p.numel() for p in PARAMETERS.values())
 
 @pytest.fixture(params=sorted(DISTRIBUTIONS))
 def distribution(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
+    return request.param
 
 
 def directions(distribution: str, queries: int = 8, seed: int = 0) -> RandomPerturbations:
@@ -56,7 +56,9 @@ def test_directions_differ(distribution: str) -> None:
 
 def test_directions_keep_shape_and_dtype(distribution: str) -> None:
     direction = directions(distribution).direction(0)
-    assert {name: (d.shape, d.dtype) for name, d in direction.items()} == {n: (p.shape, p.dtype) for n, p in PARAMETERS.items()}
+    assert {name: (d.shape, d.dtype) for name, d in direction.items()} == {
+        n: (p.shape, p.dtype) for n, p in PARAMETERS.items()
+    }
 
 
 def test_the_law_of_the_entries() -> None:
@@ -113,7 +115,12 @@ def test_a_probe_draws_anew_at_each_step() -> None:
 
 
 def test_the_state_names_everything_the_directions_depend_on() -> None:
-    assert RandomProbes(5, "sphere", 3).state() == {"probes": "random", "queries": 5, "distribution": "sphere", "seed": 3}
+    assert RandomProbes(5, "sphere", 3).state() == {
+        "probes": "random",
+        "queries": 5,
+        "distribution": "sphere",
+        "seed": 3,
+    }
 
 
 def test_descriptions() -> None:
@@ -127,5 +134,7 @@ def test_bad_queries(queries: object) -> None:
 
 
 def test_bad_distribution() -> None:
-    with pytest.raises(InvalidInputError, match="distribution must be one of gaussian, rademacher, sphere; got 'normal'"):
+    with pytest.raises(
+        InvalidInputError, match="distribution must be one of gaussian, rademacher, sphere; got 'normal'"
+    ):
         RandomProbes(2, "normal")

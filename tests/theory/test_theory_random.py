@@ -30,10 +30,14 @@ def linear(params: dict[str, np.ndarray]) -> float:
     return float(G @ params["w"])
 
 
-def estimates(fn: object, queries: int, repeats: int, distribution: str, step_size: float = 1e-3, **options: object) -> Tensor:
+def estimates(
+    fn: object, queries: int, repeats: int, distribution: str, step_size: float = 1e-3, **options: object
+) -> Tensor:
     box = dz.BlackBox(fn, {"w": np.zeros(D)})
     seeds = range(repeats)
-    runs = [dz.RGE(box, queries=queries, distribution=distribution, step_size=step_size, seed=s, **options) for s in seeds]
+    runs = [
+        dz.RGE(box, queries=queries, distribution=distribution, step_size=step_size, seed=s, **options) for s in seeds
+    ]
     return torch.stack([zo.estimate().gradients["w"] for zo in runs])
 
 
