@@ -239,7 +239,7 @@ def test_sparse_coordinates_are_the_ones_examined():
 def test_few_seconds_mean_few_samples(monkeypatch):
     monkeypatch.setattr("deepzero.doctor.examination.timed", lambda function, repeats: 10.0)
     found = examined(healthy(), seconds=20.0)
-    assert found.sweep.samples == 2
+    assert found.sweep.samples == 4
     assert len(found.sweep.curves[0].points) <= 8
     assert sum(layer.samples for layer in found.gradients.layers) == 5
 

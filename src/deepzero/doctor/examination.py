@@ -33,7 +33,7 @@ from deepzero.probes import CoordinatePerturbations, Perturbations
 from deepzero.randomness import derive_seed
 from deepzero.stencils import FORWARD, Stencil
 
-MOST_SAMPLES, LEAST_SAMPLES = 64, 2
+MOST_SAMPLES, LEAST_SAMPLES = 64, 4
 PER_PARAMETER = 4
 
 

@@ -66,7 +66,7 @@ def _layer(name: str, found: Tensor, true: Tensor | None, *, floor: float = 0.0)
 
 def _cosine(found: Tensor, true: Tensor) -> float | None:
     scale = float(found.norm() * true.norm())
-    return _finite(float(found @ true) / scale) if scale > 0 else None
+    return _finite(float(found @ true) / scale) if scale > 0 and len(found) > 1 else None
 
 
 def _relative_error(found: Tensor, true: Tensor) -> float | None:

@@ -151,7 +151,8 @@ class LayerCheck:
         samples: coordinates looked at.
         zeros: part of them whose estimate is exactly 0.
         norm: Euclidean norm of the estimate on them; None if a loss was not finite.
-        cosine: to autograd on them; None without autograd, or where one of the two is 0.
+        cosine: to autograd on them; None without autograd, where one of the two is 0, or of one
+            coordinate.
         relative_error: to autograd on them; None without autograd, or where autograd is 0.
     """
 
