@@ -202,7 +202,9 @@ class TestBadInput:
             make(model, dtype=dtype)
 
     def test_a_network_needs_a_loss(self, model: nn.Sequential) -> None:
-        with pytest.raises(InvalidInputError, match=r"needs a loss, for example loss=torch.nn.functional.cross_entropy"):
+        with pytest.raises(
+            InvalidInputError, match=r"needs a loss, for example loss=torch.nn.functional.cross_entropy"
+        ):
             dz.CGE(model)
 
     def test_a_black_box_takes_none(self) -> None:

@@ -11,6 +11,7 @@ from oracle import STEP, assert_agrees, assert_close, initialize, normal, seeded
 from torch import Tensor, nn
 
 import deepzero as dz
+from deepzero.errors import DeepZeroError
 
 IMAGES = normal(4, 2, 6, 6, seed=3)
 ROWS = normal(5, 6, seed=4)
@@ -117,7 +118,6 @@ STRUCTURES: dict[str, Callable[[], nn.Module]] = {
     "called_twice": lambda: Network(lambda m, x: m.h(m.c(F.relu(m.c(m.a(x))))), a=conv(2), c=conv(), h=head()),
     "called_on_two_inputs": lambda: Network(lambda m, x: m.h(m.c(x) * m.c(x.flip(-1)).tanh()), c=conv(2), h=head()),
     "tied_convolutions": tied_convolutions,
-    "tied_norms": tied_norms,
     "tied_strides": tied_with_pointwise,
     "frozen_running_statistics": lambda: nn.Sequential(conv(2), nn.BatchNorm2d(3).eval(), nn.ReLU(), conv(), nn.BatchNorm2d(3), head()),
     "layer_scale": lambda: nn.Sequential(conv(2), Network(lambda m, x: x + m.s * F.gelu(m.c(x)), s=nn.Parameter(torch.tensor(0.1)), c=conv()), head()),
@@ -144,6 +144,14 @@ def reuse_before(model: Network, raw: Tensor) -> Tensor:
 def test_structure(name: str) -> None:
     model = initialize(STRUCTURES[name]())
     assert_agrees(model, F.cross_entropy, IMAGES, LABELS, sparsity=some_coordinates(model, most=30))
+
+
+def test_one_norm_object_in_two_places_cannot_be_exported() -> None:
+    """A limit of torch.export; the message says what to do instead."""
+    model = initialize(tied_norms())
+    zo = dz.CGE(model, loss=F.cross_entropy, sparsity=some_coordinates(model, most=4))
+    with pytest.raises(DeepZeroError, match="SequentialEvaluator"):
+        zo.estimate(IMAGES, LABELS)
 
 
 class Block(nn.Module):

@@ -13,7 +13,6 @@ DRAWS: dict[str, Op] = {
     "dropout_flat": lambda z: F.dropout(z.flatten(1), 0.4),
     "dropout_after_permute": lambda z: F.dropout(z.permute(0, 2, 3, 1), 0.4),
     "dropout_nothing": lambda z: F.dropout(z, 0.0),
-    "dropout_everything": lambda z: F.dropout(z, 1.0) + z,
     "dropout_eval": lambda z: F.dropout(z, 0.4, training=False),
     "dropout_module": nn.Dropout(0.3),
     "dropout_channels": lambda z: F.dropout2d(z, 0.4),
@@ -30,3 +29,8 @@ DRAWS: dict[str, Op] = {
 @pytest.mark.parametrize("ops", groups(DRAWS))
 def test_draw(ops: dict[str, Op]) -> None:
     check_each(ops)
+
+
+def test_dropping_everything() -> None:
+    """Alone: the exported operation draws where the module does not, which shifts later draws (see the limits)."""
+    check_each({"dropout_everything": lambda z: F.dropout(z, 1.0) + z})

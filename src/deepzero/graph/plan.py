@@ -6,6 +6,7 @@ chunk is computed by one thread, so the gradient has the same bits on 1, 2 or 64
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,8 +21,11 @@ from deepzero.probes import CoordinatePerturbations
 
 MEBI = 1 << 20
 MAX_CHUNK = 512
-WORKSPACE = 3
-"""Temporaries of a rule, in multiples of its result: the plain rules hold at most three at a time."""
+WORKSPACE = 12
+"""Temporaries of a rule, in multiples of its result: gelu and the fallback, which work in float64, hold the most."""
+
+ALLOCATOR = 1.8
+"""Memory that the process takes, in multiples of live tensors: what the C allocator keeps in its arenas for reuse."""
 
 
 @dataclass(frozen=True)
@@ -69,32 +73,37 @@ def _query_bytes(program: Program, values: Values, parameter: str, offset: float
     return max(peak, 1)
 
 
-def chunk_sizes(foot: Footprint, *, target: int, budget: int) -> dict[str, int]:
+def chunk_sizes(foot: Footprint, *, target: int, budget: int, overhead: float = 1.0) -> dict[str, int]:
     """Perturbations per chunk for each parameter.
 
     Args:
         foot: bytes that a step takes.
         target: bytes that a chunk should take (what fits the cache).
         budget: bytes for everything.
+        overhead: memory that the process takes, in multiples of live tensors.
 
     Raises:
         BudgetError: not even one perturbation at a time fits.
     """
     largest = max(foot.queries.values(), default=1)
-    if foot.held + largest > budget:
+    live = int(budget / overhead)
+    if foot.held + largest > live:
+        needed = math.ceil((foot.held + largest) * overhead)
         raise BudgetError(
-            f"an estimate needs {(foot.held + largest) / MEBI:.0f} MiB ({foot.held / MEBI:.0f} for the base forward, "
-            f"{largest / MEBI:.0f} for one query), more than the memory budget of {budget / MEBI:.0f} MiB; "
-            f"give at least PropagationEvaluator(memory_budget={foot.held + largest}) or use smaller batches"
+            f"an estimate needs {needed / MEBI:.0f} MiB (the base forward holds {foot.held / MEBI:.0f} MiB of tensors, "
+            f"one query {largest / MEBI:.0f}), more than the memory budget of {budget / MEBI:.0f} MiB; "
+            f"give at least PropagationEvaluator(memory_budget={needed}) or use smaller batches"
         )
-    cap = min(target, budget - foot.held)
+    cap = min(target, live - foot.held)
     return {name: max(1, min(MAX_CHUNK, cap // size)) for name, size in foot.queries.items()}
 
 
-def workers_that_fit(foot: Footprint, sizes: Mapping[str, int], *, budget: int, wanted: int) -> int:
+def workers_that_fit(
+    foot: Footprint, sizes: Mapping[str, int], *, budget: int, wanted: int, overhead: float = 1.0
+) -> int:
     """How many chunks may be in flight; never changes what a chunk holds."""
     largest = max((size * foot.queries[name] for name, size in sizes.items()), default=1)
-    return max(1, min(wanted, (budget - foot.held) // largest))
+    return max(1, min(wanted, (int(budget / overhead) - foot.held) // largest))
 
 
 def cut(perturbations: CoordinatePerturbations, sizes: Mapping[str, int]) -> list[Chunk]:
