@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +19,10 @@ from deepzero.probes import CoordinatePerturbations, Perturbations
 
 LONG_STEP = 5.0
 """Seconds from which on a step is not timed but added up from the cost table."""
-LEAST_STEPS, MOST_STEPS, TIMING = 3, 20, 3.0
-"""Estimates to time: at least, at most, and seconds after which no further one is begun."""
+LEAST, MOST = 3, 20
+"""Calls to time: at least, and at most."""
+TIMING = 3.0
+"""Seconds of timing estimates after which no further one is begun."""
 
 
 def forecast(
@@ -48,13 +50,22 @@ def time_estimates(zo: Estimator, batch: Sequence[Any]) -> tuple[float, Estimate
     """Mean seconds of estimates at consecutive steps, after one that does not count; the estimator is left as it is."""
     trial = copy.copy(zo)
     estimate = trial.estimate(*batch)
-    times: list[float] = []
-    while len(times) < LEAST_STEPS or (len(times) < MOST_STEPS and sum(times) < TIMING):
+
+    def next_estimate() -> None:
         trial.step += 1
-        start = time.perf_counter()
         trial.estimate(*batch)
+
+    return mean_seconds(next_estimate, seconds=TIMING), estimate
+
+
+def mean_seconds(function: Callable[[], object], *, seconds: float, most: int = MOST) -> float:
+    """Mean seconds of a call, over a window of ``seconds``, so that a busy moment does not decide."""
+    times: list[float] = []
+    while len(times) < LEAST or (len(times) < most and sum(times) < seconds):
+        start = time.perf_counter()
+        function()
         times.append(time.perf_counter() - start)
-    return sum(times) / len(times), estimate
+    return sum(times) / len(times)
 
 
 def layer_times(table: CostTable, counts: dict[str, int], nodes: int) -> tuple[LayerTime, ...]:

@@ -14,6 +14,7 @@ from deepzero.graph.capture import Node
 from deepzero.graph.differences import Difference, OneHot, entries
 from deepzero.graph.forward import Values
 from deepzero.graph.program import Cone, Step
+from deepzero.graph.rules import fallback
 
 Meter = Callable[[int, int], None]
 """Told after each step the bytes of live differences and of the newest one."""
@@ -47,7 +48,8 @@ def _advance(step: Step, values: Values, live: dict[Node, Any], meter: Meter | N
         if outcome is not None:
             live[step.node] = outcome
             if meter is not None:
-                meter(sum(_nbytes(d) for d in live.values()), _nbytes(outcome))
+                wide = 3 if step.rule is fallback else 1  # it holds several float64 copies
+                meter(sum(_nbytes(d) for d in live.values()), wide * _nbytes(outcome))
     for node in step.frees:
         live.pop(node, None)
 

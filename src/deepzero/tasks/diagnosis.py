@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from torch import nn
 
 from deepzero import data
 from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
+from deepzero.doctor.forecast import mean_seconds
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.estimator import Estimator
-from deepzero.evaluators.costs import timed
 from deepzero.tasks import classification
 from deepzero.tasks.config import ClassificationConfig
 from deepzero.tasks.gradients import find_ratios, gradient_source
@@ -23,6 +24,8 @@ from deepzero.training.environment import hardware, versions
 from deepzero.training.files import replace_file, to_json
 
 REPORT, PLOT = "diagnosis.json", "sweep.png"
+WINDOW = 0.5
+"""Seconds of timing each thing that a loop does beside its estimates."""
 
 
 def diagnose(
@@ -103,11 +106,15 @@ def _loop_costs(
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
 
+    def mean(function: Callable[[], object]) -> float:
+        function()  # the first call allocates
+        return mean_seconds(function, seconds=WINDOW, most=10_000)
+
     validate = classification._scorer(splits.validation, trial, next(trial.parameters()).device)
     return LoopCosts(
         steps_per_epoch=len(batches),
-        step_overhead=timed(step, repeats=5),
-        epoch_overhead=timed(validate, repeats=2) if len(splits.validation) else 0.0,
+        step_overhead=mean(step),
+        epoch_overhead=mean(validate) if len(splits.validation) else 0.0,
         epochs=config.training.epochs,
         startup=scoring,
     )
