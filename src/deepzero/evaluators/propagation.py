@@ -15,6 +15,7 @@ from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.evaluators.base import Measurement, require_finite_base
 from deepzero.evaluators.costs import CostTable, chunk_cost, timed
+from deepzero.evaluators.heap import release
 from deepzero.evaluators.workers import parallel_map
 from deepzero.graph import plan
 from deepzero.graph.capture import capture
@@ -97,7 +98,11 @@ class PropagationEvaluator:
 
         parallel_map(work, jobs, workers, device)
         buffers = {name: values[node].base for name, node in program.graph.buffer_updates.items()}
-        return Measurement(base_loss(program, values), differences, buffers)
+        loss = base_loss(program, values)
+        if self._is_tight(objective, batch, sizes, workers):
+            values.clear()
+            release()
+        return Measurement(loss, differences, buffers)
 
     def _compare_with_oracle(
         self,
@@ -113,6 +118,7 @@ class PropagationEvaluator:
         sample = batch if share >= 1 else first_samples(batch, share)
         widen = share >= 1 or sample is not batch
         verify(self.program(objective, sample), objective, sample, perturbations, offset, seed, widen=widen)
+        release()
 
     def program(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Program:
         """The exported and compiled graph for this shape of batch and mode of the model."""
@@ -181,6 +187,15 @@ class PropagationEvaluator:
         budget, overhead = self.memory_budget, plan.ALLOCATOR if on_cpu else 1.0
         sizes = plan.chunk_sizes(foot, target=target, budget=budget, overhead=overhead)
         return sizes, plan.workers_that_fit(foot, sizes, budget=budget, wanted=wanted, overhead=overhead)
+
+    def _is_tight(
+        self, objective: NetworkObjective, batch: tuple[Any, ...], sizes: dict[str, int], workers: int
+    ) -> bool:
+        """Whether what an estimate leaves in the allocator's arenas could take the next one over the budget."""
+        if device_of(objective.parameters()).type != "cpu":
+            return False
+        foot = self._footprints[_signature(objective, batch)]
+        return plan.in_flight(foot, sizes, workers) * 2 * plan.ALLOCATOR > self.memory_budget
 
     def _footprint(
         self, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], values: Values, offset: float

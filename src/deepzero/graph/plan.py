@@ -102,8 +102,16 @@ def workers_that_fit(
     foot: Footprint, sizes: Mapping[str, int], *, budget: int, wanted: int, overhead: float = 1.0
 ) -> int:
     """How many chunks may be in flight; never changes what a chunk holds."""
-    largest = max((size * foot.queries[name] for name, size in sizes.items()), default=1)
-    return max(1, min(wanted, (int(budget / overhead) - foot.held) // largest))
+    return max(1, min(wanted, (int(budget / overhead) - foot.held) // _largest_chunk(foot, sizes)))
+
+
+def in_flight(foot: Footprint, sizes: Mapping[str, int], workers: int) -> int:
+    """Bytes of live tensors while ``workers`` chunks are in flight."""
+    return foot.held + workers * _largest_chunk(foot, sizes)
+
+
+def _largest_chunk(foot: Footprint, sizes: Mapping[str, int]) -> int:
+    return max((size * foot.queries[name] for name, size in sizes.items()), default=1)
 
 
 def cut(perturbations: CoordinatePerturbations, sizes: Mapping[str, int]) -> list[Chunk]:

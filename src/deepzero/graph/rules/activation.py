@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
+from deepzero.graph.differences import Dense, Difference
 from deepzero.graph.rules.base import apply_pointwise, rule
+from deepzero.graph.rules.pointwise import broadcast, scaled_by, total
+from deepzero.graph.rules.shape import reshaped
 
 aten = torch.ops.aten
 
@@ -105,6 +108,25 @@ def gelu_rule(call: Call, x: Operand, *, approximate: str = "none") -> Outcome:
 def leaky_relu_rule(call: Call, x: Operand, negative_slope: float = 0.01) -> Outcome:
     """Leaky relu with its slope."""
     return apply_pointwise(x, lambda z, d: leaky_relu(z, d, negative_slope))
+
+
+@rule(aten.prelu.default)
+def prelu(call: Call, x: Operand, weight: Operand) -> Outcome:
+    """Leaky relu with a learned slope ``w`` a channel: its difference at ``w``, plus ``dw * min(z + d, 0)``."""
+    shape = x.base.shape
+    over_channels = torch.Size(s if d == 1 or len(shape) < 2 else 1 for d, s in enumerate(shape))
+    per_channel = over_channels if weight.base.numel() > 1 else torch.Size([1] * len(shape))
+    slope = weight.base.reshape(per_channel).expand(shape)
+    parts: list[Difference | None] = []
+    if x.difference is not None:
+        parts += [scaled_by(x.difference, slope, shape), scaled_by(apply_pointwise(x, relu), 1 - slope, shape)]
+    if weight.difference is not None:
+        change = reshaped(weight.difference, per_channel)
+        if x.difference is None:
+            parts.append(scaled_by(change, x.base.clamp(max=0), shape))
+        else:
+            parts.append(Dense(broadcast(change, shape).dense() * (x.base + x.difference.dense()).clamp(max=0)))
+    return total(parts)
 
 
 @rule(aten.native_dropout.default)
