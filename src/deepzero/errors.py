@@ -35,5 +35,17 @@ class DataNotFoundError(DeepZeroError, FileNotFoundError):
     """A data set is not where it was looked for; the message says where to get it and where to put it."""
 
 
+class QueryError(DeepZeroError):
+    """A black box, or the executor that it runs on, left a query unanswered for good."""
+
+
+class JournalError(DeepZeroError):
+    """A query journal is damaged, in use by another process, or cannot be written."""
+
+
 class RunFolderError(DeepZeroError):
     """The output folder cannot be used for this run."""
+
+
+class TeamError(DeepZeroError):
+    """Another process of a distributed run hangs, has ended, or has come to other numbers."""

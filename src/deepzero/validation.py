@@ -53,6 +53,19 @@ def floating(name: str, dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
+def device(name: str) -> torch.device:
+    """Accept ``cpu``, ``cuda`` or ``cuda:<number>`` if it is there."""
+    try:
+        accepted = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidInputError(f"device must be cpu, cuda or cuda:<number>, got {name!r}") from error
+    if accepted.type not in {"cpu", "cuda"}:
+        raise InvalidInputError(f"device must be cpu, cuda or cuda:<number>, got {name!r}")
+    if accepted.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError("device cuda was asked for, but torch finds no CUDA device here; use cpu")
+    return accepted
+
+
 def known_names(what: str, names: Iterable[str], parameters: Mapping[str, Tensor]) -> None:
     """Accept names only if each is a trainable parameter."""
     unknown = sorted(set(names) - set(parameters))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from deepzero.recipes import SETTINGS, resumed, started
+from deepzero.recipes import SETTINGS, start_of_team
 from deepzero.tasks import classification
+from deepzero.team import joined, launch_name
+
+DONE = 0
 
 STOPPED = 75
-"""Exit code of a run that was stopped early with everything saved (EX_TEMPFAIL of sysexits.h: try again)."""
+"""Exit code of a run that was stopped early with everything saved (EX_TEMPFAIL of sysexits.h: try again). Under
+torchrun, which would take it for a failure and start the processes again, the exit code is 0."""
 
 RECIPES_OWN = "(default: the recipe's)"
 Whole = Annotated[int | None, arg(metavar="N", help_behavior_hint=RECIPES_OWN)]
@@ -28,7 +33,8 @@ class Train:
     """Train a network from function values, by a recipe (see `deepzero recipes`).
 
     Ctrl-C or SIGTERM finishes the step, saves and exits with code 75; `deepzero train --resume` continues the run bit
-    for bit.
+    for bit. `torchrun --nproc-per-node N -m deepzero train ...` divides the queries among N processes, with the same
+    result to the last bit.
     """
 
     recipe: Positional[Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: digits)")]] = None
@@ -69,36 +75,42 @@ class Train:
     """Steps between two checkpoints, besides those by the clock."""
     checkpoint_minutes: Real = None
     """Minutes between two checkpoints."""
+    rank_timeout: Annotated[float, arg(metavar="X")] = 10.0
+    """Minutes to wait for another process of torchrun before giving up."""
     tensorboard: Flag = False
     """Write event files for TensorBoard too."""
 
     def run(self, console: Console) -> int:
         """Train, and say how it went."""
         settings: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS if hasattr(self, name)}
-        start = (resumed if self.resume else started)(self.recipe, settings, self.out)
-        result = classification.train(
-            start.config,
-            out=start.out,
-            resume=self.resume,
-            data_dir=self.data_dir,
-            device=self.device,
-            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
-            tensorboard=self.tensorboard,
-            console=console,
-            notes=start.notes,
-        )
-        return _report(result, console)
+        with joined(self.device, timeout=60 * self.rank_timeout) as team:
+            if not team.leads:
+                logging.getLogger("deepzero").setLevel(logging.ERROR)
+            start = start_of_team(self.recipe, settings, self.out, resume=self.resume, team=team)
+            result = classification.train(
+                start.config,
+                out=start.out,
+                resume=start.resume,
+                data_dir=self.data_dir,
+                device=self.device,
+                max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+                tensorboard=self.tensorboard,
+                console=console if team.leads else None,
+                notes=start.notes,
+                team=team,
+            )
+            return _report(result, console) if team.leads else DONE
 
 
 def _report(result: classification.Result, console: Console) -> int:
     if result.summary is None:
         console.print(f"stopped by {result.stopped}; everything is saved in {result.folder}. To continue:")
         console.print(f"  deepzero train --resume --out {shlex.quote(str(result.folder))}", soft_wrap=True)
-        return STOPPED
+        return STOPPED if launch_name() is None else DONE
     summary = result.summary
     console.print(
         f"test accuracy {summary['test_accuracy']:.2%} with the weights of epoch {summary['selected_epoch'] + 1}; "
         f"{summary['queries']:,} queries in {summary['seconds']:,.0f} s; see {result.folder}",
         soft_wrap=True,
     )
-    return 0
+    return DONE

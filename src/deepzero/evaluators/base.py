@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from deepzero.errors import NonFiniteLossError
@@ -26,6 +28,71 @@ class Measurement:
     loss: Tensor
     differences: Tensor
     buffers: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Queries that are answered together, in one piece, wherever that happens: their bits never depend on where.
+
+    Attributes:
+        row: which of the step's offsets.
+        start: first direction.
+        stop: one past the last direction.
+        kind: jobs of one kind cost about the same a query: a parameter's name, for instance.
+        weight: guess of the cost of one query, for as long as nothing has been measured.
+    """
+
+    row: int
+    start: int
+    stop: int
+    kind: str = "query"
+    weight: float = 1.0
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The loss differences of one job, float64 ``[len(job)]``, and the seconds that it took."""
+
+    differences: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """One step after its base query, as jobs that can be answered in any order and by any process.
+
+    Attributes:
+        loss: base loss, 0-dim float64.
+        buffers: the objective's buffers as the base query leaves them.
+        jobs: all of the step's queries.
+        answer: answers some of the jobs, in their order.
+        release: frees what the preparation holds; nothing can be answered after it.
+    """
+
+    loss: Tensor
+    buffers: dict[str, Tensor]
+    jobs: list[Job]
+    answer: Callable[[Sequence[Job]], list[Answer]]
+    release: Callable[[], None] = lambda: None
+
+    def measurement(self, perturbations: Perturbations, offsets: Sequence[float]) -> Measurement:
+        """All jobs answered here."""
+        parts = [answer.differences for answer in self.answer(self.jobs)]
+        self.release()
+        return self.assemble(self.jobs, parts, perturbations, offsets)
+
+    def assemble(
+        self, jobs: Sequence[Job], parts: Sequence[Tensor], perturbations: Perturbations, offsets: Sequence[float]
+    ) -> Measurement:
+        """The measurement from the differences of all jobs, whoever found them."""
+        shape = len(offsets), len(perturbations)
+        differences = torch.zeros(shape, dtype=torch.float64, device=self.loss.device)
+        for job, part in zip(jobs, parts, strict=True):
+            differences[job.row, job.start : job.stop] = part
+        return Measurement(self.loss, differences, self.buffers)
 
 
 class Evaluator(Protocol):
@@ -51,6 +118,21 @@ class Evaluator(Protocol):
         ...
 
 
+class DivisibleEvaluator(Evaluator, Protocol):
+    """An evaluator whose work can be divided."""
+
+    def prepare(
+        self,
+        objective: Objective,
+        batch: tuple[Any, ...],
+        perturbations: Perturbations,
+        offsets: Sequence[float],
+        seed: int,
+    ) -> Preparation:
+        """The base query, and all others as jobs, cut without regard to who will answer them."""
+        ...
+
+
 def require_finite_base(loss: Tensor) -> None:
     """Raise unless the base loss is a finite number, before any perturbed query is made."""
     if not loss.isfinite():
@@ -58,3 +140,9 @@ def require_finite_base(loss: Tensor) -> None:
             f"the loss at the current parameters is {float(loss)}: no gradient can be estimated there; "
             "lower the learning rate, check the inputs, or run `deepzero doctor`"
         )
+
+
+def timed_answer(difference: Callable[[Job], Tensor], job: Job) -> Answer:
+    """The answer to a job; on a GPU the seconds are those of handing it over."""
+    start = time.perf_counter()
+    return Answer(difference(job), time.perf_counter() - start)

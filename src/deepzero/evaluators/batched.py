@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.evaluators.base import Measurement, require_finite_base
+from deepzero.evaluators.base import Job, Measurement, Preparation, require_finite_base, timed_answer
 from deepzero.objective import NetworkObjective, Objective, Parameters, device_of, split_batch
 from deepzero.probes import Perturbations, RandomPerturbations
 from deepzero.randomness import seeded_scope
@@ -35,6 +35,17 @@ class BatchedEvaluator:
         seed: int,
     ) -> Measurement:
         """Loss differences of random directions on a network."""
+        return self.prepare(objective, batch, perturbations, offsets, seed).measurement(perturbations, offsets)
+
+    def prepare(
+        self,
+        objective: Objective,
+        batch: tuple[Any, ...],
+        perturbations: Perturbations,
+        offsets: Sequence[float],
+        seed: int,
+    ) -> Preparation:
+        """The base query; every chunk of directions is a job."""
         if not isinstance(objective, NetworkObjective) or not isinstance(perturbations, RandomPerturbations):
             raise InvalidInputError(
                 "BatchedEvaluator evaluates random directions (RGE) on an nn.Module; "
@@ -43,26 +54,20 @@ class BatchedEvaluator:
         parameters = objective.parameters()
         base = objective.evaluate(parameters, batch, seed=seed)
         require_finite_base(base.loss)
-        rows = [
-            self._losses(objective, parameters, batch, perturbations, offset, seed) - base.loss for offset in offsets
-        ]
-        return Measurement(base.loss, torch.stack(rows), base.buffers)
 
-    def _losses(
-        self,
-        objective: NetworkObjective,
-        parameters: Parameters,
-        batch: tuple[Any, ...],
-        perturbations: RandomPerturbations,
-        offset: float,
-        seed: int,
-    ) -> Tensor:
-        parts = []
-        for start in range(0, len(perturbations), self.chunk):
-            directions = perturbations.stack(start, min(start + self.chunk, len(perturbations)))
-            moved = {name: parameters[name] + offset * directions[name] for name in parameters}
-            parts.append(stacked_losses(objective, moved, batch, seed))
-        return torch.cat(parts)
+        def differences(job: Job) -> Tensor:
+            directions = perturbations.stack(job.start, job.stop)
+            moved = {name: parameters[name] + offsets[job.row] * directions[name] for name in parameters}
+            return stacked_losses(objective, moved, batch, seed) - base.loss
+
+        starts = range(0, len(perturbations), self.chunk)
+        jobs = [Job(row, k, min(k + self.chunk, len(perturbations))) for row in range(len(offsets)) for k in starts]
+        return Preparation(
+            base.loss,
+            base.buffers,
+            jobs,
+            lambda some: [timed_answer(differences, job) for job in some],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The chunk, on which the last bits depend."""

@@ -16,7 +16,7 @@ def _trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
-def release() -> None:
+def give_back_freed_memory() -> None:
     """Hand freed memory back to the operating system where the C library can; costs time in proportion to it.
 
     A base forward of the main thread cannot reuse what a worker's arena keeps, so without this the next phase of an

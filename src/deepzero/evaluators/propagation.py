@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.evaluators.base import Measurement, require_finite_base
+from deepzero.evaluators.base import Job, Measurement, Preparation, require_finite_base, timed_answer
 from deepzero.evaluators.costs import CostTable, chunk_cost, timed
-from deepzero.evaluators.heap import release
-from deepzero.evaluators.workers import parallel_map
+from deepzero.evaluators.heap import give_back_freed_memory
+from deepzero.evaluators.workers import one_thread, parallel_map
 from deepzero.graph import plan
 from deepzero.graph.capture import capture
 from deepzero.graph.forward import Values, graph_inputs, held_bytes, run
@@ -71,6 +71,17 @@ class PropagationEvaluator:
         seed: int,
     ) -> Measurement:
         """Loss differences of coordinate perturbations, chunk by chunk."""
+        return self.prepare(objective, batch, perturbations, offsets, seed).measurement(perturbations, offsets)
+
+    def prepare(
+        self,
+        objective: Objective,
+        batch: tuple[Any, ...],
+        perturbations: Perturbations,
+        offsets: Sequence[float],
+        seed: int,
+    ) -> Preparation:
+        """The base forward; every chunk of coordinates is a job."""
         if not isinstance(objective, NetworkObjective) or not isinstance(perturbations, CoordinatePerturbations):
             raise InvalidInputError(
                 "PropagationEvaluator evaluates coordinates (CGE) on an nn.Module; "
@@ -85,24 +96,33 @@ class PropagationEvaluator:
             self._verify = False
             values = self.base_values(program, objective, batch, seed)
         sizes, workers = self._plan(program, objective, batch, values, offsets[0])
-        chunks = plan.cut(perturbations, sizes)
-        jobs = [(chunk, offset, row) for row, offset in enumerate(offsets) for chunk in chunks]
+        tight = self._is_tight(objective, batch, sizes, workers)
+        chunks = {(chunk.start, chunk.stop): chunk for chunk in plan.cut(perturbations, sizes)}
         device = device_of(objective.parameters())
-        differences = torch.zeros(len(offsets), len(perturbations), dtype=torch.float64, device=device)
 
-        def work(job: tuple[plan.Chunk, float, int]) -> None:
-            chunk, offset, row = job
+        def difference(job: Job) -> Tensor:
+            chunk = chunks[job.start, job.stop]
             cone = program.cones[chunk.parameter]
-            answer = loss_differences(cone, values, program.graph.output, chunk.indices, offset)
-            differences[row, chunk.start : chunk.stop] = answer
+            return loss_differences(cone, values, program.graph.output, chunk.indices, offsets[job.row])
 
-        parallel_map(work, jobs, workers, device)
-        buffers = {name: values[node].base for name, node in program.graph.buffer_updates.items()}
-        loss = base_loss(program, values)
-        if self._is_tight(objective, batch, sizes, workers):
+        def release() -> None:
             values.clear()
-            release()
-        return Measurement(loss, differences, buffers)
+            if tight:
+                give_back_freed_memory()
+
+        weights = self._footprint(program, objective, batch, values, offsets[0]).queries
+        jobs = [
+            Job(row, chunk.start, chunk.stop, chunk.parameter, weights[chunk.parameter])
+            for row in range(len(offsets))
+            for chunk in chunks.values()
+        ]
+        return Preparation(
+            loss=base_loss(program, values),
+            buffers={name: values[node].base for name, node in program.graph.buffer_updates.items()},
+            jobs=jobs,
+            answer=lambda some: parallel_map(lambda job: timed_answer(difference, job), some, workers, device),
+            release=release,
+        )
 
     def _compare_with_oracle(
         self,
@@ -118,7 +138,7 @@ class PropagationEvaluator:
         sample = batch if share >= 1 else first_samples(batch, share)
         widen = share >= 1 or sample is not batch
         verify(self.program(objective, sample), objective, sample, perturbations, offset, seed, widen=widen)
-        release()
+        give_back_freed_memory()
 
     def program(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Program:
         """The exported and compiled graph for this shape of batch and mode of the model."""
@@ -132,7 +152,8 @@ class PropagationEvaluator:
     def base_values(self, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], seed: int) -> Values:
         """The base forward of a step."""
         inputs = graph_inputs(program.graph, objective, batch)
-        values = run(program.graph, inputs, keep=program.kept, seed=seed, device=device_of(objective.parameters()))
+        with one_thread():
+            values = run(program.graph, inputs, keep=program.kept, seed=seed, device=device_of(objective.parameters()))
         require_finite_base(base_loss(program, values))
         return values
 
@@ -202,7 +223,8 @@ class PropagationEvaluator:
     ) -> plan.Footprint:
         key = _signature(objective, batch)
         if key not in self._footprints:
-            self._footprints[key] = plan.footprint(program, values, offset)
+            with one_thread():
+                self._footprints[key] = plan.footprint(program, values, offset)
         return self._footprints[key]
 
     def state_dict(self) -> dict[str, Any]:

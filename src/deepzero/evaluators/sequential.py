@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from deepzero.evaluators.base import Measurement, require_finite_base
+from deepzero.evaluators.base import Job, Measurement, Preparation, require_finite_base, timed_answer
 from deepzero.objective import Objective
 from deepzero.probes import Perturbations
 
@@ -27,18 +27,27 @@ class SequentialEvaluator:
         seed: int,
     ) -> Measurement:
         """Loss differences by ``1 + len(offsets) * len(perturbations)`` evaluations."""
+        return self.prepare(objective, batch, perturbations, offsets, seed).measurement(perturbations, offsets)
+
+    def prepare(
+        self,
+        objective: Objective,
+        batch: tuple[Any, ...],
+        perturbations: Perturbations,
+        offsets: Sequence[float],
+        seed: int,
+    ) -> Preparation:
+        """The base query; every other query is a job."""
         parameters = objective.parameters()
         base = objective.evaluate(parameters, batch, seed=seed)
         require_finite_base(base.loss)
-        rows = [
-            [
-                objective.evaluate(perturbations.displace(parameters, k, offset), batch, seed=seed).loss - base.loss
-                for k in range(len(perturbations))
-            ]
-            for offset in offsets
-        ]
-        differences = torch.tensor(rows, dtype=torch.float64, device=base.loss.device)
-        return Measurement(base.loss, differences, base.buffers)
+
+        def difference(job: Job) -> Tensor:
+            moved = perturbations.displace(parameters, job.start, offsets[job.row])
+            return (objective.evaluate(moved, batch, seed=seed).loss - base.loss).reshape(1)
+
+        jobs = [Job(row, k, k + 1) for row in range(len(offsets)) for k in range(len(perturbations))]
+        return Preparation(base.loss, base.buffers, jobs, lambda some: [timed_answer(difference, job) for job in some])
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the oracle keeps no state."""

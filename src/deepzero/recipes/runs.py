@@ -11,6 +11,7 @@ from deepzero.errors import RunFolderError
 from deepzero.recipes.catalogue import find
 from deepzero.recipes.customize import customize
 from deepzero.tasks.config import ClassificationConfig
+from deepzero.team import Team, launch_name
 from deepzero.training import read_record
 
 ROOT = Path("runs")
@@ -25,11 +26,13 @@ class Start:
         recipe: name of the recipe.
         settings: arguments of :func:`deepzero.recipes.customize`; None stands for the recipe's own value.
         out: the folder of the run.
+        resume: whether the run goes on.
     """
 
     recipe: str
     settings: Mapping[str, Any]
     out: Path
+    resume: bool = False
 
     @property
     def config(self) -> ClassificationConfig:
@@ -39,7 +42,37 @@ class Start:
     @property
     def notes(self) -> dict[str, Any]:
         """What :func:`resumed` needs, for the record of the run."""
-        return {"recipe": self.recipe, "settings": dict(self.settings)}
+        return {"recipe": self.recipe, "settings": dict(self.settings), "launch": launch_name()}
+
+
+def start_of_team(
+    recipe: str | None,
+    settings: Mapping[str, Any],
+    out: Path | None,
+    *,
+    resume: bool,
+    team: Team,
+    root: Path = ROOT,
+) -> Start:
+    """What all processes of a team are to run, as rank 0 finds it: :func:`started`, or :func:`resumed`.
+
+    A run that was begun by the same launch of ``torchrun`` goes on, asked to or not: the processes were started again
+    after one of them had failed, or their number has changed.
+
+    Raises:
+        InvalidInputError: the recipe or a setting is unknown or out of its domain.
+        RunFolderError: there is no run to resume.
+        TeamError: on the other ranks, if rank 0 raised one of these.
+    """
+
+    def decide() -> dict[str, Any]:
+        interrupted = None if resume else _of_launch(launch_name(), out, root)
+        goes_on = resume or interrupted is not None
+        start = (resumed if goes_on else started)(recipe, settings, interrupted or out, root=root)
+        return {"recipe": start.recipe, "settings": start.settings, "out": str(start.out), "resume": goes_on}
+
+    decided = team.from_leader(decide)
+    return Start(**{**decided, "out": Path(decided["out"])})
 
 
 def started(recipe: str | None, settings: Mapping[str, Any], out: Path | None, *, root: Path = ROOT) -> Start:
@@ -69,7 +102,7 @@ def resumed(recipe: str | None, settings: Mapping[str, Any], out: Path | None, *
         raise RunFolderError(
             f"the run in {path} was not started from a recipe; resume it from Python, as it was started"
         )
-    return Start(recipe or record["recipe"], {**record["settings"], **_given(settings)}, path)
+    return Start(recipe or record["recipe"], {**record["settings"], **_given(settings)}, path, resume=True)
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +116,15 @@ def _free(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
+
+
+def _of_launch(launch: str | None, out: Path | None, root: Path) -> Path | None:
+    """The unfinished run that a launch has begun, in ``out`` or else anywhere below ``root``."""
+    if launch is None:
+        return None
+    candidates = [out] if out is not None else [record.parent for record in root.glob("*/run.json")]
+    begun = [path for path in candidates if (path / "run.json").exists() and not (path / "summary.json").exists()]
+    return next((path for path in begun if read_record(path).get("launch") == launch), None)
 
 
 def _latest(root: Path, recipe: str | None) -> Path:

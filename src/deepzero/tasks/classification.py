@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
-from deepzero import data, models
-from deepzero.errors import InvalidInputError
+from deepzero import data, models, validation
 from deepzero.tasks.config import ClassificationConfig
 from deepzero.tasks.gradients import Ratios, find_ratios, gradient_source
-from deepzero.training.checkpoint import Restored
+from deepzero.tasks.shared_run import SharedRun
+from deepzero.team import Team, own_device
 from deepzero.training.environment import hardware, versions
 from deepzero.training.evaluation import Scores, evaluate
 from deepzero.training.loop import Trainer
@@ -28,10 +28,9 @@ from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RunFolder
 from deepzero.training.state import snapshot
-from deepzero.training.stop import StopRequest
+from deepzero.training.stop import SharedStop, StopRequest
 
 EVALUATION_BATCH = 500
-RATIOS = "ratios.json"
 
 log = logging.getLogger("deepzero")
 
@@ -64,6 +63,7 @@ def train(
     tensorboard: bool = False,
     console: Console | None = None,
     notes: Mapping[str, Any] | None = None,
+    team: Team | None = None,
 ) -> Result:
     """Train a classifier, select weights on the validation split, and look at the test set once, at the end.
 
@@ -82,6 +82,9 @@ def train(
         tensorboard: write event files for TensorBoard too.
         console: where to show progress; None to be silent.
         notes: JSON-able values to keep in ``run.json``.
+        team: the processes that divide the queries, from :func:`deepzero.team.joined`; by default this one alone. All
+            of them call this function with the same arguments; rank 0 reads and writes the folder. The weights have
+            the same bits whatever their number, which may change when a run is resumed.
 
     Raises:
         InvalidInputError: an argument is out of its domain.
@@ -89,6 +92,7 @@ def train(
         RunFolderError: the folder holds another run, or cannot be written.
         CheckpointError: no checkpoint can be used, or one could not be written.
         NonFiniteLossError: training diverged; the last good checkpoint is kept.
+        TeamError: another process of the team hangs or has ended.
 
     Example:
         >>> import tempfile
@@ -106,40 +110,25 @@ def train(
         (4, True)
     """
     started = time.perf_counter()
-    path, place = Path(out), _device(device)
-    folder = RunFolder.reopen(path, config=asdict(config)) if resume else None
-    if folder is None:
-        RunFolder.require_free(path)
-    with StopRequest(max_seconds=max_seconds) as stop:
+    path, place, team = Path(out), own_device(validation.device(device)), team or Team()
+    run = SharedRun.open(path, config=asdict(config), resume=resume, team=team)
+    with StopRequest(max_seconds=max_seconds, once=team.size == 1) as stop:
         splits = _load(config, data_dir)
         model = _model(config, splits.train).to(place)
-        if folder is not None and folder.summary is not None:
+        if run.summary is not None:
             log.info("%s holds a finished run: nothing is left to do", path)
-            model.load_state_dict(folder.read_weights())
-            return Result(model, path, folder.summary)
+            model.load_state_dict(run.weights())
+            return Result(model, path, run.summary)
         batches = _training_batches(config, splits.train, place)
-        ratios = _stored_ratios(folder) or find_ratios(config, model, splits.train, place)
-        folder = folder or RunFolder.create(
-            path, config=asdict(config), notes={**(notes or {}), "versions": versions()}
-        )
-        folder.write(RATIOS, asdict(ratios))
-        with _trainer(config, model, splits, batches, ratios, folder, started, tensorboard, console) as trainer:
-            reason = trainer.fit(stop)
+        ratios = run.ratios or find_ratios(config, model, splits.train, place, team)
+        run.start(config=asdict(config), notes=notes or {}, ratios=ratios)
+        with _trainer(config, model, splits, batches, ratios, run, started, tensorboard, console) as trainer:
+            reason = trainer.fit(SharedStop(stop, team))
             if reason is not None:
                 return Result(model, path, None, stopped=reason)
-            return Result(model, path, _finish(trainer, config, splits, ratios, folder))
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InvalidInputError(f"device must be cpu, cuda or cuda:<number>, got {name!r}") from error
-    if device.type not in {"cpu", "cuda"}:
-        raise InvalidInputError(f"device must be cpu, cuda or cuda:<number>, got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError("device cuda was asked for, but torch finds no CUDA device here; use cpu")
-    return device
+            summary = team.from_leader(lambda: _finish(trainer, config, splits, ratios, run))
+    model.load_state_dict(run.weights())
+    return Result(model, path, summary)
 
 
 def _load(config: ClassificationConfig, data_dir: str | Path | None) -> data.Splits:
@@ -165,12 +154,6 @@ def _model(config: ClassificationConfig, train_set: data.Dataset) -> nn.Module:
     )
 
 
-def _stored_ratios(folder: RunFolder | None) -> Ratios | None:
-    """The ratios that a run to be resumed found at its start."""
-    stored = folder.read(RATIOS) if folder is not None else None
-    return None if stored is None else Ratios(**stored)
-
-
 @contextmanager
 def _trainer(
     config: ClassificationConfig,
@@ -178,48 +161,42 @@ def _trainer(
     splits: data.Splits,
     batches: data.BatchLoader,
     ratios: Ratios,
-    folder: RunFolder,
+    run: SharedRun,
     started: float,
     tensorboard: bool,
     console: Console | None,
 ) -> Iterator[Trainer]:
-    """A trainer at the last checkpoint, or at the beginning; its sinks are closed afterwards."""
+    """A trainer at the last checkpoint, or at the beginning; its sinks are closed afterwards.
+
+    Only the trainer of rank 0 looks at the validation split, selects weights, and writes.
+    """
     device = next(model.parameters()).device
-    restored = _last_checkpoint(folder)
+    checkpoint = run.last_checkpoint()
     with ExitStack() as stack:
-        metrics = JsonLines(folder.metrics, start=restored.checkpoint.state["metrics_bytes"] if restored else 0)
-        stack.callback(metrics.close)
+        metrics, store, validate = None, None, None
+        if run.folder is not None:
+            metrics = JsonLines(run.folder.metrics, start=checkpoint.state["metrics_bytes"] if checkpoint else 0)
+            stack.callback(metrics.close)
+            store = run.folder.checkpoints()
+            validate = _scorer(splits.validation, model, device) if len(splits.validation) else None
         trainer = Trainer(
             model=model,
             optimizer=_optimizer(config, model),
-            source=gradient_source(config, model, ratios),
+            source=gradient_source(config, model, ratios, run.team),
             batches=batches,
-            validate=_scorer(splits.validation, model, device) if len(splits.validation) else None,
+            validate=validate,
             config=config.training,
-            store=folder.checkpoints(),
+            store=store,
             metrics=metrics,
             started=started,
             queries_before=ratios.queries,
         )
-        if restored is not None:
-            trainer.restore(restored.checkpoint)
-            log.info("continuing from %s", restored.path)
-        trainer.sinks = _sinks(folder, trainer, tensorboard, console)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        trainer.sinks = _sinks(run.folder, trainer, tensorboard, console)
         for sink in trainer.sinks:
             stack.callback(sink.close)
         yield trainer
-
-
-def _last_checkpoint(folder: RunFolder) -> Restored | None:
-    store = folder.checkpoints()
-    if not store.paths():
-        return None
-    restored = store.load()
-    if (before := folder.record.get("versions")) != versions():
-        log.warning("this run was started under %s and goes on under %s: its bits may differ", before, versions())
-    for reason in restored.rejected:
-        log.warning("%s; falling back to %s", reason, restored.path)
-    return restored
 
 
 def _training_batches(config: ClassificationConfig, train_set: data.Dataset, device: torch.device) -> data.BatchLoader:
@@ -250,8 +227,10 @@ def _scorer(images: data.Dataset, model: nn.Module, device: torch.device) -> Cal
     return lambda: evaluate(model, batches.iterate(), F.cross_entropy)
 
 
-def _sinks(folder: RunFolder, trainer: Trainer, tensorboard: bool, console: Console | None) -> list[Sink]:
+def _sinks(folder: RunFolder | None, trainer: Trainer, tensorboard: bool, console: Console | None) -> list[Sink]:
     sinks: list[Sink] = []
+    if folder is None:
+        return sinks
     if tensorboard:
         sinks.append(TensorBoard(folder.path / "tensorboard", start=trainer.step))
     if console is not None:
@@ -260,10 +239,11 @@ def _sinks(folder: RunFolder, trainer: Trainer, tensorboard: bool, console: Cons
 
 
 def _finish(
-    trainer: Trainer, config: ClassificationConfig, splits: data.Splits, ratios: Ratios, folder: RunFolder
+    trainer: Trainer, config: ClassificationConfig, splits: data.Splits, ratios: Ratios, run: SharedRun
 ) -> dict[str, Any]:
     """Take the selected weights, look at the test set, and write weights, plot and summary."""
-    model, best = trainer.model, trainer.best
+    model, best, folder = trainer.model, trainer.best, run.folder
+    assert folder is not None
     if best is not None:
         model.load_state_dict(best.tensors)
     test = _scorer(splits.test, model, next(model.parameters()).device)()
@@ -279,6 +259,7 @@ def _finish(
         "seconds": round(trainer.elapsed(), 3),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "seed": config.seed,
+        "processes": run.team.size,
         "versions": versions(),
         "hardware": hardware(next(model.parameters()).device),
         "config": folder.record["config"],

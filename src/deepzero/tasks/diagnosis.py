@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deepzero import data
+from deepzero import data, validation
 from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
 from deepzero.doctor.forecast import mean_seconds
 from deepzero.errors import InvalidInputError, RunFolderError
@@ -52,7 +52,7 @@ def diagnose(
     """
     if config.estimator.method == "fo":
         raise InvalidInputError("the doctor examines estimates from function values; choose the estimator cge or rge")
-    place = classification._device(device)
+    place = validation.device(device)
     splits = classification._load(config, data_dir)
     model = classification._model(config, splits.train).to(place)
     batches = classification._training_batches(config, splits.train, place)

@@ -12,8 +12,16 @@ from torch import Tensor, nn
 from deepzero.coordinates import CoordinateSchedule
 from deepzero.data import BatchLoader, Dataset
 from deepzero.estimator import CGE, RGE
+from deepzero.evaluators import (
+    BatchedEvaluator,
+    DistributedEvaluator,
+    DivisibleEvaluator,
+    Evaluator,
+    PropagationEvaluator,
+)
 from deepzero.sparsity import DynamicRatios, layer_ratios, smart_ratio, uniform_ratios, zo_grasp
 from deepzero.tasks.config import STENCILS, ClassificationConfig
+from deepzero.team import Team
 from deepzero.training.sources import Autograd, GradientSource
 
 log = logging.getLogger("deepzero")
@@ -27,8 +35,10 @@ class Ratios:
     queries: int = 0
 
 
-def find_ratios(config: ClassificationConfig, model: nn.Module, train: Dataset, device: torch.device) -> Ratios:
-    """The layer-wise keep ratios of a run, at the model's initial weights."""
+def find_ratios(
+    config: ClassificationConfig, model: nn.Module, train: Dataset, device: torch.device, team: Team | None = None
+) -> Ratios:
+    """The layer-wise keep ratios of a run, at the model's initial weights; queries are divided among a team."""
     sparse = config.sparsity
     if sparse.sparsity == 0:
         return Ratios({})
@@ -39,13 +49,22 @@ def find_ratios(config: ClassificationConfig, model: nn.Module, train: Dataset, 
     log.info("scoring %s weights by ZO-GraSP with %s directions", config.model.name, sparse.queries)
     x, y = _some_of_each_class(train, sparse.per_class, config.seed, device)
     scores = zo_grasp(
-        model, F.cross_entropy, x, y, queries=sparse.queries, step_size=config.estimator.step_size, seed=config.seed
+        model,
+        F.cross_entropy,
+        x,
+        y,
+        queries=sparse.queries,
+        step_size=config.estimator.step_size,
+        seed=config.seed,
+        evaluator=_divided(BatchedEvaluator(), team),
     )
     return Ratios(layer_ratios(scores, sparsity=sparse.sparsity), queries=2 * (sparse.queries + 1))
 
 
-def gradient_source(config: ClassificationConfig, model: nn.Module, ratios: Ratios) -> GradientSource:
-    """What fills ``p.grad``."""
+def gradient_source(
+    config: ClassificationConfig, model: nn.Module, ratios: Ratios, team: Team | None = None
+) -> GradientSource:
+    """What fills ``p.grad``; queries are divided among a team, autograd's gradient is found by each for itself."""
     choice, loss, seed = config.estimator, F.cross_entropy, config.seed
     stencil = STENCILS[choice.stencil]
     if choice.method == "rge":
@@ -56,12 +75,25 @@ def gradient_source(config: ClassificationConfig, model: nn.Module, ratios: Rati
             queries=choice.queries,
             distribution=choice.distribution,
             stencil=stencil,
+            evaluator=_divided(BatchedEvaluator(), team),
             seed=seed,
         )
     schedule = _schedule(config, ratios)
     if choice.method == "fo":
         return Autograd(model, loss=loss, sparsity=schedule, seed=seed)
-    return CGE(model, loss=loss, step_size=choice.step_size, sparsity=schedule, stencil=stencil, seed=seed)
+    return CGE(
+        model,
+        loss=loss,
+        step_size=choice.step_size,
+        sparsity=schedule,
+        stencil=stencil,
+        evaluator=_divided(PropagationEvaluator(), team),
+        seed=seed,
+    )
+
+
+def _divided(evaluator: DivisibleEvaluator, team: Team | None) -> Evaluator:
+    return evaluator if team is None else DistributedEvaluator(evaluator, team)
 
 
 def _schedule(config: ClassificationConfig, ratios: Ratios) -> CoordinateSchedule | None:

@@ -11,7 +11,7 @@ from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RunFolder, read_record
 from deepzero.training.schedule import warmup_cosine
 from deepzero.training.sources import Autograd, GradientSource
-from deepzero.training.stop import StopRequest
+from deepzero.training.stop import SharedStop, StopRequest
 
 __all__ = [
     "Autograd",
@@ -24,6 +24,7 @@ __all__ = [
     "Restored",
     "RunFolder",
     "Scores",
+    "SharedStop",
     "Sink",
     "StopRequest",
     "TensorBoard",

@@ -37,6 +37,17 @@ class Checkpoint:
     state: dict[str, Any]
     tensors: dict[str, Tensor]
 
+    def to_bytes(self) -> bytes:
+        """The checkpoint for another process: 8 bytes of length, JSON, safetensors."""
+        values = json.dumps({"step": self.step, "state": self.state}).encode()
+        return len(values).to_bytes(8, "big") + values + safetensors.torch.save(self.tensors)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Checkpoint:
+        """The inverse of :meth:`to_bytes`."""
+        end = 8 + int.from_bytes(data[:8], "big")
+        return cls(**json.loads(data[8:end]), tensors=safetensors.torch.load(data[end:]))
+
 
 @dataclass(frozen=True)
 class Restored:

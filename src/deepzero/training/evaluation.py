@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError
+from deepzero.evaluators.workers import parallel_map
 from deepzero.objective import Loss, mean_loss
 
 
@@ -25,9 +27,11 @@ class Scores:
         return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss) -> Scores:
     """Accuracy and loss of ``model`` in eval mode; afterwards every module is in the mode it was in.
+
+    On a CPU several batches are evaluated at a time, one thread each, so that scores do not depend on how many threads
+    there are.
 
     Args:
         model: gives logits ``[N, classes]``.
@@ -37,13 +41,18 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loss: L
     Raises:
         InvalidInputError: there is no batch.
     """
-    correct, total, summed = 0, 0, 0.0
+
+    def score(batch: tuple[Tensor, Tensor]) -> tuple[int, float, int]:
+        x, y = batch
+        output = model(x)
+        return int((output.argmax(1) == y).sum()), float(mean_loss(loss, output, y)) * len(y), len(y)
+
+    correct, summed, total = 0, 0.0, 0
+    remaining, workers = iter(batches), torch.get_num_threads()
     with eval_mode(model):
-        for x, y in batches:
-            output = model(x)
-            correct += int((output.argmax(1) == y).sum())
-            summed += float(mean_loss(loss, output, y)) * len(y)
-            total += len(y)
+        while group := list(itertools.islice(remaining, workers)):
+            for right, losses, count in parallel_map(score, group, workers, group[0][0].device):
+                correct, summed, total = correct + right, summed + losses, total + count
     if total == 0:
         raise InvalidInputError("the split to evaluate on is empty; give it at least one example")
     return Scores(correct / total, summed / total)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deepzero.errors import CheckpointError, NonFiniteLossError
+from deepzero.evaluators.workers import one_thread
 from deepzero.training import state
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
 from deepzero.training.config import TrainingConfig
@@ -18,7 +19,7 @@ from deepzero.training.evaluation import Scores
 from deepzero.training.metrics import JsonLines, Sink
 from deepzero.training.schedule import warmup_cosine
 from deepzero.training.sources import GradientSource
-from deepzero.training.stop import StopRequest
+from deepzero.training.stop import SharedStop, StopRequest
 
 ADVICE = (
     "what to try: a lower learning rate; a larger step size if losses are noisy; `deepzero doctor` measures the noise "
@@ -58,8 +59,8 @@ class Trainer:
         batches: training batches.
         validate: scores the model on the validation split; None if there is none, and then nothing is selected.
         config: schedule, and how often to look and to save.
-        store: where checkpoints go.
-        metrics: the metrics file, truncated to where the run goes on.
+        store: where checkpoints go; None in a process that writes none, because another one of its team does.
+        metrics: the metrics file, truncated to where the run goes on; None where ``store`` is None.
         sinks: further places for measurements.
         queries_before: function values spent before the first step, on scores for instance.
         started: ``time.perf_counter()`` when this process began with the run.
@@ -74,8 +75,8 @@ class Trainer:
     batches: Batches
     validate: Callable[[], Scores] | None
     config: TrainingConfig
-    store: CheckpointStore
-    metrics: JsonLines
+    store: CheckpointStore | None
+    metrics: JsonLines | None
     sinks: Sequence[Sink] = ()
     queries_before: int = 0
     started: float = field(default_factory=time.perf_counter)
@@ -90,7 +91,7 @@ class Trainer:
         """Steps of the whole run."""
         return self.config.epochs * len(self.batches)
 
-    def fit(self, stop: StopRequest) -> str | None:
+    def fit(self, stop: StopRequest | SharedStop) -> str | None:
         """Train to the end, or until asked to stop; either way the last thing done is a checkpoint.
 
         Returns:
@@ -126,7 +127,7 @@ class Trainer:
     def record(self, kind: str, **values: float) -> None:
         """Send a record to all sinks."""
         common = {"kind": kind, "step": self.step, "queries": self.queries, "seconds": round(self.elapsed(), 3)}
-        for sink in (self.metrics, *self.sinks):
+        for sink in self.sinks if self.metrics is None else (self.metrics, *self.sinks):
             sink.write({**common, **values})
 
     def _train_step(self) -> None:
@@ -138,7 +139,8 @@ class Trainer:
             loss = float(self.source.backward(*self.batches.batch(epoch, index)))
         except NonFiniteLossError as error:
             raise self._diverged(str(error)) from error
-        self.optimizer.step()
+        with one_thread():
+            self.optimizer.step()
         self.step += 1
         self._losses.append(loss)
         self.record("step", epoch=epoch, loss=loss, learning_rate=rate)
@@ -177,7 +179,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of everything that :meth:`restore` needs."""
         self._require_finite_weights()
-        self.store.save(Checkpoint(self.step, self._values(), self._tensors()))
+        if self.store is not None:
+            self.store.save(Checkpoint(self.step, self._values(), self._tensors()))
         self._saved = time.monotonic()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -202,7 +205,7 @@ class Trainer:
         return {
             "seconds": self.elapsed(),
             "losses": self._losses,
-            "metrics_bytes": self.metrics.size,
+            "metrics_bytes": 0 if self.metrics is None else self.metrics.size,
             "best": None if best is None else {"scores": asdict(best.scores), "epoch": best.epoch},
             "optimizer": state.optimizer_values(self.optimizer),
             "source": self.source.state_dict(),
@@ -221,7 +224,7 @@ class Trainer:
 
     def _diverged(self, cause: str) -> NonFiniteLossError:
         epoch = self.step // len(self.batches)
-        kept = self.store.paths()
+        kept = [] if self.store is None else self.store.paths()
         where = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was made yet"
         return NonFiniteLossError(
             f"training stopped at step {self.step} (epoch {epoch + 1}): {cause}\n{where}\n{ADVICE}"

@@ -8,6 +8,7 @@ import time
 from types import FrameType
 from typing import Any, Self
 
+from deepzero.team import Team
 from deepzero.validation import positive
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -21,13 +22,16 @@ class StopRequest:
 
     Args:
         max_seconds: a time limit from entering the block, None for none.
+        once: whether a second signal acts as usual. torchrun sends signals of its own after those of a terminal, so
+            there the second one is noted like the first.
 
     Raises:
         InvalidInputError: the time limit is not above 0.
     """
 
-    def __init__(self, *, max_seconds: float | None = None) -> None:
+    def __init__(self, *, max_seconds: float | None = None, once: bool = True) -> None:
         self.max_seconds = None if max_seconds is None else positive("max_seconds", max_seconds, hint="3600")
+        self._once = once
         self._received: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._start = time.monotonic()
@@ -52,9 +56,32 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number).name
-        self._restore()
+        if self._once:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+class SharedStop:
+    """The stop request of a whole team: if any process is asked to stop, all of them stop after the same step.
+
+    Args:
+        own: the request of this process.
+        team: the processes.
+    """
+
+    def __init__(self, own: StopRequest, team: Team) -> None:
+        self._own = own
+        self._team = team
+
+    @property
+    def reason(self) -> str | None:
+        """Why to stop, the same on every rank; every rank must ask as often as the others."""
+        own = self._own.reason
+        if self._team.size == 1:
+            return own
+        known = [None, "the time limit", *(number.name for number in STOP_SIGNALS)]
+        return known[self._team.highest(known.index(own) if own in known else 1)]

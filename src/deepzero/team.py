@@ -1,0 +1,202 @@
+"""The processes of one run: who they are, and the few bytes that they exchange.
+
+A team is made by ``torchrun``; a process started without it is a team of one, and runs through the same code. What
+travels is bytes and float64 numbers through ``torch.distributed`` collectives; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepzero import validation
+from deepzero.errors import DeepZeroError, InvalidInputError, TeamError
+
+DEFAULT_TIMEOUT = 600.0
+"""Seconds to wait for another process: longer than any two of them differ, first compilation included."""
+
+
+class Team:
+    """One process and the others it works with.
+
+    Args:
+        rank: number of this process, from 0; rank 0 leads: it alone reads and writes the run's folder.
+        size: how many processes there are.
+        device: where what is exchanged lies: the CPU for gloo, the process's own GPU for NCCL.
+        timeout: seconds to wait for another process.
+
+    Attributes:
+        exchanged: payload bytes that this process has received from others so far.
+
+    Example:
+        >>> alone = Team()
+        >>> alone.leads, alone.broadcast(b"weights"), alone.highest(3)
+        (True, b'weights', 3)
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        device: torch.device | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        self.rank = rank
+        self.size = size
+        self.device = device or torch.device("cpu")
+        self.timeout = validation.positive("timeout", timeout, hint=f"{DEFAULT_TIMEOUT:g}")
+        self.exchanged = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that reads and writes files."""
+        return self.rank == 0
+
+    def broadcast(self, data: bytes) -> bytes:
+        """The bytes that rank 0 gives, on every rank; what the others give is not looked at."""
+        if self.size == 1:
+            return data
+        length = self._from(0, torch.tensor([len(data)], dtype=torch.int64))
+        own = bytearray(data) if self.leads else bytearray(int(length))
+        if not own:
+            return b""
+        return bytes(self._from(0, torch.frombuffer(own, dtype=torch.uint8)).numpy())
+
+    def from_leader(self, function: Callable[[], Any]) -> Any:
+        """Call ``function`` on rank 0 alone, and return its JSON-able value on every rank.
+
+        Raises:
+            TeamError: on the other ranks, if the call failed on rank 0, where the error itself is raised.
+        """
+        return json.loads(self.bytes_from_leader(lambda: json.dumps(function()).encode()))
+
+    def bytes_from_leader(self, function: Callable[[], bytes]) -> bytes:
+        """As :meth:`from_leader`, for a function that returns bytes."""
+        if not self.leads:
+            answer = self.broadcast(b"")
+            if answer[:1] != b"+":
+                raise TeamError(f"rank 0 stopped: {answer[1:].decode()}")
+            return answer[1:]
+        try:
+            answer = function()
+        except DeepZeroError as error:
+            self.broadcast(b"-" + str(error).encode())
+            raise
+        self.broadcast(b"+" + answer)
+        return answer
+
+    def exchange(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Every rank's part, on every rank.
+
+        Args:
+            own: float64 ``[sizes[rank]]``.
+            sizes: length of each rank's part, the same list on all ranks.
+
+        Returns:
+            The parts in the order of ranks, bit for bit as they were given, on the device of ``own``.
+
+        Raises:
+            TeamError: a rank hangs or has ended.
+        """
+        if self.size == 1:
+            return [own]
+        parts = [
+            own.to(self.device) if rank == self.rank else torch.empty(size, dtype=torch.float64, device=self.device)
+            for rank, size in enumerate(sizes)
+        ]
+        with self._waiting("another rank"):
+            pending = [dist.broadcast(part, src=rank, async_op=True) for rank, part in enumerate(parts)]
+        for rank, work in enumerate(pending):
+            with self._waiting(f"rank {rank}"):
+                work.wait()
+        self.exchanged += 8 * (sum(sizes) - sizes[self.rank])
+        return [part.to(own.device) for part in parts]
+
+    def highest(self, value: int) -> int:
+        """The largest of all ranks' values, on every rank."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.int64, device=self.device)
+        with self._waiting("another rank"):
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        self.exchanged += 8
+        return int(shared)
+
+    def _from(self, rank: int, tensor: Tensor) -> Tensor:
+        shared = tensor.to(self.device)
+        with self._waiting(f"rank {rank}"):
+            dist.broadcast(shared, src=rank)
+        if rank != self.rank:
+            self.exchanged += shared.nbytes
+        return shared.cpu()
+
+    @contextmanager
+    def _waiting(self, whom: str) -> Iterator[None]:
+        """Turn the failures of collectives into one error that says who is missing."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise TeamError(
+                f"rank {self.rank} of {self.size} waited for {whom} in vain (limit {self.timeout:g} s): it hangs, has "
+                "ended, or its connection is lost. See the output of that process; everything up to the last "
+                "checkpoint is kept, and `torchrun --max-restarts 3` would start all processes again from there.\n"
+                f"torch.distributed said: {str(error).splitlines()[0]}"
+            ) from error
+
+
+@contextmanager
+def joined(device: str = "cpu", *, timeout: float = DEFAULT_TIMEOUT) -> Iterator[Team]:
+    """The team that this process was started in: ``torchrun``'s, or a team of one.
+
+    Args:
+        device: where the run computes: ``cpu``, or ``cuda``, where each process of a host takes the GPU of its local
+            rank. Collectives go through NCCL between GPUs, else through gloo.
+        timeout: seconds to wait for another process.
+
+    Raises:
+        InvalidInputError: the device is not there, or this host has fewer GPUs than processes.
+        TeamError: the processes do not find each other.
+    """
+    timeout = validation.positive("timeout", timeout, hint=f"{DEFAULT_TIMEOUT:g}")
+    own = own_device(validation.device(device))
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or not dist.is_available():
+        yield Team(device=own, timeout=timeout)
+        return
+    try:
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    except (RuntimeError, ValueError) as error:
+        raise TeamError(f"the processes of this run do not find each other: {error}") from error
+    try:
+        yield Team(dist.get_rank(), dist.get_world_size(), device=own, timeout=timeout)
+    finally:
+        dist.destroy_process_group()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process: with ``cuda`` under torchrun, the GPU of its local rank."""
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= count:
+        raise InvalidInputError(
+            f"local rank {local} has no GPU of its own: this host has {count}; give torchrun --nproc-per-node {count}"
+        )
+    return torch.device("cuda", local)
+
+
+def launch_name() -> str | None:
+    """What is the same for all processes of one ``torchrun`` and after each of its restarts; None without it."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run is None or run != "none":
+        return run
+    return f"{socket.gethostname()}:{os.getppid()}"  # a launch without a name: one host, whose agent is our parent
