@@ -4,7 +4,15 @@ from deepzero import sparsity
 from deepzero.coordinates import Coordinates
 from deepzero.errors import DeepZeroError
 from deepzero.estimator import CGE, RGE, Estimate, Estimator
-from deepzero.evaluators import BatchedEvaluator, PropagationEvaluator, SequentialEvaluator
+from deepzero.evaluators import (
+    BatchedEvaluator,
+    ExecutorEvaluator,
+    PropagationEvaluator,
+    QueryJournal,
+    QueryPolicy,
+    SequentialEvaluator,
+    query_key,
+)
 from deepzero.objective import BlackBox, NetworkObjective
 from deepzero.sparsity import Alternating, DynamicRatios
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
@@ -24,9 +32,13 @@ __all__ = [
     "DynamicRatios",
     "Estimate",
     "Estimator",
+    "ExecutorEvaluator",
     "NetworkObjective",
     "PropagationEvaluator",
+    "QueryJournal",
+    "QueryPolicy",
     "SequentialEvaluator",
     "Stencil",
+    "query_key",
     "sparsity",
 ]

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError
-from deepzero.evaluators import BatchedEvaluator, Evaluator, PropagationEvaluator, SequentialEvaluator
+from deepzero.evaluators import (
+    BatchedEvaluator,
+    Evaluator,
+    ExecutorSource,
+    PropagationEvaluator,
+    QueryJournal,
+    QueryPolicy,
+    choose_evaluator,
+)
 from deepzero.objective import BlackBox, Loss, NetworkObjective
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
 from deepzero.randomness import derive_seed
@@ -152,6 +160,9 @@ def CGE(  # noqa: N802 - the field's name
     sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None = None,
     stencil: Stencil = FORWARD,
     evaluator: Evaluator | None = None,
+    executor: ExecutorSource | None = None,
+    policy: QueryPolicy | None = None,
+    journal: QueryJournal | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Estimator:
@@ -166,6 +177,10 @@ def CGE(  # noqa: N802 - the field's name
         sparsity: which coordinates: all (default), ``Coordinates``, boolean masks, or a schedule.
         stencil: ``dz.FORWARD`` or ``dz.CENTRAL``.
         evaluator: how; by default difference propagation for a network, one call after another for a black box.
+        executor: for a black box: a ``concurrent.futures`` executor on which its queries run, or a function that makes
+            one; short for ``evaluator=dz.ExecutorEvaluator(executor, policy=policy, journal=journal)``.
+        policy: with ``executor``: timeout, retries, limits.
+        journal: with ``executor``: a file that keeps every answer.
         dtype: accumulation dtype (no effect here: nothing is accumulated across coordinates).
         seed: seeds whatever the objective draws, such as dropout masks.
 
@@ -180,11 +195,11 @@ def CGE(  # noqa: N802 - the field's name
         (True, 9)
     """
     objective = _objective(model, loss)
-    default = SequentialEvaluator() if isinstance(objective, BlackBox) else PropagationEvaluator()
+    chosen = choose_evaluator(objective, evaluator, executor, policy=policy, journal=journal)
     return Estimator(
         objective,
         probes=CoordinateProbes(as_schedule(sparsity)),
-        evaluator=evaluator or default,
+        evaluator=chosen or PropagationEvaluator(),
         stencil=stencil,
         step_size=step_size,
         dtype=dtype,
@@ -201,6 +216,9 @@ def RGE(  # noqa: N802 - the field's name
     distribution: str = "gaussian",
     stencil: Stencil = FORWARD,
     evaluator: Evaluator | None = None,
+    executor: ExecutorSource | None = None,
+    policy: QueryPolicy | None = None,
+    journal: QueryJournal | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Estimator:
@@ -218,6 +236,10 @@ def RGE(  # noqa: N802 - the field's name
         distribution: ``gaussian``, ``rademacher``, or ``sphere`` (unit sphere, with its factor :math:`d`).
         stencil: ``dz.FORWARD`` or ``dz.CENTRAL`` (two queries a direction).
         evaluator: how; by default ``vmap`` over stacked directions for a network, a loop for a black box.
+        executor: for a black box: a ``concurrent.futures`` executor on which its queries run, or a function that makes
+            one; short for ``evaluator=dz.ExecutorEvaluator(executor, policy=policy, journal=journal)``.
+        policy: with ``executor``: timeout, retries, limits.
+        journal: with ``executor``: a file that keeps every answer.
         dtype: accumulation dtype of the sum over directions.
         seed: directions and the objective's own draws are a pure function of it and the step.
 
@@ -229,11 +251,11 @@ def RGE(  # noqa: N802 - the field's name
         5
     """
     objective = _objective(model, loss)
-    default = SequentialEvaluator() if isinstance(objective, BlackBox) else BatchedEvaluator()
+    chosen = choose_evaluator(objective, evaluator, executor, policy=policy, journal=journal)
     return Estimator(
         objective,
         probes=RandomProbes(queries, distribution, seed),
-        evaluator=evaluator or default,
+        evaluator=chosen or BatchedEvaluator(),
         stencil=stencil,
         step_size=step_size,
         dtype=dtype,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.randomness import seeded_scope
 
@@ -117,6 +118,34 @@ class NetworkObjective:
                 own[name].copy_(value)
 
 
+@dataclass(frozen=True)
+class BlackBoxFunction:
+    """A black box's callable and how it wants to be called, without any values: what another process needs of it.
+
+    Attributes:
+        fn: the callable.
+        arrays: names of the parameters that it takes as NumPy arrays; the others are tensors.
+        batched: most parameter sets that it takes in one call, stacked; None if it takes one, not stacked.
+    """
+
+    fn: Callable[..., Any]
+    arrays: frozenset[str]
+    batched: int | None = None
+
+    def losses(self, points: Sequence[Parameters], batch: tuple[Any, ...]) -> list[float]:
+        """The loss at each of ``points``: one call of ``fn``, or a call for each where it is not batched."""
+        if self.batched is not None:
+            stacked = {name: torch.stack([point[name] for point in points]) for name in points[0]}
+            return self._call(stacked, batch, len(points))
+        copies = [{name: value.clone() for name, value in point.items()} for point in points]
+        return [loss for copy in copies for loss in self._call(copy, batch, None)]
+
+    def _call(self, values: Parameters, batch: tuple[Any, ...], stacked: int | None) -> list[float]:
+        """One call on ``values``, which ``fn`` may write into."""
+        arguments = {name: value.numpy() if name in self.arrays else value for name, value in values.items()}
+        return _numbers(self.fn(arguments, *batch), stacked)
+
+
 class BlackBox:
     """Any callable ``fn(params) -> float``; nothing inside needs torch.
 
@@ -125,6 +154,9 @@ class BlackBox:
             tensors), followed by whatever ``zo.backward`` is given; returns the loss as a number.
         params: starting values by name, tensors or NumPy arrays. They are updated in place by the optimizer; give
             ``box.optimizer_parameters()`` to it.
+        batched: ``fn`` evaluates up to this many parameter sets in one call: its arrays have a leading dimension of
+            1 to ``batched``, and it returns as many losses. What follows the arrays is not stacked. The loss of a set
+            must not depend on the sets beside it.
 
     Example:
         >>> import numpy as np, torch, deepzero as dz
@@ -134,16 +166,31 @@ class BlackBox:
         >>> _ = zo.backward(); sgd.step()
         >>> box.values["w"].round(6)
         array([3., 3.])
+        >>> many = dz.BlackBox(lambda p: ((p["w"] - 3.0) ** 2).sum(axis=1), {"w": np.zeros(2)}, batched=64)
+        >>> float(dz.CGE(many).estimate().loss)
+        18.0
     """
 
-    def __init__(self, fn: Callable[..., float], params: Mapping[str, Tensor | np.ndarray[Any, Any]]) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        params: Mapping[str, Tensor | np.ndarray[Any, Any]],
+        *,
+        batched: int | None = None,
+    ) -> None:
         if not callable(fn):
             raise InvalidInputError(f"fn must be callable as fn(params) -> float, got {type(fn).__name__}")
         if not params:
             raise InvalidInputError('params must name at least one array, for example {"w": np.zeros(3)}')
         self.fn = fn
         self.values = dict(params)
+        self.batched = None if batched is None else validation.count("batched", batched)
         self._tensors = {name: _as_parameter(name, value) for name, value in params.items()}
+
+    def function(self) -> BlackBoxFunction:
+        """What a worker needs in order to query this black box, beside the values."""
+        arrays = frozenset(name for name, value in self.values.items() if not isinstance(value, Tensor))
+        return BlackBoxFunction(self.fn, arrays, self.batched)
 
     def parameters(self) -> dict[str, Tensor]:
         """The parameters as tensors that share memory with ``values``."""
@@ -159,23 +206,24 @@ class BlackBox:
 
     def evaluate(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> Evaluation:
         """One call of ``fn``; ``seed`` is not used: a black box draws what it draws."""
-        arguments = {name: self._native(name, value) for name, value in parameters.items()}
-        answer = self.fn(arguments, *batch)
-        try:
-            loss = torch.as_tensor(answer, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidInputError(f"fn must return one number, got {type(answer).__name__}") from error
-        if loss.numel() != 1:
-            raise InvalidInputError(f"fn must return one number, got an array of shape {tuple(loss.shape)}")
-        return Evaluation(loss.detach().cpu().reshape(()))
+        (loss,) = self.function().losses([parameters], batch)
+        return Evaluation(torch.tensor(loss, dtype=torch.float64))
 
     def commit(self, buffers: Mapping[str, Tensor]) -> None:
         """A black box has no buffers."""
 
-    def _native(self, name: str, value: Tensor) -> Tensor | np.ndarray[Any, Any]:
-        """A copy, which ``fn`` may write into."""
-        copy = value.clone()
-        return copy if isinstance(self.values[name], Tensor) else copy.numpy()
+
+def _numbers(answer: Any, stacked: int | None) -> list[float]:
+    """What ``fn`` returned, as numbers: one, or ``stacked`` of them."""
+    expected = "one number" if stacked is None else f"{stacked} losses, one for each of its stacked parameter sets"
+    try:
+        losses = torch.as_tensor(answer, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"fn must return {expected}, got {type(answer).__name__}") from error
+    if losses.numel() != (stacked or 1):
+        raise InvalidInputError(f"fn must return {expected}, got an array of shape {tuple(losses.shape)}")
+    found: list[float] = losses.detach().reshape(-1).tolist()
+    return found
 
 
 def _as_parameter(name: str, value: Tensor | np.ndarray[Any, Any]) -> nn.Parameter:

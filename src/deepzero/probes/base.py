@@ -11,11 +11,26 @@ from deepzero.coordinates import StepContext
 from deepzero.objective import Parameters
 
 
+class Displacement(Protocol):
+    """One direction in a few bytes: what travels to another process, in place of moved parameters.
+
+    An implementation is a frozen dataclass of strings and numbers. Its ``repr`` identifies it.
+    """
+
+    def apply(self, parameters: Parameters, offset: float) -> dict[str, Tensor]:
+        """:math:`\\theta + t\\,p` as a new dict; tensors that the direction does not touch are shared."""
+        ...
+
+
 class Perturbations(Protocol):
     """The :math:`K` directions :math:`p_k` of one step."""
 
     def __len__(self) -> int:
         """Number of directions."""
+        ...
+
+    def displacement(self, k: int) -> Displacement:
+        """Direction ``k``, ready to travel; its ``apply`` gives the bits of :meth:`displace`."""
         ...
 
     def displace(self, parameters: Parameters, k: int, offset: float) -> dict[str, Tensor]:

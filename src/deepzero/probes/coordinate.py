@@ -12,6 +12,29 @@ from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext
 from deepzero.objective import Parameters
 
 
+@dataclass(frozen=True, slots=True)
+class CoordinateDisplacement:
+    """The unit vector of one coordinate.
+
+    Attributes:
+        name: parameter.
+        index: flat index in it (row-major).
+
+    Example:
+        >>> CoordinateDisplacement("w", 1).apply({"w": torch.zeros(3)}, 0.5)
+        {'w': tensor([0.0000, 0.5000, 0.0000])}
+    """
+
+    name: str
+    index: int
+
+    def apply(self, parameters: Parameters, offset: float) -> dict[str, Tensor]:
+        """:math:`\\theta + t e`."""
+        moved = parameters[self.name].clone(memory_format=torch.contiguous_format)
+        moved.view(-1)[self.index] += offset
+        return {**parameters, self.name: moved}
+
+
 class CoordinatePerturbations:
     """Unit vectors :math:`e_i` for :math:`i` in a set of coordinates, in the order of the set.
 
@@ -41,12 +64,13 @@ class CoordinatePerturbations:
         name = next(n for n in reversed(self.coordinates.names) if self._starts[n] <= k)
         return name, int(self.coordinates[name][k - self._starts[name]])
 
+    def displacement(self, k: int) -> CoordinateDisplacement:
+        """:math:`e_k` as name and index."""
+        return CoordinateDisplacement(*self.locate(k))
+
     def displace(self, parameters: Parameters, k: int, offset: float) -> dict[str, Tensor]:
         """:math:`\\theta + t e_k`."""
-        name, index = self.locate(k)
-        moved = parameters[name].clone(memory_format=torch.contiguous_format)
-        moved.view(-1)[index] += offset
-        return {**parameters, name: moved}
+        return self.displacement(k).apply(parameters, offset)
 
     def combine(self, slopes: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """Scatter the slopes; each coordinate has one, so nothing is accumulated and ``dtype`` has no effect."""

@@ -29,6 +29,39 @@ def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
 DISTRIBUTIONS: dict[str, Draw] = {"gaussian": _gaussian, "rademacher": _rademacher, "sphere": _gaussian}
 
 
+@dataclass(frozen=True, slots=True)
+class RandomDisplacement:
+    """A random direction over all parameters, as the seed it is drawn from.
+
+    Attributes:
+        distribution: a name in :data:`DISTRIBUTIONS`.
+        seed: seed of its generator.
+
+    Example:
+        >>> step = RandomDisplacement("rademacher", seed=0)
+        >>> step.apply({"w": torch.zeros(4)}, 0.5)["w"].abs()
+        tensor([0.5000, 0.5000, 0.5000, 0.5000])
+    """
+
+    distribution: str
+    seed: int
+
+    def direction(self, like: Parameters) -> dict[str, Tensor]:
+        """:math:`u` in the order, shapes, dtypes and device of ``like``; the same tensors at every call."""
+        device = next(iter(like.values())).device
+        generator = torch.Generator(device).manual_seed(self.seed)
+        draw = DISTRIBUTIONS[self.distribution]
+        parts = {name: draw(p, generator) for name, p in like.items()}
+        if self.distribution == "sphere":
+            norm = math.sqrt(sum(float(part.double().square().sum()) for part in parts.values()))
+            parts = {name: part / norm for name, part in parts.items()}
+        return parts
+
+    def apply(self, parameters: Parameters, offset: float) -> dict[str, Tensor]:
+        """:math:`\\theta + t u`."""
+        return _moved(parameters, self.direction(parameters), offset)
+
+
 class RandomPerturbations:
     """Directions :math:`u_1 \\dots u_q` over all trainable parameters, regenerated from ``(seed, k)``, never stored.
 
@@ -47,16 +80,13 @@ class RandomPerturbations:
     def __len__(self) -> int:
         return self._queries
 
+    def displacement(self, k: int) -> RandomDisplacement:
+        """:math:`u_k` as the seed it is drawn from."""
+        return RandomDisplacement(self._distribution, derive_seed(self._seed, k))
+
     def direction(self, k: int) -> dict[str, Tensor]:
         """:math:`u_k`, the same tensors at every call."""
-        device = next(iter(self._like.values())).device
-        generator = torch.Generator(device).manual_seed(derive_seed(self._seed, k))
-        draw = DISTRIBUTIONS[self._distribution]
-        parts = {name: draw(like, generator) for name, like in self._like.items()}
-        if self._distribution == "sphere":
-            norm = math.sqrt(sum(float(part.double().square().sum()) for part in parts.values()))
-            parts = {name: part / norm for name, part in parts.items()}
-        return parts
+        return self.displacement(k).direction(self._like)
 
     def stack(self, start: int, stop: int) -> dict[str, Tensor]:
         """Directions ``start`` to ``stop - 1``, stacked to ``[stop - start, *shape]`` per parameter."""
@@ -65,10 +95,7 @@ class RandomPerturbations:
 
     def displace(self, parameters: Parameters, k: int, offset: float) -> dict[str, Tensor]:
         """:math:`\\theta + t u_k`."""
-        direction = self.direction(k)
-        return {
-            name: p + offset * direction[name].to(p.dtype) if name in direction else p for name, p in parameters.items()
-        }
+        return _moved(parameters, self.direction(k), offset)
 
     def combine(self, slopes: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """The weighted sum, accumulated in ``dtype`` (default: each parameter's own)."""
@@ -82,6 +109,12 @@ class RandomPerturbations:
     def describe(self, k: int) -> str:
         """For example ``gaussian direction 17``."""
         return f"{self._distribution} direction {k}"
+
+
+def _moved(parameters: Parameters, direction: Parameters, offset: float) -> dict[str, Tensor]:
+    return {
+        name: p + offset * direction[name].to(p.dtype) if name in direction else p for name, p in parameters.items()
+    }
 
 
 @dataclass(frozen=True)
