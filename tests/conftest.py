@@ -1,4 +1,4 @@
-"""What every test runs under: one thread a process, hypothesis without chance, no GPU test without a GPU."""
+"""What every test runs under: one thread a process, checked shapes, no chance in hypothesis, no GPU test without a GPU."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 from collections.abc import Iterator
 
 import hypothesis
+import jaxtyping
 import pytest
+import shapes
 import torch
 
+shapes.install()  # before deepzero is imported
 torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
@@ -36,3 +39,11 @@ def global_rng_untouched() -> Iterator[None]:
     before = torch.get_rng_state()
     yield
     assert torch.equal(torch.get_rng_state(), before), "the global RNG was moved"
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """Annotations are not checked, as for users: for tests of how the package itself refuses a bad tensor."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

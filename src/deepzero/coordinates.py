@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from deepzero.errors import InvalidInputError
@@ -28,7 +29,9 @@ class Coordinates(Mapping[str, Tensor]):
         (tensor([0, 2, 3]), 3)
     """
 
-    def __init__(self, indices: Mapping[str, Tensor], *, shapes: Mapping[str, torch.Size] | None = None) -> None:
+    def __init__(
+        self, indices: Mapping[str, Int64[Tensor, " _"]], *, shapes: Mapping[str, torch.Size] | None = None
+    ) -> None:
         self._indices = {name: _checked(name, index) for name, index in indices.items() if index.numel()}
         self._shapes = dict(shapes or {})
 
@@ -38,7 +41,7 @@ class Coordinates(Mapping[str, Tensor]):
         return cls({name: torch.arange(shape.numel()) for name, shape in shapes.items()}, shapes=shapes)
 
     @classmethod
-    def from_masks(cls, masks: Mapping[str, Tensor]) -> Coordinates:
+    def from_masks(cls, masks: Mapping[str, Bool[Tensor, " ..."]]) -> Coordinates:
         """The coordinates where a boolean mask is true."""
         for name, mask in masks.items():
             if mask.dtype != torch.bool:
@@ -56,7 +59,7 @@ class Coordinates(Mapping[str, Tensor]):
         """Names of the parameters with at least one coordinate."""
         return list(self._indices)
 
-    def masks(self, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    def masks(self, shapes: Mapping[str, torch.Size]) -> dict[str, Bool[Tensor, " ..."]]:
         """Boolean masks in the given shapes."""
         masks = {}
         for name, shape in shapes.items():
@@ -85,7 +88,7 @@ class Coordinates(Mapping[str, Tensor]):
                     f"coordinates of {name} reach index {int(index[-1])}, but it has {parameters[name].numel()} entries"
                 )
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Int64[Tensor, " n"]:
         return self._indices[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -98,7 +101,7 @@ class Coordinates(Mapping[str, Tensor]):
         return f"Coordinates({self.count} in {len(self)} parameters)"
 
 
-def _checked(name: str, index: Tensor) -> Tensor:
+def _checked(name: str, index: Int64[Tensor, " n"]) -> Int64[Tensor, " distinct"]:
     if index.dtype != torch.int64 or index.dim() != 1:
         raise InvalidInputError(
             f"coordinates of {name} must be a 1-D int64 tensor of flat indices, "
@@ -156,7 +159,9 @@ class Dense:
         return Coordinates.dense({name: value.shape for name, value in context.objective.parameters().items()})
 
 
-def as_schedule(sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None) -> CoordinateSchedule:
+def as_schedule(
+    sparsity: CoordinateSchedule | Coordinates | Mapping[str, Bool[Tensor, " ..."]] | None,
+) -> CoordinateSchedule:
     """A schedule from whatever a user may pass as ``sparsity``: None, coordinates, boolean masks or a schedule."""
     if sparsity is None:
         return Dense()

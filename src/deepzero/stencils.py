@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -37,8 +38,8 @@ class Stencil:
     weights: tuple[float, ...]
     order: int
 
-    def slopes(self, differences: Tensor, step_size: float) -> Tensor:
-        """Slopes ``[K]`` from loss differences ``[len(nodes), K]``."""
+    def slopes(self, differences: Float[Tensor, "nodes k"], step_size: float) -> Float[Tensor, " k"]:
+        """Slopes along k directions from the loss differences at every node."""
         weights = torch.tensor(self.weights, dtype=differences.dtype, device=differences.device)
         return weights @ differences / step_size
 

@@ -35,6 +35,7 @@ def test_label_out_of_range_is_located(bad: int) -> None:
         blank(torch.tensor([0, 1, bad, 1]))
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,0 +1,51 @@
+"""Shapes are checked in tests, and only there: jaxtyping's import hook wraps the packages below with beartype.
+
+Only annotations that hold an array are checked. mypy checks all others, and whatever a user may get wrong (an option of
+the wrong type, say) the package refuses itself, which is tested too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_args, get_origin
+
+import jaxtyping
+from beartype import beartype
+
+# Left out: graph.loops, which numba compiles, and modules whose signatures name no shape.
+CHECKED_MODULES = (
+    "deepzero.coordinates",
+    "deepzero.data",
+    "deepzero.graph.differences",
+    "deepzero.graph.kernels",
+    "deepzero.graph.plan",
+    "deepzero.graph.propagate",
+    "deepzero.graph.rules",
+    "deepzero.graph.verify",
+    "deepzero.models",
+    "deepzero.sparsity",
+    "deepzero.stencils",
+)
+
+
+def install() -> None:
+    """From now on, these modules are checked when they are imported."""
+    jaxtyping.install_import_hook(CHECKED_MODULES, f"{__name__}.checked")
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """beartype on the annotations that hold an array."""
+    function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if holds_array(hint)}
+    return beartype(function) if function.__annotations__ else function
+
+
+def holds_array(hint: Any) -> bool:
+    """Whether an array type such as ``Float[Tensor, "n c"]`` is the annotation or a part of it.
+
+    Not in sequences: beartype checks one item, which it draws from Python's global generator, and tests watch that one.
+    """
+    if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    parts = get_args(hint)
+    drawn = get_origin(hint) in (list, Sequence) or Ellipsis in parts
+    return not drawn and any(map(holds_array, parts))
