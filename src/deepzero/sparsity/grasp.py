@@ -11,6 +11,7 @@ import copy
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deepzero import validation
@@ -33,7 +34,7 @@ def zo_grasp(
     distribution: str = "gaussian",
     dtype: torch.dtype = torch.float64,
     evaluator: Evaluator | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Float[Tensor, " ..."]]:
     """ZO-GraSP (eq. (3) of Chen et al., 2024): GraSP's scores from ``2 * (queries + 1)`` function values.
 
     .. math:: \\hat S = -\\theta \\odot
@@ -101,7 +102,7 @@ def zo_grasp(
 
 def fo_grasp(
     model: nn.Module, loss: Loss, x: Any, y: Any, *, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> dict[str, Tensor]:
+) -> dict[str, Float[Tensor, " ..."]]:
     """FO-GraSP, :math:`S = -\\theta \\odot H g` by two passes of autograd: **for comparison only**.
 
     This is the one function of the package that differentiates; no zeroth-order run calls it unless asked to.
@@ -135,7 +136,9 @@ def fo_grasp(
     return {name: -(p * product[name]).detach() for name, p in parameters.items()}
 
 
-def _gradients(value: Tensor, parameters: dict[str, nn.Parameter], *, create_graph: bool = False) -> dict[str, Tensor]:
+def _gradients(
+    value: Float[Tensor, ""], parameters: dict[str, nn.Parameter], *, create_graph: bool = False
+) -> dict[str, Float[Tensor, " ..."]]:
     """Autograd's gradients by name, 0 where ``value`` does not depend on a parameter."""
     if not value.requires_grad:
         return {name: torch.zeros_like(p) for name, p in parameters.items()}

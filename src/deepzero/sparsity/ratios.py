@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from jaxtyping import Bool, Real
 from torch import Tensor, nn
 
 from deepzero import validation
@@ -13,7 +14,7 @@ from deepzero.sparsity.selection import masks_from_scores, prunable_names, train
 
 
 def layer_ratios(
-    scores: Mapping[str, Tensor],
+    scores: Mapping[str, Real[Tensor, " ..."]],
     *,
     sparsity: float = 0.9,
     rank: str = "absolute",
@@ -40,7 +41,7 @@ def layer_ratios(
 
 
 def layer_ratios_from_masks(
-    masks: Mapping[str, Tensor], *, prunable: Collection[str] | None = None
+    masks: Mapping[str, Bool[Tensor, " ..."]], *, prunable: Collection[str] | None = None
 ) -> dict[str, float]:
     """Keep ratios of the prunable layers of boolean masks; an empty layer keeps one coordinate, with a warning.
 

@@ -11,6 +11,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Real
 from torch import Tensor, nn
 
 from deepzero import validation
@@ -27,7 +28,9 @@ UNITS = ("step", "epoch")
 class Score(Protocol):
     """Ranks weights from a batch: :func:`zo_grasp`, :func:`fo_grasp`, or one's own."""
 
-    def __call__(self, model: nn.Module, loss: Loss, x: Any, y: Any, /, *, seed: int) -> dict[str, Tensor]:
+    def __call__(
+        self, model: nn.Module, loss: Loss, x: Any, y: Any, /, *, seed: int
+    ) -> dict[str, Real[Tensor, " ..."]]:
         """One score per weight, by parameter name, in the parameters' shapes."""
         ...
 

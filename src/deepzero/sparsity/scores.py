@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from deepzero.objective import BlackBox
@@ -10,7 +11,7 @@ from deepzero.randomness import derive_seed
 from deepzero.sparsity.selection import trainable
 
 
-def magnitude(model: nn.Module | BlackBox) -> dict[str, Tensor]:
+def magnitude(model: nn.Module | BlackBox) -> dict[str, Float[Tensor, " ..."]]:
     """:math:`S = |\\theta|` of every trainable parameter.
 
     Example:
@@ -22,7 +23,7 @@ def magnitude(model: nn.Module | BlackBox) -> dict[str, Tensor]:
     return {name: p.abs() for name, p in trainable(model).items()}
 
 
-def random(model: nn.Module | BlackBox, *, seed: int = 0) -> dict[str, Tensor]:
+def random(model: nn.Module | BlackBox, *, seed: int = 0) -> dict[str, Float64[Tensor, " ..."]]:
     """:math:`S \\sim U[0, 1)`, independent: ranked globally, these keep a uniformly random set of weights.
 
     A pure function of ``seed`` and the parameters' names and shapes, the same on every device.

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Collection, Mapping
 
 import torch
+from jaxtyping import Bool, Float, Float64, Real
 from torch import Tensor, nn
 
 from deepzero import validation
@@ -26,7 +27,7 @@ class SparsityWarning(UserWarning):
     """A sparsity was adjusted, for example so that no layer is left without a coordinate."""
 
 
-def trainable(model: nn.Module | BlackBox) -> dict[str, Tensor]:
+def trainable(model: nn.Module | BlackBox) -> dict[str, Float[Tensor, " ..."]]:
     """Trainable parameters by name, tied ones once: what can be queried."""
     if isinstance(model, BlackBox):
         return model.parameters()
@@ -85,13 +86,13 @@ def always_names(parameters: Parameters, thinned: Collection[str], always: Colle
 
 
 def masks_from_scores(
-    scores: Mapping[str, Tensor],
+    scores: Mapping[str, Real[Tensor, " ..."]],
     sparsity: float,
     *,
     rank: str = "absolute",
     prunable: Collection[str] | None = None,
     always: Collection[str] | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Bool[Tensor, " ..."]]:
     """Boolean masks that keep the best-ranked fraction ``1 - sparsity`` of all prunable weights together.
 
     Exactly :math:`N - \\mathrm{round}(\\text{sparsity} \\cdot N)` of the :math:`N` prunable weights are kept, at least
@@ -132,7 +133,7 @@ def masks_from_scores(
     }
 
 
-def _finite(name: str, score: Tensor) -> Tensor:
+def _finite(name: str, score: Real[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
     if not score.isfinite().all():
         raise InvalidInputError(
             f"the scores of {name} are not all finite; lower the step size of zo_grasp or check the model's losses"
