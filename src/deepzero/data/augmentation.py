@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 from deepzero.errors import InvalidInputError
@@ -35,8 +36,8 @@ class Augmentation:
         if isinstance(self.padding, bool) or not isinstance(self.padding, int) or self.padding < 0:
             raise InvalidInputError(f"padding must be an integer of at least 0, got {self.padding!r}")
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment ``images`` (``[N, C, H, W]``, any type and device); the CPU ``generator`` decides the rest."""
+    def __call__(self, images: Shaped[Tensor, "n c h w"], generator: torch.Generator) -> Shaped[Tensor, "n c h w"]:
+        """Augment ``images`` of any type and on any device; the CPU ``generator`` decides the rest."""
         count, channels, height, width = images.shape
         tops, lefts, flips = self._draw(count, generator)
         rows = tops[:, None] + torch.arange(height)
@@ -51,8 +52,10 @@ class Augmentation:
             columns.to(device)[:, None, None, :],
         ]
 
-    def _draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Top and left corner of each window (``[N]`` int64) and whether to flip it (``[N]`` bool)."""
+    def _draw(
+        self, count: int, generator: torch.Generator
+    ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Top and left corner of each window and whether to flip it."""
         offsets = torch.randint(2 * self.padding + 1, (2, count), generator=generator)
         flips = torch.randint(2, (count,), generator=generator).bool() & self.flip
         return offsets[0], offsets[1], flips

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from deepzero.errors import DataNotFoundError, InvalidInputError
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+
+Part = tuple[UInt8[Tensor, "n 3 32 32"], Int64[Tensor, " n"]]
 
 BINARY_FOLDER, PICKLE_FOLDER = "cifar-10-batches-bin", "cifar-10-batches-py"
 BINARY_TRAIN, BINARY_TEST = tuple(f"data_batch_{i}.bin" for i in range(1, 6)), ("test_batch.bin",)
@@ -57,8 +60,8 @@ def load_cifar10(data_dir: str | os.PathLike[str] | None = None) -> tuple[Datase
     raise _missing(folders)
 
 
-def read_parquet(path: Path) -> tuple[Tensor, Tensor]:
-    """Images (uint8 ``[N, 3, 32, 32]``) and labels (int64 ``[N]``) of one Parquet file.
+def read_parquet(path: Path) -> Part:
+    """Images and labels of one Parquet file.
 
     Raises:
         InvalidInputError: the file is corrupt, a column is missing, or a row is not a 32x32 PNG or JPEG image.
@@ -82,8 +85,8 @@ def read_parquet(path: Path) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), _labels(labels, path)
 
 
-def read_binary(path: Path) -> tuple[Tensor, Tensor]:
-    """Images (uint8 ``[N, 3, 32, 32]``) and labels (int64 ``[N]``) of one binary file.
+def read_binary(path: Path) -> Part:
+    """Images and labels of one binary file.
 
     A record is one byte, the label, and 3,072 bytes, the red, green and blue planes in row-major order.
 
@@ -112,13 +115,13 @@ def _decode(content: bytes | None, *, row: int, path: Path) -> npt.NDArray[np.ui
     raise InvalidInputError(f"row {row} of {path} should be an image of {SIZE}x{SIZE} pixels, got {image.size}")
 
 
-def _labels(labels: Sequence[int | None], path: Path) -> Tensor:
+def _labels(labels: Sequence[int | None], path: Path) -> Int64[Tensor, " n"]:
     if None in labels:
         raise InvalidInputError(f"{path} has rows without a label; fetch it again")
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def _dataset(parts: Iterable[tuple[Tensor, Tensor]]) -> Dataset:
+def _dataset(parts: Iterable[Part]) -> Dataset:
     images, labels = zip(*parts, strict=True)
     return Dataset(
         images=torch.cat(images), labels=torch.cat(labels), num_classes=10, mean=MEAN, std=STD, name="cifar10"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from deepzero.data.seeding import generator
@@ -18,8 +19,8 @@ class Dataset:
     A network sees ``(images / scale - mean) / std``, channel by channel.
 
     Attributes:
-        images: ``[N, C, H, W]``, uint8 or float32.
-        labels: ``[N]``, int64, from 0 to ``num_classes - 1``.
+        images: n images of c channels, h rows and w columns, in units of ``1 / scale``.
+        labels: from 0 to ``num_classes - 1``.
         num_classes: number of classes.
         mean: mean of each channel, in units of ``scale``.
         std: standard deviation of each channel, in units of ``scale``.
@@ -37,8 +38,8 @@ class Dataset:
     (4, (1, 8, 8))
     """
 
-    images: Tensor
-    labels: Tensor
+    images: UInt8[Tensor, "n c h w"] | Float32[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -59,8 +60,8 @@ class Dataset:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
-    def subset(self, indices: Tensor) -> Dataset:
-        """The images at ``indices`` (int64 ``[M]``), in that order."""
+    def subset(self, indices: Int64[Tensor, " m"]) -> Dataset:
+        """The images at ``indices``, in that order."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 

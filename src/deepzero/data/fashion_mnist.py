@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxtyping import UInt8
 from torch import Tensor
 
 from deepzero.data.dataset import Dataset
@@ -52,7 +53,7 @@ def _load(folders: Sequence[Path], prefix: str) -> Dataset:
     )
 
 
-def _read(folders: Sequence[Path], stem: str, *, dimensions: int) -> Tensor:
+def _read(folders: Sequence[Path], stem: str, *, dimensions: int) -> UInt8[Tensor, " ..."]:
     for folder in folders:
         for path in (folder / stem, folder / f"{stem}.gz"):
             if path.is_file():

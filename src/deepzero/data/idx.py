@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from deepzero.errors import InvalidInputError
@@ -22,8 +23,8 @@ UNSIGNED_BYTE = 8
 GZIP_MAGIC = b"\x1f\x8b"
 
 
-def read_idx(path: Path) -> Tensor:
-    """Read a file of unsigned bytes, plain or gzip-compressed, as a uint8 tensor of the shape in its header.
+def read_idx(path: Path) -> UInt8[Tensor, " ..."]:
+    """Read a file of unsigned bytes, plain or gzip-compressed, as a tensor of the shape in its header.
 
     Raises:
         InvalidInputError: the file is not IDX, holds another type, or is shorter or longer than its header says.

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Integer, Real
 from torch import Tensor
 
 from deepzero.data.dataset import Dataset
@@ -14,14 +15,14 @@ from deepzero.errors import InvalidInputError
 CHUNK = 4096  # images pooled at once: bounds the memory of the wider type they are summed in
 
 
-def downsample(images: Tensor, size: int) -> Tensor:
+def downsample(images: Real[Tensor, "n c h w"], size: int) -> Real[Tensor, "n c {size} {size}"]:
     """Average square images over square tiles, so that they become ``size`` x ``size``.
 
     Integers are rounded to the nearest, halves up.
 
     Args:
-        images: ``[N, C, H, H]``, uint8 or floating point.
-        size: new height and width; it must divide H.
+        images: uint8 or floating point.
+        size: new height and width; it must divide theirs.
 
     Raises:
         InvalidInputError: the images are not square, or ``size`` does not divide their height.
@@ -40,8 +41,8 @@ def downsample(images: Tensor, size: int) -> Tensor:
     return torch.cat([pool(images[i : i + CHUNK], height // size) for i in range(0, len(images), CHUNK)])
 
 
-def channel_statistics(images: Tensor, *, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of ``images`` (``[N, C, H, W]``), in units of ``scale``.
+def channel_statistics(images: Real[Tensor, "n c h w"], *, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of ``images``, in units of ``scale``.
 
     Rounded to four decimals, as such constants are usually given; summed in float64.
 
@@ -72,7 +73,7 @@ def resize(train: Dataset, test: Dataset, size: int) -> tuple[Dataset, Dataset]:
     )
 
 
-def _integer_average(images: Tensor, tile: int) -> Tensor:
+def _integer_average(images: Integer[Tensor, "n c h w"], tile: int) -> Integer[Tensor, "n c h//{tile} w//{tile}"]:
     rows, columns = images.shape[-2] // tile, images.shape[-1] // tile
     tiles = images.reshape(*images.shape[:2], rows, tile, columns, tile)
     sums = tiles.sum(dim=(3, 5), dtype=torch.int32)

@@ -6,12 +6,15 @@ import math
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from deepzero.data.augmentation import Augmentation
 from deepzero.data.dataset import Dataset
 from deepzero.data.seeding import generator
 from deepzero.errors import InvalidInputError
+
+Batch = tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]
 
 ORDER, AUGMENTATION = 0, 1  # what a random stream is for: part of its address
 
@@ -22,7 +25,6 @@ class BatchLoader:
     There is no state to save: ``iterate(epoch, start=step)`` continues an epoch bitwise where an earlier run left it.
     Randomness is drawn on the CPU, so that all devices get the same batches.
 
-    Shapes: x is ``[B, C, H, W]`` of ``dtype``; y is ``[B]``, int64.
 
     Args:
         dataset: the images and labels.
@@ -83,7 +85,7 @@ class BatchLoader:
         """Batches of an epoch."""
         return self._length
 
-    def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+    def batch(self, epoch: int, index: int) -> Batch:
         """Batch number ``index`` of ``epoch``, both counted from 0.
 
         Raises:
@@ -93,7 +95,7 @@ class BatchLoader:
             raise InvalidInputError(f"an epoch has the batches 0 to {len(self) - 1}, got {index!r}")
         return self._batch(self._order(epoch), epoch, index)
 
-    def iterate(self, epoch: int = 0, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def iterate(self, epoch: int = 0, *, start: int = 0) -> Iterator[Batch]:
         """The batches ``start``, ``start + 1``, ... of ``epoch``; none if ``start`` is the length.
 
         Raises:
@@ -104,12 +106,12 @@ class BatchLoader:
         order = self._order(epoch)
         return (self._batch(order, epoch, index) for index in range(start, len(self)))
 
-    def _order(self, epoch: int) -> Tensor:
+    def _order(self, epoch: int) -> Int64[Tensor, " n"]:
         draw = generator(self._seed, epoch, ORDER)
         count = len(self.dataset)
         return torch.randperm(count, generator=draw) if self._shuffle else torch.arange(count)
 
-    def _batch(self, order: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, order: Int64[Tensor, " n"], epoch: int, index: int) -> Batch:
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size].to(self._device)
         images = self._images[chosen]
         if self._augmentation is not None:
@@ -117,7 +119,7 @@ class BatchLoader:
         x = (images.to(self._precision) - self._mean) / self._std
         return x.to(self._dtype), self._labels[chosen]
 
-    def _per_channel(self, values: tuple[float, ...]) -> Tensor:
-        """Values in units of white as a tensor ``[C, 1, 1]`` of pixel values."""
+    def _per_channel(self, values: tuple[float, ...]) -> Float[Tensor, "c 1 1"]:
+        """Values in units of white as a tensor of pixel values."""
         pixels = torch.tensor(values, dtype=torch.float64) * self.dataset.scale
         return pixels.to(self._precision).to(self._device)[:, None, None]
