@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deepzero.models._checks import require_positive
@@ -39,7 +40,7 @@ class DigitsCNN(nn.Module):
         )
         self.fc = nn.Linear(32, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c 8 8"]) -> Float[Tensor, "b classes"]:
         logits: Tensor = self.fc(self.features(x).flatten(1))
         return logits
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError
@@ -57,6 +58,6 @@ class MLP(nn.Module):
         self.hidden = nn.Sequential(*layers)
         self.fc = nn.Linear(widths[-1], num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b classes"]:
         logits: Tensor = self.fc(self.hidden(x.flatten(1)))
         return logits

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError
@@ -30,7 +31,7 @@ class PaddedShortcut(nn.Module):
         self.stride = stride
         self.front, self.back = extra // 2, extra - extra // 2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
         subsampled = x[:, :, :: self.stride, :: self.stride]
         return F.pad(subsampled, (0, 0, 0, 0, self.front, self.back))
 
@@ -54,7 +55,7 @@ class BasicBlock(nn.Module):
         same_shape = stride == 1 and in_channels == out_channels
         self.shortcut = nn.Identity() if same_shape else shortcut(in_channels, out_channels, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c_out h_out w_out"]:
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.shortcut(x))
@@ -105,7 +106,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(widths[-1], num_classes)
         self.apply(_initialize)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         features = self.layers(F.relu(self.bn1(self.conv1(x))))
         pooled = F.avg_pool2d(features, features.shape[-2:])
         logits: Tensor = self.fc(pooled.flatten(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError
@@ -44,7 +45,7 @@ class SimpleCNN(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(width, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         logits: Tensor = self.fc(self.pool(self.blocks(x)).flatten(1))
         return logits
 
