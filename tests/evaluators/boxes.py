@@ -73,7 +73,7 @@ def hangs_once(params: Arrays, folder: str, every: int) -> float:
 def processes() -> Any:
     """A way to start processes that have the library imported already, and no thread that a fork could catch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepzero"])
+    context.set_forkserver_preload(["deepzero", "torch._dynamo"])  # the latter for optimizers
     return context
 
 
