@@ -65,7 +65,6 @@ def test_bad_indices(index: torch.Tensor, message: str) -> None:
         dz.Coordinates({"weight": index})
 
 
-@pytest.mark.usefixtures("shapes_unchecked")
 def test_a_mask_must_be_boolean() -> None:
     with pytest.raises(InvalidInputError, match=r"weight must be a bool tensor.*mask != 0"):
         dz.Coordinates.from_masks({"weight": torch.ones(2, 3)})
@@ -87,7 +86,6 @@ def test_a_mask_must_have_the_shape_of_its_parameter() -> None:
         dz.CGE(model, loss=nn.functional.mse_loss, sparsity=masks).estimate(torch.zeros(1, 3), torch.zeros(1, 2))
 
 
-@pytest.mark.usefixtures("shapes_unchecked")
 def test_what_may_be_passed_as_sparsity() -> None:
     chosen = dz.Coordinates({"weight": torch.tensor([0])})
     assert isinstance(as_schedule(None), Dense)

@@ -41,7 +41,7 @@ class Coordinates(Mapping[str, Tensor]):
         return cls({name: torch.arange(shape.numel()) for name, shape in shapes.items()}, shapes=shapes)
 
     @classmethod
-    def from_masks(cls, masks: Mapping[str, Bool[Tensor, " ..."]]) -> Coordinates:
+    def from_masks(cls, masks: Mapping[str, Tensor]) -> Coordinates:
         """The coordinates where a boolean mask is true."""
         for name, mask in masks.items():
             if mask.dtype != torch.bool:
@@ -159,9 +159,7 @@ class Dense:
         return Coordinates.dense({name: value.shape for name, value in context.objective.parameters().items()})
 
 
-def as_schedule(
-    sparsity: CoordinateSchedule | Coordinates | Mapping[str, Bool[Tensor, " ..."]] | None,
-) -> CoordinateSchedule:
+def as_schedule(sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None) -> CoordinateSchedule:
     """A schedule from whatever a user may pass as ``sparsity``: None, coordinates, boolean masks or a schedule."""
     if sparsity is None:
         return Dense()
