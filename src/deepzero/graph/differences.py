@@ -1,7 +1,7 @@
 """The kinds of difference that travel through a graph.
 
-Legend: P perturbations, B samples, C channels; ``shape`` is the shape of the node's base value. A node that no
-perturbation reaches has no difference at all (``None``) and is never visited: that is feature reuse.
+Legend: p perturbations, b samples; ``shape`` is the shape of the node's base value. A node that no perturbation reaches
+has no difference at all (``None``) and is never visited: that is feature reuse.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from jaxtyping import Int64, Num, Shaped
 from torch import Tensor
 
 
@@ -18,18 +19,18 @@ class OneHot:
     """One entry differs in each perturbation: only parameters, and pointwise functions of them.
 
     Attributes:
-        indices: ``[P]`` int64 flat indices (row-major) into the base value.
-        values: ``[P]`` the differences there.
+        indices: flat indices (row-major) into the base value.
+        values: the differences there.
         shape: shape of the base value.
     """
 
-    indices: Tensor
-    values: Tensor
+    indices: Int64[Tensor, " p"]
+    values: Num[Tensor, " p"]
     shape: torch.Size
 
     @property
     def count(self) -> int:
-        """P."""
+        """Number of perturbations."""
         return self.indices.numel()
 
     @property
@@ -37,12 +38,12 @@ class OneHot:
         """Bytes held."""
         return int(self.indices.nbytes + self.values.nbytes)
 
-    def positions(self) -> tuple[Tensor, ...]:
-        """The multi-index of each entry, one ``[P]`` tensor per dimension."""
+    def positions(self) -> tuple[Int64[Tensor, " p"], ...]:
+        """The multi-index of each entry, one tensor per dimension."""
         return torch.unravel_index(self.indices, self.shape)
 
-    def dense(self) -> Tensor:
-        """``[P, *shape]``."""
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries, most of them 0."""
         out = self.values.new_zeros(self.count, self.shape.numel())
         out.scatter_(1, self.indices.unsqueeze(1), self.values.unsqueeze(1))
         return out.reshape(self.count, *self.shape)
@@ -54,19 +55,19 @@ class Channel:
 
     Attributes:
         axis: the channel's dimension in the base value.
-        channels: ``[P]`` int64, the channel that differs.
-        delta: ``[P, *shape without axis]``.
+        channels: the channel that differs.
+        delta: its differences; ``rest`` is ``shape`` without ``axis``.
         shape: shape of the base value.
     """
 
     axis: int
-    channels: Tensor
-    delta: Tensor
+    channels: Int64[Tensor, " p"]
+    delta: Num[Tensor, " p *rest"]
     shape: torch.Size
 
     @property
     def count(self) -> int:
-        """P."""
+        """Number of perturbations."""
         return self.delta.shape[0]
 
     @property
@@ -81,18 +82,18 @@ class Channel:
         stops = counts.cumsum(0).tolist()
         return [(c, stop - n, stop) for c, n, stop in zip(values.tolist(), counts.tolist(), stops, strict=True)]
 
-    def of(self, base: Tensor) -> Tensor:
+    def of(self, base: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "#p *rest"]:
         """The differing channel of ``base``, broadcastable against ``delta``."""
         if len(self.runs) == 1:
             return base.select(self.axis, self.runs[0][0]).unsqueeze(0)
         return base.movedim(self.axis, 0).index_select(0, self.channels)
 
-    def with_delta(self, delta: Tensor) -> Channel:
+    def with_delta(self, delta: Num[Tensor, " p *rest"]) -> Channel:
         """The same channels with another difference."""
         return Channel(self.axis, self.channels, delta, self.shape)
 
-    def dense(self) -> Tensor:
-        """``[P, *shape]``; 4-D values in channels-last memory, as convolutions on a CPU like it."""
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries; 4-D values in channels-last memory, as convolutions on a CPU like it."""
         count, axis = self.count, self.axis
         out = empty_dense(count, self.shape, self.delta).zero_()
         index = self.channels.reshape(count, *(1 for _ in self.delta.shape[1:])).unsqueeze(axis + 1)
@@ -102,13 +103,13 @@ class Channel:
 
 @dataclass(frozen=True)
 class Dense:
-    """Every entry may differ: ``delta`` is ``[P, *shape]``."""
+    """Every entry may differ."""
 
-    delta: Tensor
+    delta: Num[Tensor, " p *shape"]
 
     @property
     def count(self) -> int:
-        """P."""
+        """Number of perturbations."""
         return self.delta.shape[0]
 
     @property
@@ -121,35 +122,35 @@ class Dense:
         """Bytes held."""
         return int(self.delta.nbytes)
 
-    def dense(self) -> Tensor:
-        """``[P, *shape]``."""
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries."""
         return self.delta
 
 
 Difference = OneHot | Channel | Dense
 
 
-def entries(difference: Difference) -> Tensor:
-    """The entries that may differ, ``[P, entries]``; all others are zero."""
+def entries(difference: Difference) -> Num[Tensor, "p entries"]:
+    """The entries that may differ; all others are zero."""
     values = difference.values if isinstance(difference, OneHot) else difference.delta
     return values.reshape(difference.count, -1)
 
 
-def empty_dense(count: int, shape: torch.Size, like: Tensor) -> Tensor:
-    """An uninitialised ``[P, *shape]``; the memory of 4-D values is channels-last within each perturbation."""
+def empty_dense(count: int, shape: torch.Size, like: Tensor) -> Num[Tensor, " {count} *shape"]:
+    """An uninitialised stack; the memory of 4-D values is channels-last within each perturbation."""
     if len(shape) == 4:
         batch, channels, height, width = shape
         return like.new_empty(count, batch, height, width, channels).permute(0, 1, 4, 2, 3)
     return like.new_empty(count, *shape)
 
 
-def fold(delta: Tensor) -> Tensor:
-    """``[P, B, ...] -> [P * B, ...]``: perturbations become samples."""
+def fold(delta: Num[Tensor, "p b *rest"]) -> Num[Tensor, " p*b *rest"]:
+    """Perturbations become samples."""
     return delta.flatten(0, 1)
 
 
-def unfold_count(folded: Tensor, count: int) -> Tensor:
-    """``[P * B, ...] -> [P, B, ...]``."""
+def unfold_count(folded: Num[Tensor, " pb *rest"], count: int) -> Num[Tensor, " {count} pb//{count} *rest"]:
+    """The inverse of :func:`fold`, for ``count`` perturbations."""
     return folded.reshape(count, -1, *folded.shape[1:])
 
 

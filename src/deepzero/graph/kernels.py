@@ -1,6 +1,8 @@
 """Fused CPU kernels. Each replaces the body of a rule, never its meaning, and returns None where it does not apply.
 
 They apply to float32 and float64 tensors on a CPU; everywhere else (CUDA, other dtypes) the plain rules run.
+
+Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph import loops
@@ -38,25 +41,29 @@ def applies(*tensors: Tensor) -> bool:
     return all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors)
 
 
-def channels_last(stacked: Tensor) -> Tensor:
-    """``[P, B, C, ...] -> [P, B, ..., C]`` in contiguous memory, without a copy where the memory is so already."""
+def channels_last(stacked: Shaped[Tensor, "p b c *rest"]) -> Shaped[Tensor, "p b *rest c"]:
+    """Channels last, in contiguous memory, without a copy where the memory is so already."""
     return stacked.movedim(2, -1).contiguous()
 
 
-def base_rows(value: Value) -> Tensor:
-    """A base value ``[B, C, ...]`` as contiguous ``[B, ..., C]``, once a step."""
+def base_rows(value: Value) -> Shaped[Tensor, "b *rest c"]:
+    """A base value ``[b, c, *rest]`` with channels last, contiguous, once a step."""
     rows: Tensor = value.remember("rows", lambda: value.base.movedim(1, -1).contiguous())
     return rows
 
 
-def base_channels(value: Value) -> Tensor:
-    """A base value ``[B, C, ...]`` as contiguous ``[C, B * positions]``, once a step."""
+def base_channels(value: Value) -> Shaped[Tensor, "c columns"]:
+    """A base value ``[b, c, *rest]`` with channels first, contiguous, all else in columns, once a step."""
     return value.channel_first(1).flatten(1)
 
 
 def _coefficients(
-    sums: Tensor, rows: int, scale: Tensor, gamma: Tensor | None, residue: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    sums: Float64[Tensor, "p 3 *c"],
+    rows: int,
+    scale: Float[Tensor, " width"],
+    gamma: Float[Tensor, " width"] | None,
+    residue: Float64[Tensor, " width"],
+) -> tuple[Float64[Tensor, " p *c"], Float64[Tensor, " p *c"], Float64[Tensor, " p *c"]]:
     """Slope, tilt and shift of ``v = slope d + tilt c + shift`` from the sums of ``d, c d, d^2``; see normalization."""
     mean, cross, square = (sums / rows).unbind(1)
     dv = 2 * (cross - mean * residue) + (square - mean * mean)
@@ -70,8 +77,12 @@ def _coefficients(
 
 
 def normalize_relu_channel(
-    difference: Channel, centred: Value, scale: Tensor, gamma: Tensor | None, before: Value
-) -> Tensor | None:
+    difference: Channel,
+    centred: Value,
+    scale: Float[Tensor, " c"],
+    gamma: Float[Tensor, " c"] | None,
+    before: Value,
+) -> Float[Tensor, "p b *rest"] | None:
     """``relu(bn(.))`` of a channel difference, train mode; ``before`` is the base value that the relu sees."""
     if not applies(difference.delta, before.base):
         return None
@@ -90,16 +101,16 @@ def normalize_relu_channel(
 
 
 def normalize_relu_dense(
-    delta: Tensor,
+    delta: Float[Tensor, "p b c *rest"],
     centred: Value,
-    scale: Tensor,
-    gamma: Tensor | None,
+    scale: Float[Tensor, " c"],
+    gamma: Float[Tensor, " c"] | None,
     before: Value,
-    extra: Tensor | None,
+    extra: Float[Tensor, "p b c *rest"] | None,
     *,
     overwrite: bool,
-) -> Tensor | None:
-    """``relu(bn(.) + extra)`` of a dense difference ``[P, B, C, ...]``, train mode."""
+) -> Float[Tensor, "p b c *rest"] | None:
+    """``relu(bn(.) + extra)`` of a dense difference, train mode."""
     if not applies(delta, before.base):
         return None
     source = channels_last(delta)
@@ -133,7 +144,9 @@ def _side_by_side(rows: int, width: int) -> int:
     return side
 
 
-def convolve_channel(difference: Channel, weight: Operand, geometry: Geometry, shape: torch.Size) -> Tensor | None:
+def convolve_channel(
+    difference: Channel, weight: Operand, geometry: Geometry, shape: torch.Size
+) -> Float[Tensor, "p b o h w"] | None:
     """A channel difference through a two-dimensional convolution to every output channel, channels-last."""
     if geometry.ndim != 2 or not applies(difference.delta, weight.base):
         return None
@@ -148,9 +161,14 @@ def convolve_channel(difference: Channel, weight: Operand, geometry: Geometry, s
 
 
 def shifted_slices(
-    padded: Tensor, geometry: Geometry, shape: torch.Size, features: Tensor, taps: Sequence[Tensor], values: Tensor
-) -> Tensor | None:
-    """``[P, B, h, w]``: the slice of ``padded [I, B, H, W]`` that each one-hot weight multiplies, times its value."""
+    padded: Float[Tensor, "i b *spatial"],
+    geometry: Geometry,
+    shape: torch.Size,
+    features: Int64[Tensor, " p"],
+    taps: Sequence[Int64[Tensor, " p"]],
+    values: Float[Tensor, " p"],
+) -> Float[Tensor, "p b h w"] | None:
+    """The slice of the padded input that each one-hot weight multiplies, times its value."""
     if geometry.ndim != 2 or not applies(padded, values):
         return None
     out = padded.new_empty(values.numel(), padded.shape[1], *shape[2:])
@@ -159,8 +177,10 @@ def shifted_slices(
     return out
 
 
-def max_pool(difference: Channel | Dense, base: Value, maximum: Value, window: Window) -> Tensor | None:
-    """Change of window maxima, for windows that tile height and width."""
+def max_pool(
+    difference: Channel | Dense, base: Value, maximum: Value, window: Window
+) -> Float[Tensor, "p b *c h w"] | None:
+    """Change of window maxima, for windows that tile height and width; of one channel or of all."""
     height, width = base.base.shape[2:]
     tiles = window.padding == (0, 0) and window.stride == window.kernel and window.dilation == (1, 1)
     exact = tuple(s * n for s, n in zip(window.stride, maximum.base.shape[2:], strict=True)) == (height, width)
@@ -179,7 +199,9 @@ def max_pool(difference: Channel | Dense, base: Value, maximum: Value, window: W
     return out.squeeze(-1) if isinstance(difference, Channel) else out.movedim(-1, 2)
 
 
-def _gap(base: Tensor, maximum: Tensor, window: Window) -> Tensor:
-    """Base value minus the maximum of its window, ``[B, H, W, C]``."""
+def _gap(
+    base: Float[Tensor, "b c h w"], maximum: Float[Tensor, "b c h_out w_out"], window: Window
+) -> Float[Tensor, "b h w c"]:
+    """Base value minus the maximum of its window, channels last."""
     spread = maximum.repeat_interleave(window.stride[0], 2).repeat_interleave(window.stride[1], 3)
     return (base - spread).movedim(1, -1).contiguous()

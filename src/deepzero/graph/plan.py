@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from deepzero.errors import BudgetError
@@ -33,7 +34,7 @@ class Chunk:
     """Directions ``start`` to ``stop - 1`` of a step, all of one parameter."""
 
     parameter: str
-    indices: Tensor
+    indices: Int64[Tensor, " p"]
     start: int
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float64, Int64
 from torch import Tensor, fx
 
 from deepzero.errors import GraphError
@@ -21,9 +22,14 @@ Meter = Callable[[int, int], None]
 
 
 def loss_differences(
-    cone: Cone, values: Values, output: Node, indices: Tensor, offset: float, meter: Meter | None = None
-) -> Tensor:
-    """``l(theta + offset e_i) - l(theta)`` for flat ``indices [P]`` of one parameter; ``[P]`` float64.
+    cone: Cone,
+    values: Values,
+    output: Node,
+    indices: Int64[Tensor, " p"],
+    offset: float,
+    meter: Meter | None = None,
+) -> Float64[Tensor, " p"]:
+    """``l(theta + offset e_i) - l(theta)`` for flat ``indices`` i of one parameter.
 
     A loss of several entries is averaged over them in float64.
     """
@@ -37,7 +43,7 @@ def loss_differences(
     return entries(change).sum(1, dtype=torch.float64) / base.numel()
 
 
-def _one_hot(base: Tensor, indices: Tensor, offset: float) -> OneHot:
+def _one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHot:
     values = torch.full(indices.shape, offset, dtype=base.dtype, device=base.device)
     return OneHot(indices.to(base.device), values, base.shape)
 

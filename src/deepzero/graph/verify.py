@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from deepzero.errors import VerificationError
@@ -62,12 +63,12 @@ def _oracle(
     offset: float,
     seed: int,
     dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float64[Tensor, " chosen"], Float64[Tensor, ""]]:
     x, y = split_batch(_cast(batch, dtype))
     parameters = _cast(dict(objective.parameters()), dtype)
     frozen = _cast({n: p.detach() for n, p in objective.model.named_parameters() if not p.requires_grad}, dtype)
 
-    def loss(moved: dict[str, Tensor]) -> Tensor:
+    def loss(moved: dict[str, Tensor]) -> Float64[Tensor, ""]:
         buffers = {name: b.clone() for name, b in _cast(dict(objective.model.named_buffers()), dtype).items()}
         with torch.no_grad(), seeded_scope(seed, device_of(parameters)):
             output = objective.call({**moved, **frozen, **buffers}, x)
@@ -87,7 +88,7 @@ def _propagated(
     offset: float,
     seed: int,
     dtype: torch.dtype | None,
-) -> Tensor:
+) -> Float64[Tensor, " chosen"]:
     inputs = graph_inputs(program.graph, objective, batch, dtype)
     values = run(program.graph, inputs, keep=program.kept, seed=seed, device=device_of(objective.parameters()))
     found = []
@@ -107,7 +108,13 @@ def _cast(values: Any, dtype: torch.dtype | None) -> Any:
     return torch.utils._pytree.tree_map(cast, values)
 
 
-def _compare(expected: Tensor, found: Tensor, loss: Tensor, dtype: torch.dtype | None, names: list[str]) -> None:
+def _compare(
+    expected: Float64[Tensor, " chosen"],
+    found: Float64[Tensor, " chosen"],
+    loss: Float64[Tensor, ""],
+    dtype: torch.dtype | None,
+    names: list[str],
+) -> None:
     noise = 1e-11 if dtype == torch.float64 else 1e-4
     relative = 1e-6 if dtype == torch.float64 else 0.1
     tolerance = noise * (1 + loss.abs()) + relative * expected.abs().max()

@@ -1,6 +1,6 @@
 """Convolutions. A one-hot weight difference is a shifted slice of the input: no convolution at all.
 
-Legend: P perturbations, B samples, I input channels, O output channels, k kernel positions.
+Legend: p perturbations, b samples, i input channels (per group, in a weight), o output channels.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int64, Num, Shaped
 from torch import Tensor
 
 from deepzero.errors import GraphError
@@ -26,7 +27,9 @@ CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 class Geometry:
     """Stride, padding, dilation and groups of a convolution, per spatial dimension."""
 
-    def __init__(self, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> None:
+    def __init__(
+        self, weight: Shaped[Tensor, "o i *kernel"], stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> None:
         self.ndim = weight.dim() - 2
         self.kernel = tuple(weight.shape[2:])
         self.stride = self._each(stride)
@@ -42,20 +45,22 @@ class Geometry:
         values = tuple(value) if isinstance(value, Sequence) else (value,)
         return values * self.ndim if len(values) == 1 else values
 
-    def pad(self, x: Tensor) -> Tensor:
+    def pad(self, x: Shaped[Tensor, "n c *spatial"]) -> Shaped[Tensor, "n c *padded"]:
         """``x`` with the convolution's zero padding."""
         flat = [p for pair in reversed(self.pads) for p in pair]
         return F.pad(x, flat) if any(flat) else x
 
-    def convolve(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    def convolve(
+        self, x: Shaped[Tensor, "b c *spatial"], weight: Shaped[Tensor, "o i *kernel"], groups: int
+    ) -> Shaped[Tensor, "b o *out"]:
         """The convolution without bias."""
         symmetric = all(low == high for low, high in self.pads)
         padding = tuple(low for low, _ in self.pads) if symmetric else 0
         x = x if symmetric else self.pad(x)
         return CONVOLVE[weight.dim()](x, weight, None, self.stride, padding, self.dilation, groups)
 
-    def windows(self, padded: Tensor, out: Sequence[int]) -> Tensor:
-        """Every shifted slice that the kernel sees, a view ``[I, *kernel, B, *out]`` of ``padded [I, B, *spatial]``."""
+    def windows(self, padded: Shaped[Tensor, "i b *spatial"], out: Sequence[int]) -> Shaped[Tensor, "i ..."]:
+        """Every shifted slice that the kernel sees, a view ``[i, *kernel, b, *out]``."""
         lead, spatial = padded.stride()[:2], padded.stride()[2:]
         taps = [s * d for s, d in zip(spatial, self.dilation, strict=True)]
         steps = [s * d for s, d in zip(spatial, self.stride, strict=True)]
@@ -118,7 +123,7 @@ def _input_change(
     return Dense(unfold_count(out, difference.count))
 
 
-def _channels_last(weight: Operand) -> Tensor:
+def _channels_last(weight: Operand) -> Shaped[Tensor, "o i *kernel"]:
     """The weight in the memory format of dense differences, once a step."""
     if weight.base.dim() != 4:
         return weight.base
@@ -126,7 +131,7 @@ def _channels_last(weight: Operand) -> Tensor:
 
 
 def _from_channel(difference: Channel, weight: Operand, geometry: Geometry, shape: torch.Size) -> Dense:
-    """A channel difference reaches every output channel through ``W[:, c]`` alone: 1/I of the work."""
+    """A channel difference reaches every output channel through ``W[:, c]`` alone: 1/i of the work."""
     fast = kernels.convolve_channel(difference, weight, geometry, shape)
     if fast is not None:
         return Dense(fast)
@@ -138,7 +143,9 @@ def _from_channel(difference: Channel, weight: Operand, geometry: Geometry, shap
     return Dense(parts[0] if len(parts) == 1 else torch.cat(parts))
 
 
-def _depthwise(difference: Channel, weight: Tensor, geometry: Geometry, shape: torch.Size) -> Channel:
+def _depthwise(
+    difference: Channel, weight: Shaped[Tensor, "c 1 *kernel"], geometry: Geometry, shape: torch.Size
+) -> Channel:
     """One filter a channel: the channel stays a channel. Perturbations become groups."""
     delta = difference.delta.movedim(0, 1)
     out = geometry.convolve(delta, weight[difference.channels], difference.count)
@@ -168,9 +175,14 @@ def _weight_change(x: Operand, difference: Difference, geometry: Geometry, shape
 
 
 def _scaled_slices(
-    x: Operand, geometry: Geometry, shape: torch.Size, features: Tensor, taps: Sequence[Tensor], values: Tensor
-) -> Tensor:
-    """``[P, B, *out]``: the slice of the padded input that each perturbed weight multiplies, times its value."""
+    x: Operand,
+    geometry: Geometry,
+    shape: torch.Size,
+    features: Int64[Tensor, " p"],
+    taps: Sequence[Int64[Tensor, " p"]],
+    values: Num[Tensor, " p"],
+) -> Num[Tensor, "p b *out"]:
+    """The slice of the padded input that each perturbed weight multiplies, times its value."""
     padded = x.value.remember(f"padded{geometry.pads}", lambda: geometry.pad(x.base.movedim(1, 0)).contiguous())
     fast = kernels.shifted_slices(padded, geometry, shape, features, taps, values)
     if fast is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from deepzero.errors import GraphError
@@ -35,7 +36,7 @@ def linear(call: Call, x: Operand, weight: Operand, bias: Operand | None = None)
     return total(parts)
 
 
-def _through_weight(difference: Difference, weight: Tensor, shape: torch.Size) -> Difference:
+def _through_weight(difference: Difference, weight: Num[Tensor, "o i"], shape: torch.Size) -> Difference:
     last = len(shape) - 1
     if isinstance(difference, Channel) and difference.axis != last:
         return Channel(difference.axis, difference.channels, F.linear(difference.delta, weight), shape)
@@ -79,7 +80,7 @@ def bilinear(
     return change
 
 
-def _dense_or_none(operand: Operand) -> Tensor | None:
+def _dense_or_none(operand: Operand) -> Num[Tensor, " p *shape"] | None:
     return None if operand.difference is None else operand.difference.dense()
 
 
@@ -148,7 +149,9 @@ def attention(
     return Dense(bilinear(torch.matmul, weights, changed, value.base, _dense_or_none(value)))
 
 
-def _scores(q: Tensor, k: Tensor, mask: Any, causal: bool, factor: float) -> Tensor:
+def _scores(
+    q: Float[Tensor, "... l e"], k: Float[Tensor, "... s e"], mask: Any, causal: bool, factor: float
+) -> Float[Tensor, "... l s"]:
     scores = q @ k.transpose(-2, -1) * factor
     if causal:
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
@@ -28,19 +29,24 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Statistics:
-    """Base statistics: centred values, and ``s = sqrt(v + eps)``, both broadcastable to the input."""
+    """Base statistics: centred values, and ``s = sqrt(v + eps)``, of length 1 along the dimensions it is taken over."""
 
-    centred: Tensor
-    scale: Tensor
+    centred: Float[Tensor, "*shape"]
+    scale: Float[Tensor, "*#shape"]
 
     @classmethod
-    def of(cls, z: Tensor, dims: tuple[int, ...], eps: float) -> Statistics:
+    def of(cls, z: Float[Tensor, "*shape"], dims: tuple[int, ...], eps: float) -> Statistics:
         """Taken over ``dims`` of ``z``."""
         centred = z - z.mean(dims, keepdim=True)
         return cls(centred, (centred.square().mean(dims, keepdim=True) + eps).sqrt())
 
 
-def normalized_change(d: Tensor, centred: Tensor, scale: Tensor, dims: tuple[int, ...]) -> Tensor:
+def normalized_change(
+    d: Float[Tensor, "*stacked"],
+    centred: Float[Tensor, "*#stacked"],
+    scale: Float[Tensor, "*#stacked"],
+    dims: tuple[int, ...],
+) -> Float[Tensor, "*stacked"]:
     """Change of ``(z - m) / s``; ``dims`` are the normalized dimensions of the stacked difference ``d``."""
     fluctuation = d - d.mean(dims, keepdim=True)
     dv = (fluctuation * (2 * centred + fluctuation)).mean(dims, keepdim=True)

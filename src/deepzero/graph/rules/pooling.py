@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Num
 from torch import Tensor
 
 from deepzero.graph import kernels
@@ -78,8 +79,13 @@ def max_pool2d(
     return Dense(max_change(x.base, dense.delta, call.output.base, window) if out is None else out)
 
 
-def max_change(z: Tensor, d: Tensor, maximum: Tensor, window: kernels.Window) -> Tensor:
-    """The change of the maximum, one kernel position after another; the last two dimensions are height and width."""
+def max_change(
+    z: Num[Tensor, "*base h w"],
+    d: Num[Tensor, "p *rest h w"],
+    maximum: Num[Tensor, "*base h_out w_out"],
+    window: kernels.Window,
+) -> Num[Tensor, "p *rest h_out w_out"]:
+    """The change of the maximum over windows of height and width, one kernel position after another."""
     height, width = maximum.shape[-2:]
     best: Tensor | None = None
     for row, column in itertools.product(range(window.kernel[0]), range(window.kernel[1])):
@@ -90,7 +96,9 @@ def max_change(z: Tensor, d: Tensor, maximum: Tensor, window: kernels.Window) ->
     return best
 
 
-def _shifted(t: Tensor, row: int, column: int, height: int, width: int, window: kernels.Window, fill: float) -> Tensor:
+def _shifted(
+    t: Num[Tensor, "*lead h w"], row: int, column: int, height: int, width: int, window: kernels.Window, fill: float
+) -> Num[Tensor, "*lead {height} {width}"]:
     """Entry ``(row, column)`` of every window."""
     extent = [
         (size - 1) * s + (k - 1) * d + 1

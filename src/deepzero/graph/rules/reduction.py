@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, entries
@@ -26,7 +28,7 @@ def sum_all(call: Call, x: Operand, **_: Any) -> Outcome:
     return Dense(_total(x))
 
 
-def _total(x: Operand) -> torch.Tensor:
+def _total(x: Operand) -> Float64[Tensor, " p"]:
     """Sum of the entries that differ: the rest of a channel or one-hot difference is zero."""
     difference = x.difference
     assert difference is not None

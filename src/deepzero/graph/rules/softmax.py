@@ -1,7 +1,8 @@
 """Softmax and the losses on top of it.
 
 All follow from the change of the log-normaliser: with probabilities p and logit differences d,
-``log sum exp(z + d) - log sum exp(z) = log1p(sum_j p_j expm1(d_j))``.
+``log sum exp(z + d) - log sum exp(z) = log1p(sum_j p_j expm1(d_j))``. A stack of differences has one dimension more in
+front, over the perturbations, and ``dim`` counts the stack's dimensions.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
@@ -20,7 +22,9 @@ aten = torch.ops.aten
 MEAN, SUM = 1, 2
 
 
-def normaliser_change(p: Tensor, d: Tensor, dim: int) -> Tensor:
+def normaliser_change(
+    p: Float[Tensor, "*shape"], d: Float[Tensor, " count *shape"], dim: int
+) -> Float[Tensor, "count ..."]:
     """Change of ``log sum exp`` along ``dim`` (kept), from the softmax p of the base.
 
     Large differences, where expm1 could overflow, take the plain form; it does not cancel there.
@@ -35,7 +39,9 @@ def large(d: Tensor) -> bool:
     return bool((d.abs() > 1).any())
 
 
-def softmax_change(p: Tensor, d: Tensor, dim: int) -> Tensor:
+def softmax_change(
+    p: Float[Tensor, "*shape"], d: Float[Tensor, " count *shape"], dim: int
+) -> Float[Tensor, " count *shape"]:
     """``softmax(z + d) - softmax(z)``."""
     change = d - normaliser_change(p, d, dim)
     return (p.log() + change).exp() - p if large(change) else p * torch.expm1(change)
@@ -84,8 +90,10 @@ def cross_entropy(
     return Dense(_reduced(losses, reduction, keep))
 
 
-def _reduced(losses: Tensor, reduction: int, keep: Tensor) -> Tensor:
-    """Reduce per-sample losses ``[P, ...]`` in float64."""
+def _reduced(
+    losses: Num[Tensor, " count *targets"], reduction: int, keep: Bool[Tensor, "*targets"]
+) -> Num[Tensor, "count ..."]:
+    """Reduce per-sample losses in float64."""
     if reduction == MEAN:
         return losses.reshape(len(losses), -1).sum(1, dtype=torch.float64) / keep.sum()
     return losses.reshape(len(losses), -1).sum(1, dtype=torch.float64) if reduction == SUM else losses
