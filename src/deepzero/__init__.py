@@ -6,6 +6,7 @@ from deepzero.errors import DeepZeroError
 from deepzero.estimator import CGE, RGE, Estimate, Estimator
 from deepzero.evaluators import (
     BatchedEvaluator,
+    DistributedEvaluator,
     ExecutorEvaluator,
     PropagationEvaluator,
     QueryJournal,
@@ -16,6 +17,7 @@ from deepzero.evaluators import (
 from deepzero.objective import BlackBox, NetworkObjective
 from deepzero.sparsity import Alternating, DynamicRatios
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
+from deepzero.team import Team, joined
 
 __version__ = "0.1.0"
 
@@ -29,6 +31,7 @@ __all__ = [
     "BlackBox",
     "Coordinates",
     "DeepZeroError",
+    "DistributedEvaluator",
     "DynamicRatios",
     "Estimate",
     "Estimator",
@@ -39,6 +42,8 @@ __all__ = [
     "QueryPolicy",
     "SequentialEvaluator",
     "Stencil",
+    "Team",
+    "joined",
     "query_key",
     "sparsity",
 ]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deepzero import validation
 from deepzero.errors import DeepZeroError, InvalidInputError, TeamError
+from deepzero.rendezvous import fresh_store
 
 DEFAULT_TIMEOUT = 600.0
 """Seconds to wait for another process: longer than any two of them differ, first compilation included."""
@@ -116,9 +117,10 @@ class Team:
         ]
         with self._waiting("another rank"):
             pending = [dist.broadcast(part, src=rank, async_op=True) for rank, part in enumerate(parts)]
-        for rank, work in enumerate(pending):
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        for rank in [*others, self.rank]:  # a failure to hand over the own part names nobody: that of the others does
             with self._waiting(f"rank {rank}"):
-                work.wait()
+                pending[rank].wait()
         self.exchanged += 8 * (sum(sizes) - sizes[self.rank])
         return [part.to(own.device) for part in parts]
 
@@ -172,8 +174,10 @@ def joined(device: str = "cpu", *, timeout: float = DEFAULT_TIMEOUT) -> Iterator
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or not dist.is_available():
         yield Team(device=own, timeout=timeout)
         return
+    backend, limit = "nccl" if own.type == "cuda" else "gloo", timedelta(seconds=timeout)
     try:
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+        store, rank, size = fresh_store(limit)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except (RuntimeError, ValueError) as error:
         raise TeamError(f"the processes of this run do not find each other: {error}") from error
     try:
