@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -103,7 +104,7 @@ class Faulty:
         self.keys.append(dz.query_key())
         fault = self.faults.get(self.calls - 1, rough)
         if isinstance(fault, Exception):
-            raise fault
+            raise type(fault)(*fault.args)
         return fault(params) if callable(fault) else fault
 
 
@@ -187,10 +188,23 @@ class FakeClock(Clock):
             return None
 
 
-def evaluator(*executors: FakeExecutor, remade: bool = False, **options: Any) -> dz.ExecutorEvaluator:
-    """On fake executors and fake time; with ``remade`` the executors come one after the other from a factory."""
+def evaluator(
+    *executors: FakeExecutor,
+    remade: bool = False,
+    ahead: bool = False,
+    policy: dz.QueryPolicy | None = None,
+    **options: Any,
+) -> dz.ExecutorEvaluator:
+    """On fake executors and fake time, one call in flight for each worker unless ``ahead``.
+
+    With ``remade`` the executors come one after the other from a factory.
+    """
+    policy = policy or dz.QueryPolicy()
+    workers = getattr(executors[0], "_max_workers", None)
+    if not ahead and policy.in_flight is None:
+        policy = replace(policy, in_flight=workers)
     coming = iter(executors)
-    made = dz.ExecutorEvaluator((lambda: next(coming)) if remade else executors[0], **options)
+    made = dz.ExecutorEvaluator((lambda: next(coming)) if remade else executors[0], policy=policy, **options)
     made._clock = FakeClock(*executors)
     return made
 

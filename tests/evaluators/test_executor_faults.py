@@ -262,11 +262,12 @@ def test_a_killed_worker_process_without_a_factory() -> None:
 
 
 @pytest.mark.parametrize(("asked", "workers", "timeout", "most"), [
-    (None, 3, None, 3), (2, 3, None, 2), (9, 3, None, 9), (9, 3, 60.0, 3), (1, 3, None, 1),
+    (None, 3, None, 6), (None, 3, 60.0, 3), (2, 3, None, 2), (9, 3, None, 9), (9, 3, 60.0, 3), (1, 3, None, 1),
 ])  # fmt: skip
 def test_calls_in_flight(asked: int | None, workers: int, timeout: float | None, most: int) -> None:
     executor = FakeExecutor(workers)
-    evaluator = boxes.evaluator(executor, policy=dz.QueryPolicy(in_flight=asked, timeout=timeout))
+    policy = dz.QueryPolicy(in_flight=asked, timeout=timeout)
+    evaluator = boxes.evaluator(executor, ahead=True, policy=policy)
     boxes.estimate(evaluator, boxes.box())
     assert executor.most == most
 

@@ -25,6 +25,9 @@ log = logging.getLogger("deepzero")
 LONGEST_WAIT = 1.0
 """Seconds after which the loop looks around in any case, so that an interrupt is seen on every platform."""
 
+AHEAD = 2
+"""Calls in flight for each worker where one may wait in a queue, so that no worker waits for the next call."""
+
 Accept = Callable[[dict[int, float | None]], None]
 
 
@@ -54,6 +57,7 @@ class Step:
     ) -> None:
         self._pool, self._payload, self._policy, self._rate = pool, payload, policy, rate
         self._accept, self._describe, self._clock = accept, describe, clock
+        self._at_once = policy.timeout is not None or policy.per_second is not None
         self._name = uuid.uuid4().hex
         self._serial = itertools.count()
         self._open: set[int] = set()
@@ -97,15 +101,15 @@ class Step:
                 "the executor does not say how many workers it has; pass policy=dz.QueryPolicy(in_flight=...) with the "
                 "number of calls that it runs at the same time"
             )
-        self._limit = asked or known or 1
-        self._workers = known or self._limit
+        self._workers = known or asked or 1
+        self._limit = asked or self._workers * (1 if self._at_once else AHEAD)
         self._unloaded = min(self._limit, self._workers)
 
     def _free(self) -> bool:
-        """Whether one more call may be in flight; with a timeout, whether a worker is free to start it at once."""
+        """Whether one more call may be in flight; if it must start at once, whether a worker is free."""
         active = len(self._flights)
-        at_once = self._policy.timeout is None or active + len(self._pool.hanging) < self._workers
-        return active < self._limit and at_once
+        starts = not self._at_once or active + len(self._pool.hanging) < self._workers
+        return active < self._limit and starts
 
     def _queue(self, call: Call) -> None:
         """Calls go in the order of their places, so that what is tried again comes before what is new."""

@@ -29,8 +29,8 @@ class QueryPolicy:
         backoff: seconds before the first retry; doubled for each further one. The delay that is taken lies between
             half of that and all of it, drawn from ``seed``.
         backoff_limit: most seconds between two tries.
-        in_flight: most calls in flight at any time; None for as many as the executor has workers. With a timeout there
-            are never more than workers, so that no time is spent in a queue.
+        in_flight: most calls in flight at any time; None for twice as many as the executor has workers. With a timeout
+            or a limit on the rate there are never more than workers: every call starts when it is sent.
         per_second: most calls started in a second, evenly spaced; None for no limit.
         on_error: ``"retry"``, ``"skip"`` the direction, or ``"stop"`` with an error when the black box raises.
         on_nan: the same for an answer that is NaN or infinite.
