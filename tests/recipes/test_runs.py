@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.recipes import resumed, started
+from deepzero.recipes import resumed, start_of_team, started
+from deepzero.team import Team
 from deepzero.training import RunFolder
 
 
@@ -64,3 +65,39 @@ def test_a_run_started_from_python_is_resumed_from_python(tmp_path):
     RunFolder.create(tmp_path, config={}, notes={})
     with pytest.raises(RunFolderError, match="resume it from Python"):
         resumed(None, {}, tmp_path)
+
+
+class TestStartOfTeam:
+    def begin_under(self, launch, out, monkeypatch, **settings):
+        monkeypatch.setattr("deepzero.recipes.runs.launch_name", lambda: launch)
+        start = start_of_team("digits", settings, out, resume=False, team=Team())
+        begin(start)
+        return start
+
+    def test_a_run_of_the_same_launch_goes_on_unasked(self, tmp_path, monkeypatch):
+        first = self.begin_under("job-7", tmp_path / "run", monkeypatch, seed=3)
+        again = start_of_team("digits", {"seed": 3}, tmp_path / "run", resume=False, team=Team())
+        assert again == replace(first, resume=True)
+
+    def test_without_a_folder_the_run_of_the_launch_is_found(self, tmp_path, monkeypatch):
+        self.begin_under("job-6", tmp_path / "a", monkeypatch)
+        mine = self.begin_under("job-7", tmp_path / "b", monkeypatch)
+        again = start_of_team("digits", {}, None, resume=False, team=Team(), root=tmp_path)
+        assert (again.out, again.resume) == (mine.out, True)
+
+    def test_another_launch_or_none_does_not_touch_it(self, tmp_path, monkeypatch):
+        self.begin_under("job-7", tmp_path / "run", monkeypatch)
+        for launch in ("job-8", None):
+            monkeypatch.setattr("deepzero.recipes.runs.launch_name", lambda launch=launch: launch)
+            start = start_of_team("digits", {}, tmp_path / "run", resume=False, team=Team())
+            assert not start.resume, "and train() refuses the folder, which is not free"
+
+    def test_a_finished_run_does_not_go_on(self, tmp_path, monkeypatch):
+        start = self.begin_under("job-7", tmp_path / "run", monkeypatch)
+        RunFolder.reopen(start.out, config=asdict(start.config)).write("summary.json", {})
+        assert not start_of_team("digits", {}, tmp_path / "run", resume=False, team=Team()).resume
+
+    def test_asked_to_resume_it_goes_on_under_any_launch(self, tmp_path, monkeypatch):
+        self.begin_under("job-7", tmp_path / "run", monkeypatch)
+        monkeypatch.setattr("deepzero.recipes.runs.launch_name", lambda: "job-9")
+        assert start_of_team(None, {}, tmp_path / "run", resume=True, team=Team()).resume

@@ -169,3 +169,7 @@ def test_a_write_that_the_system_cuts_short_leaves_the_previous_checkpoints(stor
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "File too large" in message
+
+
+def test_a_checkpoint_travels_to_another_process_bit_for_bit():
+    same(Checkpoint.from_bytes(checkpoint(7).to_bytes()), checkpoint(7))

@@ -60,3 +60,20 @@ def test_better_is_more_accurate_then_less_lossy():
     assert Scores(0.5, 0.9).better_than(low)
     assert not Scores(0.5, 1.0).better_than(low)
     assert not Scores(0.4, 0.1).better_than(low)
+
+
+def test_scores_do_not_depend_on_the_number_of_threads():
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 300), nn.BatchNorm1d(300), nn.Linear(300, 4))
+    for p in model.parameters():
+        p.data.uniform_(-0.1, 0.1, generator=generator)
+    batches = [(torch.randn(n, 3, 4, 4, generator=generator), torch.arange(n) % 4) for n in (64, 64, 64, 5)]
+    before = torch.get_num_threads()
+    scores = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            scores.append(evaluate(model, iter(batches), F.cross_entropy))
+    finally:
+        torch.set_num_threads(before)
+    assert scores[0] == scores[1] == scores[2]

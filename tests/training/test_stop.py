@@ -1,10 +1,11 @@
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
-from deepzero.training import StopRequest
+from deepzero.training import SharedStop, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -46,3 +47,34 @@ def test_other_threads_leave_signals_alone():
     thread.start()
     thread.join()
     assert seen == [(None, before)]
+
+
+def test_where_signals_come_in_pairs_the_second_is_noted_too():
+    with StopRequest(once=False) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGTERM"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        ([None, None, None], None),
+        ([None, "SIGTERM", None], "SIGTERM"),
+        (["the time limit of 3 s", None, None], "the time limit"),
+        (["SIGINT", None, "the time limit of 3 s"], "SIGINT"),
+    ],
+)
+def test_a_team_stops_if_any_of_it_is_asked_to(reasons, expected):
+    class Team:
+        size = 3
+
+        def highest(self, value: int) -> int:
+            return max(values) if len(values) == 3 else values.append(value) or 0
+
+    values: list[int] = []
+    team = Team()
+    shared = [SharedStop(SimpleNamespace(reason=reason), team) for reason in reasons]
+    for one in shared:
+        assert one.reason is None  # collects what each rank says
+    assert [one.reason for one in shared] == [expected] * 3

@@ -1,0 +1,79 @@
+"""The team of a process that is alone, and what a leader tells the others."""
+
+import pytest
+import torch
+from threads_team import together
+
+from deepzero.errors import InvalidInputError, RunFolderError, TeamError
+from deepzero.team import Team, joined, launch_name, own_device
+
+
+def test_a_process_without_torchrun_is_a_team_of_one():
+    with joined() as team:
+        part = torch.arange(3, dtype=torch.float64)
+        assert (team.rank, team.size, team.leads) == (0, 1, True)
+        assert team.exchange(part, [3])[0] is part
+        assert team.broadcast(b"x") == b"x"
+        assert team.highest(-4) == -4
+        assert team.from_leader(lambda: {"a": [1, 2]}) == {"a": [1, 2]}
+        assert team.exchanged == 0
+
+
+def test_only_the_leader_is_asked():
+    asked = []
+
+    def answer(team: Team) -> object:
+        return team.from_leader(lambda: asked.append(team.rank) or {"rank": team.rank})
+
+    assert together(3, answer) == [{"rank": 0}] * 3
+    assert asked == [0]
+
+
+def test_bytes_may_be_empty():
+    assert together(2, lambda team: team.bytes_from_leader(lambda: b"")) == [b"", b""]
+
+
+def test_an_error_of_the_leader_reaches_all_ranks():
+    def fail() -> None:
+        raise RunFolderError("the folder is full")
+
+    def run(team: Team) -> Exception:
+        with pytest.raises((RunFolderError, TeamError)) as caught:
+            team.from_leader(fail)
+        return caught.value
+
+    first, second, third = together(3, run)
+    assert isinstance(first, RunFolderError)
+    assert isinstance(second, TeamError)
+    assert str(second) == str(third) == "rank 0 stopped: the folder is full"
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_a_timeout_is_a_time(timeout):
+    with pytest.raises(InvalidInputError, match="timeout must be a finite number above 0"), joined(timeout=timeout):
+        pass
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(InvalidInputError, match="device must be cpu, cuda or"), joined("tpu"):
+        pass
+
+
+def test_every_process_of_a_host_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert own_device(torch.device("cuda")) == torch.device("cuda", 1)
+    assert own_device(torch.device("cpu")) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InvalidInputError, match="local rank 1 has no GPU of its own: this host has 1"):
+        own_device(torch.device("cuda"))
+
+
+def test_the_name_of_a_launch_outlives_a_restart(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert launch_name() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "my-run")
+    assert launch_name() == "my-run"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert launch_name() == launch_name()
+    assert launch_name() != "none", "a launch without a name is told by its host and agent"
