@@ -56,13 +56,13 @@ class Channel:
     Attributes:
         axis: the channel's dimension in the base value.
         channels: the channel that differs.
-        delta: its differences; ``rest`` is ``shape`` without ``axis``.
+        delta: its differences, in the base value's shape without ``axis``.
         shape: shape of the base value.
     """
 
     axis: int
     channels: Int64[Tensor, " p"]
-    delta: Num[Tensor, " p *rest"]
+    delta: Num[Tensor, " p ..."]
     shape: torch.Size
 
     @property
