@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -78,12 +79,6 @@ class Preparation:
     answer: Callable[[Sequence[Job]], list[Answer]]
     release: Callable[[], None] = lambda: None
 
-    def measurement(self, perturbations: Perturbations, offsets: Sequence[float]) -> Measurement:
-        """All jobs answered here."""
-        parts = [answer.differences for answer in self.answer(self.jobs)]
-        self.release()
-        return self.assemble(self.jobs, parts, perturbations, offsets)
-
     def assemble(
         self, jobs: Sequence[Job], parts: Sequence[Tensor], perturbations: Perturbations, offsets: Sequence[float]
     ) -> Measurement:
@@ -118,9 +113,10 @@ class Evaluator(Protocol):
         ...
 
 
-class DivisibleEvaluator(Evaluator, Protocol):
-    """An evaluator whose work can be divided."""
+class DivisibleEvaluator(ABC):
+    """An evaluator whose work can be divided: it says what there is to do, and whoever asks decides who does it."""
 
+    @abstractmethod
     def prepare(
         self,
         objective: Objective,
@@ -130,7 +126,28 @@ class DivisibleEvaluator(Evaluator, Protocol):
         seed: int,
     ) -> Preparation:
         """The base query, and all others as jobs, cut without regard to who will answer them."""
-        ...
+
+    def measure(
+        self,
+        objective: Objective,
+        batch: tuple[Any, ...],
+        perturbations: Perturbations,
+        offsets: Sequence[float],
+        seed: int,
+    ) -> Measurement:
+        """Loss differences of all jobs, answered here."""
+        step = self.prepare(objective, batch, perturbations, offsets, seed)
+        parts = [answer.differences for answer in step.answer(step.jobs)]
+        step.release()
+        return step.assemble(step.jobs, parts, perturbations, offsets)
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to give the same bits, as JSON-able values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
 
 
 def require_finite_base(loss: Tensor) -> None:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.evaluators.base import Job, Measurement, Preparation, require_finite_base, timed_answer
+from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
 from deepzero.objective import NetworkObjective, Objective, Parameters, device_of, split_batch
 from deepzero.probes import Perturbations, RandomPerturbations
 from deepzero.randomness import seeded_scope
 
 
-class BatchedEvaluator:
+class BatchedEvaluator(DivisibleEvaluator):
     """Evaluates ``chunk`` random directions in one vectorized forward.
 
     Args:
@@ -25,17 +25,6 @@ class BatchedEvaluator:
 
     def __init__(self, *, chunk: int = 8) -> None:
         self.chunk = validation.count("chunk", chunk)
-
-    def measure(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Measurement:
-        """Loss differences of random directions on a network."""
-        return self.prepare(objective, batch, perturbations, offsets, seed).measurement(perturbations, offsets)
 
     def prepare(
         self,

@@ -66,8 +66,8 @@ def transport_error(error: BaseException) -> QueryError:
 
 
 def raised(failure: Failure) -> QueryError:
-    """An exception of the black box, with where it was raised."""
-    error = QueryError(f"the black box raised {failure.error}")
+    """An exception of the black box: its first line, and as a note all of it with where it was raised."""
+    error = QueryError(f"the black box raised {failure.error.partition(chr(10))[0]}")
     error.add_note(failure.trace)
     return error
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.evaluators.base import Job, Measurement, Preparation, require_finite_base, timed_answer
+from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
 from deepzero.evaluators.costs import CostTable, chunk_cost, timed
 from deepzero.evaluators.heap import give_back_freed_memory
 from deepzero.evaluators.workers import one_thread, parallel_map
@@ -33,7 +33,7 @@ WIDENED = 8
 """Memory of a verification in float64, in multiples of the base forward in float32."""
 
 
-class PropagationEvaluator:
+class PropagationEvaluator(DivisibleEvaluator):
     """Coordinate differences on a network by propagation over its exported graph.
 
     Args:
@@ -61,17 +61,6 @@ class PropagationEvaluator:
         self._verify = verify
         self._programs: WeakKeyDictionary[NetworkObjective, dict[str, Program]] = WeakKeyDictionary()
         self._footprints: dict[str, plan.Footprint] = {}
-
-    def measure(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Measurement:
-        """Loss differences of coordinate perturbations, chunk by chunk."""
-        return self.prepare(objective, batch, perturbations, offsets, seed).measurement(perturbations, offsets)
 
     def prepare(
         self,

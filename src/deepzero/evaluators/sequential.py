@@ -7,27 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from deepzero.evaluators.base import Job, Measurement, Preparation, require_finite_base, timed_answer
+from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
 from deepzero.objective import Objective
 from deepzero.probes import Perturbations
 
 
-class SequentialEvaluator:
+class SequentialEvaluator(DivisibleEvaluator):
     """Answers every query by a full evaluation of the objective. Works for networks and any black box.
 
     Every query of a step draws the same random numbers (dropout masks) as the base query.
     """
-
-    def measure(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Measurement:
-        """Loss differences by ``1 + len(offsets) * len(perturbations)`` evaluations."""
-        return self.prepare(objective, batch, perturbations, offsets, seed).measurement(perturbations, offsets)
 
     def prepare(
         self,
