@@ -15,6 +15,7 @@ machine's loopback interface and fails on purpose; the client side is what one w
 # 500, one in forty is billed and answered far too late, and one in forty is billed and dropped without an answer.
 
 import json
+import logging
 import tempfile
 import threading
 import time
@@ -106,6 +107,8 @@ url = f"http://127.0.0.1:{service.server_address[1]}/score"
 # has the same key when it is made again. Its own timeout frees the thread; a thread cannot be killed from outside.
 
 client = httpx.Client(timeout=0.15)
+for name in ("httpx", "deepzero"):
+    logging.getLogger(name).setLevel(logging.WARNING)  # otherwise a line for every request and every retry
 
 
 def ask(params):
