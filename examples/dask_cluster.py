@@ -111,8 +111,8 @@ with (
     Client(cluster) as client,
 ):
     found = {
-        "CGE": train(cge, ask, url, executor=client.get_executor()),
-        "RGE": train(rge, ask, url, executor=client.get_executor()),
+        "CGE": train(cge, ask, url, executor=client.get_executor(pure=False)),
+        "RGE": train(rge, ask, url, executor=client.get_executor(pure=False)),
     }
 service.shutdown()
 service.server_close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import random
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -392,3 +393,27 @@ def test_arguments_without_a_key() -> None:
     evaluator = boxes.evaluator(FakeExecutor(1))
     boxes.estimate(evaluator, boxes.box(lambda params, _: fn(params)), object())
     assert set(fn.keys) == {None}
+
+
+# All at once -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batched", [None, 3])
+@pytest.mark.parametrize("seed", range(10))
+def test_everything_goes_wrong_now_and_then(seed: int, batched: int | None, tmp_path: Path) -> None:
+    """Errors, NaN, hanging calls, broken pools, answers in any order: the same numbers, each of them in the journal."""
+    draw = random.Random(seed)
+    right = boxes.rough if batched is None else boxes.rough_stacked
+    wrong: list[Any] = [ERROR, NAN if batched is None else lambda params: [NAN] * len(params["w"])]
+    fn = Faulty({n: draw.choice(wrong) if draw.random() < 0.2 else right for n in range(3000)})
+    pools = [
+        FakeExecutor(3, seed=n, breaks=draw.randint(5, 60), hang=lambda n: random.Random(n).random() < 0.1)
+        for n in range(200)
+    ]
+    policy = dz.QueryPolicy(timeout=60, retries=30, on_nan="retry", seed=seed)
+    with dz.QueryJournal(tmp_path / "queries.sqlite") as journal:
+        evaluator = boxes.evaluator(*pools, remade=True, policy=policy, journal=journal)
+        found = boxes.estimate(evaluator, boxes.box(fn, batched), stencil=dz.CENTRAL)
+        assert len(journal) == 1 + 2 * 13
+    assert boxes.same(found, boxes.estimate(dz.SequentialEvaluator(), boxes.box(), stencil=dz.CENTRAL))
+    assert max(pool.most for pool in pools) <= 3
