@@ -213,6 +213,26 @@ def test_late_answers_are_welcome() -> None:
     assert 90 <= evaluator._clock.now() < 100
 
 
+@pytest.mark.parametrize("fault", [ERROR, NAN])
+def test_a_late_failure_does_not_add_a_retry(fault: Any) -> None:
+    executor, fn = FakeExecutor(2), Faulty({13: fault})
+    evaluator = boxes.evaluator(executor, policy=dz.QueryPolicy(timeout=60, backoff=1000, backoff_limit=1000))
+    executor._hang = lambda n: n == 4 and executor.clock.time < 90
+    assert boxes.same(boxes.estimate(evaluator, boxes.box(fn)), EXPECTED())
+    assert fn.calls == 15
+
+
+def test_an_executor_that_refuses_a_call() -> None:
+    class Refusing(FakeExecutor):
+        def submit(self, fn: Any, message: Any) -> Any:
+            raise TypeError("cannot pickle 'socket' object")
+
+    with pytest.raises(
+        QueryError, match=r"the base query: the executor could not run it, TypeError: .*top of a module"
+    ):
+        boxes.estimate(boxes.evaluator(Refusing()), boxes.box())
+
+
 def test_hanging_processes_are_replaced(tmp_path: Path) -> None:
     fn = functools.partial(boxes.hangs_once, folder=str(tmp_path), every=1)
     with dz.ExecutorEvaluator(

@@ -142,8 +142,8 @@ class Step:
         except BrokenExecutor as error:
             self._lost(call, error)
             return
-        except RuntimeError as error:
-            raise QueryError(f"the executor takes no more calls ({error}); pass one that is not shut down") from error
+        except Exception as error:
+            raise final(transport_error(error), self._named(call)) from error
         self._rate.start(now)
         self._flights[future] = Flight(call, now + (self._policy.timeout or math.inf))
         future.add_done_callback(self._done.put)
@@ -172,10 +172,10 @@ class Step:
                 self._react(call, future)
 
     def _landed(self, future: Future[Reply]) -> Call | None:
-        """The call of a future that is done with; None if it was dropped along with its pool."""
-        if future in self._flights:
-            return self._flights.pop(future).call
-        return self._late.pop(future, None)
+        """The call of a future that is done with; None if it was given up: then it is being made again already."""
+        self._late.pop(future, None)
+        flight = self._flights.pop(future, None)
+        return None if flight is None else flight.call
 
     def _keep(self, futures: Sequence[Future[Reply]]) -> None:
         """Accept the finite losses among the results, all at once."""
