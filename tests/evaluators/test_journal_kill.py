@@ -28,7 +28,7 @@ import torch
 
 import deepzero as dz
 
-KILLS, STEPS, SIZE, WORKERS = 20, 6, 20, 3
+KILLS, STEPS, SIZE, WORKERS = 20, 20, 20, 3
 QUERIES = STEPS * (1 + SIZE)
 
 
@@ -126,18 +126,18 @@ def run_until(killed_at: int | None, pause: float, service: Service, *arguments:
     return process.exitcode
 
 
+@pytest.mark.slow
 def test_no_query_is_billed_twice(service: Service, tmp_path: Path) -> None:
     draw = random.Random(5)
     journal, out = str(tmp_path / "queries.sqlite"), str(tmp_path / "weights.json")
     for _ in range(KILLS):
-        pause = draw.choice([0.0, draw.uniform(1e-4, 8e-3)])
-        assert run_until(draw.randint(1, 9), pause, service, journal, out) == -signal.SIGKILL
+        pause = draw.choice([0.0, draw.uniform(1e-4, 5e-3)])
+        assert run_until(draw.randint(1, 12), pause, service, journal, out) == -signal.SIGKILL
         assert not Path(out).exists()
-    killed = service.calls.total()
+    assert len(service.calls) < QUERIES
     assert run_until(None, 0.0, service, journal, out) == 0
     assert len(service.calls) == QUERIES  # what is billed: each of the distinct queries, once
     assert service.calls.total() - QUERIES <= KILLS * WORKERS  # asked again: only what was in flight at a kill
-    assert killed < QUERIES + KILLS * WORKERS
     assert json.loads(Path(out).read_text()) == fit(lambda params: loss(params["w"].tolist()))
 
 
