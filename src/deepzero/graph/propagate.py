@@ -18,7 +18,7 @@ from deepzero.graph.program import Cone, Step
 from deepzero.graph.rules import fallback
 
 Meter = Callable[[int, int], None]
-"""Told after each step the bytes of live differences and of the newest one."""
+"""Told after each step the bytes of live differences, and of what the step worked on."""
 
 
 def loss_differences(
@@ -54,10 +54,17 @@ def _advance(step: Step, values: Values, live: dict[Node, Any], meter: Meter | N
         if outcome is not None:
             live[step.node] = outcome
             if meter is not None:
-                wide = 3 if step.rule is fallback else 1  # it holds several float64 copies
-                meter(sum(_nbytes(d) for d in live.values()), wide * _nbytes(outcome))
+                meter(sum(_nbytes(d) for d in live.values()), max(_nbytes(outcome), _widened(step, values, live)))
     for node in step.frees:
         live.pop(node, None)
+
+
+def _widened(step: Step, values: Values, live: dict[Node, Any]) -> int:
+    """Bytes of what the fallback makes dense: all of its inputs that differ, whatever the size of its result."""
+    if step.rule is not fallback:
+        return 0
+    differing = [(values[node].base, live[node].count) for node in step.inputs if node in live]
+    return sum(int(base.nbytes) * count for base, count in differing)
 
 
 def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
