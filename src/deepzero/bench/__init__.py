@@ -3,6 +3,20 @@
 from deepzero.bench.cases import CASES, Case, Problem, problem
 from deepzero.bench.record import record
 from deepzero.bench.runner import CaseReport, Settings, run
+from deepzero.bench.scaling import Forecast, Machine, simulate
 from deepzero.bench.tables import tables
 
-__all__ = ["CASES", "Case", "CaseReport", "Problem", "Settings", "problem", "record", "run", "tables"]
+__all__ = [
+    "CASES",
+    "Case",
+    "CaseReport",
+    "Forecast",
+    "Machine",
+    "Problem",
+    "Settings",
+    "problem",
+    "record",
+    "run",
+    "simulate",
+    "tables",
+]
