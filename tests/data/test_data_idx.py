@@ -32,6 +32,7 @@ def test_reads_what_the_format_says(tmp_path: Path, compressed: bool) -> None:
         (gzip.compress(CONTENT)[:-12], "truncated or corrupt"),
         (gzip.compress(CONTENT)[:-8] + bytes(8), "truncated or corrupt"),
     ],
+    ids=["empty", "zip", "kind", "header", "short", "long", "gzip_short", "gzip_checksum"],  # gzip holds the time
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "damaged"
