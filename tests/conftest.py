@@ -1,8 +1,9 @@
-"""What every test runs under: one thread a process, checked shapes, no chance in hypothesis, no GPU test without a GPU."""
+"""What every test runs under: one thread a process, checked shapes, Ctrl-C as Python handles it, no chance in hypothesis."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 # Read once, when the thread pools start: before torch and numpy are imported. pytest-xdist runs one process per core.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -19,6 +20,9 @@ import torch
 
 shapes.install()  # before deepzero is imported
 torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell that started the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("deterministic")
