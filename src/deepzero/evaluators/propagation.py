@@ -84,10 +84,11 @@ class PropagationEvaluator(DivisibleEvaluator):
             self._compare_with_oracle(objective, batch, perturbations, offsets[0], seed, held)
             self._verify = False
             values = self.base_values(program, objective, batch, seed)
-        sizes, workers = self._plan(program, objective, batch, values, offsets[0])
-        tight = self._is_tight(objective, batch, sizes, workers)
-        chunks = {(chunk.start, chunk.stop): chunk for chunk in plan.cut(perturbations, sizes)}
+        foot = self._footprint(program, objective, batch, values, offsets[0])
         device = device_of(objective.parameters())
+        sizes, workers = self._plan(foot, device)
+        tight = self._is_tight(foot, device, sizes, workers)
+        chunks = {(chunk.start, chunk.stop): chunk for chunk in plan.cut(perturbations, sizes)}
 
         def difference(job: Job) -> Tensor:
             chunk = chunks[job.start, job.stop]
@@ -99,9 +100,8 @@ class PropagationEvaluator(DivisibleEvaluator):
             if tight:
                 give_back_freed_memory()
 
-        weights = self._footprint(program, objective, batch, values, offsets[0]).queries
         jobs = [
-            Job(row, chunk.start, chunk.stop, chunk.parameter, weights[chunk.parameter])
+            Job(row, chunk.start, chunk.stop, chunk.parameter, foot.queries[chunk.parameter])
             for row in range(len(offsets))
             for chunk in chunks.values()
         ]
@@ -160,9 +160,9 @@ class PropagationEvaluator(DivisibleEvaluator):
         base = timed(lambda: self.base_values(program, objective, batch, seed=0), repeats)
         values = self.base_values(program, objective, batch, seed=0)
         parameters = objective.parameters()
-        sizes, workers = self._plan(program, objective, batch, values, offset)
         foot = self._footprint(program, objective, batch, values, offset)
         device = device_of(parameters)
+        sizes, workers = self._plan(foot, device)
 
         def chunk_run(name: str) -> Callable[[Tensor], None]:
             def run(indices: Tensor) -> None:
@@ -181,31 +181,18 @@ class PropagationEvaluator(DivisibleEvaluator):
         }
         return CostTable(base, workers, table, foot.held)
 
-    def _plan(
-        self,
-        program: Program,
-        objective: NetworkObjective,
-        batch: tuple[Any, ...],
-        values: Values,
-        offset: float,
-    ) -> tuple[dict[str, int], int]:
+    def _plan(self, foot: plan.Footprint, device: torch.device) -> tuple[dict[str, int], int]:
         """Perturbations per chunk by parameter, and the workers that fit."""
-        foot = self._footprint(program, objective, batch, values, offset)
-        on_cpu = device_of(objective.parameters()).type == "cpu"
+        on_cpu = device.type == "cpu"
         target = self.chunk_bytes or (CPU_TARGET if on_cpu else CUDA_TARGET)
         wanted = (self.workers or torch.get_num_threads()) if on_cpu else 1
         budget, overhead = self.memory_budget, plan.ALLOCATOR if on_cpu else 1.0
         sizes = plan.chunk_sizes(foot, target=target, budget=budget, overhead=overhead)
         return sizes, plan.workers_that_fit(foot, sizes, budget=budget, wanted=wanted, overhead=overhead)
 
-    def _is_tight(
-        self, objective: NetworkObjective, batch: tuple[Any, ...], sizes: dict[str, int], workers: int
-    ) -> bool:
+    def _is_tight(self, foot: plan.Footprint, device: torch.device, sizes: dict[str, int], workers: int) -> bool:
         """Whether what an estimate leaves in the allocator's arenas could take the next one over the budget."""
-        if device_of(objective.parameters()).type != "cpu":
-            return False
-        foot = self._footprints[_signature(objective, batch)]
-        return plan.in_flight(foot, sizes, workers) * 2 * plan.ALLOCATOR > self.memory_budget
+        return device.type == "cpu" and plan.in_flight(foot, sizes, workers) * 2 * plan.ALLOCATOR > self.memory_budget
 
     def _footprint(
         self, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], values: Values, offset: float
