@@ -14,6 +14,7 @@ from beartype import beartype
 
 # Left out: graph.loops, which numba compiles, and modules whose signatures name no shape.
 CHECKED_MODULES = (
+    "deepzero.baselines",
     "deepzero.coordinates",
     "deepzero.data",
     "deepzero.graph.differences",
@@ -22,6 +23,7 @@ CHECKED_MODULES = (
     "deepzero.graph.propagate",
     "deepzero.graph.rules",
     "deepzero.graph.verify",
+    "deepzero.losses",
     "deepzero.models",
     "deepzero.sparsity",
     "deepzero.stencils",
