@@ -1,0 +1,119 @@
+"""What is shown: figures and tables as data, free of how they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from deepzero.errors import InvalidInputError
+
+FORMAT = "deepzero results 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One curve.
+
+    Attributes:
+        name: what the legend calls it.
+        x: abscissae.
+        y: ordinates, as many.
+        spread: half the height of an error bar at each point (a standard deviation over seeds); None for none.
+        reference: whether it is a published curve and not a measurement of ours.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+    reference: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.x) == len(self.y) == len(self.spread if self.spread is not None else self.y):
+            raise InvalidInputError(f"series {self.name!r} needs as many y and spread values as x values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """Curves over common axes.
+
+    Attributes:
+        title: what the figure shows.
+        x_label: name and unit of the abscissa.
+        y_label: name and unit of the ordinate.
+        series: the curves.
+        x_log: logarithmic abscissa.
+        y_log: logarithmic ordinate.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    x_log: bool = False
+    y_log: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of texts, ready to be shown.
+
+    Attributes:
+        title: what the table shows.
+        columns: heads of the columns.
+        rows: one text for each column.
+        note: what a reader must know, for example what "paper" stands for.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise InvalidInputError(f"table {self.title!r} has {len(self.columns)} columns, a row has {len(row)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """Results with everything a reader needs to judge them; the content of ``results.json``.
+
+    Attributes:
+        title: of the whole.
+        caption: what was run, and how it was reduced.
+        tables: tables.
+        figures: figures.
+        facts: command, date, versions, hardware, configuration, ...: JSON-able values by name.
+        cells: the single measurements, each with its labels and numbers.
+    """
+
+    title: str
+    caption: str = ""
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    cells: Sequence[Mapping[str, Any]] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able values, from which :meth:`from_dict` makes the document again."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Document:
+        """The document that :meth:`as_dict` described.
+
+        Raises:
+            InvalidInputError: the values are not of this format.
+        """
+        if values.get("format") != FORMAT:
+            raise InvalidInputError(f"expected results of format {FORMAT!r}, got {values.get('format')!r}")
+        content = {key: value for key, value in values.items() if key != "format"}
+        content["tables"] = [Table(**table) for table in content["tables"]]
+        content["figures"] = [
+            Figure(**{**figure, "series": [Series(**series) for series in figure["series"]]})
+            for figure in content["figures"]
+        ]
+        return cls(**content)
