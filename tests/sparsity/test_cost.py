@@ -38,7 +38,7 @@ def test_the_budget_is_met_within_one_coordinate_per_layer(
     slack = sum(costs[name] for name in LAYERS)
     dense = seconds_of(SIZES, costs)
     budget = reserved + slack * 1.0001 + level * (dense - reserved - slack)
-    ratios = cost_aware_ratios(MODEL, costs, seconds=budget, exponent=exponent, weights=weights)
+    ratios = cost_aware_ratios(MODEL, costs, budget=budget, exponent=exponent, weights=weights)
     assert list(ratios) == LAYERS
     assert all(0 < ratio <= 1 for ratio in ratios.values())
     drawn = random_coordinates(MODEL, ratios)
@@ -49,7 +49,7 @@ def test_the_budget_is_met_within_one_coordinate_per_layer(
 
 def test_uncapped_ratios_are_proportional_to_weight_times_cost_to_the_minus_a() -> None:
     weights = dict(zip(LAYERS, (1.0, 3.0, 2.0, 1.0), strict=True))
-    ratios = cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, seconds=0.3 * DENSE, exponent=0.5, weights=weights)
+    ratios = cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, budget=0.3 * DENSE, exponent=0.5, weights=weights)
     shares = {name: weights[name] * DEEPER_IS_CHEAPER[name] ** -0.5 for name in LAYERS if ratios[name] < 1}
     assert len(shares) >= 2
     # Counts are rounded down, so one scale lies between count / share and (count + 1) / share for every layer.
@@ -62,7 +62,7 @@ def test_uncapped_ratios_are_proportional_to_weight_times_cost_to_the_minus_a() 
 def test_a_larger_exponent_moves_queries_from_dear_layers_to_cheap_ones() -> None:
     """Equal time buys more coordinates the more weight their cost has."""
     tables = [
-        cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, seconds=0.3 * DENSE, exponent=a) for a in (0, 0.2, 0.5, 1, 2, 4)
+        cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, budget=0.3 * DENSE, exponent=a) for a in (0, 0.2, 0.5, 1, 2, 4)
     ]
     for before, after in itertools.pairwise(tables):
         assert after[LAYERS[0]] <= before[LAYERS[0]]
@@ -73,14 +73,14 @@ def test_a_larger_exponent_moves_queries_from_dear_layers_to_cheap_ones() -> Non
 
 
 def test_exponent_zero_is_uniform_and_a_large_budget_pays_for_everything() -> None:
-    uniform = cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, seconds=0.4 * DENSE, exponent=0)
+    uniform = cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, budget=0.4 * DENSE, exponent=0)
     assert list(uniform.values()) == pytest.approx([uniform[LAYERS[1]]] * 4, abs=0.01)
-    assert set(cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, seconds=10 * DENSE).values()) == {1.0}
+    assert set(cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, budget=10 * DENSE).values()) == {1.0}
 
 
 def test_smart_ratio_as_weights() -> None:
     smart = smart_ratio(MODEL, 0.9)
-    ratios = cost_aware_ratios(MODEL, dict.fromkeys(SIZES, 1e-3), seconds=0.5, exponent=1, weights=smart)
+    ratios = cost_aware_ratios(MODEL, dict.fromkeys(SIZES, 1e-3), budget=0.5, exponent=1, weights=smart)
     free = [name for name in LAYERS if ratios[name] < 1]
     assert [ratios[name] / smart[name] for name in free] == pytest.approx(
         [ratios[free[0]] / smart[free[0]]] * len(free), rel=0.05
@@ -89,28 +89,28 @@ def test_smart_ratio_as_weights() -> None:
 
 def test_always_queried_parameters_are_paid_first() -> None:
     budget = 0.3 * DENSE
-    paying = cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, seconds=budget)
-    free = cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, seconds=budget, always=())
+    paying = cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, budget=budget)
+    free = cost_aware_ratios(MODEL, DEEPER_IS_CHEAPER, budget=budget, always=())
     assert sum(free.values()) > sum(paying.values())
     only_layers = {name: DEEPER_IS_CHEAPER[name] for name in LAYERS}
-    assert cost_aware_ratios(MODEL, only_layers, seconds=budget, always=()) == free
+    assert cost_aware_ratios(MODEL, only_layers, budget=budget, always=()) == free
 
 
 def test_a_budget_that_is_too_small_names_the_least_one() -> None:
     costs = dict.fromkeys(SIZES, 1e-3)
     always = sum(n for name, n in SIZES.items() if name not in LAYERS)
     least = (always + 4) * 1e-3
-    with pytest.raises(InvalidInputError, match=rf"least possible is {least:.3g} s"):
-        cost_aware_ratios(MODEL, costs, seconds=0.9 * least)
-    at_least = cost_aware_ratios(MODEL, costs, seconds=least * 1.0001)
+    with pytest.raises(InvalidInputError, match=rf"least possible is {least:.3g},"):
+        cost_aware_ratios(MODEL, costs, budget=0.9 * least)
+    at_least = cost_aware_ratios(MODEL, costs, budget=least * 1.0001)
     assert [round(at_least[name] * SIZES[name]) for name in LAYERS] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"seconds": 0},
-        {"seconds": float("nan")},
+        {"budget": 0},
+        {"budget": float("nan")},
         {"exponent": -1},
         {"exponent": float("nan")},
         {"costs": {}},
@@ -123,6 +123,6 @@ def test_a_budget_that_is_too_small_names_the_least_one() -> None:
     ],
 )
 def test_bad_input_is_refused(options: dict[str, object]) -> None:
-    arguments = {"costs": DEEPER_IS_CHEAPER, "seconds": DENSE} | options
+    arguments = {"costs": DEEPER_IS_CHEAPER, "budget": DENSE} | options
     with pytest.raises(InvalidInputError):
         cost_aware_ratios(MODEL, arguments.pop("costs"), **arguments)

@@ -181,6 +181,23 @@ class PropagationEvaluator(DivisibleEvaluator):
         }
         return CostTable(base, workers, table, foot.held)
 
+    def work(self, objective: NetworkObjective, *batch: Any) -> dict[str, int]:
+        """Bytes of differences that one query writes on its way to the loss, by parameter.
+
+        It depends on shapes alone, so it is the same in every run and on every machine; on a CPU the seconds of a query
+        follow it closely.
+
+        Example:
+            >>> import torch, torch.nn.functional as F, deepzero as dz
+            >>> zo = dz.CGE(torch.nn.Linear(4, 2), loss=F.cross_entropy)
+            >>> work = zo.evaluator.work(zo.objective, torch.randn(8, 4), torch.zeros(8, dtype=torch.int64))
+            >>> sorted(work)
+            ['bias', 'weight']
+        """
+        program = self.program(objective, batch)
+        with one_thread():
+            return plan.work(program, self.base_values(program, objective, batch, seed=0), offset=1e-3)
+
     def _plan(self, foot: plan.Footprint, device: torch.device) -> tuple[dict[str, int], int]:
         """Perturbations per chunk by parameter, and the workers that fit."""
         on_cpu = device.type == "cpu"

@@ -17,7 +17,7 @@ from torch import Tensor
 from deepzero.errors import BudgetError
 from deepzero.graph.forward import Values, held_bytes
 from deepzero.graph.program import Program
-from deepzero.graph.propagate import loss_differences
+from deepzero.graph.propagate import Meter, loss_differences
 from deepzero.probes import CoordinatePerturbations
 
 MEBI = 1 << 20
@@ -69,9 +69,29 @@ def _query_bytes(program: Program, values: Values, parameter: str, offset: float
         nonlocal peak
         peak = max(peak, live + WORKSPACE * newest)
 
-    cone = program.cones[parameter]
-    loss_differences(cone, values, program.graph.output, torch.zeros(1, dtype=torch.int64), offset, meter)
+    _propagate_one(program, values, parameter, offset, meter)
     return max(peak, 1)
+
+
+def work(program: Program, values: Values, offset: float) -> dict[str, int]:
+    """Bytes of differences that a perturbation writes on its way to the loss, by parameter; depends on shapes only."""
+    return {name: _written_bytes(program, values, name, offset) for name in program.cones}
+
+
+def _written_bytes(program: Program, values: Values, parameter: str, offset: float) -> int:
+    written = 0
+
+    def meter(_: int, newest: int) -> None:
+        nonlocal written
+        written += newest
+
+    _propagate_one(program, values, parameter, offset, meter)
+    return max(written, 1)
+
+
+def _propagate_one(program: Program, values: Values, parameter: str, offset: float, meter: Meter) -> None:
+    first = torch.zeros(1, dtype=torch.int64)
+    loss_differences(program.cones[parameter], values, program.graph.output, first, offset, meter)
 
 
 def chunk_sizes(foot: Footprint, *, target: int, budget: int, overhead: float = 1.0) -> dict[str, int]:

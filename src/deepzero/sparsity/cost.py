@@ -1,4 +1,4 @@
-"""Ratios under a budget of time: cheap layers are queried more.
+"""Ratios under a budget: cheap layers are queried more.
 
 Under difference propagation a coordinate of the last layers costs up to a hundred times less than one of the first, so
 a budget in seconds is not a budget in coordinates.
@@ -24,25 +24,26 @@ def cost_aware_ratios(
     model: nn.Module | BlackBox,
     costs: Mapping[str, float],
     *,
-    seconds: float,
+    budget: float,
     exponent: float = 0.5,
     weights: Mapping[str, float] | None = None,
     prunable: Collection[str] | None = None,
     always: Collection[str] | None = None,
 ) -> dict[str, float]:
-    """Keep ratios :math:`k_l = \\min(1, c \\, w_l \\, \\tau_l^{-a})` whose queries take ``seconds`` per step.
+    """Keep ratios :math:`k_l = \\min(1, c \\, w_l \\, \\tau_l^{-a})` whose queries take ``budget`` per step.
 
-    With :math:`n_l` coordinates and :math:`\\tau_l` seconds a query, :math:`c` solves
+    With :math:`n_l` coordinates that cost :math:`\\tau_l` each, :math:`c` solves
 
-    .. math:: \\sum_l n_l k_l \\tau_l = \\text{seconds} - \\sum_{\\text{always queried}} n \\tau
+    .. math:: \\sum_l n_l k_l \\tau_l = \\text{budget} - \\sum_{\\text{always queried}} n \\tau
 
     under the condition that each layer keeps at least one coordinate. Counts are rounded down to whole coordinates, so
     the budget is never exceeded, and missed by less than one coordinate of each layer unless it pays for everything.
 
     Args:
         model: the network.
-        costs: :math:`\\tau_l`, seconds per query of a coordinate, by parameter name: the measured cost table.
-        seconds: budget per step for all queries.
+        costs: :math:`\\tau_l` of a query by parameter name: measured seconds (``CostTable.seconds_per_query()``), or
+            ``PropagationEvaluator.work()``, which depends on shapes alone.
+        budget: for all queries of a step, in the same unit.
         exponent: :math:`a`, 0 to 10; 0 ignores cost, 1 spends time in proportion to :math:`n_l w_l`.
         weights: :math:`w_l` > 0 by name: a sensitivity, or ``smart_ratio(model, 0.9)``; all 1 by default.
         prunable: names to thin; by default every parameter with two or more dimensions.
@@ -54,10 +55,10 @@ def cost_aware_ratios(
 
     Example:
         >>> layers = nn.Sequential(nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False))
-        >>> cost_aware_ratios(layers, {"0.weight": 4e-3, "1.weight": 1e-3}, seconds=0.12)
+        >>> cost_aware_ratios(layers, {"0.weight": 4e-3, "1.weight": 1e-3}, budget=0.12)
         {'0.weight': 0.2, '1.weight': 0.4}
     """
-    validation.positive("seconds", seconds, hint="1.0")
+    validation.positive("budget", budget, hint="1.0")
     if not 0 <= exponent <= MAX_EXPONENT:
         raise InvalidInputError(f"exponent must lie in [0, {MAX_EXPONENT}], got {exponent!r}; try exponent=0.5")
     parameters = trainable(model)
@@ -70,14 +71,14 @@ def cost_aware_ratios(
         name: _Layer(parameters[name].numel(), tau[name], share[name] * (tau[name] / unit) ** -exponent)
         for name in names
     }
-    rest = seconds - _require_affordable(seconds, layers, parameters, {name: tau[name] for name in full})
+    rest = budget - _require_affordable(budget, layers, parameters, {name: tau[name] for name in full})
     scale = _water_level(list(layers.values()), rest)
     return {name: max(1, math.floor(layer.kept(scale) + 1e-9)) / layer.size for name, layer in layers.items()}
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's number of coordinates, seconds a query, and the ratio it gets at scale 1."""
+    """A layer's number of coordinates, cost of a query, and the ratio it gets at scale 1."""
 
     size: int
     cost: float
@@ -89,7 +90,7 @@ class _Layer:
 
 
 def _water_level(layers: list[_Layer], budget: float) -> float:
-    """The scale at which the layers take ``budget`` seconds: the time is increasing and linear between breakpoints."""
+    """The scale at which the layers cost ``budget``: the cost is increasing and linear between breakpoints."""
 
     def spent(scale: float) -> float:
         return sum(layer.kept(scale) * layer.cost for layer in layers)
@@ -104,16 +105,16 @@ def _water_level(layers: list[_Layer], budget: float) -> float:
 
 
 def _require_affordable(
-    seconds: float, layers: Mapping[str, _Layer], parameters: Parameters, full: Mapping[str, float]
+    budget: float, layers: Mapping[str, _Layer], parameters: Parameters, full: Mapping[str, float]
 ) -> float:
-    """Seconds that the always-queried parameters take, if the budget pays for them and one coordinate of each layer."""
+    """What the always-queried parameters cost, if the budget pays for them and one coordinate of each layer."""
     reserved = sum(parameters[name].numel() * cost for name, cost in full.items())
     least = reserved + sum(layer.cost for layer in layers.values())
-    if seconds < least:
+    if budget < least:
         raise InvalidInputError(
-            f"a budget of {seconds:.3g} s per step is too small: the least possible is {least:.3g} s, {reserved:.3g} s "
-            f"for {len(full)} parameters that are always queried and {least - reserved:.3g} s for one coordinate of "
-            f"each of {len(layers)} layers; try seconds={2 * least:.2g}, or always=() to leave the former out"
+            f"a budget of {budget:.3g} per step is too small: the least possible is {least:.3g}, {reserved:.3g} "
+            f"for {len(full)} parameters that are always queried and {least - reserved:.3g} for one coordinate of "
+            f"each of {len(layers)} layers; try budget={2 * least:.2g}, or always=() to leave the former out"
         )
     return reserved
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
 from deepzero import data, models, validation
+from deepzero.losses import LOSSES
 from deepzero.tasks.config import ClassificationConfig
-from deepzero.tasks.gradients import Ratios, find_ratios, gradient_source
+from deepzero.tasks.gradients import gradient_source
+from deepzero.tasks.selection import Ratios, Selection, prune, select
 from deepzero.tasks.shared_run import SharedRun
 from deepzero.team import Team, own_device
 from deepzero.training.environment import hardware, versions
@@ -120,13 +121,13 @@ def train(
             model.load_state_dict(run.weights())
             return Result(model, path, run.summary)
         batches = _training_batches(config, splits.train, place)
-        ratios = run.ratios or find_ratios(config, model, splits.train, place, team)
-        run.start(config=asdict(config), notes=notes or {}, ratios=ratios)
-        with _trainer(config, model, splits, batches, ratios, run, started, tensorboard, console) as trainer:
+        selection = select(config, model, splits.train, place, team, run.ratios)
+        run.start(config=asdict(config), notes=notes or {}, ratios=selection.ratios)
+        with _trainer(config, model, splits, batches, selection, run, started, tensorboard, console) as trainer:
             reason = trainer.fit(SharedStop(stop, team))
             if reason is not None:
                 return Result(model, path, None, stopped=reason)
-            summary = team.from_leader(lambda: _finish(trainer, config, splits, ratios, run))
+            summary = team.from_leader(lambda: _finish(trainer, config, splits, selection.ratios, run))
     model.load_state_dict(run.weights())
     return Result(model, path, summary)
 
@@ -160,7 +161,7 @@ def _trainer(
     model: nn.Module,
     splits: data.Splits,
     batches: data.BatchLoader,
-    ratios: Ratios,
+    selection: Selection,
     run: SharedRun,
     started: float,
     tensorboard: bool,
@@ -171,6 +172,8 @@ def _trainer(
     Only the trainer of rank 0 looks at the validation split, selects weights, and writes.
     """
     device = next(model.parameters()).device
+    if config.sparsity.prune and selection.masks is not None:
+        prune(model, selection.masks)
     checkpoint = run.last_checkpoint()
     with ExitStack() as stack:
         metrics, store, validate = None, None, None
@@ -178,18 +181,18 @@ def _trainer(
             metrics = JsonLines(run.folder.metrics, start=checkpoint.state["metrics_bytes"] if checkpoint else 0)
             stack.callback(metrics.close)
             store = run.folder.checkpoints()
-            validate = _scorer(splits.validation, model, device) if len(splits.validation) else None
+            validate = _scorer(config, splits.validation, model, device) if len(splits.validation) else None
         trainer = Trainer(
             model=model,
             optimizer=_optimizer(config, model),
-            source=gradient_source(config, model, ratios, run.team),
+            source=gradient_source(config, model, selection, run.team),
             batches=batches,
             validate=validate,
             config=config.training,
             store=store,
             metrics=metrics,
             started=started,
-            queries_before=ratios.queries,
+            queries_before=selection.ratios.queries,
         )
         if checkpoint is not None:
             trainer.restore(checkpoint)
@@ -222,9 +225,11 @@ def _optimizer(config: ClassificationConfig, model: nn.Module) -> torch.optim.Op
     )
 
 
-def _scorer(images: data.Dataset, model: nn.Module, device: torch.device) -> Callable[[], Scores]:
+def _scorer(
+    config: ClassificationConfig, images: data.Dataset, model: nn.Module, device: torch.device
+) -> Callable[[], Scores]:
     batches = data.BatchLoader(images, batch_size=EVALUATION_BATCH, device=device)
-    return lambda: evaluate(model, batches.iterate(), F.cross_entropy)
+    return lambda: evaluate(model, batches.iterate(), LOSSES[config.loss])
 
 
 def _sinks(folder: RunFolder | None, trainer: Trainer, tensorboard: bool, console: Console | None) -> list[Sink]:
@@ -246,7 +251,7 @@ def _finish(
     assert folder is not None
     if best is not None:
         model.load_state_dict(best.tensors)
-    test = _scorer(splits.test, model, next(model.parameters()).device)()
+    test = _scorer(config, splits.test, model, next(model.parameters()).device)()
     trainer.record("test", test_accuracy=test.accuracy, test_loss=test.loss)
     summary = {
         "test_accuracy": test.accuracy,

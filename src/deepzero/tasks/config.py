@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepzero import data, models, validation
+from deepzero import baselines, data, models, validation
 from deepzero.errors import InvalidInputError
+from deepzero.losses import LOSSES
 from deepzero.probes import DISTRIBUTIONS
 from deepzero.sparsity.schedules import UNITS
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
 from deepzero.training.config import TrainingConfig
 
-METHODS = ("cge", "fo", "rge")
-RATIOS = ("smart-ratio", "uniform", "zo-grasp")
+ESTIMATORS = ("cge", "rge")
+METHODS = (*ESTIMATORS, "fo", *baselines.names())
+SCORES = ("fo-grasp", "magnitude", "random", "zo-grasp")
+RATIOS = (*SCORES, "cost-aware", "smart-ratio", "uniform")
+PATTERNS = ("alternating", "dynamic", "static")
+COST_WEIGHTS = ("equal", "sensitivity", "smart-ratio")
 STENCILS: dict[str, Stencil] = {stencil.name: stencil for stencil in (FORWARD, CENTRAL)}
 
 
@@ -69,12 +74,13 @@ class EstimatorConfig:
     """Where gradients come from.
 
     Attributes:
-        method: ``cge`` and ``rge`` estimate them from function values; ``fo`` is autograd on the same coordinates, for
-            comparison.
+        method: ``cge`` and ``rge`` estimate them from function values; ``fo`` is autograd on the same coordinates, and
+            the names of :func:`deepzero.baselines.names` are other methods, for comparison.
         step_size: :math:`\\mu` of the finite difference.
         stencil: ``forward`` or ``central``.
         queries: directions a step, for ``rge``.
         distribution: of the directions, for ``rge``.
+        options: further keywords of a baseline.
     """
 
     method: str = "cge"
@@ -82,6 +88,7 @@ class EstimatorConfig:
     stencil: str = "forward"
     queries: int = 192
     distribution: str = "gaussian"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         validation.choice("estimator", self.method, METHODS)
@@ -89,35 +96,63 @@ class EstimatorConfig:
         validation.choice("stencil", self.stencil, STENCILS)
         validation.count("queries", self.queries)
         validation.choice("distribution", self.distribution, DISTRIBUTIONS)
+        if self.options and self.method not in baselines.names():
+            raise InvalidInputError(f"options belong to baselines ({', '.join(baselines.names())}), not {self.method}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityConfig:
-    """Which coordinates are queried: layer-wise ratios, redrawn as training goes on.
+    """Which coordinates are queried, and when they change.
 
     Attributes:
         sparsity: part of the weights that is not queried at a step, in [0, 1); norms and biases always are.
-        ratios: where the layer-wise ratios come from: ``zo-grasp``, ``smart-ratio`` or ``uniform``.
+        ratios: what tells layers apart: a ranking of weights (``zo-grasp``, ``fo-grasp``, ``magnitude``, ``random``) or
+            a rule (``smart-ratio``, ``uniform``; ``cost-aware`` spends the work that Smart-Ratio would take at this
+            sparsity, see :func:`deepzero.sparsity.cost_aware_ratios`).
+        pattern: ``dynamic`` draws coordinates at random under layer-wise ratios, again and again (the paper's);
+            ``static`` keeps the best-ranked ones, or one draw of a rule; ``alternating`` ranks the weights anew at
+            every step (the paper's M1; its ranking takes further queries, which are not counted).
+        prune: the weights outside a static pattern are zero from the start: a sparse network (the paper's M2).
         every: how long a draw lasts.
         unit: of ``every``: ``step`` or ``epoch``.
         queries: directions of ZO-GraSP.
-        per_class: images of each class that ZO-GraSP looks at.
+        per_class: images of each class that GraSP looks at.
+        exponent: :math:`a` of cost-aware ratios.
+        weights: :math:`w_l` of cost-aware ratios: ``equal``, ``smart-ratio``, or ``sensitivity`` (root mean square of a
+            layer's partial derivatives at the start).
     """
 
     sparsity: float = 0.0
     ratios: str = "zo-grasp"
+    pattern: str = "dynamic"
+    prune: bool = False
     every: int = 1
     unit: str = "step"
     queries: int = 192
     per_class: int = 25
+    exponent: float = 0.5
+    weights: str = "equal"
 
     def __post_init__(self) -> None:
         validation.fraction("sparsity", self.sparsity)
         validation.choice("ratios", self.ratios, RATIOS)
+        validation.choice("pattern", self.pattern, PATTERNS)
         validation.count("every", self.every)
         validation.choice("unit", self.unit, UNITS)
         validation.count("sparsity queries", self.queries)
         validation.count("per_class", self.per_class)
+        validation.choice("weights", self.weights, COST_WEIGHTS)
+        if self.prune and self.pattern != "static":
+            raise InvalidInputError(
+                f"prune takes weights away for good; it needs pattern='static', got {self.pattern!r}"
+            )
+        if self.pattern == "alternating" and self.ratios not in ("fo-grasp", "zo-grasp"):
+            raise InvalidInputError(f"pattern='alternating' ranks by zo-grasp or fo-grasp, got ratios={self.ratios!r}")
+
+    @property
+    def ranks(self) -> bool:
+        """Whether single weights are ranked, not only layers."""
+        return self.ratios in SCORES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +164,7 @@ class ClassificationConfig:
         model: which network.
         estimator: where gradients come from.
         sparsity: which coordinates are queried.
+        loss: one of :data:`deepzero.losses.LOSSES`.
         training: optimizer and schedule.
         seed: of the initial weights, the order of images, augmentation, directions and coordinates.
 
@@ -140,11 +176,15 @@ class ClassificationConfig:
     model: ModelConfig
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    loss: str = "cross-entropy"
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
         validation.count("seed", self.seed, minimum=0)
+        validation.choice("loss", self.loss, LOSSES)
+        if self.estimator.method in baselines.names() and self.sparsity.sparsity > 0:
+            raise InvalidInputError(f"{self.estimator.method} takes no sparsity; use sparsity 0, or the estimator cge")
         if self.estimator.method == "rge" and self.sparsity.sparsity > 0:
             raise InvalidInputError(
                 f"random directions (rge) move every parameter, so sparsity={self.sparsity.sparsity} cannot apply; "

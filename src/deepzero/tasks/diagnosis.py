@@ -18,8 +18,9 @@ from deepzero.doctor.forecast import mean_seconds
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.estimator import Estimator
 from deepzero.tasks import classification
-from deepzero.tasks.config import ClassificationConfig
-from deepzero.tasks.gradients import find_ratios, gradient_source
+from deepzero.tasks.config import ESTIMATORS, ClassificationConfig
+from deepzero.tasks.gradients import gradient_source
+from deepzero.tasks.selection import select
 from deepzero.training.environment import hardware, versions
 from deepzero.training.files import replace_file, to_json
 
@@ -50,16 +51,16 @@ def diagnose(
         >>> diagnosis.forecast.queries, diagnosis.forecast.loop.steps_per_epoch
         (4955, 4)
     """
-    if config.estimator.method == "fo":
+    if config.estimator.method not in ESTIMATORS:
         raise InvalidInputError("the doctor examines estimates from function values; choose the estimator cge or rge")
     place = validation.device(device)
     splits = classification._load(config, data_dir)
     model = classification._model(config, splits.train).to(place)
     batches = classification._training_batches(config, splits.train, place)
     begun = time.perf_counter()
-    ratios = find_ratios(config, model, splits.train, place)
+    selection = select(config, model, splits.train, place)
     scoring = time.perf_counter() - begun
-    zo = gradient_source(config, model, ratios)
+    zo = gradient_source(config, model, selection)
     assert isinstance(zo, Estimator)
     return examine(
         zo,
@@ -110,7 +111,7 @@ def _loop_costs(
         function()  # the first call allocates
         return mean_seconds(function, seconds=WINDOW, most=10_000)
 
-    validate = classification._scorer(splits.validation, trial, next(trial.parameters()).device)
+    validate = classification._scorer(config, splits.validation, trial, next(trial.parameters()).device)
     return LoopCosts(
         steps_per_epoch=len(batches),
         step_overhead=mean(step),

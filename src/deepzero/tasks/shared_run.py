@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from deepzero.tasks.gradients import Ratios
+from deepzero.tasks.selection import Ratios
 from deepzero.team import Team
 from deepzero.training.checkpoint import Checkpoint
 from deepzero.training.environment import versions

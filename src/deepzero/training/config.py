@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
+from deepzero.training.schedule import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class TrainingConfig:
         learning_rate: peak learning rate, reached at the end of the warm-up.
         momentum: momentum of SGD, in [0, 1).
         weight_decay: pulls every weight to 0, queried or not.
-        warmup_epochs: length of the linear warm-up; a cosine to 0 follows.
+        warmup_epochs: length of the linear warm-up.
+        schedule: of the learning rate after it: ``cosine`` to 0, ``linear`` to 0, or ``constant``.
         evaluate_every: epochs between two looks at the validation split.
         checkpoint_steps: steps between two checkpoints, None to go by the clock alone.
         checkpoint_minutes: minutes between two checkpoints.
@@ -32,6 +34,7 @@ class TrainingConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_epochs: float = 3.0
+    schedule: str = "cosine"
     evaluate_every: int = 1
     checkpoint_steps: int | None = None
     checkpoint_minutes: float = 5.0
@@ -42,6 +45,7 @@ class TrainingConfig:
         validation.fraction("momentum", self.momentum)
         _not_negative("weight_decay", self.weight_decay)
         _not_negative("warmup_epochs", self.warmup_epochs)
+        validation.choice("schedule", self.schedule, SCHEDULES)
         validation.count("evaluate_every", self.evaluate_every)
         if self.checkpoint_steps is not None:
             validation.count("checkpoint_steps", self.checkpoint_steps)

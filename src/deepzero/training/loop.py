@@ -17,7 +17,7 @@ from deepzero.training.checkpoint import Checkpoint, CheckpointStore
 from deepzero.training.config import TrainingConfig
 from deepzero.training.evaluation import Scores
 from deepzero.training.metrics import JsonLines, Sink
-from deepzero.training.schedule import warmup_cosine
+from deepzero.training.schedule import SCHEDULES
 from deepzero.training.sources import GradientSource
 from deepzero.training.stop import SharedStop, StopRequest
 
@@ -147,7 +147,8 @@ class Trainer:
 
     def _set_learning_rate(self) -> float:
         warmup = round(self.config.warmup_epochs * len(self.batches))
-        factor = warmup_cosine(self.step, warmup=min(warmup, self.total_steps - 1), total=self.total_steps)
+        schedule = SCHEDULES[self.config.schedule]
+        factor = schedule(self.step, warmup=min(warmup, self.total_steps - 1), total=self.total_steps)
         rate = self.config.learning_rate * factor
         for group in self.optimizer.param_groups:
             group["lr"] = rate

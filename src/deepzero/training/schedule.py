@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
@@ -20,6 +21,36 @@ def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
         >>> [round(warmup_cosine(t, warmup=2, total=6), 3) for t in range(6)]
         [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
     """
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+    return _after_warmup(step, warmup, total, lambda done: 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def warmup_linear(step: int, *, warmup: int, total: int) -> float:
+    """As :func:`warmup_cosine`, but with a line to 0 in place of the cosine.
+
+    Example:
+        >>> [warmup_linear(t, warmup=0, total=4) for t in range(4)]
+        [1.0, 0.75, 0.5, 0.25]
+    """
+    return _after_warmup(step, warmup, total, lambda done: 1 - done)
+
+
+def warmup_constant(step: int, *, warmup: int, total: int) -> float:
+    """As :func:`warmup_cosine`, but constant after the warm-up.
+
+    Example:
+        >>> [warmup_constant(t, warmup=2, total=4) for t in range(4)]
+        [0.5, 1.0, 1.0, 1.0]
+    """
+    return _after_warmup(step, warmup, total, lambda _: 1.0)
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "constant": warmup_constant,
+    "cosine": warmup_cosine,
+    "linear": warmup_linear,
+}
+"""Name in a configuration -> factor on the peak learning rate."""
+
+
+def _after_warmup(step: int, warmup: int, total: int, decay: Callable[[float], float]) -> float:
+    return (step + 1) / warmup if step < warmup else decay((step - warmup) / (total - warmup))
