@@ -6,7 +6,18 @@ import torch
 from deepzero import models
 from deepzero.errors import InvalidInputError
 
-NAMES = ("digits_cnn", "mlp", "simple_cnn", "resnet18", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+NAMES = (
+    "digits_cnn",
+    "mlp",
+    "simple_cnn",
+    "local_mixer",
+    "resnet18",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+)
 SIZES = {"digits_cnn": 8, "simple_cnn": 32}
 
 

@@ -1,9 +1,21 @@
 """Plain PyTorch models: nothing in them knows how they are trained."""
 
 from deepzero.models.digits_cnn import DigitsCNN
+from deepzero.models.local_mixer import LocalMixer
 from deepzero.models.mlp import MLP
 from deepzero.models.registry import build, names
 from deepzero.models.resnet import PaddedShortcut, ResNet, cifar_resnet, resnet18
 from deepzero.models.simple_cnn import SimpleCNN
 
-__all__ = ["MLP", "DigitsCNN", "PaddedShortcut", "ResNet", "SimpleCNN", "build", "cifar_resnet", "names", "resnet18"]
+__all__ = [
+    "MLP",
+    "DigitsCNN",
+    "LocalMixer",
+    "PaddedShortcut",
+    "ResNet",
+    "SimpleCNN",
+    "build",
+    "cifar_resnet",
+    "names",
+    "resnet18",
+]
