@@ -17,6 +17,7 @@ NAMES = (
     "resnet44",
     "resnet56",
     "resnet110",
+    "wide_cnn",
 )
 SIZES = {"digits_cnn": 8, "simple_cnn": 32}
 
@@ -30,7 +31,7 @@ def test_every_model_is_built_for_its_images(name: str) -> None:
     size = SIZES.get(name, 8)
     model = models.build(name, num_classes=3, in_channels=2, image_size=size).eval()
     with torch.no_grad():
-        assert model(torch.ones(1, 2, size, size)).shape == (1, 3)
+        assert model(torch.ones(2, 2, size, size)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", NAMES)

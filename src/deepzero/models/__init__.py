@@ -6,6 +6,7 @@ from deepzero.models.mlp import MLP
 from deepzero.models.registry import build, names
 from deepzero.models.resnet import PaddedShortcut, ResNet, cifar_resnet, resnet18
 from deepzero.models.simple_cnn import SimpleCNN
+from deepzero.models.wide_cnn import WideCNN
 
 __all__ = [
     "MLP",
@@ -14,6 +15,7 @@ __all__ = [
     "PaddedShortcut",
     "ResNet",
     "SimpleCNN",
+    "WideCNN",
     "build",
     "cifar_resnet",
     "names",

@@ -16,6 +16,7 @@ from deepzero.models.local_mixer import LocalMixer
 from deepzero.models.mlp import MLP
 from deepzero.models.resnet import CIFAR_DEPTHS, cifar_resnet, resnet18
 from deepzero.models.simple_cnn import SimpleCNN
+from deepzero.models.wide_cnn import WideCNN
 
 Builder = Callable[..., nn.Module]
 
@@ -106,4 +107,5 @@ _BUILDERS: dict[str, Builder] = {
     "local_mixer": LocalMixer,
     "resnet18": partial(_any_size, resnet18),
     **{f"resnet{depth}": partial(_any_size, partial(cifar_resnet, depth)) for depth in CIFAR_DEPTHS},
+    "wide_cnn": partial(_any_size, WideCNN),
 }
