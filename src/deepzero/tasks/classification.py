@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import nn
 
-from deepzero import data, models, validation
-from deepzero.losses import LOSSES
+from deepzero import data, validation
 from deepzero.tasks.config import ClassificationConfig
 from deepzero.tasks.gradients import gradient_source
+from deepzero.tasks.parts import load_images, make_model, make_optimizer, scorer, training_batches
 from deepzero.tasks.selection import Ratios, Selection, prune, select
 from deepzero.tasks.shared_run import SharedRun
 from deepzero.team import Team, own_device
 from deepzero.training.environment import hardware, versions
-from deepzero.training.evaluation import Scores, evaluate
+from deepzero.training.evaluation import Scores
 from deepzero.training.loop import Trainer
 from deepzero.training.metrics import JsonLines, Sink, TensorBoard, read_metrics
 from deepzero.training.plot import plot_run
@@ -30,8 +29,6 @@ from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RunFolder
 from deepzero.training.state import snapshot
 from deepzero.training.stop import SharedStop, StopRequest
-
-EVALUATION_BATCH = 500
 
 log = logging.getLogger("deepzero")
 
@@ -59,6 +56,7 @@ def train(
     out: str | Path,
     resume: bool = False,
     data_dir: str | Path | None = None,
+    splits: data.Splits | None = None,
     device: str = "cpu",
     max_seconds: float | None = None,
     tensorboard: bool = False,
@@ -78,6 +76,7 @@ def train(
         out: a folder that is empty or not there; with ``resume``, the folder of a run with the same ``config``.
         resume: continue from the last checkpoint; a finished run is only read.
         data_dir: where the data set lies, see :func:`deepzero.data.load`.
+        splits: the images, as :func:`deepzero.tasks.parts.load_images` gives them; loaded by default.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         max_seconds: stop after about so long.
         tensorboard: write event files for TensorBoard too.
@@ -114,13 +113,13 @@ def train(
     path, place, team = Path(out), own_device(validation.device(device)), team or Team()
     run = SharedRun.open(path, config=asdict(config), resume=resume, team=team)
     with StopRequest(max_seconds=max_seconds, once=team.size == 1) as stop:
-        splits = _load(config, data_dir)
-        model = _model(config, splits.train).to(place)
+        splits = splits or load_images(config, data_dir)
+        model = make_model(config, splits.train).to(place)
         if run.summary is not None:
             log.info("%s holds a finished run: nothing is left to do", path)
             model.load_state_dict(run.weights())
             return Result(model, path, run.summary)
-        batches = _training_batches(config, splits.train, place)
+        batches = training_batches(config, splits.train, place)
         selection = select(config, model, splits.train, place, team, run.ratios)
         run.start(config=asdict(config), notes=notes or {}, ratios=selection.ratios)
         with _trainer(config, model, splits, batches, selection, run, started, tensorboard, console) as trainer:
@@ -130,29 +129,6 @@ def train(
             summary = team.from_leader(lambda: _finish(trainer, config, splits, selection.ratios, run))
     model.load_state_dict(run.weights())
     return Result(model, path, summary)
-
-
-def _load(config: ClassificationConfig, data_dir: str | Path | None) -> data.Splits:
-    images = config.data
-    return data.load(
-        images.name,
-        data_dir=data_dir,
-        validation=images.validation,
-        image_size=images.image_size,
-        limit=images.limit,
-    )
-
-
-def _model(config: ClassificationConfig, train_set: data.Dataset) -> nn.Module:
-    channels, size, _ = train_set.image_shape
-    return models.build(
-        config.model.name,
-        num_classes=train_set.num_classes,
-        in_channels=channels,
-        image_size=size,
-        seed=config.seed,
-        **config.model.options,
-    )
 
 
 @contextmanager
@@ -181,10 +157,10 @@ def _trainer(
             metrics = JsonLines(run.folder.metrics, start=checkpoint.state["metrics_bytes"] if checkpoint else 0)
             stack.callback(metrics.close)
             store = run.folder.checkpoints()
-            validate = _scorer(config, splits.validation, model, device) if len(splits.validation) else None
+            validate = scorer(config, splits.validation, model, device) if len(splits.validation) else None
         trainer = Trainer(
             model=model,
-            optimizer=_optimizer(config, model),
+            optimizer=make_optimizer(config, model),
             source=gradient_source(config, model, selection, run.team),
             batches=batches,
             validate=validate,
@@ -200,36 +176,6 @@ def _trainer(
         for sink in trainer.sinks:
             stack.callback(sink.close)
         yield trainer
-
-
-def _training_batches(config: ClassificationConfig, train_set: data.Dataset, device: torch.device) -> data.BatchLoader:
-    images = config.data
-    augments = images.padding > 0 or images.flip
-    return data.BatchLoader(
-        train_set,
-        batch_size=images.batch_size,
-        shuffle=True,
-        augmentation=data.Augmentation(padding=images.padding, flip=images.flip) if augments else None,
-        drop_last=images.drop_last,
-        seed=config.seed,
-        device=device,
-    )
-
-
-def _optimizer(config: ClassificationConfig, model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.training.learning_rate,
-        momentum=config.training.momentum,
-        weight_decay=config.training.weight_decay,
-    )
-
-
-def _scorer(
-    config: ClassificationConfig, images: data.Dataset, model: nn.Module, device: torch.device
-) -> Callable[[], Scores]:
-    batches = data.BatchLoader(images, batch_size=EVALUATION_BATCH, device=device)
-    return lambda: evaluate(model, batches.iterate(), LOSSES[config.loss])
 
 
 def _sinks(folder: RunFolder | None, trainer: Trainer, tensorboard: bool, console: Console | None) -> list[Sink]:
@@ -251,7 +197,7 @@ def _finish(
     assert folder is not None
     if best is not None:
         model.load_state_dict(best.tensors)
-    test = _scorer(config, splits.test, model, next(model.parameters()).device)()
+    test = scorer(config, splits.test, model, next(model.parameters()).device)()
     trainer.record("test", test_accuracy=test.accuracy, test_loss=test.loss)
     summary = {
         "test_accuracy": test.accuracy,

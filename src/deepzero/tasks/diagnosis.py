@@ -17,9 +17,9 @@ from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
 from deepzero.doctor.forecast import mean_seconds
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.estimator import Estimator
-from deepzero.tasks import classification
 from deepzero.tasks.config import ESTIMATORS, ClassificationConfig
 from deepzero.tasks.gradients import gradient_source
+from deepzero.tasks.parts import load_images, make_model, make_optimizer, scorer, training_batches
 from deepzero.tasks.selection import select
 from deepzero.training.environment import hardware, versions
 from deepzero.training.files import replace_file, to_json
@@ -54,9 +54,9 @@ def diagnose(
     if config.estimator.method not in ESTIMATORS:
         raise InvalidInputError("the doctor examines estimates from function values; choose the estimator cge or rge")
     place = validation.device(device)
-    splits = classification._load(config, data_dir)
-    model = classification._model(config, splits.train).to(place)
-    batches = classification._training_batches(config, splits.train, place)
+    splits = load_images(config, data_dir)
+    model = make_model(config, splits.train).to(place)
+    batches = training_batches(config, splits.train, place)
     begun = time.perf_counter()
     selection = select(config, model, splits.train, place)
     scoring = time.perf_counter() - begun
@@ -98,7 +98,7 @@ def _loop_costs(
 ) -> LoopCosts:
     """Time what a run does beside its estimates, on a copy of the model."""
     trial = copy.deepcopy(model)
-    optimizer = classification._optimizer(config, trial)
+    optimizer = make_optimizer(config, trial)
     numbers = itertools.cycle(range(len(batches)))
 
     def step() -> None:
@@ -111,7 +111,7 @@ def _loop_costs(
         function()  # the first call allocates
         return mean_seconds(function, seconds=WINDOW, most=10_000)
 
-    validate = classification._scorer(config, splits.validation, trial, next(trial.parameters()).device)
+    validate = scorer(config, splits.validation, trial, next(trial.parameters()).device)
     return LoopCosts(
         steps_per_epoch=len(batches),
         step_overhead=mean(step),

@@ -54,6 +54,13 @@ class StopRequest:
             return f"the time limit of {self.max_seconds:g} s"
         return None
 
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the time limit, at least a moment; None without one."""
+        if self.max_seconds is None:
+            return None
+        return max(self._start + self.max_seconds - time.monotonic(), 1e-3)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number).name
         if self._once:

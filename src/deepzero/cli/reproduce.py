@@ -1,0 +1,111 @@
+"""``deepzero reproduce``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from deepzero.errors import InvalidInputError
+from deepzero.experiments import EXPERIMENTS, Reproduction, Request, find, reproduce
+from deepzero.report.console import rich_table
+
+DONE, STOPPED = 0, 75
+SCALES_OWN = "(default: the scale's)"
+Whole = Annotated[int | None, arg(metavar="N", help_behavior_hint=SCALES_OWN)]
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run a table or figure of the paper again, at a scale, and show it beside the paper's numbers.
+
+    Without a name, list them. The same command continues what was interrupted; what is finished is not run again.
+    """
+
+    name: Positional[Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: list them)")]] = None
+    """Name of a table or figure, such as fig2."""
+    scale: Literal["smoke", "small", "paper"] = "small"
+    """Seconds (smoke), up to about 15 minutes on two cores (small), or the paper's full settings (paper), which first
+    says how long it will take."""
+    seeds: Whole = None
+    """Runs of each kind."""
+    epochs: Whole = None
+    """Passes over the training images."""
+    limit: Whole = None
+    """Use only so many training images."""
+    only: Annotated[tuple[str, ...], arg(metavar="LABEL=VALUE ...", help_behavior_hint="")] = ()
+    """Run only the cells with these labels, for example --only d=730 method=CGE."""
+    share: Annotated[str, arg(metavar="K/N")] = "1/1"
+    """Run every N-th cell from the K-th on, so that N processes can work in one folder."""
+    data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Where the data set lies (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/<name>-<scale>)")] = None
+    """Folder of the results."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda or cuda:<number>."""
+    max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
+    """Save and exit with code 75 after so many minutes."""
+
+    def run(self, console: Console) -> int:
+        """Run what is left, and print the tables."""
+        if self.name is None:
+            return _list(console)
+        experiment = find(self.name)
+        request = Request(
+            experiment=experiment,
+            scale=self.scale,
+            seeds=self.seeds,
+            epochs=self.epochs,
+            limit=self.limit,
+            only=_labels(self.only),
+            share=_share(self.share),
+        )
+        outcome = reproduce(
+            request,
+            out=self.out or Path("runs") / f"{experiment.name}-{self.scale}",
+            data_dir=self.data_dir,
+            device=self.device,
+            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+        )
+        return _report(outcome, console)
+
+
+def _list(console: Console) -> int:
+    table = Table("name", "what it compares")
+    for experiment in EXPERIMENTS.values():
+        table.add_row(", ".join([experiment.name, *experiment.also]), experiment.title)
+    console.print(table)
+    return DONE
+
+
+def _labels(words: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise InvalidInputError(f"--only takes LABEL=VALUE, got {word!r}; try --only d=730")
+        labels[key] = value
+    return labels
+
+
+def _share(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise InvalidInputError(f"--share takes K/N, got {text!r}; try --share 1/2 and --share 2/2 in two processes")
+    return int(match[1]), int(match[2])
+
+
+def _report(outcome: Reproduction, console: Console) -> int:
+    console.print(outcome.document.caption, markup=False)
+    for table in outcome.document.tables:
+        console.print(rich_table(table))
+    console.print(f"see {outcome.folder / 'report.html'}", soft_wrap=True, markup=False)
+    if outcome.stopped:
+        console.print(f"stopped; {outcome.missing} cells are left: the same command continues")
+        return STOPPED
+    return DONE

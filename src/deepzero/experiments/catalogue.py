@@ -1,0 +1,33 @@
+"""All experiments by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from deepzero.errors import InvalidInputError
+from deepzero.experiments import schedules
+from deepzero.experiments.experiment import Experiment
+
+_ALL = (schedules.EXPERIMENT,)
+"""To add an experiment: write it in a file of its own, and name it here."""
+
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}
+
+
+def names() -> list[str]:
+    """What :func:`find` takes."""
+    return [name for experiment in _ALL for name in (experiment.name, *experiment.also)]
+
+
+def find(name: str) -> Experiment:
+    """The experiment called ``name``; several tables and figures may come from one.
+
+    Raises:
+        InvalidInputError: there is none; the message names the nearest.
+    """
+    for experiment in _ALL:
+        if name in (experiment.name, *experiment.also):
+            return experiment
+    near = difflib.get_close_matches(name, names(), n=1)
+    guess = f" (did you mean {near[0]}?)" if near else ""
+    raise InvalidInputError(f"unknown experiment {name!r}{guess}; there are: {', '.join(names())}")

@@ -1,0 +1,110 @@
+"""The folder of a reproduction: what it is of, its cells, and what is shown of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from deepzero.errors import RunFolderError
+from deepzero.experiments.cells import Cell
+from deepzero.report import Document
+from deepzero.report.html import page
+from deepzero.report.svg import draw
+from deepzero.training.environment import hardware, versions
+from deepzero.training.files import replace_file, to_json
+from deepzero.training.run_folder import writing
+
+FORMAT = "deepzero reproduction 1"
+RECORD, RESULTS, REPORT, CELLS = "reproduction.json", "results.json", "report.html", "cells"
+
+
+class ReproductionFolder:
+    """A folder of one experiment at one scale. Make one with :meth:`open`.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path, identity: Mapping[str, Any]) -> Self:
+        """A new folder, or one that was opened with the same identity before.
+
+        Raises:
+            RunFolderError: it holds something else, or cannot be written.
+        """
+        record = {"format": FORMAT, **identity}
+        if (path / RECORD).exists():
+            held = _read(path / RECORD)
+            changed = [f"{k}: {held.get(k)!r} there, {v!r} asked" for k, v in record.items() if held.get(k) != v]
+            if changed:
+                raise RunFolderError(f"{path} holds another reproduction ({', '.join(changed)}); choose another --out")
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunFolderError(f"{path} is not an empty folder; choose another --out")
+        with writing(path):
+            (path / CELLS).mkdir(parents=True, exist_ok=True)
+            replace_file(path / RECORD, to_json(record))
+        return cls(path)
+
+    def cell(self, cell: Cell) -> Path:
+        """Where a cell is worked on."""
+        return self.path / CELLS / cell.name
+
+    def has(self, cell: Cell) -> bool:
+        """Whether a cell is finished."""
+        return self._result(cell).exists()
+
+    def kept(self, cell: Cell) -> dict[str, Any]:
+        """A finished cell: labels, settings, result and where it was run.
+
+        Raises:
+            RunFolderError: it was run with other settings.
+        """
+        record = _read(self._result(cell))
+        if record["settings"] != json.loads(to_json(cell.work.settings())):
+            raise RunFolderError(
+                f"{self._result(cell)} was run with other settings, by another version of deepzero; "
+                "choose another --out, or delete the file to run the cell again"
+            )
+        return record
+
+    def keep(self, cell: Cell, result: Mapping[str, Any], *, device: str) -> None:
+        """Write down a finished cell; the checkpoints of its run go."""
+        record = {
+            "labels": dict(cell.labels),
+            "settings": cell.work.settings(),
+            "result": result,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "hardware": hardware(torch.device(device)),
+        }
+        with writing(self._result(cell)):
+            replace_file(self._result(cell), to_json(record))
+        shutil.rmtree(self.cell(cell) / "checkpoints", ignore_errors=True)
+
+    def show(self, document: Document) -> None:
+        """Write ``results.json``, ``report.html`` and one SVG file for each figure."""
+        with writing(self.path):
+            replace_file(self.path / RESULTS, to_json(document.as_dict()))
+            replace_file(self.path / REPORT, page([document], title=document.title).encode())
+            for number, figure in enumerate(document.figures, start=1):
+                replace_file(self.path / f"figure-{number}.svg", draw(figure).encode())
+
+    def _result(self, cell: Cell) -> Path:
+        return self.path / CELLS / f"{cell.name}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}; delete it to make it again") from error
+    return record

@@ -1,0 +1,205 @@
+"""Runs the cells of an experiment, keeps each, and puts the tables and figures together."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepzero.errors import InvalidInputError
+from deepzero.experiments.cells import Cell, Outcome, Place
+from deepzero.experiments.experiment import Experiment, Outcomes, Scale, seconds_text
+from deepzero.experiments.folder import ReproductionFolder
+from deepzero.report import Document
+from deepzero.training.environment import hardware, versions
+from deepzero.training.stop import StopRequest
+
+log = logging.getLogger("deepzero")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to reproduce.
+
+    Attributes:
+        experiment: which table or figure.
+        scale: name of its size.
+        epochs: passes over the images in place of the scale's.
+        seeds: runs of each kind in place of the scale's.
+        limit: training images in place of the scale's.
+        only: labels that a cell must have, for a part of the experiment.
+        share: (k, n): of all cells, every n-th from the k-th on (k from 1), so that n processes can work in one folder.
+    """
+
+    experiment: Experiment
+    scale: str = "small"
+    epochs: int | None = None
+    seeds: int | None = None
+    limit: int | None = None
+    only: Mapping[str, str] = field(default_factory=dict)
+    share: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        k, n = self.share
+        if not 1 <= k <= n:
+            raise InvalidInputError(f"a share is k/n with k from 1 to n, got {k}/{n}; try 1/2 and 2/2 in two processes")
+
+    @property
+    def size(self) -> Scale:
+        """The scale with its changes."""
+        scale = self.experiment.scale(self.scale)
+        return scale.changed(epochs=self.epochs, seeds=self.seeds, limit=self.limit)
+
+    def cells(self) -> list[Cell]:
+        """All cells with the labels in :attr:`only`, of all shares.
+
+        Raises:
+            InvalidInputError: there are none; the message names the labels there are.
+        """
+        every = list(self.experiment.cells(self.size))
+        chosen = [cell for cell in every if all(str(cell.labels.get(k)) == v for k, v in self.only.items())]
+        if not chosen:
+            there = {key: sorted({str(cell.labels.get(key)) for cell in every}) for key in every[0].labels}
+            listed = "; ".join(f"{key}: {', '.join(values)}" for key, values in there.items())
+            raise InvalidInputError(f"no cell of {self.experiment.name} has these labels; there are: {listed}")
+        return chosen
+
+    def identity(self) -> dict[str, Any]:
+        """What a folder holds, whatever part of it is asked for."""
+        return {
+            "experiment": self.experiment.name,
+            "scale": self.scale,
+            "epochs": self.epochs,
+            "limit": self.limit,
+        }
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What :func:`reproduce` came to.
+
+    Attributes:
+        document: tables, figures and cells, as far as they are finished.
+        folder: where everything is.
+        missing: cells that are not finished.
+        stopped: whether it was stopped before its share was done.
+    """
+
+    document: Document
+    folder: Path
+    missing: int
+    stopped: bool
+
+
+def reproduce(
+    request: Request,
+    *,
+    out: str | Path,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+    max_seconds: float | None = None,
+) -> Reproduction:
+    """Run the cells that are not finished yet, and write ``results.json``, ``report.html`` and the plots.
+
+    A cell that is finished is not run again, and a training run that was stopped goes on bit for bit: the same call
+    continues an interrupted one. SIGINT, SIGTERM and ``max_seconds`` stop it with everything saved.
+
+    Args:
+        request: what to run.
+        out: the folder; a new one, or that of the same experiment at the same scale.
+        data_dir: where the data set lies, see :func:`deepzero.data.load`.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        max_seconds: stop after about so long.
+
+    Raises:
+        InvalidInputError: an argument is out of its domain.
+        DataNotFoundError: the data set is not there.
+        RunFolderError: the folder holds something else, or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from deepzero.experiments import find
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     request = Request(experiment=find("fig2"), scale="smoke", only={"method": "FO"})
+        ...     done = reproduce(request, out=folder)
+        >>> done.document.tables[0].columns[:2]
+        ['d', 'FO']
+    """
+    folder = ReproductionFolder.open(Path(out), request.identity())
+    cells = request.cells()
+    with StopRequest(max_seconds=max_seconds) as stop:
+        place = Place(None if data_dir is None else Path(data_dir), device, stop)
+        if request.scale == "paper":
+            announce(request, folder, place)
+        stopped = not _run(cells[request.share[0] - 1 :: request.share[1]], folder, place)
+    return _assemble(request, folder, place, stopped=stopped)
+
+
+def announce(request: Request, folder: ReproductionFolder, place: Place) -> None:
+    """Say how long the cells that are left will take; one cell stands for those that differ in the seed."""
+    left = [cell for cell in request.cells() if not folder.has(cell)]
+    known: dict[tuple[Any, ...], float | None] = {}
+    for cell in left:
+        kind = _but_seed(cell)
+        if kind not in known:
+            known[kind] = cell.work.forecast(place)
+            took = known[kind]
+            log.info("%s: %s each", " ".join(map(str, kind)), "short" if took is None else seconds_text(took))
+    total = sum(known[_but_seed(cell)] or 0.0 for cell in left)
+    log.info("%d cells are left, about %s of work on this machine", len(left), seconds_text(total))
+
+
+def _but_seed(cell: Cell) -> tuple[Any, ...]:
+    return tuple(f"{key}={value}" for key, value in cell.labels.items() if key != "seed")
+
+
+def _run(cells: Sequence[Cell], folder: ReproductionFolder, place: Place) -> bool:
+    """Whether all are finished."""
+    for number, cell in enumerate(cells, start=1):
+        if folder.has(cell):
+            continue
+        if place.stop.reason is not None:
+            return False
+        start = time.perf_counter()
+        result = cell.work.run(folder.cell(cell), place)
+        if result is None:
+            return False
+        folder.keep(cell, result, device=place.device)
+        accuracy = f"test accuracy {result['test_accuracy']:.2%}, " if "test_accuracy" in result else ""
+        took = seconds_text(time.perf_counter() - start)
+        log.info("[%d/%d] %s: %s%s", number, len(cells), cell.name, accuracy, took)
+    return True
+
+
+def _assemble(request: Request, folder: ReproductionFolder, place: Place, *, stopped: bool) -> Reproduction:
+    cells = list(request.experiment.cells(request.size))
+    kept = {cell.name: folder.kept(cell) for cell in cells if folder.has(cell)}
+    outcomes = Outcomes(Outcome(cell.labels, kept[cell.name]["result"]) for cell in cells if cell.name in kept)
+    shown = request.experiment.present(outcomes, request.size)
+    document = Document(
+        title=request.experiment.title,
+        caption=request.size.caption,
+        tables=shown.tables,
+        figures=shown.figures,
+        facts={
+            "experiment": request.experiment.name,
+            "scale": request.scale,
+            "command": shlex.join(["deepzero", *sys.argv[1:]]),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "cells": f"{len(kept)} of {len(cells)} finished",
+            "versions": versions(),
+            "hardware": hardware(torch.device(place.device)),
+        },
+        cells=[kept[cell.name] for cell in cells if cell.name in kept],
+    )
+    folder.show(document)
+    missing = sum(not folder.has(cell) for cell in request.cells())
+    return Reproduction(document, folder.path, missing, stopped)

@@ -1,0 +1,78 @@
+"""The parts of an image-classification run, each made from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deepzero import data, models
+from deepzero.losses import LOSSES
+from deepzero.tasks.config import ClassificationConfig
+from deepzero.training.evaluation import Scores, evaluate
+
+EVALUATION_BATCH = 500
+
+
+def load_images(config: ClassificationConfig, data_dir: str | Path | None = None) -> data.Splits:
+    """The images of a run.
+
+    Raises:
+        DataNotFoundError: the data set is not there.
+    """
+    images = config.data
+    return data.load(
+        images.name,
+        data_dir=data_dir,
+        validation=images.validation,
+        image_size=images.image_size,
+        limit=images.limit,
+    )
+
+
+def make_model(config: ClassificationConfig, train_set: data.Dataset) -> nn.Module:
+    """The network at its initial weights, for images such as these."""
+    channels, size, _ = train_set.image_shape
+    return models.build(
+        config.model.name,
+        num_classes=train_set.num_classes,
+        in_channels=channels,
+        image_size=size,
+        seed=config.seed,
+        **config.model.options,
+    )
+
+
+def training_batches(config: ClassificationConfig, train_set: data.Dataset, device: torch.device) -> data.BatchLoader:
+    """Shuffled and augmented batches."""
+    images = config.data
+    augments = images.padding > 0 or images.flip
+    return data.BatchLoader(
+        train_set,
+        batch_size=images.batch_size,
+        shuffle=True,
+        augmentation=data.Augmentation(padding=images.padding, flip=images.flip) if augments else None,
+        drop_last=images.drop_last,
+        seed=config.seed,
+        device=device,
+    )
+
+
+def make_optimizer(config: ClassificationConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD over the trainable parameters."""
+    return torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.training.learning_rate,
+        momentum=config.training.momentum,
+        weight_decay=config.training.weight_decay,
+    )
+
+
+def scorer(
+    config: ClassificationConfig, images: data.Dataset, model: nn.Module, device: torch.device
+) -> Callable[[], Scores]:
+    """What finds accuracy and loss of the model, as it then is, on some images."""
+    batches = data.BatchLoader(images, batch_size=EVALUATION_BATCH, device=device)
+    return lambda: evaluate(model, batches.iterate(), LOSSES[config.loss])
