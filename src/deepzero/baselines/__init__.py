@@ -5,7 +5,18 @@ for comparison only; most of them look inside the network, which a black box doe
 name; autograd itself is :class:`deepzero.training.sources.Autograd`.
 """
 
+from deepzero.baselines.alignment import AlignAda, AlignProp, AlignZero
 from deepzero.baselines.base import Baseline
+from deepzero.baselines.feedback import DirectFeedbackAlignment, FeedbackAlignment
 from deepzero.baselines.registry import build, names
 
-__all__ = ["Baseline", "build", "names"]
+__all__ = [
+    "AlignAda",
+    "AlignProp",
+    "AlignZero",
+    "Baseline",
+    "DirectFeedbackAlignment",
+    "FeedbackAlignment",
+    "build",
+    "names",
+]

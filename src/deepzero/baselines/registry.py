@@ -8,11 +8,19 @@ from typing import Any
 
 from torch import nn
 
+from deepzero.baselines.alignment import AlignAda, AlignProp, AlignZero
 from deepzero.baselines.base import Baseline
+from deepzero.baselines.feedback import DirectFeedbackAlignment, FeedbackAlignment
 from deepzero.errors import InvalidInputError
 from deepzero.objective import Loss
 
-_ALL: tuple[type[Baseline], ...] = ()
+_ALL: tuple[type[Baseline], ...] = (
+    FeedbackAlignment,
+    DirectFeedbackAlignment,
+    AlignAda,
+    AlignZero,
+    AlignProp,
+)
 """To add a baseline: write its class in a file of its own, and name it here."""
 
 _BY_NAME = {baseline.name: baseline for baseline in _ALL}
