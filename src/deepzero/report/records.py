@@ -64,14 +64,18 @@ class Table:
         columns: heads of the columns.
         rows: one text for each column.
         note: what a reader must know, for example what "paper" stands for.
+        bars: columns of percentages that a page shows as bars too.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    bars: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if unknown := set(self.bars) - set(self.columns):
+            raise InvalidInputError(f"table {self.title!r} has no columns {sorted(unknown)} to show as bars")
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise InvalidInputError(f"table {self.title!r} has {len(self.columns)} columns, a row has {len(row)}")
@@ -83,7 +87,9 @@ class Document:
 
     Attributes:
         title: of the whole.
-        caption: what was run, and how it was reduced.
+        caption: what was run, and how it was reduced. An empty line parts paragraphs; a paragraph that begins with
+            spaces is a command.
+        headline: the few texts to see first, by name, such as the test accuracy.
         tables: tables.
         figures: figures.
         facts: command, date, versions, hardware, configuration, ...: JSON-able values by name.
@@ -92,6 +98,7 @@ class Document:
 
     title: str
     caption: str = ""
+    headline: Mapping[str, str] = field(default_factory=dict)
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -111,9 +118,13 @@ class Document:
         if values.get("format") != FORMAT:
             raise InvalidInputError(f"expected results of format {FORMAT!r}, got {values.get('format')!r}")
         content = {key: value for key, value in values.items() if key != "format"}
-        content["tables"] = [Table(**table) for table in content["tables"]]
-        content["figures"] = [
-            Figure(**{**figure, "series": [Series(**series) for series in figure["series"]]})
-            for figure in content["figures"]
-        ]
-        return cls(**content)
+        try:
+            content["tables"] = [Table(**table) for table in content.get("tables", ())]
+            content["figures"] = [_figure(figure) for figure in content.get("figures", ())]
+            return cls(**content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InvalidInputError(f"these results do not follow the format {FORMAT!r}: {error}") from error
+
+
+def _figure(values: Mapping[str, Any]) -> Figure:
+    return Figure(**{**values, "series": [Series(**series) for series in values["series"]]})

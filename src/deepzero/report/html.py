@@ -1,0 +1,160 @@
+"""Documents as one HTML page that needs nothing else: no script, no font, no file, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+from deepzero.report.records import Document, Figure, Table
+from deepzero.report.svg import draw
+from deepzero.report.values import MISSING, flat, numeric_columns, shown
+
+LONG = 60
+"""Letters from which a list of values is folded away."""
+
+
+def page(documents: Sequence[Document], *, title: str) -> str:
+    """Documents below each other as the text of an HTML file.
+
+    Curves are inline SVG, each with its numbers in a table that can be opened; facts and single measurements can be
+    opened too. All texts are escaped. The same documents give the same bytes.
+
+    Args:
+        documents: in their order.
+        title: of the page.
+
+    >>> text = page([Document(title="Digits", headline={"test accuracy": "97.1%"})], title="Runs <1>")
+    >>> "<h1>Runs &lt;1&gt;</h1>" in text, "97.1%" in text, "<script" in text
+    (True, True, False)
+    """
+    style = files("deepzero.report").joinpath("page.css").read_text(encoding="utf-8")
+    contents = _contents(documents) if len(documents) > 1 else ""
+    sections = "".join(_section(document, number, title) for number, document in enumerate(documents, 1))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
+        f"<style>\n{style}</style>\n</head>\n<body>\n<header>\n<h1>{escape(title)}</h1>\n</header>\n{contents}"
+        f"<main>\n{sections}</main>\n<footer>Made by deepzero {escape(version('deepzero'))}.</footer>\n</body>\n</html>\n"
+    )
+
+
+def _contents(documents: Sequence[Document]) -> str:
+    entries = "".join(f'<li><a href="#part-{n}">{escape(d.title)}</a></li>\n' for n, d in enumerate(documents, 1))
+    return f'<nav aria-label="Contents">\n<ol>\n{entries}</ol>\n</nav>\n'
+
+
+def _section(document: Document, number: int, page_title: str) -> str:
+    hidden = ' class="hidden"' if document.title == page_title else ""
+    figures = "".join(_figure(figure, f"part-{number}-{i}") for i, figure in enumerate(document.figures, 1))
+    facts = {name: value for name, value in document.facts.items() if isinstance(value, Mapping)}
+    single = {name: value for name, value in document.facts.items() if name not in facts}
+    return (
+        f'<section id="part-{number}" aria-labelledby="part-{number}-title">\n'
+        f'<h2 id="part-{number}-title"{hidden}>{escape(document.title)}</h2>\n'
+        + _caption(document.caption)
+        + _headline(document.headline)
+        + "".join(_table(table) for table in document.tables)
+        + (f'<div class="figures">\n{figures}</div>\n' if figures else "")
+        + "".join(_facts(name, value) for name, value in [("How it was run", single), *facts.items()] if value)
+        + _cells(document.cells)
+        + "</section>\n"
+    )
+
+
+def _caption(text: str) -> str:
+    parts = [part for part in text.split("\n\n") if part.strip()]
+    return "".join(
+        f"<pre><code>{escape(part.strip())}</code></pre>\n" if part[0] == " " else f"<p>{escape(part.strip())}</p>\n"
+        for part in (part.strip("\n") for part in parts)
+    )
+
+
+def _headline(values: Mapping[str, str]) -> str:
+    tiles = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>\n" for name, text in values.items())
+    return f'<dl class="headline">\n{tiles}</dl>\n' if tiles else ""
+
+
+def _table(table: Table) -> str:
+    numeric = numeric_columns(table)
+    bars = [name in table.bars for name in table.columns]
+    heads = "".join(
+        f'<th scope="col"{_class(is_number)}>{escape(name)}</th>'
+        for name, is_number in zip(table.columns, numeric, strict=True)
+    )
+    rows = "".join(
+        "<tr>" + "".join(_cell(*cell) for cell in zip(row, numeric, bars, strict=True)) + "</tr>\n"
+        for row in table.rows
+    )
+    note = f'<p class="note">{escape(table.note)}</p>\n' if table.note else ""
+    return f"{_framed(table.title, heads, rows)}{note}"
+
+
+def _framed(title: str, heads: str, rows: str) -> str:
+    """A table that scrolls by itself where it is wider than the page."""
+    return (
+        f'<div class="wide" role="region" tabindex="0" aria-label="{escape(title)}">\n<table>\n'
+        f"<caption>{escape(title)}</caption>\n<thead><tr>{heads}</tr></thead>\n"
+        f"<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
+    )
+
+
+def _cell(text: str, is_number: bool, has_bar: bool) -> str:
+    if not has_bar:
+        return f"<td{_class(is_number)}>{escape(text)}</td>"
+    return f'<td class="number bar"{_bar(text)}>{escape(text)}</td>'
+
+
+def _bar(text: str) -> str:
+    try:
+        percent = min(max(float(text.strip().removesuffix("%").replace(",", "")), 0.0), 100.0)
+    except ValueError:
+        return ""
+    return f' style="--part: {percent:g}%"'
+
+
+def _class(is_number: bool) -> str:
+    return ' class="number"' if is_number else ""
+
+
+def _figure(figure: Figure, name: str) -> str:
+    points = [
+        [series.name, series.x[i], series.y[i], None if series.spread is None else series.spread[i]]
+        for series in figure.series
+        for i in range(len(series.x))
+    ]
+    columns = ("curve", figure.x_label, figure.y_label, "±")
+    numbers = _records("Numbers", columns, points, f"{figure.title}: numbers") if points else ""
+    return f"<figure>\n{draw(figure, name=name)}{numbers}</figure>\n"
+
+
+def _cells(cells: Sequence[Mapping[str, Any]]) -> str:
+    rows = [flat(cell) for cell in cells]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    values = [[row.get(column) for column in columns] for row in rows]
+    return _records(f"Single measurements ({len(rows)})", columns, values, "Single measurements") if rows else ""
+
+
+def _records(summary: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str) -> str:
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    lines = "".join("<tr>" + "".join(_value(value) for value in row) + "</tr>\n" for row in rows)
+    return f"<details>\n<summary>{escape(summary)}</summary>\n{_framed(title, heads, lines)}</details>\n"
+
+
+def _value(value: Any) -> str:
+    text, is_number = shown(value), isinstance(value, int | float) and not isinstance(value, bool)
+    if len(text) > LONG and isinstance(value, list | tuple):
+        return f"<td><details><summary>{len(value)} values</summary>{escape(text)}</details></td>"
+    return f"<td{_class(is_number or text == MISSING)}>{escape(text)}</td>"
+
+
+def _facts(name: str, values: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escape(key)}</th>{_value(value)}</tr>\n' for key, value in flat(values).items()
+    )
+    heads = '<th scope="col">name</th><th scope="col">value</th>'
+    title = name[:1].upper() + name[1:]
+    return f'<details class="facts">\n<summary>{escape(title)}</summary>\n{_framed(title, heads, rows)}</details>\n'

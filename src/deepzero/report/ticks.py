@@ -1,0 +1,40 @@
+"""Numbers at the axes, short and without markup."""
+
+from __future__ import annotations
+
+import math
+
+from matplotlib.ticker import LogFormatter
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def tick(value: float) -> str:
+    """A number as a tick is labelled.
+
+    >>> [tick(v) for v in (0, 0.1 + 0.2, -2500, 1e6, 1e-3, 1e-5, 2e-7, 1e15)]
+    ['0', '0.3', '-2.5k', '1M', '0.001', '10⁻⁵', '2×10⁻⁷', '10¹⁵']
+    """
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if not 0.9999e-3 <= size < 1e15:
+        return _power(value)
+    factor, unit = next(((f, u) for f, u in UNITS if size >= f * 0.99999), (1.0, ""))
+    return f"{value / factor:.5g}{unit}"
+
+
+class LogTicks(LogFormatter):
+    """Labels between the powers of ten, where the axis is so short that it needs them."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label at ``x``, empty where there is to be none."""
+        return tick(x) if super().__call__(x, pos) else ""
+
+
+def _power(value: float) -> str:
+    exponent = math.floor(math.log10(abs(value)) + 1e-9)
+    digits = f"{value / 10**exponent:.4g}"
+    power = f"10{str(exponent).translate(SUPERSCRIPTS)}"
+    return power if digits == "1" else f"-{power}" if digits == "-1" else f"{digits}×{power}"
