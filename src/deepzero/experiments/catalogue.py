@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 
 from deepzero.errors import InvalidInputError
-from deepzero.experiments import schedules
+from deepzero.experiments import estimators, schedules
 from deepzero.experiments.experiment import Experiment
 
-_ALL = (schedules.EXPERIMENT,)
+_ALL = (estimators.EXPERIMENT, schedules.EXPERIMENT)
 """To add an experiment: write it in a file of its own, and name it here."""
 
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}

@@ -46,6 +46,9 @@ from deepzero.team import Team
 
 log = logging.getLogger("deepzero")
 
+SAMPLES = 64
+"""Coordinates of a layer from which its sensitivity is estimated."""
+
 Masks = Mapping[str, Bool[Tensor, " ..."]]
 
 
@@ -194,23 +197,25 @@ class _Start:
         budget = sum(work[name] * counts.get(name, p.numel()) for name, p in parameters.items())
         weights = None
         if sparse.weights != "equal":
-            weights = reference if sparse.weights == "smart-ratio" else self._sensitivity(reference)
+            weights = reference if sparse.weights == "smart-ratio" else self._sensitivity()
         return cost_aware_ratios(self.model, work, budget=budget, exponent=sparse.exponent, weights=weights)
 
-    def _sensitivity(self, ratios: Mapping[str, float]) -> dict[str, float]:
-        """Root mean square of the partial derivatives of each layer, from one sparse estimate."""
+    def _sensitivity(self) -> dict[str, float]:
+        """Root mean square of the partial derivatives of each layer, from an estimate on a few of its coordinates."""
+        parameters = {name: p for name, p in trainable(self.model).items() if p.dim() > 1}
+        ratios = {name: min(1.0, SAMPLES / p.numel()) for name, p in parameters.items()}
+        chosen = random_coordinates(self.model, ratios, seed=self.config.seed, always=())
         zo = CGE(
             self.model,
             loss=self.loss,
             step_size=self.config.estimator.step_size,
-            sparsity=DynamicRatios(ratios, seed=self.config.seed),
+            sparsity=chosen,
             evaluator=divided(PropagationEvaluator(), self.team),
             seed=self.config.seed,
         )
         estimate = zo.estimate(*self._batch)
         self.queries += estimate.queries
-        counts = counts_from_ratios(ratios, trainable(self.model))
-        squares = {name: float(estimate.gradients[name].double().square().sum()) / n for name, n in counts.items()}
+        squares = {name: float(estimate.gradients[name].double().square().sum()) / len(chosen[name]) for name in chosen}
         least = max(max(squares.values()) * 1e-6, torch.finfo(torch.float64).tiny)
         return {name: math.sqrt(max(square, least)) for name, square in squares.items()}
 
