@@ -1,5 +1,8 @@
 """Runs and results as pages that a person would rather look at than read JSON lines."""
 
+from deepzero.report.console import markdown, rich_table
+from deepzero.report.html import page
 from deepzero.report.records import Document, Figure, Series, Table
+from deepzero.report.svg import draw
 
-__all__ = ["Document", "Figure", "Series", "Table"]
+__all__ = ["Document", "Figure", "Series", "Table", "draw", "markdown", "page", "rich_table"]

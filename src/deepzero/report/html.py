@@ -38,7 +38,8 @@ def page(documents: Sequence[Document], *, title: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
         f"<style>\n{style}</style>\n</head>\n<body>\n<header>\n<h1>{escape(title)}</h1>\n</header>\n{contents}"
-        f"<main>\n{sections}</main>\n<footer>Made by deepzero {escape(version('deepzero'))}.</footer>\n</body>\n</html>\n"
+        f"<main>\n{sections}</main>\n"
+        f"<footer>Made by deepzero {escape(version('deepzero'))}.</footer>\n</body>\n</html>\n"
     )
 
 

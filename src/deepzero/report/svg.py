@@ -80,7 +80,7 @@ def _digest(figure: Figure) -> str:
 
 def _plotted(figure: Figure) -> Canvas:
     columns = _legend_columns(figure.series)
-    lines = math.ceil(len(figure.series) / columns) if len(figure.series) > 1 else 0
+    lines = math.ceil(len(figure.series) / columns)
     canvas = Canvas(figsize=(WIDTH, HEIGHT + LEGEND_LINE * lines), layout="constrained")
     FigureCanvasSVG(canvas)
     axes = canvas.subplots()
@@ -92,7 +92,7 @@ def _plotted(figure: Figure) -> Canvas:
     handles = [_curve(axes, series, look) for series, look in zip(visible, _looks(visible), strict=True)]
     if not any(len(series.x) for series in visible):
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color="#6b6b6b")
-    if handles and lines:
+    if handles:
         legend = canvas.legend(handles, [str(i) for i in range(len(handles))], loc="outside lower left", ncols=columns)
         for text, series in zip(legend.get_texts(), figure.series, strict=True):
             text.set_text(textwrap.fill(series.name, LETTERS))
@@ -147,8 +147,8 @@ def _curve(axes: Axes, series: Series, look: dict[str, str]) -> Artist:
         axes.fill_between(series.x, low, high, color=look["color"], alpha=0.2, linewidth=0)
     elif series.spread is not None and len(series.x):
         axes.errorbar(series.x, series.y, yerr=series.spread, fmt="none", ecolor=look["color"], capsize=2.5)
-    style = {**look, "marker": "" if many else look["marker"], "zorder": 3 if series.reference else 4}
-    [line] = axes.plot(series.x, series.y, gid="series", label="", **style)
+    [line] = axes.plot(series.x, series.y, color=look["color"], linestyle=look["linestyle"])
+    line.set(gid="series", marker="" if many else look["marker"], zorder=3 if series.reference else 4)
     if len(series.x) == 1:
         line.set_markersize(7)
     return line

@@ -37,4 +37,4 @@ def _power(value: float) -> str:
     exponent = math.floor(math.log10(abs(value)) + 1e-9)
     digits = f"{value / 10**exponent:.4g}"
     power = f"10{str(exponent).translate(SUPERSCRIPTS)}"
-    return power if digits == "1" else f"-{power}" if digits == "-1" else f"{digits}×{power}"
+    return power if digits == "1" else f"-{power}" if digits == "-1" else f"{digits}\u00d7{power}"

@@ -10,9 +10,10 @@ from typing import Any
 from deepzero.report.records import Table
 
 MISSING = "—"
+NOTHING = ("", "-", "\u2013", MISSING)
 
-_NUMBER = r"[-+−]?(\d[\d,]*(\.\d*)?|\.\d+)(e[-+]?\d+)?"
-_UNIT = r"( ?[%×x]| [a-zA-Zµ/]{1,10})?"
+_NUMBER = r"[-+\u2212]?(\d[\d,]*(\.\d*)?|\.\d+)(e[-+]?\d+)?"
+_UNIT = r"( ?[%\u00d7x]| [a-zA-Zµ/]{1,10})?"
 NUMERIC = re.compile(rf"[~≈<>≤≥]? ?{_NUMBER}{_UNIT}( ?± ?{_NUMBER}{_UNIT})?( \(\d+\))?")
 
 
@@ -62,7 +63,7 @@ def numeric_columns(table: Table) -> list[bool]:
     [False, True, True]
     """
     columns = [[row[index] for row in table.rows] for index in range(len(table.columns))]
-    return [_numeric([cell for cell in column if cell not in ("", "-", "–", MISSING)]) for column in columns]
+    return [_numeric([cell for cell in column if cell not in NOTHING]) for column in columns]
 
 
 def _numeric(cells: list[str]) -> bool:
