@@ -78,7 +78,7 @@ def test_exports_to_few_kinds_of_operation() -> None:
 
 @pytest.mark.parametrize("depth", [0, 18, 21, 26])
 def test_unknown_depth_is_refused(depth: int) -> None:
-    with pytest.raises(InvalidInputError, match="20, 32, 44, 56, 110"):
+    with pytest.raises(InvalidInputError, match="8, 14, 20, 32, 44, 56, 110"):
         cifar_resnet(depth)
 
 
@@ -87,3 +87,9 @@ def test_stages_must_agree() -> None:
         ResNet(blocks=(1, 1), widths=(4,), shortcut=PaddedShortcut)
     with pytest.raises(InvalidInputError, match=r"blocks\[1\]"):
         ResNet(blocks=(1, 0), widths=(4, 8), shortcut=PaddedShortcut)
+
+
+def test_width_scales_all_stages():
+    narrow = cifar_resnet(8, width=4)
+    assert [stage[0].conv1.out_channels for stage in narrow.layers] == [4, 8, 16]
+    assert sum(p.numel() for p in narrow.parameters()) == 5006

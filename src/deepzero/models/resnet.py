@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deepzero.errors import InvalidInputError
 from deepzero.models._checks import require_positive
 
-CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
 ShortcutFactory = Callable[[int, int, int], nn.Module]
 
@@ -113,11 +113,14 @@ class ResNet(nn.Module):
         return logits
 
 
-def cifar_resnet(depth: int, *, in_channels: int = 3, num_classes: int = 10) -> ResNet:
+def cifar_resnet(depth: int, *, width: int = 16, in_channels: int = 3, num_classes: int = 10) -> ResNet:
     """ResNet-20, 32, 44, 56 or 110 for 32x32 images: three stages of 16, 32 and 64 channels, option-A shortcuts.
 
+    ResNet-8 and 14, which He et al. do not have, and other widths are for experiments at reduced scale.
+
     Args:
-        depth: 20, 32, 44, 56 or 110 (6n + 2 weight layers, n blocks per stage).
+        depth: 8, 14, 20, 32, 44, 56 or 110 (6n + 2 weight layers, n blocks per stage).
+        width: channels of the first stage; the second has twice, the third four times as many.
         in_channels: channels of the images.
         num_classes: number of logits.
 
@@ -131,7 +134,7 @@ def cifar_resnet(depth: int, *, in_channels: int = 3, num_classes: int = 10) -> 
         raise InvalidInputError(f"depth must be one of {', '.join(map(str, CIFAR_DEPTHS))}, got {depth!r}")
     return ResNet(
         blocks=[(depth - 2) // 6] * 3,
-        widths=(16, 32, 64),
+        widths=(width, 2 * width, 4 * width),
         shortcut=PaddedShortcut,
         in_channels=in_channels,
         num_classes=num_classes,
