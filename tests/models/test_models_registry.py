@@ -10,6 +10,7 @@ NAMES = (
     "digits_cnn",
     "mlp",
     "simple_cnn",
+    "lenet",
     "local_mixer",
     "resnet18",
     "resnet20",
@@ -19,7 +20,7 @@ NAMES = (
     "resnet110",
     "wide_cnn",
 )
-SIZES = {"digits_cnn": 8, "simple_cnn": 32}
+SIZES = {"digits_cnn": 8, "simple_cnn": 32, "lenet": 16}
 
 
 def test_names() -> None:

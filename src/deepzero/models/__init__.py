@@ -1,6 +1,7 @@
 """Plain PyTorch models: nothing in them knows how they are trained."""
 
 from deepzero.models.digits_cnn import DigitsCNN
+from deepzero.models.lenet import LeNet
 from deepzero.models.local_mixer import LocalMixer
 from deepzero.models.mlp import MLP
 from deepzero.models.registry import build, names
@@ -11,6 +12,7 @@ from deepzero.models.wide_cnn import WideCNN
 __all__ = [
     "MLP",
     "DigitsCNN",
+    "LeNet",
     "LocalMixer",
     "PaddedShortcut",
     "ResNet",

@@ -12,6 +12,7 @@ from torch import nn
 from deepzero.errors import InvalidInputError
 from deepzero.models._checks import require_positive
 from deepzero.models.digits_cnn import IMAGE_SIZE, DigitsCNN
+from deepzero.models.lenet import LeNet
 from deepzero.models.local_mixer import LocalMixer
 from deepzero.models.mlp import MLP
 from deepzero.models.resnet import CIFAR_DEPTHS, cifar_resnet, resnet18
@@ -104,6 +105,7 @@ _BUILDERS: dict[str, Builder] = {
     "digits_cnn": _digits_cnn,
     "mlp": _mlp,
     "simple_cnn": _simple_cnn,
+    "lenet": LeNet,
     "local_mixer": LocalMixer,
     "resnet18": partial(_any_size, resnet18),
     **{f"resnet{depth}": partial(_any_size, partial(cifar_resnet, depth)) for depth in CIFAR_DEPTHS},
