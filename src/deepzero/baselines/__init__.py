@@ -8,6 +8,7 @@ name; autograd itself is :class:`deepzero.training.sources.Autograd`.
 from deepzero.baselines.alignment import AlignAda, AlignProp, AlignZero
 from deepzero.baselines.base import Baseline
 from deepzero.baselines.feedback import DirectFeedbackAlignment, FeedbackAlignment
+from deepzero.baselines.forward_gradient import LocalForwardGradient, WeightForwardGradient
 from deepzero.baselines.registry import build, names
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "Baseline",
     "DirectFeedbackAlignment",
     "FeedbackAlignment",
+    "LocalForwardGradient",
+    "WeightForwardGradient",
     "build",
     "names",
 ]

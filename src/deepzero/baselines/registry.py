@@ -11,6 +11,7 @@ from torch import nn
 from deepzero.baselines.alignment import AlignAda, AlignProp, AlignZero
 from deepzero.baselines.base import Baseline
 from deepzero.baselines.feedback import DirectFeedbackAlignment, FeedbackAlignment
+from deepzero.baselines.forward_gradient import LocalForwardGradient, WeightForwardGradient
 from deepzero.errors import InvalidInputError
 from deepzero.objective import Loss
 
@@ -20,6 +21,8 @@ _ALL: tuple[type[Baseline], ...] = (
     AlignAda,
     AlignZero,
     AlignProp,
+    LocalForwardGradient,
+    WeightForwardGradient,
 )
 """To add a baseline: write its class in a file of its own, and name it here."""
 
