@@ -65,7 +65,8 @@ class AlignAda(Alignment):
     :math:`\\Delta W` is its own gradient.
 
     Args:
-        model: a :class:`~deepzero.models.WideCNN` at its initial weights.
+        model: a :class:`~deepzero.models.WideCNN` at its initial weights, of which a copy is kept; to resume, build the
+            method before the checkpoint is restored into the model.
         loss: ``loss(logits, labels)``.
         seed: nothing is drawn from it.
 
@@ -104,7 +105,8 @@ class AlignZero(Alignment):
     current logits: training with the tangent kernel of the initial network.
 
     Args:
-        model: a :class:`~deepzero.models.WideCNN` at its initial weights.
+        model: a :class:`~deepzero.models.WideCNN` at its initial weights, of which a copy is kept; to resume, build the
+            method before the checkpoint is restored into the model.
         loss: ``loss(logits, labels)``.
         seed: nothing is drawn from it.
 
@@ -141,7 +143,8 @@ class AlignProp(Alignment):
     It is :class:`~deepzero.baselines.FeedbackAlignment` whose feedback weights are the initial forward weights.
 
     Args:
-        model: a :class:`~deepzero.models.WideCNN` at its initial weights.
+        model: a :class:`~deepzero.models.WideCNN` at its initial weights, of which a copy is kept; to resume, build the
+            method before the checkpoint is restored into the model.
         loss: ``loss(logits, labels)``.
         seed: nothing is drawn from it.
 
