@@ -20,12 +20,19 @@ from deepzero.cli.bench import Bench
 from deepzero.cli.command import Command
 from deepzero.cli.doctor import Doctor
 from deepzero.cli.recipes import Recipes
+from deepzero.cli.report import Report
 from deepzero.cli.train import Train
 from deepzero.errors import DataNotFoundError, DeepZeroError, InvalidInputError, RunFolderError
 
 DESCRIPTION = "Train deep networks from function values alone."
 
-COMMANDS: dict[str, Callable[..., Command]] = {"train": Train, "doctor": Doctor, "bench": Bench, "recipes": Recipes}
+COMMANDS: dict[str, Callable[..., Command]] = {
+    "train": Train,
+    "doctor": Doctor,
+    "report": Report,
+    "bench": Bench,
+    "recipes": Recipes,
+}
 """To add a command: write its class in a file of its own, and name it here."""
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130

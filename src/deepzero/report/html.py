@@ -122,14 +122,17 @@ def _class(is_number: bool) -> str:
 
 
 def _figure(figure: Figure, name: str) -> str:
-    points = [
-        [series.name, series.x[i], series.y[i], None if series.spread is None else series.spread[i]]
-        for series in figure.series
-        for i in range(len(series.x))
-    ]
-    columns = ("curve", figure.x_label, figure.y_label, "±")
-    numbers = _records("Numbers", columns, points, f"{figure.title}: numbers") if points else ""
-    return f"<figure>\n{draw(figure, name=name)}{numbers}</figure>\n"
+    return f"<figure>\n{draw(figure, name=name)}{_numbers(figure)}</figure>\n"
+
+
+def _numbers(figure: Figure) -> str:
+    columns = ["curve", figure.x_label, figure.y_label]
+    points = [[series.name, x, y] for series in figure.series for x, y in zip(series.x, series.y, strict=True)]
+    if any(series.spread is not None for series in figure.series):
+        columns.append("±")
+        spreads = [s for series in figure.series for s in series.spread or [None] * len(series.x)]
+        points = [[*point, spread] for point, spread in zip(points, spreads, strict=True)]
+    return _records("Numbers", columns, points, f"{figure.title}: numbers") if points else ""
 
 
 def _cells(cells: Sequence[Mapping[str, Any]]) -> str:

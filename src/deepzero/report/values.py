@@ -68,3 +68,18 @@ def numeric_columns(table: Table) -> list[bool]:
 
 def _numeric(cells: list[str]) -> bool:
     return bool(cells) and all(NUMERIC.fullmatch(cell.strip()) for cell in cells)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in units that suit them.
+
+    >>> [duration(value) for value in (0.25, 8.094, 75, 7384, 200000)]
+    ['0.25 s', '8.1 s', '1 min 15 s', '2 h 3 min', '2 d 7 h']
+    """
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    for size, unit, smaller, lesser in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller} {lesser}"
+    return f"{whole} s"

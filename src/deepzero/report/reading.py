@@ -1,0 +1,151 @@
+"""What a folder holds: a training run, finished or not, or the results of a reproduction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.report.records import Document
+from deepzero.training.checkpoint import TENSORS
+from deepzero.training.run_folder import FORMAT, RECORD
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run as far as it went.
+
+    Attributes:
+        path: its folder.
+        record: what it was started with.
+        records: the lines of ``metrics.jsonl`` that are whole.
+        summary: its result; None if it has not finished.
+        keep: layer-wise keep ratios, if it has them.
+        shapes: shapes of the model's tensors by name; empty as long as no weights are stored.
+    """
+
+    path: Path
+    record: Mapping[str, Any]
+    records: list[dict[str, Any]]
+    summary: Mapping[str, Any] | None
+    keep: Mapping[str, float]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its configuration."""
+        config: Mapping[str, Any] = self.record["config"]
+        return config
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """Records of single steps."""
+        return self._of_kind("step")
+
+    @cached_property
+    def epochs(self) -> list[dict[str, Any]]:
+        """Records of epochs."""
+        return self._of_kind("epoch")
+
+    @cached_property
+    def validations(self) -> list[dict[str, Any]]:
+        """Records of epochs at whose end the validation split was looked at."""
+        return [record for record in self.epochs if "validation_accuracy" in record]
+
+    @cached_property
+    def tests(self) -> list[dict[str, Any]]:
+        """The record of the test, once it was made."""
+        return self._of_kind("test")
+
+    def _of_kind(self, kind: str) -> list[dict[str, Any]]:
+        return [record for record in self.records if record.get("kind") == kind]
+
+
+def read(path: Path) -> Run | Document:
+    """The run or the results in a folder.
+
+    Raises:
+        RunFolderError: it holds neither, or they cannot be read.
+    """
+    if (path / RESULTS).exists():
+        return _results(path / RESULTS)
+    if (path / RECORD).exists():
+        return _run(path)
+    if not path.is_dir():
+        raise RunFolderError(f"{path} is not a folder; name the folder of a run or of a reproduction")
+    below = sorted(inner.parent.name for name in (RECORD, RESULTS) for inner in path.glob(f"*/{name}"))
+    hint = f"; it holds such folders: {', '.join(below[:5])}{', ...' if len(below) > 5 else ''}" if below else ""
+    raise RunFolderError(f"{path} holds neither a run ({RECORD}) nor the results of a reproduction ({RESULTS}){hint}")
+
+
+def _results(path: Path) -> Document:
+    try:
+        return Document.from_dict(_json(path))
+    except InvalidInputError as error:
+        raise RunFolderError(f"{path} cannot be shown: {error}") from error
+
+
+def _run(path: Path) -> Run:
+    record = _json(path / RECORD)
+    if record.get("format") != FORMAT or not isinstance(record.get("config"), dict):
+        raise RunFolderError(f"{path / RECORD} is not of this version of deepzero (expected format {FORMAT!r})")
+    summary, ratios = (
+        _json(path / name) if (path / name).exists() else None for name in ("summary.json", "ratios.json")
+    )
+    return Run(path, record, _metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{path} should hold a JSON object, but holds {type(value).__name__}")
+    return value
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a run; a last line that was cut off in the middle is left out."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records += [_record(line)] if line.strip() else []
+        except ValueError as error:
+            if number < len(lines):
+                raise RunFolderError(f"{path} is damaged in line {number}: {error}") from error
+    return records
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """From the selected weights, else from the newest checkpoint whose weights can be read."""
+    checkpoints = sorted((path / "checkpoints").glob(f"step-*/{TENSORS}"), reverse=True)
+    sources: Iterable[tuple[Path, str]] = [(path / "model.safetensors", ""), *((c, "model/") for c in checkpoints)]
+    for source, prefix in sources:
+        try:
+            return _shapes_in(source, prefix)
+        except (OSError, safetensors.SafetensorError):
+            continue
+    return {}
+
+
+def _shapes_in(path: Path, prefix: str) -> dict[str, tuple[int, ...]]:
+    with safetensors.safe_open(path, framework="pt") as tensors:
+        names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 - it is no mapping
+        return {name.removeprefix(prefix): tuple(tensors.get_slice(name).get_shape()) for name in names}

@@ -1,0 +1,166 @@
+"""Training runs as documents: one each, and one that compares them."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from deepzero.report.comparison import compare
+from deepzero.report.layers import layer_table, parameters
+from deepzero.report.reading import Run, read
+from deepzero.report.records import Document, Figure, Series
+from deepzero.report.values import duration, flat, shown
+
+POINTS = 200
+"""Of a curve, at most; neighbouring steps are averaged."""
+
+
+def documents(paths: Sequence[Path]) -> list[Document]:
+    """What several folders hold, in their order; before them a comparison if two or more are training runs.
+
+    Args:
+        paths: folders of training runs, or of reproductions (those with ``results.json``).
+
+    Raises:
+        RunFolderError: a folder holds neither.
+    """
+    found = [read(path) for path in dict.fromkeys(paths)]
+    runs = [item for item in found if isinstance(item, Run)]
+    comparison = [compare(runs)] if len(runs) > 1 else []
+    return comparison + [document(item) if isinstance(item, Run) else item for item in found]
+
+
+def document(run: Run) -> Document:
+    """A run as far as it went: headline, curves, layers, and everything it depends on."""
+    return Document(
+        title=f"{run.path.resolve().name}: {_what(run.config)}",
+        caption=_caption(run),
+        headline=_headline(run),
+        tables=layer_table(run),
+        figures=[_accuracy(run, "queries"), _accuracy(run, "seconds"), _losses(run), *_schedules(run)],
+        facts=_facts(run),
+    )
+
+
+def _what(config: Mapping[str, Any]) -> str:
+    given = flat(config)
+    sparsity = given.get("sparsity.sparsity")
+    sparse = f", {sparsity:.0%} sparse" if sparsity else ""
+    return f"{given.get('model.name')} on {given.get('data.name')}, {given.get('estimator.method')}{sparse}"
+
+
+def _caption(run: Run) -> str:
+    if run.summary is not None:
+        return (
+            f"Weights of epoch {run.summary['selected_epoch'] + 1}, selected on the validation split; "
+            "the test set was used once, at the end."
+        )
+    so_far = f"step {run.steps[-1]['step']:,}, epoch {run.steps[-1]['epoch'] + 1}" if run.steps else "no step yet"
+    state = f"This run has not finished: {so_far}, of {flat(run.config).get('training.epochs')} epochs."
+    if "recipe" not in run.record:
+        return f"{state} It was started from Python; to continue it, call train again with resume=True."
+    command = f"deepzero train --resume --out {shlex.quote(str(run.path))}"
+    return f"{state} Unless it is still running, continue it with\n\n    {command}"
+
+
+def _headline(run: Run) -> dict[str, str]:
+    last = run.records[-1] if run.records else {"queries": 0, "seconds": 0.0}
+    counted = parameters(run)
+    return {
+        **_scores(run),
+        "queries": shown(last["queries"]),
+        "queries of a step": _queries_of_a_step(run),
+        "time": duration(last["seconds"]),
+        "parameters": shown(counted),
+        "sparsity": f"{flat(run.config).get('sparsity.sparsity') or 0:.1%}",
+    }
+
+
+def _scores(run: Run) -> dict[str, str]:
+    best = max((record["validation_accuracy"] for record in run.validations), default=None)
+    validation = {} if best is None else {"best validation accuracy": f"{best:.2%}"}
+    if run.summary is None:
+        return {"state": "unfinished", **validation}
+    selected = run.summary.get("validation_accuracy")
+    validation = {} if selected is None else {"validation accuracy": f"{selected:.2%}"}
+    return {"test accuracy": f"{run.summary['test_accuracy']:.2%}", **validation}
+
+
+def _per_step(run: Run) -> list[tuple[int, int]]:
+    """Each step but the first (whose queries may include those of the ratios), and its queries."""
+    return [(b["step"], b["queries"] - a["queries"]) for a, b in pairwise(run.steps) if b["step"] == a["step"] + 1]
+
+
+def _queries_of_a_step(run: Run) -> str:
+    counts = [count for _, count in _per_step(run)]
+    if not counts or min(counts) == max(counts):
+        return shown(counts[0] if counts else None)
+    return f"{min(counts):,} to {max(counts):,}"
+
+
+def _accuracy(run: Run, axis: str) -> Figure:
+    curves = [
+        Series(
+            name="validation",
+            x=[record[axis] for record in run.validations],
+            y=[100 * record["validation_accuracy"] for record in run.validations],
+        )
+    ]
+    for test in run.tests:
+        accuracy = 100 * test["test_accuracy"]
+        curves.append(Series(name=f"test {accuracy:.2f}%", x=[test[axis]], y=[accuracy]))
+    return Figure(title=f"Accuracy against {axis}", x_label=axis, y_label="accuracy (%)", series=curves)
+
+
+def _losses(run: Run) -> Figure:
+    each = _thinned([(record["queries"], record["loss"]) for record in run.steps])
+    curves = [
+        Series(name="training, steps", x=[x for x, _ in each], y=[y for _, y in each]),
+        _loss("training, epoch mean", run.epochs, "training_loss"),
+        _loss("validation", run.validations, "validation_loss"),
+    ]
+    return Figure(title="Loss against queries", x_label="queries", y_label="loss", series=curves)
+
+
+def _loss(name: str, records: Sequence[Mapping[str, Any]], key: str) -> Series:
+    return Series(name=name, x=[record["queries"] for record in records], y=[record[key] for record in records])
+
+
+def _schedules(run: Run) -> list[Figure]:
+    """The learning rate, and the queries of a step if their number changes."""
+    rates = _thinned([(record["step"], record["learning_rate"]) for record in run.steps])
+    figures = [_against_steps("Learning rate", "learning rate", rates)]
+    counts = _per_step(run)
+    if len({count for _, count in counts}) > 1:
+        figures.append(_against_steps("Queries of a step", "queries", _thinned(counts)))
+    return figures
+
+
+def _against_steps(title: str, label: str, points: Sequence[tuple[float, float]]) -> Figure:
+    curve = Series(name=label, x=[x for x, _ in points], y=[y for _, y in points])
+    return Figure(title=title, x_label="step", y_label=label, series=[curve])
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most :data:`POINTS` points, each the mean of some neighbours, at the place of the last of them."""
+    size = -(-len(points) // POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), max(size, 1))]
+    return [(group[-1][0], statistics.fmean(y for _, y in group)) for group in groups]
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    summary = run.summary or {}
+    settings = run.record.get("settings") or {}
+    return {
+        "folder": str(run.path),
+        "recipe": run.record.get("recipe"),
+        "changed settings": ", ".join(f"{name} {shown(value)}" for name, value in settings.items()),
+        **{key: summary[key] for key in ("steps", "queries_for_ratios", "test_loss", "processes") if key in summary},
+        "configuration": run.config,
+        "hardware": summary.get("hardware", {}),
+        "versions": summary.get("versions", run.record.get("versions", {})),
+    }
