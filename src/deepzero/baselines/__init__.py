@@ -9,6 +9,8 @@ from deepzero.baselines.alignment import AlignAda, AlignProp, AlignZero
 from deepzero.baselines.base import Baseline
 from deepzero.baselines.feedback import DirectFeedbackAlignment, FeedbackAlignment
 from deepzero.baselines.forward_gradient import LocalForwardGradient, WeightForwardGradient
+from deepzero.baselines.pattern_search import FastPatternSearch, PatternSearch, Polling
+from deepzero.baselines.random_limit import RandomizedLimit
 from deepzero.baselines.registry import build, names
 
 __all__ = [
@@ -17,8 +19,12 @@ __all__ = [
     "AlignZero",
     "Baseline",
     "DirectFeedbackAlignment",
+    "FastPatternSearch",
     "FeedbackAlignment",
     "LocalForwardGradient",
+    "PatternSearch",
+    "Polling",
+    "RandomizedLimit",
     "WeightForwardGradient",
     "build",
     "names",

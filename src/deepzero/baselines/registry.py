@@ -12,6 +12,8 @@ from deepzero.baselines.alignment import AlignAda, AlignProp, AlignZero
 from deepzero.baselines.base import Baseline
 from deepzero.baselines.feedback import DirectFeedbackAlignment, FeedbackAlignment
 from deepzero.baselines.forward_gradient import LocalForwardGradient, WeightForwardGradient
+from deepzero.baselines.pattern_search import FastPatternSearch, PatternSearch
+from deepzero.baselines.random_limit import RandomizedLimit
 from deepzero.errors import InvalidInputError
 from deepzero.objective import Loss
 
@@ -23,6 +25,9 @@ _ALL: tuple[type[Baseline], ...] = (
     AlignProp,
     LocalForwardGradient,
     WeightForwardGradient,
+    RandomizedLimit,
+    PatternSearch,
+    FastPatternSearch,
 )
 """To add a baseline: write its class in a file of its own, and name it here."""
 
