@@ -8,7 +8,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
-from deepzero.report.records import Document, Figure, Table
+from deepzero.report.records import Document, Figure, Series, Table
 from deepzero.report.svg import draw
 from deepzero.report.values import MISSING, flat, numeric_columns, shown
 
@@ -127,12 +127,18 @@ def _figure(figure: Figure, name: str) -> str:
 
 def _numbers(figure: Figure) -> str:
     columns = ["curve", figure.x_label, figure.y_label]
-    points = [[series.name, x, y] for series in figure.series for x, y in zip(series.x, series.y, strict=True)]
     if any(series.spread is not None for series in figure.series):
         columns.append("±")
-        spreads = [s for series in figure.series for s in series.spread or [None] * len(series.x)]
-        points = [[*point, spread] for point, spread in zip(points, spreads, strict=True)]
+    points = [
+        [series.name, x, y, s][: len(columns)]
+        for series in figure.series
+        for x, y, s in zip(series.x, series.y, _spread(series), strict=True)
+    ]
     return _records("Numbers", columns, points, f"{figure.title}: numbers") if points else ""
+
+
+def _spread(series: Series) -> Sequence[float | None]:
+    return series.spread if series.spread is not None else [None] * len(series.x)
 
 
 def _cells(cells: Sequence[Mapping[str, Any]]) -> str:
