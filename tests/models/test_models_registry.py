@@ -13,6 +13,8 @@ NAMES = (
     "lenet",
     "local_mixer",
     "resnet18",
+    "resnet8",
+    "resnet14",
     "resnet20",
     "resnet32",
     "resnet44",

@@ -57,4 +57,5 @@ class RandomizedLimit(Baseline):
         square = torch.randn(self.count, dtype=gradient.dtype, device=gradient.device).square().sum()
         noise = torch.randn_like(gradient)
         across = noise - (along @ noise) * along
-        return norm * (square * along + square.sqrt() * across) / self.count
+        drawn: Tensor = norm * (square * along + square.sqrt() * across) / self.count
+        return drawn

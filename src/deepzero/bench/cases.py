@@ -61,14 +61,16 @@ class Problem:
         return 1 + self.coordinates.count
 
 
-def _digits(size: int, seed: int) -> Batch:
+def digits_batch(size: int, seed: int) -> Batch:
+    """Images of scikit-learn's digits."""
     train = data.load("digits", validation=0.0).train
     if size > len(train):
         raise InvalidInputError(f"digits has {len(train)} training images, too few for batch={size}")
     return data.BatchLoader(train, batch_size=size, shuffle=True, seed=seed).batch(0, 0)
 
 
-def _noise(size: int, seed: int) -> Batch:
+def noise_batch(size: int, seed: int) -> Batch:
+    """Standard normal noise of 3x32x32 with random labels."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "images"))
     return torch.randn(size, 3, 32, 32, generator=generator), torch.randint(0, 10, (size,), generator=generator)
 
@@ -76,17 +78,17 @@ def _noise(size: int, seed: int) -> Batch:
 NOISE = "standard normal noise, 3x32x32, with random labels"
 
 _ALL = (
-    Case("cnn", "simple_cnn", NOISE, _noise, 0.0, 40.0, (("depth", 5),)),
+    Case("cnn", "simple_cnn", NOISE, noise_batch, 0.0, 40.0, (("depth", 5),)),
     Case(
         "digits",
         "digits_cnn",
         "scikit-learn's digits, 1x8x8",
-        _digits,
+        digits_batch,
         0.0,
         20.0,
         (("in_channels", 1), ("image_size", 8)),
     ),
-    Case("resnet20", "resnet20", NOISE, _noise, 0.9, 80.0),
+    Case("resnet20", "resnet20", NOISE, noise_batch, 0.9, 80.0),
 )
 
 CASES: dict[str, Case] = {case.name: case for case in _ALL}
@@ -94,12 +96,12 @@ CASES: dict[str, Case] = {case.name: case for case in _ALL}
 
 
 def problem(
-    name: str, *, batch: int = 128, sparsity: float | None = None, step_size: float = 5e-3, seed: int = 0
+    name: str | Case, *, batch: int = 128, sparsity: float | None = None, step_size: float = 5e-3, seed: int = 0
 ) -> Problem:
     """Build a case.
 
     Args:
-        name: one of :data:`CASES`.
+        name: one of :data:`CASES`, or a case of one's own.
         batch: images of the batch.
         sparsity: fraction of the weights that Smart-Ratio leaves out; 0 for all coordinates, None for the case's own.
         step_size: of the finite difference.
@@ -112,7 +114,7 @@ def problem(
         >>> problem("digits", batch=4).queries
         4955
     """
-    case = CASES[validation.choice("case", name, CASES)]
+    case = name if isinstance(name, Case) else CASES[validation.choice("case", name, CASES)]
     validation.count("batch", batch, minimum=2)
     fraction = case.sparsity if sparsity is None else validation.fraction("sparsity", sparsity)
     step = validation.positive("step_size", step_size, hint="5e-3")

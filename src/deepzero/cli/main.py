@@ -21,6 +21,7 @@ from deepzero.cli.command import Command
 from deepzero.cli.doctor import Doctor
 from deepzero.cli.recipes import Recipes
 from deepzero.cli.report import Report
+from deepzero.cli.reproduce import Reproduce
 from deepzero.cli.train import Train
 from deepzero.errors import DataNotFoundError, DeepZeroError, InvalidInputError, RunFolderError
 
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train,
     "doctor": Doctor,
     "report": Report,
+    "reproduce": Reproduce,
     "bench": Bench,
     "recipes": Recipes,
 }

@@ -5,10 +5,36 @@ from __future__ import annotations
 import difflib
 
 from deepzero.errors import InvalidInputError
-from deepzero.experiments import estimators, schedules
+from deepzero.experiments import (
+    batch_sizes,
+    estimators,
+    pruning,
+    reuse,
+    sample_sizes,
+    schedules,
+    sparsities,
+    stopwatch,
+    widths,
+    without_backpropagation,
+    workers,
+)
 from deepzero.experiments.experiment import Experiment
 
-_ALL = (estimators.EXPERIMENT, schedules.EXPERIMENT)
+_ALL = (
+    without_backpropagation.EXPERIMENT,
+    estimators.EXPERIMENT,
+    stopwatch.EXPERIMENT,
+    reuse.EXPERIMENT,
+    sparsities.EXPERIMENT,
+    sample_sizes.EXPERIMENT,
+    widths.EXPERIMENT,
+    pruning.TABLE_A2,
+    pruning.TABLE_A3,
+    pruning.FIGURE_A3,
+    batch_sizes.EXPERIMENT,
+    workers.EXPERIMENT,
+    schedules.EXPERIMENT,
+)
 """To add an experiment: write it in a file of its own, and name it here."""
 
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}

@@ -22,6 +22,7 @@ from deepzero.training.run_folder import writing
 
 FORMAT = "deepzero reproduction 1"
 RECORD, RESULTS, REPORT, CELLS = "reproduction.json", "results.json", "report.html", "cells"
+FORECASTS = "forecasts.json"
 
 
 class ReproductionFolder:
@@ -89,6 +90,16 @@ class ReproductionFolder:
         with writing(self._result(cell)):
             replace_file(self._result(cell), to_json(record))
         shutil.rmtree(self.cell(cell) / "checkpoints", ignore_errors=True)
+
+    def forecasts(self) -> dict[str, float | None]:
+        """Seconds that kinds of cells were found to take on this machine."""
+        path = self.path / FORECASTS
+        return _read(path) if path.exists() else {}
+
+    def keep_forecasts(self, seconds: Mapping[str, float | None]) -> None:
+        """Write them down, so that they need not be found again."""
+        with writing(self.path):
+            replace_file(self.path / FORECASTS, to_json(seconds))
 
     def show(self, document: Document) -> None:
         """Write ``results.json``, ``report.html`` and one SVG file for each figure."""

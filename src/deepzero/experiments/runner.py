@@ -146,19 +146,20 @@ def reproduce(
 def announce(request: Request, folder: ReproductionFolder, place: Place) -> None:
     """Say how long the cells that are left will take; one cell stands for those that differ in the seed."""
     left = [cell for cell in request.cells() if not folder.has(cell)]
-    known: dict[tuple[Any, ...], float | None] = {}
+    known = folder.forecasts()
     for cell in left:
         kind = _but_seed(cell)
         if kind not in known:
             known[kind] = cell.work.forecast(place)
+            folder.keep_forecasts(known)
             took = known[kind]
-            log.info("%s: %s each", " ".join(map(str, kind)), "short" if took is None else seconds_text(took))
+            log.info("%s: %s each", kind, "short" if took is None else seconds_text(took))
     total = sum(known[_but_seed(cell)] or 0.0 for cell in left)
     log.info("%d cells are left, about %s of work on this machine", len(left), seconds_text(total))
 
 
-def _but_seed(cell: Cell) -> tuple[Any, ...]:
-    return tuple(f"{key}={value}" for key, value in cell.labels.items() if key != "seed")
+def _but_seed(cell: Cell) -> str:
+    return ", ".join(f"{key}={value}" for key, value in cell.labels.items() if key != "seed")
 
 
 def _run(cells: Sequence[Cell], folder: ReproductionFolder, place: Place) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from deepzero import models
 from deepzero.estimator import CGE
 from deepzero.evaluators import PropagationEvaluator
-from deepzero.experiments.cells import Cell, Measurement, Training
+from deepzero.experiments.cells import Cell, Labels, Measurement, Training
 from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Presentation, Scale, seconds_text
 from deepzero.losses import LOSSES
 from deepzero.objective import NetworkObjective
@@ -71,12 +72,11 @@ def cells(scale: Scale) -> Iterator[Cell]:
             "batch_size": scale.data.batch_size,
         }
         yield Cell(labels={"network": network, "gradient": "costs"}, work=Measurement(cost_table, options))
-    plan = [(source, rule) for source, rules in scale["rules"].items() for rule in rules]
-    for seed in range(scale.seeds):
-        for source, rule in plan:
-            for network in scale["networks"] if source == "masked autograd" else scale["by_queries"]:
-                labels = {"network": network, "rule": rule, "gradient": source, "seed": seed}
-                yield Cell(labels=labels, work=Training(config(scale, network, rule, source, seed)))
+    for source, rules in scale["rules"].items():
+        networks = scale["networks"] if source == "masked autograd" else scale["by_queries"]
+        for seed, rule, network in itertools.product(range(scale.seeds), rules, networks):
+            labels: Labels = {"network": network, "rule": rule, "gradient": source, "seed": seed}
+            yield Cell(labels=labels, work=Training(config(scale, network, rule, source, seed)))
 
 
 def cost_table(

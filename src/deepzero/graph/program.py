@@ -209,4 +209,7 @@ def _batch_norm_relu(relu: Node, users: Mapping[Node, list[Node]], graph: Graph)
 
 
 def _trains(node: Node) -> bool:
+    """Whether a node is a batch norm by the statistics of the batch, with running statistics or without."""
+    if node.target is aten._native_batch_norm_legit.no_stats:
+        return node.args[3] is True
     return node.target is aten._native_batch_norm_legit_functional.default and node.args[5] is True
