@@ -64,3 +64,17 @@ def test_the_footprint_depends_on_shapes_only() -> None:
     assert feet[0] == feet[1]
     assert feet[0].queries.keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert feet[0].held > 0
+
+
+def test_the_work_of_a_query_is_what_lies_behind_its_layer() -> None:
+    """It depends on shapes only, grows with the batch, and falls with depth."""
+    works = []
+    for seed, size in ((1, 8), (2, 8), (1, 16)):
+        model = initialize(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), seed=seed)
+        zo = dz.CGE(model, loss=F.cross_entropy)
+        works.append(zo.evaluator.work(zo.objective, normal(size, 4, seed=seed), torch.full((size,), seed)))
+    first, same, larger = works
+    assert first == same
+    assert first["0.weight"] > first["2.weight"] > 0
+    for name in ("0.weight", "2.weight"):
+        assert larger[name] > 1.8 * first[name]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.errors import DeepZeroError
+from deepzero.graph.rules.fused import batch_norm_relu
 
 IMAGES = normal(4, 2, 6, 6, seed=3)
 ROWS = normal(5, 6, seed=4)
@@ -295,3 +296,23 @@ def test_shapes_of_the_batch(shape: tuple[int, ...]) -> None:
         sparsity=some_coordinates(model, most=6),
         step_size=STEP,
     )
+
+
+def statistics_of_the_batch(kind: str) -> nn.Module:
+    """Batch norm without running statistics, of channels or of single positions, under a relu."""
+
+    def norm(x: Tensor) -> Tensor:
+        flat = x.flatten(1) if kind == "positions" else x
+        return F.relu(F.batch_norm(flat, None, None, training=True)).reshape(x.shape)
+
+    return nn.Sequential(conv(2), Network(lambda m, x: norm(x)), conv(), Network(lambda m, x: norm(x)), head())
+
+
+@pytest.mark.parametrize("kind", ["channels", "positions"])
+def test_batch_norm_without_running_statistics_is_fused_with_its_relu(kind: str) -> None:
+    model = initialize(statistics_of_the_batch(kind), seed=5)
+    zo = dz.CGE(model, loss=F.cross_entropy)
+    program = zo.evaluator.program(zo.objective, (IMAGES, LABELS))
+    rules = [step.rule for step in program.cones["0.weight"].steps]
+    assert rules.count(batch_norm_relu) == 2
+    assert_agrees(model, F.cross_entropy, IMAGES, LABELS)

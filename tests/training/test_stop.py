@@ -35,6 +35,15 @@ def test_a_time_limit_is_a_reason():
         assert stop.reason is None
 
 
+def test_what_remains_of_a_time_limit_never_runs_out_to_nothing():
+    with StopRequest() as stop:
+        assert stop.remaining is None
+    with StopRequest(max_seconds=100) as stop:
+        assert 90 < stop.remaining <= 100
+    with StopRequest(max_seconds=1e-9) as stop:
+        assert stop.remaining == 1e-3
+
+
 def test_other_threads_leave_signals_alone():
     before = signal.getsignal(signal.SIGINT)
     seen = []

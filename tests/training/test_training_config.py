@@ -5,6 +5,7 @@ import pytest
 
 from deepzero.errors import InvalidInputError
 from deepzero.training import TrainingConfig, warmup_cosine
+from deepzero.training.schedule import SCHEDULES
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,15 @@ def test_the_learning_rate_rises_linearly_then_falls_to_zero_as_a_cosine():
 
 def test_there_may_be_no_warm_up():
     assert warmup_cosine(0, warmup=0, total=5) == 1
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_every_schedule_warms_up_alike_and_never_rises_afterwards(name):
+    factors = [SCHEDULES[name](t, warmup=4, total=20) for t in range(20)]
+    assert factors[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert all(a >= b for a, b in pairwise(factors[4:]))
+
+
+def test_the_linear_schedule_ends_a_step_before_zero_and_the_constant_one_stays():
+    assert [SCHEDULES["linear"](t, warmup=0, total=5) for t in range(5)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+    assert {SCHEDULES["constant"](t, warmup=0, total=5) for t in range(5)} == {1.0}
