@@ -51,9 +51,9 @@ class Polling(Baseline):
         seed: of the order of the moves, and of dropout masks.
         radius: :math:`r` at the start.
         queries: most moves that a call evaluates; None: as many as the sweep has left.
-        evaluator: ``"batched"`` (full forwards of several networks at once, as the authors do), ``"propagation"``
-            (difference propagation: the same losses up to rounding, for far fewer operations) or ``"sequential"``
-            (one full forward after another).
+        evaluator: ``"batched"`` (full forwards of several networks at once, as the authors do on a GPU),
+            ``"sequential"`` (one full forward after another) or ``"propagation"`` (difference propagation: the same
+            losses up to rounding for far fewer operations, the more so the larger a poll is).
         chunk: moves that ``"batched"`` evaluates in one forward; more suits a GPU.
 
     Attributes:
