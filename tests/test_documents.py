@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import deepzero
+from deepzero.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -57,3 +58,16 @@ def test_versions_agree() -> None:
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
     assert cited is not None
     assert deepzero.__version__ == project == cited[1]
+
+
+def test_the_page_of_reproductions_says_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import reproduction_page
+
+    page = reproduction_page.PAGE.read_text(encoding="utf-8")
+    assert page == reproduction_page.filled(page), "run python benchmarks/reproduction_page.py"
+    recorded = {path.stem.removeprefix("reproduce-") for path in reproduction_page.RECORDS.glob("reproduce-*.json")}
+    assert recorded <= {found[2] for found in reproduction_page.MARKED.finditer(page)}
+    assert {experiment.name for experiment in EXPERIMENTS.values()} <= {
+        found[2] for found in reproduction_page.MARKED.finditer(page)
+    }

@@ -1,0 +1,60 @@
+"""Put the recorded tables and figures into the page "Reproduction" of the documentation.
+
+    python benchmarks/reproduction_page.py
+
+Between the marks ``<!-- record: NAME -->`` and ``<!-- end -->`` of docs/reproduction.md stands what the record
+benchmarks/records/reproduce-NAME.json holds; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from deepzero.report import Document
+from deepzero.report.console import markdown
+from deepzero.report.svg import draw
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reproduction.md"
+FIGURES = ROOT / "docs" / "figures"
+RECORDS = ROOT / "benchmarks" / "records"
+MARKED = re.compile(r"(<!-- record: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """The page with the content of its records between the marks."""
+    return MARKED.sub(lambda found: f"{found[1]}{section(found[2])}{found[3]}", page)
+
+
+def section(name: str) -> str:
+    """What the page shows of a record."""
+    path = RECORDS / f"reproduce-{name}.json"
+    if not path.exists():
+        return "Not recorded yet.\n"
+    document = Document.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    facts = document.facts
+    hardware, versions = facts["hardware"], facts["versions"]
+    machine = f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores, torch {versions['torch']}"
+    lines = [
+        f"{document.caption} Recorded by `{facts['command']}`, {facts['date'][:10]}, {machine}; {facts['cells']}.\n",
+        *map(markdown, document.tables),
+        *(f"![{figure.title}](figures/{name}-{k}.svg)\n" for k, figure in enumerate(document.figures, start=1)),
+    ]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def draw_figures() -> None:
+    """Every figure of every record as an SVG file beside the page."""
+    FIGURES.mkdir(exist_ok=True)
+    for path in sorted(RECORDS.glob("reproduce-*.json")):
+        document = Document.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        name = path.stem.removeprefix("reproduce-")
+        for number, figure in enumerate(document.figures, start=1):
+            (FIGURES / f"{name}-{number}.svg").write_text(draw(figure, name=f"{name}-{number}"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    draw_figures()
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
