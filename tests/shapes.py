@@ -27,6 +27,7 @@ CHECKED_MODULES = (
     "deepzero.models",
     "deepzero.sparsity",
     "deepzero.stencils",
+    "deepzero.tasks.selection",
 )
 
 

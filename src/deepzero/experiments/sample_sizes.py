@@ -38,7 +38,9 @@ def config(scale: Scale, method: str, images: int, seed: int) -> ClassificationC
         sparsity = SparsityConfig(sparsity=SPARSITY, ratios="smart-ratio", every=5, unit="epoch")
         training = TrainingConfig(epochs=scale.epochs, learning_rate=0.1, warmup_epochs=1.0)
     else:
-        estimator = EstimatorConfig(method=SEARCHES[method], options={"queries": queries_of_step(scale)})
+        estimator = EstimatorConfig(
+            method=SEARCHES[method], options={"queries": queries_of_step(scale), "evaluator": "sequential"}
+        )
         sparsity = SparsityConfig()
         training = replace(SEARCH_TRAINING, epochs=scale.epochs)
     return ClassificationConfig(

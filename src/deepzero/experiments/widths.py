@@ -111,8 +111,8 @@ EXPERIMENT = Experiment(
             grid={
                 "widths": {DEEPZERO: (4,), **_of_all(4)},
                 "epochs of DeepZero": 1,
-                "learning rate of DeepZero": 1.0,
-                "learning rate": 1.0,
+                "learning rate of DeepZero": 3.0,
+                "learning rate": 5.0,
                 "every": 1,
             },
         ),
@@ -127,8 +127,8 @@ EXPERIMENT = Experiment(
             grid={
                 "widths": {DEEPZERO: (8,), **_of_all(16)},
                 "epochs of DeepZero": 5,
-                "learning rate of DeepZero": 1.0,
-                "learning rate": 2.0,
+                "learning rate of DeepZero": 3.0,
+                "learning rate": 5.0,
                 "every": 1,
             },
         ),
@@ -140,8 +140,8 @@ EXPERIMENT = Experiment(
             grid={
                 "widths": {DEEPZERO: (32, 64), **_of_all(64, 512)},
                 "epochs of DeepZero": 50,
-                "learning rate of DeepZero": 1.0,
-                "learning rate": 2.0,
+                "learning rate of DeepZero": 3.0,
+                "learning rate": 5.0,
                 "every": 5,
             },
         ),

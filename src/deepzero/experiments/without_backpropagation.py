@@ -13,6 +13,12 @@ from deepzero.report import Figure, Series, Table
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
 from deepzero.training import TrainingConfig
 
+FORWARD_GRADIENTS = {
+    "LG-FG-A": EstimatorConfig(method="lg-fg-a"),
+    "FG-W": EstimatorConfig(method="fg-w", options={"readout": "head"}),
+}
+"""As in the code of Ren et al., FG-W does not perturb the last layer, which gets its exact gradient."""
+
 METHODS = ("DeepZero", "Pattern Search", "Align-ada", "LG-FG-A", "FG-W")
 
 
@@ -28,7 +34,7 @@ def config(scale: Scale, method: str, seed: int) -> ClassificationConfig:
     return ClassificationConfig(
         data=replace(scale.data, flip=True),
         model=scale["mixer"],
-        estimator=EstimatorConfig(method={"LG-FG-A": "lg-fg-a", "FG-W": "fg-w"}[method]),
+        estimator=FORWARD_GRADIENTS[method],
         training=TrainingConfig(
             epochs=scale["epochs of mixers"],
             learning_rate=scale["learning rate of mixers"],
@@ -111,13 +117,15 @@ EXPERIMENT = Experiment(
                 **sparsities.EXPERIMENT.scales["smoke"].grid,
                 "width": 4,
                 "epochs of alignment": 1,
-                "learning rate": 1.0,
+                "learning rate": 5.0,
                 "mixer": ModelConfig(
                     name="local_mixer", options={"blocks": 2, "patches": 2, "channels": 8, "groups": 2}
                 ),
                 "epochs of mixers": 1,
                 "learning rate of mixers": 0.1,
-                "lenet": ModelConfig(name="lenet", options={"norm": 3.0, "init": "uniform", "kernel_size": 3}),
+                "lenet": ModelConfig(
+                    name="lenet", options={"norm": 3.0, "init": "uniform", "kernel_size": 3, "padding": 1}
+                ),
                 "images of Pattern Search": 32,
                 "queries": 16,
                 "moves": 2,
@@ -136,13 +144,15 @@ EXPERIMENT = Experiment(
                 **_DEEPZERO_SMALL.grid,
                 "width": 32,
                 "epochs of alignment": 20,
-                "learning rate": 2.0,
+                "learning rate": 5.0,
                 "mixer": ModelConfig(
                     name="local_mixer", options={"blocks": 4, "patches": 4, "channels": 128, "groups": 16}
                 ),
                 "epochs of mixers": 40,
                 "learning rate of mixers": 0.1,
-                "lenet": ModelConfig(name="lenet", options={"norm": 3.0, "init": "uniform", "kernel_size": 3}),
+                "lenet": ModelConfig(
+                    name="lenet", options={"norm": 3.0, "init": "uniform", "kernel_size": 3, "padding": 1}
+                ),
                 "images of Pattern Search": 500,
                 "queries": 512,
                 "moves": 300,
@@ -161,7 +171,7 @@ EXPERIMENT = Experiment(
                 **sparsities.EXPERIMENT.scales["paper"].grid,
                 "width": 512,
                 "epochs of alignment": 150,
-                "learning rate": 2.0,
+                "learning rate": 5.0,
                 "mixer": ModelConfig(
                     name="local_mixer", options={"blocks": 4, "patches": 8, "channels": 2048, "groups": 64}
                 ),
