@@ -38,15 +38,15 @@ class Scale:
 
     def changed(self, *, epochs: int | None = None, seeds: int | None = None, limit: int | None = None) -> Scale:
         """The scale with some of its numbers changed, which its caption then says."""
-        changes = {"epochs": epochs, "seeds": seeds, "limit": limit}
-        given = {name: value for name, value in changes.items() if value is not None}
+        changes = {"epochs": (self.epochs, epochs), "seeds": (self.seeds, seeds), "limit": (self.data.limit, limit)}
+        given = {name: new for name, (own, new) in changes.items() if new is not None and new != own}
         if not given:
             return self
         said = ", ".join(f"{name} {value:,}" for name, value in given.items())
         return replace(
             self,
             caption=f"{self.caption} Changed here: {said}.",
-            data=self.data if limit is None else replace(self.data, limit=limit),
+            data=replace(self.data, limit=given.get("limit", self.data.limit)),
             epochs=given.get("epochs", self.epochs),
             seeds=given.get("seeds", self.seeds),
         )

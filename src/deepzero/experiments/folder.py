@@ -44,15 +44,17 @@ class ReproductionFolder:
         """
         record = {"format": FORMAT, **identity}
         if (path / RECORD).exists():
-            held = _read(path / RECORD)
+            held = _read(path / RECORD, "choose another --out")
             changed = [f"{k}: {held.get(k)!r} there, {v!r} asked" for k, v in record.items() if held.get(k) != v]
             if changed:
                 raise RunFolderError(f"{path} holds another reproduction ({', '.join(changed)}); choose another --out")
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and not _is_free(path):
             raise RunFolderError(f"{path} is not an empty folder; choose another --out")
         with writing(path):
-            (path / CELLS).mkdir(parents=True, exist_ok=True)
-            replace_file(path / RECORD, to_json(record))
+            path.mkdir(parents=True, exist_ok=True)
+            if not (path / RECORD).exists():
+                replace_file(path / RECORD, to_json(record))
+            (path / CELLS).mkdir(exist_ok=True)
         return cls(path)
 
     def cell(self, cell: Cell) -> Path:
@@ -67,13 +69,13 @@ class ReproductionFolder:
         """A finished cell: labels, settings, result and where it was run.
 
         Raises:
-            RunFolderError: it was run with other settings.
+            RunFolderError: it was run with other settings, or cannot be read.
         """
-        record = _read(self._result(cell))
-        if record["settings"] != json.loads(to_json(cell.work.settings())):
+        record = _read(self._result(cell), "delete it to run the cell again")
+        if record.get("settings") != json.loads(to_json(cell.work.settings())):
             raise RunFolderError(
-                f"{self._result(cell)} was run with other settings, by another version of deepzero; "
-                "choose another --out, or delete the file to run the cell again"
+                f"{self._result(cell)} was run with other settings, by another version of deepzero or on another "
+                "machine; choose another --out, or delete the file to run the cell again"
             )
         return record
 
@@ -94,7 +96,7 @@ class ReproductionFolder:
     def forecasts(self) -> dict[str, float | None]:
         """Seconds that kinds of cells were found to take on this machine."""
         path = self.path / FORECASTS
-        return _read(path) if path.exists() else {}
+        return _read(path, "delete it to time the cells again") if path.exists() else {}
 
     def keep_forecasts(self, seconds: Mapping[str, float | None]) -> None:
         """Write them down, so that they need not be found again."""
@@ -113,9 +115,16 @@ class ReproductionFolder:
         return self.path / CELLS / f"{cell.name}.json"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _is_free(path: Path) -> bool:
+    """Whether a folder holds nothing, or only the record that another process is about to write."""
+    return path.is_dir() and all(entry.name.startswith(f".{RECORD}") for entry in path.iterdir())
+
+
+def _read(path: Path, advice: str) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
+        record = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}; delete it to make it again") from error
+        raise RunFolderError(f"{path} cannot be read: {error}; {advice}") from error
+    if not isinstance(record, dict):
+        raise RunFolderError(f"{path} holds no record; {advice}")
     return record

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.experiments.cells import Cell, Outcome, Place
 from deepzero.experiments.experiment import Experiment, Outcomes, Scale, seconds_text
@@ -51,6 +52,19 @@ class Request:
         k, n = self.share
         if not 1 <= k <= n:
             raise InvalidInputError(f"a share is k/n with k from 1 to n, got {k}/{n}; try 1/2 and 2/2 in two processes")
+        for name in ("epochs", "seeds", "limit"):
+            if (value := getattr(self, name)) is not None:
+                validation.count(name, value)
+                self._require_effect(name, value)
+
+    def _require_effect(self, name: str, value: int) -> None:
+        """Refuse a change that changes no cell: the caption would tell of it."""
+        own = self.experiment.scale(self.scale)
+        changed = own.changed(**{name: value})
+        if changed is not own and _contents(self.experiment, changed) == _contents(self.experiment, own):
+            raise InvalidInputError(
+                f"{self.experiment.name} at the scale {self.scale!r} does not depend on {name}; leave {name} out"
+            )
 
     @property
     def size(self) -> Scale:
@@ -65,9 +79,13 @@ class Request:
             InvalidInputError: there are none; the message names the labels there are.
         """
         every = list(self.experiment.cells(self.size))
-        chosen = [cell for cell in every if all(str(cell.labels.get(k)) == v for k, v in self.only.items())]
+        wanted = self.only.items()
+        chosen = [cell for cell in every if all(k in cell.labels and str(cell.labels[k]) == v for k, v in wanted)]
         if not chosen:
-            there = {key: sorted({str(cell.labels.get(key)) for cell in every}) for key in every[0].labels}
+            there: dict[str, dict[str, None]] = {}
+            for cell in every:
+                for key, value in cell.labels.items():
+                    there.setdefault(key, {})[str(value)] = None
             listed = "; ".join(f"{key}: {', '.join(values)}" for key, values in there.items())
             raise InvalidInputError(f"no cell of {self.experiment.name} has these labels; there are: {listed}")
         return chosen
@@ -80,6 +98,10 @@ class Request:
             "epochs": self.epochs,
             "limit": self.limit,
         }
+
+
+def _contents(experiment: Experiment, scale: Scale) -> list[Any]:
+    return [(cell.labels, cell.work.settings()) for cell in experiment.cells(scale)]
 
 
 @dataclass(frozen=True)
@@ -133,21 +155,32 @@ def reproduce(
         >>> done.document.tables[0].columns[:2]
         ['d', 'FO']
     """
-    folder = ReproductionFolder.open(Path(out), request.identity())
     cells = request.cells()
-    with StopRequest(max_seconds=max_seconds) as stop:
-        place = Place(None if data_dir is None else Path(data_dir), device, stop)
+    validation.device(device)
+    place = Place(None if data_dir is None else Path(data_dir), device, StopRequest(max_seconds=max_seconds))
+    folder = ReproductionFolder.open(Path(out), request.identity())
+    _require_same(request, folder)
+    with place.stop:
         if request.scale == "paper":
             announce(request, folder, place)
         stopped = not _run(cells[request.share[0] - 1 :: request.share[1]], folder, place)
     return _assemble(request, folder, place, stopped=stopped)
 
 
+def _require_same(request: Request, folder: ReproductionFolder) -> None:
+    """Refuse a folder with a cell that is damaged or was run with other settings, before others are run."""
+    for cell in request.experiment.cells(request.size):
+        if folder.has(cell):
+            folder.kept(cell)
+
+
 def announce(request: Request, folder: ReproductionFolder, place: Place) -> None:
-    """Say how long the cells that are left will take; one cell stands for those that differ in the seed."""
+    """Say how long the cells that are left will take, unless stopped; one stands for those that differ in the seed."""
     left = [cell for cell in request.cells() if not folder.has(cell)]
     known = folder.forecasts()
     for cell in left:
+        if place.stop.reason is not None:
+            return
         kind = _but_seed(cell)
         if kind not in known:
             known[kind] = cell.work.forecast(place)
