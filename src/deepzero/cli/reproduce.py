@@ -108,4 +108,6 @@ def _report(outcome: Reproduction, console: Console) -> int:
     if outcome.stopped:
         console.print(f"stopped; {outcome.missing} cells are left: the same command continues")
         return STOPPED
+    if outcome.missing:
+        console.print(f"this share is done; {outcome.missing} cells are left to the others")
     return DONE
