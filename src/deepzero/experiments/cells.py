@@ -66,7 +66,11 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """One training run, continued where it was stopped."""
+    """One training run, continued where it was stopped.
+
+    Its result holds figures of the summary, the curve of the epochs, and how many coordinates of each parameter a step
+    takes (None where every step ranks them anew).
+    """
 
     config: ClassificationConfig
 
@@ -89,10 +93,12 @@ class Training:
         epochs = [record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "epoch"]
         keep = json.loads((folder / RATIOS).read_bytes())["keep"]
         sizes = {name: p.numel() for name, p in outcome.model.named_parameters()}
+        ranked_anew = self.config.sparsity.pattern == "alternating"
+        counts = {name: round(keep.get(name, 1.0) * size) for name, size in sizes.items()}
         return {
             **{name: outcome.summary[name] for name in SUMMARY},
             "curve": {name: [record.get(name) for record in epochs] for name in CURVE},
-            "coordinates": {name: round(keep.get(name, 1.0) * size) for name, size in sizes.items()},
+            "coordinates": None if ranked_anew else counts,
         }
 
     def forecast(self, place: Place) -> float:
