@@ -14,6 +14,7 @@ from deepzero.estimator import CGE
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.experiments.cells import Cell, Labels, Measurement, Training
 from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Presentation, Scale, seconds_text
+from deepzero.experiments.shown import trajectory
 from deepzero.losses import LOSSES
 from deepzero.objective import NetworkObjective
 from deepzero.randomness import derive_seed
@@ -44,12 +45,9 @@ RULES: dict[str, SparsityConfig] = {
 
 SOURCES = {"masked autograd": "fo", "CGE": "cge"}
 
-Network = tuple[ModelConfig, int | None]
-"""A network and the size of its images."""
-
 
 def config(scale: Scale, network: str, rule: str, source: str, seed: int) -> ClassificationConfig:
-    """A run of one rule."""
+    """A run of one rule; a network stands with the size of its images, None for their own."""
     model, size = scale["networks"][network]
     return ClassificationConfig(
         data=replace(scale.data, image_size=size),
@@ -162,11 +160,9 @@ def _figures(runs: Outcomes, seconds: Any, title: str) -> list[Figure]:
         series = []
         for rule in runs.labelled("rule"):
             of = runs.where(rule=rule)
-            curves = [run.result["curve"]["validation_accuracy"] for run in of]
-            points = list(zip(*curves, strict=True))
-            steps = of[0].result["steps"] / len(points)
-            x = [per_step(of[0]) * steps * (epoch + 1) for epoch in range(len(points))]
-            series.append(Series(name=rule, x=x, y=[100 * sum(p) / len(p) for p in points]))
+            curve = trajectory(of, rule)
+            epoch = per_step(of[0]) * of[0].result["steps"] / len(of[0].result["curve"]["validation_accuracy"])
+            series.append(Series(name=rule, x=[epoch * done for done in curve.x], y=curve.y))
         figures.append(Figure(title=title, x_label=label, y_label="validation accuracy, %", series=series, x_log=True))
     return figures
 
@@ -178,7 +174,7 @@ EXPERIMENT = Experiment(
     title="Coordinate schedules at equal time per step",
     scales={
         "smoke": Scale(
-            caption="Digits, 128 images, 2 epochs, two networks, three rules.",
+            caption="Digits, 128 images, 2 epochs, the CNN of depth 2, a few of the rules.",
             data=DataConfig(name="digits", batch_size=32, limit=128),
             epochs=2,
             grid={

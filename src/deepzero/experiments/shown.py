@@ -54,7 +54,7 @@ def time_table(runs: Outcomes, *, title: str, rows: str, columns: str, text: Cal
         [text(row), *(runs.where(**{rows: row, columns: method}).duration() for method in methods)]
         for row in _sorted(runs.labelled(rows))
     ]
-    note = "Mean seconds of whole runs, validation included. Other processes may have shared the cores."
+    note = "Mean time of whole runs, validation included. Other processes may have shared the cores."
     return Table(title=title, columns=[rows, *map(str, methods)], rows=body, note=note)
 
 
@@ -78,27 +78,22 @@ def published_series(curves: Curves) -> list[Series]:
     ]
 
 
-def trajectory(runs: Outcomes, name: str, *, x: str = "epoch") -> Series:
-    """Validation accuracy in percent over the course of training, mean and deviation of the runs.
+def trajectory(runs: Outcomes, name: str) -> Series:
+    """Validation accuracy in percent by epoch, mean and deviation of the runs; epochs without a look are left out.
 
     Args:
         runs: training runs of equal length.
         name: of the curve.
-        x: ``epoch``, ``queries`` or ``seconds``.
     """
-    curves = [[100 * value for value in run.result["curve"]["validation_accuracy"]] for run in runs]
-    points = list(zip(*curves, strict=True))
-    epochs = [float(epoch + 1) for epoch in range(len(points))]
+    curves = [run.result["curve"]["validation_accuracy"] for run in runs]
+    looks = {epoch: at for epoch, at in enumerate(zip(*curves, strict=True), start=1) if None not in at}
+    points = [[100 * value for value in at] for at in looks.values()]
     return Series(
         name=name,
-        x=epochs if x == "epoch" else _mean_curve(runs, x),
+        x=[float(epoch) for epoch in looks],
         y=[statistics.fmean(point) for point in points],
         spread=[statistics.stdev(point) if len(point) > 1 else 0.0 for point in points],
     )
-
-
-def _mean_curve(runs: Outcomes, name: str) -> list[float]:
-    return [statistics.fmean(point) for point in zip(*(run.result["curve"][name] for run in runs), strict=True)]
 
 
 def spread_text(values: Sequence[float], digits: int = 3) -> str:
