@@ -72,9 +72,10 @@ class OneByOne:
         """So many queries of RGE: a gaussian direction over all parameters, added, and taken away again."""
         saved = [p.clone() for p in self.parameters]
         gradient = [torch.zeros_like(p) for p in self.parameters]
+        generator = torch.Generator(saved[0].device).manual_seed(derive_seed(0, "directions"))
         for _ in range(queries):
             with self.watch("directions"):
-                u = [torch.randn_like(p) for p in self.parameters]
+                u = [torch.empty_like(p).normal_(generator=generator) for p in self.parameters]
             with self.watch("perturbation"):
                 torch._foreach_add_(self.parameters, u, alpha=STEP_SIZE)
             with self.watch("inference"):
@@ -112,8 +113,7 @@ def stages(*, depth: int, method: str, data_name: str, batch_size: int, queries:
     loop = OneByOne(model, batch)
     loop.loss()
     if method == "RGE":
-        with torch.random.fork_rng(devices=[]):
-            loop.random(count)
+        loop.random(count)
     else:
         pairs = [(k, i) for k, size in enumerate(sizes) for i in range(size)]
         order = torch.randperm(d, generator=torch.Generator().manual_seed(derive_seed(0, "coordinates"))).tolist()
