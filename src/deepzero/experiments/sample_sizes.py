@@ -8,7 +8,7 @@ from dataclasses import replace
 from deepzero import models
 from deepzero.experiments.cells import Cell, Labels, Training
 from deepzero.experiments.experiment import Experiment, Outcomes, Presentation, Scale
-from deepzero.experiments.shown import accuracy_series, accuracy_table, time_table
+from deepzero.experiments.shown import accuracy_series, accuracy_table, query_table, time_table
 from deepzero.report import Figure, Series
 from deepzero.sparsity import random_coordinates, smart_ratio
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
@@ -68,6 +68,7 @@ def present(outcomes: Outcomes, _: Scale) -> Presentation:
     tables = [
         accuracy_table(outcomes, title="Test accuracy, %", rows=IMAGES, columns="method", text=text, note=NOTE),
         time_table(outcomes, title="Time of a run", rows=IMAGES, columns="method", text=text),
+        query_table(outcomes, title="Queries of a run", rows=IMAGES, columns="method", text=text),
     ]
     accuracy = Figure(
         title="Test accuracy against the number of training images",

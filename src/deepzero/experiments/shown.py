@@ -49,12 +49,36 @@ def accuracy_table(
 
 def time_table(runs: Outcomes, *, title: str, rows: str, columns: str, text: Callable[[Any], str] = str) -> Table:
     """Mean time of a run, by two labels."""
+    note = "Mean time of whole runs, validation included. Other processes may have shared the cores."
+    return _two_labels(runs, Outcomes.duration, title=title, rows=rows, columns=columns, text=text, note=note)
+
+
+def query_table(runs: Outcomes, *, title: str, rows: str, columns: str, text: Callable[[Any], str] = str) -> Table:
+    """Mean number of function values of a run, by two labels."""
+
+    def count(of: Outcomes) -> str:
+        mean = of.mean("queries")
+        return MISSING if mean is None else f"{mean:,.0f}"
+
+    note = "Mean number of losses that a run evaluated."
+    return _two_labels(runs, count, title=title, rows=rows, columns=columns, text=text, note=note)
+
+
+def _two_labels(
+    runs: Outcomes,
+    entry: Callable[[Outcomes], str],
+    *,
+    title: str,
+    rows: str,
+    columns: str,
+    text: Callable[[Any], str],
+    note: str,
+) -> Table:
     methods = runs.labelled(columns)
     body = [
-        [text(row), *(runs.where(**{rows: row, columns: method}).duration() for method in methods)]
+        [text(row), *(entry(runs.where(**{rows: row, columns: method})) for method in methods)]
         for row in _sorted(runs.labelled(rows))
     ]
-    note = "Mean time of whole runs, validation included. Other processes may have shared the cores."
     return Table(title=title, columns=[rows, *map(str, methods)], rows=body, note=note)
 
 
