@@ -179,3 +179,13 @@ def test_it_is_small_stands_alone_and_leaves_the_page_around_it_as_it_is():
     assert re.findall(r"https?://[^\"' ]*", svg) == ["http://www.w3.org/2000/svg"]
     assert ET.fromstring(svg).find(f"{SVG}title").text == "Digits"
     assert ET.fromstring(svg).get("role") == "img"
+
+
+def test_error_bars_at_a_single_place_of_a_logarithmic_axis_are_inside_it() -> None:
+    series = [Series(name=name, x=[500], y=[y], spread=[1.0]) for name, y in (("a", 20.0), ("b", 10.0))]
+    text = draw(Figure(title="one place", x_label="images", y_label="accuracy", series=series, x_log=True))
+    assert ">400</text>" in text
+    width = float(re.search(r'viewBox="0 0 ([\d.]+) ', text)[1])
+    places = [float(x) for x in re.findall(r'<use [^>]*x="([-\d.]+)"', text)]
+    assert places
+    assert all(0 < x < width for x in places)

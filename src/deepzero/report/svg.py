@@ -90,6 +90,7 @@ def _plotted(figure: Figure) -> Canvas:
     visible = [_visible(series, figure) for series in figure.series]
     _scale(axes, figure, visible)
     handles = [_curve(axes, series, look) for series, look in zip(visible, _looks(visible), strict=True)]
+    _widen(axes, figure, visible)
     if not any(len(series.x) for series in visible):
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color="#6b6b6b")
     if handles:
@@ -124,6 +125,14 @@ def _scale(axes: Axes, figure: Figure, visible: Sequence[Series]) -> None:
             (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
             axis.set_minor_formatter(LogTicks())
         axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+
+
+def _widen(axes: Axes, figure: Figure, visible: Sequence[Series]) -> None:
+    """Limits around a single abscissa on a logarithmic axis, which error bars there would spoil."""
+    places = {x for series in visible for x in series.x}
+    if figure.x_log and len(places) == 1:
+        [x] = places
+        axes.set_xlim(x / 2, 2 * x)
 
 
 def _looks(series: Iterable[Series]) -> list[dict[str, str]]:
