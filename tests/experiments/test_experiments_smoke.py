@@ -1,0 +1,30 @@
+"""Every experiment from its first cell to its report, at the scale that needs no data and little time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deepzero.experiments import EXPERIMENTS, Request, reproduce
+from deepzero.report import Document
+
+
+@pytest.mark.usefixtures("global_rng_untouched")
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_an_experiment_from_start_to_report(tmp_path, name):
+    request = Request(experiment=EXPERIMENTS[name], scale="smoke")
+    done = reproduce(request, out=tmp_path)
+    count = len(request.cells())
+    assert (done.missing, done.stopped, len(done.document.cells)) == (0, False, count)
+    assert done.document.facts["cells"] == f"{count} of {count} finished"
+    assert done.document.tables
+    assert all(table.rows for table in done.document.tables)
+    for figure in done.document.figures:
+        assert any(len(series.x) for series in figure.series if not series.reference)
+    kept = Document.from_dict(json.loads((tmp_path / "results.json").read_text()))
+    assert [table.title for table in kept.tables] == [table.title for table in done.document.tables]
+    figures = sorted(path.name for path in tmp_path.glob("*.svg"))
+    assert figures == [f"figure-{n}.svg" for n in range(1, 1 + len(done.document.figures))]
+    for cell in done.document.cells:
+        assert 0 <= cell["result"].get("test_accuracy", 0) <= 1
