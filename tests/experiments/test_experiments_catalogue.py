@@ -322,6 +322,8 @@ def test_the_deepzero_of_the_paper_scales_is_the_recipe_of_the_paper():
     """Sec. 6: learning rate 0.1, momentum 0.9, weight decay 5e-4, step size 5e-3, Smart-Ratio at 90 %, 50 epochs."""
     [cell] = [c for c in cells_of("fig4", "paper") if c.labels == {"sparsity, %": 90, "method": "DeepZero", "seed": 0}]
     config = cell.work.config
+    [other] = [c for c in cells_of("fig1d", "paper") if c.labels == {"method": "DeepZero", "seed": 0}]
+    assert other.work.config == config
     assert config.model.name == "resnet20"
     assert (config.estimator.method, config.estimator.step_size) == ("cge", 5e-3)
     assert (config.sparsity.sparsity, config.sparsity.ratios, config.sparsity.every) == (0.9, "smart-ratio", 5)
