@@ -13,6 +13,7 @@ from deepzero.evaluators import SequentialEvaluator
 from deepzero.experiments import paper
 from deepzero.experiments.cells import Cell, Labels, Measurement, Training
 from deepzero.experiments.experiment import Experiment, Outcomes, Presentation, Scale
+from deepzero.experiments.inputs import image_shape
 from deepzero.experiments.shown import accuracy_series, accuracy_table, published_series, spread_text, time_table
 from deepzero.losses import LOSSES
 from deepzero.report import Figure, Table
@@ -30,12 +31,9 @@ NOTE = (
 
 def parameters(scale: Scale, depth: int) -> int:
     """Number of parameters of the network at a depth."""
-    network = models.build("simple_cnn", in_channels=_channels(scale), depth=depth)
+    channels, _ = image_shape(scale.data.name)
+    network = models.build("simple_cnn", in_channels=channels, depth=depth)
     return sum(p.numel() for p in network.parameters())
-
-
-def _channels(scale: Scale) -> int:
-    return 1 if scale.data.name == "digits" else 3
 
 
 def config(scale: Scale, depth: int, method: str, seed: int) -> ClassificationConfig:
@@ -76,7 +74,7 @@ def estimate_errors(*, depth: int, batch_size: int, data_name: str, estimates: i
 
     The batch is noise with random labels (digits: the first images); step size 5e-3.
     """
-    channels, size = (1, 8) if data_name == "digits" else (3, 32)
+    channels, size = image_shape(data_name)
     model = models.build("simple_cnn", in_channels=channels, image_size=size, depth=depth).to(device).train()
     x, y = _batch(data_name, batch_size, device)
     exact = _gradient(model, Autograd(model, loss=LOSSES["cross-entropy"]), x, y)

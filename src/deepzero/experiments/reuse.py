@@ -13,6 +13,7 @@ from deepzero.bench.sides import BlockReuse, DeepZero, Naive, Side
 from deepzero.bench.timing import Spread, ratio
 from deepzero.experiments.cells import Cell, Measurement
 from deepzero.experiments.experiment import Experiment, Outcomes, Presentation, Scale
+from deepzero.experiments.inputs import image_shape
 from deepzero.report import Figure, Series, Table
 from deepzero.tasks.config import DataConfig
 
@@ -21,11 +22,9 @@ SIDES = {"naive": "no reuse", "block_reuse": "feature reuse", "deepzero": "diffe
 
 def compare(*, depth: int, data_name: str, batch_size: int, rounds: int, seconds: float, device: str) -> dict[str, Any]:
     """Seconds of a dense estimate on the simple CNN by each side, in turns; the sides must agree first."""
-    digits = data_name == "digits"
-    options: tuple[tuple[str, int], ...] = (("depth", depth),)
-    if digits:
-        options = (*options, ("in_channels", 1), ("image_size", 8))
-    make = digits_batch if digits else noise_batch
+    channels, size = image_shape(data_name)
+    options = (("depth", depth), ("in_channels", channels), ("image_size", size))
+    make = digits_batch if data_name == "digits" else noise_batch
     case = Case(f"cnn of depth {depth}", "simple_cnn", data_name, make, 0.0, seconds, options)
     asked = _moved(problem(case, batch=batch_size), device)
     naive, reuse, deepzero = Naive(asked), BlockReuse(asked), DeepZero(asked)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from deepzero import models
 from deepzero.experiments.cells import Cell, Labels, Training
 from deepzero.experiments.experiment import Experiment, Outcomes, Presentation, Scale
+from deepzero.experiments.inputs import image_shape
 from deepzero.experiments.shown import accuracy_series, accuracy_table, query_table, time_table
 from deepzero.report import Figure, Series
 from deepzero.sparsity import random_coordinates, smart_ratio
@@ -26,7 +27,7 @@ SEARCH_TRAINING = TrainingConfig(
 
 def queries_of_step(scale: Scale) -> int:
     """Perturbed losses of a step of DeepZero, which is what Pattern Search gets for each batch too."""
-    channels = 1 if scale.data.name == "digits" else 3
+    channels, _ = image_shape(scale.data.name)
     network = models.build(scale["model"].name, in_channels=channels, **scale["model"].options)
     return random_coordinates(network, smart_ratio(network, SPARSITY)).count
 
@@ -127,7 +128,7 @@ EXPERIMENT = Experiment(
             },
         ),
         "paper": Scale(
-            caption="ResNet-20 on CIFAR-10, 40 epochs, batches of 100.",
+            caption="ResNet-20 on CIFAR-10, 40 epochs, batches of 100, no augmentation (the paper states neither).",
             data=DataConfig(name="cifar10", batch_size=100, validation=0.02),
             epochs=40,
             seeds=3,

@@ -7,17 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from deepzero import models
 from deepzero.estimator import CGE
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.experiments.cells import Cell, Labels, Measurement, Training
 from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Presentation, Scale, seconds_text
+from deepzero.experiments.inputs import image_shape, noise
 from deepzero.experiments.shown import trajectory
 from deepzero.losses import LOSSES
 from deepzero.objective import NetworkObjective
-from deepzero.randomness import derive_seed
 from deepzero.report import Figure, Series, Table
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
 from deepzero.training import TrainingConfig
@@ -81,15 +79,13 @@ def cost_table(
     *, model: str, options: Mapping[str, Any], data: str, image_size: int | None, batch_size: int, device: str
 ) -> dict[str, Any]:
     """Seconds of a query by parameter, by difference propagation on noise, with one thread."""
-    channels, size = (1, 8) if data == "digits" else (3, image_size or 32)
+    channels, side = image_shape(data)
+    size = image_size or side
     network = models.build(model, in_channels=channels, image_size=size, **options).to(device)
     zo = CGE(network, loss=LOSSES["cross-entropy"], evaluator=PropagationEvaluator(workers=1))
-    generator = torch.Generator().manual_seed(derive_seed(0, "noise"))
-    x = torch.randn(batch_size, channels, size, size, generator=generator).to(device)
-    y = torch.randint(10, (batch_size,), generator=generator).to(device)
     assert isinstance(zo.objective, NetworkObjective)
     assert isinstance(zo.evaluator, PropagationEvaluator)
-    table = zo.evaluator.costs(zo.objective, x, y, repeats=3)
+    table = zo.evaluator.costs(zo.objective, *noise(batch_size, channels, size, device=device), repeats=3)
     return {"base": table.base, "seconds_per_query": table.seconds_per_query()}
 
 

@@ -17,6 +17,7 @@ from deepzero.estimator import CGE
 from deepzero.experiments import paper
 from deepzero.experiments.cells import Cell, Measurement
 from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
+from deepzero.experiments.inputs import image_shape
 from deepzero.experiments.shown import spread_text
 from deepzero.losses import LOSSES
 from deepzero.randomness import derive_seed
@@ -139,10 +140,9 @@ def _dense(model: nn.Module) -> Coordinates:
 
 
 def _problem(depth: int, data_name: str, batch_size: int, device: str) -> tuple[nn.Module, Batch]:
-    digits = data_name == "digits"
-    channels, size = (1, 8) if digits else (3, 32)
+    channels, size = image_shape(data_name)
     model = models.build("simple_cnn", in_channels=channels, image_size=size, depth=depth).to(device).train()
-    x, y = (digits_batch if digits else noise_batch)(batch_size, 0)
+    x, y = (digits_batch if data_name == "digits" else noise_batch)(batch_size, 0)
     return model, (x.to(device), y.to(device))
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from deepzero import models
@@ -18,9 +17,9 @@ from deepzero.estimator import CGE, Estimator
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.experiments.cells import Cell, Measurement
 from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
+from deepzero.experiments.inputs import noise
 from deepzero.losses import LOSSES
 from deepzero.objective import NetworkObjective
-from deepzero.randomness import derive_seed
 from deepzero.report import Figure, Series, Table
 from deepzero.sparsity import DynamicRatios, smart_ratio
 from deepzero.tasks.config import DataConfig
@@ -36,13 +35,10 @@ def _estimators(
 ) -> tuple[Callable[[int], Estimator], tuple[Tensor, Tensor]]:
     """What makes an estimator with so many workers, and a batch."""
     network = models.build(model, in_channels=channels, image_size=image_size, **options).to(device)
-    generator = torch.Generator().manual_seed(derive_seed(0, "noise"))
-    x = torch.randn(batch_size, channels, image_size, image_size, generator=generator).to(device)
-    y = torch.randint(10, (batch_size,), generator=generator).to(device)
     ratios = DynamicRatios(smart_ratio(network, SPARSITY))
     return lambda workers: CGE(
         network, loss=LOSSES["cross-entropy"], sparsity=ratios, evaluator=PropagationEvaluator(workers=workers)
-    ), (x, y)
+    ), noise(batch_size, channels, image_size, device=device)
 
 
 def measured(*, counts: list[int], repeats: int, device: str, **problem: Any) -> dict[str, Any]:
