@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from deepzero import models
-from deepzero.experiments import Cell, Experiment, Measurement, Outcome, Outcomes, Presentation, Scale, Training
+from deepzero.experiments import (
+    EXPERIMENTS,
+    Cell,
+    Experiment,
+    Measurement,
+    Outcome,
+    Outcomes,
+    Presentation,
+    Scale,
+    Training,
+)
 from deepzero.experiments.cells import Place
 from deepzero.experiments.schedules import cost_table
 from deepzero.experiments.stopwatch import STAGES
@@ -56,8 +66,8 @@ class Noted:
         return self.seconds
 
 
-def noted_experiment(log: Log, kinds: Mapping[str, float | None]) -> Experiment:
-    """Cells of some kinds (and the seconds that each is forecast to take), two seeds of each."""
+def noted_experiment(log: Log, kinds: Mapping[str, float | None], *, plotted: bool = False) -> Experiment:
+    """Cells of some kinds (and the seconds that each is forecast to take), two seeds of each; plots take time."""
 
     def cells(scale: Scale) -> list[Cell]:
         return [
@@ -71,7 +81,7 @@ def noted_experiment(log: Log, kinds: Mapping[str, float | None]) -> Experiment:
         curve = Series(name="all", x=list(range(len(outcomes))), y=outcomes.values("test_accuracy"))
         return Presentation(
             tables=[Table(title="All", columns=["kind", "seed", "accuracy"], rows=rows)],
-            figures=[Figure(title="All", x_label="number", y_label="accuracy", series=[curve])],
+            figures=[Figure(title="All", x_label="number", y_label="accuracy", series=[curve])] if plotted else (),
         )
 
     scale = Scale(caption="Made up.", data=DataConfig(name="digits"), seeds=2)
@@ -82,6 +92,21 @@ def noted_experiment(log: Log, kinds: Mapping[str, float | None]) -> Experiment:
         cells=cells,
         present=present,
     )
+
+
+def cells_of(name: str, scale_name: str) -> list[Cell]:
+    """The cells of a true experiment."""
+    experiment = EXPERIMENTS[name]
+    return list(experiment.cells(experiment.scale(scale_name)))
+
+
+def shown(
+    name: str, scale_name: str = "small", keep: Callable[[int], bool] = lambda number: True
+) -> tuple[Presentation, Outcomes]:
+    """What is shown of made-up outcomes of some cells; the outcomes too."""
+    experiment = EXPERIMENTS[name]
+    outcomes = Outcomes(made_up(c, n) for n, c in enumerate(cells_of(name, scale_name)) if keep(n))
+    return experiment.present(outcomes, experiment.scale(scale_name)), outcomes
 
 
 def network(config: ClassificationConfig) -> Any:

@@ -44,8 +44,8 @@ def test_every_cell_is_run_once_in_order_and_kept(tmp_path, log, noted):
     assert contents(tmp_path / "out") == before
 
 
-def test_what_is_written(tmp_path, noted):
-    done = reproduce(Request(experiment=noted, scale="smoke"), out=tmp_path)
+def test_what_is_written(tmp_path, log):
+    done = reproduce(Request(experiment=noted_experiment(log, KINDS, plotted=True), scale="smoke"), out=tmp_path)
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     cells = [f"cells/kind={kind}-seed={seed}.json" for kind in ("a", "bb", "c_d") for seed in (0, 1)]
     assert files == [*cells, "figure-1.svg", "report.html", "reproduction.json", "results.json"]
