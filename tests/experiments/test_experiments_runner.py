@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 from made_up import Log, noted_experiment
 
-from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.errors import InvalidInputError, NonFiniteLossError, RunFolderError
 from deepzero.experiments import Request, find, reproduce
 from deepzero.report import Document
 
@@ -55,7 +56,7 @@ def test_what_is_written(tmp_path, log):
     assert document.title == "Noted cells"
     assert document.caption == "Made up."
     assert document.facts["cells"] == "6 of 6 finished"
-    assert {"experiment", "scale", "command", "date", "versions", "hardware"} <= document.facts.keys()
+    assert {"experiment", "scale", "date", "versions", "hardware"} <= document.facts.keys()
     assert document.cells[2]["labels"] == {"kind": "c, d", "seed": 0}
     assert document.cells[2]["result"] == {"test_accuracy": 0.5, "folder": "kind=c_d-seed=0"}
     assert {"settings", "date", "versions", "hardware"} <= document.cells[2].keys()
@@ -287,3 +288,40 @@ def test_progress_is_told(tmp_path, noted, caplog):
     caplog.set_level("INFO", logger="deepzero")
     reproduce(Request(experiment=noted), out=tmp_path)
     assert "[3/6] kind=c_d-seed=0: test accuracy 50.00%, " in caplog.text
+
+
+def test_a_run_that_diverged_is_kept_as_such_and_left_out_of_the_means(tmp_path, log, noted, caplog):
+    def diverge(name, _):
+        if name == "bb0":
+            raise NonFiniteLossError("training stopped at step 3")
+
+    log.after = diverge
+    with caplog.at_level("INFO", logger="deepzero"):
+        done = reproduce(Request(experiment=noted), out=tmp_path)
+    assert log.run == ALL
+    assert (done.missing, done.stopped) == (0, False)
+    assert done.document.facts["diverged"] == ["kind=bb-seed=0"]
+    assert len(done.document.tables[0].rows) == 5
+    assert done.document.cells[1]["result"] == {"diverged": "training stopped at step 3"}
+    assert "kind=bb-seed=0: diverged" in caplog.text
+    reproduce(Request(experiment=noted), out=tmp_path)
+    assert log.run == ALL
+
+
+def test_a_number_that_is_not_finite_counts_as_divergence(tmp_path, log, noted, monkeypatch):
+    monkeypatch.setattr("made_up.Noted.run", lambda work, *_: {"test_accuracy": 0.5, "curve": [1.0, float("nan")]})
+    done = reproduce(Request(experiment=noted), out=tmp_path)
+    assert len(done.document.facts["diverged"]) == 6
+    assert done.document.tables[0].rows == []
+
+
+def test_the_document_says_by_what_command_it_was_made(tmp_path, noted):
+    assert "command" not in reproduce(Request(experiment=noted), out=tmp_path / "a").document.facts
+    done = reproduce(Request(experiment=noted), out=tmp_path / "b", command="deepzero reproduce noted")
+    assert done.document.facts["command"] == "deepzero reproduce noted"
+
+
+def test_changes_reach_what_differs_by_method(noted):
+    scale = replace(noted.scales["small"], epochs=6, grid={"epochs of others": 40, "images of others": 500, "width": 3})
+    assert scale.changed(epochs=2, limit=300).grid == {"epochs of others": 2, "images of others": 300, "width": 3}
+    assert scale.changed(limit=900).grid["images of others"] == 500

@@ -28,6 +28,17 @@ def test_a_second_interrupt_acts_as_usual():
         interrupt_twice()
 
 
+def test_a_request_around_another_hears_of_a_signal_too():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as outer:
+        with StopRequest() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner.reason == "SIGTERM"
+        assert outer.reason == "SIGTERM"
+        assert signal.getsignal(signal.SIGTERM) is before  # the next one acts as usual
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_time_limit_is_a_reason():
     with StopRequest(max_seconds=1e-9) as stop:
         assert stop.reason == "the time limit of 1e-09 s"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -71,6 +73,7 @@ class Reproduce:
             data_dir=self.data_dir,
             device=self.device,
             max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+            command=shlex.join(["deepzero", *sys.argv[1:]]),
         )
         return _report(outcome, console)
 
@@ -105,6 +108,8 @@ def _report(outcome: Reproduction, console: Console) -> int:
     for table in outcome.document.tables:
         console.print(rich_table(table))
     console.print(f"see {outcome.folder / 'report.html'}", soft_wrap=True, markup=False)
+    for name in outcome.document.facts.get("diverged", ()):
+        console.print(f"diverged, and left out: {name}", soft_wrap=True, markup=False)
     if outcome.stopped:
         console.print(f"stopped; {outcome.missing} cells are left: the same command continues")
         return STOPPED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -166,3 +167,16 @@ class Outcome:
 
     labels: Labels
     result: Mapping[str, Any]
+
+
+def all_finite(value: Any) -> bool:
+    """Whether all numbers in a JSON-able value are finite.
+
+    >>> all_finite({"a": [1, 2.5, None]}), all_finite({"a": [1, float("nan")]})
+    (True, False)
+    """
+    if isinstance(value, Mapping):
+        return all(map(all_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(all_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

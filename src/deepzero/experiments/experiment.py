@@ -24,7 +24,8 @@ class Scale:
         data: which images, and batches of how many.
         epochs: passes over the training images.
         seeds: runs of each kind.
-        grid: what is compared: values by name.
+        grid: what is compared: values by name. Names that begin with ``epochs of`` or ``images of`` say how some of the
+            methods differ from ``epochs`` and from the data.
     """
 
     caption: str
@@ -43,8 +44,15 @@ class Scale:
         if not given:
             return self
         said = ", ".join(f"{name} {value:,}" for name, value in given.items())
+        grid = dict(self.grid)
+        for key, value in grid.items():
+            if key.startswith("epochs of "):
+                grid[key] = given.get("epochs", value)
+            elif key.startswith("images of "):
+                grid[key] = min(value, given.get("limit", value))
         return replace(
             self,
+            grid=grid,
             caption=f"{self.caption} Changed here: {said}.",
             data=replace(self.data, limit=given.get("limit", self.data.limit)),
             epochs=given.get("epochs", self.epochs),

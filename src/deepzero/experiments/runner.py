@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +13,15 @@ from typing import Any
 import torch
 
 from deepzero import validation
-from deepzero.errors import InvalidInputError
-from deepzero.experiments.cells import Cell, Outcome, Place
+from deepzero.errors import InvalidInputError, NonFiniteLossError
+from deepzero.experiments.cells import Cell, Outcome, Place, all_finite
 from deepzero.experiments.experiment import Experiment, Outcomes, Scale, seconds_text
 from deepzero.experiments.folder import ReproductionFolder
 from deepzero.report import Document
 from deepzero.training.environment import hardware, versions
 from deepzero.training.stop import StopRequest
+
+DIVERGED = "diverged"
 
 log = logging.getLogger("deepzero")
 
@@ -128,11 +128,13 @@ def reproduce(
     data_dir: str | Path | None = None,
     device: str = "cpu",
     max_seconds: float | None = None,
+    command: str | None = None,
 ) -> Reproduction:
     """Run the cells that are not finished yet, and write ``results.json``, ``report.html`` and the plots.
 
     A cell that is finished is not run again, and a training run that was stopped goes on bit for bit: the same call
-    continues an interrupted one. SIGINT, SIGTERM and ``max_seconds`` stop it with everything saved.
+    continues an interrupted one. SIGINT, SIGTERM and ``max_seconds`` stop it with everything saved. A run that diverged
+    is kept as such, named in the document, and left out of all means.
 
     Args:
         request: what to run.
@@ -140,6 +142,7 @@ def reproduce(
         data_dir: where the data set lies, see :func:`deepzero.data.load`.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         max_seconds: stop after about so long.
+        command: what the document says it was made by.
 
     Raises:
         InvalidInputError: an argument is out of its domain.
@@ -164,7 +167,7 @@ def reproduce(
         if request.scale == "paper":
             announce(request, folder, place)
         stopped = not _run(cells[request.share[0] - 1 :: request.share[1]], folder, place)
-    return _assemble(request, folder, place, stopped=stopped)
+    return _assemble(request, folder, place, stopped=stopped, command=command)
 
 
 def _require_same(request: Request, folder: ReproductionFolder) -> None:
@@ -203,20 +206,38 @@ def _run(cells: Sequence[Cell], folder: ReproductionFolder, place: Place) -> boo
         if place.stop.reason is not None:
             return False
         start = time.perf_counter()
-        result = cell.work.run(folder.cell(cell), place)
+        result = _result(cell, folder, place)
         if result is None:
             return False
         folder.keep(cell, result, device=place.device)
-        accuracy = f"test accuracy {result['test_accuracy']:.2%}, " if "test_accuracy" in result else ""
         took = seconds_text(time.perf_counter() - start)
-        log.info("[%d/%d] %s: %s%s", number, len(cells), cell.name, accuracy, took)
+        log.info("[%d/%d] %s: %s%s", number, len(cells), cell.name, _headline(result), took)
     return True
 
 
-def _assemble(request: Request, folder: ReproductionFolder, place: Place, *, stopped: bool) -> Reproduction:
+def _result(cell: Cell, folder: ReproductionFolder, place: Place) -> dict[str, Any] | None:
+    """What the cell gives; why it diverged, if it did; None if it was stopped."""
+    try:
+        result = cell.work.run(folder.cell(cell), place)
+    except NonFiniteLossError as error:
+        return {DIVERGED: str(error)}
+    return result if all_finite(result) else {DIVERGED: "a number of its result is not finite"}
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    if DIVERGED in result:
+        return "diverged, "
+    return f"test accuracy {result['test_accuracy']:.2%}, " if "test_accuracy" in result else ""
+
+
+def _assemble(
+    request: Request, folder: ReproductionFolder, place: Place, *, stopped: bool, command: str | None
+) -> Reproduction:
     cells = list(request.experiment.cells(request.size))
     kept = {cell.name: folder.kept(cell) for cell in cells if folder.has(cell)}
-    outcomes = Outcomes(Outcome(cell.labels, kept[cell.name]["result"]) for cell in cells if cell.name in kept)
+    diverged = [name for name, record in kept.items() if DIVERGED in record["result"]]
+    good = (cell for cell in cells if cell.name in kept and cell.name not in diverged)
+    outcomes = Outcomes(Outcome(cell.labels, kept[cell.name]["result"]) for cell in good)
     shown = request.experiment.present(outcomes, request.size)
     document = Document(
         title=request.experiment.title,
@@ -226,13 +247,14 @@ def _assemble(request: Request, folder: ReproductionFolder, place: Place, *, sto
         facts={
             "experiment": request.experiment.name,
             "scale": request.scale,
-            "command": shlex.join(["deepzero", *sys.argv[1:]]),
+            **({} if command is None else {"command": command}),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "cells": f"{len(kept)} of {len(cells)} finished",
+            **({DIVERGED: diverged} if diverged else {}),
             "versions": versions(),
             "hardware": hardware(torch.device(place.device)),
         },
-        cells=[kept[cell.name] for cell in cells if cell.name in kept],
+        cells=list(kept.values()),
     )
     folder.show(document)
     missing = sum(not folder.has(cell) for cell in request.cells())

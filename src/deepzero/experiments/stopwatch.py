@@ -19,6 +19,7 @@ from deepzero.experiments.cells import Cell, Measurement
 from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
 from deepzero.experiments.inputs import image_shape
 from deepzero.experiments.shown import spread_text
+from deepzero.experiments.timing import seconds_of
 from deepzero.losses import LOSSES
 from deepzero.randomness import derive_seed
 from deepzero.report import Figure, Series, Table
@@ -127,11 +128,7 @@ def propagation(*, depth: int, data_name: str, batch_size: int, repeats: int, de
     model, batch = _problem(depth, data_name, batch_size, device)
     zo = CGE(model, loss=LOSSES["cross-entropy"], step_size=STEP_SIZE, sparsity=_dense(model))
     zo.estimate(*batch)  # exports, compiles and verifies
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        zo.estimate(*batch)
-        seconds.append(time.perf_counter() - start)
+    seconds = [seconds_of(lambda: zo.estimate(*batch), device) for _ in range(repeats)]
     return {"d": sum(p.numel() for p in model.parameters()), "seconds": seconds}
 
 

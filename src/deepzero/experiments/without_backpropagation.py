@@ -182,7 +182,7 @@ EXPERIMENT = Experiment(
                 "learning rate of mixers": 0.1,
                 "lenet": ModelConfig(name="lenet", options={"norm": 3.0, "init": "uniform"}),
                 "images of Pattern Search": 500,
-                "queries": 100,
+                "queries": None,
                 "moves": 80_000,
             },
         ),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from deepzero.evaluators import PropagationEvaluator
 from deepzero.experiments.cells import Cell, Measurement
 from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
 from deepzero.experiments.inputs import noise
+from deepzero.experiments.timing import seconds_of
 from deepzero.losses import LOSSES
 from deepzero.objective import NetworkObjective
 from deepzero.report import Figure, Series, Table
@@ -25,6 +26,9 @@ from deepzero.sparsity import DynamicRatios, smart_ratio
 from deepzero.tasks.config import DataConfig
 
 SPARSITY = 0.9
+THREADS = (1, 2, 4, 8, 16)
+"""As far as the machine has cores."""
+
 SIMULATED = (1, 2, 4, 8, 16, 32, 64, 128)
 LATENCY, BANDWIDTH = 50e-6, 1.25e9
 """Of the simulated network: seconds a message, and bytes a second (10 Gbit/s Ethernet)."""
@@ -44,15 +48,13 @@ def _estimators(
 def measured(*, counts: list[int], repeats: int, device: str, **problem: Any) -> dict[str, Any]:
     """Seconds of estimates with every number of worker threads, in turns, and of a base forward and every query."""
     make, batch = _estimators(**problem, device=device)
-    estimators = {workers: make(workers) for workers in counts}
+    estimators = {workers: make(workers) for workers in counts if workers <= (os.cpu_count() or 1)}
     for zo in estimators.values():
         zo.estimate(*batch)  # exports, compiles and verifies
-    seconds: dict[int, list[float]] = {workers: [] for workers in counts}
+    seconds: dict[int, list[float]] = {workers: [] for workers in estimators}
     for _ in range(repeats):
         for workers, zo in estimators.items():
-            start = time.perf_counter()
-            zo.estimate(*batch)
-            seconds[workers].append(time.perf_counter() - start)
+            seconds[workers].append(seconds_of(partial(zo.estimate, *batch), device))
     one = make(1)
     assert isinstance(one.objective, NetworkObjective)
     assert isinstance(one.evaluator, PropagationEvaluator)
@@ -74,7 +76,7 @@ def cells(scale: Scale) -> Iterator[Cell]:
     options = {
         **scale["problem"],
         "batch_size": scale.data.batch_size,
-        "counts": [count for count in (1, 2, 4, 8, 16) if count <= (os.cpu_count() or 1)],
+        "counts": list(THREADS),
         "repeats": scale["repeats"],
     }
     yield Cell(labels={"workers": "1 and more"}, work=Measurement(measured, options))

@@ -18,7 +18,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Give ``path`` new content atomically: after a crash it holds the old content or the new one, never a mixture."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_file(temporary, data)
         temporary.replace(path)

@@ -62,9 +62,13 @@ class StopRequest:
         return max(self._start + self.max_seconds - time.monotonic(), 1e-3)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal, and tell a request around this one, which has its own work to end."""
         self._received = signal.Signals(number).name
+        around = getattr(self._previous.get(signal.Signals(number)), "__self__", None)
         if self._once:
             self._restore()
+        if isinstance(around, StopRequest):
+            around._note(number, frame)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
