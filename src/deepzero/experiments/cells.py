@@ -150,10 +150,10 @@ class Cell:
     def name(self) -> str:
         """The labels as the name of a file.
 
-        >>> Cell(labels={"method": "FO, dense", "seed": 1}, work=Measurement(dict, {})).name
-        'method=FO_dense-seed=1'
+        >>> Cell(labels={"sparsity, %": 90, "method": "FO, dense", "seed": 1}, work=Measurement(dict, {})).name
+        'sparsity=90-method=FO_dense-seed=1'
         """
-        return "-".join(f"{key}={re.sub('[^A-Za-z0-9.+]+', '_', str(value))}" for key, value in self.labels.items())
+        return "-".join(f"{_plain(key)}={_plain(str(value))}" for key, value in self.labels.items())
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,10 @@ class Outcome:
 
     labels: Labels
     result: Mapping[str, Any]
+
+
+def _plain(text: str) -> str:
+    return re.sub("[^A-Za-z0-9.+]+", "_", text).strip("_")
 
 
 def all_finite(value: Any) -> bool:
