@@ -14,7 +14,7 @@ from deepzero.experiments import paper
 from deepzero.experiments.cells import Cell, Labels, Measurement, Training
 from deepzero.experiments.experiment import Experiment, Outcomes, Presentation, Scale
 from deepzero.experiments.inputs import image_shape
-from deepzero.experiments.shown import accuracy_series, accuracy_table, published_series, spread_text, time_table
+from deepzero.experiments.shown import accuracy_series, accuracy_table, beside, spread_text, time_table
 from deepzero.losses import LOSSES
 from deepzero.report import Figure, Table
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
@@ -121,9 +121,9 @@ def present(outcomes: Outcomes, _: Scale) -> Presentation:
         title="Test accuracy against the number of parameters",
         x_label="parameters d",
         y_label="test accuracy, %",
-        series=[*accuracy_series(runs, x="d", by="method"), *published_series(paper.FIG2)],
+        series=accuracy_series(runs, x="d", by="method"),
     )
-    return Presentation(tables=tables, figures=[figure])
+    return Presentation(tables=tables, figures=beside(figure, paper.FIG2))
 
 
 def _errors(errors: Outcomes) -> Table:

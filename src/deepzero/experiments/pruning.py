@@ -9,7 +9,7 @@ from functools import partial
 from deepzero.experiments import paper
 from deepzero.experiments.cells import Cell, Labels, Training
 from deepzero.experiments.experiment import Experiment, Outcomes, Presentation, Scale
-from deepzero.experiments.shown import Curves, accuracy_series, accuracy_table, published_series
+from deepzero.experiments.shown import Curves, accuracy_series, accuracy_table, beside
 from deepzero.report import Figure
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
 from deepzero.training import TrainingConfig
@@ -77,9 +77,9 @@ def present(outcomes: Outcomes, _: Scale, *, published: Curves) -> Presentation:
         title="Test accuracy against the part that is left out",
         x_label=PERCENT,
         y_label="test accuracy, %",
-        series=[*accuracy_series(outcomes, x=PERCENT, by="method"), *published_series(published)],
+        series=accuracy_series(outcomes, x=PERCENT, by="method"),
     )
-    return Presentation(tables=[table], figures=[figure])
+    return Presentation(tables=[table], figures=beside(figure, published))
 
 
 def _published(table: Mapping[str, Sequence[float]]) -> Curves:

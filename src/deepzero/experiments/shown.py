@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from deepzero.experiments.experiment import MISSING, Outcomes
-from deepzero.report import Series, Table
+from deepzero.report import Figure, Series, Table
 
 Curves = Mapping[str, Mapping[Any, float]]
 """Published numbers: by method, then by abscissa."""
@@ -92,6 +93,13 @@ def accuracy_series(runs: Outcomes, *, x: str, by: str) -> list[Series]:
         spread = [100 * of.where(**{x: point}).deviation("test_accuracy") for point in points]
         series.append(Series(name=str(method), x=points, y=means, spread=spread))
     return series
+
+
+def beside(ours: Figure, curves: Curves) -> list[Figure]:
+    """Our figure, and the paper's beside it where there is one: at a reduced scale they do not share an ordinate."""
+    if not curves:
+        return [ours]
+    return [ours, replace(ours, title=f"{ours.title}, as published", series=published_series(curves))]
 
 
 def published_series(curves: Curves) -> list[Series]:

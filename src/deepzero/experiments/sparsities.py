@@ -8,7 +8,7 @@ from dataclasses import replace
 from deepzero.experiments import paper
 from deepzero.experiments.cells import Cell, Labels, Training
 from deepzero.experiments.experiment import Experiment, Outcomes, Presentation, Scale
-from deepzero.experiments.shown import accuracy_series, accuracy_table, published_series, time_table, trajectory
+from deepzero.experiments.shown import accuracy_series, accuracy_table, beside, time_table, trajectory
 from deepzero.recipes.images import cifar10_resnet20
 from deepzero.report import Figure
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
@@ -64,7 +64,7 @@ def present(outcomes: Outcomes, scale: Scale) -> Presentation:
         title="Fig. 4: test accuracy against sparsity",
         x_label=PERCENT,
         y_label="test accuracy, %",
-        series=[*accuracy_series(outcomes, x=PERCENT, by="method"), *published_series(published)],
+        series=accuracy_series(outcomes, x=PERCENT, by="method"),
     )
     percent = min(scale["percent"], key=lambda value: abs(value - 90))
     curves = [
@@ -78,7 +78,7 @@ def present(outcomes: Outcomes, scale: Scale) -> Presentation:
     course = Figure(
         title="Fig. A4: the course of training", x_label="epoch", y_label="validation accuracy, %", series=curves
     )
-    return Presentation(tables=tables, figures=[bars, course])
+    return Presentation(tables=tables, figures=[*beside(bars, published), course])
 
 
 def _paper_scale() -> Scale:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from deepzero.experiments import paper
 from deepzero.experiments.cells import Cell, Labels, Training
 from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
-from deepzero.experiments.shown import SPREAD, accuracy_series, published_series
+from deepzero.experiments.shown import SPREAD, accuracy_series, beside
 from deepzero.report import Figure, Table
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
 from deepzero.training import TrainingConfig
@@ -91,10 +91,10 @@ def present(outcomes: Outcomes, _: Scale) -> Presentation:
         title="Test accuracy against width",
         x_label="width",
         y_label="test accuracy, %",
-        series=[*accuracy_series(outcomes, x="width", by="method"), *published_series(paper.TAB1)],
+        series=accuracy_series(outcomes, x="width", by="method"),
         x_log=True,
     )
-    return Presentation(tables=[table], figures=[figure])
+    return Presentation(tables=[table], figures=beside(figure, paper.TAB1))
 
 
 def _of_all(*widths: int) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from deepzero.experiments import paper, sample_sizes, sparsities, widths
 from deepzero.experiments.cells import Cell, Training
 from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
-from deepzero.experiments.shown import SPREAD, published_series
+from deepzero.experiments.shown import SPREAD, beside
 from deepzero.report import Figure, Series, Table
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
 from deepzero.training import TrainingConfig
@@ -99,10 +99,10 @@ def present(outcomes: Outcomes, _: Scale) -> Presentation:
         title="Test accuracy against the number of parameters",
         x_label="parameters",
         y_label="test accuracy, %",
-        series=[*series, *published_series(curves)],
+        series=series,
         x_log=True,
     )
-    return Presentation(tables=[table], figures=[figure])
+    return Presentation(tables=[table], figures=beside(figure, curves))
 
 
 _DEEPZERO_SMALL, _DEEPZERO_PAPER = (sparsities.EXPERIMENT.scales[name] for name in ("small", "paper"))
