@@ -190,7 +190,7 @@ def test_measurements_state_what_they_take(tmp_path):
     ("labels", "name"),
     [
         ({"d": 730, "method": "RGE, small-step limit"}, "d=730-method=RGE_small_step_limit"),
-        ({"rule": "cost^(-1/2)"}, "rule=cost_1_2_"),
+        ({"rule": "cost^(-1/2)"}, "rule=cost_1_2"),
         ({"path": "../up"}, "path=.._up"),
         ({"x": 0.5}, "x=0.5"),
     ],
