@@ -12,7 +12,7 @@ from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.evaluators import DivisibleEvaluator
 from deepzero.evaluators.base import Job, Preparation, require_finite_base, timed_answer
-from deepzero.evaluators.batched import stacked_losses
+from deepzero.evaluators.batched import jobs_of, stacked_losses
 from deepzero.objective import NetworkObjective, Objective
 from deepzero.probes import CoordinatePerturbations, Perturbations
 
@@ -53,8 +53,7 @@ class StackedEvaluator(DivisibleEvaluator):
             losses = stacked_losses(objective, stacked, batch, seed)
             return losses[1:] - losses[0]
 
-        starts = range(0, len(perturbations), self.chunk)
-        jobs = [Job(row, k, min(k + self.chunk, len(perturbations))) for row in range(len(offsets)) for k in starts]
+        jobs = jobs_of(len(perturbations), len(offsets), self.chunk)
         return Preparation(base.loss, base.buffers, jobs, lambda some: [timed_answer(differences, job) for job in some])
 
     def state_dict(self) -> dict[str, Any]:

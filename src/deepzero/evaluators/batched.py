@@ -49,8 +49,7 @@ class BatchedEvaluator(DivisibleEvaluator):
             moved = {name: parameters[name] + offsets[job.row] * directions[name] for name in parameters}
             return stacked_losses(objective, moved, batch, seed) - base.loss
 
-        starts = range(0, len(perturbations), self.chunk)
-        jobs = [Job(row, k, min(k + self.chunk, len(perturbations))) for row in range(len(offsets)) for k in starts]
+        jobs = jobs_of(len(perturbations), len(offsets), self.chunk)
         return Preparation(
             base.loss,
             base.buffers,
@@ -65,6 +64,11 @@ class BatchedEvaluator(DivisibleEvaluator):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the chunk."""
         self.chunk = state["chunk"]
+
+
+def jobs_of(count: int, offsets: int, chunk: int) -> list[Job]:
+    """``count`` directions at each of so many offsets, ``chunk`` at a time."""
+    return [Job(row, k, min(k + chunk, count)) for row in range(offsets) for k in range(0, count, chunk)]
 
 
 def stacked_losses(objective: NetworkObjective, stacked: Parameters, batch: tuple[Any, ...], seed: int) -> Tensor:
