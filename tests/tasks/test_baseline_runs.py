@@ -93,3 +93,4 @@ def test_a_baseline_that_does_not_fit_says_so_before_any_work(tmp_path):
     )
     with pytest.raises(InvalidInputError, match="WideCNN"):
         classification.train(other, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ import pytest
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.recipes import customize, find
 from deepzero.tasks import diagnosis
+from deepzero.tasks.config import ClassificationConfig, DataConfig, ModelConfig, SparsityConfig
 
 SETTINGS = {"limit": 64, "batch_size": 16, "epochs": 3, "sparsity": 0.0}
 
@@ -55,3 +56,23 @@ def test_a_folder_that_cannot_be_written(tmp_path, found, config):
 def test_autograd_needs_no_doctor(config):
     with pytest.raises(InvalidInputError, match="choose the estimator cge or rge"):
         diagnosis.diagnose(customize(config, estimator="fo"))
+
+
+def test_a_pruned_run_is_examined_at_its_pruned_weights(monkeypatch):
+    seen = {}
+
+    def keep(zo, *_, **__):
+        seen.update({name: p.detach().clone() for name, p in zo.objective.model.named_parameters()})
+        raise InvalidInputError("seen enough")
+
+    monkeypatch.setattr("deepzero.tasks.diagnosis.examine", keep)
+    config = ClassificationConfig(
+        data=DataConfig(name="digits", batch_size=16, limit=64),
+        model=ModelConfig(name="digits_cnn"),
+        sparsity=SparsityConfig(sparsity=0.9, ratios="magnitude", pattern="static", prune=True),
+    )
+    with pytest.raises(InvalidInputError, match="seen enough"):
+        diagnosis.diagnose(config, seconds=0.1)
+    weights = [p for p in seen.values() if p.dim() > 1]
+    kept = sum(int(p.count_nonzero()) for p in weights) / sum(p.numel() for p in weights)
+    assert kept == pytest.approx(0.1, abs=0.01)

@@ -15,7 +15,7 @@ from deepzero.evaluators.costs import timed
 from deepzero.tasks.config import ClassificationConfig
 from deepzero.tasks.gradients import gradient_source
 from deepzero.tasks.parts import make_model, training_batches
-from deepzero.tasks.selection import prune, select
+from deepzero.tasks.selection import select
 from deepzero.validation import device
 
 WINDOW = 2.0
@@ -38,8 +38,6 @@ def training_seconds(config: ClassificationConfig, splits: data.Splits, place: s
     model = make_model(config, splits.train).to(where)
     batches = training_batches(config, splits.train, where)
     selection = select(config, model, splits.train, where)
-    if config.sparsity.prune and selection.masks is not None:
-        prune(model, selection.masks)
     choosing = time.perf_counter() - begun
     source = gradient_source(config, model, selection)
     batch = batches.batch(0, 0)

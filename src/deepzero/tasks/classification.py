@@ -17,7 +17,7 @@ from deepzero import data, validation
 from deepzero.tasks.config import ClassificationConfig
 from deepzero.tasks.gradients import gradient_source
 from deepzero.tasks.parts import load_images, make_model, make_optimizer, scorer, training_batches
-from deepzero.tasks.selection import Ratios, Selection, prune, select
+from deepzero.tasks.selection import Ratios, Selection, select
 from deepzero.tasks.shared_run import SharedRun
 from deepzero.team import Team, own_device
 from deepzero.training.environment import hardware, versions
@@ -27,6 +27,7 @@ from deepzero.training.metrics import JsonLines, Sink, TensorBoard, read_metrics
 from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RunFolder
+from deepzero.training.sources import GradientSource
 from deepzero.training.state import snapshot
 from deepzero.training.stop import SharedStop, StopRequest
 
@@ -121,8 +122,9 @@ def train(
             return Result(model, path, run.summary)
         batches = training_batches(config, splits.train, place)
         selection = select(config, model, splits.train, place, team, run.ratios)
+        source = gradient_source(config, model, selection, team)
         run.start(config=asdict(config), notes=notes or {}, ratios=selection.ratios)
-        with _trainer(config, model, splits, batches, selection, run, started, tensorboard, console) as trainer:
+        with _trainer(config, source, model, splits, batches, selection, run, started, tensorboard, console) as trainer:
             reason = trainer.fit(SharedStop(stop, team))
             if reason is not None:
                 return Result(model, path, None, stopped=reason)
@@ -134,6 +136,7 @@ def train(
 @contextmanager
 def _trainer(
     config: ClassificationConfig,
+    source: GradientSource,
     model: nn.Module,
     splits: data.Splits,
     batches: data.BatchLoader,
@@ -148,8 +151,6 @@ def _trainer(
     Only the trainer of rank 0 looks at the validation split, selects weights, and writes.
     """
     device = next(model.parameters()).device
-    if config.sparsity.prune and selection.masks is not None:
-        prune(model, selection.masks)
     checkpoint = run.last_checkpoint()
     with ExitStack() as stack:
         metrics, store, validate = None, None, None
@@ -161,7 +162,7 @@ def _trainer(
         trainer = Trainer(
             model=model,
             optimizer=make_optimizer(config, model),
-            source=gradient_source(config, model, selection, run.team),
+            source=source,
             batches=batches,
             validate=validate,
             config=config.training,

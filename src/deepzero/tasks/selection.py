@@ -81,7 +81,7 @@ def select(
     team: Team | None = None,
     known: Ratios | None = None,
 ) -> Selection:
-    """Choose at the model's initial weights; queries are divided among a team.
+    """Choose at the model's initial weights, and prune it if the run is to; queries are divided among a team.
 
     Args:
         config: of the run.
@@ -100,6 +100,8 @@ def select(
     if sparse.pattern == "dynamic":
         return Selection(Ratios(start.ratios(), start.queries))
     masks = start.masks()
+    if sparse.prune:
+        prune(model, masks)
     kept = {name: mask.float().mean().item() for name, mask in masks.items() if mask.dim() > 1}
     return Selection(Ratios(kept, start.queries), masks)
 
