@@ -11,7 +11,7 @@ from oracle import assert_close, estimate, initialize, normal, some_coordinates
 from torch import nn
 
 import deepzero as dz
-from deepzero.graph import kernels
+from deepzero.graph import kernels, loops
 from deepzero.models import SimpleCNN
 from deepzero.models.resnet import BasicBlock, projection_shortcut
 
@@ -94,3 +94,26 @@ def test_a_loss_that_is_not_a_number_stays_one() -> None:
     zo = dz.CGE(model, loss=F.cross_entropy, evaluator=dz.PropagationEvaluator(verify=False))
     with pytest.raises(dz.errors.NonFiniteLossError, match="nan"):
         zo.estimate(normal(5, 3, 16, 16, dtype=torch.float32), LABELS)
+
+
+@pytest.mark.parametrize("window", [(2, 2), (3, 3), (1, 4), (4, 1), (2, 6)])
+def test_maxima_over_tiles_are_those_of_torch(window: tuple[int, int]) -> None:
+    """Of all channels and of one channel each; a NaN anywhere in a window is its maximum."""
+    delta, gap = normal(3, 4, 5, 12, 12), normal(4, 5, 12, 12, seed=1)
+    delta[1, 0, 2, 7, 3], delta[2, 3, 4, 0, 0], gap[2, 1, 11, 11] = torch.nan, torch.nan, torch.nan
+    size = (12 // window[0], 12 // window[1])
+    expected = torch.stack([F.max_pool2d(gap + d, window) for d in delta])
+    assert expected.isnan().any()
+
+    out = torch.empty(3, 4, *size, 5, dtype=delta.dtype)
+    dense, base = delta.movedim(2, -1).contiguous(), gap.movedim(1, -1).contiguous()
+    loops.disjoint_maxima(dense.numpy(), base.numpy(), window, torch.empty(60).double().numpy(), out.numpy())
+    assert torch.equal(out.movedim(-1, 2).nan_to_num(99.0), expected.nan_to_num(99.0))
+
+    channels, own = torch.tensor([4, 0, 2]), gap.movedim(1, 0).contiguous()
+    each = torch.stack([delta[p, :, c] for p, c in enumerate(channels)])
+    out = torch.empty(3, 4, *size, dtype=delta.dtype)
+    line = torch.empty(12).double().numpy()
+    loops.disjoint_channel_maxima(each.numpy(), own.numpy(), channels.numpy(), window, line, out.numpy())
+    picked = torch.stack([expected[p, :, c] for p, c in enumerate(channels)])
+    assert torch.equal(out.nan_to_num(99.0), picked.nan_to_num(99.0))

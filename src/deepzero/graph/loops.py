@@ -7,10 +7,18 @@ side), B samples, O output channels. Comparisons are written so that a NaN stays
 
 from __future__ import annotations
 
+import math
+
 from numba import njit
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 BLOCK = 32
+
+
+@_compiled
+def _larger(a, b):
+    """The larger of two; NaN if one of them is."""
+    return b if b > a or math.isnan(b) else a
 
 
 @_compiled
@@ -41,10 +49,10 @@ def channel_sums(delta, centred, channels, out):
     """:func:`column_sums` for channel differences ``[P, R]`` over channel-first base values ``[C, R]``."""
     count, rows = delta.shape
     for p in range(count):
-        d, c = delta[p], centred[channels[p]]
         for start in range(0, rows, 1024):
+            d, c = delta[p, start : start + 1024], centred[channels[p], start : start + 1024]
             first, cross, square = d[0] * 0, d[0] * 0, d[0] * 0
-            for r in range(start, min(start + 1024, rows)):
+            for r in range(d.size):
                 first += d[r]
                 cross += d[r] * c[r]
                 square += d[r] * d[r]
@@ -119,35 +127,69 @@ def patches(delta, stride, pad, dilation, out):
 
 
 @_compiled
-def disjoint_maxima(delta, gap, owner, kernel, line, out):  # noqa: C901 - one loop nest, compiled as a whole
+def disjoint_maxima(delta, gap, kernel, line, out):  # noqa: C901 - one loop nest, compiled as a whole
     """``max (gap + d)`` over windows that tile height and width.
 
-    ``delta [P, B, H, W, C]``, ``gap [G, B, H, W, C]`` with perturbation p using ``gap[owner[p]]``,
-    ``out [P, B, h, w, C]``, ``line [W * C]`` scratch.
+    ``delta [P, B, H, W, C]``, ``gap [B, H, W, C]``, ``out [P, B, h, w, C]``, ``line [W * C]`` scratch.
     """
     count, batch, height, width, channels = delta.shape
     long = width * channels
-    flat, base = delta.reshape(count, batch, height, long), gap.reshape(gap.shape[0], batch, height, long)
+    flat, base = delta.reshape(count, batch, height, long), gap.reshape(batch, height, long)
     for b in range(batch):
         for p in range(count):
             for y in range(out.shape[2]):
                 for i in range(kernel[0]):
-                    d, g = flat[p, b, y * kernel[0] + i], base[owner[p], b, y * kernel[0] + i]
+                    d, g = flat[p, b, y * kernel[0] + i], base[b, y * kernel[0] + i]
                     if i == 0:
                         for w in range(long):
                             line[w] = g[w] + d[w]
                     else:
                         for w in range(long):
-                            value = g[w] + d[w]
-                            line[w] = line[w] if value < line[w] else value
+                            line[w] = _larger(line[w], g[w] + d[w])
                 for x in range(out.shape[3]):
-                    best, first = out[p, b, y, x], x * kernel[1] * channels
+                    best, window = out[p, b, y, x], line[x * kernel[1] * channels :]
                     for c in range(channels):
-                        best[c] = line[first + c]
+                        best[c] = window[c]
                     for j in range(1, kernel[1]):
+                        entry = window[j * channels :]
                         for c in range(channels):
-                            value = line[first + j * channels + c]
-                            best[c] = best[c] if value < best[c] else value
+                            best[c] = _larger(best[c], entry[c])
+
+
+@_compiled
+def disjoint_channel_maxima(delta, gap, channels, kernel, line, out):
+    """:func:`disjoint_maxima` of one channel each.
+
+    ``delta [P, B, H, W]``, ``gap [C, B, H, W]``, ``out [P, B, h, w]``, ``line [W]`` scratch.
+    """
+    count, batch = delta.shape[:2]
+    for p in range(count):
+        base = gap[channels[p]]
+        for b in range(batch):
+            for y in range(out.shape[2]):
+                for i in range(kernel[0]):
+                    d, g = delta[p, b, y * kernel[0] + i], base[b, y * kernel[0] + i]
+                    if i == 0:
+                        for w in range(line.size):
+                            line[w] = g[w] + d[w]
+                    else:
+                        for w in range(line.size):
+                            line[w] = _larger(line[w], g[w] + d[w])
+                _row_maxima(line, kernel[1], out[p, b, y])
+
+
+@_compiled
+def _row_maxima(line, size, out):
+    """Maxima of windows along a line. Those of two entries, the most frequent, have a loop that vectorizes."""
+    if size == 2:
+        for x in range(out.size):
+            out[x] = _larger(line[2 * x], line[2 * x + 1])
+    else:
+        for x in range(out.size):
+            best = line[x * size]
+            for j in range(1, size):
+                best = _larger(best, line[x * size + j])
+            out[x] = best
 
 
 @_compiled
@@ -159,7 +201,10 @@ def shifted_slices(padded, features, rows, columns, values, stride, dilation, ou
         value = values[p]
         for b in range(out.shape[1]):
             for y in range(out.shape[2]):
-                line = source[b, top + y * stride[0]]
-                target = out[p, b, y]
-                for x in range(out.shape[3]):
-                    target[x] = value * line[left + x * stride[1]]
+                line, target = source[b, top + y * stride[0], left:], out[p, b, y]
+                if stride[1] == 1:
+                    for x in range(target.size):
+                        target[x] = value * line[x]
+                else:
+                    for x in range(target.size):
+                        target[x] = value * line[x * stride[1]]
