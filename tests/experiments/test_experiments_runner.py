@@ -112,6 +112,32 @@ def test_a_run_that_fails_leaves_what_was_finished(tmp_path, log, noted):
     assert log.run == ["a0", "bb0", "c, d0", *ALL[2:]]
 
 
+def test_finished_cells_are_taken_over_from_results_made_elsewhere(tmp_path, log, noted, caplog):
+    log.pause = {"bb0"}
+    reproduce(Request(experiment=noted), out=tmp_path / "there")
+    log.run.clear()
+    caplog.set_level("INFO", logger="deepzero")
+    known = tmp_path / "there" / "results.json"
+    done = reproduce(Request(experiment=noted), out=tmp_path / "here", known=known)
+    assert log.run == ALL[1:]
+    assert "1 cells taken over" in caplog.text
+    assert done.missing == 0
+    reproduce(Request(experiment=noted), out=tmp_path / "there")
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+    first = [json.loads((tmp_path / at / "results.json").read_text())["cells"][0] for at in ("here", "there")]
+    assert first[0] == first[1]  # date and hardware too
+
+
+def test_results_of_other_settings_are_not_taken_over(tmp_path, log, noted):
+    reproduce(Request(experiment=noted), out=tmp_path / "there")
+    log.version = 2
+    with pytest.raises(RunFolderError, match=r"has no cell of noted at the scale 'small' with these settings"):
+        reproduce(Request(experiment=noted), out=tmp_path / "here", known=tmp_path / "there" / "results.json")
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        reproduce(Request(experiment=noted), out=tmp_path / "new", known=tmp_path / "no.json")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_shares_together_are_the_whole_and_each_cell_is_in_one(tmp_path, log, noted, n):
     missing = []

@@ -44,6 +44,8 @@ class Reproduce:
     """Run only the cells with these labels, for example --only d=730 method=CGE."""
     share: Annotated[str, arg(metavar="K/N")] = "1/1"
     """Run every N-th cell from the K-th on, so that N processes can work in one folder."""
+    known: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A results.json of the same reproduction, made elsewhere or earlier: its finished cells are not run again."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Where the data set lies (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/<name>-<scale>)")] = None
@@ -73,6 +75,7 @@ class Reproduce:
             data_dir=self.data_dir,
             device=self.device,
             max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+            known=self.known,
             command=shlex.join(["deepzero", *sys.argv[1:]]),
         )
         return _report(outcome, console)

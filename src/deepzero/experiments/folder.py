@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,7 @@ from deepzero.report import Document
 from deepzero.report.html import page
 from deepzero.report.svg import draw
 from deepzero.training.environment import hardware, versions
-from deepzero.training.files import replace_file, to_json
+from deepzero.training.files import json_object, replace_file, to_json
 from deepzero.training.run_folder import writing
 
 FORMAT = "deepzero reproduction 1"
@@ -44,7 +44,7 @@ class ReproductionFolder:
         """
         record = {"format": FORMAT, **identity}
         if (path / RECORD).exists():
-            held = _read(path / RECORD, "choose another --out")
+            held = json_object(path / RECORD, advice="choose another --out")
             changed = [f"{k}: {held.get(k)!r} there, {v!r} asked" for k, v in record.items() if held.get(k) != v]
             if changed:
                 raise RunFolderError(f"{path} holds another reproduction ({', '.join(changed)}); choose another --out")
@@ -71,8 +71,8 @@ class ReproductionFolder:
         Raises:
             RunFolderError: it was run with other settings, or cannot be read.
         """
-        record = _read(self._result(cell), "delete it to run the cell again")
-        if record.get("settings") != json.loads(to_json(cell.work.settings())):
+        record = json_object(self._result(cell), advice="delete it to run the cell again")
+        if record.get("settings") != _stored_settings(cell):
             raise RunFolderError(
                 f"{self._result(cell)} was run with other settings, by another version of deepzero or on another "
                 "machine; choose another --out, or delete the file to run the cell again"
@@ -89,14 +89,28 @@ class ReproductionFolder:
             "versions": versions(),
             "hardware": hardware(torch.device(device)),
         }
+        self._write(cell, record)
+        shutil.rmtree(self.cell(cell) / "checkpoints", ignore_errors=True)
+
+    def take_over(self, cells: Iterable[Cell], document: Document) -> int:
+        """Take the finished cells that a document holds with the same settings, as they are there; how many."""
+        found = {_key(record.get("labels", {})): record for record in document.cells}
+        taken = 0
+        for cell in cells:
+            record = found.get(_key(cell.labels))
+            if record is not None and not self.has(cell) and record.get("settings") == _stored_settings(cell):
+                self._write(cell, record)
+                taken += 1
+        return taken
+
+    def _write(self, cell: Cell, record: Mapping[str, Any]) -> None:
         with writing(self._result(cell)):
             replace_file(self._result(cell), to_json(record))
-        shutil.rmtree(self.cell(cell) / "checkpoints", ignore_errors=True)
 
     def forecasts(self) -> dict[str, float | None]:
         """Seconds that kinds of cells were found to take on this machine."""
         path = self.path / FORECASTS
-        return _read(path, "delete it to time the cells again") if path.exists() else {}
+        return json_object(path, advice="delete it to time the cells again") if path.exists() else {}
 
     def keep_forecasts(self, seconds: Mapping[str, float | None]) -> None:
         """Write them down, so that they need not be found again."""
@@ -120,11 +134,11 @@ def _is_free(path: Path) -> bool:
     return path.is_dir() and all(entry.name.startswith(f".{RECORD}") for entry in path.iterdir())
 
 
-def _read(path: Path, advice: str) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}; {advice}") from error
-    if not isinstance(record, dict):
-        raise RunFolderError(f"{path} holds no record; {advice}")
-    return record
+def _stored_settings(cell: Cell) -> Any:
+    """The settings of a cell as they come back from a file."""
+    return json.loads(to_json(cell.work.settings()))
+
+
+def _key(labels: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+    """Labels in any order."""
+    return frozenset(labels.items())

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from deepzero import validation
-from deepzero.errors import InvalidInputError, NonFiniteLossError
+from deepzero.errors import InvalidInputError, NonFiniteLossError, RunFolderError
 from deepzero.experiments.cells import Cell, Outcome, Place, all_finite
 from deepzero.experiments.experiment import Experiment, Outcomes, Scale, seconds_text
 from deepzero.experiments.folder import ReproductionFolder
 from deepzero.report import Document
+from deepzero.report.reading import results
 from deepzero.training.environment import hardware, versions
 from deepzero.training.stop import StopRequest
 
@@ -129,6 +130,7 @@ def reproduce(
     device: str = "cpu",
     max_seconds: float | None = None,
     command: str | None = None,
+    known: str | Path | None = None,
 ) -> Reproduction:
     """Run the cells that are not finished yet, and write ``results.json``, ``report.html`` and the plots.
 
@@ -143,11 +145,12 @@ def reproduce(
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         max_seconds: stop after about so long.
         command: what the document says it was made by.
+        known: a ``results.json`` of the same experiment, made elsewhere or earlier; its finished cells are taken over.
 
     Raises:
         InvalidInputError: an argument is out of its domain.
         DataNotFoundError: the data set is not there.
-        RunFolderError: the folder holds something else, or cannot be written.
+        RunFolderError: the folder holds something else, or cannot be written; or ``known`` has no cell of these.
 
     Example:
         >>> import tempfile
@@ -160,9 +163,12 @@ def reproduce(
     """
     cells = request.cells()
     validation.device(device)
+    finished = None if known is None else results(Path(known))
     place = Place(None if data_dir is None else Path(data_dir), device, StopRequest(max_seconds=max_seconds))
     folder = ReproductionFolder.open(Path(out), request.identity())
     _require_same(request, folder)
+    if finished is not None:
+        _take_over(request, folder, finished, Path(str(known)))
     with place.stop:
         if request.scale == "paper":
             announce(request, folder, place)
@@ -175,6 +181,18 @@ def _require_same(request: Request, folder: ReproductionFolder) -> None:
     for cell in request.experiment.cells(request.size):
         if folder.has(cell):
             folder.kept(cell)
+
+
+def _take_over(request: Request, folder: ReproductionFolder, finished: Document, source: Path) -> None:
+    cells = list(request.experiment.cells(request.size))
+    before = sum(map(folder.has, cells))
+    taken = folder.take_over(cells, finished)
+    if not taken + before:
+        raise RunFolderError(
+            f"{source} has no cell of {request.experiment.name} at the scale {request.scale!r} with these "
+            "settings; leave it out to run all cells"
+        )
+    log.info("%d cells taken over from %s", taken, source)
 
 
 def announce(request: Request, folder: ReproductionFolder, place: Place) -> None:

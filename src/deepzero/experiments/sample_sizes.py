@@ -115,11 +115,11 @@ EXPERIMENT = Experiment(
         ),
         "small": Scale(
             caption=(
-                "A ResNet-8 of 4, 8 and 16 channels (5,006 parameters), CIFAR-10 averaged to 8x8 pixels, 20 epochs, "
+                "A ResNet-8 of 4, 8 and 16 channels (5,006 parameters), CIFAR-10 averaged to 8x8 pixels, 8 epochs, "
                 "batches of 100, no augmentation."
             ),
             data=DataConfig(name="cifar10", batch_size=100, validation=0.02, image_size=8),
-            epochs=20,
+            epochs=8,
             seeds=2,
             grid={
                 "model": ModelConfig(name="resnet8", options={"width": 4}),

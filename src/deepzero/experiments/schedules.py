@@ -69,8 +69,10 @@ def cells(scale: Scale) -> Iterator[Cell]:
         }
         yield Cell(labels={"network": network, "gradient": "costs"}, work=Measurement(cost_table, options))
     for source, rules in scale["rules"].items():
-        networks = scale["networks"] if source == "masked autograd" else scale["by_queries"]
-        for seed, rule, network in itertools.product(range(scale.seeds), rules, networks):
+        by_queries = source != "masked autograd"
+        networks = scale["by_queries"] if by_queries else scale["networks"]
+        seeds = scale.grid.get("seeds by queries", scale.seeds) if by_queries else scale.seeds
+        for seed, rule, network in itertools.product(range(seeds), rules, networks):
             labels: Labels = {"network": network, "rule": rule, "gradient": source, "seed": seed}
             yield Cell(labels=labels, work=Training(config(scale, network, rule, source, seed)))
 
@@ -188,18 +190,22 @@ EXPERIMENT = Experiment(
             },
         ),
         "small": Scale(
-            caption="CIFAR-10, 5,120 images, 8 epochs, batches of 128; ResNet-20 on images averaged to 8x8 pixels.",
-            data=DataConfig(name="cifar10", batch_size=128, validation=0.02, limit=5120),
+            caption=(
+                "CIFAR-10, 4,096 images, 8 epochs, batches of 128; ResNet-20 on images averaged to 8x8 pixels; by "
+                "function values one seed."
+            ),
+            data=DataConfig(name="cifar10", batch_size=128, validation=0.02, limit=4096),
             epochs=8,
-            seeds=2,
+            seeds=3,
             grid={
                 "networks": {
                     "CNN, depth 3": (ModelConfig(name="simple_cnn", options={"depth": 3}), None),
                     "CNN, depth 5": (ModelConfig(name="simple_cnn", options={"depth": 5}), None),
                     "ResNet-20": (ModelConfig(name="resnet20"), 8),
                 },
-                "rules": EVERY,
-                "by_queries": (),
+                "rules": {**EVERY, "CGE": ("Smart-Ratio, every step", "cost^(-1/2)")},
+                "by_queries": ("CNN, depth 3",),
+                "seeds by queries": 1,
             },
         ),
         "paper": Scale(

@@ -14,6 +14,7 @@ import safetensors
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.report.records import Document
 from deepzero.training.checkpoint import TENSORS
+from deepzero.training.files import json_object
 from deepzero.training.run_folder import FORMAT, RECORD
 
 RESULTS = "results.json"
@@ -76,7 +77,7 @@ def read(path: Path) -> Run | Document:
         RunFolderError: it holds neither, or they cannot be read.
     """
     if (path / RESULTS).exists():
-        return _results(path / RESULTS)
+        return results(path / RESULTS)
     if (path / RECORD).exists():
         return _run(path)
     if not path.is_dir():
@@ -86,31 +87,26 @@ def read(path: Path) -> Run | Document:
     raise RunFolderError(f"{path} holds neither a run ({RECORD}) nor the results of a reproduction ({RESULTS}){hint}")
 
 
-def _results(path: Path) -> Document:
+def results(path: Path) -> Document:
+    """The results in a file ``results.json``, or in a record that was made of one.
+
+    Raises:
+        RunFolderError: it holds none, or cannot be read.
+    """
     try:
-        return Document.from_dict(_json(path))
+        return Document.from_dict(json_object(path))
     except InvalidInputError as error:
         raise RunFolderError(f"{path} cannot be shown: {error}") from error
 
 
 def _run(path: Path) -> Run:
-    record = _json(path / RECORD)
+    record = json_object(path / RECORD)
     if record.get("format") != FORMAT or not isinstance(record.get("config"), dict):
         raise RunFolderError(f"{path / RECORD} is not of this version of deepzero (expected format {FORMAT!r})")
     summary, ratios = (
-        _json(path / name) if (path / name).exists() else None for name in ("summary.json", "ratios.json")
+        json_object(path / name) if (path / name).exists() else None for name in ("summary.json", "ratios.json")
     )
     return Run(path, record, _metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise RunFolderError(f"{path} should hold a JSON object, but holds {type(value).__name__}")
-    return value
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

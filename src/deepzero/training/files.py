@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from deepzero.errors import RunFolderError
+
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a new file down to the disk."""
@@ -42,3 +44,19 @@ def sync_folder(folder: Path) -> None:
 def to_json(value: Any) -> bytes:
     """JSON that a person can read; NaN and infinity, which JSON does not have, are refused."""
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def json_object(path: Path, *, advice: str = "") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        RunFolderError: there is none; the message ends in ``advice``.
+    """
+    hint = f"; {advice}" if advice else ""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}{hint}") from error
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{path} should hold a JSON object, but holds {type(value).__name__}{hint}")
+    return value
