@@ -196,7 +196,10 @@ def test_figure_a6():
 
 def test_coordinate_schedules():
     presented, outcomes = shown("schedules")
-    [table] = presented.tables
+    table, by_queries = presented.tables
+    assert [row[0] for row in by_queries.rows] == ["Smart-Ratio, every step", "cost^(-1/2)"]
+    assert by_queries.rows[0][1].endswith("(1)")
+    assert {o.labels["seed"] for o in outcomes.where(gradient="CGE")} == {0}
     runs = outcomes.where(network="CNN, depth 5", rule="dense")
     line = row(table, "dense")
     assert line["CNN, depth 5: test accuracy, %"] == runs.percent()
