@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import get_args, get_type_hints
 
 import pytest
+import tyro
 
 from deepzero.cli import main
 from deepzero.cli.reproduce import Reproduce
@@ -30,8 +32,7 @@ def test_without_a_name_the_experiments_are_listed(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_from_start_to_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/somewhere/bin/deepzero", *FO])
+def test_from_start_to_table(tmp_path, capsys):
     assert main(FO) == 0
     out = capsys.readouterr().out
     assert "Digits, 64 images of 8x8 pixels, 1 epoch." in out
@@ -74,6 +75,14 @@ def test_shares_make_up_the_whole(tmp_path, capsys):
     assert main([*only, "--share", "2/2"]) == 0
     assert "left" not in capsys.readouterr().out
     assert len(list((tmp_path / "here" / "cells").glob("*.json"))) == 3
+
+
+def test_the_command_of_a_record_names_what_the_results_depend_on_and_no_place():
+    words = ("fig2", "--scale", "paper", "--epochs", "10", "--only", "d=730", "method=RGE, small-step limit")
+    elsewhere = ("--out", "there", "--data-dir", "data", "--share", "1/2", "--max-minutes", "5", "--known", "it.json")
+    asked = tyro.cli(Reproduce, args=[*words, *elsewhere])
+    assert shlex.split(asked.command) == ["deepzero", "reproduce", *words]
+    assert tyro.cli(Reproduce, args=["fig2", "--scale", "small"]).command == "deepzero reproduce fig2"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -76,9 +75,20 @@ class Reproduce:
             device=self.device,
             max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
             known=self.known,
-            command=shlex.join(["deepzero", *sys.argv[1:]]),
+            command=self.command,
         )
         return _report(outcome, console)
+
+    @property
+    def command(self) -> str:
+        """The command that gives the same results, whoever runs it: without folders, limits of time and shares."""
+        assert self.name is not None
+        words = ["deepzero", "reproduce", self.name]
+        own = {"scale": Reproduce.scale, "device": Reproduce.device}
+        for name in ("scale", "seeds", "epochs", "limit", "device"):
+            if (value := getattr(self, name)) != own.get(name):
+                words += [f"--{name}", str(value)]
+        return shlex.join([*words, *(("--only", *self.only) if self.only else ())])
 
 
 def _list(console: Console) -> int:

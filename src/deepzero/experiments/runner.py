@@ -266,7 +266,7 @@ def _assemble(
             "experiment": request.experiment.name,
             "scale": request.scale,
             **({} if command is None else {"command": command}),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "date": max((r["date"] for r in kept.values()), default=datetime.now(UTC).isoformat(timespec="seconds")),
             "cells": f"{len(kept)} of {len(cells)} finished",
             **({DIVERGED: diverged} if diverged else {}),
             "versions": versions(),
