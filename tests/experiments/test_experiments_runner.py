@@ -128,6 +128,18 @@ def test_finished_cells_are_taken_over_from_results_made_elsewhere(tmp_path, log
     assert first[0] == first[1]  # date and hardware too
 
 
+def test_date_versions_and_hardware_are_those_of_the_newest_cell(tmp_path, noted):
+    reproduce(Request(experiment=noted), out=tmp_path)
+    cell = tmp_path / "cells" / "kind=bb-seed=1.json"
+    record = json.loads(cell.read_text())
+    record |= {"date": "2999-01-01T00:00:00+00:00", "versions": {"torch": "9"}, "hardware": {"cpu": "abacus"}}
+    cell.write_text(json.dumps(record))
+    facts = reproduce(Request(experiment=noted), out=tmp_path).document.facts
+    assert {name: facts[name] for name in ("date", "versions", "hardware")} == {
+        name: record[name] for name in ("date", "versions", "hardware")
+    }
+
+
 def test_results_of_other_settings_are_not_taken_over(tmp_path, log, noted):
     reproduce(Request(experiment=noted), out=tmp_path / "there")
     log.version = 2

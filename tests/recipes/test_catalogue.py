@@ -66,6 +66,12 @@ def test_fashion_mnist_fits_its_network():
     build("fashion-mnist-cnn", image_size=28, in_channels=1)(torch.zeros(2, 1, 28, 28))
 
 
+def test_fashion_mnist_spends_a_step_by_cost_and_redraws_at_every_one():
+    sparsity = find("fashion-mnist-cnn").config().sparsity
+    assert (sparsity.ratios, sparsity.exponent, sparsity.weights) == ("cost-aware", 0.5, "smart-ratio")
+    assert (sparsity.sparsity, sparsity.pattern, sparsity.every, sparsity.unit) == (0.9, "dynamic", 1, "step")
+
+
 def test_an_unknown_recipe_names_the_nearest_and_all():
     with pytest.raises(
         InvalidInputError, match=r"unknown recipe 'digit' \(did you mean digits\?\); there are: digits, "

@@ -266,14 +266,23 @@ def _assemble(
             "experiment": request.experiment.name,
             "scale": request.scale,
             **({} if command is None else {"command": command}),
-            "date": max((r["date"] for r in kept.values()), default=datetime.now(UTC).isoformat(timespec="seconds")),
             "cells": f"{len(kept)} of {len(cells)} finished",
             **({DIVERGED: diverged} if diverged else {}),
-            "versions": versions(),
-            "hardware": hardware(torch.device(place.device)),
+            **_circumstances(kept, place),
         },
         cells=list(kept.values()),
     )
     folder.show(document)
     missing = sum(not folder.has(cell) for cell in request.cells())
     return Reproduction(document, folder.path, missing, stopped)
+
+
+def _circumstances(kept: Mapping[str, Mapping[str, Any]], place: Place) -> dict[str, Any]:
+    """Date, versions and hardware of the newest cell; those of now if there is none."""
+    now = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "hardware": hardware(torch.device(place.device)),
+    }
+    newest = max(kept.values(), key=lambda record: str(record["date"]), default=now)
+    return {name: newest[name] for name in now}

@@ -44,7 +44,11 @@ def cifar10_resnet20() -> ClassificationConfig:
 
 
 def fashion_mnist_cnn(*, depth: int = 4) -> ClassificationConfig:
-    """The depth-adjustable CNN on Fashion-MNIST, sparse, redrawn at every step.
+    """The depth-adjustable CNN on Fashion-MNIST, sparse, under our own rule for coordinates.
+
+    They are redrawn at every step, under Smart-Ratio's ratios times the root of what a query costs less: at equal time a
+    step this gained 3 to 7 points over the paper's schedule on such networks (the page "Reproduction", coordinate
+    schedules). For deep residual networks plain Smart-Ratio, redrawn at every step, is better.
 
     Args:
         depth: number of blocks, 1 to 4 on images of 28x28 pixels.
@@ -53,6 +57,6 @@ def fashion_mnist_cnn(*, depth: int = 4) -> ClassificationConfig:
         data=DataConfig(name="fashion-mnist", batch_size=256, padding=2, flip=True),
         model=ModelConfig(name="simple_cnn", options={"depth": depth}),
         estimator=EstimatorConfig(method="cge", step_size=5e-3),
-        sparsity=SparsityConfig(sparsity=0.9, ratios="zo-grasp", every=1, unit="step"),
+        sparsity=SparsityConfig(sparsity=0.9, ratios="cost-aware", exponent=0.5, weights="smart-ratio"),
         training=TrainingConfig(epochs=20, learning_rate=0.1, warmup_epochs=1.0),
     )
