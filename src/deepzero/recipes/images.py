@@ -46,9 +46,9 @@ def cifar10_resnet20() -> ClassificationConfig:
 def fashion_mnist_cnn(*, depth: int = 4) -> ClassificationConfig:
     """The depth-adjustable CNN on Fashion-MNIST, sparse, under our own rule for coordinates.
 
-    They are redrawn at every step, under Smart-Ratio's ratios times the root of what a query costs less: at equal time a
-    step this gained 3 to 7 points over the paper's schedule on such networks (the page "Reproduction", coordinate
-    schedules). For deep residual networks plain Smart-Ratio, redrawn at every step, is better.
+    They are redrawn at every step, under Smart-Ratio's ratios divided by the square root of the cost of a query: at
+    equal time a step this gained 4 to 7 points over the paper's schedule on such networks (the page "Reproduction",
+    coordinate schedules). For deep residual networks plain Smart-Ratio, redrawn at every step, is better.
 
     Args:
         depth: number of blocks, 1 to 4 on images of 28x28 pixels.
