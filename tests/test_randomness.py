@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -39,3 +41,27 @@ def test_a_scope_restores_after_an_error() -> None:
     with pytest.raises(ValueError, match="stop"), seeded_scope(5, torch.device("cpu")):  # noqa: PT012
         torch.randn(4)
         raise ValueError("stop")
+
+
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_threads_do_not_draw_from_the_scopes_of_others() -> None:
+    def draw(seed: int) -> torch.Tensor:
+        with seeded_scope(seed, torch.device("cpu")):
+            return torch.cat([torch.randn(3) for _ in range(20)])
+
+    expected = [draw(seed) for seed in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(draw, range(40)))
+    assert all(map(torch.equal, drawn, expected))
+
+
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_scopes_nest() -> None:
+    with seeded_scope(1, torch.device("cpu")):
+        first = torch.randn(2)
+        with seeded_scope(2, torch.device("cpu")):
+            torch.randn(5)
+        rest = torch.randn(2)
+    with seeded_scope(1, torch.device("cpu")):
+        assert torch.equal(torch.randn(2), first)
+        assert torch.equal(torch.randn(2), rest)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+_GENERATORS = threading.RLock()
+"""Held while the global generators are borrowed: they belong to the whole process, and saving their state in one thread
+while another one restores it can lock up inside of PyTorch (seen with 2.13)."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -24,8 +29,11 @@ def derive_seed(*parts: int | str) -> int:
 
 @contextmanager
 def seeded_scope(seed: int, device: torch.device) -> Iterator[None]:
-    """Run a block whose draws from the global generators start from ``seed``; afterwards they are as before."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    """Run a block whose draws from the global generators start from ``seed``; afterwards they are as before.
+
+    One thread of a process at a time: others wait.
+    """
+    with _GENERATORS, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
