@@ -77,6 +77,18 @@ def test_shares_make_up_the_whole(tmp_path, capsys):
     assert len(list((tmp_path / "here" / "cells").glob("*.json"))) == 3
 
 
+def test_known_results_are_not_made_again(tmp_path, capsys):
+    assert main([*FO, "--out", "there"]) == 0
+    first = (tmp_path / "there" / "results.json").read_bytes()
+    assert main([*FO, "--out", "here", "--known", "there/results.json"]) == 0
+    assert (tmp_path / "here" / "results.json").read_bytes() == first
+    assert not (tmp_path / "here" / "cells" / "d=406-method=FO-seed=0").exists()
+    capsys.readouterr()
+    assert main([*FO, "--out", "new", "--known", "nothing.json"]) == 2
+    assert "nothing.json cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_command_of_a_record_names_what_the_results_depend_on_and_no_place():
     words = ("fig2", "--scale", "paper", "--epochs", "10", "--only", "d=730", "method=RGE, small-step limit")
     elsewhere = ("--out", "there", "--data-dir", "data", "--share", "1/2", "--max-minutes", "5", "--known", "it.json")

@@ -150,6 +150,24 @@ def test_results_of_other_settings_are_not_taken_over(tmp_path, log, noted):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "cannot be read: .*No such file"),
+        ("{", "cannot be read"),
+        ("[]", "should hold a JSON object"),
+        ("{}", "expected results of format 'deepzero results 1', got None"),
+    ],
+)
+def test_known_results_that_are_none_are_refused_before_anything_is_written(tmp_path, noted, content, expected):
+    known = tmp_path / "known.json"
+    if content is not None:
+        known.write_text(content)
+    with pytest.raises(RunFolderError, match=f"{expected}.*; known takes a results.json that deepzero reproduce wrote"):
+        reproduce(Request(experiment=noted), out=tmp_path / "new", known=known)
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_shares_together_are_the_whole_and_each_cell_is_in_one(tmp_path, log, noted, n):
     missing = []

@@ -84,9 +84,8 @@ class Reproduce:
         """The command that gives the same results, whoever runs it: without folders, limits of time and shares."""
         assert self.name is not None
         words = ["deepzero", "reproduce", self.name]
-        own = {"scale": Reproduce.scale, "device": Reproduce.device}
         for name in ("scale", "seeds", "epochs", "limit", "device"):
-            if (value := getattr(self, name)) != own.get(name):
+            if (value := getattr(self, name)) != getattr(Reproduce, name):
                 words += [f"--{name}", str(value)]
         return shlex.join([*words, *(("--only", *self.only) if self.only else ())])
 

@@ -94,11 +94,11 @@ class ReproductionFolder:
 
     def take_over(self, cells: Iterable[Cell], document: Document) -> int:
         """Take the finished cells that a document holds with the same settings, as they are there; how many."""
-        found = {_key(record.get("labels", {})): record for record in document.cells}
         taken = 0
         for cell in cells:
-            record = found.get(_key(cell.labels))
-            if record is not None and not self.has(cell) and record.get("settings") == _stored_settings(cell):
+            wanted = {"labels": dict(cell.labels), "settings": _stored_settings(cell)}
+            record = next((r for r in document.cells if wanted.items() <= r.items()), None)
+            if record is not None and not self.has(cell):
                 self._write(cell, record)
                 taken += 1
         return taken
@@ -137,8 +137,3 @@ def _is_free(path: Path) -> bool:
 def _stored_settings(cell: Cell) -> Any:
     """The settings of a cell as they come back from a file."""
     return json.loads(to_json(cell.work.settings()))
-
-
-def _key(labels: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
-    """Labels in any order."""
-    return frozenset(labels.items())

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,22 @@ class Request:
         scale = self.experiment.scale(self.scale)
         return scale.changed(epochs=self.epochs, seeds=self.seeds, limit=self.limit)
 
+    @cached_property
+    def every(self) -> list[Cell]:
+        """All cells of the experiment at this size, whatever part of it is asked for."""
+        return list(self.experiment.cells(self.size))
+
     def cells(self) -> list[Cell]:
         """All cells with the labels in :attr:`only`, of all shares.
 
         Raises:
             InvalidInputError: there are none; the message names the labels there are.
         """
-        every = list(self.experiment.cells(self.size))
         wanted = self.only.items()
-        chosen = [cell for cell in every if all(k in cell.labels and str(cell.labels[k]) == v for k, v in wanted)]
+        chosen = [cell for cell in self.every if all(k in cell.labels and str(cell.labels[k]) == v for k, v in wanted)]
         if not chosen:
             there: dict[str, dict[str, None]] = {}
-            for cell in every:
+            for cell in self.every:
                 for key, value in cell.labels.items():
                     there.setdefault(key, {})[str(value)] = None
             listed = "; ".join(f"{key}: {', '.join(values)}" for key, values in there.items())
@@ -163,12 +168,12 @@ def reproduce(
     """
     cells = request.cells()
     validation.device(device)
-    finished = None if known is None else results(Path(known))
+    finished = None if known is None else _finished(Path(known))
     place = Place(None if data_dir is None else Path(data_dir), device, StopRequest(max_seconds=max_seconds))
     folder = ReproductionFolder.open(Path(out), request.identity())
     _require_same(request, folder)
     if finished is not None:
-        _take_over(request, folder, finished, Path(str(known)))
+        _take_over(request, folder, finished, source=f"{known}")
     with place.stop:
         if request.scale == "paper":
             announce(request, folder, place)
@@ -178,19 +183,25 @@ def reproduce(
 
 def _require_same(request: Request, folder: ReproductionFolder) -> None:
     """Refuse a folder with a cell that is damaged or was run with other settings, before others are run."""
-    for cell in request.experiment.cells(request.size):
+    for cell in request.every:
         if folder.has(cell):
             folder.kept(cell)
 
 
-def _take_over(request: Request, folder: ReproductionFolder, finished: Document, source: Path) -> None:
-    cells = list(request.experiment.cells(request.size))
-    before = sum(map(folder.has, cells))
-    taken = folder.take_over(cells, finished)
-    if not taken + before:
+def _finished(known: Path) -> Document:
+    try:
+        return results(known)
+    except RunFolderError as error:
+        raise RunFolderError(f"{error}; known takes a results.json that deepzero reproduce wrote") from error
+
+
+def _take_over(request: Request, folder: ReproductionFolder, finished: Document, *, source: str) -> None:
+    """Take what is finished elsewhere; refuse results that are of no use."""
+    taken = folder.take_over(request.every, finished)
+    if not any(map(folder.has, request.every)):
         raise RunFolderError(
-            f"{source} has no cell of {request.experiment.name} at the scale {request.scale!r} with these "
-            "settings; leave it out to run all cells"
+            f"{source} has no cell of {request.experiment.name} at the scale {request.scale!r} with these settings; "
+            "leave known out to run all cells"
         )
     log.info("%d cells taken over from %s", taken, source)
 
@@ -251,7 +262,7 @@ def _headline(result: Mapping[str, Any]) -> str:
 def _assemble(
     request: Request, folder: ReproductionFolder, place: Place, *, stopped: bool, command: str | None
 ) -> Reproduction:
-    cells = list(request.experiment.cells(request.size))
+    cells = request.every
     kept = {cell.name: folder.kept(cell) for cell in cells if folder.has(cell)}
     diverged = [name for name, record in kept.items() if DIVERGED in record["result"]]
     good = (cell for cell in cells if cell.name in kept and cell.name not in diverged)

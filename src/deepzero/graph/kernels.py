@@ -187,16 +187,16 @@ def max_pool(
     if not (tiles and exact) or not applies(difference.delta, base.base):
         return None
     gap = base.remember(f"gap{window}", lambda: _gap(base.base, maximum.base, window))
-    line = difference.delta.new_empty(gap[0, 0].numel()).numpy()
     if isinstance(difference, Channel):
         delta, index = difference.delta.contiguous(), difference.channels.numpy()
         own = base.remember(f"channel gap{window}", lambda: gap.movedim(-1, 0).contiguous())
-        out = delta.new_empty(*delta.shape[:2], *maximum.base.shape[2:])
-        loops.disjoint_channel_maxima(delta.numpy(), own.numpy(), index, window.kernel, line[:width], out.numpy())
+        line, out = delta.new_empty(width), delta.new_empty(*delta.shape[:2], *maximum.base.shape[2:])
+        loops.disjoint_channel_maxima(delta.numpy(), own.numpy(), index, window.kernel, line.numpy(), out.numpy())
         return out
     delta = channels_last(difference.delta)
+    line = delta.new_empty(width * delta.shape[-1])
     out = delta.new_empty(*delta.shape[:2], *maximum.base.shape[2:], delta.shape[-1])
-    loops.disjoint_maxima(delta.numpy(), gap.numpy(), window.kernel, line, out.numpy())
+    loops.disjoint_maxima(delta.numpy(), gap.numpy(), window.kernel, line.numpy(), out.numpy())
     return out.movedim(-1, 2)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepzero.errors import RunFolderError
 from deepzero.training.checkpoint import CheckpointStore
-from deepzero.training.files import replace_file, to_json
+from deepzero.training.files import json_object, replace_file, to_json
 
 FORMAT = "deepzero run 1"
 RECORD = "run.json"
@@ -99,11 +99,7 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return None
-        try:
-            value: dict[str, Any] = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"{path} cannot be read: {error}; choose another --out") from error
-        return value
+        return json_object(path, advice="choose another --out")
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file atomically."""
