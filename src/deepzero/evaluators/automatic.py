@@ -20,8 +20,8 @@ from deepzero.objective import NetworkObjective, Objective
 from deepzero.probes import CoordinatePerturbations, Perturbations
 
 PROPAGATION = "propagation: differences are carried through the exported graph"
-BATCHED = "batches of forwards (torch.func.vmap)"
-SEQUENTIAL = "one forward a query"
+BATCHED = "batches of full forwards (torch.func.vmap)"
+SEQUENTIAL = "one full forward a query"
 HALF_TYPES = 2
 """Bytes of an entry below which a forward rounds away what a small step does."""
 
@@ -142,7 +142,7 @@ class AutomaticEvaluator(DivisibleEvaluator):
         first = self._rungs(objective, perturbations)[0]
         sentences = []
         if plan.rung != first:
-            sentences.append(f"{plan.rung}, because {refused[first]}")
+            sentences.append(f"queries are answered by {plan.rung}, because {refused[first]}")
         elif plan.rung == PROPAGATION:
             recomputed = self.propagation.recomputed(objective, batch)
             for reason, names in _grouped(recomputed).items():
@@ -150,7 +150,7 @@ class AutomaticEvaluator(DivisibleEvaluator):
         for sentence in sentences:
             if sentence not in plan.warned:
                 plan.warned.add(sentence)
-                warnings.warn(f"{sentence}. The numbers are exact; {ADVICE}", SlowQueriesWarning, stacklevel=5)
+                warnings.warn(f"{sentence}\n{ADVICE}", SlowQueriesWarning, stacklevel=5)
 
     def explain(self, objective: Objective, batch: tuple[Any, ...] | None) -> str:
         """The plan in words."""
@@ -202,7 +202,7 @@ class AutomaticEvaluator(DivisibleEvaluator):
         self.batched.load_state_dict(state["batched"])
 
 
-ADVICE = "zo.explain() shows the plan, strict=True makes this an error"
+ADVICE = "This is slower than propagation, and as right as a plain loop of forwards. zo.explain() shows the plan, strict=True makes this an error"
 
 
 def _situation(objective: NetworkObjective, batch: tuple[Any, ...]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,11 +19,11 @@ from deepzero.evaluators.costs import CostTable, chunk_cost, timed
 from deepzero.evaluators.heap import give_back_freed_memory
 from deepzero.evaluators.workers import one_thread, parallel_map
 from deepzero.graph import plan
-from deepzero.graph.capture import capture
+from deepzero.graph.capture import Node, capture
 from deepzero.graph.differences import Dense
-from deepzero.graph.forward import HALF, Values, graph_inputs, held_bytes, native, run
+from deepzero.graph.forward import HALF, Values, cast, graph_inputs, held_bytes, native, run
 from deepzero.graph.library import Entry, Library, rounding_of
-from deepzero.graph.program import Program, compile_program
+from deepzero.graph.program import Program, compile_program, reads
 from deepzero.graph.propagate import loss_differences, propagated
 from deepzero.graph.recompute import Recomputation
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
@@ -60,6 +60,38 @@ class _Step:
     draws: Draws
     values: Values
     batch: tuple[Any, ...]
+
+    @property
+    def wide(self) -> bool:
+        """Whether operations can be run again in float64: none draws what depends on its values."""
+        return all(draw.state is None for draw in self.draws.entries)
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """Queries of one parameter that run operations again.
+
+    Attributes:
+        again: the operations.
+        base: the loss that they give at the parameter itself.
+        own: the parameter by its name, as real numbers, in the dtype of the operations.
+        sources: the graph inputs that hold it.
+        like: the parameter.
+    """
+
+    again: Recomputation
+    base: Tensor
+    own: dict[str, Tensor]
+    sources: tuple[Node, ...]
+    like: Tensor
+
+    def differences(self, perturbations: Perturbations, directions: Iterable[int], offset: float) -> Tensor:
+        """``[directions]``, float64."""
+        losses = []
+        for k in directions:
+            (moved,) = perturbations.displacement(k).apply(self.own, offset).values()
+            losses.append(self.again.loss(dict.fromkeys(self.sources, as_complex(moved, self.like))))
+        return torch.stack(losses) - self.base
 
 
 class PropagationEvaluator(DivisibleEvaluator):
@@ -222,15 +254,14 @@ class PropagationEvaluator(DivisibleEvaluator):
         device = device_of(parameters)
         sizes, workers = self._plan(foot, device)
         chunks = {(chunk.start, chunk.stop): chunk for chunk in plan.cut(perturbations, sizes)}
-        recomputed = {name: self._recomputation(step, name) for name in program.recomputed if name in perturbations.coordinates}
-        steps = perturbations.taken(parameters, offsets, recomputed) if recomputed else None
+        again = self._recomputations(step, objective, [n for n in program.recomputed if n in perturbations.coordinates])
+        rounded = {name for name in again if not step.wide}
+        steps = perturbations.taken(parameters, offsets, rounded) if rounded else None
 
         def difference(job: Job) -> Tensor:
-            chunk = chunks[job.start, job.stop]
-            offset = offsets[job.row]
-            if chunk.parameter in recomputed:
-                again, base = recomputed[chunk.parameter]
-                return torch.stack([self._again(again, step, objective, perturbations, k, offset) - base for k in range(job.start, job.stop)])
+            chunk, offset = chunks[job.start, job.stop], offsets[job.row]
+            if chunk.parameter in again:
+                return again[chunk.parameter].differences(perturbations, range(job.start, job.stop), offset)
             cone = program.cones[chunk.parameter]
             size = offset * perturbations.scale(chunk.parameter)
             return loss_differences(cone, values, program.graph.output, chunk.indices, size)
@@ -242,30 +273,26 @@ class PropagationEvaluator(DivisibleEvaluator):
         ]
         return self._preparation(step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), steps)
 
-    def _recomputation(self, step: _Step, name: str) -> tuple[Recomputation, Tensor]:
-        """The operations behind a parameter, and the base loss as they give it."""
-        cone, values = step.entry.program.cones[name], step.values
-        again = Recomputation(step.entry.program.graph, cone.sources, values, step.draws)
-        return again, again.loss({node: native(values[node]) for node in cone.sources})
-
-    def _again(
-        self,
-        again: Recomputation,
-        step: _Step,
-        objective: NetworkObjective,
-        perturbations: Perturbations,
-        k: int,
-        offset: float,
-    ) -> Tensor:
-        """The loss of one query by running operations again."""
-        parameters, places = objective.parameters(), objective.places()
-        moved = perturbations.displace(parameters, k, offset)
-        given = {
-            node: as_complex(moved[name], places.parameters[name][0])
-            for node, name in step.entry.program.graph.parameter_inputs().items()
-            if name in moved and moved[name] is not parameters[name]
-        }
-        return again.loss(given)
+    def _recomputations(self, step: _Step, objective: NetworkObjective, names: Sequence[str]) -> dict[str, _Queries]:
+        """What runs the operations behind some parameters again: in float64, unless what they draw depends on their values."""
+        if not names:
+            return {}
+        program, values = step.entry.program, step.values
+        dtype = None
+        if step.wide:
+            program = compile_program(program.graph.widened(), objective.parameters(), strict=False)
+            wanted = {node for name in names for node in reads(program.graph, program.cones[name])}
+            dtype = torch.float64
+            inputs = graph_inputs(program.graph, objective, step.batch, dtype=dtype)
+            values = run(program.graph, inputs, keep=wanted, draws=step.draws, wide=True)
+        found = {}
+        for name in names:
+            cone = program.cones[name]
+            again = Recomputation(program.graph, cone.sources, values, step.draws, wide=step.wide)
+            base = again.loss({node: native(values[node]) for node in cone.sources})
+            own = {name: cast(objective.parameters()[name], dtype)}
+            found[name] = _Queries(again, base, own, cone.sources, objective.places().parameters[name][0])
+        return found
 
     def _directions(
         self, step: _Step, objective: NetworkObjective, perturbations: RandomPerturbations, offsets: Sequence[float]
@@ -374,7 +401,7 @@ class PropagationEvaluator(DivisibleEvaluator):
             def run(indices: Tensor) -> None:
                 def once(_: int) -> Tensor:
                     if program.cones[name].reason:
-                        return self._recomputation(step, name)[1]
+                        return self._recomputations(step, objective, [name])[name].base
                     return loss_differences(program.cones[name], values, program.graph.output, indices, offset)
 
                 parallel_map(once, range(workers), workers, device)

@@ -44,7 +44,7 @@ def graph_inputs(
         held |= {name: as_complex(value, held[name]) for name, value in parameters.items()}  # type: ignore[misc]
     sources: dict[str, Mapping[Any, Any]] = {
         "parameter": held,
-        "buffer": {name: b for name, (b, _) in places.buffers.items()},
+        "buffer": {name: b.detach().clone() for name, (b, _) in places.buffers.items()},  # an operation may write
         "batch": dict(enumerate(pytree.tree_leaves((tuple(batch), keywords(batch))))),
         "constant": graph.constants,
     }
