@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from members import Member
+from members import Member, cast
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -61,12 +61,12 @@ def drawn_value(member: Member, model: nn.Module, dtype: torch.dtype, seed: int 
     """The objective of a model in float64 with the random numbers of an estimator's first step in ``dtype``."""
     with torch.random.fork_rng(devices=[]), DrawnInOrder(dtype):
         torch.manual_seed(derive_seed(seed, "objective", 0))
-        return member.value(model, member.arguments(torch.float64))
+        return member.value(model, member.arguments(dtype).cast(torch.float64))
 
 
 def gradient(member: Member, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
-    """By autograd in float64, with the random numbers of the first step of an estimator of that seed in ``dtype``."""
-    model = member.model(torch.float64)
+    """By autograd in float64, at weights of ``dtype`` and with the random numbers of an estimator's first step."""
+    model = cast(member.model(dtype), torch.float64)
     parameters, value = trained(model), drawn_value(member, model, dtype, seed)
     parts = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(parameters, parts, strict=True))

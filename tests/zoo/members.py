@@ -26,6 +26,10 @@ class Batch:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    def cast(self, dtype: torch.dtype) -> Batch:
+        """Floating-point tensors in ``dtype``."""
+        return Batch(*pytree.tree_map(functools.partial(cast_tensor, dtype=dtype), (self.args, self.kwargs)))
+
 
 @dataclass(frozen=True)
 class Member:
@@ -65,8 +69,7 @@ class Member:
 
     def arguments(self, dtype: torch.dtype = torch.float32) -> Batch:
         """The batch, with floating-point tensors in ``dtype``."""
-        batch = self.batch()
-        return Batch(*pytree.tree_map(functools.partial(cast_tensor, dtype=dtype), (batch.args, batch.kwargs)))
+        return self.batch().cast(dtype)
 
     def value(self, model: nn.Module, batch: Batch) -> Tensor:
         """The objective, as one would write it for autograd."""
