@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from draws import draws_of_step
 from members import Member, cast
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepzero.coordinates import Coordinates
-from deepzero.randomness import derive_seed
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -37,30 +36,9 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-aten = torch.ops.aten
-
-
-class DrawnInOrder(TorchDispatchMode):
-    """Random numbers as an estimate draws them: in the order of a contiguous tensor, in the dtype of the estimate."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is aten.rand.default:
-            return func(*args, **{**kwargs, "dtype": self.dtype}).to(kwargs["dtype"])
-        if func not in (aten.bernoulli_.float, aten.randn_like.default):
-            return func(*args, **kwargs)
-        drawn = func(torch.empty(args[0].shape, dtype=self.dtype), *args[1:], **kwargs)
-        return args[0].copy_(drawn) if func is aten.bernoulli_.float else drawn.to(args[0].dtype)
-
-
 def drawn_value(member: Member, model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Tensor:
     """The objective of a model in float64 with the random numbers of an estimator's first step in ``dtype``."""
-    with torch.random.fork_rng(devices=[]), DrawnInOrder(dtype):
-        torch.manual_seed(derive_seed(seed, "objective", 0))
+    with draws_of_step(0, dtype, seed=seed):
         return member.value(model, member.arguments(dtype).cast(torch.float64))
 
 

@@ -170,9 +170,13 @@ MEMBERS = (
         research.FourierOperator,
         regressed((2, 1, 6, 6), (2, 1, 6, 6)),
         loss=F.mse_loss,
-        fallbacks=allowed("fft_rfft2.default", "fft_irfft2.default", "_fft_r2c.default", "_fft_c2r.default", "_fft_c2c.default"),
+        fallbacks=allowed(
+            "fft_rfft2.default", "fft_irfft2.default", "_fft_r2c.default", "_fft_c2r.default", "_fft_c2c.default"
+        ),
     ),
-    Member("spiking", research.Spiking, classified(4), loss=F.cross_entropy, smooth=False, fallbacks=allowed("gt.Scalar")),
+    Member(
+        "spiking", research.Spiking, classified(4), loss=F.cross_entropy, smooth=False, fallbacks=allowed("gt.Scalar")
+    ),
     Member(
         "physics",
         lambda: nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)),

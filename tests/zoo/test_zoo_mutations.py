@@ -47,7 +47,9 @@ def scaled(outcome: Any) -> Any:
 def real_rules(program: Any) -> list[Any]:
     """Operations on the way of some parameter whose own rule is applied, in their order."""
     steps = [step for cone in program.cones.values() for step in cone.steps]
-    return list(dict.fromkeys(s.node.target for s in steps if s.rule is not None and s.rule is RULES.get(s.node.target)))
+    return list(
+        dict.fromkeys(s.node.target for s in steps if s.rule is not None and s.rule is RULES.get(s.node.target))
+    )
 
 
 def spread(items: list[Any], count: int, start: int) -> list[Any]:
