@@ -24,6 +24,7 @@ class Replay:
 
     spec: Spec
     history: list[Values] = field(default_factory=list)
+    _base: float | None = None
 
     @property
     def step(self) -> int:
@@ -32,6 +33,7 @@ class Replay:
 
     def begin(self, program: Program) -> None:
         """A step begins: note the parameters."""
+        self._base = None
         self.history.append({name: p.detach().clone() for name, p in program.named("parameters").items()})
 
     def query(self, moved: Mapping[str, Tensor] | None = None) -> tuple[float, Program]:
@@ -48,15 +50,21 @@ class Replay:
                 loss = program.value(step)
         return loss, program
 
+    def slope(self, moved: Mapping[str, Tensor], step_size: float) -> float:
+        """Difference of the losses at ``moved`` and where the step stands, divided by the step size."""
+        if self._base is None:
+            self._base, _ = self.query()
+        return (self.query(moved)[0] - self._base) / step_size
+
     def coordinate(self, name: str, index: int, step_size: float) -> float:
         """``(l(theta + mu e_i) - l(theta)) / mu``, with the step that was really taken."""
         before = self.history[-1][name]
         moved = before.clone(memory_format=torch.contiguous_format)
         moved.view(-1)[index] += step_size
         taken = float(moved.view(-1)[index].double() - before.reshape(-1)[index].double())
-        return (self.query({name: moved})[0] - self.query()[0]) / taken
+        return self.slope({name: moved}, taken)
 
     def direction(self, direction: Mapping[str, Tensor], step_size: float) -> float:
         """``(l(theta + mu u) - l(theta)) / mu``."""
         moved = {name: self.history[-1][name] + step_size * u for name, u in direction.items()}
-        return (self.query(moved)[0] - self.query()[0]) / step_size
+        return self.slope(moved, step_size)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from eager import Replay
 from grammar import PROGRAMS, Program, Spec
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from pieces import BRANCHING, PIECES, RANDOM, UNTRACEABLE
 from program_losses import TARGETS
@@ -134,7 +135,16 @@ def test_each_kind(spec: Spec, kind: Any) -> None:
     train(spec, kind)
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+def mixtures(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """So many programs; a failing one is small enough as it is, and is not shrunk, which would take minutes."""
+    return settings(
+        max_examples=count,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+
+
+@mixtures(20)
 @given(spec=PROGRAMS)
 @example(spec=Spec(("DropoutElsewhere", "BatchNorm"), "penalized", layout="channels_last"))
 @example(
@@ -144,13 +154,13 @@ def test_mixtures_by_coordinates(spec: Spec) -> None:
     train(spec, dz.CGE)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@mixtures(40)
 @given(spec=PROGRAMS)
 def test_mixtures_by_random_directions(spec: Spec) -> None:
     train(spec, dz.RGE)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@mixtures(25)
 @given(spec=PROGRAMS, kind=st.sampled_from([dz.CGE, dz.RGE]))
 @example(spec=Spec(("DataBranch",)), kind=dz.CGE)
 @example(spec=Spec(("Item",)), kind=dz.CGE)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from members import MEMBERS, SMALL, Batch, Member
 from exact_gradients import gradient, sampled
+from members import MEMBERS, SMALL, Member
 
 import deepzero as dz
 from deepzero import objective
