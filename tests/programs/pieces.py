@@ -222,7 +222,7 @@ class InstanceNorm(Piece):
         self.norm = nn.InstanceNorm2d(CHANNELS, affine=True, track_running_stats=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x)
+        return torch.tanh(self.norm(x))
 
 
 class EvalLater(BatchNorm):
@@ -431,7 +431,7 @@ class Detached(Piece):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.layer(x)
-        return h - h.detach().mean()
+        return h * torch.tanh(h.detach())
 
 
 class WeightNorm(Piece):

@@ -128,7 +128,22 @@ def specs_of_each_kind() -> list[Spec]:
     return [*(Spec((piece,)) for piece in PIECES), *(Spec(("Convolution",), target) for target in TARGETS)]
 
 
-@pytest.mark.parametrize("spec", specs_of_each_kind(), ids=lambda spec: "-".join((*spec.pieces, spec.target)))
+each_kind = pytest.mark.parametrize(
+    "spec", specs_of_each_kind(), ids=lambda spec: "-".join((*spec.pieces, spec.target))
+)
+
+
+@each_kind
+def test_every_parameter_has_a_slope(spec: Spec) -> None:
+    """So that the tests below test something."""
+    program, replay = Program(spec), Replay(spec)
+    replay.begin(program)
+    for name, parameter in program.trainable().items():
+        slopes = [replay.coordinate(name, index, 1e-4) for index in range(min(6, parameter.numel()))]
+        assert max(map(abs, slopes)) > 1e-4, name
+
+
+@each_kind
 @pytest.mark.parametrize("kind", [dz.CGE, dz.RGE], ids=["CGE", "RGE"])
 def test_each_kind(spec: Spec, kind: Any) -> None:
     """The default evaluator refuses nothing."""

@@ -81,15 +81,19 @@ def test_coordinates(member: Member, dtype: torch.dtype) -> None:
 @every_member
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_directions(member: Member, seed: int) -> None:
-    """The slope along a random direction is the product of the gradient with it."""
+    """The slope along a random direction is the product of the gradient with it; ``backward`` puts it where optimizers look."""
     model, batch = member.model(torch.float64), member.arguments(torch.float64)
     step, relative = (1e-4, 3e-2) if member.rounds else (1e-6, 1e-5)
     options = {"step_size": step, "stencil": dz.CENTRAL, "queries": 1, "distribution": "rademacher", "seed": seed}
     zo = member.estimator(dz.RGE, model, **options)
-    with nothing_changes(model), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*forward")
-        found = zo.estimate(*batch.args, **batch.kwargs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?is).*forward")
+        with nothing_changes(model):
+            found = zo.estimate(*batch.args, **batch.kwargs)
+        zo.backward(*batch.args, **batch.kwargs)
     if member.smooth:
         assert_one_direction(found.gradients, gradient(member, torch.float64, seed), relative)
     else:
         torch.testing.assert_close(found.gradients, sequential(member, dz.RGE, options), rtol=1e-6, atol=1e-9)
+    filled = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    torch.testing.assert_close(filled, found.gradients, rtol=0, atol=0)
