@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils import _pytree as pytree
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
@@ -129,7 +131,8 @@ class NetworkObjective:
             if given is not None and not callable(given):
                 raise InvalidInputError(f"{name} must be callable as {call}, got {type(given).__name__}")
         self._loss, self.closure = loss, closure
-        self._hidden = self._settled = False
+        self._hidden = self._settled = self._copies = False
+        self.repeatable = True
         if not self.places().trainable:
             raise InvalidInputError("the model has no trainable parameter (requires_grad=True): nothing to estimate")
 
@@ -139,6 +142,11 @@ class NetworkObjective:
         if self._loss is None:
             raise InvalidInputError("this works with loss=..., called as loss(model(x), y); the objective has a closure")
         return self._loss
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the program holds references to parameters of its own, or differentiates with respect to them."""
+        return self._hidden
 
     @property
     def criterion(self) -> nn.Module | None:
@@ -203,14 +211,21 @@ class NetworkObjective:
         loss that does not follow when all parameters move.
         """
         draws = Draws(seed)
+        self._copies = True
+        copied = copy_of(batch)
+        untouched = _versions(copied)
         try:
             with draws.recording():
-                self._evaluate(parameters, batch, draws)
+                base = self._evaluate(parameters, copied, draws, copies=False)
         except Exception:
             self._hidden = True
-            self._evaluate(parameters, batch, Draws(seed))  # the user's own error, if it is one
+            with draws.recording():
+                base = self._evaluate(parameters, batch, draws)  # the user's own error, if it is one
         else:
             self._hidden = not self._follows(parameters, batch, seed, draws)
+        again = self.evaluate(parameters, batch, seed=seed, draws=draws)
+        self.repeatable = _same_loss(base.loss, again.loss, parameters)
+        self._copies = _versions(copied) != untouched
         self._settled = True
 
     def _follows(self, parameters: Parameters, batch: tuple[Any, ...], seed: int, draws: Draws) -> bool:
@@ -227,8 +242,11 @@ class NetworkObjective:
             self._hidden = False
         return losses[0] == losses[1] or not abs(losses[0] - losses[1]) > 1e-6 * (abs(losses[0]) + abs(losses[1]))
 
-    def _evaluate(self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws) -> Evaluation:
+    def _evaluate(
+        self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws, *, copies: bool | None = None
+    ) -> Evaluation:
         places = self.places()
+        batch = self.given(batch) if copies is None else batch
         before = Attributes.of(self._stateful(places))
         buffers = {name: b.detach().clone() for name, (b, _) in places.buffers.items()}
         try:
@@ -239,6 +257,10 @@ class NetworkObjective:
         finally:
             before.restore()
         return Evaluation(one_number(value), State({n: b.detach() for n, b in left.items()}, attributes))
+
+    def given(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The batch for one query: copies, if the program writes into its input."""
+        return copy_of(batch) if self._copies else batch
 
     def _stateful(self, places: Places) -> list[Any]:
         plain = [f for f in (self._loss, self.closure) if f is not None and not isinstance(f, nn.Module)]
@@ -360,6 +382,28 @@ def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict
         scale = float(value.double().square().mean().sqrt()) if value.numel() else 0.0
         moved[name] = value + noise * (relative * (scale or 1.0))
     return moved
+
+
+def copy_of(batch: tuple[Any, ...]) -> Batch:
+    """A batch with copies of its tensors, for a program that writes into its input."""
+    arguments, options = pytree.tree_map(
+        lambda leaf: leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf,
+        (tuple(batch), keywords(batch)),
+    )
+    return Batch(arguments, options)
+
+
+def _versions(batch: tuple[Any, ...]) -> list[int]:
+    """How often each tensor of a batch was written into, counted from its making, as far as can be told."""
+    leaves = pytree.tree_leaves((tuple(batch), keywords(batch)))
+    return [0 if leaf.is_inference() else leaf._version for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _same_loss(one: Tensor, other: Tensor, parameters: Parameters) -> bool:
+    """Whether two losses at the same parameters are the same but for rounding (sums on a GPU come in any order)."""
+    coarsest = max(float(torch.finfo(p.dtype).eps) for p in parameters.values())
+    apart = float((one - other).abs())
+    return not math.isfinite(apart) or apart <= min(1000 * coarsest, 0.1) * (1e-3 + float(one.abs()))
 
 
 def padding_rows(places: Places) -> dict[str, int]:

@@ -9,13 +9,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from deepzero.errors import DrawError, GraphError, SlowQueriesWarning, UnbatchableError
-from deepzero.evaluators.base import DivisibleEvaluator, Preparation
+from deepzero.evaluators.base import DivisibleEvaluator, Preparation, require_repeatable
 from deepzero.evaluators.batched import BatchedEvaluator
 from deepzero.evaluators.costs import CostTable
 from deepzero.evaluators.propagation import PropagationEvaluator
 from deepzero.evaluators.sequential import SequentialEvaluator
 from deepzero.graph.library import shape_key
 from deepzero.graph.program import Program
+from deepzero.graph.verify import Check
 from deepzero.objective import NetworkObjective, Objective
 from deepzero.probes import CoordinatePerturbations, Perturbations
 
@@ -124,8 +125,11 @@ class AutomaticEvaluator(DivisibleEvaluator):
         if rung == PROPAGATION:
             return self.propagation.prepare(objective, batch, perturbations, offsets, seed)
         if rung == SEQUENTIAL:
-            return self._sequential.prepare(objective, batch, perturbations, offsets, seed)
+            prepared = self._sequential.prepare(objective, batch, perturbations, offsets, seed)
+            require_repeatable(objective)
+            return prepared
         prepared = self.batched.prepare(objective, batch, perturbations, offsets, seed)
+        require_repeatable(objective)
         if prepared.jobs:
             prepared.answer(prepared.jobs[:1])  # vmap shows only then whether it can
         return prepared
@@ -183,6 +187,10 @@ class AutomaticEvaluator(DivisibleEvaluator):
     def program(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Program:
         """The exported program: see :meth:`PropagationEvaluator.program`."""
         return self.propagation.program(objective, batch)
+
+    def check(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Check | None:
+        """How the program was checked: see :meth:`PropagationEvaluator.check`."""
+        return self.propagation.check(objective, batch)
 
     def costs(self, objective: NetworkObjective, *batch: Any, offset: float = 5e-3, repeats: int = 3) -> CostTable:
         """Measure the cost table: see :meth:`PropagationEvaluator.costs`."""

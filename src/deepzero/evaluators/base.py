@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from deepzero.errors import NonFiniteLossError
+from deepzero.errors import NonFiniteLossError, VerificationError
 from deepzero.objective import Objective
 from deepzero.probes import Perturbations
 
@@ -163,6 +163,16 @@ def require_finite_base(loss: Tensor) -> None:
         raise NonFiniteLossError(
             f"the loss at the current parameters is {float(loss)}: no gradient can be estimated there; "
             "lower the learning rate, check the inputs, or run `deepzero doctor`"
+        )
+
+
+def require_repeatable(objective: Objective) -> None:
+    """Raise if a network's program gave two losses at the same parameters, batch and random numbers."""
+    if not getattr(objective, "repeatable", True):
+        raise VerificationError(
+            "the program is not a deterministic function of its parameters: twice the same parameters, batch and random numbers gave two losses. It "
+            "may count its calls, read a clock or draw from a generator of its own; run `deepzero doctor`. To estimate from noisy losses all the "
+            "same, evaluator=dz.SequentialEvaluator()"
         )
 
 

@@ -62,6 +62,8 @@ class BatchedEvaluator(DivisibleEvaluator):
         steps = perturbations.taken(parameters, offsets)
         base, draws = objective.base(parameters, batch, seed=seed)
         require_finite_base(base.loss)
+        if objective.hidden:
+            raise UnbatchableError("the program holds references to its parameters that torch.func.vmap cannot replace")
         jobs = jobs_of(perturbations, len(offsets), self.chunk)
         bases: dict[tuple[str, int], Tensor] = {}
 
@@ -152,8 +154,9 @@ def _stacked(
     def loss(moved: dict[str, Tensor]) -> Tensor:
         values = {n: as_complex(v, places.parameters[n][0]) if n in places.parameters else v for n, v in moved.items()}
         with places.holding(still), places.holding(values, as_parameters=False):
-            return one_number(objective.program(objective.model, *batch, **keywords(batch)))
+            return one_number(objective.program(objective.model, *given, **keywords(given)))
 
+    given = objective.given(batch)
     before = Attributes.of(places.modules)
     try:
         return _vectorized(loss, {**stacked, **buffers}, objective, draws)

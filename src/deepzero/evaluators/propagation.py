@@ -14,7 +14,14 @@ from torch.utils import _pytree as pytree
 from deepzero import validation
 from deepzero.announce import announced
 from deepzero.errors import GraphError, InvalidInputError
-from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
+from deepzero.evaluators.base import (
+    DivisibleEvaluator,
+    Job,
+    Preparation,
+    require_finite_base,
+    require_repeatable,
+    timed_answer,
+)
 from deepzero.evaluators.costs import CostTable, chunk_cost, timed
 from deepzero.evaluators.heap import give_back_freed_memory
 from deepzero.evaluators.workers import one_thread, parallel_map
@@ -165,6 +172,8 @@ class PropagationEvaluator(DivisibleEvaluator):
         with one_thread():
             base, draws = objective.base(parameters, batch, seed=seed)
             require_finite_base(base.loss)
+            if self._verify:
+                require_repeatable(objective)
             library = self._libraries.setdefault(objective, Library())
             entry, new = library.get(objective, batch, draws, strict=self.strict)
             if new or (self._verify and entry.check is None):

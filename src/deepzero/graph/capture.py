@@ -7,6 +7,7 @@ import itertools
 import logging
 import operator
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -126,7 +127,14 @@ class _Program(nn.Module):
         self._objective = (objective,)  # in a tuple: no module of its own
 
     def forward(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        return self._objective[0].raw_program(self.model, *batch, **options)
+        try:
+            return self._objective[0].raw_program(self.model, *batch, **options)
+        except RuntimeError as error:
+            raise _UntraceableError(str(error)) from error
+
+
+class _UntraceableError(Exception):
+    """A RuntimeError of the tracing under another class: to some of those the exporter prints pages on stderr."""
 
 
 def capture(objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws | None = None) -> Graph:
@@ -173,9 +181,25 @@ class _OfThisThread(logging.Filter):
         return record.thread != self._thread
 
 
+TORCHS_OWN = (
+    ("`torch.jit.* is deprecated", DeprecationWarning),
+    ("`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning),
+)
+"""Warnings that PyTorch's exporter gives of its own code."""
+
+
+def _ignore_torchs_own() -> None:
+    """A user who makes warnings errors means his own code: PyTorch's deprecated use of itself must not stop a capture."""
+    known = {(f[0], getattr(f[1], "pattern", None), f[2]) for f in warnings.filters}
+    for message, category in TORCHS_OWN:
+        if ("ignore", message, category) not in known:
+            warnings.filterwarnings("ignore", message=message, category=category)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """torch.export logs pages on its way to an error, in this thread; the error says what matters."""
+    _ignore_torchs_own()
     names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"]
     handlers = {h for name in ("torch", *names) for h in logging.getLogger(name).handlers}
     loggers = [logging.getLogger(name) for name in names]
