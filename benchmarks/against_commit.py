@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -59,7 +60,7 @@ class Options:
     batch: int = 128
     threads: int = 1
     warm_up: int = 1
-    stretch: int = 8
+    stretch: int = 4
     evaluator: str = "propagation"
     at_least: float | None = None
     out: Path | None = None
@@ -188,9 +189,8 @@ def measure(children: dict[str, Child], options: Options) -> dict[str, Any]:
     """What a pair of children gives: warm up, check, and take turns for ``--rounds`` rounds."""
     first = {side: children[side].steps(1) for side in SIDES}
     worst = deviation(first["here"], first["commit"])
-    for side in SIDES:
-        children[side].steps(max(1, options.warm_up))
-    once = max(children[side].steps(1)["seconds"] for side in SIDES)
+    warm_up = max(1, options.warm_up)
+    once = max(children[side].steps(warm_up)["seconds"] for side in SIDES) / warm_up
     count = max(1, round(options.turn / once))
     turns = max(2, 2 * round(options.seconds / (count * once) / 2))  # even: each side goes first equally often
     rounds = []
@@ -227,6 +227,7 @@ def run(options: Options) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, and write the record."""
     options = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the temporary checkout is removed
     record = run(options)
     for name, words in (("ratio", "by wall time"), ("cpu_ratio", "by CPU time")):
         spread = record[name]
