@@ -1,5 +1,6 @@
 """How loss differences are computed: one interface, several implementations, the same numbers."""
 
+from deepzero.evaluators.automatic import AutomaticEvaluator
 from deepzero.evaluators.base import DivisibleEvaluator, Evaluator, Measurement
 from deepzero.evaluators.batched import BatchedEvaluator
 from deepzero.evaluators.choice import choose_evaluator
@@ -15,6 +16,7 @@ from deepzero.evaluators.propagation import PropagationEvaluator
 from deepzero.evaluators.sequential import SequentialEvaluator
 
 __all__ = [
+    "AutomaticEvaluator",
     "BatchedEvaluator",
     "CostTable",
     "DistributedEvaluator",
