@@ -196,6 +196,21 @@ def test_a_global_that_the_function_does_not_name_does_not_count() -> None:
     assert same(defined(GLOBAL, SCALE=1, OTHER=1), defined(GLOBAL, SCALE=1, OTHER=2))
 
 
+def test_a_variable_that_the_function_itself_assigns_does_not_count() -> None:
+    count = 0
+
+    def counted(p: float) -> float:
+        nonlocal count
+        count += 1
+        return p
+
+    text = "COUNT = 0\ndef fn(p):\n    global COUNT\n    COUNT += 1\n    return p"
+    for fn in (counted, defined(text)):
+        before = read_callable(fn)
+        fn(1.0)
+        assert read_callable(fn) == before
+
+
 @pytest.mark.parametrize(
     ("text", "other"),
     [

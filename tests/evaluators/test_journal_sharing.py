@@ -78,20 +78,26 @@ def test_a_forked_child_is_turned_away(path: Path, use: str) -> None:
 @fork
 @pytest.mark.parametrize("end", ["close", "collect"])
 def test_the_end_of_a_child_takes_nothing_from_the_parent(path: Path, end: str) -> None:
-    """A child that closes its copy of the connection would delete the log that the parent writes to."""
-    journal = dz.QueryJournal(path)
-    journal.record({f"before {n}": 1.0 for n in range(10)})
-    pid = os.fork()
-    if pid == 0:
-        if end == "close":
-            journal.close()
-        else:
+    """A child that closed its copy of the connection would delete the log to which the parent goes on writing.
+
+    The parent is killed at last: only what is in the log by its name is there afterwards.
+    """
+
+    def parent() -> None:
+        journal = dz.QueryJournal(path)
+        journal.record({f"before {n}": 1.0 for n in range(10)})
+        pid = os.fork()
+        if pid == 0:
+            if end == "close":
+                journal.close()
             del journal
             gc.collect()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        journal.record({f"after {n}": 2.0 for n in range(10)})
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    journal.record({f"after {n}": 2.0 for n in range(10)})
-    journal.close()
+
+    assert in_child(parent) == 0
     assert kept(path) == 20
 
 
