@@ -9,6 +9,7 @@ import torch
 
 from deepzero.errors import RunFolderError
 from deepzero.training import RunFolder, read_record
+from deepzero.training.run_folder import FORMAT
 
 CONFIG = {"seed": 0, "training": {"epochs": 3, "learning_rate": 0.1}, "model": {"options": {"hidden": (4, 4)}}}
 
@@ -76,7 +77,10 @@ def test_there_is_nothing_to_resume_where_there_is_no_run(tmp_path):
         RunFolder.reopen(tmp_path / "none", config=CONFIG)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": "other"})])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", json.dumps({"format": "other"}), json.dumps({"format": FORMAT}), "[" * 100_000],
+)
 def test_a_record_that_is_not_ours_is_refused(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunFolderError):

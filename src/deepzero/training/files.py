@@ -79,7 +79,7 @@ def json_object(path: Path, *, advice: str = "") -> dict[str, Any]:
     hint = f"; {advice}" if advice else ""
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}{hint}") from error
     if not isinstance(value, dict):
         raise RunFolderError(f"{path} should hold a JSON object, but holds {type(value).__name__}{hint}")

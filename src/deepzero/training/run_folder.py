@@ -137,10 +137,12 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads((path / RECORD).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} holds no run to resume ({error}); leave out --resume to start one") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise RunFolderError(f"{path / RECORD} is not of this version of deepzero (expected format {FORMAT!r})")
+    if not isinstance(record.get("config"), dict):
+        raise RunFolderError(f"{path / RECORD} is damaged: it has no configuration; choose another --out")
     return record
 
 
