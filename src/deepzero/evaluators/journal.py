@@ -34,8 +34,8 @@ class QueryJournal:
     nothing is ever unpickled.
 
     A journal answers one problem. It notes which one when an evaluator first uses it
-    (:func:`~deepzero.evaluators.problem.problem_of`: the function, what it refers to, the parameters' shapes), and
-    refuses another.
+    (:func:`~deepzero.evaluators.problem_of`: the function, what it refers to, the parameters' shapes), and refuses
+    another.
 
     Threads may share a journal. A forked child may not; what the parent records is safe from it.
 
@@ -44,6 +44,10 @@ class QueryJournal:
         problem: says by itself which problem is answered, in place of what is read off the function: the same text is
             the same problem. For functions whose meaning lies elsewhere (a service, files), and to go on with old
             answers after a change that does not matter to them.
+
+    Attributes:
+        path: the file.
+        problem: what is answered; None until it is noted.
 
     Raises:
         InvalidInputError: the path names no file.
@@ -135,7 +139,7 @@ class QueryJournal:
         """Note what is answered here, where that is not noted yet.
 
         Args:
-            problem: as :func:`~deepzero.evaluators.problem.problem_of` gives it; of no account if the journal was
+            problem: as :func:`~deepzero.evaluators.problem_of` gives it; of no account if the journal was
                 opened with a ``problem`` of its own.
 
         Raises:

@@ -23,10 +23,17 @@ _known: dict[int, tuple[weakref.ref[Any], bytes]] = {}
 def problem_of(box: BlackBox) -> str:
     """A line that says which problem a black box is: the same in every run of the same program.
 
-    It is the function's module and qualified name, and a digest of what
-    :func:`~deepzero.evaluators.reading.read_callable` finds in it and of the names, dtypes and shapes of the
-    parameters. The digest of a function is taken once in a process, when it is first asked for, so that lists that a
-    program writes into may grow afterwards.
+    It is the function's module and qualified name, and a digest of
+
+    - its bytecode and that of your own functions, methods and modules that it refers to, by whatever name; installed
+      packages and the standard library count by name;
+    - the numbers, strings and arrays, and the tuples, lists, dicts and sets of these, in the globals, closure variables,
+      defaults and attributes that this code refers to. What the code itself assigns is state and does not count, nor
+      do the weights of an ``nn.Module``, files, services and environment variables;
+    - the names, dtypes and shapes of the parameters.
+
+    A function is read once in a process, when its problem is first asked for, so that lists that a program writes into
+    may grow afterwards.
 
     Example:
         >>> import numpy as np
