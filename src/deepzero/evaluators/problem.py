@@ -27,9 +27,9 @@ def problem_of(box: BlackBox) -> str:
 
     - its bytecode and that of your own functions, methods and modules that it refers to, by whatever name; installed
       packages and the standard library count by name;
-    - the numbers, strings and arrays, and the tuples, lists, dicts and sets of these, in the globals, closure variables,
-      defaults and attributes that this code refers to. What the code itself assigns is state and does not count, nor
-      do the weights of an ``nn.Module``, files, services and environment variables;
+    - the numbers, strings and arrays, and the tuples, lists, dicts and sets of these, in the globals, closure
+      variables, defaults and attributes that this code refers to. What the code itself assigns is state and does not
+      count, nor do the weights of an ``nn.Module``, files, services and environment variables;
     - the names, dtypes and shapes of the parameters.
 
     A function is read once in a process, when its problem is first asked for, so that lists that a program writes into
