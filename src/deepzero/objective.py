@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from deepzero import validation
+from deepzero.arrays import Given, as_parameter, named
 from deepzero.errors import InvalidInputError
 from deepzero.placement import Attributes, Places
 from deepzero.randomness import Draws, derive_seed, seeded_scope
@@ -483,8 +483,9 @@ class BlackBox:
     Args:
         fn: takes a dict of arrays shaped like ``params`` (NumPy arrays where ``params`` gave NumPy arrays, else
             tensors), followed by whatever ``zo.backward`` is given; returns the loss as a number.
-        params: starting values by name, tensors or NumPy arrays. They are updated in place by the optimizer; give
-            ``box.optimizer_parameters()`` to it.
+        params: starting values by name, tensors or NumPy arrays of real numbers. They are updated in place by the
+            optimizer; give ``box.optimizer_parameters()`` to it. Of a module the trainable parameters are meant, by
+            name. A bare array or tensor is handed to ``fn`` as it is, ``fn(x)``; ``box.values["x"]`` holds it.
         batched: ``fn`` evaluates up to this many parameter sets in one call: its arrays have a leading dimension of
             1 to ``batched``, and it returns as many losses. What follows the arrays is not stacked. The loss of a set
             must not depend on the sets beside it.
@@ -505,18 +506,13 @@ class BlackBox:
     def __init__(
         self,
         fn: Callable[..., Any],
-        params: Mapping[str, Tensor | np.ndarray[Any, Any]],
+        params: Given,
         *,
         batched: int | None = None,
     ) -> None:
-        if not callable(fn):
-            raise InvalidInputError(f"fn must be callable as fn(params) -> float, got {type(fn).__name__}")
-        if not params:
-            raise InvalidInputError('params must name at least one array, for example {"w": np.zeros(3)}')
-        self.fn = fn
-        self.values = dict(params)
+        self.fn, self.values = named(fn, params)
         self.batched = None if batched is None else validation.count("batched", batched)
-        self._tensors = {name: _as_parameter(name, value) for name, value in params.items()}
+        self._tensors = {name: as_parameter(name, value) for name, value in self.values.items()}
 
     def function(self) -> BlackBoxFunction:
         """What a worker needs in order to query this black box, beside the values."""
@@ -557,17 +553,6 @@ def _numbers(answer: Any, stacked: int | None) -> list[float]:
         raise InvalidInputError(f"fn must return {expected}, got an array of shape {tuple(losses.shape)}")
     found: list[float] = losses.detach().reshape(-1).tolist()
     return found
-
-
-def _as_parameter(name: str, value: Tensor | np.ndarray[Any, Any]) -> nn.Parameter:
-    if not isinstance(value, (Tensor, np.ndarray)):
-        raise InvalidInputError(f"params[{name!r}] must be a tensor or a NumPy array, got {type(value).__name__}")
-    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(value)
-    if not tensor.is_floating_point():
-        raise InvalidInputError(
-            f"params[{name!r}] must hold real numbers, got {tensor.dtype}; convert it with .astype(float) or .float()"
-        )
-    return nn.Parameter(tensor)
 
 
 def device_of(parameters: Parameters) -> torch.device:

@@ -12,6 +12,7 @@ from deepzero.evaluators.executor_progress import QueryProgress
 from deepzero.evaluators.executor_worker import query_key
 from deepzero.evaluators.journal import QueryJournal
 from deepzero.evaluators.policy import QueryPolicy
+from deepzero.evaluators.problem import problem_of
 from deepzero.evaluators.propagation import PropagationEvaluator
 from deepzero.evaluators.sequential import SequentialEvaluator
 
@@ -31,5 +32,6 @@ __all__ = [
     "QueryProgress",
     "SequentialEvaluator",
     "choose_evaluator",
+    "problem_of",
     "query_key",
 ]

@@ -16,10 +16,12 @@ from torch.utils import _pytree as pytree
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.watch import note_fallback
 
 
 def fallback(call: Call, *args: Any, **kwargs: Any) -> Outcome:
     """``f(z + d) - f(z)`` by two evaluations of ``f``."""
+    note_fallback(call.node)
     leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda a: isinstance(a, Operand))
     operands = [leaf for leaf in leaves if isinstance(leaf, Operand)]
     differing = [o for o in operands if o.difference is not None]
