@@ -88,8 +88,10 @@ def computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     on_cpu = kwargs if asked is None else {**kwargs, "device": CPU}
     held = pytree.tree_map(lambda a: a.held if isinstance(a, Pretended) else a, (args, on_cpu))
     out = func(*held[0], **held[1])
-    known = {id(a.held): a for a in leaves if isinstance(a, Pretended)}
-    return pytree.tree_map(lambda o: known.get(id(o)) or Pretended(o) if there and isinstance(o, Tensor) else o, out)
+    if not there:
+        return out
+    known = {id(a.held): a for a in leaves if isinstance(a, Pretended)}  # what an operation in place returns
+    return pytree.tree_map_only(Tensor, lambda o: known[id(o)] if id(o) in known else Pretended(o), out)
 
 
 def _refuse_mixed(func: Any, args: tuple[Any, ...], leaves: list[Tensor]) -> None:
@@ -102,6 +104,15 @@ def _refuse_mixed(func: Any, args: tuple[Any, ...], leaves: list[Tensor]) -> Non
         raise RuntimeError(f"expected all tensors to be on the same device, but {func} got {where}")
 
 
+class _OfTheCPU:
+    """A generator for any device: PyTorch has none for this one."""
+
+    _made_by = torch.Generator
+
+    def __new__(cls, *_: Any) -> Any:
+        return cls._made_by()
+
+
 @cache
 def _register() -> None:
     _setup_privateuseone_for_python_backend(NAME)
@@ -111,8 +122,7 @@ def _register() -> None:
 def device() -> Iterator[torch.device]:
     """The device, for the length of a block; what draws there draws from a generator of the CPU."""
     _register()
-    generator = torch.Generator
-    with _Device(), mock.patch.object(torch, "Generator", lambda *_: generator()):
+    with _Device(), mock.patch.object(torch, "Generator", _OfTheCPU):
         yield torch.device(NAME, 0)
 
 
