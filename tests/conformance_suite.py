@@ -36,7 +36,14 @@ def network(dropout: float = 0.3) -> nn.Module:
     first, second = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.Conv2d(3, 3, 3, padding=1)
     second.weight = first.weight
     model = nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), first, nn.Dropout(dropout), second, nn.Flatten(), nn.Linear(27, 3)
+        nn.Conv2d(2, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        first,
+        nn.Dropout(dropout),
+        second,
+        nn.Flatten(),
+        nn.Linear(27, 3),
     )
     initialize(model)
     second.bias.requires_grad_(False)

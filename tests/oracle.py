@@ -116,17 +116,18 @@ def nothing_changes(*models: nn.Module) -> Iterator[None]:
 def _state(model: nn.Module) -> list[object]:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return [
-        [
-            (name, type(t), t.requires_grad, t.dtype, t.stride(), t.data_ptr(), _bytes(t))
-            for name, t in tensors.items()
-        ],
+        [(name, type(t), t.requires_grad, t.dtype, t.stride(), t.data_ptr(), _bytes(t)) for name, t in tensors.items()],
         [(name, p.grad is None or _bytes(p.grad)) for name, p in model.named_parameters()],
         [(name, type(module), module.training) for name, module in model.named_modules()],
     ]
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else repr(tensor.item()).encode()
+    return (
+        tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        if tensor.dim()
+        else repr(tensor.item()).encode()
+    )
 
 
 def _generators() -> tuple[object, ...]:

@@ -1,7 +1,7 @@
 """A device made of the CPU: its tensors hold their numbers on the CPU, and refuse what a real device refuses.
 
 Every operation is computed on the CPU, so control flow that looks at values works and results can be compared. What
-PyTorch refuses with a GPU is refused here: operands on two devices (but for 0-dimensional ones and indices), ``.numpy()``.
+PyTorch refuses with a GPU is refused here: operands on two devices (but for indices, and numbers in pointwise operations), ``.numpy()``.
 So code that mixes devices fails on a machine without a GPU. It is a device of PyTorch's "privateuse1" kind, which a process
 registers once and for all: tests start a process for it.
 """
@@ -79,6 +79,8 @@ class _Device(TorchDispatchMode):
 
 def computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The operation on the CPU; its results lie on the device that it names, else on that of its tensors."""
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        return func(*args, **kwargs)  # torch.export computes shapes and devices, no numbers
     leaves = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
     _refuse_mixed(func, args, leaves)
     asked = kwargs.get("device")
@@ -99,7 +101,8 @@ def _refuse_mixed(func: Any, args: tuple[Any, ...], leaves: list[Tensor]) -> Non
         return
     if func.overloadpacket in INDEXED and isinstance(args[0], Pretended):
         leaves = [a for a in args if isinstance(a, Tensor)]
-    if any(not isinstance(a, Pretended) and a.dim() > 0 for a in leaves):
+    pointwise = torch.Tag.pointwise in func.tags
+    if any(not isinstance(a, Pretended) and not (pointwise and a.dim() == 0) for a in leaves):
         where = ", ".join(f"{tuple(a.shape)} on {a.device.type}" for a in leaves)
         raise RuntimeError(f"expected all tensors to be on the same device, but {func} got {where}")
 

@@ -64,7 +64,9 @@ def test_agrees_with_the_cpu(case: tuple[str, str, str], there: There) -> None:
     zo = estimator(*case, model)
     found = zo.estimate(*batch)
     expected = slopes_on_the_cpu(zo, batch, network(dropout=0.0))
-    torch.testing.assert_close(found.loss.cpu(), F.cross_entropy(network(dropout=0.0)(X), Y).detach(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        found.loss.cpu(), F.cross_entropy(network(dropout=0.0)(X), Y).detach(), rtol=1e-10, atol=0
+    )
     assert_close(on_cpu(found.gradients), expected)
 
 
