@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     elsewhere = bool(os.environ.get("DEEPZERO_GPU_TESTS"))
     for item in items:
-        if "gpu" in item.keywords and not (elsewhere and "device" in getattr(item, "fixturenames", ())):
+        if item.get_closest_marker("gpu") and not (elsewhere and "device" in getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
