@@ -114,7 +114,7 @@ def attempt(name: str, options: argparse.Namespace) -> dict[str, Any]:
     status = result.pop("status", None) or {0: "passed", None: "cut off at its limit"}.get(code, f"failed ({code})")
     ended = {"status": status, "seconds": round(time.monotonic() - start, 1), "limit": limit, **result}
     if status not in ("passed", "skipped"):
-        ended["last_words"] = log.read_text(errors="replace").splitlines()[-25:]
+        ended["last_words"] = log.read_text(errors="replace").replace(f"{ROOT}/", "").splitlines()[-25:]
     return ended
 
 
@@ -172,8 +172,10 @@ def counted(file: str, selected: str | None, results: dict[str, list[str]]) -> d
 
 
 def command() -> str:
-    """The command line that starts all this again."""
-    return " ".join(["bash benchmarks/gpu_check.sh", *sys.argv[1:]])
+    """The command line that starts all this again; where the record went does not matter."""
+    words = iter(sys.argv[1:])
+    kept = [word for word in words if word != "--out" or not next(words, "")]
+    return " ".join(["bash benchmarks/gpu_check.sh", *kept])
 
 
 def environment(kind: str) -> dict[str, Any]:
