@@ -40,7 +40,7 @@ def training(device: torch.device, out: Path, data_dir: Path | None, note: Note)
         "steps": whole.summary["steps"],
         "queries": whole.summary["queries"],
         "losses": [r["loss"] for r in records],
-        "seconds": whole.summary["seconds"],
+        "run_seconds": whole.summary["seconds"],
         "seconds_per_step": asdict(Spread.of(gaps)),
         "queries_per_second": statistics.median(q / s for q, s in zip(queries, gaps, strict=True)),
         "test_accuracy": whole.summary["test_accuracy"],
