@@ -543,9 +543,9 @@ class BlackBox:
 def _numbers(answer: Any, stacked: int | None) -> list[float]:
     """What ``fn`` returned, as numbers: one, or ``stacked`` of them."""
     expected = "one number" if stacked is None else f"{stacked} losses, one for each of its stacked parameter sets"
+    if answer.is_complex() if isinstance(answer, Tensor) else np.iscomplexobj(answer):
+        raise InvalidInputError(f"fn must return {expected}, got complex values; take the real part or the modulus")
     try:
-        if np.iscomplexobj(answer.detach().numpy() if isinstance(answer, Tensor) else answer):
-            raise InvalidInputError(f"fn must return {expected}, got complex values; take the real part or the modulus")
         losses = torch.as_tensor(answer, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(f"fn must return {expected}, got {type(answer).__name__}") from error

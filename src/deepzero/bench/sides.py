@@ -19,6 +19,7 @@ from deepzero.bench.timing import Timing
 from deepzero.coordinates import Coordinates, StepContext
 from deepzero.estimator import CGE, Estimate
 from deepzero.evaluators import PropagationEvaluator
+from deepzero.evaluators.costs import wait_for_devices
 from deepzero.objective import NetworkObjective
 from deepzero.randomness import derive_seed
 
@@ -191,6 +192,7 @@ class DeepZero:
             part = in_full_chunks(self.problem.coordinates, self.chunks, fraction, seed)
             start = time.perf_counter()
             estimate = self.estimate(part)
+            wait_for_devices()
             took = time.perf_counter() - start
             whole.append(self._extrapolated(took, part))
             spent, timed = spent + took, timed + estimate.queries
