@@ -21,8 +21,9 @@ PROBES: dict[str, Callable[[], Probes]] = {
 }
 EVALUATORS: dict[str, tuple[Callable[[], Evaluator], set[str]]] = {
     "sequential": (dz.SequentialEvaluator, set(PROBES)),
-    "batched": (lambda: dz.BatchedEvaluator(chunk=4), set(DISTRIBUTIONS)),
-    "propagation": (dz.PropagationEvaluator, {"coordinates"}),
+    "batched": (lambda: dz.BatchedEvaluator(chunk=4), set(PROBES)),
+    "propagation": (dz.PropagationEvaluator, set(PROBES)),
+    "auto": (dz.AutomaticEvaluator, set(PROBES)),
 }
 STENCILS = {stencil.name: stencil for stencil in (dz.FORWARD, dz.CENTRAL)}
 SUITE = [(p, e, s) for p in PROBES for e, (_, accepted) in EVALUATORS.items() if p in accepted for s in STENCILS]
