@@ -317,16 +317,18 @@ def RGE(  # noqa: N802 - the field's name
 def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Objective:
     if isinstance(model, nn.Module):
         return NetworkObjective(model, loss, closure=closure)
-    if loss is not None or closure is not None:
-        raise InvalidInputError(
-            f"a {type(model).__name__} returns its loss itself; leave out loss=... and closure=..., or give an nn.Module"
-        )
     missing = [name for name in ("parameters", "owners", "evaluate", "commit") if not callable(getattr(model, name, None))]
+    if missing and callable(model):
+        raise InvalidInputError(
+            f"model must be an nn.Module, got the {type(model).__name__} {model!r}; for a function of parameters use dz.BlackBox(fn, params)"
+        )
     if missing:
         raise InvalidInputError(
             f"model must be an nn.Module with loss=... or closure=..., a dz.BlackBox(fn, params), or an objective with parameters(), owners(), evaluate() "
             f"and commit(); got {type(model).__name__}, which has no {missing[0]}()"
         )
+    if loss is not None or closure is not None:
+        raise InvalidInputError(f"a {type(model).__name__} returns its loss itself; leave out loss=... and closure=...")
     return model  # type: ignore[no-any-return]
 
 
