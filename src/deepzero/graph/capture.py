@@ -184,12 +184,15 @@ class _OfThisThread(logging.Filter):
 TORCHS_OWN = (
     ("`torch.jit.* is deprecated", DeprecationWarning),
     ("`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning),
+    ("The tensor attributes? .* (was|were) assigned during export", UserWarning),
+    ("Detected \\d+ fake tensors that are still alive after export", UserWarning),
+    ("A model attribute `.*` requires gradient", UserWarning),
 )
-"""Warnings that PyTorch's exporter gives of its own code."""
+"""Warnings of PyTorch's exporter about its own code, and about what a capture takes back afterwards or checks itself."""
 
 
 def _ignore_torchs_own() -> None:
-    """A user who makes warnings errors means his own code: PyTorch's deprecated use of itself must not stop a capture."""
+    """Who makes warnings errors means his own code: PyTorch's words about itself must not stop a capture."""
     known = {(f[0], getattr(f[1], "pattern", None), f[2]) for f in warnings.filters}
     for message, category in TORCHS_OWN:
         if ("ignore", message, category) not in known:
