@@ -318,11 +318,11 @@ class NetworkObjective:
         with torch.no_grad():
             for name, value in buffers.items():
                 own, where = places.buffers[name]
-                if own.shape == value.shape and own.dtype == value.dtype:
-                    own.copy_(value)
-                else:
-                    for place in where:
+                if own.shape != value.shape or own.dtype != value.dtype or _shares_entries(own):
+                    for place in () if torch.equal(own, value) else where:
                         place.put(value)
+                else:
+                    own.copy_(value)
         for container, key, value in getattr(buffers, "attributes", ()):
             container[key] = value
 
@@ -405,6 +405,11 @@ def _same_loss(one: Tensor, other: Tensor, parameters: Parameters) -> bool:
     coarsest = max(float(torch.finfo(p.dtype).eps) for p in parameters.values())
     apart = float((one - other).abs())
     return not math.isfinite(apart) or apart <= min(1000 * coarsest, 0.1) * (1e-3 + float(one.abs()))
+
+
+def _shares_entries(value: Tensor) -> bool:
+    """Whether several entries are one place in memory, as in an expanded tensor: nothing can be copied into it."""
+    return any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
 
 
 def padding_rows(places: Places) -> dict[str, int]:

@@ -46,6 +46,8 @@ WIDENED = 8
 """Memory of a verification in float64, in multiples of the base forward in float32."""
 
 
+WAY_OUT = 'evaluator="auto", without strict=True, answers such queries by other means; evaluator=dz.SequentialEvaluator() by full forwards'
+
 JOINT = "all parameters"
 """Name of what moves in a random direction, in footprints."""
 
@@ -155,16 +157,21 @@ class PropagationEvaluator(DivisibleEvaluator):
             raise InvalidInputError(
                 "PropagationEvaluator evaluates an nn.Module; use evaluator=dz.SequentialEvaluator() here"
             )
+        if not isinstance(perturbations, (CoordinatePerturbations, RandomPerturbations)):
+            raise InvalidInputError(
+                f"PropagationEvaluator knows coordinates and random directions, got {type(perturbations).__name__}; use "
+                "evaluator=dz.SequentialEvaluator()"
+            )
         sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in objective.parameters()}
-        step = self._begin(objective, batch, sizes, seed)
-        if isinstance(perturbations, CoordinatePerturbations):
-            return self._coordinates(step, objective, perturbations, offsets)
-        if isinstance(perturbations, RandomPerturbations):
+        try:
+            step = self._begin(objective, batch, sizes, seed)
+            if isinstance(perturbations, CoordinatePerturbations):
+                return self._coordinates(step, objective, perturbations, offsets)
             return self._directions(step, objective, perturbations, offsets)
-        raise InvalidInputError(
-            f"PropagationEvaluator knows coordinates and random directions, got {type(perturbations).__name__}; use "
-            "evaluator=dz.SequentialEvaluator()"
-        )
+        except GraphError as error:
+            if self.strict:
+                raise GraphError(f"{error}\n{WAY_OUT}") from error
+            raise
 
     def _begin(self, objective: NetworkObjective, batch: tuple[Any, ...], sizes: Mapping[str, float], seed: int) -> _Step:
         """The base query, and a program whose loss is that of the live one."""

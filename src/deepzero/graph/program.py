@@ -124,7 +124,7 @@ def compile_program(graph: Graph, parameters: Mapping[str, Tensor], *, strict: b
         sources = tuple(node for node, parameter in inputs.items() if parameter == name)
         cones[name] = _cone(name, sources, steps, graph.output)
         if strict and cones[name].reason:
-            raise GraphError(f"{cones[name].reason}\nAdd a rule (see CONTRIBUTING) or use evaluator=\"auto\"")
+            raise GraphError(cones[name].reason)
     visited = {step.node: step for cone in cones.values() for step in cone.steps}
     kept = {node for step in visited.values() for node in (*step.inputs, *step.parts)}
     kept |= {node for cone in cones.values() if cone.reason for node in reads(graph, cone)}
