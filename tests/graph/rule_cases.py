@@ -176,12 +176,16 @@ def compare(found: Any, expected: list[tuple[Tensor, float]], tolerance: float, 
         delta = torch.zeros_like(e) if part is None else part.dense()
         assert delta.shape == e.shape, f"{what}: shape {tuple(delta.shape)}, expected {tuple(e.shape)}"
         assert delta.is_complex() == e.is_complex(), f"{what}: {delta.dtype}, expected {e.dtype}"
-        error = (delta.to(e.dtype) - e).abs()
+        error, e = wide_number(delta.to(e.dtype) - e).abs(), wide_number(e)
         # entry by entry, so that small changes count too
         allowed = tolerance * (e.abs() + 1e-2 * e.abs().max()) + rounding if e.numel() else e.abs()
         worst = float((error / allowed.clamp(min=1e-300)).max()) if e.numel() else 0.0
         assert not bool(e.isnan().any()), f"{what}: the case is not a number"
         assert worst <= 1, f"{what}: off by {worst:.3g} times the tolerance"
+
+
+def wide_number(value: Tensor) -> Tensor:
+    return value if value.is_complex() else value.double()
 
 
 def check_table(table: dict[str, Case]) -> None:

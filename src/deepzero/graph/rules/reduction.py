@@ -32,7 +32,8 @@ def summed(delta: Num[Tensor, "*shape"], dims: list[int]) -> Num[Tensor, "*kept"
 @rule(aten.mean.default)
 def mean_all(call: Call, x: Operand, *, dtype: torch.dtype | None = None) -> Outcome:
     """``sum d / numel`` in float64."""
-    return Dense(_total(x) / x.base.numel())
+    total = _total(x)
+    return Dense((total if total.is_complex() else total.double()) / x.base.numel())
 
 
 @rule(aten.sum.default)

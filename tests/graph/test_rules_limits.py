@@ -1,0 +1,280 @@
+"""Where formulas change over, overflow, or meet infinity; half precision; empty tensors; which operations fall back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_agrees, initialize, normal
+from rule_cases import aten
+from torch import Tensor, nn
+
+import deepzero as dz
+from deepzero.graph.calls import Call, Operand, Outcome, Value
+from deepzero.graph.capture import Node
+from deepzero.graph.differences import Channel, Dense, Difference, OneHot, difference_dtype
+from deepzero.graph.rules import RULES, fallback, formulas
+from deepzero.graph.rules.fallback import watch_fallbacks
+
+
+def apply(target: object, *args: object, **kwargs: object) -> Outcome:
+    """The rule of an operation on arguments of which some are ``(base, difference)``."""
+    operands = [
+        Operand(Value(a[0]), a[1]) if isinstance(a, tuple) else Operand(Value(a), None) if isinstance(a, Tensor) else a
+        for a in args
+    ]
+    plain = [a.base if isinstance(a, Operand) else a for a in operands]
+    call = Call(Node("tested", target, (), {}), (Value(target(*plain, **kwargs)),))
+    return RULES.get(target, fallback)(call, *operands, **kwargs)
+
+
+def delta(target: object, *args: object, **kwargs: object) -> Tensor:
+    outcome = apply(target, *args, **kwargs)
+    assert isinstance(outcome, (OneHot, Channel, Dense))
+    return outcome.dense()
+
+
+GRID = torch.cartesian_prod(torch.linspace(-12, 12, 49).double(), torch.tensor([1e-30, 1e-9, 1e-4, 0.02, 0.049, 0.051, 0.3, 0.9, 2.0, 7.0]).double())
+Z, D = GRID[:, 0], torch.cat([GRID[::2, 1], -GRID[1::2, 1]]).flip(0)[: len(GRID)]
+
+TAILS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "sigmoid": (formulas.sigmoid, torch.sigmoid),
+    "tanh": (formulas.tanh, torch.tanh),
+    "softplus": (formulas.softplus, lambda z: torch.logaddexp(z, torch.zeros((), dtype=z.dtype))),
+    "gauss": (formulas.gauss_interval, torch.special.ndtr),
+    "exp": (formulas.exp, torch.exp),
+    "atan": (formulas.atan, torch.atan),
+}
+
+
+def exact(function: str, z: Tensor, d: Tensor) -> Tensor:
+    """By the integral of the derivative over the interval: Gauss-Legendre, which never cancels."""
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(60))
+    t = z[:, None] + d[:, None] * (nodes + 1) / 2
+    slopes = {
+        "sigmoid": torch.sigmoid(t) * torch.sigmoid(-t),
+        "tanh": 4 * torch.sigmoid(2 * t) * torch.sigmoid(-2 * t),
+        "softplus": torch.sigmoid(t),
+        "gauss": torch.exp(-t * t / 2) / math.sqrt(2 * math.pi),
+        "exp": torch.exp(t),
+        "atan": 1 / (1 + t * t),
+    }[function]
+    return (slopes * weights).sum(1) * d / 2
+
+
+@pytest.mark.parametrize("name", TAILS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 3e-12), (torch.float32, 2e-5)])
+def test_formulas_hold_in_their_tails_and_across_their_changeovers(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    """Relative to each entry: a saturated sigmoid changes by a part of what is left, however small that is."""
+    z, d = Z.to(dtype), D.to(dtype)
+    expected = exact(name, z.double(), d.double())
+    found = TAILS[name][0](z, d).double()
+    representable = expected.abs() > 1e-35
+    error = ((found - expected).abs() / expected.abs())[representable]
+    assert float(error.max()) < tolerance
+
+
+def test_the_expansion_of_gelu_ends_where_it_loses_accuracy_in_float32() -> None:
+    """Four standard deviations out it is off by 5e-5 at an interval of 0.45, which the difference is not."""
+    z, d = torch.full((40,), 4.0), torch.linspace(0.01, 0.6, 40)
+    expected = exact("gauss", z.double(), d.double())
+    found = formulas.gauss_interval(z, d).double()
+    assert float(((found - expected) / expected).abs().max()) < 3e-6
+
+
+@pytest.mark.parametrize("target", [aten.exp.default, aten.expm1.default, aten.exp2.default])
+def test_exponentials_do_not_overflow_on_the_way(target: object) -> None:
+    """``exp(z) expm1(d)`` is infinite for z = -100 and d = 130 in float32, the result is not."""
+    z, d = torch.tensor([-100.0, -120.0, 30.0]), torch.tensor([[130.0, 120.5, -200.0]])
+    found = delta(target, (z, Dense(d)))
+    expected = target(z.double() + d.double()) - target(z.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("target", [aten.softmax.int, aten.log_softmax.int])
+def test_softmax_of_logits_that_come_from_far_below(target: object) -> None:
+    """Their probabilities are 0 in float32, and 1 after a step of 200."""
+    z, d = torch.tensor([0.0, -150.0, 1.0]), torch.tensor([[0.0, 200.0, -1.0], [150.0, 0.0, 0.0], [-90.0, 0.0, -90.0]])
+    found = delta(target, (z, Dense(d)), 0).double()
+    expected = target(z.double() + d.double(), 1) - target(z.double(), 0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_cross_entropy_of_logits_that_come_from_far_below() -> None:
+    z, d = torch.tensor([[0.0, -150.0, 1.0]]), torch.tensor([[[0.0, 200.0, -1.0]], [[150.0, 0.0, 0.0]]])
+    found = delta(aten.cross_entropy_loss.default, (z, Dense(d)), torch.tensor([1]))
+    expected = [F.cross_entropy(z.double() + row.double(), torch.tensor([1])) - F.cross_entropy(z.double(), torch.tensor([1])) for row in d]
+    torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_sure_network_keeps_the_accuracy_of_its_loss() -> None:
+    """A loss of 1e-9 changes by 1e-12, and by no rounding of the logits' difference of 1e-3."""
+    z = torch.tensor([[20.0, 0.0, -1.0]])
+    d = torch.tensor([[[1e-3, 0.0, 0.0]]])
+    found = delta(aten.cross_entropy_loss.default, (z, Dense(d)), torch.tensor([0])).double()
+    rest = math.exp(-20) + math.exp(-21)
+    torch.testing.assert_close(found, torch.tensor([rest * math.expm1(-1e-3)]).double(), rtol=1e-5, atol=0)
+
+
+INFINITE = torch.tensor([[0.3, -torch.inf, 1.0], [-torch.inf, -torch.inf, -torch.inf]]).double()
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        (aten.exp.default, ()), (aten.sigmoid.default, ()), (aten.tanh.default, ()), (aten.relu.default, ()), (aten.abs.default, ()),
+        (aten.clamp.default, (-1.0, 1.0)), (aten.clamp_min.default, (-5.0,)), (aten.softplus.default, ()), (aten.elu.default, ()),
+        (aten.hardtanh.default, ()), (aten.logsumexp.default, ([1],)), (aten.amax.default, ([1],)), (aten.max.dim, (1,)),
+        (aten._safe_softmax.default, (1,)), (aten.atan.default, ()), (aten.erf.default, ()), (aten.leaky_relu.default, ()),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("step", [0.5, 30.0])
+def test_infinite_values_that_stay_do_not_differ(target: object, options: tuple[object, ...], step: float) -> None:
+    d = step * normal(3, 2, 3, seed=2)
+    outcome = apply(target, (INFINITE, Dense(d)), *options)
+    found = (outcome[0] if isinstance(outcome, tuple) else outcome).dense()
+    first = lambda out: out[0] if isinstance(out, tuple) else out  # noqa: E731
+    new, base = torch.stack([first(target(INFINITE + row, *options)) for row in d]), first(target(INFINITE, *options))
+    assert not bool(found.isnan().any())
+    seen = base.isfinite() if target in MOVE_ALONG else torch.ones_like(base, dtype=torch.bool)
+    expected = torch.where(new == base, 0, new - base)
+    torch.testing.assert_close(found[:, seen], expected[:, seen], rtol=1e-9, atol=1e-12)
+
+
+MOVE_ALONG = {aten.abs.default, aten.leaky_relu.default, aten.amax.default, aten.max.dim}
+"""Their values are infinite where their operand is; the difference there is a number that nothing can see."""
+
+
+class Masked(nn.Module):
+    """Scores under a mask of -inf, by addition, by fill, by where, and through attention's own softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.o = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.q(x) @ self.k(x).transpose(-1, -2)
+        below = torch.ones(5, 5, dtype=torch.bool).tril()
+        added = (scores + torch.zeros(5, 5, dtype=x.dtype).masked_fill(~below, -torch.inf)).softmax(-1)
+        filled = scores.masked_fill(~below, -torch.inf).log_softmax(-1).exp()
+        chosen = torch.where(below, scores, -torch.inf).logsumexp(-1)
+        return self.o(added + filled) + chosen[..., None]
+
+
+def test_masks_of_minus_infinity() -> None:
+    model = initialize(Masked())
+    found = assert_agrees(model, F.mse_loss, normal(3, 5, 4, seed=3), normal(3, 5, 2, seed=4))
+    assert all(bool(g.isfinite().all()) for g in found.gradients.values())
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_differences_of_half_precision_values_are_held_in_float32(half: torch.dtype) -> None:
+    """A step of 1e-9 is 0 in float16. Base values of half types come to the rules in float32."""
+    z, tiny = normal(2, 3, dtype=torch.float32), torch.full((1, 2, 3), 1e-9)
+    cast = Call(Node("cast", aten._to_copy.default, (), {}), (Value(z.to(half)),))
+    outcome = RULES[aten._to_copy.default](cast, Operand(Value(z), Dense(tiny)), dtype=half)
+    torch.testing.assert_close(outcome.dense(), tiny, rtol=0, atol=0)
+    assert outcome.dense().dtype == torch.float32
+    assert difference_dtype(half) == torch.float32
+    back = Call(Node("back", aten._to_copy.default, (), {}), (Value(z.double()),))
+    assert RULES[aten._to_copy.default](back, Operand(Value(z), outcome), dtype=torch.float64).dense().dtype == torch.float64
+
+
+@pytest.mark.parametrize("target", [aten.sum.default, aten.prod.default])
+def test_reductions_of_nothing(target: object) -> None:
+    found = delta(target, (torch.zeros(0, 3).double(), Dense(torch.zeros(2, 0, 3).double())))
+    torch.testing.assert_close(found.double(), torch.zeros(2).double())
+
+
+def test_a_difference_of_two_operands_on_the_same_channel_stays_there() -> None:
+    shape, channels = torch.Size((2, 4, 3)), torch.tensor([1, 1, 3])
+    left, right = (Channel(1, channels, normal(3, 2, 3, seed=s), shape) for s in (1, 2))
+    a, b = normal(*shape, seed=3), normal(*shape, seed=4)
+    outcome = apply(aten.mul.Tensor, (a, left), (b, right))
+    assert isinstance(outcome, Channel)
+    torch.testing.assert_close(outcome.dense(), (a + left.dense()) * (b + right.dense()) - a * b)
+
+
+def test_a_difference_of_two_operands_at_the_same_entries_stays_there() -> None:
+    shape, indices = torch.Size((2, 4)), torch.tensor([1, 7])
+    left, right = (OneHot(indices, normal(2, seed=s), shape) for s in (1, 2))
+    a, b = normal(*shape, seed=3), normal(*shape, seed=4)
+    for target in (aten.mul.Tensor, aten.add.Tensor):
+        outcome = apply(target, (a, left), (b, right))
+        assert isinstance(outcome, OneHot)
+        torch.testing.assert_close(outcome.dense(), target(a + left.dense(), b + right.dense()) - target(a, b))
+
+
+def test_sums_of_one_hot_differences_are_one_hot() -> None:
+    base = normal(2, 4, 3)
+    difference: Difference = OneHot(torch.tensor([3, 22]), normal(2, seed=1), base.shape)
+    for dims, keep in (([1], False), ([0, 2], True), ([0, 1, 2], False)):
+        outcome = apply(aten.sum.dim_IntList, (base, difference), dims, keep)
+        assert isinstance(outcome, OneHot)
+        expected = difference.dense().sum([d + 1 for d in dims], keepdim=keep)
+        torch.testing.assert_close(outcome.dense(), expected)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": F.mse_loss,
+    "l1": F.l1_loss,
+    "smooth_l1": F.smooth_l1_loss,
+    "huber": F.huber_loss,
+    "binary_with_logits": lambda o, t: F.binary_cross_entropy_with_logits(o, torch.sigmoid(t), pos_weight=torch.tensor([2.0, 3.0, 0.5]).double()),
+    "kl": lambda o, t: F.kl_div(o.log_softmax(1), t.softmax(1), reduction="batchmean"),
+    "poisson": F.poisson_nll_loss,
+    "weights": lambda o, t: F.cross_entropy(o, t.argmax(1), weight=torch.tensor([2.0, 3.0, 0.5]).double(), label_smoothing=0.1),
+    "probabilities": lambda o, t: F.cross_entropy(o, t.softmax(1), label_smoothing=0.1),
+    "soft_margin": lambda o, t: F.soft_margin_loss(o, torch.sign(t)),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
+def test_losses_take_no_fallback_from_the_model_to_the_end(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    model = initialize(nn.Sequential(nn.Linear(4, 3), nn.Hardswish(), nn.Linear(3, 3)))
+    evaluator = dz.PropagationEvaluator(verify=False)
+    zo = dz.CGE(model, loss=loss, step_size=1e-3, evaluator=evaluator)
+    x, t = normal(5, 4, seed=3), normal(5, 3, seed=4)
+    with watch_fallbacks() as met:
+        evaluator.workers = 1
+        zo.estimate(x, t)
+    assert not met
+    assert evaluator.program(zo.objective, (x, t)).fallbacks == ()
+
+
+def test_an_operation_that_falls_back_is_seen() -> None:
+    z = normal(2, 3)
+    with watch_fallbacks() as met:
+        apply(aten.sort.default, (z, Dense(normal(2, 2, 3, seed=1))), 1)
+        apply(aten.relu.default, (z, Dense(normal(2, 2, 3, seed=1))))
+    assert {node.target for node in met} == {aten.sort.default}
+    with watch_fallbacks() as met:
+        labels = torch.tensor([0, 1])
+        apply(aten.cross_entropy_loss.default, (z, Dense(normal(2, 2, 3, seed=1))), (labels, Dense(torch.zeros(2, 2).long())))
+    assert {node.target for node in met} == {aten.cross_entropy_loss.default}
+
+
+@pytest.mark.parametrize("size", [64, 100, 569])
+def test_a_zero_one_loss_counts_exactly(size: int) -> None:
+    """Every loss difference is a whole number of samples over their number."""
+    model = initialize(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), dtype=torch.float32)
+    x, y = normal(size, 6, seed=3, dtype=torch.float32), torch.arange(size) % 3
+    zo = dz.CGE(model, loss=lambda o, t: (o.argmax(1) != t).float().mean(), step_size=0.1, evaluator=dz.PropagationEvaluator(verify=False))
+    counts = torch.cat([g.flatten() for g in zo.estimate(x, y).gradients.values()]).double() * 0.1 * size
+    assert bool(counts.round().any())
+    torch.testing.assert_close(counts, counts.round(), rtol=1e-5, atol=1e-5)
+
+
+def test_complex_results_of_the_fallback_stay_complex() -> None:
+    """They are not rounded to integers."""
+    z = torch.complex(normal(3, 3), normal(3, 3, seed=1)) + 3 * torch.eye(3)
+    d = 1e-3 * torch.complex(normal(2, 3, 3, seed=2), normal(2, 3, 3, seed=3))
+    found = delta(aten.inverse.default, (z, Dense(d)))
+    assert found.is_complex()
+    torch.testing.assert_close(found, torch.stack([torch.linalg.inv(z + row) for row in d]) - torch.linalg.inv(z))
+
+
