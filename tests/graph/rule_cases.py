@@ -63,7 +63,9 @@ def channel(shape: torch.Size, values: Tensor, axis: int, seed: int) -> Channel:
 def draw(shape: torch.Size, kind: str, like: Tensor, scale: float, seed: int) -> Difference:
     """A difference of ``kind``: ``one_hot``, ``dense``, or ``channel`` with its axis."""
     axis = int(kind[7:]) if kind.startswith("channel") else 0
-    sizes: tuple[int, ...] = {"o": (), "d": tuple(shape), "c": tuple(s for d, s in enumerate(shape) if d != axis)}[kind[0]]
+    sizes: tuple[int, ...] = {"o": (), "d": tuple(shape), "c": tuple(s for d, s in enumerate(shape) if d != axis)}[
+        kind[0]
+    ]
     values = scale * normal(COUNT, *sizes, seed=31 + seed)
     if like.is_complex():
         values = torch.complex(values, scale * normal(COUNT, *sizes, seed=41 + seed))
@@ -134,7 +136,11 @@ def change(new: Tensor, base: Tensor) -> Tensor:
 
 
 def widen_dtype(value: Any) -> Any:
-    return torch.float64 if value in (torch.float32, torch.float16, torch.bfloat16) and isinstance(value, torch.dtype) else value
+    return (
+        torch.float64
+        if value in (torch.float32, torch.float16, torch.bfloat16) and isinstance(value, torch.dtype)
+        else value
+    )
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -176,9 +182,9 @@ def compare(found: Any, expected: list[tuple[Tensor, float]], tolerance: float, 
         delta = torch.zeros_like(e) if part is None else part.dense()
         assert delta.shape == e.shape, f"{what}: shape {tuple(delta.shape)}, expected {tuple(e.shape)}"
         assert delta.is_complex() == e.is_complex(), f"{what}: {delta.dtype}, expected {e.dtype}"
-        error, e = wide_number(delta.to(e.dtype) - e).abs(), wide_number(e)
+        error, size = wide_number(delta.to(e.dtype) - e).abs(), wide_number(e).abs()
         # entry by entry, so that small changes count too
-        allowed = tolerance * (e.abs() + 1e-2 * e.abs().max()) + rounding if e.numel() else e.abs()
+        allowed = tolerance * (size + 1e-2 * size.max()) + rounding if e.numel() else size
         worst = float((error / allowed.clamp(min=1e-300)).max()) if e.numel() else 0.0
         assert not bool(e.isnan().any()), f"{what}: the case is not a number"
         assert worst <= 1, f"{what}: off by {worst:.3g} times the tolerance"

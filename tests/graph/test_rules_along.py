@@ -75,7 +75,10 @@ MOMENTS = {
     "var_mean": over(aten.var_mean.correction, [1], correction=0),
     "var_mean_dim": over(aten.var_mean.dim, [1, 2]),
     "std_mean": over(aten.std_mean.correction, [1]),
-    **{f"norm_{p}": over(aten.linalg_vector_norm.default, p, [1]) for p in (0, 0.5, 1, 2, 3, float("inf"), -float("inf"))},
+    **{
+        f"norm_{p}": over(aten.linalg_vector_norm.default, p, [1])
+        for p in (0, 0.5, 1, 2, 3, float("inf"), -float("inf"))
+    },
     **{f"norm_complex_{p}": over(aten.linalg_vector_norm.default, p, [1], base=COMPLEX) for p in (1, 2, 3)},
     "norm_all": over(aten.linalg_vector_norm.default),
     "norm_keep": over(aten.linalg_vector_norm.default, 2, [0, 3], True),

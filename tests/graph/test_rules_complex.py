@@ -23,7 +23,10 @@ def of(target: object, *options: object, base: Tensor = C, keeps: bool = False, 
 
 
 VALUES = {
-    **{name: of(getattr(aten, name).default, keeps=True) for name in "neg exp expm1 square reciprocal abs tanh sin sqrt sgn".split()},
+    **{
+        name: of(getattr(aten, name).default, keeps=True)
+        for name in ["neg", "exp", "expm1", "square", "reciprocal", "abs", "tanh", "sin", "sqrt", "sgn"]
+    },
     "angle": of(aten.angle.default, base=C + 4, keeps=True),
     "log": of(aten.log.default, base=C + 4, keeps=True),
     "angle_of_real": of(aten.angle.default, base=Z, keeps=True),
@@ -171,7 +174,13 @@ class Conjugates(nn.Module):
 
 @pytest.mark.parametrize(
     ("make", "shape"),
-    [(SpectralLayer, (3, 2, 8)), (Mixer, (4, 6, 8)), (Spectrogram, (4, 2, 64)), (Rotary, (4, 6, 8)), (Conjugates, (4, 6, 8))],
+    [
+        (SpectralLayer, (3, 2, 8)),
+        (Mixer, (4, 6, 8)),
+        (Spectrogram, (4, 2, 64)),
+        (Rotary, (4, 6, 8)),
+        (Conjugates, (4, 6, 8)),
+    ],
 )
 def test_network(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     model = initialize(make())

@@ -23,13 +23,46 @@ def of(name: str, base: torch.Tensor = Z, *options: object, **named: object) -> 
 FUNCTIONS = {
     **{
         name: of(name)
-        for name in (
-            "relu tanh sigmoid silu mish elu celu selu softplus log_sigmoid hardtanh relu6 hardsigmoid hardswish abs exp "
-            "expm1 exp2 square sin cos tan sinh cosh atan erf erfc special_ndtr leaky_relu gelu neg deg2rad rad2deg "
-            "reciprocal asinh sinc"
-        ).split()
+        for name in [
+            "relu",
+            "tanh",
+            "sigmoid",
+            "silu",
+            "mish",
+            "elu",
+            "celu",
+            "selu",
+            "softplus",
+            "log_sigmoid",
+            "hardtanh",
+            "relu6",
+            "hardsigmoid",
+            "hardswish",
+            "abs",
+            "exp",
+            "expm1",
+            "exp2",
+            "square",
+            "sin",
+            "cos",
+            "tan",
+            "sinh",
+            "cosh",
+            "atan",
+            "erf",
+            "erfc",
+            "special_ndtr",
+            "leaky_relu",
+            "gelu",
+            "neg",
+            "deg2rad",
+            "rad2deg",
+            "reciprocal",
+            "asinh",
+            "sinc",
+        ]
     },
-    **{name: of(name, POSITIVE) for name in "log log1p log2 log10 sqrt rsqrt reciprocal lgamma".split()},
+    **{name: of(name, POSITIVE) for name in ["log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "lgamma"]},
     "gelu_tanh": of("gelu", Z, approximate="tanh"),
     "elu_options": of("elu", Z, 0.7, 1.3, 2.0),
     "celu_alpha": of("celu", Z, 0.7),
@@ -50,7 +83,9 @@ FUNCTIONS = {
     "glu_channels": Case(aten.glu.default, (Differs(Z), 1)),
     "glu_batch": Case(aten.glu.default, (Differs(Z), 0)),
     "view": Case(aten.clone.default, (Differs(Z),), keeps=True),
-    "to_half": Case(aten._to_copy.default, (Differs(Z),), {"dtype": torch.float32}, keeps=True, single=False, scale=2.0**-3),
+    "to_half": Case(
+        aten._to_copy.default, (Differs(Z),), {"dtype": torch.float32}, keeps=True, single=False, scale=2.0**-3
+    ),
     "to_integers": Case(aten._to_copy.default, (Differs(3 * Z),), {"dtype": torch.int32}, keeps=True),
     "to_bool": Case(aten._to_copy.default, (Differs(INTEGERS),), {"dtype": torch.bool}, keeps=True),
     "from_integers": Case(aten._to_copy.default, (Differs(INTEGERS),), {"dtype": torch.float64}, keeps=True),
@@ -66,15 +101,23 @@ def test_function(table: dict[str, Case]) -> None:
 
 
 POWERS = {
-    **{f"pow_{e}": Case(aten.pow.Tensor_Scalar, (Differs(POSITIVE), e), keeps=True) for e in (0, 0.5, -0.5, -1, 1, 2, 3, 4, 2.5, -2, 1e-3, -1.7)},
-    **{f"signed_pow_{e}": Case(aten.pow.Tensor_Scalar, (Differs(Z), e), keeps=True) for e in (-1, 1, 2, 3, 4, 5, -2, 3.0)},
+    **{
+        f"pow_{e}": Case(aten.pow.Tensor_Scalar, (Differs(POSITIVE), e), keeps=True)
+        for e in (0, 0.5, -0.5, -1, 1, 2, 3, 4, 2.5, -2, 1e-3, -1.7)
+    },
+    **{
+        f"signed_pow_{e}": Case(aten.pow.Tensor_Scalar, (Differs(Z), e), keeps=True)
+        for e in (-1, 1, 2, 3, 4, 5, -2, 3.0)
+    },
     "pow_of_integers": Case(aten.pow.Tensor_Scalar, (Differs(INTEGERS), 3), keeps=True),
     "pow_of_two": Case(aten.pow.Scalar, (2.0, Differs(Z)), keeps=True),
     "pow_of_one": Case(aten.pow.Scalar, (1, Differs(Z)), keeps=True),
     "pow_tensors": Case(aten.pow.Tensor_Tensor, (Differs(POSITIVE), Differs(Z, seed=1)), single=True),
     "pow_exponent": Case(aten.pow.Tensor_Tensor, (POSITIVE, Differs(Z)), keeps=True),
     "pow_base": Case(aten.pow.Tensor_Tensor, (Differs(POSITIVE), ROW), keeps=True),
-    "pow_negative_base": Case(aten.pow.Tensor_Tensor, (Differs(Z), torch.full((5,), 3.0, dtype=torch.float64)), keeps=True),
+    "pow_negative_base": Case(
+        aten.pow.Tensor_Tensor, (Differs(Z), torch.full((5,), 3.0, dtype=torch.float64)), keeps=True
+    ),
 }
 
 
@@ -153,9 +196,13 @@ SELECTIONS = {
     "lerp": Case(aten.lerp.Scalar, (Differs(Z), OTHER, 0.3), keeps=True),
     "lerp_all": Case(aten.lerp.Tensor, (Differs(Z), Differs(OTHER, seed=1), Differs(ROW, seed=2))),
     "addcmul": Case(aten.addcmul.default, (Differs(Z), OTHER, ROW), {"value": 0.5}, keeps=True),
-    "addcmul_all": Case(aten.addcmul.default, (Differs(Z), Differs(OTHER, seed=1), Differs(CHANNELS, seed=2)), {"value": 0.5}),
+    "addcmul_all": Case(
+        aten.addcmul.default, (Differs(Z), Differs(OTHER, seed=1), Differs(CHANNELS, seed=2)), {"value": 0.5}
+    ),
     "addcdiv": Case(aten.addcdiv.default, (Z, Differs(OTHER), CHANNELS), {"value": 0.5}, keeps=True),
-    "addcdiv_all": Case(aten.addcdiv.default, (Differs(Z), Differs(OTHER, seed=1), Differs(POSITIVE, seed=2)), {"value": 0.5}),
+    "addcdiv_all": Case(
+        aten.addcdiv.default, (Differs(Z), Differs(OTHER, seed=1), Differs(POSITIVE, seed=2)), {"value": 0.5}
+    ),
 }
 
 

@@ -38,7 +38,10 @@ def delta(target: object, *args: object, **kwargs: object) -> Tensor:
     return outcome.dense()
 
 
-GRID = torch.cartesian_prod(torch.linspace(-12, 12, 49).double(), torch.tensor([1e-30, 1e-9, 1e-4, 0.02, 0.049, 0.051, 0.3, 0.9, 2.0, 7.0]).double())
+GRID = torch.cartesian_prod(
+    torch.linspace(-12, 12, 49).double(),
+    torch.tensor([1e-30, 1e-9, 1e-4, 0.02, 0.049, 0.051, 0.3, 0.9, 2.0, 7.0]).double(),
+)
 Z, D = GRID[:, 0], torch.cat([GRID[::2, 1], -GRID[1::2, 1]]).flip(0)[: len(GRID)]
 
 TAILS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -68,7 +71,9 @@ def exact(function: str, z: Tensor, d: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", TAILS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 3e-12), (torch.float32, 2e-5)])
-def test_formulas_hold_in_their_tails_and_across_their_changeovers(name: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_formulas_hold_in_their_tails_and_across_their_changeovers(
+    name: str, dtype: torch.dtype, tolerance: float
+) -> None:
     """Relative to each entry: a saturated sigmoid changes by a part of what is left, however small that is."""
     z, d = Z.to(dtype), D.to(dtype)
     expected = exact(name, z.double(), d.double())
@@ -107,7 +112,10 @@ def test_softmax_of_logits_that_come_from_far_below(target: object) -> None:
 def test_cross_entropy_of_logits_that_come_from_far_below() -> None:
     z, d = torch.tensor([[0.0, -150.0, 1.0]]), torch.tensor([[[0.0, 200.0, -1.0]], [[150.0, 0.0, 0.0]]])
     found = delta(aten.cross_entropy_loss.default, (z, Dense(d)), torch.tensor([1]))
-    expected = [F.cross_entropy(z.double() + row.double(), torch.tensor([1])) - F.cross_entropy(z.double(), torch.tensor([1])) for row in d]
+    expected = [
+        F.cross_entropy(z.double() + row.double(), torch.tensor([1])) - F.cross_entropy(z.double(), torch.tensor([1]))
+        for row in d
+    ]
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -181,7 +189,10 @@ def test_differences_of_half_precision_values_are_held_in_float32(half: torch.dt
     assert outcome.dense().dtype == torch.float32
     assert difference_dtype(half) == torch.float32
     back = Call(Node("back", aten._to_copy.default, (), {}), (Value(z.double()),))
-    assert RULES[aten._to_copy.default](back, Operand(Value(z), outcome), dtype=torch.float64).dense().dtype == torch.float64
+    assert (
+        RULES[aten._to_copy.default](back, Operand(Value(z), outcome), dtype=torch.float64).dense().dtype
+        == torch.float64
+    )
 
 
 @pytest.mark.parametrize("target", [aten.sum.default, aten.prod.default])
@@ -224,10 +235,14 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
     "smooth_l1": F.smooth_l1_loss,
     "huber": F.huber_loss,
-    "binary_with_logits": lambda o, t: F.binary_cross_entropy_with_logits(o, torch.sigmoid(t), pos_weight=torch.tensor([2.0, 3.0, 0.5]).double()),
+    "binary_with_logits": lambda o, t: F.binary_cross_entropy_with_logits(
+        o, torch.sigmoid(t), pos_weight=torch.tensor([2.0, 3.0, 0.5]).double()
+    ),
     "kl": lambda o, t: F.kl_div(o.log_softmax(1), t.softmax(1), reduction="batchmean"),
     "poisson": F.poisson_nll_loss,
-    "weights": lambda o, t: F.cross_entropy(o, t.argmax(1), weight=torch.tensor([2.0, 3.0, 0.5]).double(), label_smoothing=0.1),
+    "weights": lambda o, t: F.cross_entropy(
+        o, t.argmax(1), weight=torch.tensor([2.0, 3.0, 0.5]).double(), label_smoothing=0.1
+    ),
     "probabilities": lambda o, t: F.cross_entropy(o, t.softmax(1), label_smoothing=0.1),
     "soft_margin": lambda o, t: F.soft_margin_loss(o, torch.sign(t)),
 }
@@ -254,7 +269,11 @@ def test_an_operation_that_falls_back_is_seen() -> None:
     assert {node.target for node in met} == {aten.sort.default}
     with watch_fallbacks() as met:
         labels = torch.tensor([0, 1])
-        apply(aten.cross_entropy_loss.default, (z, Dense(normal(2, 2, 3, seed=1))), (labels, Dense(torch.zeros(2, 2).long())))
+        apply(
+            aten.cross_entropy_loss.default,
+            (z, Dense(normal(2, 2, 3, seed=1))),
+            (labels, Dense(torch.zeros(2, 2).long())),
+        )
     assert {node.target for node in met} == {aten.cross_entropy_loss.default}
 
 
@@ -263,7 +282,12 @@ def test_a_zero_one_loss_counts_exactly(size: int) -> None:
     """Every loss difference is a whole number of samples over their number."""
     model = initialize(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), dtype=torch.float32)
     x, y = normal(size, 6, seed=3, dtype=torch.float32), torch.arange(size) % 3
-    zo = dz.CGE(model, loss=lambda o, t: (o.argmax(1) != t).float().mean(), step_size=0.1, evaluator=dz.PropagationEvaluator(verify=False))
+    zo = dz.CGE(
+        model,
+        loss=lambda o, t: (o.argmax(1) != t).float().mean(),
+        step_size=0.1,
+        evaluator=dz.PropagationEvaluator(verify=False),
+    )
     counts = torch.cat([g.flatten() for g in zo.estimate(x, y).gradients.values()]).double() * 0.1 * size
     assert bool(counts.round().any())
     torch.testing.assert_close(counts, counts.round(), rtol=1e-5, atol=1e-5)
@@ -276,5 +300,3 @@ def test_complex_results_of_the_fallback_stay_complex() -> None:
     found = delta(aten.inverse.default, (z, Dense(d)))
     assert found.is_complex()
     torch.testing.assert_close(found, torch.stack([torch.linalg.inv(z + row) for row in d]) - torch.linalg.inv(z))
-
-

@@ -19,11 +19,15 @@ CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 0.1], dtype=torch.float64)
 NARROW = torch.full(SHAPE, 0.5, dtype=torch.float64) + 0.1 * torch.tanh(Z)
 
 
-def losses(name: str, x: Tensor, t: Tensor, *options: object, trained_target: bool = True, scale: float = 0.3, **named: object) -> dict[str, Case]:
+def losses(
+    name: str, x: Tensor, t: Tensor, *options: object, trained_target: bool = True, scale: float = 0.3, **named: object
+) -> dict[str, Case]:
     """Each reduction, with predictions that differ; and with targets that do, alone and beside the predictions."""
     target = getattr(aten, name).default
     table = {
-        f"{name}{options}_{reduction}": Case(target, (Differs(x), t, *options, reduction), named, keeps=reduction == 0, scale=scale)
+        f"{name}{options}_{reduction}": Case(
+            target, (Differs(x), t, *options, reduction), named, keeps=reduction == 0, scale=scale
+        )
         for reduction in (0, 1, 2)
     }
     if trained_target:

@@ -47,7 +47,9 @@ def _softplus(z: Tensor, d: Tensor, beta: float = 1, threshold: float = 20) -> T
     before, after = beta * z > threshold, beta * (z + d) > threshold
     if not bool(before.any() | after.any()):
         return change
-    dropped = [torch.where(above, torch.log1p(torch.exp(-beta * v)) / beta, 0) for above, v in ((before, z), (after, z + d))]
+    dropped = [
+        torch.where(above, torch.log1p(torch.exp(-beta * v)) / beta, 0) for above, v in ((before, z), (after, z + d))
+    ]
     return torch.where(before & after, d, change + dropped[0] - dropped[1])
 
 
@@ -64,7 +66,7 @@ def _hardtanh(z: Tensor, d: Tensor, low: float = -1, high: float = 1) -> Tensor:
 
 
 def _threshold(z: Tensor, d: Tensor, threshold: float, value: float) -> Tensor:
-    """z above the threshold, else a fixed value; ``z - value`` where it is crossed."""
+    """Nothing below the threshold, where the value is fixed; ``d`` above; the way between where it is crossed."""
     before, after = z > threshold, d > threshold - z
     return torch.where(before, torch.where(after, d, value - z), torch.where(after, (z - value) + d, 0))
 
@@ -135,7 +137,7 @@ def glu(call: Call, x: Operand, dim: int = -1) -> Outcome:
     """``a s(b)`` for the halves a and b of x: ``da s(b + db) + a (s(b + db) - s(b))``."""
     difference, axis = x.difference, normal_dim(dim, x.base.dim())
     half = call.output.base.shape[axis]
-    a, b = x.base.split(half, axis)
+    a, b = x.base.chunk(2, axis)
     if isinstance(difference, Channel) and difference.axis == axis:
         folded = Channel(axis, difference.channels % half, difference.delta, call.output.base.shape)
         upper = (difference.channels < half).reshape(-1, *(1 for _ in folded.delta.shape[1:]))
@@ -145,10 +147,10 @@ def glu(call: Call, x: Operand, dim: int = -1) -> Outcome:
     if isinstance(difference, Channel):
         stacked, at = difference.delta.unsqueeze(difference.axis + 1), axis + 1
         a, b = (difference.of(part).unsqueeze(difference.axis + 1) for part in (a, b))
-        change = _glu(a, b, *stacked.split(half, at)).squeeze(difference.axis + 1)
+        change = _glu(a, b, *stacked.chunk(2, at)).squeeze(difference.axis + 1)
         return Channel(difference.axis, difference.channels, change, call.output.base.shape)
     assert difference is not None
-    return Dense(_glu(a, b, *difference.dense().split(half, axis + 1)))
+    return Dense(_glu(a, b, *difference.dense().chunk(2, axis + 1)))
 
 
 def _glu(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def along(x: Operand, dims: list[int], keepdim: bool, reduce: Reducer) -> Differ
     return Dense(out if keepdim else dropped(out, dims))
 
 
-def dropped(stacked: Shaped[Tensor, "p *kept"], dims: Sequence[int]) -> Shaped[Tensor, "p *rest"]:
+def dropped(stacked: Shaped[Tensor, " p *kept"], dims: Sequence[int]) -> Shaped[Tensor, " p *rest"]:
     """A stack without the reduced dimensions."""
     return stacked.squeeze([d + 1 for d in dims]) if dims else stacked
 

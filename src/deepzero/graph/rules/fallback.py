@@ -27,7 +27,7 @@ _WATCHED: ContextVar[set[Any] | None] = ContextVar("nodes that fell back", defau
 
 @contextmanager
 def watch_fallbacks() -> Iterator[set[Any]]:
-    """The nodes that take the fallback while the block runs, in this thread; also from inside of a rule of their own."""
+    """The nodes that take the fallback while the block runs, in this thread; also inside of a rule of their own."""
     met: set[Any] = set()
     token = _WATCHED.set(met)
     try:

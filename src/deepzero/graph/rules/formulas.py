@@ -10,15 +10,26 @@ import math
 import torch
 from torch import Tensor
 
+OVERFLOW = 10.0
+"""Above it the plain difference of exponentials cancels nothing, and expm1 may overflow where the result does not."""
+
 
 def gap(a: Tensor, b: Tensor | float) -> Tensor:
     """``a - b``, 0 where both are the same infinity."""
     return torch.where(a == b, 0, a - b)
 
 
+def within(d: Tensor, low: float, high: float) -> bool:
+    """Whether all entries lie in an interval, bounds included."""
+    if d.numel() == 0:
+        return True
+    smallest, largest = torch.aminmax(d)
+    return not bool((smallest < low) | (largest > high))
+
+
 def relu(z: Tensor, d: Tensor) -> Tensor:
-    """``max(z + d, 0) - max(z, 0)``."""
-    return torch.where(z > 0, torch.maximum(d, -z), torch.clamp(z + d, min=0))
+    """``max(z + d, 0) - max(z, 0) = max(min(z, 0) + d, -max(z, 0))``, where one of both bounds of z is 0."""
+    return torch.maximum(z.clamp(max=0) + d, -z.clamp(min=0))
 
 
 def absolute(z: Tensor, d: Tensor) -> Tensor:
@@ -28,7 +39,8 @@ def absolute(z: Tensor, d: Tensor) -> Tensor:
     """
     if z.is_complex():
         return quotient((d.conj() * (2 * z + d)).real, (z + d).abs() + z.abs())
-    return torch.where(z < 0, torch.maximum(-d, 2 * z + d), torch.maximum(d, -2 * z - d))
+    along = torch.where(z < 0, -1, 1).to(z.dtype) * d
+    return torch.maximum(along, -2 * z.abs() - along)
 
 
 def quotient(change: Tensor, divisor: Tensor) -> Tensor:
@@ -43,9 +55,11 @@ def clamp(z: Tensor, d: Tensor, low: float, high: float) -> Tensor:
 
 
 def sigmoid(z: Tensor, d: Tensor) -> Tensor:
-    """For ``d >= 0``: ``-expm1(-d) s(z + d) s(-z)``; for negative d by symmetry, ``s(z) = 1 - s(-z)``."""
-    side = torch.where(d < 0, -1.0, 1.0).to(d.dtype)
-    return -side * torch.expm1(-d.abs()) * torch.sigmoid(side * (z + d)) * torch.sigmoid(-side * z)
+    """``expm1(d) s(-(z + d)) s(z)``; where d is large and expm1 could overflow, the plain difference of ``-s(-z)``."""
+    if within(d, -math.inf, OVERFLOW):
+        return torch.expm1(d) * torch.sigmoid(z) * torch.sigmoid(-(z + d))
+    closed = torch.expm1(d.clamp(max=OVERFLOW)) * torch.sigmoid(z) * torch.sigmoid(-(z + d))
+    return torch.where(d > OVERFLOW, torch.sigmoid(-z) - torch.sigmoid(-(z + d)), closed)
 
 
 def tanh(z: Tensor, d: Tensor) -> Tensor:
@@ -55,13 +69,16 @@ def tanh(z: Tensor, d: Tensor) -> Tensor:
 
 def exp(z: Tensor, d: Tensor) -> Tensor:
     """``exp(z) expm1(d)``; the plain difference where d is large and expm1 could overflow."""
-    return torch.where(d > 1, torch.exp(z + d) - torch.exp(z), torch.exp(z) * torch.expm1(d.clamp(max=1)))
+    if within(d, -math.inf, OVERFLOW):
+        return torch.exp(z) * torch.expm1(d)
+    closed = torch.exp(z) * torch.expm1(d.clamp(max=OVERFLOW))
+    return torch.where(d > OVERFLOW, torch.exp(z + d) - torch.exp(z), closed)
 
 
 def exp2(z: Tensor, d: Tensor) -> Tensor:
     """``2^z expm1(d log 2)``, guarded as :func:`exp` is."""
-    closed = torch.exp2(z) * torch.expm1(d.clamp(max=1) * math.log(2))
-    return torch.where(d > 1, torch.exp2(z + d) - torch.exp2(z), closed)
+    closed = torch.exp2(z) * torch.expm1(d.clamp(max=OVERFLOW) * math.log(2))
+    return torch.where(d > OVERFLOW, torch.exp2(z + d) - torch.exp2(z), closed)
 
 
 def log(z: Tensor, d: Tensor) -> Tensor:
@@ -77,7 +94,7 @@ def log1p(z: Tensor, d: Tensor) -> Tensor:
 
 
 def sqrt(z: Tensor, d: Tensor) -> Tensor:
-    """``d / (sqrt(z + d) + sqrt(z))``."""
+    """With r and r' the roots before and after: ``d / (r + r')``."""
     return quotient(d, torch.sqrt(z + d) + torch.sqrt(z))
 
 
@@ -121,7 +138,7 @@ def _plain_power(z: Tensor, d: Tensor, exponent: float) -> Tensor:
 
 
 def sin(z: Tensor, d: Tensor) -> Tensor:
-    """``2 cos(z + d/2) sin(d/2)``."""
+    """With the midpoint m and the sine s of ``d/2``: ``2 s cos(m)``."""
     return 2 * torch.cos(z + d / 2) * torch.sin(d / 2)
 
 
@@ -136,7 +153,7 @@ def tan(z: Tensor, d: Tensor) -> Tensor:
 
 
 def sinh(z: Tensor, d: Tensor) -> Tensor:
-    """``2 cosh(z + d/2) sinh(d/2)``."""
+    """With the midpoint m and the hyperbolic sine s of ``d/2``: ``2 s cosh(m)``."""
     return 2 * torch.cosh(z + d / 2) * torch.sinh(d / 2)
 
 
@@ -156,15 +173,14 @@ def softplus(z: Tensor, d: Tensor) -> Tensor:
     For large d the plain difference; where z and z + d are positive, of what is above the ramp: ``d`` plus the change
     of ``log(1 + exp(-z))``.
     """
+    if within(d, -1, 1):
+        return torch.log1p(torch.sigmoid(z) * torch.expm1(d))
     zero = torch.zeros((), dtype=z.dtype, device=z.device)
-    large = d.abs() > 1
     closed = torch.log1p(torch.sigmoid(z) * torch.expm1(d.clamp(-1, 1)))
-    if not bool(large.any()):
-        return closed
     ramp = (z > 0) & (z + d > 0)
     before, after = torch.where(ramp, -z, z), torch.where(ramp, -z - d, z + d)
     plain = torch.logaddexp(after, zero) - torch.logaddexp(before, zero) + torch.where(ramp, d, 0)
-    return torch.where(large, plain, closed)
+    return torch.where(d.abs() > 1, plain, closed)
 
 
 def silu(z: Tensor, d: Tensor) -> Tensor:
@@ -180,13 +196,14 @@ def mish(z: Tensor, d: Tensor) -> Tensor:
 
 def elu(z: Tensor, d: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
     """``scale (relu(z) + alpha expm1(input_scale min(z, 0)))``."""
-    negative, change = z.clamp(max=0), -relu(-z, -d)
-    return scale * (relu(z, d) + alpha * exp(input_scale * negative, input_scale * change))
+    ramp = relu(z, d)
+    return scale * (ramp + alpha * exp(input_scale * z.clamp(max=0), input_scale * (d - ramp)))
 
 
 def _normal_cdf(z: Tensor) -> Tensor:
     """``Phi(z)``, by erfc, which holds in the lower tail."""
-    return 0.5 * torch.special.erfc(-math.sqrt(0.5) * z)
+    above: Tensor = torch.special.erfc(-math.sqrt(0.5) * z)
+    return 0.5 * above
 
 
 def gauss_interval(z: Tensor, d: Tensor) -> Tensor:
@@ -200,13 +217,13 @@ def gauss_interval(z: Tensor, d: Tensor) -> Tensor:
     m2, d2 = m * m, d * d
     density = torch.exp(-m2 / 2) * (1 / math.sqrt(2 * math.pi))
     series = density * d * (1 + (m2 - 1) * d2 / 24 + (m2 * m2 - 6 * m2 + 3) * d2 * d2 / 1920)
-    small = d.abs() < (0.05 if d.dtype == torch.float32 else 0.002)
-    if bool(small.all()):
+    limit = 0.05 if d.dtype == torch.float32 else 0.002
+    if within(d, -limit, limit):
         return series
     wide_z, wide_d = z.double(), d.double()
     side = torch.where(wide_z > 0, -1.0, 1.0)
     exact = side * (_normal_cdf(side * (wide_z + wide_d)) - _normal_cdf(side * wide_z))
-    return torch.where(small, series, exact.to(d.dtype))
+    return torch.where(d.abs() <= limit, series, exact.to(d.dtype))
 
 
 def erf(z: Tensor, d: Tensor) -> Tensor:

@@ -64,7 +64,13 @@ def shift(call: Call, x: Operand, dim: Any = None) -> Outcome:
 
 @rule(aten.stft.default)
 def stft(
-    call: Call, x: Operand, n_fft: int, hop: int | None = None, length: int | None = None, window: Any = None, *options: Any
+    call: Call,
+    x: Operand,
+    n_fft: int,
+    hop: int | None = None,
+    length: int | None = None,
+    window: Any = None,
+    *options: Any,
 ) -> Outcome:
     """Short-time transform of signals ``[time]`` or ``[batch, time]``, not centred (padding is an operation before)."""
     if window is not None and window.difference is not None:
@@ -79,7 +85,13 @@ def stft(
 
 @rule(aten.istft.default)
 def istft(
-    call: Call, x: Operand, n_fft: int, hop: int | None = None, length: int | None = None, window: Any = None, *options: Any
+    call: Call,
+    x: Operand,
+    n_fft: int,
+    hop: int | None = None,
+    length: int | None = None,
+    window: Any = None,
+    *options: Any,
 ) -> Outcome:
     """The inverse of the short-time transform, of ``[frequency, frame]`` or ``[batch, frequency, frame]``."""
     if window is not None and window.difference is not None:

@@ -118,13 +118,13 @@ class _Frame:
             return aligned.select(pattern.axis, 0).unsqueeze(0)
         return pattern.of(aligned)
 
-    def delta(self, difference: Difference) -> Num[Tensor, "p *rest"]:
+    def delta(self, difference: Difference) -> Num[Tensor, " p *rest"]:
         """A difference there."""
         if isinstance(self.pattern, Dense):
             return difference.dense()
         return difference.values if isinstance(difference, OneHot) else difference.delta
 
-    def difference(self, values: Num[Tensor, "p *rest"]) -> Difference:
+    def difference(self, values: Num[Tensor, " p *rest"]) -> Difference:
         """The difference that has ``values`` there."""
         if isinstance(self.pattern, OneHot):
             return OneHot(self.pattern.indices, values, self.pattern.shape)

@@ -34,12 +34,16 @@ def broadcast_tensors(call: Call, tensors: Sequence[Operand]) -> Outcome:
 
 
 def _reduced(arguments: Sequence[Any], reduction: int, change: Callable[..., Tensor]) -> Difference:
-    shape = torch.broadcast_shapes(*(a.base.shape for a in arguments if isinstance(a, Operand)))
+    shape = _common_shape([a.base.shape for a in arguments if isinstance(a, Operand)])
     difference = jointly(shape, arguments, change)
     if reduction == NONE:
         return difference
     total = entries(difference).sum(1, dtype=torch.float64)
     return Dense(total / shape.numel() if reduction == MEAN else total)
+
+
+def _common_shape(shapes: list[torch.Size]) -> torch.Size:
+    return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
 
 
 def _by_error(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Moving, Moving], Tensor]:
@@ -96,8 +100,12 @@ def binary_cross_entropy_with_logits(
 
     def change(x: Moving, t: Moving, w: Moving, q: Moving) -> Tensor:
         zero = torch.zeros((), dtype=x.base.dtype, device=x.base.device)
-        negative = Moving(torch.logaddexp(x.base, zero), None if x.delta is None else formulas.softplus(x.base, x.delta))
-        positive = Moving(torch.logaddexp(-x.base, zero), None if x.delta is None else formulas.softplus(-x.base, -x.delta))
+        negative = Moving(
+            torch.logaddexp(x.base, zero), None if x.delta is None else formulas.softplus(x.base, x.delta)
+        )
+        positive = Moving(
+            torch.logaddexp(-x.base, zero), None if x.delta is None else formulas.softplus(-x.base, -x.delta)
+        )
         rest = Moving(1 - t.base, None if t.delta is None else -t.delta)
         return _weighted_change(_plus(_times(rest, negative), _times(_times(q, t), positive)), w)
 
@@ -128,9 +136,7 @@ def _bounded_log(x: Moving) -> Moving:
 
 
 @rule(aten.kl_div.default)
-def kl_div(
-    call: Call, x: Operand, target: Operand, reduction: int = MEAN, *, log_target: bool = False
-) -> Outcome:
+def kl_div(call: Call, x: Operand, target: Operand, reduction: int = MEAN, *, log_target: bool = False) -> Outcome:
     """``t (log t - x)``, or ``exp(t) (t - x)`` for logarithmic targets."""
 
     def change(x: Moving, t: Moving) -> Tensor:
@@ -145,7 +151,9 @@ def kl_div(
 
 def _entropy_change(t: Tensor, d: Tensor) -> Tensor:
     """Of ``t log t``: ``d log(t + d) + t (log(t + d) - log t)``, 0 where a factor is."""
-    return torch.special.xlogy(d, t + d) + torch.where(t + d > 0, torch.where(t == 0, 0, t * formulas.log(t, d)), -torch.special.xlogy(t, t) - torch.special.xlogy(d, t + d))
+    moved = t + d
+    closed = torch.xlogy(d, moved) + torch.where(t == 0, 0, t * formulas.log(t, d))
+    return torch.where(moved > 0, closed, torch.xlogy(moved, moved) - torch.xlogy(t, t))
 
 
 @rule(aten.poisson_nll_loss.default)

@@ -23,28 +23,28 @@ aten = torch.ops.aten
 @rule(aten.var.correction, aten.var.dim, aten.var.default)
 def var(call: Call, x: Operand, *options: Any, **named: Any) -> Outcome:
     """With centred values c and the fluctuation f of d: ``sum f (2 c + f) / (n - correction)``."""
-    dims, correction, keepdim = _moment_options(x, *options, **named)
+    dims, correction, keepdim = _options(x, *options, **named)
     return along(x, dims, keepdim, lambda z, d, where: _variance_change(z, d, where, correction))
 
 
 @rule(aten.std.correction, aten.std.dim, aten.std.default)
 def std(call: Call, x: Operand, *options: Any, **named: Any) -> Outcome:
     """The change of the variance over the sum of both deviations."""
-    dims, correction, keepdim = _moment_options(x, *options, **named)
+    dims, correction, keepdim = _options(x, *options, **named)
     return along(x, dims, keepdim, lambda z, d, where: _deviation_change(z, d, where, correction))
 
 
 @rule(aten.var_mean.correction, aten.var_mean.dim, aten.var_mean.default)
 def var_mean(call: Call, x: Operand, *options: Any, **named: Any) -> Outcome:
     """Variance and mean."""
-    dims, _, keepdim = _moment_options(x, *options, **named)
+    dims, _, keepdim = _options(x, *options, **named)
     return _as_one(var(call, x, *options, **named)), along(x, dims, keepdim, _mean_change)
 
 
 @rule(aten.std_mean.correction, aten.std_mean.dim, aten.std_mean.default)
 def std_mean(call: Call, x: Operand, *options: Any, **named: Any) -> Outcome:
     """Deviation and mean."""
-    dims, _, keepdim = _moment_options(x, *options, **named)
+    dims, _, keepdim = _options(x, *options, **named)
     return _as_one(std(call, x, *options, **named)), along(x, dims, keepdim, _mean_change)
 
 
@@ -53,14 +53,20 @@ def _as_one(outcome: Outcome) -> Difference | None:
     return outcome
 
 
-def _moment_options(
-    x: Operand, *options: Any, correction: float | None = None, unbiased: bool | None = None, keepdim: bool = False, dim: Any = None
+def _options(
+    x: Operand,
+    *options: Any,
+    correction: float | None = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    dim: Any = None,
 ) -> tuple[list[int], float, bool]:
-    """Dimensions, correction and whether they are kept, of ``(unbiased)``, ``(dim, unbiased, keepdim)`` and keywords."""
-    given = list(options)
+    """The reduced dimensions, the correction, and whether the dimensions are kept, in every form of the call."""
+    given: list[Any] = list(options)
     if given and isinstance(given[0], bool):
         unbiased = given.pop(0)
-    dim, unbiased, keepdim = (*given, *(dim, unbiased, keepdim)[len(given) :])
+    named = [dim, unbiased, keepdim]
+    dim, unbiased, keepdim = given + named[len(given) :]
     removed = 1 if correction is None else correction
     return reduced_dims(dim, x.base.dim()), removed if unbiased is None else int(unbiased), keepdim
 
@@ -72,7 +78,11 @@ def _mean_change(z: Tensor, d: Tensor, dims: list[int]) -> Tensor:
 def _variance_change(z: Tensor, d: Tensor, dims: list[int], correction: float) -> Tensor:
     centred, fluctuation = z - _mean_change(z, z, dims), d - _mean_change(d, d, dims)
     size = math.prod(z.shape[dim] for dim in dims)
-    squares = (fluctuation.conj() * (2 * centred + fluctuation)).real if z.is_complex() else fluctuation * (2 * centred + fluctuation)
+    squares = (
+        (fluctuation.conj() * (2 * centred + fluctuation)).real
+        if z.is_complex()
+        else fluctuation * (2 * centred + fluctuation)
+    )
     return summed(squares, dims) / max(0, size - correction)
 
 
@@ -94,7 +104,9 @@ def vector_norm(
 
 
 @rule(aten.linalg_norm.default)
-def linalg_norm(call: Call, x: Operand, order: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Outcome:
+def linalg_norm(
+    call: Call, x: Operand, order: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Outcome:
     """Norms of vectors, and of all entries (Frobenius); other norms of matrices take the fallback."""
     dims = reduced_dims(dim, x.base.dim())
     if order is None or (len(dims) == 1 and isinstance(order, (int, float))):

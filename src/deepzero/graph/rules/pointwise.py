@@ -14,6 +14,7 @@ from deepzero.graph.rules.base import apply_pointwise, base_of, difference_of, m
 from deepzero.graph.rules.fallback import evaluated, widened
 from deepzero.graph.rules.frames import Moving, broadcast, jointly
 
+__all__ = ["broadcast", "in_field", "product_change", "quotient_change", "scaled_by", "total", "weighted"]
 aten = torch.ops.aten
 
 
@@ -127,7 +128,7 @@ POWERS = {
     0.5: formulas.sqrt,
     -0.5: formulas.rsqrt,
     -1: formulas.reciprocal,
-    1: lambda z, d: d,
+    1: lambda _, d: d,
     2: formulas.square,
     3: formulas.cube,
 }
@@ -155,17 +156,19 @@ def power_of_tensors(call: Call, a: Any, b: Any) -> Outcome:
 
 
 def _power_change(a: Moving, b: Moving, power: Moving) -> Tensor:
-    base = a.base if isinstance(a.base, Tensor) else torch.as_tensor(a.base, dtype=power.base.dtype, device=power.base.device)
+    like = power.base
+    base = a.base if isinstance(a.base, Tensor) else torch.as_tensor(a.base, dtype=like.dtype, device=like.device)
     growth = 0 if a.delta is None else b.moved * formulas.log(base, a.delta)
     if b.delta is not None:
         growth = growth + b.delta * torch.log(base)
     assert isinstance(growth, Tensor)
     closed = (base > 0) & (growth.abs() < 1)
-    small = power.base * torch.expm1(growth)
+    small: Tensor = power.base * torch.expm1(growth)
     if bool(closed.all()):
         return small
     wide = [m if not isinstance(m.base, Tensor) else Moving(m.base.double(), m.delta) for m in (a, b)]
-    plain = formulas.gap(torch.pow(*(m.moved for m in wide)), torch.pow(*(m.base for m in wide)))
+    after, before = (torch.pow(*at) for at in ([m.moved for m in wide], [m.base for m in wide]))
+    plain = formulas.gap(after, before)
     return torch.where(closed, small, plain.to(small.dtype))
 
 
@@ -246,8 +249,8 @@ def _cast_change(m: Moving, dtype: torch.dtype) -> Tensor:
 
 EVALUATED = (
     "acos acosh angle asin asinh atan2 atanh bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift "
-    "bitwise_xor ceil copysign digamma eq erfinv float_power floor floor_divide fmax fmin fmod frac gcd ge gt heaviside "
-    "hypot i0 isclose isfinite isinf isnan lcm ldexp le lgamma logaddexp2 logical_and logical_not logical_or "
+    "bitwise_xor ceil copysign digamma eq erfinv float_power floor floor_divide fmax fmin fmod frac gcd ge gt "
+    "heaviside hypot i0 isclose isfinite isinf isnan lcm ldexp le lgamma logaddexp2 logical_and logical_not logical_or "
     "logical_xor logit lt nan_to_num ne polygamma remainder round sgn sign signbit sinc special_entr special_erfcx "
     "special_i0 special_i0e special_i1 special_i1e special_log_ndtr special_xlog1py special_zeta trunc xlogy"
 )

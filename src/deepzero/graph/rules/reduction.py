@@ -1,4 +1,4 @@
-"""Reductions along dimensions: sums and means, which are linear, and what is made of sums: variances, norms, products.
+"""Sums and means, which are linear and act on the difference itself; and products.
 
 A full sum accumulates in float64. A channel difference stays one if its axis is not among the reduced dimensions.
 """
@@ -6,19 +6,17 @@ A full sum accumulates in float64. A channel difference stays one if its axis is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Num, Shaped
+from jaxtyping import Num
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, difference_dtype, entries
-from deepzero.graph.rules import formulas
 from deepzero.graph.rules.base import map_delta, normal_dim, rule
 from deepzero.graph.rules.dimensions import along, dropped, reduced_dims, reduced_one_hot
-from deepzero.graph.rules.extrema import extreme_change
 from deepzero.graph.rules.fallback import fallback
 
 aten = torch.ops.aten
@@ -122,8 +120,8 @@ def _product(z: Tensor, d: Tensor, dims: list[int]) -> Tensor:
     for dim in dims:
         while d.shape[dim] > 1:
             half, odd = divmod(d.shape[dim], 2)
-            z1, z2, z_last = z.split([half, half, odd], dim)
-            d1, d2, d_last = d.split([half, half, odd], dim)
+            z1, z2, z_last = torch.split(z, [half, half, odd], dim)
+            d1, d2, d_last = torch.split(d, [half, half, odd], dim)
             d = torch.cat([d1 * (z2 + d2) + z1 * d2, d_last], dim)
             z = torch.cat([z1 * z2, z_last], dim)
     return d.sum(dims, keepdim=True) if any(d.shape[dim] == 0 for dim in dims) else d

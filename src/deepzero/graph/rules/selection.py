@@ -7,6 +7,7 @@ so nothing cancels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ aten = torch.ops.aten
 def where(call: Call, condition: Operand, a: Any, b: Any) -> Outcome:
     """The difference of what is chosen; where the choice itself changes, the way from one value to the other."""
     base = call.output.base
-    return in_field(jointly(base.shape, (condition, a, b), lambda *m: _chosen(*m, dtype=base.dtype)), base.dtype)
+    return in_field(jointly(base.shape, (condition, a, b), partial(_chosen, base.dtype)), base.dtype)
 
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
@@ -35,7 +36,7 @@ def masked_fill(call: Call, x: Operand, mask: Operand, value: Any) -> Outcome:
     return where(call, mask, value, x)
 
 
-def _chosen(condition: Moving, a: Moving, b: Moving, dtype: torch.dtype) -> Tensor:
+def _chosen(dtype: torch.dtype, condition: Moving, a: Moving, b: Moving) -> Tensor:
     da, db = (0 if m.delta is None else m.delta for m in (a, b))
     if condition.delta is None:
         return _where(condition.base, da, db)

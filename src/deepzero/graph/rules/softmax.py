@@ -20,27 +20,25 @@ from deepzero.graph.differences import Channel, Dense, difference_dtype
 from deepzero.graph.rules.base import normal_dim, rule
 from deepzero.graph.rules.dimensions import along, reduced_dims
 from deepzero.graph.rules.fallback import fallback
+from deepzero.graph.rules.formulas import OVERFLOW, within
 
 aten = torch.ops.aten
-OVERFLOW = 10.0
-"""Logit differences above it are added to the logarithm of the probability, which may have underflowed."""
 
 
 def normaliser_change(
-    p: Float[Tensor, "..."],
+    p: Float[Tensor, "*any"],
     d: Float[Tensor, "count ..."],
     dim: int | list[int],
     log_p: Callable[[], Tensor] | None = None,
 ) -> Float[Tensor, "count ..."]:
     """Change of ``log sum exp`` along ``dim`` (kept), from the softmax p of the base.
 
-    ``log_p`` gives the logarithm of p, exact also where p is 0 by underflow; by default it is taken of p. It is asked
-    for where a difference is so large that expm1 could overflow, or where little is left of the sum.
+    ``log_p`` gives the logarithm of p, exact also where p is 0 by underflow; by default it is taken of p. To it the
+    differences are added that are so large that expm1 could overflow, and all where little is left of the sum.
     """
-    huge = d > OVERFLOW
-    if bool(huge.any()):
+    if not within(d, -math.inf, OVERFLOW):
         logs = p.log() if log_p is None else log_p()
-        terms = torch.where(huge, torch.exp(logs + d) - p, p * torch.expm1(d.clamp(max=OVERFLOW)))
+        terms = torch.where(d > OVERFLOW, torch.exp(logs + d) - p, p * torch.expm1(d.clamp(max=OVERFLOW)))
     else:
         terms = p * torch.expm1(d)
     growth = terms.sum(dim, keepdim=True)
@@ -52,22 +50,22 @@ def normaliser_change(
 
 
 def softmax_change(
-    p: Float[Tensor, "..."],
+    p: Float[Tensor, "*any"],
     d: Float[Tensor, "count ..."],
     dim: int,
     log_p: Callable[[], Tensor] | None = None,
 ) -> Float[Tensor, "count ..."]:
     """``softmax(z + d) - softmax(z) = p expm1(d - change of the normaliser)``; see :func:`normaliser_change`."""
     change = log_softmax_change(p, d, dim, log_p)
-    large = change > 1
-    if not bool(large.any()):
+    if within(change, -math.inf, OVERFLOW):
         return p * torch.expm1(change)
     logs = p.log() if log_p is None else log_p()
-    return torch.where(large, torch.exp(logs + change) - p, p * torch.expm1(change.clamp(max=1)))
+    closed = p * torch.expm1(change.clamp(max=OVERFLOW))
+    return torch.where(change > OVERFLOW, torch.exp(logs + change) - p, closed)
 
 
 def log_softmax_change(
-    p: Float[Tensor, "..."],
+    p: Float[Tensor, "*any"],
     d: Float[Tensor, "count ..."],
     dim: int,
     log_p: Callable[[], Tensor] | None = None,
