@@ -100,6 +100,20 @@ def test_exponentials_do_not_overflow_on_the_way(target: object) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(
+    "name", ["sigmoid", "tanh", "silu", "mish", "softplus", "log_sigmoid", "elu", "gelu", "log", "log1p", "sqrt", "rsqrt"]
+)
+def test_long_ways_in_float32(name: str) -> None:
+    """From one tail to the other, and from 1 nearly to 0: no intermediate value overflows or loses what is left."""
+    target = getattr(aten, name).default
+    z, d = torch.tensor([[-60.0, 60.0, -5.0, 3.0, 20.0, -120.0], [120.0, -120.0, 105.0, -8.0, -40.0, 115.0]])
+    if name in ("log", "log1p", "sqrt", "rsqrt"):
+        z, d = torch.tensor([[3.0, 1.0, 8.0, 1e-6, 1e4], [1e-6 - 3.0, -0.75, -7.99, 1e3, -9.99e3]])
+    found = delta(target, (z, Dense(d[None])))[0].double()
+    expected = target(z.double() + d.double()) - target(z.double())
+    torch.testing.assert_close(found, expected, rtol=5e-6, atol=1e-30)
+
+
 @pytest.mark.parametrize("target", [aten.softmax.int, aten.log_softmax.int])
 def test_softmax_of_logits_that_come_from_far_below(target: object) -> None:
     """Their probabilities are 0 in float32, and 1 after a step of 200."""

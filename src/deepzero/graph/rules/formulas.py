@@ -55,11 +55,16 @@ def clamp(z: Tensor, d: Tensor, low: float, high: float) -> Tensor:
 
 
 def sigmoid(z: Tensor, d: Tensor) -> Tensor:
-    """``expm1(d) s(-(z + d)) s(z)``; where d is large and expm1 could overflow, the plain difference of ``-s(-z)``."""
+    """``expm1(d) s(-(z + d)) s(z)``; where d is large and expm1 could overflow, the plain difference.
+
+    That is taken on the side where the values are small: of ``-s(-z)`` for positive z.
+    """
     if within(d, -math.inf, OVERFLOW):
         return torch.expm1(d) * torch.sigmoid(z) * torch.sigmoid(-(z + d))
     closed = torch.expm1(d.clamp(max=OVERFLOW)) * torch.sigmoid(z) * torch.sigmoid(-(z + d))
-    return torch.where(d > OVERFLOW, torch.sigmoid(-z) - torch.sigmoid(-(z + d)), closed)
+    side = torch.where(z > 0, -1, 1).to(z.dtype)
+    plain = side * (torch.sigmoid(side * (z + d)) - torch.sigmoid(side * z))
+    return torch.where(d > OVERFLOW, plain, closed)
 
 
 def tanh(z: Tensor, d: Tensor) -> Tensor:
