@@ -101,7 +101,8 @@ def test_exponentials_do_not_overflow_on_the_way(target: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sigmoid", "tanh", "silu", "mish", "softplus", "log_sigmoid", "elu", "gelu", "log", "log1p", "sqrt", "rsqrt"]
+    "name",
+    ["sigmoid", "tanh", "silu", "mish", "softplus", "log_sigmoid", "elu", "gelu", "log", "log1p", "sqrt", "rsqrt"],
 )
 def test_long_ways_in_float32(name: str) -> None:
     """From one tail to the other, and from 1 nearly to 0: no intermediate value overflows or loses what is left."""
