@@ -11,7 +11,7 @@ from oracle import normal, seeded
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from deepzero.graph.calls import Call, Operand, Value
+from deepzero.graph.calls import Call, Operand, Outcome, Value
 from deepzero.graph.capture import Node
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot
 from deepzero.graph.rules import RULES, fallback
@@ -19,6 +19,23 @@ from deepzero.graph.rules import RULES, fallback
 COUNT = 3
 SHAPE = (2, 4, 3, 5)
 aten = torch.ops.aten
+
+
+def apply(target: object, *args: object, **kwargs: object) -> Outcome:
+    """The rule of an operation on arguments of which some are ``(base, difference)``."""
+    operands = [
+        Operand(Value(a[0]), a[1]) if isinstance(a, tuple) else Operand(Value(a), None) if isinstance(a, Tensor) else a
+        for a in args
+    ]
+    plain = [a.base if isinstance(a, Operand) else a for a in operands]
+    call = Call(Node("tested", target, (), {}), (Value(target(*plain, **kwargs)),))
+    return RULES.get(target, fallback)(call, *operands, **kwargs)
+
+
+def delta(target: object, *args: object, **kwargs: object) -> Tensor:
+    outcome = apply(target, *args, **kwargs)
+    assert isinstance(outcome, (OneHot, Channel, Dense))
+    return outcome.dense()
 
 
 @dataclass(frozen=True)
