@@ -44,7 +44,7 @@ def initialize(model: nn.Module, seed: int = 1, dtype: torch.dtype = torch.float
 
 def ramp_loss(output: Tensor, target: Any) -> Tensor:
     """A linear functional with a different weight on every entry: a misplaced entry shows."""
-    weights = torch.cos(1.7 * torch.arange(output.numel(), dtype=torch.float64) + 0.3)
+    weights = torch.cos(1.7 * torch.arange(output.numel(), dtype=torch.float64, device=output.device) + 0.3)
     return (output.to(torch.float64).reshape(-1) * weights).sum()
 
 
@@ -116,14 +116,21 @@ def nothing_changes(*models: nn.Module) -> Iterator[None]:
 def _state(model: nn.Module) -> list[object]:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return [
-        [
-            (name, type(t), t.requires_grad, t.dtype, t.stride(), t.data_ptr(), t.detach().numpy().tobytes())
-            for name, t in tensors.items()
-        ],
-        [(name, p.grad is None or p.grad.numpy().tobytes()) for name, p in model.named_parameters()],
+        [(name, type(t), t.requires_grad, t.dtype, t.stride(), t.data_ptr(), _bytes(t)) for name, t in tensors.items()],
+        [(name, p.grad is None or _bytes(p.grad)) for name, p in model.named_parameters()],
         [(name, type(module), module.training) for name, module in model.named_modules()],
     ]
 
 
+def _bytes(tensor: Tensor) -> bytes:
+    return (
+        tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        if tensor.dim()
+        else repr(tensor.item()).encode()
+    )
+
+
 def _generators() -> tuple[object, ...]:
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
+    torch_states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
+    others = random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
+    return (*(state.numpy().tobytes() for state in torch_states), *others)

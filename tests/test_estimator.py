@@ -40,9 +40,17 @@ def make(request: pytest.FixtureRequest) -> Callable[..., dz.Estimator]:
 
 
 class TestDefaults:
-    def test_networks_take_the_fast_evaluators(self, model: nn.Sequential) -> None:
-        assert isinstance(MAKERS["cge"](model).evaluator, dz.PropagationEvaluator)
-        assert isinstance(MAKERS["rge"](model).evaluator, dz.BatchedEvaluator)
+    def test_networks_take_the_fastest_way(self, model: nn.Sequential) -> None:
+        for make, way in (("cge", "propagation"), ("rge", "batches of full forwards")):
+            zo = MAKERS[make](model)
+            assert isinstance(zo.evaluator, dz.AutomaticEvaluator)
+            zo.estimate(X, Y)
+            assert zo.explain().startswith(f"last step: {way}")
+
+    @pytest.mark.parametrize("evaluator", [dz.SequentialEvaluator, "sequential"])
+    def test_an_evaluator_may_be_named(self, model: nn.Sequential, evaluator: Any) -> None:
+        zo = dz.CGE(model, loss=F.cross_entropy, evaluator=evaluator)
+        assert isinstance(zo.evaluator, dz.SequentialEvaluator)
 
     def test_black_boxes_are_queried_one_after_another(self) -> None:
         box = dz.BlackBox(lambda p: 0.0, {"w": np.zeros(2)})
@@ -51,12 +59,7 @@ class TestDefaults:
 
     def test_the_paper_s_values(self, model: nn.Sequential) -> None:
         zo = dz.RGE(model, loss=F.cross_entropy)
-        assert (zo.step_size, zo.stencil, zo.probes.queries, zo.probes.distribution) == (
-            5e-3,
-            dz.FORWARD,
-            192,
-            "gaussian",
-        )
+        assert (zo.stencil, zo.probes.queries, zo.probes.distribution) == (dz.FORWARD, 192, "gaussian")
 
 
 class TestBackward:
@@ -189,7 +192,7 @@ class TestState:
 
 
 class TestBadInput:
-    @pytest.mark.parametrize("step_size", [0, 0.0, -1e-3, math.nan, math.inf, "small", None, True])
+    @pytest.mark.parametrize("step_size", [0, 0.0, -1e-3, math.nan, math.inf, True, (1e-3,)])
     def test_step_size(self, model: nn.Sequential, make: Callable[..., dz.Estimator], step_size: object) -> None:
         with pytest.raises(
             InvalidInputError, match=r"step_size must be a finite number above 0, got .*; try step_size=5e-3"
@@ -203,9 +206,28 @@ class TestBadInput:
 
     def test_a_network_needs_a_loss(self, model: nn.Sequential) -> None:
         with pytest.raises(
-            InvalidInputError, match=r"needs a loss, for example loss=torch.nn.functional.cross_entropy"
+            InvalidInputError, match=r"needs either loss=.*for example loss=torch.nn.functional.cross_entropy, or closure="
         ):
             dz.CGE(model)
+
+    def test_either_a_loss_or_a_closure(self, model: nn.Sequential) -> None:
+        with pytest.raises(InvalidInputError, match="needs either"):
+            dz.CGE(model, loss=F.cross_entropy, closure=lambda m, x: m(x).sum())
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"evaluator": "fast"}, "evaluator must be an evaluator or one of auto, propagation, batched, sequential; got 'fast'"),
+            ({"evaluator": dz.Stencil}, "evaluator must be an evaluator such as"),
+            ({"evaluator": "sequential", "strict": True}, "strict=True goes with"),
+            ({"stencil": "middle"}, "stencil must be dz.FORWARD, dz.CENTRAL"),
+            ({"seed": 0.5}, "seed must be an integer"),
+            ({"loss": 3}, "loss must be callable"),
+        ],
+    )
+    def test_options(self, model: nn.Sequential, options: dict[str, Any], words: str) -> None:
+        with pytest.raises(InvalidInputError, match=words):
+            dz.CGE(model, **{"loss": F.cross_entropy, **options})
 
     def test_a_black_box_takes_none(self) -> None:
         box = dz.BlackBox(lambda p: 0.0, {"w": np.zeros(1)})

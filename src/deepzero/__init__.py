@@ -1,10 +1,11 @@
 """deepzero: train deep networks from function values alone."""
 
-from deepzero import sparsity
 from deepzero.coordinates import Coordinates
-from deepzero.errors import DeepZeroError
+from deepzero import errors, sparsity
+from deepzero.errors import DeepZeroError, SlowQueriesWarning
 from deepzero.estimator import CGE, RGE, Estimate, Estimator
 from deepzero.evaluators import (
+    AutomaticEvaluator,
     BatchedEvaluator,
     DistributedEvaluator,
     ExecutorEvaluator,
@@ -27,6 +28,7 @@ __all__ = [
     "FORWARD",
     "RGE",
     "Alternating",
+    "AutomaticEvaluator",
     "BatchedEvaluator",
     "BlackBox",
     "Coordinates",
@@ -41,8 +43,10 @@ __all__ = [
     "QueryJournal",
     "QueryPolicy",
     "SequentialEvaluator",
+    "SlowQueriesWarning",
     "Stencil",
     "Team",
+    "errors",
     "joined",
     "query_key",
     "sparsity",

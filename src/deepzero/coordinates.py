@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -122,12 +122,14 @@ class StepContext:
         epoch: the epoch last announced with ``estimator.set_epoch``.
         objective: the objective under its current parameters.
         batch: the arguments of this estimate.
+        scales: step size of each parameter in units of the estimate's; 1 where a name is missing.
     """
 
     step: int
     epoch: int
     objective: Objective
     batch: tuple[Any, ...]
+    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -15,6 +15,14 @@ class GraphError(DeepZeroError):
     """The model cannot be turned into a graph whose differences can be propagated."""
 
 
+class DrawError(DeepZeroError):
+    """A query draws other random numbers than the base query did, where they must be the same."""
+
+
+class UnbatchableError(DeepZeroError):
+    """``torch.func.vmap`` cannot run a network's program, or runs another one."""
+
+
 class VerificationError(DeepZeroError):
     """A fast evaluator disagrees with the sequential oracle."""
 
@@ -49,3 +57,7 @@ class RunFolderError(DeepZeroError):
 
 class TeamError(DeepZeroError):
     """Another process of a distributed run hangs, has ended, or has come to other numbers."""
+
+
+class SlowQueriesWarning(UserWarning):
+    """Queries are answered exactly, but in a slower way than propagation; the message says why."""

@@ -12,19 +12,12 @@ from torch import Tensor, nn
 from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError
-from deepzero.evaluators import (
-    BatchedEvaluator,
-    Evaluator,
-    ExecutorSource,
-    PropagationEvaluator,
-    QueryJournal,
-    QueryPolicy,
-    choose_evaluator,
-)
-from deepzero.objective import BlackBox, Loss, NetworkObjective
+from deepzero.evaluators import Evaluator, ExecutorSource, QueryJournal, QueryPolicy, choose_evaluator
+from deepzero.objective import Batch, Closure, Loss, NetworkObjective, Objective, constrained, first_query
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
 from deepzero.randomness import derive_seed
-from deepzero.stencils import FORWARD, Stencil
+from deepzero.step_sizes import NOISE_POINTS, FromNoise, StepSizeLike, as_step_size, relative_noise, require_representable
+from deepzero.stencils import FORWARD, Stencil, as_stencil
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class Estimate:
     loss: Tensor
     gradients: dict[str, Tensor]
     queries: int
-    buffers: dict[str, Tensor]
+    buffers: Mapping[str, Tensor]
 
 
 class Estimator:
@@ -56,46 +49,64 @@ class Estimator:
 
     def __init__(
         self,
-        objective: NetworkObjective | BlackBox,
+        objective: Objective,
         *,
         probes: Probes,
         evaluator: Evaluator,
-        stencil: Stencil = FORWARD,
-        step_size: float,
+        stencil: Stencil | str = FORWARD,
+        step_size: StepSizeLike = None,
         dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
         self.objective = objective
         self.probes = probes
         self.evaluator = evaluator
-        self.stencil = stencil
-        self.step_size = validation.positive("step_size", step_size, hint="5e-3")
+        self.stencil = as_stencil(stencil)
+        self.step_rule = as_step_size(step_size, order=self.stencil.order)
         self.dtype = None if dtype is None else validation.floating("dtype", dtype)
-        self.seed = seed
+        self.seed = validation.integer("seed", seed)
         self.queries = 0
         self.step = 0
         self.epoch = 0
+        require_representable(self.step_rule.of(objective.parameters()), objective.parameters())
 
-    @torch.no_grad()
-    def estimate(self, *batch: Any) -> Estimate:
+    @property
+    def step_size(self) -> float:
+        """The step size :math:`\\mu`; where parameters have steps of their own, the largest of these at the present parameters."""
+        return max(self.step_sizes().values())
+
+    def step_sizes(self) -> dict[str, float]:
+        """Step size of each parameter at the present parameters."""
+        return self.step_rule.of(self.objective.parameters())
+
+    def estimate(self, *batch: Any, **keywords: Any) -> Estimate:
         """The estimate at the current parameters; changes nothing, so a second call gives the same bits."""
-        perturbations = self.probes.draw(StepContext(self.step, self.epoch, self.objective, batch))
-        offsets = [node * self.step_size for node in self.stencil.nodes]
+        arguments = Batch(batch, keywords)
+        self._measure_noise(arguments)
+        sizes = self.step_sizes()
+        require_representable(sizes, self.objective.parameters())
+        unit = max(sizes.values())
+        scales = {name: size / unit for name, size in sizes.items() if size != unit}
+        perturbations = self.probes.draw(StepContext(self.step, self.epoch, self.objective, arguments, scales))
+        offsets = [node * unit for node in self.stencil.nodes]
         seed = derive_seed(self.seed, "objective", self.step)
-        answers = self.evaluator.measure(self.objective, batch, perturbations, offsets, seed)
+        answers = self.evaluator.measure(self.objective, arguments, perturbations, offsets, seed)
         _require_finite(answers.differences, perturbations, offsets)
-        slopes = self.stencil.slopes(answers.differences, self.step_size)
-        gradients = perturbations.combine(slopes, self.dtype)
+        with torch.no_grad():
+            steps = perturbations.nominal(offsets) if answers.steps is None else answers.steps
+            slopes = self.stencil.slopes(answers.differences, steps)
+            gradients = constrained(self.objective, perturbations.combine(slopes, self.dtype))
         return Estimate(answers.loss, gradients, 1 + answers.differences.numel(), answers.buffers)
 
-    @torch.no_grad()
-    def backward(self, *batch: Any) -> Tensor:
+    def backward(self, *batch: Any, **keywords: Any) -> Tensor:
         """Add the estimate to ``p.grad`` of every trainable parameter, as ``loss.backward()`` would.
 
         Batch norm's running statistics move once, as in one training forward.
 
         Args:
-            *batch: ``x, y`` for a network; further arguments of ``fn`` for a black box.
+            *batch: ``x, y`` with ``loss=...``; whatever follows the model in ``closure=...``; further arguments of ``fn`` for a black
+                box. Dicts, lists and tuples of tensors are welcome.
+            **keywords: likewise.
 
         Returns:
             The base loss, a 0-dim float64 tensor.
@@ -103,14 +114,43 @@ class Estimator:
         Raises:
             NonFiniteLossError: a loss was NaN or infinite; no ``.grad`` and no buffer was changed.
         """
-        estimate = self.estimate(*batch)
-        for name, parameter in self._owners().items():
-            gradient = estimate.gradients[name]
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        estimate = self.estimate(*batch, **keywords)
+        with torch.no_grad():
+            for name, parameter in self.objective.owners().items():
+                gradient = estimate.gradients[name].reshape(parameter.shape)
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         self.objective.commit(estimate.buffers)
         self.queries += estimate.queries
         self.step += 1
         return estimate.loss
+
+    def explain(self, *batch: Any, **keywords: Any) -> str:
+        """How each parameter's queries are run, what that costs, and how it was checked, in words.
+
+        Args:
+            *batch: as for :meth:`backward`: makes the base query. Without it: what is known from the steps so far.
+            **keywords: likewise.
+        """
+        told = getattr(self.evaluator, "explain", None)
+        name = type(self.evaluator).__name__
+        if told is None:
+            return f"{name}: every query is one evaluation of the objective"
+        arguments = Batch(batch, keywords) if batch or keywords else None
+        return str(told(self.objective, arguments))
+
+    def _measure_noise(self, batch: Batch) -> None:
+        """``step_size="auto"``: the noise of the loss, once; differences that are propagated have none but rounding."""
+        rule = self.step_rule
+        if not isinstance(rule, FromNoise) or rule.noise is not None:
+            return
+        if getattr(self.evaluator, "exact", False) and not isinstance(self.probes, RandomProbes):
+            rule.noise = 0.0
+            return
+        parameters = self.objective.parameters()
+        seed = derive_seed(self.seed, "objective", self.step)
+        _, query = first_query(self.objective, parameters, batch, seed)
+        rule.noise = relative_noise(lambda moved: float(query(moved)), parameters, derive_seed(self.seed, "noise"))
+        self.queries += NOISE_POINTS + 1
 
     def set_epoch(self, epoch: int) -> None:
         """Announce the epoch to schedules that count epochs."""
@@ -124,6 +164,7 @@ class Estimator:
             "queries": self.queries,
             "fixed": self._fixed(),
             "evaluator": self.evaluator.state_dict(),
+            **({"noise": self.step_rule.noise} if isinstance(self.step_rule, FromNoise) else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -135,31 +176,30 @@ class Estimator:
                 f"the checkpoint was made by another estimator ({changed}); resume with the same options"
             )
         self.step, self.epoch, self.queries = state["step"], state["epoch"], state["queries"]
+        if isinstance(self.step_rule, FromNoise):
+            self.step_rule.noise = state.get("noise")
         self.evaluator.load_state_dict(state["evaluator"])
 
     def _fixed(self) -> dict[str, Any]:
         return {
             "stencil": self.stencil.name,
-            "step_size": self.step_size,
+            "step_size": self.step_rule.describe(),
             "dtype": None if self.dtype is None else str(self.dtype),
             "seed": self.seed,
             **self.probes.state(),
         }
 
-    def _owners(self) -> dict[str, nn.Parameter]:
-        if isinstance(self.objective, BlackBox):
-            return self.objective.named_gradients_owner()
-        return {name: p for name, p in self.objective.model.named_parameters() if p.requires_grad}
-
 
 def CGE(  # noqa: N802 - the field's name
-    model: nn.Module | BlackBox,
+    model: nn.Module | Objective,
     *,
     loss: Loss | None = None,
-    step_size: float = 5e-3,
+    closure: Closure | None = None,
+    step_size: StepSizeLike = None,
     sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None = None,
-    stencil: Stencil = FORWARD,
-    evaluator: Evaluator | None = None,
+    stencil: Stencil | str = FORWARD,
+    evaluator: Evaluator | str | None = None,
+    strict: bool = False,
     executor: ExecutorSource | None = None,
     policy: QueryPolicy | None = None,
     journal: QueryJournal | None = None,
@@ -171,12 +211,18 @@ def CGE(  # noqa: N802 - the field's name
     .. math:: \\hat\\nabla\\ell(\\theta) = \\sum_{i \\in S} \\frac{\\ell(\\theta + \\mu e_i) - \\ell(\\theta)}{\\mu} e_i
 
     Args:
-        model: a network, or a :class:`~deepzero.BlackBox`.
-        loss: ``loss(output, target)`` for a network; none for a black box.
-        step_size: :math:`\\mu` (the paper's 5e-3 by default).
+        model: a network, a :class:`~deepzero.BlackBox`, or another :class:`~deepzero.objective.Objective`.
+        loss: for a network: ``loss(output, target)``, called with ``(model(x), y)``; one number, or one a sample, which are averaged in
+            float64. A loss module's own parameters are estimated, too.
+        closure: for a network, in place of ``loss``: ``closure(model, *batch, **keywords)``, which returns one number.
+        step_size: :math:`\\mu`: a number (the paper's is 5e-3), numbers by parameter name, ``{"relative": r}`` (a share of each parameter's
+            root mean square), ``"auto"`` (from dtype and measured noise), or None: the cube root of the dtype's rounding unit, times
+            the parameter's root mean square where that is above 1.
         sparsity: which coordinates: all (default), ``Coordinates``, boolean masks, or a schedule.
         stencil: ``dz.FORWARD`` or ``dz.CENTRAL``.
-        evaluator: how; by default difference propagation for a network, one call after another for a black box.
+        evaluator: how; ``"auto"`` (the default) takes for every parameter of a network the fastest exact way that there is, and one call
+            after another for a black box.
+        strict: what makes ``"auto"`` warn that it is slow is an error.
         executor: for a black box: a ``concurrent.futures`` executor on which its queries run, or a function that makes
             one; short for ``evaluator=dz.ExecutorEvaluator(executor, policy=policy, journal=journal)``.
         policy: with ``executor``: timeout, retries, limits.
@@ -194,12 +240,12 @@ def CGE(  # noqa: N802 - the field's name
         >>> torch.allclose(model.weight.grad, exact, atol=1e-4), zo.queries
         (True, 9)
     """
-    objective = _objective(model, loss)
-    chosen = choose_evaluator(objective, evaluator, executor, policy=policy, journal=journal)
+    objective = _objective(model, loss, closure)
+    chosen = choose_evaluator(objective, evaluator, executor, policy=policy, journal=journal, strict=strict)
     return Estimator(
         objective,
         probes=CoordinateProbes(as_schedule(sparsity)),
-        evaluator=chosen or PropagationEvaluator(),
+        evaluator=chosen,
         stencil=stencil,
         step_size=step_size,
         dtype=dtype,
@@ -208,14 +254,16 @@ def CGE(  # noqa: N802 - the field's name
 
 
 def RGE(  # noqa: N802 - the field's name
-    model: nn.Module | BlackBox,
+    model: nn.Module | Objective,
     *,
     loss: Loss | None = None,
-    step_size: float = 5e-3,
+    closure: Closure | None = None,
+    step_size: StepSizeLike = None,
     queries: int = 192,
     distribution: str = "gaussian",
-    stencil: Stencil = FORWARD,
-    evaluator: Evaluator | None = None,
+    stencil: Stencil | str = FORWARD,
+    evaluator: Evaluator | str | None = None,
+    strict: bool = False,
     executor: ExecutorSource | None = None,
     policy: QueryPolicy | None = None,
     journal: QueryJournal | None = None,
@@ -229,13 +277,16 @@ def RGE(  # noqa: N802 - the field's name
         \\qquad u_k \\sim N(0, I)
 
     Args:
-        model: a network, or a :class:`~deepzero.BlackBox`.
-        loss: ``loss(output, target)`` for a network; none for a black box.
-        step_size: :math:`\\mu`.
+        model: as for :func:`CGE`.
+        loss: as for :func:`CGE`.
+        closure: as for :func:`CGE`.
+        step_size: :math:`\\mu`, in the forms of :func:`CGE`.
         queries: :math:`q`, the number of directions a step.
         distribution: ``gaussian``, ``rademacher``, or ``sphere`` (unit sphere, with its factor :math:`d`).
         stencil: ``dz.FORWARD`` or ``dz.CENTRAL`` (two queries a direction).
-        evaluator: how; by default ``vmap`` over stacked directions for a network, a loop for a black box.
+        evaluator: how; ``"auto"`` (the default) takes ``vmap`` over stacked directions for a network, or what is exact and next fastest
+            where that cannot be; a loop for a black box.
+        strict: what makes ``"auto"`` warn that it is slow is an error.
         executor: for a black box: a ``concurrent.futures`` executor on which its queries run, or a function that makes
             one; short for ``evaluator=dz.ExecutorEvaluator(executor, policy=policy, journal=journal)``.
         policy: with ``executor``: timeout, retries, limits.
@@ -250,12 +301,12 @@ def RGE(  # noqa: N802 - the field's name
         >>> zo.queries
         5
     """
-    objective = _objective(model, loss)
-    chosen = choose_evaluator(objective, evaluator, executor, policy=policy, journal=journal)
+    objective = _objective(model, loss, closure)
+    chosen = choose_evaluator(objective, evaluator, executor, policy=policy, journal=journal, strict=strict)
     return Estimator(
         objective,
         probes=RandomProbes(queries, distribution, seed),
-        evaluator=chosen or BatchedEvaluator(),
+        evaluator=chosen,
         stencil=stencil,
         step_size=step_size,
         dtype=dtype,
@@ -263,14 +314,22 @@ def RGE(  # noqa: N802 - the field's name
     )
 
 
-def _objective(model: nn.Module | BlackBox, loss: Loss | None) -> NetworkObjective | BlackBox:
-    if isinstance(model, BlackBox):
-        if loss is not None:
-            raise InvalidInputError("a BlackBox returns its loss itself; leave out loss=...")
-        return model
-    if loss is None:
-        raise InvalidInputError("a network needs a loss, for example loss=torch.nn.functional.cross_entropy")
-    return NetworkObjective(model, loss)
+def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Objective:
+    if isinstance(model, nn.Module):
+        return NetworkObjective(model, loss, closure=closure)
+    missing = [name for name in ("parameters", "owners", "evaluate", "commit") if not callable(getattr(model, name, None))]
+    if missing and callable(model):
+        raise InvalidInputError(
+            f"model must be an nn.Module, got the {type(model).__name__} {model!r}; for a function of parameters use dz.BlackBox(fn, params)"
+        )
+    if missing:
+        raise InvalidInputError(
+            f"model must be an nn.Module with loss=... or closure=..., a dz.BlackBox(fn, params), or an objective with parameters(), owners(), evaluate() "
+            f"and commit(); got {type(model).__name__}, which has no {missing[0]}()"
+        )
+    if loss is not None or closure is not None:
+        raise InvalidInputError(f"a {type(model).__name__} returns its loss itself; leave out loss=... and closure=...")
+    return model  # type: ignore[no-any-return]
 
 
 def _require_finite(differences: Tensor, perturbations: Perturbations, offsets: list[float]) -> None:

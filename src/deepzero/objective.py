@@ -1,8 +1,11 @@
-"""What is minimized, as something that can only be queried: a network with a loss, or a black box."""
+"""Something that can only be queried: a network with a loss or a closure, or a black box."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,13 +13,56 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils import _pytree as pytree
 
 from deepzero import validation
+from deepzero.arrays import Given, as_parameter, named
 from deepzero.errors import InvalidInputError
-from deepzero.randomness import seeded_scope
+from deepzero.placement import Attributes, Places
+from deepzero.randomness import Draws, derive_seed, seeded_scope
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Any], Any]
+Closure = Callable[..., Any]
 Parameters = Mapping[str, Tensor]
+
+
+class Batch(tuple[Any, ...]):
+    """The arguments of one estimate: the positional ones as a tuple, the keyword ones beside them.
+
+    Attributes:
+        keywords: keyword arguments.
+
+    Example:
+        >>> batch = Batch((1, 2), {"mask": 3})
+        >>> batch, batch.keywords
+        ((1, 2), {'mask': 3})
+    """
+
+    keywords: dict[str, Any]
+
+    def __new__(cls, arguments: Sequence[Any] = (), keywords: Mapping[str, Any] | None = None) -> Batch:
+        """A tuple with keywords."""
+        made = super().__new__(cls, arguments)
+        made.keywords = dict(keywords or {})
+        return made
+
+
+def keywords(batch: tuple[Any, ...]) -> dict[str, Any]:
+    """The keyword arguments of a batch; a plain tuple has none."""
+    return batch.keywords if isinstance(batch, Batch) else {}
+
+
+class State(dict[str, Tensor]):
+    """Buffers by name as a query leaves them, and the plain attributes that it moved (counters, flags).
+
+    Attributes:
+        attributes: dict, name and value of attributes that changed.
+    """
+
+    def __init__(self, buffers: Mapping[str, Tensor] = {}, attributes: Sequence[Any] = ()) -> None:  # noqa: B006
+        super().__init__(buffers)
+        self.attributes = tuple(attributes)
 
 
 @dataclass(frozen=True)
@@ -24,14 +70,21 @@ class Evaluation:
     """One query's answer: the loss (0-dim float64) and the buffers as the query leaves them."""
 
     loss: Tensor
-    buffers: dict[str, Tensor] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=State)
 
 
 class Objective(Protocol):
-    """A function of named parameters. Queries never change the objective."""
+    """A function of named parameters. Queries never change the objective.
+
+    Whatever has these four methods can be estimated and trained: see the page "Your own objective".
+    """
 
     def parameters(self) -> dict[str, Tensor]:
-        """The trainable parameters, live, by name."""
+        """The trainable parameters, live, by name: real tensors, without a gradient of their own."""
+        ...
+
+    def owners(self) -> Mapping[str, Tensor]:
+        """The tensors whose ``.grad`` an estimator fills, by the same names: what an optimizer is given."""
         ...
 
     def evaluate(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> Evaluation:
@@ -44,78 +97,357 @@ class Objective(Protocol):
 
 
 class NetworkObjective:
-    """A module, a loss and a batch: :math:`\\ell(\\theta) = \\mathrm{loss}(f_\\theta(x), y)`.
+    """A module and what is computed with it, as one program: :math:`\\ell(\\theta) = \\mathrm{program}(f_\\theta, *\\mathrm{batch})`.
+
+    The whole program sees the query's parameters: the forward, a second forward, penalties on ``model.parameters()``. It
+    runs under the caller's grad mode, on live Python: what it computes now is what an estimate is of.
 
     Args:
-        model: any ``nn.Module`` whose forward takes ``x``. Parameters with ``requires_grad=False`` are left alone.
+        model: any ``nn.Module``. Parameters with ``requires_grad=False`` are left alone.
             Its mode (train or eval) is respected: in train mode batch norm uses batch statistics.
-        loss: takes ``(output, target)``, returns a scalar or a tensor of per-sample losses, which is averaged in
-            float64. ``F.cross_entropy`` and ``F.mse_loss`` are averaged in float64 too.
+        loss: takes ``(model(x), y)`` for a batch ``(x, y)``, returns a scalar or a tensor of per-sample losses, which is averaged in
+            float64. ``F.cross_entropy`` and ``F.mse_loss`` are averaged in float64 too. The trainable parameters of a loss module
+            are estimated with the model's, under names that begin with ``criterion.``.
+        closure: in place of ``loss``: takes ``(model, *batch, **keywords)``, returns one number (a tensor, or a NumPy or Python
+            number).
 
     Example:
         >>> import torch, torch.nn.functional as F
         >>> objective = NetworkObjective(torch.nn.Linear(2, 1), F.mse_loss)
         >>> list(objective.parameters())
         ['weight', 'bias']
+        >>> penalized = NetworkObjective(
+        ...     torch.nn.Linear(2, 1), closure=lambda m, x: m(x).square().mean() + 0.1 * m.weight.abs().sum()
+        ... )
     """
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        if not isinstance(model, nn.Module):
+    def __init__(self, model: nn.Module, loss: Loss | None = None, *, closure: Closure | None = None) -> None:
+        self.model = _checked_model(model)
+        if (loss is None) == (closure is None):
             raise InvalidInputError(
-                f"model must be a torch.nn.Module, got {type(model).__name__}; for a plain function of parameters "
-                "use dz.BlackBox(fn, params)"
+                "a network needs either loss=..., called as loss(model(x), y), for example loss=torch.nn.functional.cross_entropy, or "
+                "closure=..., called as closure(model, *batch), for example closure=lambda model, x: model(x).square().mean()"
             )
-        if not callable(loss):
-            raise InvalidInputError(f"loss must be callable as loss(output, target), got {type(loss).__name__}")
-        self.model = model
-        self.loss = loss
-        if not self.parameters():
+        for name, given, call in (("loss", loss, "loss(output, target)"), ("closure", closure, "closure(model, *batch)")):
+            if given is not None and not callable(given):
+                raise InvalidInputError(f"{name} must be callable as {call}, got {type(given).__name__}")
+        self._loss, self.closure = loss, closure
+        self._hidden = self._settled = self._copies = False
+        self.repeatable = True
+        if not self.places().trainable:
             raise InvalidInputError("the model has no trainable parameter (requires_grad=True): nothing to estimate")
 
+    @property
+    def loss(self) -> Loss:
+        """``loss(output, target)``, for what can only work with one."""
+        if self._loss is None:
+            raise InvalidInputError("this works with loss=..., called as loss(model(x), y); the objective has a closure")
+        return self._loss
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the program holds references to parameters of its own, or differentiates with respect to them."""
+        return self._hidden
+
+    @property
+    def criterion(self) -> nn.Module | None:
+        """The loss, if it is a module."""
+        return self._loss if isinstance(self._loss, nn.Module) else None
+
+    def places(self) -> Places:
+        """Where the program holds its parameters and buffers, now."""
+        return Places.of(self.model, self.criterion)
+
+    def owners(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters themselves; tied ones appear once, under their first name."""
+        return self.places().trainable
+
     def parameters(self) -> dict[str, Tensor]:
-        """Trainable parameters by name; tied ones appear once, under their first name."""
-        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        """Trainable parameters by name; complex ones as real and imaginary parts along a last dimension."""
+        return {name: as_real(p.detach()) for name, p in self.places().trainable.items()}
 
-    def evaluate(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> Evaluation:
-        """Loss at ``parameters`` on ``batch = (x, y)``; dropout and the like draw from ``seed``."""
-        x, y = split_batch(batch)
-        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
-        with torch.no_grad(), seeded_scope(seed, device_of(parameters)):
-            output = self.call({**parameters, **buffers}, x)
-            return Evaluation(self.loss_value(output, y), buffers)
+    def program(self, model: nn.Module, *batch: Any, **options: Any) -> Any:
+        """The user's program, as it is written."""
+        if self.closure is not None:
+            return self.closure(model, *batch, **options)
+        x, y = split_batch(batch, options)
+        return mean_loss(self.loss, model(x), y)
 
-    def call(self, values: Parameters, x: Any) -> Tensor:
-        """The model's output with ``values`` in place of the tensors they name; the model is left as it is.
+    def raw_program(self, model: nn.Module, *batch: Any, **options: Any) -> Any:
+        """The same without the average in float64: what is captured as a graph, whose rules average so themselves."""
+        if self.closure is not None:
+            return self.closure(model, *batch, **options)
+        x, y = split_batch(batch, options)
+        return self.loss(model(x), y)
 
-        Every place that holds a tied tensor is given the same value, each place once.
+    def evaluate(
+        self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int, draws: Draws | None = None
+    ) -> Evaluation:
+        """Loss at ``parameters`` on ``batch``.
+
+        Args:
+            parameters: as :meth:`parameters` gives them.
+            batch: arguments of the program.
+            seed: where dropout and the like draw from.
+            draws: recorded by the base query, replayed by all others of its step; None: recorded and forgotten.
         """
-        first = {id(t): name for name, t in (*self.model.named_parameters(), *self.model.named_buffers())}
-        slots = {
-            f"{prefix}.{local}" if prefix else local: first[id(t)]
-            for prefix, module in self.model.named_modules()
-            for local, t in (*module._parameters.items(), *module._buffers.items())
-            if t is not None
-        }
-        given = {slot: values[name] for slot, name in slots.items() if name in values}
-        output: Tensor = torch.func.functional_call(self.model, given, (x,), tie_weights=False)
-        return output
+        if draws is None:
+            return self.base(parameters, batch, seed=seed)[0]
+        with draws.replaying():
+            return self._evaluate(parameters, batch, draws)
 
-    def loss_value(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss as a 0-dim float64 tensor."""
+    def base(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> tuple[Evaluation, Draws]:
+        """The base query, and the random numbers that it drew."""
+        draws = Draws(seed)
+        if not self._settled:
+            self._settle(parameters, batch, seed)
+        with draws.recording():
+            return self._evaluate(parameters, batch, draws), draws
+
+    def _settle(self, parameters: Parameters, batch: tuple[Any, ...], seed: int) -> None:
+        """Find out, once, how the program must be given its parameters.
+
+        In most programs values take their places in the modules. A program that keeps references to parameters elsewhere (a list in a
+        closure), or differentiates with respect to them, gets them through the parameters themselves; it is recognized by an error, or by a
+        loss that does not follow when all parameters move.
+        """
+        draws = Draws(seed)
+        self._copies = True
+        copied = copy_of(batch)
+        untouched = _versions(copied)
         try:
-            return mean_loss(self.loss, output, target)
-        except IndexError as error:
-            raise InvalidInputError(
-                f"the target does not fit the output of shape {tuple(output.shape)}: {error}; class labels must lie in "
-                f"[0, {output.shape[1] if output.dim() > 1 else 'classes'})"
-            ) from error
+            with draws.recording():
+                base = self._evaluate(parameters, copied, draws, copies=False)
+        except Exception:
+            self._hidden = True
+            with draws.recording():
+                base = self._evaluate(parameters, batch, draws)  # the user's own error, if it is one
+        else:
+            self._hidden = not self._follows(parameters, batch, seed, draws)
+        again = self.evaluate(parameters, batch, seed=seed, draws=draws)
+        self.repeatable = _same_loss(base.loss, again.loss, parameters)
+        self._copies = _versions(copied) != untouched
+        self._settled = True
+
+    def _follows(self, parameters: Parameters, batch: tuple[Any, ...], seed: int, draws: Draws) -> bool:
+        """Whether values in the places of parameters do what they do in the parameters."""
+        moved = displaced(parameters, seed)
+        losses = []
+        try:
+            for self._hidden in (False, True):
+                with draws.replaying():
+                    losses.append(float(self._evaluate(moved, batch, draws).loss))
+        except Exception:
+            return True  # the program does not run there: nothing can be said
+        finally:
+            self._hidden = False
+        return losses[0] == losses[1] or not abs(losses[0] - losses[1]) > 1e-6 * (abs(losses[0]) + abs(losses[1]))
+
+    def _evaluate(
+        self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws, *, copies: bool | None = None
+    ) -> Evaluation:
+        places = self.places()
+        batch = self.given(batch) if copies is None else batch
+        before = Attributes.of(self._stateful(places))
+        buffers = {name: b.detach().clone() for name, (b, _) in places.buffers.items()}
+        try:
+            with self.scope(draws, device_of(parameters)), self._placed(places, {**parameters, **buffers}) as held:
+                value = self.program(self.model, *batch, **keywords(batch))
+                left = {name: where[0].tensor for name, where in held.items()}
+            attributes = before.moved_scalars()
+        finally:
+            before.restore()
+        return Evaluation(one_number(value), State({n: b.detach() for n, b in left.items()}, attributes))
+
+    def given(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The batch for one query: copies, if the program writes into its input."""
+        return copy_of(batch) if self._copies else batch
+
+    def _stateful(self, places: Places) -> list[Any]:
+        plain = [f for f in (self._loss, self.closure) if f is not None and not isinstance(f, nn.Module)]
+        return [*places.modules, *(f for f in plain if hasattr(f, "__dict__"))]
+
+    @contextmanager
+    def _placed(self, places: Places, values: Parameters) -> Iterator[dict[str, Any]]:
+        """``values`` where the program looks for them."""
+        given = {name: as_complex(value, places.parameters[name][0]) if name in places.parameters else value for name, value in values.items()}
+        pointing = places.pointing(given) if self._hidden else nullcontext()
+        held = {name: value for name, value in given.items() if not self._hidden or name in places.buffers}
+        with pointing, places.holding(held) as buffers:
+            yield buffers
+
+    @contextmanager
+    def scope(self, draws: Draws, device: torch.device) -> Iterator[None]:
+        """What every query runs under: seeded generators, and attention as in training.
+
+        PyTorch's inference path of its transformer layers gives other outputs for padded positions, and would be taken because no
+        query records a gradient.
+        """
+        with seeded_scope(draws.seed, device, draws=draws):
+            fast = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+            try:
+                yield
+            finally:
+                torch.backends.mha.set_fastpath_enabled(fast)
+
+    def call(self, values: Parameters, x: Any) -> Any:
+        """The model's output with ``values`` (parameters and buffers by name) in place of its own; tied ones move together."""
+        with self.places().holding(values, as_parameters=False):
+            return self.model(x)
+
+    def loss_value(self, output: Any, target: Any) -> Tensor:
+        """The loss of an output as a 0-dim float64 tensor."""
+        return one_number(mean_loss(self.loss, output, target))
+
+    def constrain(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients as PyTorch has them: complex for complex parameters, 0 on the padding rows of embeddings."""
+        places = self.places()
+        padded = padding_rows(places)
+        constrained = {}
+        for name, gradient in gradients.items():
+            parameter = places.parameters[name][0]
+            constrained[name] = as_complex(gradient, parameter)
+            if name in padded:
+                constrained[name][padded[name]] = 0
+        return constrained
 
     def commit(self, buffers: Mapping[str, Tensor]) -> None:
-        """Copy ``buffers`` into the model (batch norm's running statistics, once a step)."""
-        own = dict(self.model.named_buffers())
+        """Make the base query's buffers and counters the model's own, as one training forward would."""
+        places = self.places()
         with torch.no_grad():
             for name, value in buffers.items():
-                own[name].copy_(value)
+                own, where = places.buffers[name]
+                if own.shape == value.shape and own.dtype == value.dtype:
+                    own.copy_(value)
+                else:
+                    for place in where:
+                        place.put(value)
+        for container, key, value in getattr(buffers, "attributes", ()):
+            container[key] = value
+
+
+def _checked_model(model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}; for a plain function of parameters "
+            "use dz.BlackBox(fn, params)"
+        )
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        raise InvalidInputError(
+            f"model is wrapped in {type(model).__name__}; pass the network itself, model.module, and start several processes with "
+            "torchrun (dz.DistributedEvaluator)"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidInputError(
+            f"model is a TorchScript module ({type(model).__name__}); pass the Python module that it was made from"
+        )
+    model = getattr(model, "_orig_mod", model)
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedTensorMixin)]
+    if lazy:
+        raise InvalidInputError(
+            f"parameter {lazy[0]} has no shape yet; run the lazy model once, model(x), before you make the estimator"
+        )
+    nowhere = [name for name, p in model.named_parameters() if p.is_meta]
+    if nowhere:
+        raise InvalidInputError(f"parameter {nowhere[0]} is on the meta device and has no values; use model.to_empty(device='cpu') and load weights")
+    sparse = [name for name, p in model.named_parameters() if p.layout != torch.strided]
+    if sparse:
+        raise InvalidInputError(f"parameter {sparse[0]} is sparse; pass a dense one, p.to_dense()")
+    return model
+
+
+def first_query(
+    objective: Objective, parameters: Parameters, batch: tuple[Any, ...], seed: int
+) -> tuple[Evaluation, Callable[[Parameters], Tensor]]:
+    """The base query of a step, and a function that makes the others: the loss at other parameters, with the same random numbers."""
+    if isinstance(objective, NetworkObjective):
+        evaluation, draws = objective.base(parameters, batch, seed=seed)
+        return evaluation, lambda moved: objective.evaluate(moved, batch, seed=seed, draws=draws).loss
+    evaluation = objective.evaluate(parameters, batch, seed=seed)
+    return evaluation, lambda moved: objective.evaluate(moved, batch, seed=seed).loss
+
+
+def constrained(objective: Objective, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients as the objective's owners hold them: see :meth:`NetworkObjective.constrain`."""
+    constrain: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = getattr(objective, "constrain", None)
+    return gradients if constrain is None else constrain(gradients)
+
+
+def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict[str, Tensor]:
+    """All parameters moved a little, in a direction that is a pure function of ``seed``."""
+    moved = {}
+    for name, value in parameters.items():
+        generator = torch.Generator().manual_seed(derive_seed(seed, "displaced", name))
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.device, value.dtype)
+        scale = float(value.double().square().mean().sqrt()) if value.numel() else 0.0
+        moved[name] = value + noise * (relative * (scale or 1.0))
+    return moved
+
+
+def copy_of(batch: tuple[Any, ...]) -> Batch:
+    """A batch with copies of its tensors, for a program that writes into its input."""
+    arguments, options = pytree.tree_map(
+        lambda leaf: leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf,
+        (tuple(batch), keywords(batch)),
+    )
+    return Batch(arguments, options)
+
+
+def _versions(batch: tuple[Any, ...]) -> list[int]:
+    """How often each tensor of a batch was written into, counted from its making, as far as can be told."""
+    leaves = pytree.tree_leaves((tuple(batch), keywords(batch)))
+    return [0 if leaf.is_inference() else leaf._version for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _same_loss(one: Tensor, other: Tensor, parameters: Parameters) -> bool:
+    """Whether two losses at the same parameters are the same but for rounding (sums on a GPU come in any order)."""
+    coarsest = max(float(torch.finfo(p.dtype).eps) for p in parameters.values())
+    apart = float((one - other).abs())
+    return not math.isfinite(apart) or apart <= min(1000 * coarsest, 0.1) * (1e-3 + float(one.abs()))
+
+
+def padding_rows(places: Places) -> dict[str, int]:
+    """Name of an embedding's table -> its padding row, where nothing else uses the table."""
+    found = {}
+    for module in places.modules:
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None:
+            for name, (parameter, where) in places.parameters.items():
+                if parameter is module.weight and len(where) == 1:
+                    found[name] = module.padding_idx
+    return found
+
+
+def as_real(value: Tensor) -> Tensor:
+    """A complex tensor as real and imaginary parts along a last dimension; a real one as it is."""
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+
+
+def as_complex(value: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`as_real`, if ``like`` is complex."""
+    if not like.is_complex() or value.is_complex():
+        return value
+    return torch.view_as_complex(value.contiguous())
+
+
+def one_number(value: Any) -> Tensor:
+    """What a program returned, as a 0-dim float64 tensor."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = torch.as_tensor(value)
+    if isinstance(value, numbers.Number) and not isinstance(value, complex):
+        value = torch.tensor(float(value), dtype=torch.float64)  # type: ignore[arg-type]
+    if not isinstance(value, Tensor):
+        raise InvalidInputError(
+            f"the loss must be one real number (a tensor, or a NumPy or Python number), got {type(value).__name__}"
+            + (f": {value!r}" if isinstance(value, complex) else "")
+        )
+    if value.is_complex():
+        raise InvalidInputError("the loss must be a real number, got a complex one; take .real or .abs()")
+    if value.numel() != 1:
+        raise InvalidInputError(
+            f"the loss must be one number, got a tensor of shape {tuple(value.shape)}; reduce it, for example with .mean()"
+        )
+    return value.detach().double().reshape(())
 
 
 @dataclass(frozen=True)
@@ -143,7 +475,7 @@ class BlackBoxFunction:
     def _call(self, values: Parameters, batch: tuple[Any, ...], stacked: int | None) -> list[float]:
         """One call on ``values``, which ``fn`` may write into."""
         arguments = {name: value.numpy() if name in self.arrays else value for name, value in values.items()}
-        return _numbers(self.fn(arguments, *batch), stacked)
+        return _numbers(self.fn(arguments, *batch, **keywords(batch)), stacked)
 
 
 class BlackBox:
@@ -152,8 +484,9 @@ class BlackBox:
     Args:
         fn: takes a dict of arrays shaped like ``params`` (NumPy arrays where ``params`` gave NumPy arrays, else
             tensors), followed by whatever ``zo.backward`` is given; returns the loss as a number.
-        params: starting values by name, tensors or NumPy arrays. They are updated in place by the optimizer; give
-            ``box.optimizer_parameters()`` to it.
+        params: starting values by name, tensors or NumPy arrays of real numbers. They are updated in place by the
+            optimizer; give ``box.optimizer_parameters()`` to it. Of a module the trainable parameters are meant, by
+            name. A bare array or tensor is handed to ``fn`` as it is, ``fn(x)``; ``box.values["x"]`` holds it.
         batched: ``fn`` evaluates up to this many parameter sets in one call: its arrays have a leading dimension of
             1 to ``batched``, and it returns as many losses. What follows the arrays is not stacked. The loss of a set
             must not depend on the sets beside it.
@@ -174,18 +507,13 @@ class BlackBox:
     def __init__(
         self,
         fn: Callable[..., Any],
-        params: Mapping[str, Tensor | np.ndarray[Any, Any]],
+        params: Given,
         *,
         batched: int | None = None,
     ) -> None:
-        if not callable(fn):
-            raise InvalidInputError(f"fn must be callable as fn(params) -> float, got {type(fn).__name__}")
-        if not params:
-            raise InvalidInputError('params must name at least one array, for example {"w": np.zeros(3)}')
-        self.fn = fn
-        self.values = dict(params)
+        self.fn, self.values = named(fn, params)
         self.batched = None if batched is None else validation.count("batched", batched)
-        self._tensors = {name: _as_parameter(name, value) for name, value in params.items()}
+        self._tensors = {name: as_parameter(name, value) for name, value in self.values.items()}
 
     def function(self) -> BlackBoxFunction:
         """What a worker needs in order to query this black box, beside the values."""
@@ -200,7 +528,7 @@ class BlackBox:
         """What to hand to a ``torch.optim`` optimizer."""
         return list(self._tensors.values())
 
-    def named_gradients_owner(self) -> dict[str, nn.Parameter]:
+    def owners(self) -> dict[str, nn.Parameter]:
         """The parameters whose ``.grad`` an estimator fills."""
         return dict(self._tensors)
 
@@ -216,6 +544,8 @@ class BlackBox:
 def _numbers(answer: Any, stacked: int | None) -> list[float]:
     """What ``fn`` returned, as numbers: one, or ``stacked`` of them."""
     expected = "one number" if stacked is None else f"{stacked} losses, one for each of its stacked parameter sets"
+    if answer.is_complex() if isinstance(answer, Tensor) else np.iscomplexobj(answer):
+        raise InvalidInputError(f"fn must return {expected}, got complex values; take the real part or the modulus")
     try:
         losses = torch.as_tensor(answer, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -226,34 +556,33 @@ def _numbers(answer: Any, stacked: int | None) -> list[float]:
     return found
 
 
-def _as_parameter(name: str, value: Tensor | np.ndarray[Any, Any]) -> nn.Parameter:
-    if not isinstance(value, (Tensor, np.ndarray)):
-        raise InvalidInputError(f"params[{name!r}] must be a tensor or a NumPy array, got {type(value).__name__}")
-    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(value)
-    if not tensor.is_floating_point():
-        raise InvalidInputError(
-            f"params[{name!r}] must hold real numbers, got {tensor.dtype}; convert it with .astype(float) or .float()"
-        )
-    return nn.Parameter(tensor)
-
-
 def device_of(parameters: Parameters) -> torch.device:
     """The device of the first parameter."""
     return next(iter(parameters.values())).device
 
 
-def split_batch(batch: tuple[Any, ...]) -> tuple[Any, Any]:
-    """``(x, y)`` from the arguments of an estimate."""
-    if len(batch) != 2:
-        raise InvalidInputError(f"a network is estimated on two arguments, zo.backward(x, y); got {len(batch)}")
+def split_batch(batch: tuple[Any, ...], options: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+    """``(x, y)`` from the arguments of an estimate with ``loss=...``."""
+    if len(batch) != 2 or options:
+        named = f" and {', '.join(options)}" if options else ""
+        raise InvalidInputError(
+            f"a network with loss=... is estimated on two arguments, zo.backward(x, y); got {len(batch)}{named}. For any other "
+            "signature give closure=..., for example closure=lambda model, batch: model(**batch).loss"
+        )
     return batch[0], batch[1]
 
 
-def mean_loss(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
-    """``loss(output, target)`` averaged in float64, as a 0-dim float64 tensor."""
-    if loss is F.cross_entropy and not target.is_floating_point():
-        losses = F.cross_entropy(output, target, reduction="none").double()
-        return losses.sum() / (target != -100).sum()
-    if loss is F.mse_loss:
-        return F.mse_loss(output, target, reduction="none").double().mean()
-    return loss(output, target).double().mean()
+def mean_loss(loss: Loss, output: Any, target: Any) -> Any:
+    """``loss(output, target)``; what has several entries is averaged over them, in float64."""
+    if isinstance(output, Tensor) and isinstance(target, Tensor) and not output.is_complex():
+        if loss is F.cross_entropy and not target.is_floating_point():
+            losses = F.cross_entropy(output, target, reduction="none").double()
+            return losses.sum() / (target != -100).sum()
+        if loss is F.mse_loss:
+            return F.mse_loss(output, target, reduction="none").double().mean()
+    value = loss(output, target)
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = torch.as_tensor(value)
+    if isinstance(value, Tensor) and not value.is_complex():
+        return value.double().mean()
+    return value

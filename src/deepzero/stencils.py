@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deepzero.errors import InvalidInputError
+
 
 @dataclass(frozen=True)
 class Stencil:
@@ -38,9 +40,19 @@ class Stencil:
     weights: tuple[float, ...]
     order: int
 
-    def slopes(self, differences: Float[Tensor, "nodes k"], step_size: float) -> Float[Tensor, " k"]:
-        """Slopes along k directions from the loss differences at every node."""
+    def slopes(
+        self, differences: Float[Tensor, "nodes k"], step_size: float | Float[Tensor, "nodes k"]
+    ) -> Float[Tensor, " k"]:
+        """Slopes along k directions from the loss differences at every node.
+
+        Args:
+            differences: :math:`\\ell(\\theta + t_{jk} p_k) - \\ell(\\theta)`.
+            step_size: :math:`\\mu`, or the steps :math:`t_{jk}` that were really taken, which rounding may make differ from
+                :math:`\\nu_j \\mu`: then :math:`s_k = \\sum_j w_j d_{jk} / \\sum_j w_j t_{jk}`.
+        """
         weights = torch.tensor(self.weights, dtype=differences.dtype, device=differences.device)
+        if isinstance(step_size, Tensor):
+            return (weights @ differences) / (weights @ step_size.to(differences))
         return weights @ differences / step_size
 
 
@@ -49,3 +61,19 @@ FORWARD = Stencil("forward", nodes=(1.0,), weights=(1.0,), order=1)
 
 CENTRAL = Stencil("central", nodes=(1.0, -1.0), weights=(0.5, -0.5), order=2)
 """Two queries a direction, error :math:`O(\\mu^2)`."""
+
+STENCILS = {stencil.name: stencil for stencil in (FORWARD, CENTRAL)}
+
+
+def as_stencil(asked: Stencil | str) -> Stencil:
+    """A stencil, or the one of that name.
+
+    Example:
+        >>> as_stencil("central").nodes
+        (1.0, -1.0)
+    """
+    if isinstance(asked, Stencil):
+        return asked
+    if isinstance(asked, str) and asked in STENCILS:
+        return STENCILS[asked]
+    raise InvalidInputError(f"stencil must be dz.FORWARD, dz.CENTRAL, their names, or a Stencil of your own, got {asked!r}")

@@ -29,6 +29,13 @@ def count(name: str, value: int, *, minimum: int = 1) -> int:
     return value
 
 
+def integer(name: str, value: int) -> int:
+    """Accept any integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInputError(f"{name} must be an integer, got {value!r}")
+    return value
+
+
 def fraction(name: str, value: float) -> float:
     """Accept a sparsity: a real number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:

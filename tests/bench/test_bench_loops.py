@@ -9,6 +9,7 @@ from torch import nn
 
 from deepzero.bench.agreement import check
 from deepzero.bench.cases import problem
+from deepzero.bench.forms import Form
 from deepzero.bench.loops import BlockReuseLoop, NaiveLoop
 from deepzero.bench.sampling import one_of_each
 from deepzero.bench.sides import BlockReuse, DeepZero, Naive
@@ -89,3 +90,20 @@ def test_a_side_that_computes_something_else_is_found(sides, monkeypatch):
     monkeypatch.setattr(naive.loop, "step_size", 2 * asked.step_size)
     with pytest.raises(VerificationError, match="and the naive loop disagree on digits"):
         check(asked, naive, reuse, deepzero)
+
+
+CHANNELS_LAST = Form(channels_last=True, inference_mode=True, onednn=False)
+
+
+@pytest.mark.parametrize("loop", [NaiveLoop, BlockReuseLoop])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_form_moves_the_same_coordinates(name, loop):
+    """In double precision all forms give the same differences: a flat index means the same entry in any layout."""
+    asked = in_double(problem(name, batch=4))
+    pairs = [(n, int(i)) for n, indices in one_of_each(asked.coordinates, 12, seed=1).items() for i in indices]
+    plain, other = (loop(asked, form) for form in (Form(), CHANNELS_LAST))
+    weight = next(p for p in other.parameters.values() if p.dim() == 4 and min(p.shape[:2]) > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    expected, found = ([side.difference(*pair) for pair in pairs] for side in (plain, other))
+    assert found == pytest.approx(expected, rel=0, abs=1e-12)
+    assert sum(value != 0 for value in expected) > 6

@@ -44,6 +44,13 @@ def test_the_record_is_json_with_its_circumstances(report):
     for side in case["sides"].values():
         assert len(side["timings"]) == len(side["queries_per_second"]["rounds"]) == 3
         assert side["method"]
+    for name in ("naive", "block_reuse"):
+        form = case["sides"][name]["form"]
+        assert form["taken"] in form["trial_queries_per_second"]
+        assert len(form["trial_queries_per_second"]) == 8
+        assert "torch.compile" in form["not_tried"]
+    assert case["sides"]["deepzero"]["form"] is None
+    for side in case["sides"].values():
         assert all(t["timed_fraction"] == t["timed_queries"] / 4955 for t in side["timings"])
     assert case["agreement"]["coordinates"] == 11
     assert case["profile"]["rules"]

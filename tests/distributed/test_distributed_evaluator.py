@@ -1,6 +1,9 @@
 """Queries divided among ranks: the same bits on any number of them, and little traffic."""
 
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from torch import nn
 import deepzero as dz
 from deepzero.coordinates import Coordinates
 from deepzero.errors import NonFiniteLossError, TeamError
-from deepzero.evaluators.base import Job
+from deepzero.evaluators.base import Answer, Job, Preparation
 from deepzero.evaluators.distributed import CALIBRATION, divide
 from deepzero.graph.capture import capture
 from deepzero.team import Team
@@ -138,6 +141,41 @@ def test_shares_are_balanced_by_measured_costs():
     assert first == second, "all ranks divide by the same numbers"
     assert set(first) == {name for name, _ in network().named_parameters()}
     assert all(seconds > 0 for seconds in first.values())
+
+
+EACH = {"0.weight": 0.5, "1.weight": 2.0, "1.bias": 1.0, "4.weight": 0.25, "4.bias": 8.0}
+
+
+class MadeUpTimes:
+    """Propagation on a clock of its own: a query of a parameter takes as many seconds as ``EACH`` says."""
+
+    def __init__(self) -> None:
+        self.inner = INNER["propagation"]()
+
+    def prepare(self, *args: Any) -> Preparation:
+        step = self.inner.prepare(*args)
+
+        def answer(some: Sequence[Job]) -> list[Answer]:
+            answers = step.answer(some)
+            return [Answer(a.differences, len(job) * EACH[job.kind]) for a, job in zip(answers, some, strict=True)]
+
+        return replace(step, answer=answer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("stencil", [dz.FORWARD, dz.CENTRAL])
+def test_costs_are_seconds_a_query_however_many_ranks_and_queries_there_are(size, stencil):
+    def table(team: Team) -> dict[str, float]:
+        zo = dz.CGE(
+            network(), loss=F.cross_entropy, evaluator=dz.DistributedEvaluator(MadeUpTimes(), team), stencil=stencil
+        )
+        zo.estimate(*batches(1)[0])
+        return zo.evaluator.state_dict()["costs"]
+
+    assert together(size, table) == [EACH] * size
 
 
 def test_a_state_goes_on_with_another_number_of_ranks():

@@ -1,8 +1,14 @@
+import pytest
+import torch
 from patients import LOSS, Branching, Unruled, batch, healthy, seeded
 from torch import nn
 
 import deepzero as dz
+from deepzero.doctor import diagnose
 from deepzero.doctor.operations import check_operations
+from deepzero.errors import InvalidInputError
+from deepzero.graph.rules import RULES
+from deepzero.graph.watch import watch_fallbacks
 
 
 def check(model):
@@ -44,3 +50,55 @@ def test_a_model_that_cannot_be_exported_has_a_problem_and_a_way_out():
     assert "cannot be exported" in found.problem
     assert "SequentialEvaluator" in found.problem
     assert found.rules == found.fallbacks == {}
+
+
+def with_own_labels(output, y):
+    return nn.functional.cross_entropy(output, output.argmax(1))
+
+
+def test_an_operation_whose_rule_falls_back_inside_is_counted_with_the_fallbacks():
+    """Labels that the model gives itself: cross entropy has a rule, but not for them."""
+    x, y = batch()
+    for loss, name in ((LOSS, "rules"), (with_own_labels, "fallbacks")):
+        found = diagnose(healthy(), loss, x, y, seconds=0.1).operations
+        assert getattr(found, name)["aten.cross_entropy_loss.default"] == 1
+        assert sum("cross_entropy" in operation for operation in (*found.rules, *found.fallbacks)) == 1
+        assert found.behind_fallbacks == (name == "fallbacks")
+        assert found.rules["aten.linear.default"] == 2
+
+
+def test_an_operation_that_is_not_watched_any_more_is_not_noted():
+    x, y = batch()
+    zo = dz.CGE(healthy(), loss=with_own_labels)
+    with watch_fallbacks() as outer:
+        with watch_fallbacks() as inner:
+            pass
+        zo.estimate(x, y)
+    assert not inner
+    assert "aten.cross_entropy_loss.default" in outer.values()
+
+
+def stumbles(*args, **kwargs):
+    raise IndexError("a rule that stumbles")
+
+
+def test_a_rule_that_raises_whatever_it_likes_ends_in_a_report(monkeypatch):
+    """The report names the error and where it was raised, and goes on with full forwards."""
+    monkeypatch.setitem(RULES, torch.ops.aten.tanh.default, stumbles)
+    found = diagnose(healthy(), LOSS, *batch(), step_size=1e-4, seconds=0.1)
+    assert found.operations.problem.startswith("IndexError: a rule that stumbles (raised in stumbles, test_doctor")
+    assert not found.healthy
+    assert found.step.evaluator == "sequential"
+    assert found.gradients.cosine > 0.99
+
+
+def test_a_capture_that_raises_whatever_it_likes_ends_in_a_report(monkeypatch):
+    monkeypatch.setattr(dz.PropagationEvaluator, "program", stumbles)
+    assert "IndexError: a rule that stumbles" in check(healthy()).problem
+
+
+def test_the_user_s_own_mistake_is_no_fault_of_the_program():
+    """Labels that do not fit the output are refused as they are everywhere."""
+    x, y = batch()
+    with pytest.raises(InvalidInputError, match="labels must lie in"):
+        diagnose(healthy(), LOSS, x, y + 5, seconds=0.1)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from deepzero import models
 from deepzero.errors import InvalidInputError
@@ -62,8 +63,24 @@ def test_the_cnn_of_the_paper_has_its_sizes(depth, parameters):
     assert sum(p.numel() for p in build("cifar10-cnn", depth=depth).parameters()) == parameters
 
 
-def test_fashion_mnist_fits_its_network():
-    build("fashion-mnist-cnn", image_size=28, in_channels=1)(torch.zeros(2, 1, 28, 28))
+IMAGES = {"digits": (1, 8), "fashion-mnist": (1, 28), "cifar10": (3, 32)}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_network_of_a_recipe_fits_its_images(name):
+    """Ten logits an image, which depend on the image and on every layer: all ten classes get a gradient."""
+    channels, size = IMAGES[find(name).config().data.name]
+    options = {} if name.startswith("cifar10") else {"image_size": size, "in_channels": channels}
+    model = build(name, **options)
+    images = torch.randn(3, channels, size, size, generator=torch.Generator().manual_seed(0))
+    logits = model(images)
+    assert logits.shape == (3, 10)
+    assert all(not torch.equal(logits[i], logits[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    F.cross_entropy(logits, torch.tensor([0, 4, 9])).backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+    last = list(model.parameters())[-1]
+    assert last.shape == (10,)
+    assert bool((last.grad != 0).all())
 
 
 def test_fashion_mnist_spends_a_step_by_cost_and_redraws_at_every_one():

@@ -10,8 +10,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RunFolderError
+from deepzero.report.reading import read
+from deepzero.report.runs import document
 from deepzero.tasks.classification import train
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
+from deepzero.tasks.parts import load_images
 from deepzero.training import CheckpointStore, TrainingConfig, read_metrics
 
 STEPS = 6
@@ -266,6 +269,20 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
         train(config("cge", learning_rate=1e30, momentum=0.0), out=tmp_path)
     assert CheckpointStore(tmp_path / "checkpoints", run="").paths()
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_test_loss_that_is_not_finite_does_not_lose_a_run_that_has_come_to_its_end(tmp_path):
+    """JSON has no NaN: the loss is null, and the accuracy stands beside it."""
+    splits = load_images(config("fo"))
+    signs = torch.arange(splits.test.images.numel()).reshape(splits.test.images.shape) % 2 * 2.0 - 1
+    signs[::2] *= -1
+    blinding = replace(splits.test, images=3e38 * signs, scale=1e-3)
+    result = train(config("fo"), out=tmp_path, splits=replace(splits, test=blinding))
+    assert result.summary["test_loss"] is None
+    assert 0 <= result.summary["test_accuracy"] <= 1
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["test_loss"] is None
+    assert train(config("fo"), out=tmp_path, splits=splits, resume=True).summary["test_loss"] is None
+    assert "test_loss" in document(read(tmp_path)).facts
 
 
 def test_a_time_limit_stops_with_everything_saved(tmp_path):

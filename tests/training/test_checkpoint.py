@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -88,7 +89,41 @@ def replace_by_a_list(path):
     (path / "state.json").write_text("[]")
 
 
+def sign(path, **changes):
+    """Change the record, and give it the checksum that fits."""
+    record = json.loads((path / "state.json").read_text())
+    record |= changes
+    record = {name: value for name, value in record.items() if value is not ... and name != "sha256"}
+    text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+    (path / "state.json").write_text(json.dumps({**record, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+
+
+def leave_out_the_step(path):
+    sign(path, step=...)
+
+
+def make_the_state_a_list(path):
+    sign(path, state=[1, 2])
+
+
+def leave_out_the_checksum_of_the_tensors(path):
+    sign(path, tensors_sha256=...)
+
+
+def hold_a_number_that_is_none(path):
+    sign(path, state={"seconds": float("nan")})
+
+
+def nest_without_end(path):
+    (path / "state.json").write_text("[" * 100_000)
+
+
 DAMAGES = [
+    leave_out_the_step,
+    make_the_state_a_list,
+    leave_out_the_checksum_of_the_tensors,
+    hold_a_number_that_is_none,
+    nest_without_end,
     truncate,
     flip_a_bit,
     change_a_number,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import deepzero as dz
+from deepzero.coordinates import StepContext
 from deepzero.errors import CheckpointError, NonFiniteLossError
 from deepzero.sparsity import DynamicRatios
 from deepzero.training import (
@@ -290,6 +291,77 @@ def test_weights_that_are_not_finite_are_never_saved_or_selected(tmp_path):
         fit(made)
     assert made.best is None
     assert made.store.load().checkpoint.step == 3
+
+
+class Returning:
+    """A source that returns a loss of its own making in place of an error."""
+
+    def __init__(self, model, loss):
+        self.inner, self.loss = fo(model), loss
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def backward(self, x, y):
+        self.inner.backward(x, y)
+        return self.loss
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_source_that_returns_a_loss_that_is_not_finite_stops_before_the_step_is_taken(tmp_path, loss):
+    made = trainer(tmp_path, source=lambda model: Returning(model, loss))
+    start = made.model[0].weight.clone()
+    with pytest.raises(NonFiniteLossError, match=r"(?s)step 0 \(epoch 1\): the loss is .*step-00000000"):
+        fit(made)
+    assert torch.equal(made.model[0].weight, start)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_loss_that_is_not_finite_is_divergence(tmp_path, loss):
+    """The weights are finite, and the training loss is: only the validation split shows that something is wrong."""
+    made = trainer(tmp_path, checkpoint_steps=3)
+    looks = iter([Scores(0.5, 1.0), Scores(0.9, loss)])
+    made.validate = lambda: next(looks)
+    with pytest.raises(
+        NonFiniteLossError, match=rf"(?s)step 8 .*validation split is {loss}.*step-00000006.*learning rate"
+    ):
+        fit(made)
+    assert made.best.scores == Scores(0.5, 1.0)
+    assert made.store.load().checkpoint.step == 6
+    assert [r["epoch"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "epoch"] == [0]
+
+
+def test_the_mean_of_huge_losses_is_a_number(tmp_path):
+    made = trainer(tmp_path, source=lambda model: Returning(model, 1e308), epochs=1)
+    fit(made)
+    (epoch,) = (r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "epoch")
+    assert epoch["training_loss"] == 1e308
+
+
+def test_the_source_is_told_each_epoch_so_that_coordinates_are_drawn_for_it(tmp_path):
+    """Every step's gradient lies in the set of its epoch, and the sets differ."""
+    ratios = DynamicRatios({"0.weight": 0.3, "4.weight": 0.5}, every=1, unit="epoch", seed=3)
+
+    def drawn_by_epoch(model):
+        return dz.CGE(model, loss=F.cross_entropy, sparsity=ratios, evaluator=dz.SequentialEvaluator(), seed=1)
+
+    made = trainer(tmp_path, source=drawn_by_epoch, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    backward, touched = made.source.backward, []
+
+    def note(*batch):
+        loss = backward(*batch)
+        touched.append({name: p.grad != 0 for name, p in made.model.named_parameters() if name in ratios.ratios})
+        return loss
+
+    made.source.backward = note
+    fit(made)
+    shapes = {name: p.shape for name, p in made.source.objective.parameters().items()}
+    sets = [ratios.coordinates(StepContext(0, epoch, made.source.objective, ())).masks(shapes) for epoch in range(3)]
+    assert not torch.equal(sets[0]["4.weight"], sets[1]["4.weight"])
+    assert len(touched) == 12
+    for step, masks in enumerate(touched):
+        assert all(bool((mask <= sets[step // 4][name]).all()) for name, mask in masks.items())
+        assert any(bool(mask.any()) for mask in masks.values())
 
 
 def test_a_signal_finishes_the_step_and_saves(tmp_path):

@@ -1,4 +1,5 @@
 import io
+import math
 import sys
 
 import pytest
@@ -31,6 +32,14 @@ def test_lines_come_back_as_they_were_written(tmp_path):
     assert read_metrics(sink.path) == RECORDS  # readable while the run goes on
     assert sink.size == sink.path.stat().st_size
     sink.close()
+
+
+def test_a_number_that_is_not_finite_becomes_null(tmp_path):
+    """JSON has no NaN, and a run that has come to its end must not be lost for a test loss."""
+    sink = JsonLines(tmp_path / "metrics.jsonl")
+    sink.write(step(1, kind="test", test_accuracy=0.8, test_loss=math.nan))
+    sink.close()
+    assert read_metrics(sink.path) == [step(1, kind="test", test_accuracy=0.8, test_loss=None)]
 
 
 def test_a_resumed_file_is_cut_to_where_the_checkpoint_was_made(tmp_path):

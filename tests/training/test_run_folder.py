@@ -1,12 +1,15 @@
 import errno
 import json
 import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 
 from deepzero.errors import RunFolderError
 from deepzero.training import RunFolder, read_record
+from deepzero.training.run_folder import FORMAT
 
 CONFIG = {"seed": 0, "training": {"epochs": 3, "learning_rate": 0.1}, "model": {"options": {"hidden": (4, 4)}}}
 
@@ -39,12 +42,45 @@ def test_a_folder_that_holds_something_else_is_not_started_in(tmp_path):
         RunFolder.create(tmp_path / "thesis.tex", config=CONFIG, notes={})
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_run_killed_before_its_record_has_its_name_leaves_a_folder_that_can_be_used(tmp_path):
+    """The kill comes between writing the temporary file and renaming it."""
+    path = tmp_path / "run"
+    child = os.fork()
+    if child == 0:
+        Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        RunFolder.create(path, config=CONFIG, notes={})
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert [file.name for file in path.iterdir()] == [f".run.json.{child}.tmp"]
+    RunFolder.require_free(path)
+    RunFolder.create(path, config=CONFIG, notes={})
+    assert [file.name for file in path.iterdir()] == ["run.json"]
+    RunFolder.reopen(path, config=CONFIG)
+
+
+def test_other_hidden_files_are_somebody_s(tmp_path):
+    (tmp_path / ".gitignore").touch()
+    (tmp_path / ".run.json.123.tmp").touch()
+    with pytest.raises(RunFolderError, match="not an empty folder"):
+        RunFolder.create(tmp_path, config=CONFIG, notes={})
+
+
+def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
+    folder = RunFolder.create(tmp_path, config=CONFIG, notes={})
+    folder.write("summary.json", {"test_loss": float("nan"), "steps": 3, "layers": [1.5, float("-inf")]})
+    assert folder.summary == {"test_loss": None, "steps": 3, "layers": [1.5, None]}
+
+
 def test_there_is_nothing_to_resume_where_there_is_no_run(tmp_path):
     with pytest.raises(RunFolderError, match="leave out --resume"):
         RunFolder.reopen(tmp_path / "none", config=CONFIG)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"format": "other"})])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", json.dumps({"format": "other"}), json.dumps({"format": FORMAT}), "[" * 100_000],
+)
 def test_a_record_that_is_not_ours_is_refused(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunFolderError):

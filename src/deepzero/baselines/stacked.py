@@ -53,7 +53,7 @@ class StackedEvaluator(DivisibleEvaluator):
             losses = stacked_losses(objective, stacked, batch, seed)
             return losses[1:] - losses[0]
 
-        jobs = jobs_of(len(perturbations), len(offsets), self.chunk)
+        jobs = jobs_of(perturbations, len(offsets), self.chunk)
         return Preparation(base.loss, base.buffers, jobs, lambda some: [timed_answer(differences, job) for job in some])
 
     def state_dict(self) -> dict[str, Any]:

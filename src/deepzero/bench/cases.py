@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,11 @@ class Problem:
     def queries(self) -> int:
         """Function values of one estimate: the base and one for each coordinate."""
         return 1 + self.coordinates.count
+
+    def on(self, device: torch.device) -> Problem:
+        """The same problem with model and batch on a device; this one keeps its own."""
+        x, y = self.batch
+        return replace(self, model=copy.deepcopy(self.model).to(device), batch=(x.to(device), y.to(device)))
 
 
 def digits_batch(size: int, seed: int) -> Batch:

@@ -93,9 +93,9 @@ def _measured(settings: dict[str, Any], counts: dict[str, int], budget: int | No
     evaluator = PropagationEvaluator() if budget is None else PropagationEvaluator(memory_budget=budget)
     part = some_of_each(asked.coordinates, counts, asked.seed)
     gc.collect()
-    before = _start_of_peak()
+    before = start_of_peak()
     queries = _estimate(asked, evaluator, part)
-    peak = _peak()
+    peak = peak_so_far()
     return Memory(evaluator.memory_budget, peak, before, peak - before, queries, part.count / asked.coordinates.count)
 
 
@@ -104,15 +104,15 @@ def _estimate(asked: Problem, evaluator: PropagationEvaluator, part: Coordinates
     return CGE(asked.model, loss=F.cross_entropy, **options).estimate(*asked.batch).queries
 
 
-def _start_of_peak() -> int:
+def start_of_peak() -> int:
     """The resident set now. Linux lets a process reset its own high-water mark; elsewhere the mark so far stands."""
     if not STATUS.exists():
-        return _peak()
+        return peak_so_far()
     RESET.write_text("5")
     return _status("VmRSS")
 
 
-def _peak() -> int:
+def peak_so_far() -> int:
     """The high-water mark of the resident set.
 
     Linux keeps it by address space in VmHWM; ru_maxrss, which a child inherits from the process that started it, would

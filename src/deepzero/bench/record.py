@@ -7,9 +7,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from deepzero.bench.forms import LEFT_OUT, Trial
 from deepzero.bench.runner import CaseReport, Settings, SideReport
 
-FORMAT = 1
+FORMAT = 2
 
 
 def record(
@@ -53,6 +54,12 @@ def _case(report: CaseReport) -> dict[str, Any]:
 def _side(side: SideReport) -> dict[str, Any]:
     return {
         "method": side.method,
+        "form": None if side.trial is None else _form(side.trial),
         "queries_per_second": asdict(side.queries_per_second),
         "timings": [{**asdict(t), "timed_fraction": t.timed_queries / t.queries} for t in side.timings],
     }
+
+
+def _form(trial: Trial) -> dict[str, Any]:
+    """Which form a loop took, and how fast the others were."""
+    return {"taken": trial.fastest.name, "trial_queries_per_second": trial.queries_per_second, "not_tried": LEFT_OUT}

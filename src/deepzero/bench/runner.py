@@ -13,6 +13,7 @@ import torch
 from deepzero import validation
 from deepzero.bench.agreement import Agreement, check
 from deepzero.bench.cases import Problem, problem
+from deepzero.bench.forms import Trial
 from deepzero.bench.memory import Memory, measure_memory
 from deepzero.bench.profile import Profile, profile
 from deepzero.bench.sampling import in_full_chunks
@@ -75,11 +76,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class SideReport:
-    """One side of a comparison: what was timed, and queries per second by round."""
+    """One side of a comparison.
+
+    Attributes:
+        method: what was timed.
+        queries_per_second: by round.
+        timings: by round.
+        trial: the forms that a loop was tried in, of which it took the fastest; None for deepzero.
+    """
 
     method: str
     queries_per_second: Spread
     timings: tuple[Timing, ...]
+    trial: Trial | None
 
 
 @dataclass(frozen=True)
@@ -104,8 +113,10 @@ def run(name: str, settings: Settings) -> CaseReport:
     """
     asked = problem(name, **settings.problem)
     with _threads(settings.threads):
-        log.info("%s: %d queries an estimate; measuring costs", name, asked.queries)
+        log.info("%s: %d queries an estimate; trying the forms of a loop, measuring costs", name, asked.queries)
         naive, reuse, deepzero = Naive(asked), BlockReuse(asked), DeepZero(asked, whole=settings.whole)
+        for loop in (naive, reuse):
+            log.info("%s runs in its fastest form: %s", loop.name, loop.loop.form.name)
         agreement = check(asked, naive, reuse, deepzero)
         memory = tuple(_memory(deepzero, settings, budget) for budget in settings.budgets)
         breakdown = profile(asked, deepzero)
@@ -132,7 +143,7 @@ def _rounds(sides: list[Side], rounds: int, seconds: float) -> dict[str, list[Ti
 
 
 def _side_report(side: Side, timings: list[Timing]) -> SideReport:
-    return SideReport(side.method, Spread.of([t.rate for t in timings]), tuple(timings))
+    return SideReport(side.method, Spread.of([t.rate for t in timings]), tuple(timings), side.trial)
 
 
 def _memory(side: DeepZero, settings: Settings, budget: int | None) -> Memory:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, cast
 
 import torch.nn.functional as F
 
 from deepzero.bench.cases import Problem
+from deepzero.bench.forms import Form, Trial, forms, trial
 from deepzero.bench.loops import BlockReuseLoop, NaiveLoop
 from deepzero.bench.sampling import in_full_chunks, shuffled
 from deepzero.bench.timing import Timing
 from deepzero.coordinates import Coordinates, StepContext
 from deepzero.estimator import CGE, Estimate
 from deepzero.evaluators import PropagationEvaluator
+from deepzero.evaluators.costs import wait_for_devices
 from deepzero.objective import NetworkObjective
 from deepzero.randomness import derive_seed
 
@@ -26,24 +30,43 @@ class Side(Protocol):
     name: str
     method: str
     """What is timed, and how the rest is extrapolated."""
+    trial: Trial | None
+    """The forms that it was tried in, if it had a choice."""
 
     def time(self, seconds: float, turn: int) -> Timing:
         """One round of about so many seconds; ``turn`` seeds what it samples."""
         ...
 
 
+def _settled(form: Form | None, problem: Problem, make: Callable[[Form], Side]) -> tuple[Form, Trial | None]:
+    """The form that was asked for; else the fastest, with the trial that found it."""
+    if form is not None:
+        return form, None
+    found = trial(make, forms(problem.batch[0].device))
+    return found.fastest, found
+
+
 class Naive:
-    """One full forward per coordinate."""
+    """One full forward per coordinate.
+
+    Args:
+        problem: what is queried.
+        form: how its forwards run; by default the form that is fastest in a trial made now.
+
+    Attributes:
+        trial: how fast each form was; None where the form was given.
+    """
 
     name = "naive"
     method = (
-        "random coordinates of the whole set, one full forward each in train mode under no_grad; every query costs the "
-        "same, so the mean time of a query holds for all"
+        "random coordinates of the whole set, one full forward each in train mode without autograd, in the form that "
+        "was fastest in a trial at the start; every query costs the same, so the mean time of a query holds for all"
     )
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, form: Form | None = None) -> None:
         self.problem = problem
-        self.loop = NaiveLoop(problem)
+        form, self.trial = _settled(form, problem, partial(Naive, problem))
+        self.loop = NaiveLoop(problem, form)
 
     def time(self, seconds: float, turn: int) -> Timing:
         """At least one query."""
@@ -58,17 +81,27 @@ class Naive:
 
 
 class BlockReuse:
-    """One forward from the perturbed block on per coordinate."""
+    """One forward from the perturbed block on per coordinate.
+
+    Args:
+        problem: what is queried.
+        form: how its forwards run; by default the form that is fastest in a trial made now.
+
+    Attributes:
+        trial: how fast each form was; None where the form was given.
+    """
 
     name = "block_reuse"
     method = (
-        "cached inputs of the blocks; queries of each block are timed in turn, and the mean times are weighted by how "
-        "many coordinates the blocks hold; one base forward is added"
+        "cached inputs of the blocks, in the form that was fastest in a trial at the start; queries of each block are "
+        "timed in turn, and the mean times are weighted by how many coordinates the blocks hold; one base forward is "
+        "added"
     )
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, form: Form | None = None) -> None:
         self.problem = problem
-        self.loop = BlockReuseLoop(problem)
+        form, self.trial = _settled(form, problem, partial(BlockReuse, problem))
+        self.loop = BlockReuseLoop(problem, form)
         self._blocks = self._by_block()
 
     def _by_block(self) -> list[Coordinates]:
@@ -126,6 +159,7 @@ class DeepZero:
         self.problem = problem
         self.evaluator = PropagationEvaluator() if budget is None else PropagationEvaluator(memory_budget=budget)
         self._whole = whole
+        self.trial: Trial | None = None
         self._chosen = _Chosen(problem.coordinates)
         self.estimator = CGE(
             problem.model,
@@ -158,6 +192,7 @@ class DeepZero:
             part = in_full_chunks(self.problem.coordinates, self.chunks, fraction, seed)
             start = time.perf_counter()
             estimate = self.estimate(part)
+            wait_for_devices()
             took = time.perf_counter() - start
             whole.append(self._extrapolated(took, part))
             spent, timed = spent + took, timed + estimate.queries

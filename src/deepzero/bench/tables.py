@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from deepzero.bench.runner import MIB, CaseReport
+from deepzero.bench.runner import MIB, CaseReport, SideReport
 from deepzero.bench.stages import split
 from deepzero.bench.timing import Spread
 
@@ -31,8 +31,12 @@ def _speed(report: CaseReport) -> Table:
         quotient = report.ratios.get(f"deepzero/{name}")
         part = min(t.timed_queries / t.queries for t in side.timings)
         faster = "" if quotient is None else _spread(quotient, "x")
-        table.add_row(TITLES[name], _spread(side.queries_per_second), faster, f"{min(part, 1.0):.1%}")
+        table.add_row(_title(name, side), _spread(side.queries_per_second), faster, f"{min(part, 1.0):.1%}")
     return table
+
+
+def _title(name: str, side: SideReport) -> str:
+    return TITLES[name] if side.trial is None else f"{TITLES[name]} ({side.trial.fastest.name})"
 
 
 def _spread(spread: Spread, unit: str = "") -> str:

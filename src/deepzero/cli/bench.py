@@ -28,8 +28,9 @@ class Bench:
     """Time deepzero against loops of full forwards, in one process, in turns.
 
     Three sides answer the same queries: a naive loop (one full forward in train mode for every coordinate), a loop with
-    the paper's block-level feature reuse, and deepzero. Sides that would take too long are timed on a sample. Leave the
-    machine alone meanwhile.
+    the paper's block-level feature reuse, and deepzero. Both loops run in the form (memory format, grad mode, oneDNN)
+    that is fastest on this machine in a short trial at the start. Sides that would take too long are timed on a sample.
+    Leave the machine alone meanwhile.
     """
 
     case: Positional[Literal["cnn", "digits", "resnet20", "all"]] = "digits"

@@ -63,8 +63,9 @@ def _operations(found: Diagnosis) -> Iterator[Finding]:
         names = ", ".join(result.fallbacks)
         yield Finding(
             "warning" if share > 0.5 else "note",
-            f"{names}: no difference rule, so the generic fallback serves {share:.0%} of the coordinates: correct, but "
-            "slower. A rule is a few lines (see CONTRIBUTING); or use an operation that has one",
+            f"{names}: no difference rule, or none for these arguments, so the generic fallback serves {share:.0%} of "
+            "the coordinates: correct, but slower. A rule is a few lines (see CONTRIBUTING); or use an operation that "
+            "has one",
         )
 
 

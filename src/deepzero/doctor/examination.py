@@ -18,16 +18,17 @@ from deepzero.doctor.determinism import check_determinism, with_effect
 from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.doctor.forecast import forecast
 from deepzero.doctor.gradients import check_gradients, estimated_pairs, sampled_pairs
-from deepzero.doctor.operations import check_operations
+from deepzero.doctor.operations import check_operations, described
 from deepzero.doctor.records import GradientCheck, LoopCosts, Operations, Sweep
 from deepzero.doctor.reference import Exact, exact_gradients
 from deepzero.doctor.sampling import exact_slopes, sample
 from deepzero.doctor.sweep import STEPS, USELESS, choose_step, run_sweep, with_step
 from deepzero.doctor.trial import try_step
-from deepzero.errors import BudgetError, GraphError, InvalidInputError, NonFiniteLossError, VerificationError
+from deepzero.errors import InvalidInputError, NonFiniteLossError
 from deepzero.estimator import CGE, Estimate, Estimator
 from deepzero.evaluators import BatchedEvaluator, Evaluator, PropagationEvaluator, SequentialEvaluator
 from deepzero.evaluators.costs import timed
+from deepzero.graph.watch import watch_fallbacks
 from deepzero.objective import BlackBox, Loss, NetworkObjective
 from deepzero.probes import CoordinatePerturbations, Perturbations
 from deepzero.randomness import derive_seed
@@ -154,9 +155,13 @@ class _Visit:
         if found.problem is None:
             few = sample(zo, perturbations, max(MOST_SAMPLES, len(zo.objective.parameters())), self.context)
             try:
-                zo.evaluator.measure(zo.objective, self.batch, few, [zo.step_size], self.seed)
-            except (BudgetError, GraphError, VerificationError) as error:
-                found = replace(found, problem=str(error))
+                with watch_fallbacks() as fell:
+                    zo.evaluator.measure(zo.objective, self.batch, few, [zo.step_size], self.seed)
+                found = check_operations(zo.evaluator, zo.objective, self.batch, fell=fell)
+            except InvalidInputError:
+                raise
+            except Exception as error:  # whatever it is, a report that names it helps more than a traceback
+                found = replace(found, problem=described(error))
         if found.problem is not None:
             zo.evaluator = SequentialEvaluator()
         return found

@@ -13,7 +13,7 @@ from deepzero.doctor.records import Forecast, LayerTime, LoopCosts
 from deepzero.doctor.sampling import sample
 from deepzero.estimator import Estimate, Estimator
 from deepzero.evaluators import CostTable, PropagationEvaluator
-from deepzero.evaluators.costs import timed
+from deepzero.evaluators.costs import timed, wait_for_devices
 from deepzero.objective import NetworkObjective
 from deepzero.probes import CoordinatePerturbations, Perturbations
 
@@ -61,9 +61,11 @@ def time_estimates(zo: Estimator, batch: Sequence[Any]) -> tuple[float, Estimate
 def mean_seconds(function: Callable[[], object], *, seconds: float, most: int = MOST) -> float:
     """Mean seconds of a call, over a window of ``seconds``, so that a busy moment does not decide."""
     times: list[float] = []
+    wait_for_devices()
     while len(times) < LEAST or (len(times) < most and sum(times) < seconds):
         start = time.perf_counter()
         function()
+        wait_for_devices()
         times.append(time.perf_counter() - start)
     return sum(times) / len(times)
 

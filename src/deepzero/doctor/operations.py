@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from deepzero.doctor.records import Operations
-from deepzero.errors import GraphError
+from deepzero.errors import DeepZeroError, InvalidInputError
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.graph.capture import is_getitem
-from deepzero.graph.program import Program
+from deepzero.graph.program import Program, Step
 from deepzero.graph.rules import fallback
 from deepzero.objective import NetworkObjective
 
 
 def check_operations(
-    evaluator: PropagationEvaluator, objective: NetworkObjective, batch: tuple[Any, ...]
+    evaluator: PropagationEvaluator,
+    objective: NetworkObjective,
+    batch: tuple[Any, ...],
+    *,
+    fell: Collection[str] = (),
 ) -> Operations:
-    """Export the model and look at every operation between a parameter and the loss."""
+    """Export the model and look at every operation between a parameter and the loss.
+
+    Args:
+        evaluator: holds the program.
+        objective: the network.
+        batch: ``x, y``.
+        fell: names of the operations in the graph that have a rule and were seen to fall back, as
+            :func:`~deepzero.graph.watch.watch_fallbacks` collects them.
+    """
     try:
         program = evaluator.program(objective, batch)
-    except GraphError as error:
-        return Operations({}, {}, problem=str(error))
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever it is, a report that names it helps more than a traceback
+        return Operations({}, {}, problem=described(error))
     sizes = {name: p.numel() for name, p in objective.parameters().items()}
-    behind = sum(sizes[name] for name, cone in program.cones.items() if any(s.rule is fallback for s in cone.steps))
-    ruled, fallen = _counted(program)
+    behind = sum(sizes[name] for name, cone in program.cones.items() if any(_falls(s, fell) for s in cone.steps))
+    ruled, fallen = _counted(program, fell)
     return Operations(ruled, fallen, behind_fallbacks=behind / sum(sizes.values()))
 
 
-def _counted(program: Program) -> tuple[dict[str, int], dict[str, int]]:
-    """Operations with and without a rule, each with its number in the graph."""
+def described(error: Exception) -> str:
+    """What went wrong: the message of an error that was meant for the user, and of any other where it was raised."""
+    if isinstance(error, DeepZeroError):
+        return str(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split()) or "without a message"
+    return (
+        f"{type(error).__name__}: {said} (raised in {last.name}, {Path(last.filename).name} line {last.lineno}). This "
+        "was not foreseen: please report it; meanwhile use evaluator=dz.SequentialEvaluator()"
+    )
+
+
+def _falls(step: Step, fell: Collection[str]) -> bool:
+    return step.rule is fallback or any(part.name in fell for part in step.parts)
+
+
+def _counted(program: Program, fell: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Operations that their rules serve and those that the fallback does, each with its number in the graph."""
     steps = {step.node: step for cone in program.cones.values() for step in cone.steps if step.rule is not None}
     ruled: Counter[str] = Counter()
     fallen: Counter[str] = Counter()
     for step in steps.values():
-        if step.rule is fallback:
-            fallen[str(step.node.target)] += 1
-        else:
-            ruled.update(str(part.target) for part in step.parts if not is_getitem(part))
+        for part in step.parts:
+            if not is_getitem(part):
+                falls = step.rule is fallback or part.name in fell
+                (fallen if falls else ruled)[str(part.target)] += 1
     return dict(sorted(ruled.items())), dict(sorted(fallen.items()))

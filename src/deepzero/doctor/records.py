@@ -50,8 +50,9 @@ class Operations:
     """How differences travel through the network.
 
     Attributes:
-        rules: operations behind some parameter that have a difference rule, with their number in the graph.
-        fallbacks: operations behind some parameter that have none, with their number.
+        rules: operations behind some parameter that a difference rule serves, with their number in the graph.
+        fallbacks: operations behind some parameter that the generic fallback serves, with their number: they have no
+            rule, or their rule does not cover the arguments that they have here.
         behind_fallbacks: part of the trainable coordinates with a fallback on their way to the loss.
         problem: why differences cannot be propagated at all; None if they can.
     """

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from deepzero.errors import NonFiniteLossError
+from deepzero.errors import NonFiniteLossError, VerificationError
 from deepzero.objective import Objective
 from deepzero.probes import Perturbations
 
@@ -24,11 +24,14 @@ class Measurement:
         loss: base loss :math:`\\ell(\\theta)`, 0-dim float64.
         differences: ``[len(offsets), K]`` float64, :math:`\\ell(\\theta + t_j p_k) - \\ell(\\theta)`.
         buffers: the objective's buffers as the base query leaves them.
+        steps: ``[len(offsets), K]`` float64, the steps really taken, where :math:`\\theta + t` was formed and so rounded; None: those
+            asked for.
     """
 
     loss: Tensor
     differences: Tensor
-    buffers: dict[str, Tensor] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    steps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Job:
         stop: one past the last direction.
         kind: jobs of one kind cost about the same a query: a parameter's name, for instance.
         weight: guess of the cost of one query, for as long as nothing has been measured.
+        full: how many queries of its kind the step has.
     """
 
     row: int
@@ -48,6 +52,7 @@ class Job:
     stop: int
     kind: str = "query"
     weight: float = 1.0
+    full: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -71,13 +76,15 @@ class Preparation:
         jobs: all of the step's queries.
         answer: answers some of the jobs, in their order.
         release: frees what the preparation holds; nothing can be answered after it.
+        steps: the steps really taken; None: those asked for.
     """
 
     loss: Tensor
-    buffers: dict[str, Tensor]
+    buffers: Mapping[str, Tensor]
     jobs: list[Job]
     answer: Callable[[Sequence[Job]], list[Answer]]
     release: Callable[[], None] = lambda: None
+    steps: Tensor | None = None
 
     def assemble(
         self, jobs: Sequence[Job], parts: Sequence[Tensor], perturbations: Perturbations, offsets: Sequence[float]
@@ -87,7 +94,7 @@ class Preparation:
         differences = torch.zeros(shape, dtype=torch.float64, device=self.loss.device)
         for job, part in zip(jobs, parts, strict=True):
             differences[job.row, job.start : job.stop] = part
-        return Measurement(self.loss, differences, self.buffers)
+        return Measurement(self.loss, differences, self.buffers, self.steps)
 
 
 class Evaluator(Protocol):
@@ -156,6 +163,16 @@ def require_finite_base(loss: Tensor) -> None:
         raise NonFiniteLossError(
             f"the loss at the current parameters is {float(loss)}: no gradient can be estimated there; "
             "lower the learning rate, check the inputs, or run `deepzero doctor`"
+        )
+
+
+def require_repeatable(objective: Objective) -> None:
+    """Raise if a network's program gave two losses at the same parameters, batch and random numbers."""
+    if not getattr(objective, "repeatable", True):
+        raise VerificationError(
+            "the program is not a deterministic function of its parameters: twice the same parameters, batch and random numbers gave two losses. It "
+            "may count its calls, read a clock or draw from a generator of its own; run `deepzero doctor`. To estimate from noisy losses all the "
+            "same, evaluator=dz.SequentialEvaluator()"
         )
 
 

@@ -1,26 +1,45 @@
-"""Random directions on a network, many at once: ``torch.func.vmap`` over stacked parameters."""
+"""Many queries of a network at once: ``torch.func.vmap`` over stacked parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepzero import validation
-from deepzero.errors import InvalidInputError
+from deepzero.errors import InvalidInputError, UnbatchableError
 from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
-from deepzero.objective import NetworkObjective, Objective, Parameters, device_of, split_batch
-from deepzero.probes import Perturbations, RandomPerturbations
-from deepzero.randomness import seeded_scope
+from deepzero.objective import (
+    NetworkObjective,
+    Objective,
+    Parameters,
+    as_complex,
+    device_of,
+    keywords,
+    one_number,
+)
+from deepzero.placement import Attributes
+from deepzero.probes import CoordinatePerturbations, Perturbations
+from deepzero.randomness import Draws
+
+AGREEMENT = 1e-4
+"""How far the base loss of a batch of queries may be from that of one, relative to it, in float32; in other dtypes in proportion to their
+rounding."""
 
 
 class BatchedEvaluator(DivisibleEvaluator):
-    """Evaluates ``chunk`` random directions in one vectorized forward.
+    """Evaluates ``chunk`` queries of a network in one vectorized forward.
+
+    The base loss comes from the same vectorized forward as the others, so a step of zero gives a difference of exactly 0; that it is
+    the loss of a single forward, too, is checked at every step.
 
     Args:
-        chunk: directions a forward; memory grows with it. The same chunk gives the same bits.
+        chunk: queries a forward; memory grows with it. The same chunk gives the same bits.
+
+    Raises:
+        UnbatchableError: ``vmap`` cannot run the program, or gives another loss.
     """
 
     def __init__(self, *, chunk: int = 8) -> None:
@@ -35,27 +54,59 @@ class BatchedEvaluator(DivisibleEvaluator):
         seed: int,
     ) -> Preparation:
         """The base query; every chunk of directions is a job."""
-        if not isinstance(objective, NetworkObjective) or not isinstance(perturbations, RandomPerturbations):
+        if not isinstance(objective, NetworkObjective):
             raise InvalidInputError(
-                "BatchedEvaluator evaluates random directions (RGE) on an nn.Module; "
-                "use evaluator=dz.SequentialEvaluator() here"
+                "BatchedEvaluator evaluates an nn.Module; use evaluator=dz.SequentialEvaluator() here"
             )
         parameters = objective.parameters()
-        base = objective.evaluate(parameters, batch, seed=seed)
+        steps = perturbations.taken(parameters, offsets)
+        base, draws = objective.base(parameters, batch, seed=seed)
         require_finite_base(base.loss)
+        if objective.hidden:
+            raise UnbatchableError("the program holds references to its parameters that torch.func.vmap cannot replace")
+        jobs = jobs_of(perturbations, len(offsets), self.chunk)
+        bases: dict[tuple[str, int], Tensor] = {}
 
         def differences(job: Job) -> Tensor:
-            directions = perturbations.stack(job.start, job.stop)
-            moved = {name: parameters[name] + offsets[job.row] * directions[name] for name in parameters}
-            return stacked_losses(objective, moved, batch, seed) - base.loss
+            size = min(self.chunk, job.full)
+            points = [perturbations.displace(parameters, k, offsets[job.row]) for k in range(job.start, job.stop)]
+            points += [points[-1]] * (size - len(points))
+            moving = [name for name in parameters if any(point[name] is not parameters[name] for point in points)]
+            key = (job.kind, size)
+            if key not in bases:
+                bases[key] = self._base(objective, parameters, moving, size, batch, draws, base.loss)
+            losses = _stacked(objective, parameters, {n: torch.stack([p[n] for p in points]) for n in moving}, batch, draws)
+            return (losses - bases[key])[: len(job)]
 
-        jobs = jobs_of(len(perturbations), len(offsets), self.chunk)
         return Preparation(
             base.loss,
             base.buffers,
             jobs,
             lambda some: [timed_answer(differences, job) for job in some],
+            steps=steps,
         )
+
+    def _base(
+        self,
+        objective: NetworkObjective,
+        parameters: Parameters,
+        moving: Sequence[str],
+        size: int,
+        batch: tuple[Any, ...],
+        draws: Draws,
+        single: Tensor,
+    ) -> Tensor:
+        """The base loss in every row of a stack, which must be the loss of a single forward."""
+        same = {name: torch.stack([parameters[name]] * size) for name in moving}
+        losses = _stacked(objective, parameters, same, batch, draws)
+        coarsest = max(float(torch.finfo(p.dtype).eps) for p in parameters.values())
+        tolerance = AGREEMENT * coarsest / float(torch.finfo(torch.float32).eps)
+        if not bool(((losses - single).abs() <= tolerance * (1 + single.abs())).all()):
+            raise UnbatchableError(
+                f"the program gives the loss {float(losses[0]):g} under torch.func.vmap and {float(single):g} by itself; use "
+                "evaluator=dz.SequentialEvaluator()"
+            )
+        return losses
 
     def state_dict(self) -> dict[str, Any]:
         """The chunk, on which the last bits depend."""
@@ -66,19 +117,67 @@ class BatchedEvaluator(DivisibleEvaluator):
         self.chunk = state["chunk"]
 
 
-def jobs_of(count: int, offsets: int, chunk: int) -> list[Job]:
-    """``count`` directions at each of so many offsets, ``chunk`` at a time."""
-    return [Job(row, k, min(k + chunk, count)) for row in range(offsets) for k in range(0, count, chunk)]
+def jobs_of(perturbations: Perturbations, offsets: int, chunk: int) -> list[Job]:
+    """The directions at each of some offsets, ``chunk`` at a time; coordinates of one parameter together."""
+    groups = [("query", 0, len(perturbations))]
+    if isinstance(perturbations, CoordinatePerturbations):
+        chosen = perturbations.coordinates
+        groups = [(name, perturbations.start(name), perturbations.start(name) + len(chosen[name])) for name in chosen]
+    return [
+        Job(row, k, min(k + chunk, stop), kind, full=stop - start)
+        for row in range(offsets)
+        for kind, start, stop in groups
+        for k in range(start, stop, chunk)
+    ]
 
 
 def stacked_losses(objective: NetworkObjective, stacked: Parameters, batch: tuple[Any, ...], seed: int) -> Tensor:
-    """Losses ``[P]`` (float64) at ``P`` stacked parameter sets; every set sees the same dropout masks."""
-    x, y = split_batch(batch)
+    """Losses ``[P]`` (float64) at ``P`` stacked parameter sets; every set sees the same dropout masks.
+
+    Raises:
+        UnbatchableError: ``vmap`` cannot run the program.
+    """
+    parameters = objective.parameters()
+    _, draws = objective.base({name: value[0] for name, value in stacked.items()}, batch, seed=seed)
+    return _stacked(objective, parameters, stacked, batch, draws)
+
+
+def _stacked(
+    objective: NetworkObjective, fixed: Parameters, stacked: Parameters, batch: tuple[Any, ...], draws: Draws
+) -> Tensor:
+    """Losses ``[P]`` where some parameters are stacked and the others are ``fixed``."""
+    places = objective.places()
     copies = next(iter(stacked.values())).shape[0]
-    buffers = {name: b.detach().expand(copies, *b.shape).clone() for name, b in objective.model.named_buffers()}
+    buffers = {n: b.detach().expand(copies, *b.shape).clone() for n, (b, _) in places.buffers.items()}
+    still = {name: value for name, value in fixed.items() if name not in stacked}
 
-    def loss(parameters: dict[str, Tensor]) -> Tensor:
-        return objective.loss_value(objective.call(parameters, x), y)
+    def loss(moved: dict[str, Tensor]) -> Tensor:
+        values = {n: as_complex(v, places.parameters[n][0]) if n in places.parameters else v for n, v in moved.items()}
+        with places.holding(still), places.holding(values, as_parameters=False):
+            return one_number(objective.program(objective.model, *given, **keywords(given)))
 
-    with torch.no_grad(), seeded_scope(seed, device_of(stacked)):
-        return torch.func.vmap(loss, randomness="same")({**stacked, **buffers})
+    given = objective.given(batch)
+    before = Attributes.of(places.modules)
+    try:
+        return _vectorized(loss, {**stacked, **buffers}, objective, draws)
+    except (UnbatchableError, InvalidInputError):
+        raise
+    except Exception as error:
+        raise UnbatchableError(
+            f"torch.func.vmap cannot run the program ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}); use "
+            "evaluator=dz.SequentialEvaluator()"
+        ) from error
+    finally:
+        before.restore()
+
+
+def _vectorized(
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    stacked: Mapping[str, Tensor],
+    objective: NetworkObjective,
+    draws: Draws,
+) -> Tensor:
+    """``vmap`` under the step's random numbers."""
+    with objective.scope(draws, device_of(dict(stacked))), draws.replaying(strict=True):
+        result: Tensor = torch.func.vmap(loss, randomness="same")(dict(stacked))
+    return result

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -79,12 +80,21 @@ def chunk_cost(run: Callable[[Tensor], None], indices: Tensor, chunk: int, nbyte
     return ChunkCost(max(full - size * each, 0.0), each, chunk, nbytes)
 
 
+def wait_for_devices() -> None:
+    """Return when all that was asked of GPUs is done, so that a clock read afterwards counts it."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(device)
+
+
 def timed(function: Callable[[], Any], repeats: int) -> float:
     """Median seconds of a call, after one that is not counted."""
     function()
+    wait_for_devices()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         function()
+        wait_for_devices()
         times.append(time.perf_counter() - start)
     return statistics.median(times)

@@ -17,6 +17,7 @@ from deepzero.evaluators.executor_step import Step
 from deepzero.evaluators.executor_worker import Payload
 from deepzero.evaluators.journal import QueryJournal
 from deepzero.evaluators.policy import QueryPolicy, RateLimit
+from deepzero.evaluators.problem import problem_of
 from deepzero.evaluators.queries import BASE, Query, step_identity, step_queries
 from deepzero.objective import BlackBox, Objective
 from deepzero.probes import Perturbations
@@ -84,13 +85,15 @@ class ExecutorEvaluator:
         Raises:
             QueryError: a query failed for good, or the executor did.
             NonFiniteLossError: a loss was NaN or infinite, and the policy says to stop.
-            JournalError: the journal cannot be written.
+            JournalError: the journal cannot be written, or answers another problem.
         """
         if not isinstance(objective, BlackBox):
             raise InvalidInputError(
                 "ExecutorEvaluator evaluates a dz.BlackBox(fn, params); for a network use the default evaluator "
                 "(PropagationEvaluator), on several processes with torchrun"
             )
+        if self.journal is not None:
+            self.journal.answers_for(problem_of(objective))
         queries = step_queries(perturbations, offsets, self._identity(objective, batch, seed))
         answers = self._known(queries)
         unanswered = [query for query in queries if query.place not in answers]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,19 +12,32 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero import validation
-from deepzero.errors import InvalidInputError
-from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
+from deepzero.announce import announced
+from deepzero.errors import GraphError, InvalidInputError
+from deepzero.evaluators.base import (
+    DivisibleEvaluator,
+    Job,
+    Preparation,
+    require_finite_base,
+    require_repeatable,
+    timed_answer,
+)
 from deepzero.evaluators.costs import CostTable, chunk_cost, timed
 from deepzero.evaluators.heap import give_back_freed_memory
 from deepzero.evaluators.workers import one_thread, parallel_map
 from deepzero.graph import plan
-from deepzero.graph.capture import capture
-from deepzero.graph.forward import Values, graph_inputs, held_bytes, run
-from deepzero.graph.program import Program, compile_program
-from deepzero.graph.propagate import loss_differences
-from deepzero.graph.verify import verify
-from deepzero.objective import NetworkObjective, Objective, device_of, split_batch
-from deepzero.probes import CoordinatePerturbations, Perturbations
+from deepzero.graph.capture import Node, capture
+from deepzero.graph.differences import Dense
+from deepzero.graph.forward import HALF, Values, cast, graph_inputs, held_bytes, native, run
+from deepzero.graph.library import Entry, Library, rounding_of
+from deepzero.graph.program import Program, compile_program, reads
+from deepzero.graph.propagate import loss_differences, propagated
+from deepzero.graph.recompute import Recomputation
+from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
+from deepzero.objective import Batch, Evaluation, NetworkObjective, Objective, as_complex, device_of, keywords
+from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPerturbations
+from deepzero.randomness import Draws
+from deepzero.step_sizes import FromDtype
 
 DEFAULT_BUDGET = 2 << 30
 CPU_TARGET = 96 << 20
@@ -33,8 +46,66 @@ WIDENED = 8
 """Memory of a verification in float64, in multiples of the base forward in float32."""
 
 
+JOINT = "all parameters"
+"""Name of what moves in a random direction, in footprints."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step after its base query.
+
+    Attributes:
+        entry: the program.
+        base: the live base query.
+        draws: the random numbers.
+        values: the graph's base values.
+        batch: arguments of the program.
+    """
+
+    entry: Entry
+    base: Evaluation
+    draws: Draws
+    values: Values
+    batch: tuple[Any, ...]
+
+    @property
+    def wide(self) -> bool:
+        """Whether operations can be run again in float64: none draws what depends on its values."""
+        return all(draw.state is None for draw in self.draws.entries)
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """Queries of one parameter that run operations again.
+
+    Attributes:
+        again: the operations.
+        base: the loss that they give at the parameter itself.
+        own: the parameter by its name, as real numbers, in the dtype of the operations.
+        sources: the graph inputs that hold it.
+        like: the parameter.
+    """
+
+    again: Recomputation
+    base: Tensor
+    own: dict[str, Tensor]
+    sources: tuple[Node, ...]
+    like: Tensor
+
+    def differences(self, perturbations: Perturbations, directions: Iterable[int], offset: float) -> Tensor:
+        """``[directions]``, float64."""
+        losses = []
+        for k in directions:
+            (moved,) = perturbations.displacement(k).apply(self.own, offset).values()
+            losses.append(self.again.loss(dict.fromkeys(self.sources, as_complex(moved, self.like))))
+        return torch.stack(losses) - self.base
+
+
 class PropagationEvaluator(DivisibleEvaluator):
-    """Coordinate differences on a network by propagation over its exported graph.
+    """Queries of a network by propagation of differences over its exported graph.
+
+    Every step evaluates the live program once; a graph that does not give its loss is captured again. A program is checked when it is made
+    (:mod:`deepzero.graph.verify`).
 
     Args:
         memory_budget: bytes that the tensors of an estimate may take beyond model and batch; never exceeded. Default
@@ -42,10 +113,17 @@ class PropagationEvaluator(DivisibleEvaluator):
         workers: chunks in flight on a CPU, one thread each; default ``torch.get_num_threads()``. The numbers do not
             depend on it.
         chunk_bytes: bytes of differences that a chunk should hold at its peak; the default suits the device.
-        verify: compare a few coordinates with the sequential oracle before the first step.
+        verify: check the rules of every program, and the program near the parameters.
+        strict: what differences cannot follow is an error; otherwise the operations behind such a parameter are run again at each of
+            its queries.
 
-    The graph is exported once for each shape of batch and mode of the model.
+    Raises:
+        GraphError: the program cannot be exported, or its graph is not the program.
+        VerificationError: a difference rule is wrong.
     """
+
+    exact = True
+    """Loss differences carry no rounding of the losses."""
 
     def __init__(
         self,
@@ -54,12 +132,14 @@ class PropagationEvaluator(DivisibleEvaluator):
         workers: int | None = None,
         chunk_bytes: int | None = None,
         verify: bool = True,
+        strict: bool = True,
     ) -> None:
         self.memory_budget = validation.count("memory_budget", memory_budget)
         self.workers = None if workers is None else validation.count("workers", workers)
         self.chunk_bytes = None if chunk_bytes is None else validation.count("chunk_bytes", chunk_bytes)
+        self.strict = strict
         self._verify = verify
-        self._programs: WeakKeyDictionary[NetworkObjective, dict[str, Program]] = WeakKeyDictionary()
+        self._libraries: WeakKeyDictionary[NetworkObjective, Library] = WeakKeyDictionary()
         self._footprints: dict[str, plan.Footprint] = {}
 
     def prepare(
@@ -70,81 +150,243 @@ class PropagationEvaluator(DivisibleEvaluator):
         offsets: Sequence[float],
         seed: int,
     ) -> Preparation:
-        """The base forward; every chunk of coordinates is a job."""
-        if not isinstance(objective, NetworkObjective) or not isinstance(perturbations, CoordinatePerturbations):
+        """The live base query and the graph's base forward; every chunk of directions is a job."""
+        if not isinstance(objective, NetworkObjective):
             raise InvalidInputError(
-                "PropagationEvaluator evaluates coordinates (CGE) on an nn.Module; "
-                "use evaluator=dz.SequentialEvaluator() here"
+                "PropagationEvaluator evaluates an nn.Module; use evaluator=dz.SequentialEvaluator() here"
             )
-        program = self.program(objective, batch)
-        values = self.base_values(program, objective, batch, seed)
-        if self._verify and len(perturbations):
-            held = held_bytes(values)
-            values.clear()
-            self._compare_with_oracle(objective, batch, perturbations, offsets[0], seed, held)
-            self._verify = False
-            values = self.base_values(program, objective, batch, seed)
-        foot = self._footprint(program, objective, batch, values, offsets[0])
-        device = device_of(objective.parameters())
+        sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in objective.parameters()}
+        step = self._begin(objective, batch, sizes, seed)
+        if isinstance(perturbations, CoordinatePerturbations):
+            return self._coordinates(step, objective, perturbations, offsets)
+        if isinstance(perturbations, RandomPerturbations):
+            return self._directions(step, objective, perturbations, offsets)
+        raise InvalidInputError(
+            f"PropagationEvaluator knows coordinates and random directions, got {type(perturbations).__name__}; use "
+            "evaluator=dz.SequentialEvaluator()"
+        )
+
+    def _begin(self, objective: NetworkObjective, batch: tuple[Any, ...], sizes: Mapping[str, float], seed: int) -> _Step:
+        """The base query, and a program whose loss is that of the live one."""
+        parameters = objective.parameters()
+        with one_thread():
+            base, draws = objective.base(parameters, batch, seed=seed)
+            require_finite_base(base.loss)
+            if self._verify:
+                require_repeatable(objective)
+            library = self._libraries.setdefault(objective, Library())
+            entry, new = library.get(objective, batch, draws, strict=self.strict)
+            if new or (self._verify and entry.check is None):
+                with announced("checking the program's difference rules"):
+                    self._check(entry, objective, batch, sizes, seed, draws, base.loss)
+            values = self._run(entry.program, objective, batch, draws)
+            loss = base_loss(entry.program, values)
+            unit = rounding_of(objective)
+            if not entry.agrees(loss, base.loss, unit):
+                entry, values = self._captured_again(library, entry, objective, batch, sizes, seed, draws, base.loss)
+            else:
+                library.settled()
+            library.learn(objective, base.buffers)
+        return _Step(entry, base, draws, values, batch)
+
+    def _captured_again(
+        self,
+        library: Library,
+        stale: Entry,
+        objective: NetworkObjective,
+        batch: tuple[Any, ...],
+        sizes: Mapping[str, float],
+        seed: int,
+        draws: Draws,
+        live: Tensor,
+    ) -> tuple[Entry, Values]:
+        """A program in place of one whose loss is not the live one's."""
+        entry, new = library.replace(objective, batch, draws, stale, strict=self.strict)
+        if new:
+            self._check(entry, objective, batch, sizes, seed, draws, live)
+        values = self._run(entry.program, objective, batch, draws)
+        found = base_loss(entry.program, values)
+        if not entry.agrees(found, live, rounding_of(objective)):
+            if not entry.may_be_rounding(found, live, tolerance_of(objective)):
+                raise GraphError(
+                    f"the exported graph is not the program: it has the loss {float(found):.9g}, the program {float(live):.9g}"
+                )
+            entry.apart = max(entry.apart, abs(float(found) - float(live)))
+        return entry, values
+
+    def _check(
+        self,
+        entry: Entry,
+        objective: NetworkObjective,
+        batch: tuple[Any, ...],
+        sizes: Mapping[str, float],
+        seed: int,
+        draws: Draws,
+        live: Tensor,
+    ) -> None:
+        """The checks of a new program; on the first samples of the batch if all of it would not fit into the budget in float64."""
+        entry.scale = abs(float(live))
+        apart = compare_with_program(entry.program, objective, batch, seed, draws, live, near=self._verify)
+        entry.apart = apart * (2 * entry.scale + 1e-3)
+        if not self._verify:
+            return
+        values = self._run(entry.program, objective, batch, draws)
+        share = self.memory_budget / (WIDENED * max(1, held_bytes(values)))
+        values.clear()
+        program, sample = entry.program, batch
+        if share < 1:
+            sample = first_samples(batch, share)
+            if sample is not batch:
+                _, draws = objective.base(objective.parameters(), sample, seed=seed)
+                graph = capture(objective, sample, draws)
+                program = compile_program(graph, objective.parameters(), strict=self.strict)
+
+        def refused(name: str, error: Exception) -> None:
+            if self.strict:
+                raise error
+            reason = f"the rules of its operations stumble ({type(error).__name__}: {str(error)[:200]})"
+            entry.program = entry.program.without(name, reason)
+
+        check = verify(program, objective, sample, sizes, seed, draws, refused)
+        entry.check = replace(check, program=apart)
+        give_back_freed_memory()
+
+    def _coordinates(
+        self,
+        step: _Step,
+        objective: NetworkObjective,
+        perturbations: CoordinatePerturbations,
+        offsets: Sequence[float],
+    ) -> Preparation:
+        program, values, parameters = step.entry.program, step.values, objective.parameters()
+        foot = self._footprint(step.entry, values, offsets[0])
+        device = device_of(parameters)
         sizes, workers = self._plan(foot, device)
-        tight = self._is_tight(foot, device, sizes, workers)
         chunks = {(chunk.start, chunk.stop): chunk for chunk in plan.cut(perturbations, sizes)}
+        again = self._recomputations(step, objective, [n for n in program.recomputed if n in perturbations.coordinates])
+        rounded = {name for name in again if not step.wide}
+        steps = perturbations.taken(parameters, offsets, rounded) if rounded else None
 
         def difference(job: Job) -> Tensor:
-            chunk = chunks[job.start, job.stop]
+            chunk, offset = chunks[job.start, job.stop], offsets[job.row]
+            if chunk.parameter in again:
+                return again[chunk.parameter].differences(perturbations, range(job.start, job.stop), offset)
             cone = program.cones[chunk.parameter]
-            return loss_differences(cone, values, program.graph.output, chunk.indices, offsets[job.row])
-
-        def release() -> None:
-            values.clear()
-            if tight:
-                give_back_freed_memory()
+            size = offset * perturbations.scale(chunk.parameter)
+            return loss_differences(cone, values, program.graph.output, chunk.indices, size)
 
         jobs = [
             Job(row, chunk.start, chunk.stop, chunk.parameter, foot.queries[chunk.parameter])
             for row in range(len(offsets))
             for chunk in chunks.values()
         ]
+        return self._preparation(step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), steps)
+
+    def _recomputations(self, step: _Step, objective: NetworkObjective, names: Sequence[str]) -> dict[str, _Queries]:
+        """What runs the operations behind some parameters again: in float64, unless what they draw depends on their values."""
+        if not names:
+            return {}
+        program, values = step.entry.program, step.values
+        dtype = None
+        if step.wide:
+            program = compile_program(program.graph.widened(), objective.parameters(), strict=False)
+            wanted = {node for name in names for node in reads(program.graph, program.cones[name])}
+            dtype = torch.float64
+            inputs = graph_inputs(program.graph, objective, step.batch, dtype=dtype)
+            values = run(program.graph, inputs, keep=wanted, draws=step.draws, wide=True)
+        found = {}
+        for name in names:
+            cone = program.cones[name]
+            again = Recomputation(program.graph, cone.sources, values, step.draws, wide=step.wide)
+            base = again.loss({node: native(values[node]) for node in cone.sources})
+            own = {name: cast(objective.parameters()[name], dtype)}
+            found[name] = _Queries(again, base, own, cone.sources, objective.places().parameters[name][0])
+        return found
+
+    def _directions(
+        self, step: _Step, objective: NetworkObjective, perturbations: RandomPerturbations, offsets: Sequence[float]
+    ) -> Preparation:
+        """Random directions: all parameters differ, in all entries."""
+        cone = step.entry.program.joint()
+        if cone.reason:
+            raise GraphError(cone.reason)
+        values, device = step.values, device_of(objective.parameters())
+        output, places = step.entry.program.graph.output, objective.places()
+
+        def differences(start: int, stop: int, offset: float, meter: plan.Meter | None = None) -> Tensor:
+            stacked = perturbations.stack(start, stop)
+            sources = {}
+            for node in cone.sources:
+                name = str(step.entry.program.graph.inputs[node][1])
+                moved = as_complex(stacked[name] * (offset * perturbations.scale(name)), places.parameters[name][0])
+                sources[node] = Dense(moved.float() if moved.dtype in HALF else moved)
+            return propagated(cone, values, output, sources, stop - start, meter)
+
+        foot = self._joint_footprint(step.entry, values, lambda meter: differences(0, 1, offsets[0], meter))
+        sizes, workers = self._plan(foot, device)
+        chunk = sizes[JOINT]
+        jobs = [
+            Job(row, k, min(k + chunk, len(perturbations)), "direction", foot.queries[JOINT])
+            for row in range(len(offsets))
+            for k in range(0, len(perturbations), chunk)
+        ]
+
+        def difference(job: Job) -> Tensor:
+            return differences(job.start, job.stop, offsets[job.row])
+
+        return self._preparation(step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), None)
+
+    def _preparation(
+        self,
+        step: _Step,
+        jobs: list[Job],
+        difference: Callable[[Job], Tensor],
+        workers: int,
+        device: torch.device,
+        tight: bool,
+        steps: Tensor | None,
+    ) -> Preparation:
+        def release() -> None:
+            step.values.clear()
+            if tight:
+                give_back_freed_memory()
+
         return Preparation(
-            loss=base_loss(program, values),
-            buffers={name: values[node].base for name, node in program.graph.buffer_updates.items()},
+            loss=step.base.loss,
+            buffers=step.base.buffers,
             jobs=jobs,
             answer=lambda some: parallel_map(lambda job: timed_answer(difference, job), some, workers, device),
             release=release,
+            steps=steps,
         )
 
-    def _compare_with_oracle(
-        self,
-        objective: NetworkObjective,
-        batch: tuple[Any, ...],
-        perturbations: CoordinatePerturbations,
-        offset: float,
-        seed: int,
-        held: int,
-    ) -> None:
-        """The second guard, on the first samples of the batch if all of it would not fit into the budget in float64."""
-        share = self.memory_budget / (WIDENED * held)
-        sample = batch if share >= 1 else first_samples(batch, share)
-        widen = share >= 1 or sample is not batch
-        verify(self.program(objective, sample), objective, sample, perturbations, offset, seed, widen=widen)
-        give_back_freed_memory()
-
     def program(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Program:
-        """The exported and compiled graph for this shape of batch and mode of the model."""
-        programs = self._programs.setdefault(objective, {})
-        key = _signature(objective, batch)
-        if key not in programs:
-            x, y = split_batch(batch)
-            programs[key] = compile_program(capture(objective, x, y), objective.parameters())
-        return programs[key]
+        """The exported and compiled graph for this shape of batch and the state that the model is in."""
+        return self._begin(objective, batch, self._sizes(objective), seed=0).entry.program
+
+    def recomputed(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> dict[str, str]:
+        """Parameters whose queries run operations again, and why, in the program used last for such a batch."""
+        library = self._libraries.get(objective)
+        entry = None if library is None else library.latest(batch)
+        return {} if entry is None else entry.program.recomputed
+
+    def check(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Check | None:
+        """How the program for a batch was checked, and how sharp the check was; None with ``verify=False``."""
+        return self._begin(objective, batch, self._sizes(objective), seed=0).entry.check
+
+    def _sizes(self, objective: NetworkObjective) -> dict[str, float]:
+        return FromDtype().of(objective.parameters())
 
     def base_values(self, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], seed: int) -> Values:
-        """The base forward of a step."""
-        inputs = graph_inputs(program.graph, objective, batch)
+        """The graph's base forward of a step."""
         with one_thread():
-            values = run(program.graph, inputs, keep=program.kept, seed=seed, device=device_of(objective.parameters()))
+            _, draws = objective.base(objective.parameters(), batch, seed=seed)
+            values = self._run(program, objective, batch, draws)
         require_finite_base(base_loss(program, values))
         return values
+
+    def _run(self, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws) -> Values:
+        return run(program.graph, graph_inputs(program.graph, objective, batch), keep=program.kept, draws=draws)
 
     def costs(self, objective: NetworkObjective, *batch: Any, offset: float = 5e-3, repeats: int = 3) -> CostTable:
         """Measure the cost table on a batch, with all workers busy: a few seconds for a small network.
@@ -156,17 +398,19 @@ class PropagationEvaluator(DivisibleEvaluator):
             >>> sorted(table.seconds_per_query())
             ['bias', 'weight']
         """
-        program = self.program(objective, batch)
+        step = self._begin(objective, batch, self._sizes(objective), seed=0)
+        entry, program, values = step.entry, step.entry.program, step.values
         base = timed(lambda: self.base_values(program, objective, batch, seed=0), repeats)
-        values = self.base_values(program, objective, batch, seed=0)
         parameters = objective.parameters()
-        foot = self._footprint(program, objective, batch, values, offset)
+        foot = self._footprint(entry, values, offset)
         device = device_of(parameters)
         sizes, workers = self._plan(foot, device)
 
         def chunk_run(name: str) -> Callable[[Tensor], None]:
             def run(indices: Tensor) -> None:
                 def once(_: int) -> Tensor:
+                    if program.cones[name].reason:
+                        return self._recomputations(step, objective, [name])[name].base
                     return loss_differences(program.cones[name], values, program.graph.output, indices, offset)
 
                 parallel_map(once, range(workers), workers, device)
@@ -211,13 +455,17 @@ class PropagationEvaluator(DivisibleEvaluator):
         """Whether what an estimate leaves in the allocator's arenas could take the next one over the budget."""
         return device.type == "cpu" and plan.in_flight(foot, sizes, workers) * 2 * plan.ALLOCATOR > self.memory_budget
 
-    def _footprint(
-        self, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], values: Values, offset: float
-    ) -> plan.Footprint:
-        key = _signature(objective, batch)
-        if key not in self._footprints:
+    def _footprint(self, entry: Entry, values: Values, offset: float) -> plan.Footprint:
+        if entry.digest not in self._footprints:
             with one_thread():
-                self._footprints[key] = plan.footprint(program, values, offset)
+                self._footprints[entry.digest] = plan.footprint(entry.program, values, offset)
+        return self._footprints[entry.digest]
+
+    def _joint_footprint(self, entry: Entry, values: Values, one: Callable[[plan.Meter], Tensor]) -> plan.Footprint:
+        key = f"{entry.digest} {JOINT}"
+        if key not in self._footprints:
+            with one_thread(), torch.no_grad():
+                self._footprints[key] = plan.joint_footprint(values, one, JOINT)
         return self._footprints[key]
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,24 +484,17 @@ class PropagationEvaluator(DivisibleEvaluator):
 
 def first_samples(batch: tuple[Any, ...], share: float) -> tuple[Any, ...]:
     """A share of the samples of a batch, at least two; the batch itself if its tensors do not agree on their number."""
-    leaves, spec = pytree.tree_flatten(batch)
+    leaves, spec = pytree.tree_flatten((tuple(batch), keywords(batch)))
     sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in leaves if isinstance(leaf, Tensor)}
     count = max(2, int(share * max(sizes, default=0)))
     if len(sizes) != 1 or count >= min(sizes):
         return batch
     few = [leaf[:count] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    return tuple(pytree.tree_unflatten(few, spec))
+    arguments, options = pytree.tree_unflatten(few, spec)
+    return Batch(arguments, options)
 
 
 def base_loss(program: Program, values: Values) -> Tensor:
     """The base loss, 0-dim float64."""
     loss: Tensor = values[program.graph.output].base
     return loss.double().mean()
-
-
-def _signature(objective: NetworkObjective, batch: tuple[Any, ...]) -> str:
-    shapes = [(tuple(t.shape), str(t.dtype)) if isinstance(t, Tensor) else repr(t) for t in pytree.tree_leaves(batch)]
-    modes = "".join("t" if m.training else "e" for m in objective.model.modules())
-    grads = "".join("1" if p.requires_grad else "0" for p in objective.model.parameters())
-    described = repr((shapes, modes, grads, str(device_of(objective.parameters())), repr(objective.model)))
-    return hashlib.blake2b(described.encode(), digest_size=12).hexdigest()

@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
-from deepzero.objective import Objective
+from deepzero.objective import Objective, first_query
 from deepzero.probes import Perturbations
 
 
 class SequentialEvaluator(DivisibleEvaluator):
     """Answers every query by a full evaluation of the objective. Works for networks and any black box.
 
-    Every query of a step draws the same random numbers (dropout masks) as the base query.
+    Every query of a step sees the random numbers (dropout masks) that the base query drew.
     """
 
     def prepare(
@@ -28,15 +28,22 @@ class SequentialEvaluator(DivisibleEvaluator):
     ) -> Preparation:
         """The base query; every other query is a job."""
         parameters = objective.parameters()
-        base = objective.evaluate(parameters, batch, seed=seed)
+        steps = perturbations.taken(parameters, offsets)
+        base, query = first_query(objective, parameters, batch, seed)
         require_finite_base(base.loss)
 
         def difference(job: Job) -> Tensor:
             moved = perturbations.displace(parameters, job.start, offsets[job.row])
-            return (objective.evaluate(moved, batch, seed=seed).loss - base.loss).reshape(1)
+            return (query(moved).double() - base.loss.double()).reshape(1)
 
         jobs = [Job(row, k, k + 1) for row in range(len(offsets)) for k in range(len(perturbations))]
-        return Preparation(base.loss, base.buffers, jobs, lambda some: [timed_answer(difference, job) for job in some])
+        return Preparation(
+            base.loss.detach().double(),
+            base.buffers,
+            jobs,
+            lambda some: [timed_answer(difference, job) for job in some],
+            steps=steps,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the oracle keeps no state."""

@@ -14,6 +14,7 @@ from deepzero import models
 from deepzero.bench.cases import Batch, digits_batch, noise_batch
 from deepzero.coordinates import Coordinates
 from deepzero.estimator import CGE
+from deepzero.evaluators.costs import wait_for_devices
 from deepzero.experiments import paper
 from deepzero.experiments.cells import Cell, Measurement
 from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
@@ -36,22 +37,17 @@ STEPS, EPOCHS = 390, 50
 class Stopwatch:
     """Seconds by stage."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._cuda = device.type == "cuda"
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Add the time of a block to a stage."""
-        self._wait()
+        wait_for_devices()
         start = time.perf_counter()
         yield
-        self._wait()
+        wait_for_devices()
         self.seconds[stage] += time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self._cuda:
-            torch.cuda.synchronize()
 
 
 class OneByOne:
@@ -60,7 +56,7 @@ class OneByOne:
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self.model, self.batch = model, batch
         self.parameters: list[Tensor] = list(model.parameters())
-        self.watch = Stopwatch(self.parameters[0].device)
+        self.watch = Stopwatch()
         self.base = self.loss()
 
     @torch.no_grad()
@@ -128,7 +124,7 @@ def propagation(*, depth: int, data_name: str, batch_size: int, repeats: int, de
     model, batch = _problem(depth, data_name, batch_size, device)
     zo = CGE(model, loss=LOSSES["cross-entropy"], step_size=STEP_SIZE, sparsity=_dense(model))
     zo.estimate(*batch)  # exports, compiles and verifies
-    seconds = [seconds_of(lambda: zo.estimate(*batch), device) for _ in range(repeats)]
+    seconds = [seconds_of(lambda: zo.estimate(*batch)) for _ in range(repeats)]
     return {"d": sum(p.numel() for p in model.parameters()), "seconds": seconds}
 
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import torch
+from deepzero.evaluators.costs import wait_for_devices
 
 
-def seconds_of(function: Callable[[], object], device: str) -> float:
+def seconds_of(function: Callable[[], object]) -> float:
     """Wall seconds until all that a call has asked of the device is done."""
-    _wait(device)
+    wait_for_devices()
     start = time.perf_counter()
     function()
-    _wait(device)
+    wait_for_devices()
     return time.perf_counter() - start
-
-
-def _wait(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)

@@ -54,7 +54,7 @@ def measured(*, counts: list[int], repeats: int, device: str, **problem: Any) ->
     seconds: dict[int, list[float]] = {workers: [] for workers in estimators}
     for _ in range(repeats):
         for workers, zo in estimators.items():
-            seconds[workers].append(seconds_of(partial(zo.estimate, *batch), device))
+            seconds[workers].append(seconds_of(partial(zo.estimate, *batch)))
     one = make(1)
     assert isinstance(one.objective, NetworkObjective)
     assert isinstance(one.evaluator, PropagationEvaluator)

@@ -1,14 +1,15 @@
-"""From a module, a loss and a batch to a flat graph of ATen operations in which parameters and buffers are inputs."""
+"""From the user's program to a flat graph of ATen operations in which parameters and buffers are inputs."""
 
 from __future__ import annotations
 
-import io
+import hashlib
 import itertools
 import logging
 import operator
+import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,12 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from deepzero.announce import announced
 from deepzero.errors import GraphError
-from deepzero.objective import Loss, NetworkObjective
+from deepzero.graph import decompositions
+from deepzero.objective import NetworkObjective, device_of, keywords
+from deepzero.placement import CRITERION, Attributes, Places
+from deepzero.randomness import Draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,65 +57,163 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """A functional graph of ``loss(model(x), y)``.
+    """A functional graph of a program.
 
     Attributes:
         inputs: graph input -> what it is: ``("parameter", name)``, ``("buffer", name)``, ``("batch", index)`` or
             ``("constant", name)``.
         nodes: operations in topological order.
         output: the loss (a scalar or a tensor of per-sample losses).
-        buffer_updates: buffer name -> the node that holds its value after the query.
         constants: tensors that the model creates itself.
     """
 
     inputs: dict[Node, tuple[str, str | int]]
     nodes: list[Node]
     output: Node
-    buffer_updates: dict[str, Node]
     constants: dict[str, Tensor] = field(default_factory=dict)
 
     def parameter_inputs(self) -> dict[Node, str]:
         """Graph input -> parameter name."""
         return {node: str(name) for node, (kind, name) in self.inputs.items() if kind == "parameter"}
 
+    def ancestors(self) -> set[Node]:
+        """The nodes that the loss depends on."""
+        useful = {self.output}
+        for node in reversed(self.nodes):
+            if node in useful:
+                useful.update(node.inputs)
+        return useful
 
-class _LossOfModel(nn.Module):
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    def widened(self) -> Graph:
+        """The same operations in float64: dtypes of reals that are written into them are widened."""
+        made = dict(zip(self.inputs, self.inputs, strict=True))
+        nodes = []
+        for node in self.nodes:
+            args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda a: _wide(made[a] if isinstance(a, Node) else a))
+            made[node] = Node(node.name, node.target, args, dict(kwargs), node.source)
+            nodes.append(made[node])
+        return Graph(self.inputs, nodes, made[self.output], self.constants)
+
+    def digest(self) -> str:
+        """A name for what the graph computes: equal graphs have equal digests."""
+        digest = hashlib.blake2b(digest_size=12)
+        for node, kind in self.inputs.items():
+            digest.update(f"{node} {kind};".encode())
+        for node in self.nodes:
+            digest.update(f"{node} {node.target} {node.args} {node.kwargs};".encode())
+        digest.update(repr(self.output).encode())
+        for name, value in self.constants.items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+WIDE = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
+def _wide(argument: Any) -> Any:
+    return WIDE.get(argument, argument) if isinstance(argument, torch.dtype) else argument
+
+
+class _Program(nn.Module):
+    """The user's program as the module that is exported."""
+
+    def __init__(self, objective: NetworkObjective) -> None:
         super().__init__()
-        self.model = model
-        self.training = model.training
-        self._loss = (loss,)  # in a tuple, so that a loss module's own parameters are not registered
+        self.model = objective.model
+        if objective.criterion is not None:
+            self.criterion = objective.criterion
+        self.training = objective.model.training
+        self._objective = (objective,)  # in a tuple: no module of its own
 
-    def forward(self, x: Any, y: Any) -> Tensor:
-        return self._loss[0](self.model(x), y)
+    def forward(self, batch: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        try:
+            return self._objective[0].raw_program(self.model, *batch, **options)
+        except RuntimeError as error:
+            raise _UntraceableError(str(error)) from error
 
 
-def capture(objective: NetworkObjective, x: Any, y: Any) -> Graph:
-    """Export ``loss(model(x), y)`` for the shapes and the mode at hand.
+class _UntraceableError(Exception):
+    """A RuntimeError of the tracing under another class: to some of those the exporter prints pages on stderr."""
+
+
+def capture(objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws | None = None) -> Graph:
+    """Export the program for the shapes and the mode at hand.
+
+    Nothing that the tracing leaves in the user's modules stays there.
+
+    Args:
+        objective: whose program.
+        batch: its arguments.
+        draws: the step's random numbers: Python's and NumPy's draws are those of the base query.
 
     Raises:
-        GraphError: the model cannot be exported; the message names the cause and the way out.
+        GraphError: the program cannot be exported; the message names the cause and the way out.
     """
+    module = _Program(objective)
+    places = objective.places()
+    before = Attributes.of([*places.modules, *_stateful(objective)])
+    device = device_of(objective.parameters())
     try:
-        with _quiet(), torch.no_grad():
-            program = torch.export.export(_LossOfModel(objective.model, objective.loss), (x, y), strict=False)
-            program = program.run_decompositions({})
+        with announced("exporting the program to a graph"), objective.scope(draws or Draws(0), device), _quiet(), torch.no_grad():
+            program = torch.export.export(module, (tuple(batch), keywords(batch)), strict=False)
+            program = program.run_decompositions(decompositions.table())
     except Exception as error:
         raise GraphError(_not_exportable(error)) from error
-    return _convert(program, objective)
+    finally:
+        before.restore()
+    return _convert(program, places)
+
+
+def _stateful(objective: NetworkObjective) -> list[Any]:
+    function = objective.closure or objective.loss
+    return [function] if hasattr(function, "__dict__") and not isinstance(function, nn.Module) else []
+
+
+class _OfThisThread(logging.Filter):
+    """Drops the records of one thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self._thread
+
+
+TORCHS_OWN = (
+    ("`torch.jit.* is deprecated", DeprecationWarning),
+    ("`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning),
+    ("The tensor attributes? .* (was|were) assigned during export", UserWarning),
+    ("Detected \\d+ fake tensors that are still alive after export", UserWarning),
+    ("A model attribute `.*` requires gradient", UserWarning),
+)
+"""Warnings of PyTorch's exporter about its own code, and about what a capture takes back afterwards or checks itself."""
+
+
+def _ignore_torchs_own() -> None:
+    """Who makes warnings errors means his own code: PyTorch's words about itself must not stop a capture."""
+    known = {(f[0], getattr(f[1], "pattern", None), f[2]) for f in warnings.filters}
+    for message, category in TORCHS_OWN:
+        if ("ignore", message, category) not in known:
+            warnings.filterwarnings("ignore", message=message, category=category)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export logs and prints pages on its way to an error; the error says what matters."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    """torch.export logs pages on its way to an error, in this thread; the error says what matters."""
+    _ignore_torchs_own()
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"]
+    handlers = {h for name in ("torch", *names) for h in logging.getLogger(name).handlers}
+    loggers = [logging.getLogger(name) for name in names]
+    silence = _OfThisThread()
+    for target in (*loggers, *handlers):
+        target.addFilter(silence)
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logging.disable(before)
+        for target in (*loggers, *handlers):
+            target.removeFilter(silence)
 
 
 def _not_exportable(error: Exception) -> str:
@@ -118,17 +221,14 @@ def _not_exportable(error: Exception) -> str:
     cause = lines[0] if lines else type(error).__name__
     control_flow = "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__
     kind = "its control flow depends on the values of tensors" if control_flow else "torch.export cannot trace it"
-    return (
-        f"the model cannot be exported: {kind} ({type(error).__name__}: {cause[:300]}). "
-        "Rewrite that part with tensor operations (torch.where), or query the model as a black box, one full forward a "
-        "query: evaluator=dz.SequentialEvaluator()"
-    )
+    return f"the program cannot be exported: {kind} ({type(error).__name__}: {cause[:300]})"
 
 
-def _convert(program: torch.export.ExportedProgram, objective: NetworkObjective) -> Graph:
+def _convert(program: torch.export.ExportedProgram, places: Places) -> Graph:
     specs = iter(program.graph_signature.input_specs)
     batch_index = itertools.count()
-    canonical = _canonical_names(objective.model)
+    canonical = _canonical_names(places)
+    owned = {(p.data_ptr(), p.shape, p.stride()): name for name, (p, _) in places.parameters.items() if p.numel()}
     made: dict[fx.Node, Node] = {}
     inputs: dict[Node, tuple[str, str | int]] = {}
     nodes: list[Node] = []
@@ -136,7 +236,7 @@ def _convert(program: torch.export.ExportedProgram, objective: NetworkObjective)
     for old in program.graph.nodes:
         if old.op == "placeholder":
             node = made[old] = Node(old.name, _placeholder, (), {})
-            inputs[node] = _input_kind(next(specs), batch_index, canonical, program, constants)
+            inputs[node] = _input_kind(next(specs), batch_index, canonical, program, constants, owned)
         elif old.op == "call_function":
             args, kwargs = pytree.tree_map(lambda a: made[a] if isinstance(a, fx.Node) else a, (old.args, old.kwargs))
             node = made[old] = Node(old.name, old.target, args, dict(kwargs), _source(old))
@@ -154,20 +254,15 @@ def _with_outputs(
     constants: dict[str, Tensor],
 ) -> Graph:
     returned = program.graph.output_node().args[0]
-    updates: dict[str, Node] = {}
     output: Node | None = None
     for spec, value in zip(program.graph_signature.output_specs, returned, strict=True):
-        if spec.kind == OutputKind.BUFFER_MUTATION:
-            updates[str(spec.target).removeprefix("model.")] = made[value]
-        elif spec.kind == OutputKind.USER_OUTPUT and isinstance(value, fx.Node):
+        if spec.kind == OutputKind.USER_OUTPUT and isinstance(value, fx.Node):
             output = made[value]
-        else:
-            raise GraphError(
-                f"the model changes {spec.target or 'its inputs'} in place; only buffers may change in a forward"
-            )
+        elif spec.kind == OutputKind.PARAMETER_MUTATION:
+            raise GraphError(f"the program changes the parameter {spec.target} in place")
     if output is None:
-        raise GraphError("the loss does not depend on the model or the batch")
-    return Graph(inputs, nodes, output, updates, constants)
+        raise GraphError("the program returns no tensor, or one that depends on neither the model nor the batch")
+    return Graph(inputs, nodes, output, constants)
 
 
 def _placeholder() -> None:
@@ -180,26 +275,31 @@ def _input_kind(
     canonical: dict[str, str],
     program: torch.export.ExportedProgram,
     constants: dict[str, Tensor],
+    owned: Mapping[Any, str],
 ) -> tuple[str, str | int]:
-    if spec.kind == InputKind.PARAMETER:
-        name = spec.target.removeprefix("model.")
-        return "parameter", canonical.get(name, name)
-    if spec.kind == InputKind.BUFFER:
-        name = spec.target.removeprefix("model.")
-        return "buffer", canonical.get(name, name)
+    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+        return "parameter" if spec.kind == InputKind.PARAMETER else "buffer", canonical[spec.target]
     if spec.kind == InputKind.USER_INPUT:
         return "batch", next(batch_index)
     if spec.target in program.constants and isinstance(program.constants[spec.target], Tensor):
-        constants[spec.target] = program.constants[spec.target]
+        value = program.constants[spec.target]
+        name = owned.get((value.data_ptr(), value.shape, value.stride()))
+        if name is not None:
+            return "parameter", name  # reached by .data, .detach() or a reference of the program's own
+        constants[spec.target] = value.detach().clone()
         return "constant", spec.target
     raise GraphError(f"the exported graph takes an input of a kind without a rule: {spec.kind.name} {spec.target}")
 
 
-def _canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of every parameter and buffer -> the first name it is listed under (tied weights, shared modules)."""
-    first = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
-    every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {name: first[id(t)] for name, t in every}
+def _canonical_names(places: Places) -> dict[str, str]:
+    """Every name that the exporter may use for a parameter or buffer -> the first name it is listed under (tied weights, shared modules)."""
+    first = {id(t): name for name, (t, _) in (*places.parameters.items(), *places.buffers.items())}
+    names: dict[str, str] = {}
+    for prefix, root in (("model.", places.model), (CRITERION, places.criterion)):
+        if root is not None:
+            every = (*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False))
+            names.update({prefix + name: first[id(t)] for name, t in every})
+    return names
 
 
 def _source(node: fx.Node) -> str:

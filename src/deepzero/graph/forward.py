@@ -3,64 +3,133 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from deepzero.errors import InvalidInputError
+from deepzero.errors import GraphError
 from deepzero.graph.calls import Value
 from deepzero.graph.capture import Graph, Node
-from deepzero.objective import NetworkObjective
-from deepzero.randomness import seeded_scope
+from deepzero.objective import NetworkObjective, Parameters, as_complex, keywords
+from deepzero.randomness import Draws, is_random, matching, placed
 
 Values = dict[Node, Value]
+HALF = (torch.float16, torch.bfloat16)
+NATIVE = "native"
 
 
 def graph_inputs(
-    graph: Graph, objective: NetworkObjective, batch: tuple[Any, ...], dtype: torch.dtype | None = None
+    graph: Graph,
+    objective: NetworkObjective,
+    batch: tuple[Any, ...],
+    *,
+    parameters: Parameters | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[Node, Any]:
-    """Values of the graph's inputs: live parameters and buffers, the batch, constants; floats in ``dtype`` if given."""
-    model = objective.model
+    """Values of the graph's inputs: live parameters and buffers, the batch, constants.
+
+    Args:
+        graph: whose inputs.
+        objective: holds parameters and buffers.
+        batch: arguments of the program.
+        parameters: in place of the live ones, as ``objective.parameters()`` gives them.
+        dtype: floats are converted to it if given (complex values accordingly).
+    """
+    places = objective.places()
+    held = {name: p for name, (p, _) in places.parameters.items()}
+    if parameters is not None:
+        held |= {name: as_complex(value, held[name]) for name, value in parameters.items()}  # type: ignore[misc]
     sources: dict[str, Mapping[Any, Any]] = {
-        "parameter": dict(model.named_parameters()),
-        "buffer": dict(model.named_buffers()),
-        "batch": dict(enumerate(pytree.tree_leaves(batch))),
+        "parameter": held,
+        "buffer": {name: b.detach().clone() for name, (b, _) in places.buffers.items()},  # an operation may write
+        "batch": dict(enumerate(pytree.tree_leaves((tuple(batch), keywords(batch))))),
         "constant": graph.constants,
     }
-    return {node: _prepared(sources[kind][key], dtype) for node, (kind, key) in graph.inputs.items()}
+    return {node: cast(sources[kind][key], dtype) for node, (kind, key) in graph.inputs.items()}
 
 
-def _prepared(value: Any, dtype: torch.dtype | None) -> Any:
+def cast(value: Any, dtype: torch.dtype | None) -> Any:
+    """A tensor of real or complex numbers in ``dtype`` (None: as it is), without a history; anything else itself."""
     if not isinstance(value, Tensor):
         return value
     value = value.detach()
-    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+    if dtype is None or not (value.is_floating_point() or value.is_complex()):
+        return value
+    return value.to(dtype.to_complex() if value.is_complex() else dtype)
 
 
-def run(graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], seed: int, device: torch.device) -> Values:
-    """Evaluate the graph once, drawing from ``seed``; values outside ``keep`` are dropped after their last use."""
+def run(
+    graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], draws: Draws, wide: bool = False
+) -> Values:
+    """Evaluate the graph once; values outside ``keep`` are dropped after their last use.
+
+    Half types are computed as such, and kept in float32, in which their differences are held.
+
+    Args:
+        graph: the graph; what its output does not depend on is left out.
+        inputs: values of its inputs.
+        keep: nodes whose values are wanted.
+        draws: the random numbers of the step.
+        wide: inputs and graph are in float64, and so are the numbers drawn.
+
+    Raises:
+        GraphError: the graph does not draw what the program drew.
+    """
     values: Values = {node: Value(value) for node, value in inputs.items()}
-    kept = set(keep) | {graph.output, *graph.buffer_updates.values()}
+    kept = set(keep) | {graph.output}
+    useful = graph.ancestors()
     expiring = _last_uses(graph, kept)
-    with torch.no_grad(), seeded_scope(seed, device):
+    dealer = Dealer(graph, draws, wide=wide)
+    with torch.no_grad():
         for node in graph.nodes:
+            if node not in useful:
+                continue
             args, kwargs = substitute(node, lambda n: values[n].base)
-            values[node] = Value(_call(node, args, kwargs))
+            values[node] = Value(dealer.call(node, args, kwargs))
             for dead in expiring.get(node, ()):
-                del values[dead]
-    return values
+                values.pop(dead, None)
+    return {node: _without_half(value.base) for node, value in values.items()}
 
 
-def _call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    try:
-        return node.target(*args, **kwargs)
-    except IndexError as error:
-        raise InvalidInputError(
-            f"{node.name} looks up an index that is out of range: {error}; class labels and token ids must lie in "
-            f"[0, number of classes or rows), shapes here: {[tuple(a.shape) for a in args if isinstance(a, Tensor)]}"
-        ) from error
+def _without_half(value: Any) -> Value:
+    """A value whose half-precision tensors are in float32; the memo keeps it as it was computed."""
+    half = [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor) and v.dtype in HALF]
+    if not half:
+        return Value(value)
+    wider = pytree.tree_map(lambda v: v.float() if isinstance(v, Tensor) and v.dtype in HALF else v, value)
+    return Value(wider, {NATIVE: value})
+
+
+def native(value: Value) -> Any:
+    """The value in the dtype in which the program computes it."""
+    return value.memo.get(NATIVE, value.base)
+
+
+class Dealer:
+    """Runs operations, and deals the step's random numbers to those that draw, as the program drew them."""
+
+    def __init__(self, graph: Graph, draws: Draws, *, wide: bool = False) -> None:
+        self._draws, self._wide = draws, wide
+        drawing = [node for node in graph.nodes if is_random(node.target, node.args, node.kwargs)]
+        self._position = {node: i for i, node in enumerate(drawing)}
+
+    def call(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operation's result."""
+        position = self._position.get(node)
+        if position is None:
+            return node.target(*args, **kwargs)
+        draw = matching(self._draws.entries, position, node.target, args, kwargs)
+        if draw is None:
+            raise GraphError(
+                f"{node.target} is draw {position} of the graph, where the program drew otherwise; the graph cannot have the "
+                "program's random numbers"
+            )
+        if self._wide:
+            draw = replace(draw, values=pytree.tree_map(lambda v: cast(v, torch.float64), draw.values))
+        return placed(node.target, args, kwargs, draw)
 
 
 def _last_uses(graph: Graph, kept: set[Node]) -> dict[Node, list[Node]]:

@@ -7,7 +7,7 @@ chunk is computed by one thread, so the gradient has the same bits on 1, 2 or 64
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,9 @@ MEBI = 1 << 20
 MAX_CHUNK = 512
 WORKSPACE = 12
 """Temporaries of a rule, in multiples of its result: gelu and the fallback, which work in float64, hold the most."""
+
+RECOMPUTED = 4
+"""What a query that runs operations again holds, as a divisor of what the base forward keeps: it frees values as it goes."""
 
 ALLOCATOR = 1.8
 """Memory that the process takes, in multiples of live tensors: what the C allocator keeps in its arenas for reuse."""
@@ -58,8 +61,21 @@ class Footprint:
 
 def footprint(program: Program, values: Values, offset: float) -> Footprint:
     """Read off a propagation of one coordinate of every parameter; depends on shapes only."""
-    queries = {name: _query_bytes(program, values, name, offset) for name in program.cones}
-    return Footprint(held_bytes(values), queries)
+    queries = {n: _query_bytes(program, values, n, offset) for n, cone in program.cones.items() if not cone.reason}
+    held = held_bytes(values)
+    return Footprint(held, {**queries, **dict.fromkeys(program.recomputed, max(1, held // RECOMPUTED))})
+
+
+def joint_footprint(values: Values, one: Callable[[Meter], Tensor], name: str) -> Footprint:
+    """The same for directions in which all parameters move, from a propagation of one of them."""
+    peak = 1
+
+    def meter(live: int, newest: int) -> None:
+        nonlocal peak
+        peak = max(peak, live + WORKSPACE * newest)
+
+    one(meter)
+    return Footprint(held_bytes(values), {name: peak})
 
 
 def _query_bytes(program: Program, values: Values, parameter: str, offset: float) -> int:
@@ -75,7 +91,11 @@ def _query_bytes(program: Program, values: Values, parameter: str, offset: float
 
 def work(program: Program, values: Values, offset: float) -> dict[str, int]:
     """Bytes of differences that a perturbation writes on its way to the loss, by parameter; depends on shapes only."""
-    return {name: _written_bytes(program, values, name, offset) for name in program.cones}
+    held = held_bytes(values)
+    return {
+        name: held if cone.reason else _written_bytes(program, values, name, offset)
+        for name, cone in program.cones.items()
+    }
 
 
 def _written_bytes(program: Program, values: Values, parameter: str, offset: float) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from deepzero.errors import GraphError
 from deepzero.graph.capture import Graph, Node, is_getitem
 from deepzero.graph.rules import RULES, SHAPE_ONLY, batch_norm_relu, fallback
 from deepzero.graph.rules.convolution import convolution
+from deepzero.randomness import is_random
 
 aten = torch.ops.aten
 
@@ -51,11 +52,19 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Cone:
-    """Everything downstream of one parameter that leads to the loss."""
+    """Everything downstream of one parameter that leads to the loss.
+
+    Attributes:
+        parameter: its name.
+        sources: the graph inputs that hold it.
+        steps: calls of rules, in order.
+        reason: why differences cannot follow, if they cannot: then the operations themselves are run again at each query.
+    """
 
     parameter: str
     sources: tuple[Node, ...]
     steps: tuple[Step, ...]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,59 +83,84 @@ class Program:
     kept: frozenset[Node]
     fallbacks: tuple[str, ...]
 
+    @property
+    def recomputed(self) -> dict[str, str]:
+        """Parameters whose queries run operations again, and why."""
+        return {name: cone.reason for name, cone in self.cones.items() if cone.reason}
 
-def compile_program(graph: Graph, parameters: Mapping[str, Tensor]) -> Program:
+    def joint(self) -> Cone:
+        """The cone of all parameters together, for directions in which all of them move."""
+        steps = {step.node: step for cone in self.cones.values() for step in cone.steps}
+        sources = tuple(node for cone in self.cones.values() for node in cone.sources)
+        order = [replace(steps[n], frees=()) for n in self.graph.nodes if n in steps]
+        reasons = [cone.reason for cone in self.cones.values() if cone.reason]
+        return Cone("", sources, _with_frees(order, self.graph.output), reasons[0] if reasons else "")
+
+    def without(self, parameter: str, reason: str) -> Program:
+        """The same program, with a parameter whose queries run operations again."""
+        cones = {**self.cones, parameter: replace(self.cones[parameter], reason=reason)}
+        return replace(self, cones=cones)
+
+
+def compile_program(graph: Graph, parameters: Mapping[str, Tensor], *, strict: bool = True) -> Program:
     """Cut the graph into cones, fuse, and account for every use of every parameter.
+
+    Args:
+        graph: the graph.
+        parameters: the trainable ones.
+        strict: a parameter that differences cannot follow is an error; otherwise its cone says why.
 
     Raises:
         GraphError: a parameter is used in a way that differences cannot follow; the message lists the path.
     """
-    _require_inputs(graph, parameters)
-    useful = _ancestors(graph)
+    absent = sorted(set(parameters) - set(graph.parameter_inputs().values()))
+    if absent:
+        raise GraphError(f"parameters {', '.join(absent)} do not appear in the exported graph")
+    useful = graph.ancestors()
     steps = [step for step in _fused(graph) if step.node in useful]
     inputs = graph.parameter_inputs()
     cones = {}
     for name in parameters:
         sources = tuple(node for node, parameter in inputs.items() if parameter == name)
         cones[name] = _cone(name, sources, steps, graph.output)
+        if strict and cones[name].reason:
+            raise GraphError(f"{cones[name].reason}\nAdd a rule (see CONTRIBUTING) or use evaluator=\"auto\"")
     visited = {step.node: step for cone in cones.values() for step in cone.steps}
     kept = {node for step in visited.values() for node in (*step.inputs, *step.parts)}
+    kept |= {node for cone in cones.values() if cone.reason for node in reads(graph, cone)}
     missing = sorted({str(s.node.target) for s in visited.values() if s.rule is fallback})
     return Program(graph, cones, frozenset(kept), tuple(missing))
 
 
-def _require_inputs(graph: Graph, parameters: Mapping[str, Tensor]) -> None:
-    owned = {p.untyped_storage().data_ptr(): name for name, p in parameters.items()}
-    for constant, value in graph.constants.items():
-        name = owned.get(value.untyped_storage().data_ptr())
-        if name is not None:
-            raise GraphError(
-                f"parameter {name} enters the graph as the constant {constant}: use it without .data or .detach()"
-            )
-    absent = sorted(set(parameters) - set(graph.parameter_inputs().values()))
-    if absent:
-        raise GraphError(f"parameters {', '.join(absent)} do not appear in the exported graph")
+def downstream(graph: Graph, sources: Iterable[Node]) -> list[Node]:
+    """The operations between some inputs and the loss, in order."""
+    reached, useful = set(sources), graph.ancestors()
+    found = []
+    for node in graph.nodes:
+        if node in useful and node.target not in SHAPE_ONLY and not reached.isdisjoint(node.inputs):
+            reached.add(node)
+            found.append(node)
+    return found
 
 
-def _ancestors(graph: Graph) -> set[Node]:
-    useful = {graph.output}
-    for node in reversed(graph.nodes):
-        if node in useful:
-            useful.update(node.inputs)
-    return useful
+def reads(graph: Graph, cone: Cone) -> set[Node]:
+    """Base values that running a cone's operations again needs."""
+    nodes = downstream(graph, cone.sources)
+    return {used for node in nodes for used in node.inputs} - set(nodes)
 
 
 def _cone(name: str, sources: tuple[Node, ...], steps: list[Step], output: Node) -> Cone:
     path: dict[Node, Node | None] = dict.fromkeys(sources)
     chosen: list[Step] = []
+    reason = ""
     for step in steps:
         origin = next((node for node in step.inputs if node in path), None)
         if origin is None or step.node.target in SHAPE_ONLY:
             continue
         path[step.node] = origin
-        _require_rule(step, name, path)
+        reason = reason or _why_not(step, name, path)
         chosen.append(step)
-    return Cone(name, sources, _with_frees(chosen, output))
+    return Cone(name, sources, _with_frees(chosen, output), reason)
 
 
 def _with_frees(steps: list[Step], output: Node) -> tuple[Step, ...]:
@@ -137,22 +171,22 @@ def _with_frees(steps: list[Step], output: Node) -> tuple[Step, ...]:
     )
 
 
-def _require_rule(step: Step, parameter: str, path: Mapping[Node, Node | None]) -> None:
+def _why_not(step: Step, parameter: str, path: Mapping[Node, Node | None]) -> str:
+    """Why differences cannot pass an operation; empty if they can."""
     target = step.node.target
     if step.rule is not fallback:
-        return
+        return ""
     if not isinstance(target, torch._ops.OpOverload):
         reason = "is not an ATen operation"
-    elif torch.Tag.nondeterministic_seeded in target.tags:
-        reason = "draws random numbers that depend on the perturbed values"
+    elif is_random(target, step.node.args, step.node.kwargs):
+        reason = "draws random numbers whose use depends on the perturbed values"
     elif target in (aten.item.default, aten._local_scalar_dense.default):
         reason = "turns a tensor into a Python number"
     else:
-        return
-    raise GraphError(
+        return ""
+    return (
         f"a perturbation of {parameter} cannot be followed: {target} {reason}.\n"
-        f"  path: {_trail(step.node, path, parameter)}\n  at: {step.node.source or 'unknown'}\n"
-        "Add a rule (see CONTRIBUTING) or use evaluator=dz.SequentialEvaluator()"
+        f"  path: {_trail(step.node, path, parameter)}\n  at: {step.node.source or 'unknown'}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -33,19 +33,31 @@ def loss_differences(
 
     A loss of several entries is averaged over them in float64.
     """
-    live: dict[Node, Any] = {node: _one_hot(values[node].base, indices, offset) for node in cone.sources}
+    sources = {node: _one_hot(values[node].base, indices, offset) for node in cone.sources}
+    return propagated(cone, values, output, sources, len(indices), meter)
+
+
+def propagated(
+    cone: Cone, values: Values, output: Node, sources: Mapping[Node, Difference], count: int, meter: Meter | None = None
+) -> Float64[Tensor, " p"]:
+    """The loss differences that ``count`` differences of the sources of a cone lead to."""
+    live: dict[Node, Any] = dict(sources)
     for step in cone.steps:
         _advance(step, values, live, meter)
     change = live.get(output)
-    if change is None:
-        return torch.zeros(len(indices), dtype=torch.float64, device=indices.device)
     base: Tensor = values[output].base
+    if change is None:
+        return torch.zeros(count, dtype=torch.float64, device=base.device)
     return entries(change).sum(1, dtype=torch.float64) / base.numel()
 
 
 def _one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHot:
-    values = torch.full(indices.shape, offset, dtype=base.dtype, device=base.device)
-    return OneHot(indices.to(base.device), values, base.shape)
+    """One entry moved; of complex values the real and the imaginary parts are entries, one after the other."""
+    indices = indices.to(base.device)
+    if base.is_complex():
+        values = torch.where(indices % 2 == 0, offset, offset * 1j).to(base.dtype)
+        return OneHot(indices // 2, values, base.shape)
+    return OneHot(indices, torch.full(indices.shape, offset, dtype=base.dtype, device=base.device), base.shape)
 
 
 def _advance(step: Step, values: Values, live: dict[Node, Any], meter: Meter | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -35,6 +36,18 @@ class Perturbations(Protocol):
 
     def displace(self, parameters: Parameters, k: int, offset: float) -> dict[str, Tensor]:
         """:math:`\\theta + t\\,p_k` as a new dict; tensors that the direction does not touch are shared."""
+        ...
+
+    def taken(self, parameters: Parameters, offsets: Sequence[float]) -> Tensor:
+        """Steps that :meth:`displace` really takes, ``[len(offsets), K]`` float64: :math:`\\theta + t` is rounded.
+
+        Raises:
+            InvalidInputError: a step vanishes in the rounding of a parameter.
+        """
+        ...
+
+    def nominal(self, offsets: Sequence[float]) -> Tensor:
+        """Steps as asked for, ``[len(offsets), K]`` float64: those of an evaluator that never forms :math:`\\theta + t`."""
         ...
 
     def combine(self, slopes: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:

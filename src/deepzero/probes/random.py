@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepzero import validation
 from deepzero.coordinates import StepContext
+from deepzero.errors import InvalidInputError
 from deepzero.objective import Parameters
 from deepzero.randomness import derive_seed
 
@@ -36,6 +37,7 @@ class RandomDisplacement:
     Attributes:
         distribution: a name in :data:`DISTRIBUTIONS`.
         seed: seed of its generator.
+        scales: step size of each parameter in units of the estimate's, as pairs; 1 where a name is missing.
 
     Example:
         >>> step = RandomDisplacement("rademacher", seed=0)
@@ -45,6 +47,7 @@ class RandomDisplacement:
 
     distribution: str
     seed: int
+    scales: tuple[tuple[str, float], ...] = ()
 
     def direction(self, like: Parameters) -> dict[str, Tensor]:
         """:math:`u` in the order, shapes, dtypes and device of ``like``; the same tensors at every call."""
@@ -59,7 +62,7 @@ class RandomDisplacement:
 
     def apply(self, parameters: Parameters, offset: float) -> dict[str, Tensor]:
         """:math:`\\theta + t u`."""
-        return _moved(parameters, self.direction(parameters), offset)
+        return _moved(parameters, self.direction(parameters), offset, dict(self.scales))
 
 
 class RandomPerturbations:
@@ -70,7 +73,15 @@ class RandomPerturbations:
     sphere of :math:`R^d`. In all three cases :math:`E[c\\,u u^T] = I`: a linear function is estimated without bias.
     """
 
-    def __init__(self, queries: int, distribution: str, seed: int, parameters: Parameters) -> None:
+    def __init__(
+        self,
+        queries: int,
+        distribution: str,
+        seed: int,
+        parameters: Parameters,
+        scales: Mapping[str, float] | None = None,
+    ) -> None:
+        self.scales = dict(scales or {})
         self._queries = queries
         self._distribution = distribution
         self._seed = seed
@@ -82,7 +93,7 @@ class RandomPerturbations:
 
     def displacement(self, k: int) -> RandomDisplacement:
         """:math:`u_k` as the seed it is drawn from."""
-        return RandomDisplacement(self._distribution, derive_seed(self._seed, k))
+        return RandomDisplacement(self._distribution, derive_seed(self._seed, k), tuple(self.scales.items()))
 
     def direction(self, k: int) -> dict[str, Tensor]:
         """:math:`u_k`, the same tensors at every call."""
@@ -95,7 +106,52 @@ class RandomPerturbations:
 
     def displace(self, parameters: Parameters, k: int, offset: float) -> dict[str, Tensor]:
         """:math:`\\theta + t u_k`."""
-        return _moved(parameters, self.direction(k), offset)
+        return _moved(parameters, self.direction(k), offset, self.scales)
+
+    def scale(self, name: str) -> float:
+        """Step size of a parameter in units of the estimate's."""
+        return self.scales.get(name, 1.0)
+
+    def nominal(self, offsets: Sequence[float]) -> Tensor:
+        """Steps as asked for, ``[len(offsets), q]`` float64."""
+        return torch.tensor(list(offsets), dtype=torch.float64).unsqueeze(1).expand(-1, self._queries)
+
+    def taken(self, parameters: Parameters, offsets: Sequence[float]) -> Tensor:
+        """Steps that rounding leaves of :math:`\\theta + t u`, projected on :math:`u`, ``[len(offsets), q]`` float64.
+
+        Where the rounding unit of every parameter is below a thousandth of the step, these are the steps asked for.
+        """
+        steps = self.nominal(offsets).clone()
+        if not any(self._is_coarse(name, p, offsets) for name, p in parameters.items()):
+            return steps
+        for row, offset in enumerate(offsets):
+            for k in range(self._queries):
+                steps[row, k] *= self._share(parameters, k, offset)
+        return steps
+
+    def _is_coarse(self, name: str, parameter: Tensor, offsets: Sequence[float]) -> bool:
+        if not parameter.numel() or parameter.dtype == torch.float64 and float(parameter.abs().max()) < 1:
+            return False
+        unit = torch.finfo(parameter.dtype).eps * float(parameter.abs().max())
+        return unit > 1e-3 * min(abs(offset) for offset in offsets) * self.scale(name)
+
+    def _share(self, parameters: Parameters, k: int, offset: float) -> float:
+        """The part of a step that survives rounding; refused if most of what remains is rounding."""
+        direction = self.direction(k)
+        moved = _moved(parameters, direction, offset, self.scales)
+        along = length = error = 0.0
+        for name, u in direction.items():
+            wide = u.double() * self.scale(name)
+            taken = (moved[name].double() - parameters[name].double()) / offset
+            along += float((taken * wide).sum())
+            length += float(wide.square().sum())
+            error += float((taken - wide).square().sum())
+        if error > 0.25 * length:
+            raise InvalidInputError(
+                f"{self.describe(k)} moved by {offset:g} is mostly rounding: the parameters' dtypes hold it with a relative error of "
+                f"{math.sqrt(error / length):.2g}; give a larger step_size, step_size=\"auto\", or float32 or float64 parameters"
+            )
+        return along / length
 
     def combine(self, slopes: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """The weighted sum, accumulated in ``dtype`` (default: each parameter's own)."""
@@ -103,7 +159,7 @@ class RandomPerturbations:
         total = {name: torch.zeros_like(p, dtype=dtype or p.dtype) for name, p in self._like.items()}
         for k, slope in enumerate((slopes * scale).tolist()):
             for name, part in self.direction(k).items():
-                total[name].add_(part.to(total[name].dtype), alpha=slope)
+                total[name].add_(part.to(total[name].dtype), alpha=slope / self.scale(name))
         return {name: value.to(self._like[name].dtype) for name, value in total.items()}
 
     def describe(self, k: int) -> str:
@@ -111,10 +167,13 @@ class RandomPerturbations:
         return f"{self._distribution} direction {k}"
 
 
-def _moved(parameters: Parameters, direction: Parameters, offset: float) -> dict[str, Tensor]:
-    return {
-        name: p + offset * direction[name].to(p.dtype) if name in direction else p for name, p in parameters.items()
-    }
+def _moved(parameters: Parameters, direction: Parameters, offset: float, scales: Mapping[str, float]) -> dict[str, Tensor]:
+    """``theta + t u`` in the parameters' memory formats."""
+    moved = dict(parameters)
+    for name, u in direction.items():
+        p = parameters[name]
+        moved[name] = torch.add(p, u.to(p.dtype), alpha=offset * scales.get(name, 1.0), out=torch.empty_like(p))
+    return moved
 
 
 @dataclass(frozen=True)
@@ -132,7 +191,8 @@ class RandomProbes:
     def draw(self, context: StepContext) -> RandomPerturbations:
         """The directions of a step."""
         seed = derive_seed(self.seed, "directions", context.step)
-        return RandomPerturbations(self.queries, self.distribution, seed, context.objective.parameters())
+        parameters = context.objective.parameters()
+        return RandomPerturbations(self.queries, self.distribution, seed, parameters, context.scales)
 
     def state(self) -> dict[str, object]:
         """Everything the directions depend on."""

@@ -22,6 +22,7 @@ from deepzero.tasks.shared_run import SharedRun
 from deepzero.team import Team, own_device
 from deepzero.training.environment import hardware, versions
 from deepzero.training.evaluation import Scores
+from deepzero.training.files import finite
 from deepzero.training.loop import Trainer
 from deepzero.training.metrics import JsonLines, Sink, TensorBoard, read_metrics
 from deepzero.training.plot import plot_run
@@ -202,7 +203,7 @@ def _finish(
     trainer.record("test", test_accuracy=test.accuracy, test_loss=test.loss)
     summary = {
         "test_accuracy": test.accuracy,
-        "test_loss": test.loss,
+        "test_loss": finite(test.loss),
         "validation_accuracy": best.scores.accuracy if best else None,
         "selected_epoch": best.epoch if best else config.training.epochs - 1,
         "steps": trainer.step,

@@ -149,9 +149,9 @@ def read_checkpoint(folder: Path, *, run: str | None = None) -> Checkpoint:
         CheckpointError: it is truncated, corrupted, foreign, or of another run.
     """
     try:
-        record = json.loads((folder / STATE).read_bytes())
+        record = json.loads((folder / STATE).read_bytes(), parse_constant=_no_number)
         data = (folder / TENSORS).read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
     _verify(folder, record, data, run)
     try:
@@ -164,6 +164,9 @@ def read_checkpoint(folder: Path, *, run: str | None = None) -> Checkpoint:
 def _verify(folder: Path, record: Any, data: bytes, run: str | None) -> None:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise CheckpointError(f"{folder} is not a checkpoint of this version of deepzero (expected format {FORMAT!r})")
+    fields = (("step", int), ("state", dict), ("run", str), ("tensors_sha256", str))
+    if wrong := [name for name, kind in fields if not isinstance(record.get(name), kind)]:
+        raise CheckpointError(f"{folder} is corrupted: {STATE} has no usable {', '.join(wrong)}")
     expected = record.pop("sha256", None)
     if _digest(record) != expected:
         raise CheckpointError(f"{folder} is corrupted: the checksum of {STATE} does not match")
@@ -171,6 +174,10 @@ def _verify(folder: Path, record: Any, data: bytes, run: str | None) -> None:
         raise CheckpointError(f"{folder} is corrupted: the checksum of {TENSORS} ({len(data)} bytes) does not match")
     if run is not None and record["run"] != run:
         raise CheckpointError(f"{folder} belongs to another run")
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{STATE} holds {name}, which is no JSON")
 
 
 def _digest(record: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -98,7 +99,8 @@ class Trainer:
             Why it stopped early, None if it came to its end.
 
         Raises:
-            NonFiniteLossError: a loss or a weight is not finite; the last good checkpoint is kept.
+            NonFiniteLossError: a loss, on a training batch or on the validation split, or a weight is not finite; the
+                last good checkpoint is kept.
             CheckpointError: a checkpoint could not be written; the previous one is kept.
         """
         if self.step == 0:
@@ -139,6 +141,8 @@ class Trainer:
             loss = float(self.source.backward(*self.batches.batch(epoch, index)))
         except NonFiniteLossError as error:
             raise self._diverged(str(error)) from error
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}")
         with one_thread():
             self.optimizer.step()
         self.step += 1
@@ -156,7 +160,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         epoch = self.step // len(self.batches) - 1
-        record = {"epoch": epoch, "training_loss": sum(self._losses) / len(self._losses)}
+        record = {"epoch": epoch, "training_loss": _mean(self._losses)}
         self._losses = []
         looks = (epoch + 1) % self.config.evaluate_every == 0 or self.step == self.total_steps
         self.record("epoch", **record, **(self._select(epoch) if looks else {}))
@@ -167,6 +171,8 @@ class Trainer:
         if self.validate is None:
             return {}
         scores = self.validate()
+        if not math.isfinite(scores.loss):
+            raise self._diverged(f"the loss on the validation split is {scores.loss}")
         if scores.better_than(self.best.scores if self.best else None):
             self.best = Best(scores, epoch, state.snapshot(self.model))
         return {"validation_loss": scores.loss, "validation_accuracy": scores.accuracy}
@@ -230,3 +236,9 @@ class Trainer:
         return NonFiniteLossError(
             f"training stopped at step {self.step} (epoch {epoch + 1}): {cause}\n{where}\n{ADVICE}"
         )
+
+
+def _mean(losses: Sequence[float]) -> float:
+    """The mean of finite numbers, also where their sum is not one."""
+    mean = sum(losses) / len(losses)
+    return mean if math.isfinite(mean) else sum(loss / len(losses) for loss in losses)

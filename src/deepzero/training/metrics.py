@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deepzero.errors import InvalidInputError
+from deepzero.training.files import finite
 from deepzero.training.run_folder import writing
 
 Record = Mapping[str, Any]
@@ -26,7 +27,9 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One JSON object a line. A resumed run truncates the file to where its checkpoint was made.
+    """One JSON object a line, null for numbers that are not finite.
+
+    A resumed run truncates the file to where its checkpoint was made.
 
     Args:
         path: the file.
@@ -49,7 +52,7 @@ class JsonLines:
     def write(self, record: Record) -> None:
         """Append one line and hand it to the system, so that others can follow the run."""
         with writing(self.path):
-            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            self._file.write(json.dumps(finite(record), allow_nan=False).encode() + b"\n")
             self._file.flush()
 
     def close(self) -> None:

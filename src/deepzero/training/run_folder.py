@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepzero.errors import RunFolderError
 from deepzero.training.checkpoint import CheckpointStore
-from deepzero.training.files import json_object, replace_file, to_json
+from deepzero.training.files import finite, json_object, leftovers, replace_file, to_json
 
 FORMAT = "deepzero run 1"
 RECORD = "run.json"
@@ -35,8 +35,11 @@ class RunFolder:
 
     @staticmethod
     def require_free(path: Path) -> None:
-        """Raise :class:`RunFolderError` unless ``path`` is an empty folder or does not exist."""
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        """Raise :class:`RunFolderError` unless ``path`` is an empty folder or does not exist.
+
+        A folder counts as empty if all it holds is a record that a killed process had not finished.
+        """
+        if not path.exists() or (path.is_dir() and not set(path.iterdir()) - set(leftovers(path / RECORD))):
             return
         if (path / RECORD).exists():
             raise RunFolderError(f"{path} holds another run; continue that with --resume, or choose another --out")
@@ -54,6 +57,8 @@ class RunFolder:
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             replace_file(path / RECORD, to_json(record))
+            for unfinished in leftovers(path / RECORD):
+                unfinished.unlink(missing_ok=True)
         return cls(path, record)
 
     @classmethod
@@ -102,9 +107,9 @@ class RunFolder:
         return json_object(path, advice="choose another --out")
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write a JSON file atomically."""
+        """Write a JSON file atomically; numbers that are not finite become null."""
         with writing(self.path / name):
-            replace_file(self.path / name, to_json(value))
+            replace_file(self.path / name, to_json(finite(value)))
 
     def write_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the selected weights."""
@@ -132,10 +137,12 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads((path / RECORD).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} holds no run to resume ({error}); leave out --resume to start one") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise RunFolderError(f"{path / RECORD} is not of this version of deepzero (expected format {FORMAT!r})")
+    if not isinstance(record.get("config"), dict):
+        raise RunFolderError(f"{path / RECORD} is damaged: it has no configuration; choose another --out")
     return record
 
 

@@ -8,9 +8,7 @@ that ``torch.func.vmap`` can batch or that can be called once per perturbation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,28 +19,14 @@ from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Dense, difference_dtype
 from deepzero.graph.rules.frames import Moving, jointly, perturbed
-
-_WATCHED: ContextVar[set[Any] | None] = ContextVar("nodes that fell back", default=None)
-
-
-@contextmanager
-def watch_fallbacks() -> Iterator[set[Any]]:
-    """The nodes that take the fallback while the block runs, in this thread; also inside of a rule of their own."""
-    met: set[Any] = set()
-    token = _WATCHED.set(met)
-    try:
-        yield met
-    finally:
-        _WATCHED.reset(token)
+from deepzero.graph.watch import note_fallback
 
 
 def fallback(call: Call, *args: Any, **kwargs: Any) -> Outcome:
     """``f(z + d) - f(z)`` by two evaluations of ``f``."""
     if torch.Tag.pointwise in getattr(call.node.target, "tags", ()) and isinstance(call.output.base, Tensor):
         return evaluated(call, *args, **kwargs)
-    met = _WATCHED.get()
-    if met is not None:
-        met.add(call.node)
+    note_fallback(call.node)
     leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda a: isinstance(a, Operand))
     return _general(call, leaves, spec)
 

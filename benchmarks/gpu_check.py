@@ -1,0 +1,213 @@
+"""The check of a GPU, stage by stage: tests, speed, a training with a resume. Start it with ``gpu_check.sh``.
+
+Every stage is a process of its own with a limit of its own; the next one starts whatever happened. The record is
+written after every stage, and a stage writes what it has found as it goes, so that a cut-off loses nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_check_speed import speed
+from gpu_check_training import training
+
+import deepzero as dz
+from deepzero.training import hardware
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDED_BY_TESTS = ("pytest", "pytest_timeout", "hypothesis", "beartype")
+Note = Callable[[dict[str, Any]], None]
+
+
+LIMITS = {
+    "tests-conformance": 80,
+    "tests-draws": 60,
+    "tests-rules": 95,
+    "speed-digits": 45,
+    "speed-cnn": 50,
+    "speed-resnet20": 75,
+    "training": 60,
+}
+"""Seconds of each stage; together less than 8 minutes."""
+
+SELECTED_ON_CPU = {"tests-rules": "language or encoder or (structure and (residual or dropout or tied))"}
+"""A dry run tests less: the CPU has tests of its own."""
+
+
+def main() -> int:
+    """All stages that were asked for, then a summary; 0 if every one of them passed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder of the record and of the logs")
+    parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10; images are made up by default")
+    parser.add_argument("--only", nargs="+", choices=tuple(LIMITS), default=tuple(LIMITS))
+    parser.add_argument("--patience", type=float, default=1.0, help="multiplies the stages' limits, on a busy machine")
+    parser.add_argument("--stage", choices=tuple(LIMITS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("torch finds no CUDA device here; --device cpu makes a dry run", file=sys.stderr)
+        return 2
+    if options.stage is not None:
+        return run_stage(options)
+    return check(options)
+
+
+def check(options: argparse.Namespace) -> int:
+    """Run the stages one after another, and write the record after each."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # so that a stage ends with the check
+    options.out.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {
+        "command": command(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": options.device,
+        "dry_run": options.device == "cpu",
+        "environment": environment(options.device),
+        "stages": {},
+    }
+    if record["dry_run"]:
+        record["note"] = "a dry run of the check on a CPU, at a small scale: it says nothing about any GPU"
+    for name in options.only:
+        print(f"==> {name} (at most {options.patience * LIMITS[name]:.0f} s)", flush=True)
+        record["stages"][name] = attempt(name, options)
+        write(options.out / "gpu-check.json", record)
+        outcome = record["stages"][name]
+        print(f"<== {name}: {outcome['status']}, {outcome['seconds']:.0f} s", flush=True)
+    failed = [name for name, stage in record["stages"].items() if stage["status"] not in ("passed", "skipped")]
+    print(f"record: {options.out / 'gpu-check.json'}; not passed: {', '.join(failed) or 'none'}")
+    return int(bool(failed))
+
+
+def attempt(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One stage in a process of its own: how it ended, how long it took, what it found."""
+    found, log = options.out / f"{name}.json", options.out / f"{name}.log"
+    found.unlink(missing_ok=True)
+    chosen = ["--device", options.device, "--out", str(options.out), "--stage", name]
+    if options.data_dir is not None:
+        chosen += ["--data-dir", str(options.data_dir)]
+    start, limit = time.monotonic(), options.patience * LIMITS[name]
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, __file__, *chosen], stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code: int | None = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    result = json.loads(found.read_text()) if found.exists() else {}
+    status = result.pop("status", None) or {0: "passed", None: "cut off at its limit"}.get(code, f"failed ({code})")
+    ended = {"status": status, "seconds": round(time.monotonic() - start, 1), "limit": limit, **result}
+    if status not in ("passed", "skipped"):
+        ended["last_words"] = log.read_text(errors="replace").replace(f"{ROOT}/", "").splitlines()[-25:]
+    return ended
+
+
+def run_stage(options: argparse.Namespace) -> int:
+    """What the process of a stage does."""
+    path = options.out / f"{options.stage}.json"
+    device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
+
+    def note(values: dict[str, Any]) -> None:
+        write(path, values)
+
+    kind, _, case = options.stage.partition("-")
+    if kind == "tests":
+        return tests(options.stage, options, note)
+    if kind == "speed":
+        speed(case, device, note)
+    else:
+        training(device, options.out, options.data_dir, note)
+    return 0
+
+
+def tests(stage: str, options: argparse.Namespace, note: Note) -> int:
+    """One file of ``tests/gpu`` on the device."""
+    missing = [name for name in NEEDED_BY_TESTS if importlib.util.find_spec(name) is None]
+    if missing:
+        note({"status": "skipped", "why": f"not installed: {', '.join(missing)} (pip install -e '.[test]')"})
+        return 0
+    file = f"tests/gpu/test_gpu_{stage.removeprefix('tests-')}.py"
+    selected = SELECTED_ON_CPU.get(stage) if options.device == "cpu" else None
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", file]
+    command += ["-k", selected] if selected else []
+    variables = {**os.environ, **({"DEEPZERO_GPU_TESTS": "cpu"} if options.device == "cpu" else {})}
+    results: dict[str, list[str]] = {"passed": [], "failed": [], "error": [], "skipped": []}
+    with subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            print(line, end="")
+            ended = re.match(r"(tests/\S+?\.py::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b.*\[", line)
+            if ended:
+                results[ended[2].lower()].append(ended[1].split("::", 1)[1])
+                note(counted(file, selected, results))
+    note(counted(file, selected, results))
+    ran = len(results["passed"]) > 0
+    return running.returncode if ran or running.returncode else 1
+
+
+def counted(file: str, selected: str | None, results: dict[str, list[str]]) -> dict[str, Any]:
+    """How many passed, and the names of those that did not."""
+    return {
+        "file": file,
+        "selected": selected,
+        **{outcome: len(names) for outcome, names in results.items()},
+        "not_passed": sorted(results["failed"] + results["error"]),
+    }
+
+
+def command() -> str:
+    """The command line that starts all this again; where the record went does not matter."""
+    words = iter(sys.argv[1:])
+    kept = [word for word in words if word != "--out" or not next(words, "")]
+    return " ".join(["bash benchmarks/gpu_check.sh", *kept])
+
+
+def environment(kind: str) -> dict[str, Any]:
+    """Hardware, versions, and how busy the machine is."""
+    device = torch.device(kind)
+    found: dict[str, Any] = {
+        "hardware": hardware(device),
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "deepzero": dz.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        },
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+    if kind == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["gpu"] = {
+            "name": properties.name,
+            "memory": properties.total_memory,
+            "sm": properties.multi_processor_count,
+        }
+    return found
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Replace a file in one go, so that it is whole or as it was."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

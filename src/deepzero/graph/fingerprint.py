@@ -1,0 +1,107 @@
+"""The Python values that a program may read and that a graph holds as constants, as one comparable picture.
+
+A picture is cheap and not complete: it holds numbers, strings, flags and the identity of tensors and functions, in modules, in what a loss or
+closure closes over, and in the globals that it names. What it does not see is caught where it changes the loss.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepzero.objective import NetworkObjective
+from deepzero.placement import STRUCTURE
+
+Picture = dict[Hashable, Hashable]
+SCALARS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
+DEPTH = 3
+LONGEST = 64
+
+
+def picture(objective: NetworkObjective) -> Picture:
+    """What the objective's program may read, by where it stands."""
+    seen: Picture = {}
+    modules = objective.places().modules
+    for position, module in enumerate(modules):
+        seen[position, "type"] = type(module)
+        seen[position, "tensors"] = tuple(_tensors(module))
+        for name, value in module.__dict__.items():
+            if name not in STRUCTURE:
+                seen[position, name] = value if type(value) in SCALARS else freeze(value, DEPTH)
+    for name in ("_loss", "closure"):
+        seen[name] = freeze(getattr(objective, name), DEPTH)
+    return seen
+
+
+def _tensors(module: nn.Module) -> Iterator[Hashable]:
+    for held in (module._parameters, module._buffers):
+        for name, tensor in held.items():
+            if tensor is not None:
+                yield name, tensor.shape, tensor.dtype, tensor.requires_grad, tensor.device
+
+
+def freeze(value: Any, depth: int) -> Hashable:
+    """A hashable picture of a value: equal pictures, as far as it looks, mean equal values."""
+    if isinstance(value, SCALARS):
+        return type(value), value
+    if isinstance(value, Tensor):
+        return "tensor", id(value), 0 if value.is_inference() else value._version, value.requires_grad
+    if isinstance(value, nn.Module) or depth == 0:
+        return type(value), id(value)
+    if isinstance(value, (list, tuple)):
+        return type(value), len(value), tuple(freeze(item, depth - 1) for item in value[:LONGEST])
+    if isinstance(value, dict):
+        items = list(value.items())[:LONGEST]
+        return "dict", len(value), tuple((freeze(k, 0), freeze(v, depth - 1)) for k, v in items)
+    if isinstance(value, functools.partial):
+        return "partial", freeze((value.func, value.args, value.keywords), depth)
+    if isinstance(value, types.MethodType):
+        return "method", freeze(value.__func__, depth), freeze(value.__self__, depth - 1)
+    if isinstance(value, types.FunctionType):
+        return _function(value, depth)
+    return _object(value, depth)
+
+
+def _object(value: Any, depth: int) -> Hashable:
+    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
+        return type(value), id(value)
+    own = getattr(value, "__dict__", None)
+    if not isinstance(own, dict):
+        return type(value), id(value)
+    items = [(k, freeze(v, depth - 1)) for k, v in list(own.items())[:LONGEST] if not callable(v)]
+    return type(value), id(value), tuple(items)
+
+
+def _function(function: types.FunctionType, depth: int) -> Hashable:
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(freeze(cell.cell_contents, depth - 1))
+        except ValueError:
+            cells.append("empty")
+    named = [function.__globals__.get(name) for name in _names(function.__code__)]
+    return (
+        "function",
+        id(function.__code__),
+        freeze(function.__defaults__, depth - 1),
+        freeze(function.__kwdefaults__, depth - 1),
+        tuple(cells),
+        tuple(freeze(value, depth - 1) for value in named if not isinstance(value, types.ModuleType)),
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """Global names that a function's code, with the functions inside of it, refers to."""
+    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names(const)]
+    return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
+def changes(before: Picture, after: Picture) -> set[Hashable]:
+    """Where two pictures differ."""
+    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}

@@ -1,0 +1,177 @@
+"""The programs of an objective: captured when they are needed, checked when they are made, given up when they are not the program any more."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from deepzero.errors import GraphError
+from deepzero.graph.capture import capture
+from deepzero.graph.fingerprint import Picture, changes, picture
+from deepzero.graph.program import Program, compile_program
+from deepzero.graph.verify import Check
+from deepzero.objective import NetworkObjective, State, keywords
+from deepzero.randomness import Draws
+
+KEPT = 8
+"""Programs that are kept, of the shapes and states used last."""
+EQUAL = 2
+"""Captures without a change after which an attribute is taken to play no part in the program."""
+RESTLESS = 4
+"""Captures in consecutive steps after which a program is said to change at every step."""
+
+
+@dataclass
+class Entry:
+    """A program and how well it is known to agree.
+
+    Attributes:
+        program: the program.
+        digest: of its graph.
+        apart: largest absolute difference of its loss and the live one that is put down to rounding.
+        scale: largest loss seen.
+        check: the check of its rules, once made.
+    """
+
+    program: Program
+    digest: str
+    apart: float = 0.0
+    scale: float = 0.0
+    check: Check | None = None
+
+    def agrees(self, found: Tensor, live: Tensor, unit: float) -> bool:
+        """Whether the graph's loss is the live program's, but for the rounding that was seen when it was made."""
+        self.scale = max(self.scale, abs(float(live)))
+        return abs(float(found) - float(live)) <= max(32 * self.apart, 64 * unit * abs(float(live)))
+
+    def may_be_rounding(self, found: Tensor, live: Tensor, tolerance: float) -> bool:
+        """Whether a difference could be rounding that was not seen yet."""
+        return abs(float(found) - float(live)) <= tolerance * (abs(float(live)) + self.scale + 1e-3)
+
+
+@dataclass
+class Library:
+    """The programs of one objective.
+
+    Attributes:
+        entries: by what they were captured under, used last last.
+        inert: where the picture changed without a change of the graph.
+        volatile: where the forward itself changes the picture.
+    """
+
+    entries: OrderedDict[Hashable, Entry] = field(default_factory=OrderedDict)
+    inert: set[Hashable] = field(default_factory=set)
+    volatile: set[Hashable] = field(default_factory=set)
+    _equal: dict[Hashable, int] = field(default_factory=dict)
+    _last: tuple[Hashable, Picture, Entry] | None = None
+    _restless: int = 0
+
+    def get(
+        self, objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws, *, strict: bool
+    ) -> tuple[Entry, bool]:
+        """The program for a batch as things stand, and whether it was made just now."""
+        shapes, seen = shape_key(batch), picture(objective)
+        key = shapes, self._key(seen)
+        if key in self.entries:
+            self.entries.move_to_end(key)
+            self._last = shapes, seen, self.entries[key]
+            return self.entries[key], False
+        entry, new = self._made(objective, batch, draws, strict=strict, shapes=shapes, seen=seen)
+        self._keep((shapes, self._key(seen)), entry)
+        return entry, new
+
+    def replace(
+        self, objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws, stale: Entry, *, strict: bool
+    ) -> tuple[Entry, bool]:
+        """A program captured again because ``stale`` has another loss than the live one.
+
+        Raises:
+            GraphError: it was captured again at each of the last steps: it changes all the time.
+        """
+        self._restless += 1
+        if self._restless >= RESTLESS:
+            raise GraphError(
+                "the program changes at every step in a way that only its losses show, so a graph of it is never of use"
+            )
+        shapes, seen = shape_key(batch), picture(objective)
+        graph = capture(objective, batch, draws)
+        if graph.digest() == stale.digest:
+            return stale, False
+        entry = Entry(compile_program(graph, objective.parameters(), strict=strict), graph.digest())
+        self._keep((shapes, self._key(seen)), entry)
+        self._last = shapes, seen, entry
+        return entry, True
+
+    def latest(self, batch: tuple[Any, ...]) -> Entry | None:
+        """The program used last, if it was for a batch of these shapes."""
+        return self._last[2] if self._last is not None and self._last[0] == shape_key(batch) else None
+
+    def settled(self) -> None:
+        """A step in which the graph was the program."""
+        self._restless = 0
+
+    def learn(self, objective: NetworkObjective, state: Any) -> None:
+        """Attributes that the base query changes are not what a graph depends on across steps."""
+        moved = state.attributes if isinstance(state, State) else ()
+        if not moved:
+            return
+        position = {id(module.__dict__): i for i, module in enumerate(objective.places().modules)}
+        fresh = {(position[id(c)], key) for c, key, _ in moved if id(c) in position} - self.volatile
+        self.volatile |= fresh
+        if fresh and self._last is not None:
+            shapes, seen, entry = self._last
+            self._keep((shapes, self._key(seen)), entry)
+
+    def _made(
+        self,
+        objective: NetworkObjective,
+        batch: tuple[Any, ...],
+        draws: Draws,
+        *,
+        strict: bool,
+        shapes: Hashable,
+        seen: Picture,
+    ) -> tuple[Entry, bool]:
+        graph = capture(objective, batch, draws)
+        digest = graph.digest()
+        last, self._last = self._last, None
+        if last is not None and last[0] == shapes and last[2].digest == digest:
+            for where in changes(last[1], seen):
+                self._equal[where] = self._equal.get(where, 0) + 1
+                if self._equal[where] >= EQUAL:
+                    self.inert.add(where)
+            self._last = shapes, seen, last[2]
+            return last[2], False
+        entry = Entry(compile_program(graph, objective.parameters(), strict=strict), digest)
+        self._last = shapes, seen, entry
+        return entry, True
+
+    def _key(self, seen: Picture) -> int:
+        ignored = self.inert | self.volatile
+        return hash(tuple((key, value) for key, value in seen.items() if key not in ignored))
+
+    def _keep(self, key: Hashable, entry: Entry) -> None:
+        self.entries[key] = entry
+        self.entries.move_to_end(key)
+        while len(self.entries) > KEPT:
+            self.entries.popitem(last=False)
+
+
+def shape_key(batch: tuple[Any, ...]) -> Hashable:
+    """What a graph depends on in a batch: shapes, dtypes and devices of tensors, everything else itself, and the structure."""
+    leaves, spec = pytree.tree_flatten((tuple(batch), keywords(batch)))
+    described = tuple(
+        (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
+    )
+    return described, repr(spec)
+
+
+def rounding_of(objective: NetworkObjective) -> float:
+    """Rounding unit of the coarsest dtype among the parameters."""
+    return max(float(torch.finfo(p.dtype).eps) for p in objective.parameters().values())

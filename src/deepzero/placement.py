@@ -1,0 +1,236 @@
+"""Values in the place of a program's parameters and buffers: one program, evaluated wherever it is asked for.
+
+A program is the user's Python: ``loss(model, *batch)``, with whatever it reads on its way. While it runs, every place
+that holds a parameter holds the value of the query instead: modules, the lists that recurrent layers keep beside them, plain
+lists of parameters. Afterwards all is as it was, attributes that the forward changed included.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STRUCTURE = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
+CRITERION = "criterion."
+"""Prefix of the names of a loss module's own parameters and buffers (``criterion_.`` where the model has a ``criterion`` itself)."""
+
+
+class StandIn(nn.Parameter):
+    """A query's value where the program expects a parameter: it says that it wants a gradient, and records none.
+
+    So ``isinstance(p, nn.Parameter)`` and ``if p.requires_grad`` hold as they do for the model's own, and no autograd graph is
+    built.
+    """
+
+    @property
+    def requires_grad(self) -> bool:  # type: ignore[override]
+        """True, as of the parameter that it stands for."""
+        return True
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        """Nothing: a query differentiates nothing."""
+
+
+def stand_in(value: Tensor) -> Tensor:
+    """``value`` as a parameter that records nothing."""
+    made: Tensor = torch.Tensor._make_subclass(StandIn, value.detach(), False)
+    return made
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is held: a dict or list, and the key or position in it."""
+
+    container: Any
+    key: Any
+
+    @property
+    def tensor(self) -> Any:
+        """What it holds now."""
+        return self.container[self.key]
+
+    def put(self, value: Any) -> None:
+        """Hold ``value``."""
+        self.container[self.key] = value
+
+
+@dataclass(frozen=True)
+class Places:
+    """All places of all named tensors of some modules.
+
+    Attributes:
+        parameters: by name; tied ones are listed under their first name.
+        buffers: likewise.
+        modules: every module, for their attributes.
+        model: the model.
+        criterion: the loss, if it is a module.
+    """
+
+    parameters: dict[str, tuple[nn.Parameter, list[Place]]]
+    buffers: dict[str, tuple[Tensor, list[Place]]]
+    modules: list[nn.Module]
+    model: nn.Module
+    criterion: nn.Module | None
+
+    @classmethod
+    def of(cls, model: nn.Module, criterion: nn.Module | None = None) -> Places:
+        """Places in a model and, under names that begin with :data:`CRITERION`, in a loss module."""
+        parameters: dict[str, tuple[nn.Parameter, list[Place]]] = {}
+        buffers: dict[str, tuple[Tensor, list[Place]]] = {}
+        names: dict[int, str] = {}
+        modules: dict[int, nn.Module] = {}
+        own = CRITERION if not hasattr(model, "criterion") else "criterion_."
+        for prefix, root in (("", model), (own, criterion)):
+            if root is None:
+                continue
+            for path, module in root.named_modules(remove_duplicate=True):
+                if id(module) in modules:
+                    continue
+                modules[id(module)] = module
+                lead = f"{prefix}{path}." if path else prefix
+                for held, found in ((module._parameters, parameters), (module._buffers, buffers)):
+                    for local, tensor in held.items():
+                        if tensor is not None:
+                            name = names.setdefault(id(tensor), lead + local)
+                            found.setdefault(name, (tensor, []))[1].append(Place(held, local))  # type: ignore[attr-defined, arg-type]
+        every = {**parameters, **buffers}
+        for module in modules.values():
+            for place in _unregistered(module, names):
+                every[names[id(place.tensor)]][1].append(place)
+        return cls(parameters, buffers, list(modules.values()), model, criterion)
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters with ``requires_grad``, by name."""
+        return {name: p for name, (p, _) in self.parameters.items() if p.requires_grad}
+
+    @contextmanager
+    def holding(self, values: Mapping[str, Tensor], *, as_parameters: bool = True) -> Iterator[dict[str, list[Place]]]:
+        """Put ``values`` (parameters and buffers by name) in their places for a block, and take them out again.
+
+        Args:
+            values: what to put; other tensors stay.
+            as_parameters: trainable parameters get a :class:`StandIn`; else the tensor itself.
+
+        Yields:
+            The places of the buffers among ``values``, to read from them what the program left there.
+        """
+        kept: list[tuple[Place, Any]] = []
+        buffers: dict[str, list[Place]] = {}
+        try:
+            for name, value in values.items():
+                entry = self.parameters.get(name) or self.buffers[name]
+                if name in self.buffers:
+                    buffers[name] = entry[1]
+                put = stand_in(value) if as_parameters and isinstance(entry[0], nn.Parameter) else value
+                for place in entry[1]:
+                    kept.append((place, place.tensor))
+                    place.put(put)
+            yield buffers
+        finally:
+            for place, original in reversed(kept):
+                place.put(original)
+
+    @contextmanager
+    def pointing(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let the parameters themselves point to ``values`` for a block: whoever holds a parameter sees its value move.
+
+        For programs that keep references of their own, or differentiate with respect to parameters inside. No byte of the
+        parameters is written.
+        """
+        kept = [(self.parameters[name][0], self.parameters[name][0].data) for name in values if name in self.parameters]
+        try:
+            for name, value in values.items():
+                if name in self.parameters:
+                    self.parameters[name][0].data = value.detach()
+            yield
+        finally:
+            for parameter, data in kept:
+                parameter.data = data
+
+
+def _unregistered(module: nn.Module, names: Mapping[int, str]) -> Iterator[Place]:
+    """Places in plain lists and dicts among a module's attributes."""
+    for key, value in module.__dict__.items():
+        if key in STRUCTURE or "_hooks" in key:
+            continue
+        if isinstance(value, list):
+            yield from (Place(value, i) for i, item in enumerate(value) if id(item) in names and isinstance(item, Tensor))
+        elif isinstance(value, dict):
+            yield from (Place(value, k) for k, item in value.items() if id(item) in names and isinstance(item, Tensor))
+        elif isinstance(value, Tensor) and id(value) in names:
+            yield Place(module.__dict__, key)
+
+
+Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
+
+
+@dataclass
+class Attributes:
+    """The plain attributes of modules at one moment: what a forward may change beside buffers.
+
+    Lists, dicts and sets among them are remembered by what they hold, one level deep.
+    """
+
+    kept: list[tuple[Container, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, modules: Sequence[Any]) -> Attributes:
+        """As they are now."""
+        kept: list[tuple[Container, Any]] = []
+        for module in modules:
+            own = module.__dict__
+            for key, value in own.items():
+                if key not in STRUCTURE and type(value) in (dict, list, set, deque):
+                    kept.append((value, value.copy()))
+            kept.append((own, own.copy()))
+        return cls(kept)
+
+    def restore(self) -> None:
+        """Put everything back that is not as it was."""
+        for container, before in self.kept:
+            if not _same(container, before):
+                _refill(container, before)
+
+    def changed(self) -> list[tuple[Container, Any]]:
+        """Dicts of attributes and the names in them that are not as they were."""
+        return [
+            (container, key)
+            for container, before in self.kept
+            if isinstance(container, dict) and not _same(container, before)
+            for key in {**before, **container}
+            if key not in before or key not in container or container[key] is not before[key]
+        ]
+
+    def moved_scalars(self) -> list[tuple[dict[Any, Any], Any, Any]]:
+        """Dict, name and present value of the numbers, strings and the like that changed: counters, flags, schedules."""
+        return [
+            (container, key, container[key])
+            for container, key in self.changed()
+            if isinstance(container, dict) and isinstance(container.get(key), (int, float, complex, str, bool))
+        ]
+
+
+def _same(container: Container, before: Any) -> bool:
+    if len(container) != len(before):
+        return False
+    if isinstance(container, dict):
+        return all(key in before and value is before[key] for key, value in container.items())
+    if isinstance(container, set):
+        return container == before  # type: ignore[no-any-return]
+    return all(now is then for now, then in zip(container, before, strict=True))
+
+
+def _refill(container: Container, before: Any) -> None:
+    container.clear()
+    if isinstance(container, (dict, set)):
+        container.update(before)
+    else:
+        container.extend(before)

@@ -1,0 +1,142 @@
+"""A damaged journal never answers wrongly: a row whose bits have changed is named, and none of the file is used."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+import deepzero as dz
+from deepzero.errors import InvalidInputError, JournalError
+
+ANSWERS: dict[str, float | None] = {f"{n:032x}": n / 7 - 20 for n in range(300)} | {"f" * 32: None, "e" * 32: -0.0}
+FLIPS = 200
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a journal that was closed."""
+    path = tmp_path_factory.mktemp("whole") / "queries.sqlite"
+    with dz.QueryJournal(path, problem="p") as journal:
+        journal.record(ANSWERS)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queries.sqlite"
+
+
+def found(path: Path) -> dict[str, float | None] | None:
+    """What the journal says of all keys; None where it refuses."""
+    try:
+        with dz.QueryJournal(path, problem="p") as journal:
+            return journal.lookup(ANSWERS)
+    except JournalError as error:
+        if str(path) not in str(error):
+            raise
+        return None
+
+
+def test_the_whole_journal_answers_bit_for_bit(whole: bytes, path: Path) -> None:
+    path.write_bytes(whole)
+    answers = found(path)
+    assert answers is not None
+    assert {key: repr(loss) for key, loss in answers.items()} == {key: repr(loss) for key, loss in ANSWERS.items()}
+
+
+def test_flipped_bits_give_no_wrong_answer_and_lose_none_silently(whole: bytes, path: Path) -> None:
+    """Bits of unused space and of SQLite's own counters may flip unseen; then every answer is still right."""
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(FLIPS):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        answers = found(path)
+        refused += answers is None
+        assert answers is None or answers == ANSWERS
+        path.unlink()
+    assert refused > FLIPS / 3
+
+
+@pytest.mark.parametrize("part", ["key", "loss", "checksum"])
+def test_a_damaged_row_is_named(whole: bytes, path: Path, part: str) -> None:
+    path.write_bytes(whole)
+    key = f"{17:032x}"
+    change = {
+        "key": f"UPDATE answers SET key = '{'0' * 30}zz' WHERE key = '{key}'",
+        "loss": f"UPDATE answers SET loss = x'000000000000f03f' WHERE key = '{key}'",
+        "checksum": f"UPDATE answers SET checksum = x'0011223344556677' WHERE key = '{key}'",
+    }[part]
+    with sqlite3.connect(path) as db:
+        db.execute(change)
+    db.close()
+    named = "0" * 30 + "zz" if part == "key" else key
+    with pytest.raises(JournalError, match=rf"is damaged.*the checksum of its row '{named}' is wrong.*left as it is"):
+        dz.QueryJournal(path, problem="p")
+
+
+def test_a_row_that_is_damaged_while_the_journal_is_open_is_not_used(path: Path) -> None:
+    with dz.QueryJournal(path) as journal:
+        journal.record({"a": 1.0, "b": 2.0})
+        journal._db.execute("UPDATE answers SET loss = NULL WHERE key = 'a'")
+        with pytest.raises(JournalError, match="checksum of its row 'a' is wrong"):
+            journal.lookup(["a"])
+        assert journal.lookup(["b"]) == {"b": 2.0}
+
+
+@pytest.mark.parametrize("change", [-5000, -4096, -100, -1, 1, 4096])
+def test_a_file_of_another_size_is_refused(whole: bytes, path: Path, change: int) -> None:
+    given = whole[:change] if change < 0 else whole + bytes(change)
+    path.write_bytes(given)
+    assert found(path) is None
+    assert path.read_bytes() == given
+
+
+def test_the_row_that_says_which_problem_it_is_has_a_checksum_too(whole: bytes, path: Path) -> None:
+    path.write_bytes(whole)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE problem SET name = 'q'")
+    db.close()
+    with pytest.raises(JournalError, match="is damaged"):
+        dz.QueryJournal(path, problem="q")
+
+
+def test_a_journal_without_checksums_is_refused_and_left_as_it_is(path: Path) -> None:
+    """The format of version 0.1."""
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA application_id={0x647A6A31}")
+        db.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, loss REAL) WITHOUT ROWID")
+        db.execute("INSERT INTO answers VALUES ('a', 1.0)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match=r"no checksums.*end its run with that version, or name another file"):
+        dz.QueryJournal(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:queries", "file::memory:?cache=shared", ""])
+def test_names_that_keep_nothing_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given in (name, Path(name)) if name else (name,):
+        with pytest.raises(InvalidInputError, match=r"must name a file.*dz.QueryJournal\('queries.sqlite'\)"):
+            dz.QueryJournal(given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidInputError, match=r"is a folder; name a file in it: dz.QueryJournal\('.*queries.sqlite'\)"
+    ):
+        dz.QueryJournal(tmp_path)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_only_finite_answers_are_kept(path: Path, loss: float) -> None:
+    with dz.QueryJournal(path) as journal:
+        with pytest.raises(InvalidInputError, match="finite losses"):
+            journal.record({"a": 1.0, "b": loss})
+        assert len(journal) == 0
