@@ -274,6 +274,8 @@ def test_a_user_can_add_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = dz.NetworkObjective(model, F.cross_entropy)
     before = dict(RULES)
     try:
+        del RULES[aten.softplus.default]
+        assert dz.PropagationEvaluator().program(objective, (X, Y)).fallbacks == ("aten.softplus.default",)
 
         @rule(aten.softplus.default)
         def softplus(call: Any, x: Any, *_: Any) -> Dense:
