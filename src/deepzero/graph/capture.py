@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from deepzero.errors import GraphError
+from deepzero.graph.decompositions import table
 from deepzero.objective import Loss, NetworkObjective
 
 
@@ -94,7 +95,7 @@ def capture(objective: NetworkObjective, x: Any, y: Any) -> Graph:
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(_LossOfModel(objective.model, objective.loss), (x, y), strict=False)
-            program = program.run_decompositions({})
+            program = program.run_decompositions(table())
     except Exception as error:
         raise GraphError(_not_exportable(error)) from error
     return _convert(program, objective)
