@@ -2,14 +2,18 @@
 
 from deepzero.graph.rules import (
     activation,
+    attention,
     convolution,
+    indexing,
     linear,
     normalization,
     pointwise,
     pooling,
     reduction,
+    resampling,
     shape,
     softmax,
+    transposed,
 )
 from deepzero.graph.rules.base import RULES, rule
 from deepzero.graph.rules.fallback import fallback
@@ -20,15 +24,19 @@ __all__ = [
     "RULES",
     "SHAPE_ONLY",
     "activation",
+    "attention",
     "batch_norm_relu",
     "convolution",
     "fallback",
+    "indexing",
     "linear",
     "normalization",
     "pointwise",
     "pooling",
     "reduction",
+    "resampling",
     "rule",
     "shape",
     "softmax",
+    "transposed",
 ]
