@@ -124,6 +124,9 @@ def matmul(call: Call, a: Operand, b: Operand) -> Outcome:
     """``a b``."""
     shape = call.output.base.shape
     if a.base.dim() < 2 or b.base.dim() < 2:
+        if isinstance(a.difference, OneHot) and a.base.dim() == 2 and b.difference is None:
+            rows, features = a.difference.positions()
+            return OneHot(rows, a.difference.values * b.base[features], shape)
         return Dense(multilinear(torch.matmul, (a, b)))
     if b.base.dim() == 2:
         through = None if a.difference is None else through_matrix(a.difference, b.base, shape)
