@@ -21,6 +21,23 @@ from torch._ops import OpOverload
 
 aten = torch.ops.aten
 
+COMPOSED: tuple[OpOverload, ...] = (
+    aten.einsum.default,
+    aten.tensordot.default,
+    aten.linalg_multi_dot.default,
+    aten.inner.default,
+    aten.column_stack.default,
+    aten.hstack.default,
+    aten.vstack.default,
+    aten.dstack.default,
+    aten.fliplr.default,
+    aten.flipud.default,
+    aten.atleast_1d.Sequence,
+    aten.atleast_2d.Sequence,
+    aten.atleast_3d.Sequence,
+)
+"""Products and stacks that PyTorch composes of others, which have rules: permutations, matrix products, concatenation."""
+
 Decomposition = Callable[..., Any]
 State = tuple[Tensor, ...]
 Cell = Callable[[Tensor, State, "Weights"], State]
@@ -42,9 +59,7 @@ def table() -> dict[OpOverload, Decomposition]:
         aten.rrelu.default: rrelu,
         aten.instance_norm.default: instance_norm_with_statistics,
     }
-    for operation in (aten.einsum.default, aten.tensordot.default, aten.linalg_multi_dot.default, aten.inner.default):
-        chosen[operation] = _as_composed(operation)
-    return chosen
+    return chosen | {operation: _as_composed(operation) for operation in COMPOSED}
 
 
 def _as_composed(operation: OpOverload) -> Decomposition:

@@ -48,7 +48,7 @@ class Weights:
         dead = None if self.dead is None else function(self.dead.expand(*self.weights.shape[:-1], 1))
         return Weights(function(self.weights), function(self.logarithms), dead)
 
-    def change(self, d: Float[Tensor, "p *lead l s"]) -> Float[Tensor, "p *lead l s"]:
+    def change(self, d: Float[Tensor, "p ..."]) -> Float[Tensor, "p ..."]:
         """``softmax(scores + d) - softmax(scores)``.
 
         ``p_j (u_j - S) / (1 + S)`` with ``u = expm1(d)`` and ``S = sum_j p_j u_j``; rows where some d is of the order of
@@ -63,7 +63,7 @@ class Weights:
             plain = plain.masked_fill(self.dead, 0.0)
         return torch.where(small, self._closed(d.clamp(-1, 1)), plain)
 
-    def _closed(self, d: Float[Tensor, "p *lead l s"]) -> Float[Tensor, "p *lead l s"]:
+    def _closed(self, d: Float[Tensor, "p ..."]) -> Float[Tensor, "p ..."]:
         part = self.weights * torch.expm1(d)
         total = part.sum(-1, keepdim=True)
         return part.addcmul_(self.weights, total, value=-1).div_(1 + total)
@@ -215,7 +215,12 @@ def _shared_head(operands: tuple[Operand, ...], mask: Difference | None, lead: i
 
 
 def _same_entry(first: Channel, other: Difference) -> bool:
-    if not isinstance(other, Channel) or other.axis - len(other.shape) != first.axis - len(first.shape):
+    axis = first.axis - len(first.shape)
+    if (
+        not isinstance(other, Channel)
+        or other.axis - len(other.shape) != axis
+        or other.shape[axis] != first.shape[axis]
+    ):
         return False
     return same_channels(first, Channel(first.axis, other.channels, other.delta, first.shape))
 

@@ -90,7 +90,9 @@ def convolution(
     geometry = call.memo("geometry", lambda: Geometry(weight.base, stride, padding, dilation, groups))
     x, shape = batched(call, x, weight)
     change = _convolution_change(call, x, weight, bias, geometry, shape)
-    return change if change is None or change.shape == call.output.base.shape else reshaped(change, call.output.base.shape)
+    return (
+        change if change is None or change.shape == call.output.base.shape else reshaped(change, call.output.base.shape)
+    )
 
 
 def batched(call: Call, x: Operand, weight: Operand) -> tuple[Operand, torch.Size]:

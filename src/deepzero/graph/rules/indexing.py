@@ -17,7 +17,7 @@ from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot
 from deepzero.graph.rules.base import normal_dim, rule
 from deepzero.graph.rules.fallback import fallback
-from deepzero.graph.rules.multilinear import linear_jointly, linear_map, multilinear
+from deepzero.graph.rules.multilinear import linear_map, multilinear
 
 aten = torch.ops.aten
 
@@ -87,7 +87,12 @@ def _bags(indices: Int64[Tensor, " n"], offsets: Int64[Tensor, " bags"]) -> Int6
 
 
 def _shares(
-    indices: Int64[Tensor, " n"], bags: Int64[Tensor, " n"], count: int, mode: int, padding: int | None, dtype: torch.dtype
+    indices: Int64[Tensor, " n"],
+    bags: Int64[Tensor, " n"],
+    count: int,
+    mode: int,
+    padding: int | None,
+    dtype: torch.dtype,
 ) -> Num[Tensor, " n"]:
     """What each lookup counts: 0 for padding, and in a mean one over the number of lookups of its bag."""
     keep = torch.ones_like(indices, dtype=dtype)
@@ -148,7 +153,9 @@ def index_select(call: Call, x: Operand, dim: int, indices: Operand) -> Outcome:
         return Dense(x.difference.dense())
     if isinstance(x.difference, Channel) and x.difference.axis != axis:
         out = x.difference.delta.unsqueeze(x.difference.axis + 1).index_select(axis + 1, indices.base)
-        return Channel(x.difference.axis, x.difference.channels, out.squeeze(x.difference.axis + 1), call.output.base.shape)
+        return Channel(
+            x.difference.axis, x.difference.channels, out.squeeze(x.difference.axis + 1), call.output.base.shape
+        )
     return Dense(x.difference.dense().index_select(axis + 1, indices.base.reshape(-1)))
 
 
@@ -159,7 +166,9 @@ def gather(call: Call, x: Operand, dim: int, indices: Operand, **_: Any) -> Outc
         return fallback(call, x, dim, indices)
     dense, index = x.difference.dense(), indices.base
     if x.base.dim() == 0:
-        return Dense(dense.unsqueeze(1).gather(1, index.reshape(1, -1).expand(len(dense), -1)).reshape(-1, *index.shape))
+        return Dense(
+            dense.unsqueeze(1).gather(1, index.reshape(1, -1).expand(len(dense), -1)).reshape(-1, *index.shape)
+        )
     return Dense(dense.gather(normal_dim(dim, x.base.dim()) + 1, index.unsqueeze(0).expand(len(dense), *index.shape)))
 
 
@@ -208,7 +217,12 @@ def _written(call: Call, x: Operand, axis: int, indices: Operand, source: Operan
     differences = [o.difference for o in (x, source)]
     only = next(d for d in differences if d is not None)
     count = sum(d is not None for d in differences)
-    if isinstance(only, Channel) and only.axis != axis and count == 1 and x.base.shape[only.axis] == only.shape[only.axis]:
+    if (
+        isinstance(only, Channel)
+        and only.axis != axis
+        and count == 1
+        and x.base.shape[only.axis] == only.shape[only.axis]
+    ):
         one = [_single(o, only) for o in (x, source)]
         out = call.node.target(one[0], axis + 1, indices.base, one[1], **options)
         return Channel(only.axis, only.channels, out.squeeze(only.axis + 1), call.output.base.shape)

@@ -165,7 +165,8 @@ def through_stack(difference: Difference, b: Num[Tensor, "*batch k n"], shape: t
     if isinstance(difference, OneHot) and lead == 0 and b.dim() == ndim == 3:
         return _entry_of_stack(difference, b, shape)
     if not isinstance(difference, Channel) or (
-        difference.axis < len(difference.shape) - 1 and difference.shape[difference.axis] != shape[difference.axis + lead]
+        difference.axis < len(difference.shape) - 1
+        and difference.shape[difference.axis] != shape[difference.axis + lead]
     ):
         return Dense(_stack_product(difference.dense(), b))
     axis = difference.axis + lead

@@ -63,7 +63,9 @@ def linear_jointly(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     differing = {place: o.difference.dense() for place, o in operands.items() if o.difference is not None}
 
     def at(*deltas: Tensor) -> Any:
-        here = {place: torch.zeros_like(o.base) for place, o in operands.items()} | dict(zip(differing, deltas, strict=True))
+        here = {place: torch.zeros_like(o.base) for place, o in operands.items()} | dict(
+            zip(differing, deltas, strict=True)
+        )
         new_args, new_kwargs = pytree.tree_unflatten([here.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
         return call.node.target(*new_args, **new_kwargs)
 

@@ -5,7 +5,7 @@ Each channel is resampled on its own, so a channel difference stays on its chann
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, fold, unfold_count
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.fallback import fallback
-from deepzero.graph.rules.multilinear import linear_jointly
 
 aten = torch.ops.aten
 
@@ -68,6 +67,9 @@ def grid_sampler(call: Call, x: Operand, grid: Operand, *options: Any) -> Outcom
 
 
 @rule(aten.affine_grid_generator.default)
-def affine_grid(call: Call, theta: Operand, *args: Any) -> Outcome:
+def affine_grid(call: Call, theta: Operand, size: Sequence[int], align_corners: bool) -> Outcome:
     """Coordinates times theta: linear."""
-    return linear_jointly(call, (theta, *args), {})
+    assert theta.difference is not None
+    dense = theta.difference.dense()
+    every = [dense.shape[0] * size[0], *size[1:]]
+    return Dense(unfold_count(call.node.target(fold(dense), every, align_corners), dense.shape[0]))

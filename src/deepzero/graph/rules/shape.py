@@ -68,7 +68,9 @@ def reshaped(difference: Difference | None, shape: torch.Size) -> Difference:
         for axis, part in enumerate(shape):
             same_place = math.prod(shape[:axis]) == front
             if same_place and part == size:
-                return Channel(axis, difference.channels, difference.delta.reshape(difference.count, *_without(shape, axis)), shape)
+                return Channel(
+                    axis, difference.channels, difference.delta.reshape(difference.count, *_without(shape, axis)), shape
+                )
             if same_place and part > 1 and size % part == 0:
                 return _split_channel(difference, shape, axis)
     return Dense(difference.dense().reshape(difference.count, *shape))
@@ -467,12 +469,6 @@ def as_strided(
 
 @rule(
     aten.rot90.default,
-    aten.fliplr.default,
-    aten.flipud.default,
-    aten.hstack.default,
-    aten.vstack.default,
-    aten.dstack.default,
-    aten.column_stack.default,
     aten.block_diag.default,
     aten.diag.default,
     aten.diag_embed.default,

@@ -29,7 +29,13 @@ class Geometry:
     """Stride, padding, dilation and groups of a transposed convolution, per spatial dimension."""
 
     def __init__(
-        self, weight: Shaped[Tensor, "i o *kernel"], stride: Any, padding: Any, output_padding: Any, groups: int, dilation: Any
+        self,
+        weight: Shaped[Tensor, "i o *kernel"],
+        stride: Any,
+        padding: Any,
+        output_padding: Any,
+        groups: int,
+        dilation: Any,
     ) -> None:
         self.ndim, self.kernel, self.groups = weight.dim() - 2, tuple(weight.shape[2:]), groups
         self.stride, self.padding = self._each(stride), self._each(padding)
