@@ -36,7 +36,7 @@ COMPOSED: tuple[OpOverload, ...] = (
     aten.atleast_2d.Sequence,
     aten.atleast_3d.Sequence,
 )
-"""Products and stacks that PyTorch composes of others, which have rules: permutations, matrix products, concatenation."""
+"""Products and stacks that PyTorch composes of operations with rules: permutations, matrix products, concatenation."""
 
 Decomposition = Callable[..., Any]
 State = tuple[Tensor, ...]
@@ -76,7 +76,8 @@ class Weights:
 
     def __init__(self, tensors: Sequence[Tensor], *, has_biases: bool, projects: bool) -> None:
         self.input, self.hidden = tensors[:2]
-        self.input_bias, self.hidden_bias = (tensors[2], tensors[3]) if has_biases else (None, None)
+        self.input_bias: Tensor | None = tensors[2] if has_biases else None
+        self.hidden_bias: Tensor | None = tensors[3] if has_biases else None
         self.projection = tensors[-1] if projects else None
 
     def of_input(self, x: Num[Tensor, "*lead i"]) -> Num[Tensor, "*lead gates"]:
@@ -233,10 +234,10 @@ def _lone_weights(tensors: Sequence[Tensor | None]) -> Weights:
 
 
 def attention_with_dropout(
-    query: Num[Tensor, "*lead l e"],
-    key: Num[Tensor, "*lead s e"],
-    value: Num[Tensor, "*lead s v"],
-    attn_mask: Shaped[Tensor, "..."] | None = None,
+    query: Num[Tensor, "... l e"],
+    key: Num[Tensor, "... s e"],
+    value: Num[Tensor, "... s v"],
+    attn_mask: Shaped[Tensor, ...] | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
@@ -262,7 +263,7 @@ def attention_with_dropout(
     return torch.native_dropout(weights, dropout_p, True)[0] @ value
 
 
-def rrelu(x: Tensor, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, generator: Any = None) -> Any:
+def rrelu(x: Tensor, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, **_: Any) -> Any:
     """In eval mode a leaky relu; in train mode it draws one number for each negative entry, and stays."""
     return NotImplemented if training else F.leaky_relu(x, (lower + upper) / 2)
 

@@ -51,8 +51,8 @@ class Weights:
     def change(self, d: Float[Tensor, "p ..."]) -> Float[Tensor, "p ..."]:
         """``softmax(scores + d) - softmax(scores)``.
 
-        ``p_j (u_j - S) / (1 + S)`` with ``u = expm1(d)`` and ``S = sum_j p_j u_j``; rows where some d is of the order of
-        1 or more, so that expm1 could overflow, take the plain form, which does not cancel there.
+        ``p_j (u_j - S) / (1 + S)`` with ``u = expm1(d)`` and ``S = sum_j p_j u_j``; rows where some d is larger than 1,
+        so that expm1 could overflow, take the plain form, which does not cancel there.
         """
         small = d.abs().amax(-1, keepdim=True) <= 1 if d.shape[-1] else None
         if small is None or bool(small.all()):
@@ -100,8 +100,9 @@ def grouped_product(a: Tensor, b: Tensor) -> Tensor:
     if a.dim() < 3 or b.dim() < 3 or b.shape[-3] == 1 or a.shape[-3] <= b.shape[-3]:
         return a @ b
     size = (a.shape[-3] // b.shape[-3], a.shape[-2])
-    together = a.unflatten(-3, (b.shape[-3], size[0])).flatten(-3, -2)
-    return (together @ b).unflatten(-2, size).flatten(-4, -3)
+    together = a.reshape(*a.shape[:-3], b.shape[-3], size[0] * size[1], a.shape[-1])
+    out = together @ b
+    return out.reshape(*out.shape[:-3], a.shape[-3], size[1], out.shape[-1])
 
 
 def _product_change(a: Moving, b: Moving) -> Tensor | None:
@@ -165,8 +166,8 @@ def _change(q: Moving, k: Moving, v: Moving, mask: Tensor | None, weights: Weigh
 
 
 def _scores(
-    q: Float[Tensor, "*lead l e"], k: Float[Tensor, "*lead s e"], mask: Tensor | None, causal: bool, factor: float
-) -> Float[Tensor, "*lead l s"]:
+    q: Float[Tensor, "... l e"], k: Float[Tensor, "... s e"], mask: Tensor | None, causal: bool, factor: float
+) -> Float[Tensor, "... l s"]:
     scores = grouped_product(q * factor, k.mT)
     if causal:
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -180,7 +181,7 @@ def _stacked(base: Tensor) -> Tensor:
     return base.unsqueeze(0)
 
 
-def _aligned(delta: Float[Tensor, "p *shape"], dims: int) -> Tensor:
+def _aligned(delta: Float[Tensor, p * shape], dims: int) -> Tensor:
     """With dimensions of length 1 behind the first, so that ``delta`` broadcasts as its base value does."""
     return delta.reshape(delta.shape[0], *(1 for _ in range(dims - delta.dim())), *delta.shape[1:])
 

@@ -279,7 +279,7 @@ def index_put(
     return Dense(out.reshape(first.shape))
 
 
-def _flat_place(indices: Sequence[Tensor | None], base: Tensor) -> Int64[Tensor, "..."]:
+def _flat_place(indices: Sequence[Tensor | None], base: Tensor) -> Int64[Tensor, ...]:
     """The flat places that indices pick."""
     numbers = torch.arange(base.numel(), device=base.device).reshape(base.shape)
     place: Tensor = aten.index.Tensor(numbers, indices)

@@ -88,7 +88,7 @@ def _matrix_change(a: Operand, difference: Difference, shape: torch.Size) -> Dif
     return Dense(torch.func.vmap(torch.matmul)(a.base + a.difference.dense(), dense))
 
 
-def _features(a: Operand, features: Shaped[Tensor, " p"]) -> Num[Tensor, "p *lead"]:
+def _features(a: Operand, features: Shaped[Tensor, " p"]) -> Num[Tensor, p * lead]:
     """One feature (entry of the last dimension) of ``a + da`` for each perturbation."""
     picked = a.value.channel_first(a.base.dim() - 1)[features]
     if a.difference is None:
@@ -212,7 +212,8 @@ def _stack_product(a: Num[Tensor, "p *lead m k"], b: Num[Tensor, "*batch k n"]) 
     if a.shape[-2] >= b.shape[-1]:
         return a @ b
     rows = a.movedim(0, -3)
-    return (rows.flatten(-3, -2) @ b).unflatten(-2, rows.shape[-3:-1]).movedim(-3, 0)
+    out = rows.flatten(-3, -2) @ b
+    return out.reshape(*out.shape[:-2], *rows.shape[-3:-1], out.shape[-1]).movedim(-3, 0)
 
 
 def _scaled_sum(product: Difference | None, bias: Operand, shape: torch.Size, beta: float, alpha: float) -> Outcome:

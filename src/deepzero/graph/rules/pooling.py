@@ -170,26 +170,26 @@ def _shifted(
 
 
 def _winners(
-    x: Operand, maximum: Tensor, places: Tensor, spatial: int, pool: Callable[[Tensor], Any]
+    x: Operand, base: Sequence[Tensor], spatial: int, pool: Callable[[Tensor], Any]
 ) -> tuple[Difference, Difference]:
     """Changes of maxima and of the places they come from; the new winners are found in float64.
 
     With winner j of the perturbed window, the change is ``(z_j - M) + d_j``.
     """
-    difference = x.difference
+    difference, (maximum, places) = x.difference, base
     assert difference is not None
     if isinstance(difference, Channel) and _keeps(difference, spatial):
         of, kept = difference.of, (difference.axis, difference.channels)
         change, moved = _new_winners(of(x.base), difference.delta, of(maximum), of(places), spatial, pool)
         return Channel(*kept, change, maximum.shape), Channel(*kept, moved, places.shape)
-    bases = (t.unsqueeze(0) for t in (maximum, places))
-    change, moved = _new_winners(x.base.unsqueeze(0), difference.dense(), *bases, spatial, pool)
+    bases = x.base.unsqueeze(0), maximum.unsqueeze(0), places.unsqueeze(0)
+    change, moved = _new_winners(bases[0], difference.dense(), bases[1], bases[2], spatial, pool)
     return Dense(change), Dense(moved)
 
 
 def _new_winners(
     z: Num[Tensor, "#p *lead_and_space"],
-    d: Num[Tensor, "p *lead_and_space"],
+    d: Num[Tensor, p * lead_and_space],
     maximum: Num[Tensor, "#p *lead_and_out"],
     places: Int64[Tensor, "#p *lead_and_out"],
     spatial: int,
@@ -207,7 +207,7 @@ def _register_maxima(target: Any, spatial: int) -> None:
     @rule(target)
     def apply(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
         """Maxima and their places."""
-        return _winners(x, *call.output.base[:2], spatial, lambda t: target(t, *args, **kwargs))
+        return _winners(x, call.output.base[:2], spatial, lambda t: target(t, *args, **kwargs))
 
 
 for _target, _spatial in (
@@ -226,7 +226,7 @@ def max_pool3d(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
     """Maximum over windows of depth, height and width."""
     both = aten.max_pool3d_with_indices.default
     base = call.memo("maxima", lambda: both(x.base, *args, **kwargs))
-    return _winners(x, *base, 3, lambda t: both(t, *args, **kwargs))[0]
+    return _winners(x, base, 3, lambda t: both(t, *args, **kwargs))[0]
 
 
 @rule(aten.fractional_max_pool2d.default, aten.fractional_max_pool3d.default)
@@ -243,7 +243,7 @@ def fractional_max_pool(call: Call, x: Operand, kernel: Any, out: Any, samples: 
         return call.node.target(t, kernel, out, repeated)
 
     dense = Operand(x.value, Dense(x.difference.dense()))
-    return _winners(dense, *call.output.base, spatial, pool)
+    return _winners(dense, call.output.base, spatial, pool)
 
 
 @rule(aten.max_unpool2d.default, aten.max_unpool3d.default)

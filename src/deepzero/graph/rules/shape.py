@@ -149,7 +149,7 @@ def slice_rule(
 
 
 def taken(difference: Difference | None, axis: int, first: int, step: int, shape: torch.Size) -> Difference | None:
-    """Entries ``first, first + step, ...`` along ``axis``, as many as ``shape`` has there; None if none of them differs."""
+    """Entries ``first, first + step, ...`` along ``axis``, as many as ``shape`` has; None if none of them differs."""
     assert difference is not None
     size = shape[axis]
     if isinstance(difference, Channel) and difference.axis != axis:
@@ -332,7 +332,7 @@ def _with_new_axis(difference: Difference, axis: int, shape: torch.Size) -> Diff
 def flip(call: Call, x: Operand, dims: Sequence[int]) -> Outcome:
     """Reversed along some dimensions."""
     axes = [normal_dim(d, x.base.dim()) for d in dims]
-    difference = _relocated(x.difference, axes, lambda axis, position, size: size - 1 - position)
+    difference = _relocated(x.difference, axes, lambda _, position, size: size - 1 - position)
     return _along_others(difference, axes, lambda d, dims: d.flip(dims))
 
 
@@ -448,7 +448,7 @@ def channel_shuffle(call: Call, x: Operand, groups: int) -> Outcome:
 
 
 def _shuffled(x: Tensor, groups: int) -> Tensor:
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    return x.reshape(x.shape[0], groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 
 @rule(aten.as_strided.default)
