@@ -181,7 +181,7 @@ def _stacked(base: Tensor) -> Tensor:
     return base.unsqueeze(0)
 
 
-def _aligned(delta: Float[Tensor, p * shape], dims: int) -> Tensor:
+def _aligned(delta: Float[Tensor, "p ..."], dims: int) -> Tensor:
     """With dimensions of length 1 behind the first, so that ``delta`` broadcasts as its base value does."""
     return delta.reshape(delta.shape[0], *(1 for _ in range(dims - delta.dim())), *delta.shape[1:])
 

@@ -88,7 +88,7 @@ def _matrix_change(a: Operand, difference: Difference, shape: torch.Size) -> Dif
     return Dense(torch.func.vmap(torch.matmul)(a.base + a.difference.dense(), dense))
 
 
-def _features(a: Operand, features: Shaped[Tensor, " p"]) -> Num[Tensor, p * lead]:
+def _features(a: Operand, features: Shaped[Tensor, " p"]) -> Num[Tensor, "p ..."]:
     """One feature (entry of the last dimension) of ``a + da`` for each perturbation."""
     picked = a.value.channel_first(a.base.dim() - 1)[features]
     if a.difference is None:

@@ -207,7 +207,7 @@ def rms_norm(
     """``z / sqrt(mean(z^2) + eps)`` over the last dimensions: layer norm without a mean."""
     dims = tuple(range(x.base.dim() - len(normalized_shape), x.base.dim()))
     small = torch.finfo(x.base.dtype).eps if eps is None else eps
-    scale = call.memo("scale", lambda: (x.base.square().mean(dims, keepdim=True) + small).sqrt())
+    scale = call.memo("scale", lambda: torch.sqrt(x.base.square().mean(dims, keepdim=True) + small))
     change = None if x.difference is None else _scaled_change(x, scale, dims)
     normalized = call.memo("normalized", lambda: x.base / scale)
     return affine_change(x.base.shape, change, normalized, weight, None, axis=None)

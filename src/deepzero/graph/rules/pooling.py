@@ -189,7 +189,7 @@ def _winners(
 
 def _new_winners(
     z: Num[Tensor, "#p *lead_and_space"],
-    d: Num[Tensor, p * lead_and_space],
+    d: Num[Tensor, "p ..."],
     maximum: Num[Tensor, "#p *lead_and_out"],
     places: Int64[Tensor, "#p *lead_and_out"],
     spatial: int,
