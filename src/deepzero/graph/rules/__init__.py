@@ -2,11 +2,13 @@
 
 from deepzero.graph.rules import (
     activation,
+    attention,
     complex_values,
     convolution,
     cross_entropy,
     extrema,
     fourier,
+    indexing,
     linear,
     losses,
     moments,
@@ -14,9 +16,11 @@ from deepzero.graph.rules import (
     pointwise,
     pooling,
     reduction,
+    resampling,
     selection,
     shape,
     softmax,
+    transposed,
 )
 from deepzero.graph.rules.base import RULES, rule
 from deepzero.graph.rules.fallback import fallback
@@ -27,6 +31,7 @@ __all__ = [
     "RULES",
     "SHAPE_ONLY",
     "activation",
+    "attention",
     "batch_norm_relu",
     "complex_values",
     "convolution",
@@ -34,6 +39,7 @@ __all__ = [
     "extrema",
     "fallback",
     "fourier",
+    "indexing",
     "linear",
     "losses",
     "moments",
@@ -41,8 +47,10 @@ __all__ = [
     "pointwise",
     "pooling",
     "reduction",
+    "resampling",
     "rule",
     "selection",
     "shape",
     "softmax",
+    "transposed",
 ]

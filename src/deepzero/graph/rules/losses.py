@@ -23,34 +23,6 @@ aten = torch.ops.aten
 NONE, MEAN, SUM = 0, 1, 2
 
 
-@rule(aten.broadcast_tensors.default)
-def broadcast_tensors(call: Call, tensors: Sequence[Operand]) -> Outcome:
-    """Each difference, broadcast to the common shape."""
-    outputs = call.output.base
-    return tuple(
-        None if x.difference is None else broadcast(x.difference, base.shape)
-        for x, base in zip(tensors, outputs, strict=True)
-    )
-
-
-def _reduced(arguments: Sequence[Any], reduction: int, change: Callable[..., Tensor]) -> Difference:
-    shape = _common_shape([a.base.shape for a in arguments if isinstance(a, Operand)])
-    difference = jointly(shape, arguments, change)
-    if reduction == NONE:
-        return difference
-    total = entries(difference).sum(1, dtype=torch.float64)
-    return Dense(total / shape.numel() if reduction == MEAN else total)
-
-
-def _common_shape(shapes: list[torch.Size]) -> torch.Size:
-    return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
-
-
-def _by_error(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Moving, Moving], Tensor]:
-    """A change in terms of the error ``e = x - t`` and its difference."""
-    return lambda x, t: function(x.base - t.base, weighted((x, 1), (t, -1)))
-
-
 @rule(aten.mse_loss.default)
 def mse_loss(call: Call, x: Operand, target: Operand, reduction: int = MEAN) -> Outcome:
     """``d (2 e + d)`` per entry."""
