@@ -16,7 +16,14 @@ from deepzero.evaluators import Evaluator, ExecutorSource, QueryJournal, QueryPo
 from deepzero.objective import Batch, Closure, Loss, NetworkObjective, Objective, constrained, first_query
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
 from deepzero.randomness import derive_seed
-from deepzero.step_sizes import NOISE_POINTS, FromNoise, StepSizeLike, as_step_size, relative_noise, require_representable
+from deepzero.step_sizes import (
+    NOISE_POINTS,
+    FromNoise,
+    StepSizeLike,
+    as_step_size,
+    relative_noise,
+    require_representable,
+)
 from deepzero.stencils import FORWARD, Stencil, as_stencil
 
 
@@ -317,7 +324,9 @@ def RGE(  # noqa: N802 - the field's name
 def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Objective:
     if isinstance(model, nn.Module):
         return NetworkObjective(model, loss, closure=closure)
-    missing = [name for name in ("parameters", "owners", "evaluate", "commit") if not callable(getattr(model, name, None))]
+    missing = [
+        name for name in ("parameters", "owners", "evaluate", "commit") if not callable(getattr(model, name, None))
+    ]
     if missing and callable(model):
         raise InvalidInputError(
             f"model must be an nn.Module, got the {type(model).__name__} {model!r}; for a function of parameters use dz.BlackBox(fn, params)"

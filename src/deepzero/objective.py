@@ -128,7 +128,10 @@ class NetworkObjective:
                 "a network needs either loss=..., called as loss(model(x), y), for example loss=torch.nn.functional.cross_entropy, or "
                 "closure=..., called as closure(model, *batch), for example closure=lambda model, x: model(x).square().mean()"
             )
-        for name, given, call in (("loss", loss, "loss(output, target)"), ("closure", closure, "closure(model, *batch)")):
+        for name, given, call in (
+            ("loss", loss, "loss(output, target)"),
+            ("closure", closure, "closure(model, *batch)"),
+        ):
             if given is not None and not callable(given):
                 raise InvalidInputError(f"{name} must be callable as {call}, got {type(given).__name__}")
         self._loss, self.closure = loss, closure
@@ -141,7 +144,9 @@ class NetworkObjective:
     def loss(self) -> Loss:
         """``loss(output, target)``, for what can only work with one."""
         if self._loss is None:
-            raise InvalidInputError("this works with loss=..., called as loss(model(x), y); the objective has a closure")
+            raise InvalidInputError(
+                "this works with loss=..., called as loss(model(x), y); the objective has a closure"
+            )
         return self._loss
 
     @property
@@ -270,7 +275,10 @@ class NetworkObjective:
     @contextmanager
     def _placed(self, places: Places, values: Parameters) -> Iterator[dict[str, Any]]:
         """``values`` where the program looks for them."""
-        given = {name: as_complex(value, places.parameters[name][0]) if name in places.parameters else value for name, value in values.items()}
+        given = {
+            name: as_complex(value, places.parameters[name][0]) if name in places.parameters else value
+            for name, value in values.items()
+        }
         pointing = places.pointing(given) if self._hidden else nullcontext()
         held = {name: value for name, value in given.items() if not self._hidden or name in places.buffers}
         with pointing, places.holding(held) as buffers:
@@ -350,7 +358,9 @@ def _checked_model(model: Any) -> nn.Module:
         )
     nowhere = [name for name, p in model.named_parameters() if p.is_meta]
     if nowhere:
-        raise InvalidInputError(f"parameter {nowhere[0]} is on the meta device and has no values; use model.to_empty(device='cpu') and load weights")
+        raise InvalidInputError(
+            f"parameter {nowhere[0]} is on the meta device and has no values; use model.to_empty(device='cpu') and load weights"
+        )
     sparse = [name for name, p in model.named_parameters() if p.layout != torch.strided]
     if sparse:
         raise InvalidInputError(f"parameter {sparse[0]} is sparse; pass a dense one, p.to_dense()")

@@ -162,7 +162,9 @@ def _unregistered(module: nn.Module, names: Mapping[int, str]) -> Iterator[Place
         if key in STRUCTURE or "_hooks" in key:
             continue
         if isinstance(value, list):
-            yield from (Place(value, i) for i, item in enumerate(value) if id(item) in names and isinstance(item, Tensor))
+            yield from (
+                Place(value, i) for i, item in enumerate(value) if id(item) in names and isinstance(item, Tensor)
+            )
         elif isinstance(value, dict):
             yield from (Place(value, k) for k, item in value.items() if id(item) in names and isinstance(item, Tensor))
         elif isinstance(value, Tensor) and id(value) in names:

@@ -233,7 +233,14 @@ FUNCTIONAL = {"normal_functional": "normal_", **{family: name for name, family i
 
 LIKE = {"rand_like": "uniform_", "randn_like": "normal_", "randint_like": "random_"}
 FACTORIES = {"rand": "uniform", "randn": "normal", "randint": "random", "randperm": "randperm"}
-FIXED = {"native_dropout", "_fused_dropout", "rrelu", "rrelu_with_noise", "rrelu_with_noise_", "rrelu_with_noise_functional"}
+FIXED = {
+    "native_dropout",
+    "_fused_dropout",
+    "rrelu",
+    "rrelu_with_noise",
+    "rrelu_with_noise_",
+    "rrelu_with_noise_functional",
+}
 """Operations that draw from a fixed distribution and use what they draw at once."""
 
 

@@ -56,7 +56,9 @@ class ByName(StepSize):
         """The numbers, all of them there."""
         missing = sorted(set(parameters) - set(self.values))
         if missing:
-            raise InvalidInputError(f"step_size names no step for {', '.join(missing[:5])}; give one for every trainable parameter")
+            raise InvalidInputError(
+                f"step_size names no step for {', '.join(missing[:5])}; give one for every trainable parameter"
+            )
         validation.known_names("step_size", self.values, parameters)
         return {name: self.values[name] for name in parameters}
 
@@ -175,7 +177,8 @@ def relative_noise(loss: Callable[[dict[str, Tensor]], float], parameters: Mappi
     }
     spacing = 4 * max(rounding_unit(p) for p in parameters.values())
     losses = [
-        loss({n: (p.double() + i * spacing * line[n]).to(p.dtype) for n, p in parameters.items()}) for i in range(NOISE_POINTS)
+        loss({n: (p.double() + i * spacing * line[n]).to(p.dtype) for n, p in parameters.items()})
+        for i in range(NOISE_POINTS)
     ]
     scale = max(abs(value) for value in losses)
     if scale == 0 or not all(math.isfinite(value) for value in losses):

@@ -75,7 +75,9 @@ class BatchedEvaluator(DivisibleEvaluator):
             key = (job.kind, size)
             if key not in bases:
                 bases[key] = self._base(objective, parameters, moving, size, batch, draws, base.loss)
-            losses = _stacked(objective, parameters, {n: torch.stack([p[n] for p in points]) for n in moving}, batch, draws)
+            losses = _stacked(
+                objective, parameters, {n: torch.stack([p[n] for p in points]) for n in moving}, batch, draws
+            )
             return (losses - bases[key])[: len(job)]
 
         return Preparation(

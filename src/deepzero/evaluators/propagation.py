@@ -31,7 +31,7 @@ from deepzero.graph.differences import Dense
 from deepzero.graph.forward import HALF, Values, cast, graph_inputs, held_bytes, native, run
 from deepzero.graph.library import Entry, Library, rounding_of
 from deepzero.graph.program import Program, compile_program, reads
-from deepzero.graph.propagate import loss_differences, propagated
+from deepzero.graph.propagate import Meter, loss_differences, propagated
 from deepzero.graph.recompute import Recomputation
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
 from deepzero.objective import Batch, Evaluation, NetworkObjective, Objective, as_complex, device_of, keywords
@@ -173,7 +173,9 @@ class PropagationEvaluator(DivisibleEvaluator):
                 raise GraphError(f"{error}\n{WAY_OUT}") from error
             raise
 
-    def _begin(self, objective: NetworkObjective, batch: tuple[Any, ...], sizes: Mapping[str, float], seed: int) -> _Step:
+    def _begin(
+        self, objective: NetworkObjective, batch: tuple[Any, ...], sizes: Mapping[str, float], seed: int
+    ) -> _Step:
         """The base query, and a program whose loss is that of the live one."""
         parameters = objective.parameters()
         with one_thread():
@@ -287,7 +289,9 @@ class PropagationEvaluator(DivisibleEvaluator):
             for row in range(len(offsets))
             for chunk in chunks.values()
         ]
-        return self._preparation(step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), steps)
+        return self._preparation(
+            step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), steps
+        )
 
     def _recomputations(self, step: _Step, objective: NetworkObjective, names: Sequence[str]) -> dict[str, _Queries]:
         """What runs the operations behind some parameters again: in float64, unless what they draw depends on their values."""
@@ -320,7 +324,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         values, device = step.values, device_of(objective.parameters())
         output, places = step.entry.program.graph.output, objective.places()
 
-        def differences(start: int, stop: int, offset: float, meter: plan.Meter | None = None) -> Tensor:
+        def differences(start: int, stop: int, offset: float, meter: Meter | None = None) -> Tensor:
             stacked = perturbations.stack(start, stop)
             sources = {}
             for node in cone.sources:
@@ -341,7 +345,9 @@ class PropagationEvaluator(DivisibleEvaluator):
         def difference(job: Job) -> Tensor:
             return differences(job.start, job.stop, offsets[job.row])
 
-        return self._preparation(step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), None)
+        return self._preparation(
+            step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), None
+        )
 
     def _preparation(
         self,
@@ -468,7 +474,7 @@ class PropagationEvaluator(DivisibleEvaluator):
                 self._footprints[entry.digest] = plan.footprint(entry.program, values, offset)
         return self._footprints[entry.digest]
 
-    def _joint_footprint(self, entry: Entry, values: Values, one: Callable[[plan.Meter], Tensor]) -> plan.Footprint:
+    def _joint_footprint(self, entry: Entry, values: Values, one: Callable[[Meter], Tensor]) -> plan.Footprint:
         key = f"{entry.digest} {JOINT}"
         if key not in self._footprints:
             with one_thread(), torch.no_grad():

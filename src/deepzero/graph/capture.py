@@ -89,7 +89,9 @@ class Graph:
         made = dict(zip(self.inputs, self.inputs, strict=True))
         nodes = []
         for node in self.nodes:
-            args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda a: _wide(made[a] if isinstance(a, Node) else a))
+            args, kwargs = fx.node.map_aggregate(
+                (node.args, node.kwargs), lambda a: _wide(made[a] if isinstance(a, Node) else a)
+            )
             made[node] = Node(node.name, node.target, args, dict(kwargs), node.source)
             nodes.append(made[node])
         return Graph(self.inputs, nodes, made[self.output], self.constants)
@@ -108,7 +110,12 @@ class Graph:
         return digest.hexdigest()
 
 
-WIDE = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
+WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
 
 
 def _wide(argument: Any) -> Any:
@@ -155,7 +162,12 @@ def capture(objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws | 
     before = Attributes.of([*places.modules, *_stateful(objective)])
     device = device_of(objective.parameters())
     try:
-        with announced("exporting the program to a graph"), objective.scope(draws or Draws(0), device), _quiet(), torch.no_grad():
+        with (
+            announced("exporting the program to a graph"),
+            objective.scope(draws or Draws(0), device),
+            _quiet(),
+            torch.no_grad(),
+        ):
             program = torch.export.export(module, (tuple(batch), keywords(batch)), strict=False)
             program = program.run_decompositions(decompositions.table())
     except Exception as error:

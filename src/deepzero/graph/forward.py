@@ -61,9 +61,7 @@ def cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value.to(dtype.to_complex() if value.is_complex() else dtype)
 
 
-def run(
-    graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], draws: Draws, wide: bool = False
-) -> Values:
+def run(graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], draws: Draws, wide: bool = False) -> Values:
     """Evaluate the graph once; values outside ``keep`` are dropped after their last use.
 
     Half types are computed as such, and kept in float32, in which their differences are held.

@@ -16,11 +16,29 @@ from deepzero.graph.differences import Dense, Difference, entries
 from deepzero.graph.rules import formulas
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.fallback import fallback
-from deepzero.graph.rules.frames import Moving, broadcast, jointly
+from deepzero.graph.rules.frames import Moving, jointly
 from deepzero.graph.rules.pointwise import product_change, weighted
 
 aten = torch.ops.aten
 NONE, MEAN, SUM = 0, 1, 2
+
+
+def _reduced(arguments: Sequence[Any], reduction: int, change: Callable[..., Tensor]) -> Difference:
+    shape = _common_shape([a.base.shape for a in arguments if isinstance(a, Operand)])
+    difference = jointly(shape, arguments, change)
+    if reduction == NONE:
+        return difference
+    total = entries(difference).sum(1, dtype=torch.float64)
+    return Dense(total / shape.numel() if reduction == MEAN else total)
+
+
+def _common_shape(shapes: list[torch.Size]) -> torch.Size:
+    return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+
+
+def _by_error(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Moving, Moving], Tensor]:
+    """A change in terms of the error ``e = x - t`` and its difference."""
+    return lambda x, t: function(x.base - t.base, weighted((x, 1), (t, -1)))
 
 
 @rule(aten.mse_loss.default)
