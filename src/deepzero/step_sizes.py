@@ -160,8 +160,11 @@ def rounding_unit(parameter: Tensor) -> float:
 
 
 def size_of(parameter: Tensor) -> float:
-    """Root mean square of the entries; 0 of none."""
-    return float(parameter.detach().double().square().mean().sqrt()) if parameter.numel() else 0.0
+    """Root mean square of the entries, of complex ones of their real and imaginary parts; 0 of none."""
+    if not parameter.numel():
+        return 0.0
+    real = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
+    return float(real.double().square().mean().sqrt())
 
 
 def relative_noise(loss: Callable[[dict[str, Tensor]], float], parameters: Mapping[str, Tensor], seed: int) -> float:
