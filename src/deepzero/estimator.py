@@ -13,7 +13,7 @@ from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError
 from deepzero.evaluators import Evaluator, ExecutorSource, QueryJournal, QueryPolicy, choose_evaluator
-from deepzero.objective import Batch, Closure, Loss, NetworkObjective, Objective, constrained, first_query
+from deepzero.objective import Batch, Closure, Loss, NetworkObjective, Objective, constrained, first_query, steady
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
 from deepzero.randomness import derive_seed
 from deepzero.step_sizes import (
@@ -88,7 +88,10 @@ class Estimator:
 
     def estimate(self, *batch: Any, **keywords: Any) -> Estimate:
         """The estimate at the current parameters; changes nothing, so a second call gives the same bits."""
-        arguments = Batch(batch, keywords)
+        with steady(self.objective):
+            return self._estimate(Batch(batch, keywords))
+
+    def _estimate(self, arguments: Batch) -> Estimate:
         self._measure_noise(arguments)
         sizes = self.step_sizes()
         require_representable(sizes, self.objective.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -136,7 +136,8 @@ class NetworkObjective:
                 raise InvalidInputError(f"{name} must be callable as {call}, got {type(given).__name__}")
         self._loss, self.closure = loss, closure
         self._hidden = self._settled = self._copies = False
-        self.repeatable = True
+        self.repeatable = self._draws = True
+        self._steady: Places | None = None
         if not self.places().trainable:
             raise InvalidInputError("the model has no trainable parameter (requires_grad=True): nothing to estimate")
 
@@ -161,7 +162,16 @@ class NetworkObjective:
 
     def places(self) -> Places:
         """Where the program holds its parameters and buffers, now."""
-        return Places.of(self.model, self.criterion)
+        return Places.of(self.model, self.criterion) if self._steady is None else self._steady
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """A block in which the model's structure stays: its places are looked up once."""
+        outer, self._steady = self._steady, self.places()
+        try:
+            yield
+        finally:
+            self._steady = outer
 
     def owners(self) -> dict[str, nn.Parameter]:
         """The trainable parameters themselves; tied ones appear once, under their first name."""
@@ -206,8 +216,14 @@ class NetworkObjective:
         draws = Draws(seed)
         if not self._settled:
             self._settle(parameters, batch, seed)
+        if not self._draws:
+            evaluation = self._evaluate(parameters, batch, draws)
+            if not draws.stirred:
+                return evaluation, draws
         with draws.recording():
-            return self._evaluate(parameters, batch, draws), draws
+            evaluation = self._evaluate(parameters, batch, draws)
+        self._draws = bool(draws.entries) or draws.stirred
+        return evaluation, draws
 
     def _settle(self, parameters: Parameters, batch: tuple[Any, ...], seed: int) -> None:
         """Find out, once, how the program must be given its parameters.
@@ -382,6 +398,11 @@ def constrained(objective: Objective, gradients: dict[str, Tensor]) -> dict[str,
     """Gradients as the objective's owners hold them: see :meth:`NetworkObjective.constrain`."""
     constrain: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = getattr(objective, "constrain", None)
     return gradients if constrain is None else constrain(gradients)
+
+
+def steady(objective: Objective) -> AbstractContextManager[None]:
+    """A block in which the objective is the same: see :meth:`NetworkObjective.steady`."""
+    return objective.steady() if isinstance(objective, NetworkObjective) else nullcontext()
 
 
 def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict[str, Tensor]:

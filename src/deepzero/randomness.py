@@ -62,11 +62,14 @@ def seeded_scope(seed: int, device: torch.device, *, draws: Draws | None = None)
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+        before = _global_states(device) if draws is not None else None
         if draws is not None and not draws.python:
             yield
         else:
             with _python_scope(seed, draws):
                 yield
+        if draws is not None and before is not None:
+            draws.stirred = not all(map(torch.equal, before, _global_states(device)))
 
 
 @contextmanager
@@ -121,6 +124,7 @@ class Draws:
         seed: the seed.
         entries: outcomes in the order of the program, once recorded.
         python: whether the program draws from Python's or NumPy's generators, too (taken for granted until it was recorded).
+        stirred: whether a block moved one of PyTorch's global generators: what was intercepted does not.
 
     Example:
         >>> draws = Draws(0)
@@ -136,6 +140,7 @@ class Draws:
         self.seed = seed
         self.entries: list[Draw] = []
         self.python = True
+        self.stirred = False
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -372,6 +377,10 @@ def _run(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
     if func._schema.is_mutable:
         args = (args[0].clone(), *args[1:])
     return func(*args, **kwargs)
+
+
+def _global_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def _global_state(device: torch.device) -> Tensor:

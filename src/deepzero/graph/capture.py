@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from deepzero.errors import GraphError
 from deepzero.graph import decompositions
 from deepzero.objective import NetworkObjective, device_of, keywords
 from deepzero.placement import CRITERION, Attributes, Places
-from deepzero.randomness import Draws
+from deepzero.randomness import Draws, is_random
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Node:
     kwargs: dict[str, Any]
     source: str = ""
 
-    @property
+    @cached_property
     def inputs(self) -> list[Node]:
         """The nodes among the arguments, in order."""
         found: list[Node] = []
@@ -76,6 +77,13 @@ class Graph:
         """Graph input -> parameter name."""
         return {node: str(name) for node, (kind, name) in self.inputs.items() if kind == "parameter"}
 
+    @cached_property
+    def drawing(self) -> dict[Node, int]:
+        """The operations that draw random numbers, with their places among the program's draws."""
+        drawing = [node for node in self.nodes if is_random(node.target, node.args, node.kwargs)]
+        return {node: i for i, node in enumerate(drawing)}
+
+    @cached_property
     def ancestors(self) -> set[Node]:
         """The nodes that the loss depends on."""
         useful = {self.output}

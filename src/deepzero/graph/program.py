@@ -116,7 +116,7 @@ def compile_program(graph: Graph, parameters: Mapping[str, Tensor], *, strict: b
     absent = sorted(set(parameters) - set(graph.parameter_inputs().values()))
     if absent:
         raise GraphError(f"parameters {', '.join(absent)} do not appear in the exported graph")
-    useful = graph.ancestors()
+    useful = graph.ancestors
     steps = [step for step in _fused(graph) if step.node in useful]
     inputs = graph.parameter_inputs()
     cones = {}
@@ -134,7 +134,7 @@ def compile_program(graph: Graph, parameters: Mapping[str, Tensor], *, strict: b
 
 def downstream(graph: Graph, sources: Iterable[Node]) -> list[Node]:
     """The operations between some inputs and the loss, in order."""
-    reached, useful = set(sources), graph.ancestors()
+    reached, useful = set(sources), graph.ancestors
     found = []
     for node in graph.nodes:
         if node in useful and node.target not in SHAPE_ONLY and not reached.isdisjoint(node.inputs):
