@@ -54,15 +54,22 @@ def keywords(batch: tuple[Any, ...]) -> dict[str, Any]:
 
 
 class State(dict[str, Tensor]):
-    """Buffers by name as a query leaves them, and the plain attributes that it moved (counters, flags).
+    """Buffers by name as a query leaves them, and what else it moved: plain attributes (counters, flags), generators.
 
     Attributes:
         attributes: dict, name and value of attributes that changed.
+        generators: generators of the program's own, with their states.
     """
 
-    def __init__(self, buffers: Mapping[str, Tensor] = {}, attributes: Sequence[Any] = ()) -> None:  # noqa: B006
+    def __init__(
+        self,
+        buffers: Mapping[str, Tensor] = {},  # noqa: B006
+        attributes: Sequence[Any] = (),
+        generators: Sequence[tuple[torch.Generator, Tensor]] = (),
+    ) -> None:
         super().__init__(buffers)
         self.attributes = tuple(attributes)
+        self.generators = tuple(generators)
 
 
 @dataclass(frozen=True)
@@ -278,7 +285,8 @@ class NetworkObjective:
             attributes = before.moved_scalars()
         finally:
             before.restore()
-        return Evaluation(one_number(value), State({n: b.detach() for n, b in left.items()}, attributes))
+            generators = draws.give_back()
+        return Evaluation(one_number(value), State({n: b.detach() for n, b in left.items()}, attributes, generators))
 
     def given(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         """The batch for one query: copies, if the program writes into its input."""
@@ -347,8 +355,11 @@ class NetworkObjective:
                         place.put(value)
                 else:
                     own.copy_(value)
-        for container, key, value in getattr(buffers, "attributes", ()):
-            container[key] = value
+        if isinstance(buffers, State):
+            for container, key, scalar in buffers.attributes:
+                container[key] = scalar
+            for generator, state in buffers.generators:
+                generator.set_state(state)
 
 
 def _checked_model(model: Any) -> nn.Module:

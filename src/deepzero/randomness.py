@@ -125,6 +125,7 @@ class Draws:
         entries: outcomes in the order of the program, once recorded.
         python: whether the program draws from Python's or NumPy's generators, too (taken for granted until it was recorded).
         stirred: whether a block moved one of PyTorch's global generators: what was intercepted does not.
+        borrowed: generators of the program's own that were drawn from, each with its state before.
 
     Example:
         >>> draws = Draws(0)
@@ -141,13 +142,21 @@ class Draws:
         self.entries: list[Draw] = []
         self.python = True
         self.stirred = False
+        self.borrowed: list[tuple[torch.Generator, Tensor]] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Draw, and remember the outcomes."""
-        self.entries = []
+        self.entries, self.borrowed = [], []
         with _Recording(self):
             yield
+
+    def give_back(self) -> list[tuple[torch.Generator, Tensor]]:
+        """Put the program's own generators where they stood; returned is where the draws had moved them."""
+        moved = [(generator, generator.get_state()) for generator, _ in self.borrowed]
+        for generator, state in self.borrowed:
+            generator.set_state(state)
+        return moved
 
     @contextmanager
     def replaying(self, *, strict: bool = False) -> Iterator[None]:
@@ -168,7 +177,7 @@ class _Recording(TorchDispatchMode):
     def __init__(self, draws: Draws) -> None:
         super().__init__()
         self._draws = draws
-        self._generators = Generators(draws.seed)
+        self._generators = Generators(draws.seed, draws.borrowed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -206,14 +215,19 @@ class _Replaying(TorchDispatchMode):
 
 
 class Generators:
-    """One private generator a device, each starting from the same seed."""
+    """One private generator a device, each starting from the same seed; a program's own generators where it names one."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, borrowed: list[tuple[torch.Generator, Tensor]] | None = None) -> None:
         self._seed = seed
         self._made: dict[torch.device, torch.Generator] = {}
+        self._borrowed = borrowed
 
-    def on(self, device: torch.device) -> torch.Generator:
-        """The generator of a device."""
+    def on(self, device: torch.device, own: torch.Generator | None = None) -> torch.Generator:
+        """The generator of a device, or the program's ``own``."""
+        if own is not None:
+            if self._borrowed is not None and all(own is not generator for generator, _ in self._borrowed):
+                self._borrowed.append((own, own.get_state()))
+            return own
         if device not in self._made:
             self._made[device] = torch.Generator(device).manual_seed(self._seed)
         return self._made[device]
@@ -337,7 +351,8 @@ def _filled(
     out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     rest = {k: v for k, v in (kwargs or {}).items() if k != "generator"}
     fill: Callable[..., Tensor] = getattr(out, name)
-    return fill(*options, **rest, generator=generators.on(out.device))
+    own = (kwargs or {}).get("generator")
+    return fill(*options, **rest, generator=generators.on(out.device, own))
 
 
 def _made(func: Any, args: Any, kwargs: Mapping[str, Any], generators: Generators) -> Tensor:
@@ -345,7 +360,7 @@ def _made(func: Any, args: Any, kwargs: Mapping[str, Any], generators: Generator
     rest = {k: v for k, v in kwargs.items() if k not in ("generator", "memory_format", "layout", "pin_memory")}
     device = torch.device(rest.get("device") or "cpu")
     function: Callable[..., Tensor] = getattr(torch, _name(func))
-    return function(*args, **rest, generator=generators.on(device))
+    return function(*args, **rest, generator=generators.on(device, kwargs.get("generator")))
 
 
 def _fresh_dependent(func: Any, args: Any, kwargs: Mapping[str, Any], generators: Generators) -> Draw:
@@ -353,7 +368,7 @@ def _fresh_dependent(func: Any, args: Any, kwargs: Mapping[str, Any], generators
     if not _takes_generator(func):
         state = _global_state(device)
         return Draw(family_of(func), _run(func, args, kwargs), (None, state))
-    generator = generators.on(device)
+    generator = generators.on(device, kwargs.get("generator"))
     state = generator.get_state()
     return Draw(family_of(func), _run(func, args, {**kwargs, "generator": generator}), (device, state))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from deepzero import validation
 from deepzero.errors import InvalidInputError, UnbatchableError
 from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
+from deepzero.evaluators.workers import without_batching_advice
 from deepzero.objective import (
     NetworkObjective,
     Objective,
@@ -180,6 +181,6 @@ def _vectorized(
     draws: Draws,
 ) -> Tensor:
     """``vmap`` under the step's random numbers."""
-    with objective.scope(draws, device_of(dict(stacked))), draws.replaying(strict=True):
+    with objective.scope(draws, device_of(dict(stacked))), draws.replaying(strict=True), without_batching_advice():
         result: Tensor = torch.func.vmap(loss, randomness="same")(dict(stacked))
     return result

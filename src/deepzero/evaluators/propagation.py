@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from deepzero import validation
 from deepzero.announce import announced
-from deepzero.errors import GraphError, InvalidInputError
+from deepzero.errors import DeepZeroError, GraphError, InvalidInputError
 from deepzero.evaluators.base import (
+    Answer,
     DivisibleEvaluator,
     Job,
     Preparation,
@@ -24,7 +26,7 @@ from deepzero.evaluators.base import (
 )
 from deepzero.evaluators.costs import CostTable, chunk_cost, timed
 from deepzero.evaluators.heap import give_back_freed_memory
-from deepzero.evaluators.workers import one_thread, parallel_map
+from deepzero.evaluators.workers import one_thread, parallel_map, without_batching_advice
 from deepzero.graph import plan
 from deepzero.graph.capture import Node, capture
 from deepzero.graph.differences import Dense
@@ -38,6 +40,8 @@ from deepzero.objective import Batch, Evaluation, NetworkObjective, Objective, a
 from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPerturbations
 from deepzero.randomness import Draws
 from deepzero.step_sizes import FromDtype
+
+log = logging.getLogger("deepzero")
 
 DEFAULT_BUDGET = 2 << 30
 CPU_TARGET = 96 << 20
@@ -183,20 +187,39 @@ class PropagationEvaluator(DivisibleEvaluator):
             require_finite_base(base.loss)
             if self._verify:
                 require_repeatable(objective)
-            library = self._libraries.setdefault(objective, Library())
-            entry, new = library.get(objective, batch, draws, strict=self.strict)
-            if new or (self._verify and entry.check is None):
-                with announced("checking the program's difference rules"):
-                    self._check(entry, objective, batch, sizes, seed, draws, base.loss)
-            values = self._run(entry.program, objective, batch, draws)
-            loss = base_loss(entry.program, values)
-            unit = rounding_of(objective)
-            if not entry.agrees(loss, base.loss, unit):
-                entry, values = self._captured_again(library, entry, objective, batch, sizes, seed, draws, base.loss)
-            else:
-                library.settled()
-            library.learn(objective, base.buffers)
+            try:
+                with without_batching_advice():
+                    entry, values = self._matched(objective, batch, sizes, seed, draws, base)
+            except (DeepZeroError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                raise GraphError(
+                    f"the program's graph cannot be evaluated ({type(error).__name__}: {str(error)[:200]})"
+                ) from error
         return _Step(entry, base, draws, values, batch)
+
+    def _matched(
+        self,
+        objective: NetworkObjective,
+        batch: tuple[Any, ...],
+        sizes: Mapping[str, float],
+        seed: int,
+        draws: Draws,
+        base: Evaluation,
+    ) -> tuple[Entry, Values]:
+        """A program with the loss of the live one, and its base values."""
+        library = self._libraries.setdefault(objective, Library())
+        entry, new = library.get(objective, batch, draws, strict=self.strict)
+        if new or (self._verify and entry.check is None):
+            with announced("checking the program's difference rules"):
+                self._check(entry, objective, batch, sizes, seed, draws, base.loss)
+        values = self._run(entry.program, objective, batch, draws)
+        if entry.agrees(base_loss(entry.program, values), base.loss, rounding_of(objective)):
+            library.settled()
+        else:
+            entry, values = self._captured_again(library, entry, objective, batch, sizes, seed, draws, base.loss)
+        library.learn(objective, base.buffers)
+        return entry, values
 
     def _captured_again(
         self,
@@ -282,7 +305,14 @@ class PropagationEvaluator(DivisibleEvaluator):
                 return again[chunk.parameter].differences(perturbations, range(job.start, job.stop), offset)
             cone = program.cones[chunk.parameter]
             size = offset * perturbations.scale(chunk.parameter)
-            return loss_differences(cone, values, program.graph.output, chunk.indices, size)
+            try:
+                return loss_differences(cone, values, program.graph.output, chunk.indices, size)
+            except Exception as error:
+                if self.strict or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                    raise
+                log.warning("queries of %s run operations again: a rule raised %s", chunk.parameter, error)
+                rescue = self._recomputations(step, objective, [chunk.parameter])[chunk.parameter]
+                return rescue.differences(perturbations, range(job.start, job.stop), offset)
 
         jobs = [
             Job(row, chunk.start, chunk.stop, chunk.parameter, foot.queries[chunk.parameter])
@@ -359,6 +389,10 @@ class PropagationEvaluator(DivisibleEvaluator):
         tight: bool,
         steps: Tensor | None,
     ) -> Preparation:
+        def answer(some: Sequence[Job]) -> list[Answer]:
+            with without_batching_advice():
+                return parallel_map(lambda job: timed_answer(difference, job), some, workers, device)
+
         def release() -> None:
             step.values.clear()
             if tight:
@@ -368,7 +402,7 @@ class PropagationEvaluator(DivisibleEvaluator):
             loss=step.base.loss,
             buffers=step.base.buffers,
             jobs=jobs,
-            answer=lambda some: parallel_map(lambda job: timed_answer(difference, job), some, workers, device),
+            answer=answer,
             release=release,
             steps=steps,
         )
