@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 
 class DrawnInOrder(TorchDispatchMode):
-    """Random numbers as an estimate draws them: in the order of a contiguous tensor, in the dtype of the estimate."""
+    """Random numbers as an estimate draws them: PyTorch's own, in the dtype of the estimate."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class DrawnInOrder(TorchDispatchMode):
             return func(*args, **{**kwargs, "dtype": self.dtype}).to(kwargs["dtype"])
         if func not in (aten.bernoulli_.float, aten.randn_like.default):
             return func(*args, **kwargs)
-        drawn = func(torch.empty(args[0].shape, dtype=self.dtype), *args[1:], **kwargs)
+        drawn = func(torch.empty_like(args[0], dtype=self.dtype), *args[1:], **kwargs)
         return args[0].copy_(drawn) if func is aten.bernoulli_.float else drawn.to(args[0].dtype)
 
 

@@ -117,8 +117,8 @@ class Draw:
 class Draws:
     """The random numbers of one step, drawn once and had in common by all of its queries.
 
-    Numbers come from generators of its own that start from ``seed``: for contiguous tensors they are those that ``torch.manual_seed(seed)``
-    would have given.
+    Numbers come from generators of its own that start from ``seed``: the base query sees what ``torch.manual_seed(seed)`` would have given
+    it, and what depends on values (``torch.normal(mean, std)``, ``multinomial``) is drawn in the order of a contiguous tensor.
 
     Attributes:
         seed: the seed.
@@ -324,7 +324,7 @@ def _depends_on_values(func: Any) -> bool:
 
 
 def fresh(func: Any, args: Any, kwargs: Mapping[str, Any], generators: Generators) -> Draw:
-    """Draw, in the order of a contiguous tensor whatever the layout of the operation's own."""
+    """Draw as PyTorch does, in the order of the tensor's memory."""
     name, family = _name(func), family_of(func)
     if _depends_on_values(func):
         return _fresh_dependent(func, args, kwargs, generators)
@@ -340,7 +340,7 @@ def fresh(func: Any, args: Any, kwargs: Mapping[str, Any], generators: Generator
         return Draw(family, _filled(FUNCTIONAL[name], args[0], args[1:], generators, kwargs))
     if name in LIKE:
         bounds = ((0, *args[1:]) if len(args) == 2 else args[1:]) if name == "randint_like" else ()
-        like = torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=args[0].device)
+        like = torch.empty_like(args[0], dtype=kwargs.get("dtype") or args[0].dtype)
         return Draw(family, _filled(LIKE[name], like, bounds, generators))
     return Draw(family, _made(func, args, kwargs, generators))
 
@@ -348,7 +348,7 @@ def fresh(func: Any, args: Any, kwargs: Mapping[str, Any], generators: Generator
 def _filled(
     name: str, like: Tensor, options: Any, generators: Generators, kwargs: Mapping[str, Any] | None = None
 ) -> Tensor:
-    out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    out = torch.empty_like(like)
     rest = {k: v for k, v in (kwargs or {}).items() if k != "generator"}
     fill: Callable[..., Tensor] = getattr(out, name)
     own = (kwargs or {}).get("generator")

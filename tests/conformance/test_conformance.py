@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import deepzero as dz
 from deepzero.coordinates import StepContext
 from deepzero.errors import InvalidInputError, NonFiniteLossError
+from deepzero.randomness import derive_seed
 
 
 @pytest.fixture(params=SUITE, ids="-".join)
@@ -188,13 +189,14 @@ def test_masks_do_not_depend_on_what_other_threads_draw() -> None:
         assert all(torch.equal(g, other.gradients[n]) for n, g in one.gradients.items())
 
 
-def test_draws_are_pytorchs_own() -> None:
-    """For contiguous tensors, the numbers of ``torch.manual_seed`` with the step's seed."""
-    model = initialize(Between(DRAWS["dropout"], LAYOUTS["contiguous"]))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_draws_are_pytorchs_own(layout: str) -> None:
+    """The numbers of ``torch.manual_seed`` with the step's seed, in any layout."""
+    model = initialize(Between(DRAWS["dropout"], LAYOUTS[layout]))
     zo = estimator("coordinates", "auto", "forward", model, step_size=1e-6, seed=5)
     found = zo.estimate(X, Y)
     with torch.random.fork_rng():
-        torch.manual_seed(dz.randomness.derive_seed(5, "objective", 0))  # noqa: TID251
+        torch.manual_seed(derive_seed(5, "objective", 0))
         loss = F.cross_entropy(model(X), Y)
     torch.testing.assert_close(found.loss, loss.detach(), rtol=1e-12, atol=0)
     exact = dict(zip(found.gradients, torch.autograd.grad(loss, list(model.parameters())), strict=True))
