@@ -32,8 +32,8 @@ rounding."""
 class BatchedEvaluator(DivisibleEvaluator):
     """Evaluates ``chunk`` queries of a network in one vectorized forward.
 
-    Losses are compared with the base loss of a vectorized forward of the same size, so a step of zero gives a difference of exactly 0; that
-    this is the loss of a single forward, too, is checked at every step.
+    Losses are compared with the base loss of a vectorized forward of the same size, so a step of zero gives a difference
+    of exactly 0; that this is the loss of a single forward, too, is checked at every step.
 
     Args:
         chunk: queries a forward; memory grows with it. The same chunk gives the same bits.
