@@ -47,7 +47,8 @@ class Estimate:
 class Estimator:
     """A zeroth-order gradient estimator: four independent choices, composed.
 
-    Make one with :func:`CGE` or :func:`RGE`. No autograd graph is ever built.
+    Make one with :func:`CGE` or :func:`RGE`. Nothing is differentiated: a query records no autograd graph, unless the
+    program itself differentiates inside.
 
     Attributes:
         queries: function values used so far.

@@ -45,9 +45,10 @@ class _Plan:
 class AutomaticEvaluator(DivisibleEvaluator):
     """Answers for every program whose forward runs.
 
-    For coordinates of a network: propagation where the program can be exported; there, operations without a rule are evaluated at both
-    values (the fallback), and behind what differences cannot follow the operations are run again, from the last cut in front of it. Else
-    batches of forwards under ``vmap``; else one forward a query. For random directions: ``vmap``, then propagation, then one forward
+    For coordinates of a network: propagation where the program can be exported; there, operations without a rule are
+    evaluated at both values (the fallback), and for a parameter that differences cannot follow to the loss, the
+    operations behind it are run again at each of its queries. Else batches of forwards under ``vmap``; else one forward
+    a query. For random directions: ``vmap``, then propagation, then one forward
     a query; on half-precision networks propagation first, because a forward there rounds away what a small step does. Everything else,
     black boxes among it, is evaluated one by one.
 

@@ -33,8 +33,8 @@ rounding."""
 class BatchedEvaluator(DivisibleEvaluator):
     """Evaluates ``chunk`` queries of a network in one vectorized forward.
 
-    The base loss comes from the same vectorized forward as the others, so a step of zero gives a difference of exactly 0; that it is
-    the loss of a single forward, too, is checked at every step.
+    Losses are compared with the base loss of a vectorized forward of the same size, so a step of zero gives a difference
+    of exactly 0; that this is the loss of a single forward, too, is checked at every step.
 
     Args:
         chunk: queries a forward; memory grows with it. The same chunk gives the same bits.
