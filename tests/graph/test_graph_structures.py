@@ -316,3 +316,16 @@ def test_batch_norm_without_running_statistics_is_fused_with_its_relu(kind: str)
     rules = [step.rule for step in program.cones["0.weight"].steps]
     assert rules.count(batch_norm_relu) == 2
     assert_agrees(model, F.cross_entropy, IMAGES, LABELS)
+
+
+def test_a_loss_that_reads_statistics_which_batch_norm_has_just_moved() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.norm(self.first(x)).relu()
+            return self.last(hidden + self.norm.running_mean)
+
+    assert_agrees(initialize(Reads()), F.cross_entropy, normal(5, 4), torch.tensor([0, 1, 2, 1, 0]))

@@ -168,10 +168,11 @@ class PropagationEvaluator(DivisibleEvaluator):
             )
         sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in objective.parameters()}
         try:
-            step = self._begin(objective, batch, sizes, seed)
-            if isinstance(perturbations, CoordinatePerturbations):
-                return self._coordinates(step, objective, perturbations, offsets)
-            return self._directions(step, objective, perturbations, offsets)
+            with without_batching_advice():
+                step = self._begin(objective, batch, sizes, seed)
+                if isinstance(perturbations, CoordinatePerturbations):
+                    return self._coordinates(step, objective, perturbations, offsets)
+                return self._directions(step, objective, perturbations, offsets)
         except GraphError as error:
             if self.strict:
                 raise GraphError(f"{error}\n{WAY_OUT}") from error
@@ -188,8 +189,7 @@ class PropagationEvaluator(DivisibleEvaluator):
             if self._verify:
                 require_repeatable(objective)
             try:
-                with without_batching_advice():
-                    entry, values = self._matched(objective, batch, sizes, seed, draws, base)
+                entry, values = self._matched(objective, batch, sizes, seed, draws, base)
             except (DeepZeroError, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:

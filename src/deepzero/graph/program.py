@@ -199,9 +199,16 @@ def _trail(node: Node, path: Mapping[Node, Node | None], parameter: str) -> str:
     return " -> ".join([parameter, *reversed(names[:-1])])
 
 
-def _plain(node: Node) -> Step:
+def _plain(node: Node, users: Mapping[Node, list[Node]], graph: Graph) -> Step:
     rule = None if is_getitem(node) else RULES.get(node.target, fallback)
+    if node.target is aten._native_batch_norm_legit_functional.default and _reads_updated(node, users, graph):
+        rule = fallback  # its own rule follows the output alone
     return Step(node, rule, node.args, node.kwargs, (node,))
+
+
+def _reads_updated(norm: Node, users: Mapping[Node, list[Node]], graph: Graph) -> bool:
+    """Whether the loss depends on the running statistics that a batch norm has just updated."""
+    return any(is_getitem(u) and u.args[1] >= 3 and u in graph.ancestors for u in users.get(norm, []))
 
 
 def _fused(graph: Graph) -> list[Step]:
@@ -218,7 +225,8 @@ def _fused(graph: Graph) -> list[Step]:
             merged[node] = step
             absorbed.update(step.parts)
             absorbed.update(n for n in _picks(step.parts[0], users))
-    return [merged.get(node) or _plain(node) for node in graph.nodes if node in merged or node not in absorbed]
+    rest = (node for node in graph.nodes if node in merged or node not in absorbed)
+    return [merged.get(node) or _plain(node, users, graph) for node in rest]
 
 
 def _picks(node: Node, users: Mapping[Node, list[Node]]) -> list[Node]:
@@ -234,7 +242,7 @@ def _batch_norm_relu(relu: Node, users: Mapping[Node, list[Node]], graph: Graph)
             candidates += [(left, right), (right, left)]
     for pick, residual in candidates:
         norm = pick.args[0] if is_getitem(pick) and pick.args[1] == 0 and len(users[pick]) == 1 else None
-        if isinstance(norm, Node) and _trains(norm) and pick is not graph.output:
+        if isinstance(norm, Node) and _trains(norm) and pick is not graph.output and not _reads_updated(norm, users, graph):
             x, weight, bias, *_, eps = norm.args
             fresh = RULES.get(x.target) is convolution and users[x] == [norm] and isinstance(x, Node)
             args = (x, weight, bias, eps, residual)
