@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -305,8 +305,8 @@ class NetworkObjective:
             return self.model(x)
 
     def loss_value(self, output: Any, target: Any) -> Tensor:
-        """The loss of an output as a 0-dim float64 tensor."""
-        return one_number(mean_loss(self.loss, output, target))
+        """The loss of an output as a 0-dim float64 tensor, through which it can be differentiated where the caller records gradients."""
+        return as_number(mean_loss(self.loss, output, target))
 
     def constrain(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gradients as PyTorch has them: complex for complex parameters, 0 on the padding rows of embeddings."""
@@ -350,8 +350,8 @@ def _checked_model(model: Any) -> nn.Module:
         raise InvalidInputError(
             f"model is a TorchScript module ({type(model).__name__}); pass the Python module that it was made from"
         )
-    model = getattr(model, "_orig_mod", model)
-    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedTensorMixin)]
+    model = cast(nn.Module, getattr(model, "_orig_mod", model))
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise InvalidInputError(
             f"parameter {lazy[0]} has no shape yet; run the lazy model once, model(x), before you make the estimator"
@@ -446,7 +446,12 @@ def as_complex(value: Tensor, like: Tensor) -> Tensor:
 
 
 def one_number(value: Any) -> Tensor:
-    """What a program returned, as a 0-dim float64 tensor."""
+    """What a program returned, as a 0-dim float64 tensor without a graph."""
+    return as_number(value).detach()
+
+
+def as_number(value: Any) -> Tensor:
+    """What a program returned, as a 0-dim float64 tensor with its graph, if it has one."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = torch.as_tensor(value)
     if isinstance(value, numbers.Number) and not isinstance(value, complex):
@@ -462,7 +467,7 @@ def one_number(value: Any) -> Tensor:
         raise InvalidInputError(
             f"the loss must be one number, got a tensor of shape {tuple(value.shape)}; reduce it, for example with .mean()"
         )
-    return value.detach().double().reshape(())
+    return value.double().reshape(())
 
 
 @dataclass(frozen=True)

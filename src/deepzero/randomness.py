@@ -161,7 +161,7 @@ class Draws:
 
 class _Recording(TorchDispatchMode):
     def __init__(self, draws: Draws) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._draws = draws
         self._generators = Generators(draws.seed)
 
@@ -176,7 +176,7 @@ class _Recording(TorchDispatchMode):
 
 class _Replaying(TorchDispatchMode):
     def __init__(self, draws: Draws, strict: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._draws, self._strict = draws, strict
         self._position = 0
         self._afresh: Generators | None = None
@@ -298,9 +298,9 @@ def _depends_on_values(func: Any) -> bool:
     """Whether the distribution depends on the values of a tensor: ``bernoulli(p)``, ``normal(mean, std)``, ``multinomial``."""
     name = _name(func)
     if name in ("bernoulli", "bernoulli_"):
-        return func._overloadname in ("default", "Tensor", "out")
+        return str(func._overloadname) in ("default", "Tensor", "out")
     if name == "normal":
-        return func._overloadname != "float_float"
+        return str(func._overloadname) != "float_float"
     return name not in {*FILLS, *FUNCTIONAL, *LIKE, *FACTORIES, *FIXED}
 
 
