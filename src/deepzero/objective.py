@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -350,7 +350,13 @@ def _checked_model(model: Any) -> nn.Module:
         raise InvalidInputError(
             f"model is a TorchScript module ({type(model).__name__}); pass the Python module that it was made from"
         )
-    model = cast(nn.Module, getattr(model, "_orig_mod", model))
+    plain: nn.Module = getattr(model, "_orig_mod", model)
+    _require_values(plain)
+    return plain
+
+
+def _require_values(model: nn.Module) -> None:
+    """Raise unless every parameter has values that can be moved one by one."""
     lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise InvalidInputError(
@@ -364,7 +370,6 @@ def _checked_model(model: Any) -> nn.Module:
     sparse = [name for name, p in model.named_parameters() if p.layout != torch.strided]
     if sparse:
         raise InvalidInputError(f"parameter {sparse[0]} is sparse; pass a dense one, p.to_dense()")
-    return model
 
 
 def first_query(

@@ -86,7 +86,8 @@ def _python_scope(seed: int, draws: Draws | None) -> Iterator[None]:
 
 def _positions() -> tuple[Any, ...]:
     """How far NumPy's and Python's generators have come since they were seeded."""
-    return np.random.get_state()[2:], random.getstate()[1][-1], random.getstate()[2]  # noqa: NPY002
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    return numpy_state[2:], random.getstate()[1][-1], random.getstate()[2]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -163,11 +164,17 @@ class PropagationEvaluator(DivisibleEvaluator):
                 "evaluator=dz.SequentialEvaluator()"
             )
         sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in objective.parameters()}
-        try:
+        with self._way_out():
             step = self._begin(objective, batch, sizes, seed)
             if isinstance(perturbations, CoordinatePerturbations):
                 return self._coordinates(step, objective, perturbations, offsets)
             return self._directions(step, objective, perturbations, offsets)
+
+    @contextmanager
+    def _way_out(self) -> Iterator[None]:
+        """Tell whoever asked for propagation alone what else there is."""
+        try:
+            yield
         except GraphError as error:
             if self.strict:
                 raise GraphError(f"{error}\n{WAY_OUT}") from error
@@ -375,7 +382,8 @@ class PropagationEvaluator(DivisibleEvaluator):
 
     def program(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Program:
         """The exported and compiled graph for this shape of batch and the state that the model is in."""
-        return self._begin(objective, batch, self._sizes(objective), seed=0).entry.program
+        with self._way_out():
+            return self._begin(objective, batch, self._sizes(objective), seed=0).entry.program
 
     def recomputed(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> dict[str, str]:
         """Parameters whose queries run operations again, and why, in the program used last for such a batch."""
