@@ -125,11 +125,11 @@ def test_parameters_whose_operations_are_run_again_are_advised_about():
         found, "warning"
     )
     assert found.healthy
-    assert found.gradients.cosine > 0.999
+    assert {layer.name for layer in found.gradients.layers if layer.cosine > 0.999} == {"last.weight", "last.bias"}  # autograd sees no item()
 
 
 def test_the_plan_and_the_sharpness_of_the_check_are_told(good):
-    assert any("4 of 4 parameters" in line for line in good.plan)
+    assert any("5 of 5 parameters" in line for line in good.plan)
     assert any(line.startswith("checked: ") and "worst relative error" in line for line in good.plan)
 
 

@@ -249,6 +249,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         values = self._run(entry.program, objective, batch, draws)
         share = self.memory_budget / (WIDENED * max(1, held_bytes(values)))
         values.clear()
+        give_back_freed_memory()
         program, sample = entry.program, batch
         if share < 1:
             sample = first_samples(batch, share)
@@ -263,7 +264,8 @@ class PropagationEvaluator(DivisibleEvaluator):
             reason = f"the rules of its operations stumble ({type(error).__name__}: {str(error)[:200]})"
             entry.program = entry.program.without(name, reason)
 
-        check = verify(program, objective, sample, sizes, seed, draws, refused)
+        room = self.memory_budget / plan.ALLOCATOR
+        check = verify(program, objective, sample, sizes, seed, draws, refused, room=room)
         entry.check = replace(check, program=apart)
         give_back_freed_memory()
 
