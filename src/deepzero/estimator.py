@@ -93,21 +93,25 @@ class Estimator:
             return self._estimate(Batch(batch, keywords))
 
     def _estimate(self, arguments: Batch) -> Estimate:
-        self._measure_noise(arguments)
-        sizes = self.step_sizes()
-        require_representable(sizes, self.objective.parameters())
-        unit = max(sizes.values())
-        scales = {name: size / unit for name, size in sizes.items() if size != unit}
-        perturbations = self.probes.draw(StepContext(self.step, self.epoch, self.objective, arguments, scales))
+        perturbations = self.probes.draw(self.context(arguments))
+        unit = self.step_size
         offsets = [node * unit for node in self.stencil.nodes]
         seed = derive_seed(self.seed, "objective", self.step)
         answers = self.evaluator.measure(self.objective, arguments, perturbations, offsets, seed)
         _require_finite(answers.differences, perturbations, offsets)
         with torch.no_grad():
-            steps = perturbations.nominal(offsets) if answers.steps is None else answers.steps
-            slopes = self.stencil.slopes(answers.differences, steps)
+            slopes = self.stencil.slopes(answers.differences, answers.taken(perturbations, offsets))
             gradients = constrained(self.objective, perturbations.combine(slopes, self.dtype))
         return Estimate(answers.loss, gradients, 1 + answers.differences.numel(), answers.buffers)
+
+    def context(self, batch: tuple[Any, ...]) -> StepContext:
+        """What the directions of the next step are drawn from, steps of the parameters included."""
+        self._measure_noise(batch)
+        sizes = self.step_sizes()
+        require_representable(sizes, self.objective.parameters())
+        unit = max(sizes.values())
+        scales = {name: size / unit for name, size in sizes.items() if size != unit}
+        return StepContext(self.step, self.epoch, self.objective, batch, scales)
 
     def backward(self, *batch: Any, **keywords: Any) -> Tensor:
         """Add the estimate to ``p.grad`` of every trainable parameter, as ``loss.backward()`` would.
@@ -149,7 +153,7 @@ class Estimator:
         arguments = Batch(batch, keywords) if batch or keywords else None
         return str(told(self.objective, arguments))
 
-    def _measure_noise(self, batch: Batch) -> None:
+    def _measure_noise(self, batch: tuple[Any, ...]) -> None:
         """``step_size="auto"``: the noise of the loss, once; differences that are propagated have none but rounding."""
         rule = self.step_rule
         if not isinstance(rule, FromNoise) or rule.noise is not None:

@@ -329,8 +329,8 @@ class NetworkObjective:
             return self.model(x)
 
     def loss_value(self, output: Any, target: Any) -> Tensor:
-        """The loss of an output as a 0-dim float64 tensor."""
-        return one_number(mean_loss(self.loss, output, target))
+        """The loss of an output as a 0-dim float64 tensor, through which it can be differentiated where the caller records gradients."""
+        return as_number(mean_loss(self.loss, output, target))
 
     def constrain(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gradients as PyTorch has them: complex for complex parameters, 0 on the padding rows of embeddings."""
@@ -377,8 +377,14 @@ def _checked_model(model: Any) -> nn.Module:
         raise InvalidInputError(
             f"model is a TorchScript module ({type(model).__name__}); pass the Python module that it was made from"
         )
-    model = getattr(model, "_orig_mod", model)
-    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedTensorMixin)]
+    plain: nn.Module = getattr(model, "_orig_mod", model)
+    _require_values(plain)
+    return plain
+
+
+def _require_values(model: nn.Module) -> None:
+    """Raise unless every parameter has values that can be moved one by one."""
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise InvalidInputError(
             f"parameter {lazy[0]} has no shape yet; run the lazy model once, model(x), before you make the estimator"
@@ -391,7 +397,6 @@ def _checked_model(model: Any) -> nn.Module:
     sparse = [name for name, p in model.named_parameters() if p.layout != torch.strided]
     if sparse:
         raise InvalidInputError(f"parameter {sparse[0]} is sparse; pass a dense one, p.to_dense()")
-    return model
 
 
 def first_query(
@@ -478,7 +483,12 @@ def as_complex(value: Tensor, like: Tensor) -> Tensor:
 
 
 def one_number(value: Any) -> Tensor:
-    """What a program returned, as a 0-dim float64 tensor."""
+    """What a program returned, as a 0-dim float64 tensor without a graph."""
+    return as_number(value).detach()
+
+
+def as_number(value: Any) -> Tensor:
+    """What a program returned, as a 0-dim float64 tensor with its graph, if it has one."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = torch.as_tensor(value)
     if isinstance(value, numbers.Number) and not isinstance(value, complex):
@@ -494,7 +504,7 @@ def one_number(value: Any) -> Tensor:
         raise InvalidInputError(
             f"the loss must be one number, got a tensor of shape {tuple(value.shape)}; reduce it, for example with .mean()"
         )
-    return value.detach().double().reshape(())
+    return value.double().reshape(())
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class StandIn(nn.Parameter):
     """
 
     @property
-    def requires_grad(self) -> bool:  # type: ignore[override]
+    def requires_grad(self) -> bool:
         """True, as of the parameter that it stands for."""
         return True
 
@@ -99,7 +99,7 @@ class Places:
                     for local, tensor in held.items():
                         if tensor is not None:
                             name = names.setdefault(id(tensor), lead + local)
-                            found.setdefault(name, (tensor, []))[1].append(Place(held, local))  # type: ignore[attr-defined, arg-type]
+                            found.setdefault(name, (tensor, []))[1].append(Place(held, local))
         every = {**parameters, **buffers}
         for module in modules.values():
             for place in _unregistered(module, names):

@@ -89,7 +89,8 @@ def _python_scope(seed: int, draws: Draws | None) -> Iterator[None]:
 
 def _positions() -> tuple[Any, ...]:
     """How far NumPy's and Python's generators have come since they were seeded."""
-    return np.random.get_state()[2:], random.getstate()[1][-1], random.getstate()[2]  # noqa: NPY002
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    return numpy_state[2:], random.getstate()[1][-1], random.getstate()[2]
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Draws:
 
 class _Recording(TorchDispatchMode):
     def __init__(self, draws: Draws) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._draws = draws
         self._generators = Generators(draws.seed, draws.borrowed)
 
@@ -190,7 +191,7 @@ class _Recording(TorchDispatchMode):
 
 class _Replaying(TorchDispatchMode):
     def __init__(self, draws: Draws, strict: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._draws, self._strict = draws, strict
         self._position = 0
         self._afresh: Generators | None = None
@@ -317,9 +318,9 @@ def _depends_on_values(func: Any) -> bool:
     """Whether the distribution depends on the values of a tensor: ``bernoulli(p)``, ``normal(mean, std)``, ``multinomial``."""
     name = _name(func)
     if name in ("bernoulli", "bernoulli_"):
-        return func._overloadname in ("default", "Tensor", "out")
+        return str(func._overloadname) in ("default", "Tensor", "out")
     if name == "normal":
-        return func._overloadname != "float_float"
+        return str(func._overloadname) != "float_float"
     return name not in {*FILLS, *FUNCTIONAL, *LIKE, *FACTORIES, *FIXED}
 
 

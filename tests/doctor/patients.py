@@ -54,6 +54,18 @@ class Unruled(nn.Module):
         return self.last(torch.logcumsumexp(hidden, 1))
 
 
+class Scaled(nn.Module):
+    """A scale that passes through a Python number: differences cannot be followed behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.last(hidden.tanh()) * hidden.square().mean().item()
+
+
 class Branching(nn.Module):
     """Control flow that depends on data: cannot be exported."""
 

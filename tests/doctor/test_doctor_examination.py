@@ -13,6 +13,7 @@ from patients import (
     Custom,
     Fluttering,
     Jumping,
+    Scaled,
     Unruled,
     batch,
     cube,
@@ -77,7 +78,7 @@ def test_nothing_is_changed():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert (zo.step, zo.queries, model.training) == (0, 0, True)
-    assert isinstance(zo.evaluator, dz.PropagationEvaluator)
+    assert isinstance(zo.evaluator, dz.AutomaticEvaluator)
     assert torch.equal(torch.get_rng_state(), rng)
 
 
@@ -104,8 +105,67 @@ def test_operations_that_fall_back_are_advised_about():
     assert found.healthy
 
 
-def test_a_model_that_cannot_be_exported_is_examined_by_full_forwards():
+def test_a_model_that_cannot_be_exported_is_answered_by_full_forwards():
     found = examined(seeded(Branching()))
+    assert found.healthy
+    assert "queries are answered by full forwards (sequential)" in texts(found, "warning")
+    assert "cannot be exported" in texts(found, "warning")
+    assert any("one full forward a query" in line for line in found.plan)
+    assert {curve.evaluator for curve in found.sweep.curves} == {"sequential"}
+    assert found.gradients.cosine > 0.99
+    assert found.forecast.method == "timed"
+
+
+def test_parameters_whose_operations_are_run_again_are_advised_about():
+    """A Python number made of perturbed values, on which nothing branches: behind it nothing can be propagated."""
+    found = examined(seeded(Scaled()))
+    assert set(found.operations.run_again) == {"first.weight", "first.bias"}
+    assert found.operations.behind_run_again == pytest.approx(56 / 83)
+    assert "first.weight, first.bias (67% of the coordinates) run everything behind the parameter again" in texts(
+        found, "warning"
+    )
+    assert found.healthy
+    assert {layer.name for layer in found.gradients.layers if layer.cosine > 0.999} == {"last.weight", "last.bias"}  # autograd sees no item()
+
+
+def test_the_plan_and_the_sharpness_of_the_check_are_told(good):
+    assert any("5 of 5 parameters" in line for line in good.plan)
+    assert any(line.startswith("checked: ") and "worst relative error" in line for line in good.plan)
+
+
+def test_a_closure_and_a_batch_of_any_form():
+    x, y = batch()
+    model = healthy()
+    found = diagnose(
+        model, None, {"x": x, "y": y}, closure=lambda m, b: LOSS(m(b["x"]), b["y"]), step_size=1e-4, seconds=0.5
+    )
+    assert found.healthy
+    assert found.sweep.reference == "float64 autograd"
+    assert found.gradients.cosine == pytest.approx(1, abs=1e-6)
+    found = examine(
+        dz.CGE(model, closure=lambda m: sum(p.square().sum() for p in m.parameters()), step_size=1e-4), seconds=0.1
+    )
+    assert found.gradients.cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_a_step_that_vanishes_is_an_error_of_its_own():
+    model = seeded(nn.Linear(6, 3))
+    with torch.no_grad():
+        model.weight[0, 0] = 100.0
+    found = examined(model, step_size=1e-6, evaluator=dz.SequentialEvaluator())
+    assert "the step size 1.0e-06 vanishes when it is added to a parameter" in texts(found, "error")
+    assert "losses are not finite" not in texts(found, "error")
+
+
+@pytest.mark.parametrize("step_size", [{"relative": 1e-4}, "auto", None])
+def test_every_form_of_step_size(step_size):
+    found = examined(healthy(), step_size=step_size)
+    assert found.healthy
+    assert found.gradients.cosine > 0.999
+
+
+def test_a_model_that_cannot_be_exported_is_no_case_for_propagation_alone():
+    found = examined(seeded(Branching()), evaluator=dz.PropagationEvaluator())
     assert not found.healthy
     assert "cannot be exported" in texts(found, "error")
     assert "SequentialEvaluator" in texts(found, "error")
@@ -264,9 +324,11 @@ def test_bad_options(options, message):
 
 def test_bad_batches_and_models():
     x, y = batch()
-    with pytest.raises(InvalidInputError, match="class labels must lie in"):
+    with pytest.raises(
+        InvalidInputError, match="cannot be evaluated on this batch: IndexError: Target 3 is out of bounds"
+    ):
         diagnose(healthy(), LOSS, x, y + 3)
-    with pytest.raises(InvalidInputError, match="a network needs a loss"):
+    with pytest.raises(InvalidInputError, match="a network needs either loss="):
         diagnose(healthy())
     with pytest.raises(InvalidInputError, match="two arguments"):
         diagnose(healthy(), LOSS, x)

@@ -49,7 +49,7 @@ def test_a_long_step_is_added_up_from_the_cost_table(stencil, nodes):
     assert found.base_seconds + sum(layer.seconds for layer in found.layers) == pytest.approx(found.seconds_per_step)
     assert [(layer.name, layer.coordinates) for layer in found.layers] == [("0.weight", 10), ("3.bias", 2)]
     assert found.memory == 1000 + 2 * max(4 * 10, 2 * 50)
-    assert found.memory_budget == zo.evaluator.memory_budget
+    assert found.memory_budget == zo.evaluator.propagation.memory_budget
 
 
 @pytest.mark.usefixtures("tabled")

@@ -85,11 +85,21 @@ def stumbles(*args, **kwargs):
 def test_a_rule_that_raises_whatever_it_likes_ends_in_a_report(monkeypatch):
     """The report names the error and where it was raised, and goes on with full forwards."""
     monkeypatch.setitem(RULES, torch.ops.aten.tanh.default, stumbles)
-    found = diagnose(healthy(), LOSS, *batch(), step_size=1e-4, seconds=0.1)
+    propagation = dz.PropagationEvaluator()
+    found = diagnose(healthy(), LOSS, *batch(), step_size=1e-4, seconds=0.1, evaluator=propagation)
     assert found.operations.problem.startswith("IndexError: a rule that stumbles (raised in stumbles, test_doctor")
     assert not found.healthy
     assert found.step.evaluator == "sequential"
     assert found.gradients.cosine > 0.99
+
+
+def test_where_a_rule_raises_operations_are_run_again(monkeypatch):
+    monkeypatch.setitem(RULES, torch.ops.aten.tanh.default, stumbles)
+    found = diagnose(healthy(), LOSS, *batch(), step_size=1e-4, seconds=0.1)
+    assert set(found.operations.run_again) == {"0.weight", "1.weight", "1.bias"}
+    assert "IndexError: a rule that stumbles" in found.operations.run_again["0.weight"]
+    assert found.healthy
+    assert found.gradients.cosine > 0.999
 
 
 def test_a_capture_that_raises_whatever_it_likes_ends_in_a_report(monkeypatch):
@@ -100,5 +110,5 @@ def test_a_capture_that_raises_whatever_it_likes_ends_in_a_report(monkeypatch):
 def test_the_user_s_own_mistake_is_no_fault_of_the_program():
     """Labels that do not fit the output are refused as they are everywhere."""
     x, y = batch()
-    with pytest.raises(InvalidInputError, match="labels must lie in"):
+    with pytest.raises(InvalidInputError, match="IndexError: Target 5 is out of bounds"):
         diagnose(healthy(), LOSS, x, y + 5, seconds=0.1)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_close, initialize, normal, nothing_changes
-from torch import Tensor, nn
+from oracle import assert_close, initialize, normal, nothing_changes, some_coordinates
+from torch import nn
 
 import deepzero as dz
-from deepzero.errors import InvalidInputError
-from deepzero.evaluators.batched import stacked_losses
+from deepzero import models
+from deepzero.coordinates import Coordinates
+from deepzero.errors import InvalidInputError, NonFiniteLossError
+from deepzero.probes import CoordinatePerturbations
 
 X, Y = normal(6, 2, 5, 5), torch.tensor([0, 1, 2, 1, 0, 2])
 
@@ -69,17 +71,41 @@ def test_losses_per_sample() -> None:
     assert_close(found.gradients, expected.gradients)
 
 
-def test_stacked_losses() -> None:
-    """``P`` stacked parameter sets give ``P`` losses in float64."""
-    model = initialize(nn.Linear(4, 3))
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("training", [True, False])
+def test_coordinates_agree_with_one_forward_a_query(chunk: int, training: bool) -> None:
+    model = initialize(NETWORKS["batch_norm"]()).train(training)
+    model.insert(3, nn.Dropout(0.5))
     objective = dz.NetworkObjective(model, F.cross_entropy)
-    stacked = {name: torch.stack([p, 2 * p, 0 * p]) for name, p in objective.parameters().items()}
-    x = normal(6, 4)
-    losses = stacked_losses(objective, stacked, (x, Y), seed=0)
-    assert losses.dtype == torch.float64
-    for row, factor in enumerate((1.0, 2.0, 0.0)):
-        moved: dict[str, Tensor] = {name: factor * p for name, p in objective.parameters().items()}
-        assert float(losses[row]) == pytest.approx(float(objective.evaluate(moved, (x, Y), seed=0).loss), abs=1e-12)
+    perturbations = CoordinatePerturbations(some_coordinates(model, most=5), objective.parameters())
+    expected = dz.SequentialEvaluator().measure(objective, (X, Y), perturbations, [0.5, -0.25], seed=7)
+    with nothing_changes(model):
+        found = dz.BatchedEvaluator(chunk=chunk).measure(objective, (X, Y), perturbations, [0.5, -0.25], seed=7)
+    torch.testing.assert_close(found.differences, expected.differences, rtol=1e-10, atol=1e-13)
+    assert torch.equal(found.loss, expected.loss)
+    assert all(torch.equal(found.buffers[name], value) for name, value in expected.buffers.items())
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7])
+def test_what_the_loss_does_not_depend_on_has_the_difference_zero(chunk: int) -> None:
+    """A direct search must tell no effect from the rounding between two kinds of forward."""
+    model = models.build("lenet", in_channels=1, image_size=16)
+    with torch.no_grad():
+        model.fc1.bias[0] = -1e3
+        model.fc1.weight[0] = 0.01
+    objective = dz.NetworkObjective(model, F.cross_entropy)
+    entries = {"fc1.weight": torch.arange(16), "fc2.weight": torch.arange(0, 84 * 120, 120)[:9]}
+    perturbations = CoordinatePerturbations(Coordinates(entries), objective.parameters())
+    data = normal(9, 1, 16, 16, dtype=torch.float32), torch.arange(9)
+    found = dz.BatchedEvaluator(chunk=chunk).measure(objective, data, perturbations, [1.0, -1.0], seed=0)
+    assert not found.differences.any()
+
+
+def test_a_base_loss_that_is_not_a_number_is_refused() -> None:
+    objective = dz.NetworkObjective(initialize(NETWORKS["dropout"]()), F.cross_entropy)
+    perturbations = CoordinatePerturbations(some_coordinates(objective.model, most=1), objective.parameters())
+    with pytest.raises(NonFiniteLossError):
+        dz.BatchedEvaluator().measure(objective, (X * torch.nan, Y), perturbations, [1.0], seed=0)
 
 
 @pytest.mark.parametrize("chunk", [0, -3, 2.0, "all"])

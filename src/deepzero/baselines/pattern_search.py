@@ -17,9 +17,14 @@ from torch import Tensor, nn
 
 from deepzero import validation
 from deepzero.baselines.base import Baseline
-from deepzero.baselines.stacked import StackedEvaluator
 from deepzero.coordinates import Coordinates
-from deepzero.evaluators import Evaluator, Measurement, PropagationEvaluator, SequentialEvaluator
+from deepzero.evaluators import (
+    BatchedEvaluator,
+    Evaluator,
+    Measurement,
+    PropagationEvaluator,
+    SequentialEvaluator,
+)
 from deepzero.objective import Loss, Parameters
 from deepzero.probes import CoordinatePerturbations
 from deepzero.randomness import derive_seed
@@ -265,7 +270,7 @@ class FastPatternSearch(Polling):
 
 def _evaluator(name: str, chunk: int) -> Evaluator:
     choices: dict[str, Callable[[], Evaluator]] = {
-        "batched": lambda: StackedEvaluator(chunk=chunk),
+        "batched": lambda: BatchedEvaluator(chunk=chunk),
         "propagation": PropagationEvaluator,
         "sequential": SequentialEvaluator,
     }

@@ -53,10 +53,24 @@ def _operations(found: Diagnosis) -> Iterator[Finding]:
     result = found.operations
     if result is None:
         return
-    if result.problem is not None:
+    if result.problem is not None and result.instead is not None:
+        yield Finding(
+            "warning",
+            f"differences cannot be propagated, so queries are answered by full forwards ({result.instead}), which is slower and as "
+            f"exact as their rounding: {result.problem}",
+        )
+    elif result.problem is not None:
         yield Finding(
             "error",
             f"differences cannot be propagated, so what follows is of full forwards, one a query: {result.problem}",
+        )
+    if result.run_again:
+        again, reason = list(result.run_again), next(iter(result.run_again.values()))
+        more = f" and {len(again) - 4} more" if len(again) > 4 else ""
+        yield Finding(
+            "warning" if result.behind_run_again > 0.5 else "note",
+            f"queries of {', '.join(again[:4])}{more} ({result.behind_run_again:.0%} of the coordinates) run everything behind the "
+            f"parameter again, which is right and slower: {reason}",
         )
     if result.fallbacks:
         share = result.behind_fallbacks
@@ -90,6 +104,11 @@ def _step(found: Diagnosis) -> Iterator[Finding]:
         )
     elif choice is None:
         yield Finding("warning", "no step size gives slopes that can be trusted: the differences are mostly noise")
+    elif not choice.felt:
+        yield Finding(
+            "error",
+            f"the step size {choice.configured:.1e} vanishes when it is added to a parameter; use {choice.step_size:.1e}",
+        )
     elif choice.configured_error is None:
         yield Finding(
             "error", f"losses are not finite at the step size {choice.configured:.1e}; use {choice.step_size:.1e}"

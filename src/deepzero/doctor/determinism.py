@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from deepzero.doctor.records import Determinism
+from deepzero.errors import DeepZeroError, InvalidInputError
 from deepzero.objective import NetworkObjective, Objective
 from deepzero.stencils import Stencil
 
@@ -19,6 +20,7 @@ REPEATS = 4
 def check_determinism(objective: Objective, batch: tuple[Any, ...], *, seed: int) -> Determinism:
     """Evaluate the objective a few times with one seed, and once with another."""
     parameters = objective.parameters()
+    _require_running(objective, batch, seed)
     losses = [float(objective.evaluate(parameters, batch, seed=seed).loss) for _ in range(REPEATS)]
     other = float(objective.evaluate(parameters, batch, seed=seed + 1).loss)
     finite = all(math.isfinite(loss) for loss in (*losses, other))
@@ -30,6 +32,19 @@ def check_determinism(objective: Objective, batch: tuple[Any, ...], *, seed: int
         noise=statistics.stdev(losses) if finite else 0.0,
         depends_on_seed=finite and repeatable and other != losses[0],
     )
+
+
+def _require_running(objective: Objective, batch: tuple[Any, ...], seed: int) -> None:
+    """Raise an error that says what does not run, if the objective does not run at all."""
+    try:
+        objective.evaluate(objective.parameters(), batch, seed=seed)
+    except DeepZeroError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or "no message"
+        raise InvalidInputError(
+            f"the loss cannot be evaluated on this batch: {type(error).__name__}: {said}; correct the batch, the model or the loss"
+        ) from error
 
 
 def with_effect(found: Determinism, stencil: Stencil, step_size: float, slopes: Tensor | None) -> Determinism:

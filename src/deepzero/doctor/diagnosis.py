@@ -27,6 +27,7 @@ class Diagnosis:
     Attributes:
         determinism: whether the objective gives the same loss twice.
         operations: how differences travel; None where nothing is propagated (black boxes, other evaluators).
+        plan: how the queries are run and how that was checked, as :meth:`deepzero.estimator.Estimator.explain` says it, line by line.
         sweep: errors at many step sizes; None if the loss is not finite.
         step: the recommended step size; None if every step gives noise.
         gradients: the estimate at the configured step size against autograd.
@@ -39,6 +40,7 @@ class Diagnosis:
 
     determinism: Determinism
     operations: Operations | None = None
+    plan: tuple[str, ...] = ()
     sweep: Sweep | None = None
     step: StepChoice | None = None
     gradients: GradientCheck | None = None
@@ -61,6 +63,7 @@ class Diagnosis:
             *render(
                 self.determinism,
                 self.operations,
+                self.plan,
                 self.sweep,
                 self.step,
                 self.gradients,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from deepzero import validation
@@ -18,21 +18,28 @@ from deepzero.doctor.determinism import check_determinism, with_effect
 from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.doctor.forecast import forecast
 from deepzero.doctor.gradients import check_gradients, estimated_pairs, sampled_pairs
-from deepzero.doctor.operations import check_operations, described
+from deepzero.doctor.operations import check_operations, described, propagation_of
 from deepzero.doctor.records import GradientCheck, LoopCosts, Operations, Sweep
 from deepzero.doctor.reference import Exact, exact_gradients
 from deepzero.doctor.sampling import exact_slopes, sample
 from deepzero.doctor.sweep import STEPS, USELESS, choose_step, run_sweep, with_step
 from deepzero.doctor.trial import try_step
-from deepzero.errors import InvalidInputError, NonFiniteLossError
+from deepzero.errors import InvalidInputError, NonFiniteLossError, SlowQueriesWarning
 from deepzero.estimator import CGE, Estimate, Estimator
-from deepzero.evaluators import BatchedEvaluator, Evaluator, PropagationEvaluator, SequentialEvaluator
+from deepzero.evaluators import (
+    AutomaticEvaluator,
+    BatchedEvaluator,
+    Evaluator,
+    PropagationEvaluator,
+    SequentialEvaluator,
+)
 from deepzero.evaluators.costs import timed
 from deepzero.graph.watch import watch_fallbacks
-from deepzero.objective import BlackBox, Loss, NetworkObjective
+from deepzero.objective import BlackBox, Closure, Loss, NetworkObjective, Objective
 from deepzero.probes import CoordinatePerturbations, Perturbations
 from deepzero.randomness import derive_seed
 from deepzero.stencils import FORWARD, Stencil
+from deepzero.step_sizes import StepSizeLike
 
 MOST_SAMPLES, LEAST_SAMPLES = 64, 4
 PER_PARAMETER = 4
@@ -42,7 +49,8 @@ def diagnose(
     model: nn.Module | BlackBox,
     loss: Loss | None = None,
     *batch: Any,
-    step_size: float = 5e-3,
+    closure: Closure | None = None,
+    step_size: StepSizeLike = None,
     sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None = None,
     stencil: Stencil = FORWARD,
     evaluator: Evaluator | None = None,
@@ -56,8 +64,9 @@ def diagnose(
 
     Args:
         model: a network, or a :class:`~deepzero.BlackBox`.
-        loss: ``loss(output, target)`` for a network; None for a black box.
-        *batch: ``x, y`` for a network; further arguments of ``fn`` for a black box.
+        loss: ``loss(output, target)`` for a network; None for a black box, and with ``closure``.
+        *batch: ``x, y`` for a network with a loss; what follows the model in a closure; further arguments of ``fn`` for a black box.
+        closure: as for :func:`deepzero.CGE`.
         step_size: as for :func:`deepzero.CGE`, like ``sparsity``, ``stencil``, ``evaluator`` and ``seed``.
         sparsity: which coordinates a run would query.
         stencil: ``dz.FORWARD`` or ``dz.CENTRAL``.
@@ -78,11 +87,19 @@ def diagnose(
         >>> diagnosis.healthy, round(diagnosis.gradients.cosine, 3), diagnosis.forecast.queries
         (True, 1.0, 9)
     """
-    zo = CGE(model, loss=loss, step_size=step_size, sparsity=sparsity, stencil=stencil, evaluator=evaluator, seed=seed)
+    zo = CGE(
+        model,
+        loss=loss,
+        closure=closure,
+        step_size=step_size,
+        sparsity=sparsity,
+        stencil=stencil,
+        evaluator=evaluator,
+        seed=seed,
+    )
     return examine(zo, *batch, learning_rate=learning_rate, steps=steps, loop=loop, seconds=seconds)
 
 
-@torch.no_grad()
 def examine(
     zo: Estimator,
     *batch: Any,
@@ -100,7 +117,13 @@ def examine(
     validation.positive("seconds", seconds, hint="20")
     if learning_rate is not None:
         validation.positive("learning_rate", learning_rate, hint="0.1")
-    visit = _Visit(copy.copy(zo), batch, derive_seed(zo.seed, "objective", zo.step), seconds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SlowQueriesWarning)  # the diagnosis says so itself
+        return _examined(_visit(zo, batch, seconds), learning_rate, steps, loop)
+
+
+def _examined(visit: _Visit, learning_rate: float | None, steps: Sequence[float], loop: LoopCosts | None) -> Diagnosis:
+    zo, batch = visit.zo, visit.batch
     determinism = check_determinism(zo.objective, batch, seed=visit.seed)
     if determinism.loss is None:
         return _with_advice(Diagnosis(determinism), visit)
@@ -112,12 +135,13 @@ def examine(
     found = Diagnosis(
         determinism=with_effect(determinism, zo.stencil, zo.step_size, slopes),
         operations=operations,
+        plan=visit.plan(perturbations),
         sweep=sweep,
-        step=choose_step(sweep, evaluator_name(visit.zo.evaluator), zo.stencil.name, zo.step_size),
+        step=choose_step(sweep, visit.evaluator, zo.stencil.name, zo.step_size),
     )
     try:
-        predicted, estimate = forecast(visit.zo, batch, perturbations, query_seconds=query, loop=loop)
-    except NonFiniteLossError as error:
+        predicted, estimate = forecast(zo, batch, perturbations, query_seconds=query, loop=loop)
+    except (NonFiniteLossError, InvalidInputError) as error:
         return _with_advice(replace(found, failure=str(error)), visit)
     gradients = visit.gradients(perturbations, exact, estimate, query)
     trial = None
@@ -137,7 +161,19 @@ class _Visit:
 
     @property
     def context(self) -> StepContext:
-        return StepContext(self.zo.step, self.zo.epoch, self.zo.objective, self.batch)
+        return self.zo.context(self.batch)
+
+    @property
+    def evaluator(self) -> str:
+        """What the evaluator that answers is called."""
+        return evaluator_name(self.zo.evaluator, self.zo.objective)
+
+    def plan(self, perturbations: Perturbations) -> tuple[str, ...]:
+        """How queries are run, in lines; nothing if the evaluator has one way only."""
+        if not isinstance(self.zo.evaluator, AutomaticEvaluator):
+            return ()
+        batch = self.batch if isinstance(perturbations, CoordinatePerturbations) else None
+        return tuple(self.zo.evaluator.explain(self.zo.objective, batch).splitlines())
 
     def perturbations(self) -> Perturbations:
         """The directions of the step."""
@@ -147,30 +183,43 @@ class _Visit:
         return perturbations
 
     def make_usable(self, perturbations: Perturbations) -> Operations | None:
-        """Look at the operations and make a first measurement; where propagation fails, go on one query at a time."""
-        zo = self.zo
-        if not isinstance(zo.evaluator, PropagationEvaluator) or not isinstance(zo.objective, NetworkObjective):
+        """Look at the operations and make a first measurement; where propagation fails, go on by full forwards."""
+        zo, propagation = self.zo, propagation_of(self.zo.evaluator)
+        if propagation is None or not isinstance(zo.objective, NetworkObjective):
             return None
-        found = check_operations(zo.evaluator, zo.objective, self.batch)
-        if found.problem is None:
-            few = sample(zo, perturbations, max(MOST_SAMPLES, len(zo.objective.parameters())), self.context)
+        automatic = isinstance(zo.evaluator, AutomaticEvaluator)
+        if automatic and not isinstance(perturbations, CoordinatePerturbations):
+            self._measure(perturbations)
+            if self.evaluator != "propagation":
+                return None
+        found = check_operations(propagation, zo.objective, self.batch)
+        if found.problem is None or automatic:
             try:
                 with watch_fallbacks() as fell:
-                    zo.evaluator.measure(zo.objective, self.batch, few, [zo.step_size], self.seed)
-                found = check_operations(zo.evaluator, zo.objective, self.batch, fell=fell)
+                    self._measure(perturbations)
+                if found.problem is None:
+                    found = check_operations(propagation, zo.objective, self.batch, fell=fell)
+                else:
+                    found = replace(found, instead=self.evaluator)
             except InvalidInputError:
                 raise
             except Exception as error:  # whatever it is, a report that names it helps more than a traceback
                 found = replace(found, problem=described(error))
-        if found.problem is not None:
+        if found.problem is not None and found.instead is None:
             zo.evaluator = SequentialEvaluator()
         return found
+
+    def _measure(self, perturbations: Perturbations) -> None:
+        """A first measurement, of a few directions."""
+        zo = self.zo
+        few = sample(zo, perturbations, max(MOST_SAMPLES, len(zo.objective.parameters())), self.context)
+        zo.evaluator.measure(zo.objective, self.batch, few, [zo.step_size], self.seed)
 
     def sweep(
         self, perturbations: Perturbations, steps: Sequence[float], exact: Exact | None, query: float
     ) -> tuple[Sweep, Tensor | None]:
         """The sweep, and the slopes without noise: by autograd, or agreed upon; None if there is no agreement."""
-        name = evaluator_name(self.zo.evaluator)
+        name = self.evaluator
         evaluators = {name: self.zo.evaluator, "sequential": SequentialEvaluator()}
         affordable = self.seconds / query / (2 * len(evaluators))
         if affordable / len(steps) < 2 * LEAST_SAMPLES:
@@ -205,12 +254,21 @@ class _Visit:
         assert isinstance(few, CoordinatePerturbations)
         offsets = [node * zo.step_size for node in zo.stencil.nodes]
         answers = zo.evaluator.measure(zo.objective, self.batch, few, offsets, self.seed)
-        slopes = zo.stencil.slopes(answers.differences, zo.step_size)
+        slopes = zo.stencil.slopes(answers.differences, answers.taken(few, offsets))
         return check_gradients(sampled_pairs(few, slopes, exact), exact)
 
 
-def evaluator_name(evaluator: Evaluator) -> str:
-    """What an evaluator is called in a diagnosis."""
+def _visit(zo: Estimator, batch: tuple[Any, ...], seconds: float) -> _Visit:
+    """A visit that leaves the estimator as it is."""
+    examined = copy.copy(zo)
+    examined.step_rule = copy.copy(zo.step_rule)
+    return _Visit(examined, batch, derive_seed(zo.seed, "objective", zo.step), seconds)
+
+
+def evaluator_name(evaluator: Evaluator, objective: Objective) -> str:
+    """What the evaluator that answers the queries of an objective is called in a diagnosis."""
+    if isinstance(evaluator, AutomaticEvaluator):
+        return evaluator.taken(objective) or "automatic"
     names: dict[type, str] = {
         PropagationEvaluator: "propagation",
         BatchedEvaluator: "batched",

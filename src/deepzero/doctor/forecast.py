@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from deepzero.coordinates import StepContext
+from deepzero.doctor.operations import propagation_of
 from deepzero.doctor.records import Forecast, LayerTime, LoopCosts
 from deepzero.doctor.sampling import sample
 from deepzero.estimator import Estimate, Estimator
-from deepzero.evaluators import CostTable, PropagationEvaluator
+from deepzero.errors import GraphError
+from deepzero.evaluators import CostTable
 from deepzero.evaluators.costs import timed, wait_for_devices
 from deepzero.objective import NetworkObjective
 from deepzero.probes import CoordinatePerturbations, Perturbations
@@ -34,10 +35,8 @@ def forecast(
     loop: LoopCosts | None = None,
 ) -> tuple[Forecast, Estimate | None]:
     """Predict; a short step is timed as a whole, and then its estimate is returned too."""
-    evaluator = zo.evaluator
-    if isinstance(evaluator, PropagationEvaluator) and isinstance(perturbations, CoordinatePerturbations):
-        predicted = _from_table(zo, evaluator, batch, perturbations, query_seconds)
-    else:
+    predicted = _from_table(zo, batch, perturbations, query_seconds)
+    if predicted is None:
         predicted = _from_one_query(zo, batch, perturbations, query_seconds)
     estimate = None
     if predicted.seconds_per_step <= LONG_STEP:
@@ -80,15 +79,21 @@ def layer_times(table: CostTable, counts: dict[str, int], nodes: int) -> tuple[L
 
 
 def _from_table(
-    zo: Estimator,
-    evaluator: PropagationEvaluator,
-    batch: tuple[Any, ...],
-    perturbations: CoordinatePerturbations,
-    query_seconds: float,
-) -> Forecast:
-    assert isinstance(zo.objective, NetworkObjective)
+    zo: Estimator, batch: tuple[Any, ...], perturbations: Perturbations, query_seconds: float
+) -> Forecast | None:
+    """None where differences are not propagated."""
+    evaluator = propagation_of(zo.evaluator)
+    if evaluator is None or not isinstance(perturbations, CoordinatePerturbations):
+        return None
+    if not isinstance(zo.objective, NetworkObjective):
+        return None
     slow = query_seconds * len(zo.objective.parameters()) > LONG_STEP
-    table = evaluator.costs(zo.objective, *batch, offset=zo.step_size, repeats=1 if slow else 3)
+    try:
+        table = evaluator.costs(zo.objective, *batch, offset=zo.step_size, repeats=1 if slow else 3)
+    except GraphError:
+        if evaluator is zo.evaluator:
+            raise
+        return None
     counts = {name: len(index) for name, index in perturbations.coordinates.items()}
     nodes = len(zo.stencil.nodes)
     in_flight = [
@@ -109,7 +114,7 @@ def _from_one_query(
     zo: Estimator, batch: tuple[Any, ...], perturbations: Perturbations, query_seconds: float
 ) -> Forecast:
     """All queries take what a few take, which is right for full evaluations."""
-    few = sample(zo, perturbations, 8, StepContext(zo.step, zo.epoch, zo.objective, batch))
+    few = sample(zo, perturbations, 8, zo.context(batch))
     some = timed(lambda: zo.evaluator.measure(zo.objective, batch, few, [zo.step_size], zo.seed), repeats=3)
     each = max(some - query_seconds, 0.0) / len(few)
     nodes = len(zo.stencil.nodes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from deepzero.doctor.records import Operations
 from deepzero.errors import DeepZeroError, InvalidInputError
-from deepzero.evaluators import PropagationEvaluator
+from deepzero.evaluators import AutomaticEvaluator, Evaluator, PropagationEvaluator
 from deepzero.graph.capture import is_getitem
 from deepzero.graph.program import Program, Step
 from deepzero.graph.rules import fallback
@@ -42,7 +42,22 @@ def check_operations(
     sizes = {name: p.numel() for name, p in objective.parameters().items()}
     behind = sum(sizes[name] for name, cone in program.cones.items() if any(_falls(s, fell) for s in cone.steps))
     ruled, fallen = _counted(program, fell)
-    return Operations(ruled, fallen, behind_fallbacks=behind / sum(sizes.values()))
+    whole = sum(sizes.values())
+    again = program.recomputed
+    return Operations(
+        ruled,
+        fallen,
+        behind_fallbacks=behind / whole,
+        run_again=again,
+        behind_run_again=sum(sizes[name] for name in again) / whole,
+    )
+
+
+def propagation_of(evaluator: Evaluator) -> PropagationEvaluator | None:
+    """The evaluator that propagates differences, if one may."""
+    if isinstance(evaluator, AutomaticEvaluator):
+        return evaluator.propagation
+    return evaluator if isinstance(evaluator, PropagationEvaluator) else None
 
 
 def described(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 LEVELS = ("error", "warning", "note", "good")
 
@@ -54,13 +54,19 @@ class Operations:
         fallbacks: operations behind some parameter that the generic fallback serves, with their number: they have no
             rule, or their rule does not cover the arguments that they have here.
         behind_fallbacks: part of the trainable coordinates with a fallback on their way to the loss.
+        run_again: by parameter, why its queries run the operations behind it again instead of following differences.
+        behind_run_again: part of the trainable coordinates for which that is so.
         problem: why differences cannot be propagated at all; None if they can.
+        instead: the evaluator that answers all queries then, if the estimator itself changes over to it.
     """
 
     rules: dict[str, int]
     fallbacks: dict[str, int]
     behind_fallbacks: float = 0.0
+    run_again: dict[str, str] = field(default_factory=dict)
+    behind_run_again: float = 0.0
     problem: str | None = None
+    instead: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,16 @@ class Point:
 
     Attributes:
         step_size: the step size.
-        error: relative error of the slopes in the Euclidean norm; None if a loss was not finite.
+        error: relative error of the slopes in the Euclidean norm; None if a loss was not finite, or if the step vanishes when it is
+            added to a parameter.
         zeros: part of the slopes that are exactly 0.
+        felt: whether the step moves every parameter that it is added to.
     """
 
     step_size: float
     error: float | None
     zeros: float
+    felt: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,7 @@ class StepChoice:
         error: relative error at ``step_size``.
         configured: the step size that was asked about.
         configured_error: relative error there, None if a loss was not finite.
+        felt: whether the configured step moves every parameter that it is added to.
         reason: the choice explained.
     """
 
@@ -140,6 +150,7 @@ class StepChoice:
     error: float
     configured: float
     configured_error: float | None
+    felt: bool
     reason: str
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from deepzero.objective import NetworkObjective, Objective, device_of, mean_loss, split_batch
-from deepzero.randomness import seeded_scope
+from deepzero.objective import NetworkObjective, Objective, as_complex, as_number, device_of
+from deepzero.placement import Attributes
 
 SAME_LOSS = 1e-3
 """Relative difference up to which the float64 loss is that of the same function."""
@@ -34,7 +34,7 @@ def exact_gradients(objective: Objective, batch: tuple[Any, ...], *, seed: int, 
         seed: of dropout masks and the like.
         loss: the loss that evaluations find.
     """
-    if not isinstance(objective, NetworkObjective):
+    if not isinstance(objective, NetworkObjective) or (objective.hidden and objective.repeatable):
         return None
     for dtype, kind in ((torch.float64, "float64 autograd"), (None, "autograd")):
         try:
@@ -50,15 +50,20 @@ def exact_gradients(objective: Objective, batch: tuple[Any, ...], *, seed: int, 
 def _differentiate(
     objective: NetworkObjective, batch: tuple[Any, ...], dtype: torch.dtype | None, seed: int
 ) -> tuple[float, dict[str, Tensor]]:
-    model = objective.model
-    x, y = split_batch(_cast(batch, dtype))
+    _, draws = objective.base(objective.parameters(), batch, seed=seed)
+    places = objective.places()
     parameters = {n: p.clone().requires_grad_() for n, p in _cast(objective.parameters(), dtype).items()}
-    fixed = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
-    buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
-    with torch.enable_grad(), seeded_scope(seed, device_of(parameters)):
-        state = {**parameters, **_cast({**fixed, **buffers}, dtype)}
-        value = mean_loss(objective.loss, objective.call(state, x), y)
-        found = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
+    fixed = {n: p.detach() for n, (p, _) in places.parameters.items() if n not in parameters}
+    buffers = {n: b.detach().clone() for n, (b, _) in places.buffers.items()}
+    before = Attributes.of(places.modules)
+    try:
+        with torch.enable_grad(), draws.replaying(), objective.scope(draws, device_of(parameters)):
+            moving = {n: as_complex(p, places.parameters[n][0]) for n, p in parameters.items()}
+            with places.holding({**moving, **_cast({**fixed, **buffers}, dtype)}, as_parameters=False):
+                value = as_number(objective.program(objective.model, *objective.given(_cast(batch, dtype))))
+            found = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
+    finally:
+        before.restore()
     return float(value.detach()), dict(zip(parameters, found, strict=True))
 
 

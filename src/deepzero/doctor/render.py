@@ -27,6 +27,7 @@ SHOWN = 8
 def render(
     determinism: Determinism,
     operations: Operations | None,
+    plan: Sequence[str],
     sweep: Sweep | None,
     step: StepChoice | None,
     gradients: GradientCheck | None,
@@ -37,6 +38,8 @@ def render(
     yield _lines("Objective", _objective(determinism))
     if operations is not None:
         yield _lines("Operations", _operations(operations))
+    if plan:
+        yield _lines("Plan", iter(plan))
     if sweep is not None:
         yield _sweep(sweep)
         yield _lines("Step size", _step(step))

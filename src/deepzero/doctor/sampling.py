@@ -18,7 +18,7 @@ def sample(zo: Estimator, perturbations: Perturbations, count: int, context: Ste
     """At most ``count`` of the directions of a step; coordinates are spread evenly over the parameters."""
     if isinstance(perturbations, CoordinatePerturbations):
         chosen = spread(perturbations.coordinates, count, zo.seed)
-        return CoordinatePerturbations(chosen, zo.objective.parameters())
+        return CoordinatePerturbations(chosen, zo.objective.parameters(), perturbations.scales)
     if isinstance(perturbations, RandomPerturbations) and isinstance(zo.probes, RandomProbes):
         return replace(zo.probes, queries=min(count, len(perturbations))).draw(context)
     return perturbations

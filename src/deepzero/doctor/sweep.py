@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from deepzero.doctor.records import Curve, Point, StepChoice, Sweep
 from deepzero.doctor.reference import agreed_slopes
+from deepzero.errors import InvalidInputError
 from deepzero.evaluators import Evaluator
 from deepzero.objective import Objective
 from deepzero.probes import Perturbations
@@ -65,19 +67,40 @@ def run_sweep(
     """
     stencils = tuple({s.name: s for s in (FORWARD, CENTRAL, stencil)}.values())
     nodes = sorted({node for s in stencils for node in s.nodes})
-    offsets = [node * step for step in steps for node in nodes]
     slopes: dict[tuple[str, str], Tensor] = {}
+    felt: dict[str, list[float]] = {}
     for name, evaluator in evaluators.items():
-        answers = evaluator.measure(objective, batch, perturbations, offsets, seed).differences.cpu()
-        table = answers.reshape(len(steps), len(nodes), -1)
+        kept = list(steps) if name == "propagation" else _felt(objective, perturbations, steps, nodes)
+        offsets = [node * step for step in kept for node in nodes]
+        answers = evaluator.measure(objective, batch, perturbations, offsets, seed)
+        table = answers.differences.cpu().reshape(len(kept), len(nodes), -1)
+        taken = answers.taken(perturbations, offsets).cpu().reshape(table.shape)
         for s in stencils:
             rows = [nodes.index(node) for node in s.nodes]
-            slopes[name, s.name] = torch.stack([s.slopes(table[i, rows], step) for i, step in enumerate(steps)])
-    return _compared(slopes, list(steps), exact)
+            found = {step: s.slopes(table[i, rows], taken[i, rows]) for i, step in enumerate(kept)}
+            nothing = torch.full((len(perturbations),), math.nan, dtype=torch.float64)
+            slopes[name, s.name] = torch.stack([found.get(step, nothing) for step in steps])
+        felt[name] = kept
+    return _compared(slopes, list(steps), exact, felt)
+
+
+def _felt(
+    objective: Objective, perturbations: Perturbations, steps: Sequence[float], nodes: Sequence[float]
+) -> list[float]:
+    """The steps that do not vanish when they are added to the parameters."""
+    parameters, kept = objective.parameters(), []
+    for step in steps:
+        with suppress(InvalidInputError):
+            perturbations.taken(parameters, [node * step for node in nodes])
+            kept.append(step)
+    return kept
 
 
 def _compared(
-    slopes: dict[tuple[str, str], Tensor], steps: list[float], exact: tuple[str, Tensor] | None
+    slopes: dict[tuple[str, str], Tensor],
+    steps: list[float],
+    exact: tuple[str, Tensor] | None,
+    felt: Mapping[str, Sequence[float]],
 ) -> tuple[Sweep, Tensor]:
     first = next(iter(slopes))[0]
     disagrees = False
@@ -88,7 +111,7 @@ def _compared(
     if exact is None or disagrees:
         kind = "neighbouring steps"
         reference, uncertainty = agreed_slopes(slopes[first, CENTRAL.name], steps)
-    curves = tuple(_curve(*names, rows, reference, steps) for names, rows in slopes.items())
+    curves = tuple(_curve(*names, rows, reference, steps, felt[names[0]]) for names, rows in slopes.items())
     found = Sweep(
         reference=kind,
         uncertainty=uncertainty if math.isfinite(uncertainty) else 1.0,
@@ -112,10 +135,12 @@ def _errors(slopes: Tensor, reference: Tensor) -> list[float]:
     return [error if math.isfinite(error) else math.inf for error in errors]
 
 
-def _curve(evaluator: str, stencil: str, slopes: Tensor, reference: Tensor, steps: list[float]) -> Curve:
+def _curve(
+    evaluator: str, stencil: str, slopes: Tensor, reference: Tensor, steps: list[float], felt: Sequence[float]
+) -> Curve:
     zeros = (slopes == 0).double().mean(1).tolist()
     errors = [error if math.isfinite(error) else None for error in _errors(slopes, reference)]
-    points = (Point(step, error, zero) for step, error, zero in zip(steps, errors, zeros, strict=True))
+    points = (Point(step, error, zero, step in felt) for step, error, zero in zip(steps, errors, zeros, strict=True))
     return Curve(evaluator, stencil, tuple(points))
 
 
@@ -159,6 +184,7 @@ def choose_step(sweep: Sweep, evaluator: str, stencil: str, configured: float) -
         error=errors[middle],
         configured=configured,
         configured_error=asked.error if asked else None,
+        felt=asked is None or asked.felt,
         reason=f"from {start:.1e} to {stop:.1e} the error stays below {limit:.1e}; the middle is safe on both "
         "sides, from noise below and from curvature above",
     )

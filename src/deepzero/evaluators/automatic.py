@@ -23,6 +23,7 @@ from deepzero.probes import CoordinatePerturbations, Perturbations
 PROPAGATION = "propagation: differences are carried through the exported graph"
 BATCHED = "batches of full forwards (torch.func.vmap)"
 SEQUENTIAL = "one full forward a query"
+NAMES = {PROPAGATION: "propagation", BATCHED: "batched", SEQUENTIAL: "sequential"}
 HALF_TYPES = 2
 """Bytes of an entry below which a forward rounds away what a small step does."""
 
@@ -156,6 +157,11 @@ class AutomaticEvaluator(DivisibleEvaluator):
             if sentence not in plan.warned:
                 plan.warned.add(sentence)
                 warnings.warn(f"{sentence}\n{ADVICE}", SlowQueriesWarning, stacklevel=5)
+
+    def taken(self, objective: Objective) -> str:
+        """The evaluator that answered last, by its name in ``evaluator=``; empty before the first step."""
+        plan = self._plans.get(objective)
+        return "" if plan is None else NAMES.get(plan.rung, "")
 
     def explain(self, objective: Objective, batch: tuple[Any, ...] | None) -> str:
         """The plan in words."""

@@ -33,6 +33,10 @@ class Measurement:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     steps: Tensor | None = None
 
+    def taken(self, perturbations: Perturbations, offsets: Sequence[float]) -> Tensor:
+        """The steps by which differences are divided, ``[len(offsets), K]`` float64."""
+        return perturbations.nominal(offsets) if self.steps is None else self.steps
+
 
 @dataclass(frozen=True)
 class Job:

@@ -134,17 +134,6 @@ def jobs_of(perturbations: Perturbations, offsets: int, chunk: int) -> list[Job]
     ]
 
 
-def stacked_losses(objective: NetworkObjective, stacked: Parameters, batch: tuple[Any, ...], seed: int) -> Tensor:
-    """Losses ``[P]`` (float64) at ``P`` stacked parameter sets; every set sees the same dropout masks.
-
-    Raises:
-        UnbatchableError: ``vmap`` cannot run the program.
-    """
-    parameters = objective.parameters()
-    _, draws = objective.base({name: value[0] for name, value in stacked.items()}, batch, seed=seed)
-    return _stacked(objective, parameters, stacked, batch, draws)
-
-
 def _stacked(
     objective: NetworkObjective, fixed: Parameters, stacked: Parameters, batch: tuple[Any, ...], draws: Draws
 ) -> Tensor:

@@ -94,6 +94,7 @@ class ExecutorEvaluator:
             )
         if self.journal is not None:
             self.journal.answers_for(problem_of(objective))
+        steps = perturbations.taken(objective.parameters(), offsets)
         queries = step_queries(perturbations, offsets, self._identity(objective, batch, seed))
         answers = self._known(queries)
         unanswered = [query for query in queries if query.place not in answers]
@@ -101,7 +102,8 @@ class ExecutorEvaluator:
             self._query(objective, batch, perturbations, offsets, queries, answers)
         base = torch.tensor(answers[BASE], dtype=torch.float64)
         require_finite_base(base)
-        return Measurement(base, self._differences(answers, base, len(offsets), len(perturbations)))
+        differences = self._differences(answers, base, len(offsets), len(perturbations))
+        return Measurement(base, differences, steps=steps)
 
     def _identity(self, objective: BlackBox, batch: tuple[Any, ...], seed: int) -> bytes | None:
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -167,12 +168,17 @@ class PropagationEvaluator(DivisibleEvaluator):
                 "evaluator=dz.SequentialEvaluator()"
             )
         sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in objective.parameters()}
+        with self._way_out(), without_batching_advice():
+            step = self._begin(objective, batch, sizes, seed)
+            if isinstance(perturbations, CoordinatePerturbations):
+                return self._coordinates(step, objective, perturbations, offsets)
+            return self._directions(step, objective, perturbations, offsets)
+
+    @contextmanager
+    def _way_out(self) -> Iterator[None]:
+        """Tell whoever asked for propagation alone what else there is."""
         try:
-            with without_batching_advice():
-                step = self._begin(objective, batch, sizes, seed)
-                if isinstance(perturbations, CoordinatePerturbations):
-                    return self._coordinates(step, objective, perturbations, offsets)
-                return self._directions(step, objective, perturbations, offsets)
+            yield
         except GraphError as error:
             if self.strict:
                 raise GraphError(f"{error}\n{WAY_OUT}") from error
@@ -265,6 +271,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         values = self._run(entry.program, objective, batch, draws)
         share = self.memory_budget / (WIDENED * max(1, held_bytes(values)))
         values.clear()
+        give_back_freed_memory()
         program, sample = entry.program, batch
         if share < 1:
             sample = first_samples(batch, share)
@@ -279,7 +286,8 @@ class PropagationEvaluator(DivisibleEvaluator):
             reason = f"the rules of its operations stumble ({type(error).__name__}: {str(error)[:200]})"
             entry.program = entry.program.without(name, reason)
 
-        check = verify(program, objective, sample, sizes, seed, draws, refused)
+        room = self.memory_budget / plan.ALLOCATOR
+        check = verify(program, objective, sample, sizes, seed, draws, refused, room=room)
         entry.check = replace(check, program=apart)
         give_back_freed_memory()
 
@@ -409,7 +417,8 @@ class PropagationEvaluator(DivisibleEvaluator):
 
     def program(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Program:
         """The exported and compiled graph for this shape of batch and the state that the model is in."""
-        return self._begin(objective, batch, self._sizes(objective), seed=0).entry.program
+        with self._way_out():
+            return self._begin(objective, batch, self._sizes(objective), seed=0).entry.program
 
     def recomputed(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> dict[str, str]:
         """Parameters whose queries run operations again, and why, in the program used last for such a batch."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Hashable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ def picture(objective: NetworkObjective) -> Picture:
     seen: Picture = {}
     modules = objective.places().modules
     for position, module in enumerate(modules):
-        seen[position, "type"] = type(module)
+        seen[position, "type"] = cast(Hashable, type(module))
         seen[position, "tensors"] = tuple(_tensors(module))
         for name, value in module.__dict__.items():
             if name not in STRUCTURE:

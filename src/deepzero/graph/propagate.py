@@ -20,6 +20,9 @@ from deepzero.graph.rules import fallback
 Meter = Callable[[int, int], None]
 """Told after each step the bytes of live differences, and of what the step worked on."""
 
+NUMBERS = (bool, int, float, complex)
+"""Types of a node's value that is no tensor."""
+
 
 def loss_differences(
     cone: Cone,
@@ -40,15 +43,16 @@ def loss_differences(
 def propagated(
     cone: Cone, values: Values, output: Node, sources: Mapping[Node, Difference], count: int, meter: Meter | None = None
 ) -> Float64[Tensor, " p"]:
-    """The loss differences that ``count`` differences of the sources of a cone lead to."""
+    """The loss differences that ``count`` differences of the sources of a cone lead to, without autograd."""
     live: dict[Node, Any] = dict(sources)
-    for step in cone.steps:
-        _advance(step, values, live, meter)
-    change = live.get(output)
-    base: Tensor = values[output].base
-    if change is None:
-        return torch.zeros(count, dtype=torch.float64, device=base.device)
-    return entries(change).sum(1, dtype=torch.float64) / base.numel()
+    with torch.no_grad():
+        for step in cone.steps:
+            _advance(step, values, live, meter)
+        change = live.get(output)
+        base: Tensor = values[output].base
+        if change is None:
+            return torch.zeros(count, dtype=torch.float64, device=base.device)
+        return entries(change).sum(1, dtype=torch.float64) / base.numel()
 
 
 def _one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHot:
@@ -81,7 +85,12 @@ def _widened(step: Step, values: Values, live: dict[Node, Any]) -> int:
 
 def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
     def operand(argument: Any) -> Any:
-        return Operand(values[argument], live.get(argument)) if isinstance(argument, Node) else argument
+        if not isinstance(argument, Node):
+            return argument
+        value = values[argument]
+        if isinstance(value.base, NUMBERS) and argument not in live:
+            return value.base  # as if the program had it written out
+        return Operand(value, live.get(argument))
 
     args, kwargs = fx.node.map_aggregate((step.args, step.kwargs), operand)
     call = Call(step.node, tuple(values[part] for part in step.parts), step.overwrite)

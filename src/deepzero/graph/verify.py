@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deepzero.errors import GraphError, VerificationError
 from deepzero.graph.capture import Node
-from deepzero.graph.forward import Values, graph_inputs, run
+from deepzero.graph.forward import Values, graph_inputs, held_bytes, run
 from deepzero.graph.program import Cone, Program, compile_program, reads
 from deepzero.graph.propagate import loss_differences
 from deepzero.graph.recompute import Recomputation
@@ -121,6 +121,8 @@ def verify(
     seed: int,
     draws: Draws,
     refused: Callable[[str, Exception], None] | None = None,
+    *,
+    room: float = math.inf,
 ) -> Check:
     """Compare propagated loss differences with those of plain runs of the graph, in float64.
 
@@ -132,6 +134,7 @@ def verify(
         seed: of the coordinates.
         draws: the step's random numbers.
         refused: told of a parameter whose rules raise; by default the error goes on.
+        room: bytes of tensors that the check may hold; fewer coordinates are propagated at a time if it is little.
 
     Raises:
         VerificationError: a rule is wrong.
@@ -140,13 +143,16 @@ def verify(
     wanted = {node for cone in wide.cones.values() for node in reads(wide.graph, cone)}
     inputs = graph_inputs(wide.graph, objective, batch, dtype=torch.float64)
     values = run(wide.graph, inputs, keep=wide.kept | wanted, draws=draws, wide=True)
+    held = max(1, held_bytes(values))
+    at_once = int(max(1, min(MORE, (room - held) // held)))
     floor = 30 * _noise(wide, inputs, draws)
     count, worst, silent = 0, 0.0, []
     for name, cone in wide.cones.items():
         if program.cones[name].reason or not objective.parameters()[name].numel():
             continue
         try:
-            rows = _compared(wide, cone, values, inputs, sizes[name], derive_seed(seed, "verify", name), draws)
+            seed_of = derive_seed(seed, "verify", name)
+            rows = _compared(wide, cone, values, inputs, sizes[name], seed_of, draws, at_once)
         except (VerificationError, MemoryError):
             raise
         except Exception as error:
@@ -177,7 +183,14 @@ def _agrees(row: Row, floor: float) -> bool:
 
 
 def _compared(
-    program: Program, cone: Cone, values: Values, inputs: Mapping[Node, Tensor], size: float, seed: int, draws: Draws
+    program: Program,
+    cone: Cone,
+    values: Values,
+    inputs: Mapping[Node, Tensor],
+    size: float,
+    seed: int,
+    draws: Draws,
+    at_once: int,
 ) -> list[Row]:
     """Loss differences of a few coordinates of one parameter, both ways.
 
@@ -192,7 +205,8 @@ def _compared(
     chosen, found, step = torch.zeros(0), torch.zeros(0), size
     for count, step in ((CANDIDATES, NEAR * (size_of(source) or 1.0)), (MORE, size)):
         chosen = torch.randint(entries, (count,), generator=generator)
-        found = loss_differences(cone, values, program.graph.output, chosen, step).cpu()
+        output = program.graph.output
+        found = torch.cat([loss_differences(cone, values, output, c, step).cpu() for c in chosen.split(at_once)])
         for value in values.values():
             value.memo.clear()
         if bool(found.any()):
