@@ -2,7 +2,7 @@
 
 from deepzero.coordinates import Coordinates
 from deepzero import errors, sparsity
-from deepzero.errors import DeepZeroError, SlowQueriesWarning
+from deepzero.errors import DeepZeroError, SlowQueriesWarning, WrittenParameterWarning
 from deepzero.estimator import CGE, RGE, Estimate, Estimator
 from deepzero.evaluators import (
     AutomaticEvaluator,
@@ -44,6 +44,7 @@ __all__ = [
     "QueryPolicy",
     "SequentialEvaluator",
     "SlowQueriesWarning",
+    "WrittenParameterWarning",
     "Stencil",
     "Team",
     "errors",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +20,10 @@ from torch.utils import _pytree as pytree
 
 from deepzero import validation
 from deepzero.arrays import Given, as_parameter, named
-from deepzero.errors import InvalidInputError
+from deepzero.errors import InvalidInputError, WrittenParameterWarning
 from deepzero.placement import Attributes, Places
 from deepzero.randomness import Draws, derive_seed, seeded_scope
+from deepzero.writes import Watch, WriteNoticed, copied
 
 Loss = Callable[[Any, Any], Any]
 Closure = Callable[..., Any]
@@ -58,11 +61,15 @@ class State(dict[str, Tensor]):
 
     Attributes:
         attributes: dict, name and value of attributes that changed.
+        tensors: plain tensors that were written into, and what they hold then.
     """
 
-    def __init__(self, buffers: Mapping[str, Tensor] = {}, attributes: Sequence[Any] = ()) -> None:  # noqa: B006
+    def __init__(
+        self, buffers: Mapping[str, Tensor] = {}, attributes: Sequence[Any] = (), tensors: Sequence[tuple[Tensor, Tensor]] = ()  # noqa: B006
+    ) -> None:
         super().__init__(buffers)
         self.attributes = tuple(attributes)
+        self.tensors = tuple(tensors)
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,14 @@ class Objective(Protocol):
     def commit(self, buffers: Mapping[str, Tensor]) -> None:
         """Make ``buffers`` (as returned by the base query) the objective's own: once a step."""
         ...
+
+
+class Placing(Enum):
+    """How a program is given the values of its parameters."""
+
+    HELD = "in their places in the modules"
+    POINTED = "by the parameters themselves, which point to them"
+    BOTH = "both ways, so that references of the program's own follow, too"
 
 
 class NetworkObjective:
@@ -132,7 +147,9 @@ class NetworkObjective:
             if given is not None and not callable(given):
                 raise InvalidInputError(f"{name} must be callable as {call}, got {type(given).__name__}")
         self._loss, self.closure = loss, closure
-        self._hidden = self._settled = self._copies = False
+        self._hidden = self._settled = self._writes_batch = False
+        self._written: set[str] = set()
+        self._marked: dict[int, Tensor] = {}
         self.repeatable = True
         if not self.places().trainable:
             raise InvalidInputError("the model has no trainable parameter (requires_grad=True): nothing to estimate")
@@ -198,81 +215,128 @@ class NetworkObjective:
 
     def base(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> tuple[Evaluation, Draws]:
         """The base query, and the random numbers that it drew."""
-        draws = Draws(seed)
         if not self._settled:
             self._settle(parameters, batch, seed)
-        with draws.recording():
-            return self._evaluate(parameters, batch, draws), draws
+        with suppress(*(() if self._hidden else (Exception,))):
+            return self._recorded(parameters, batch, seed)
+        self._settle(parameters, batch, seed)  # it may differentiate with respect to parameters since the last step
+        return self._recorded(parameters, batch, seed)
+
+    def _recorded(
+        self, parameters: Parameters, batch: tuple[Any, ...], seed: int, how: Placing | None = None
+    ) -> tuple[Evaluation, Draws]:
+        """A first query: it finds out what the program draws, and what it writes into."""
+        while True:
+            draws = Draws(seed)
+            try:
+                with draws.recording(), Watch(self._watched(batch)):
+                    return self._evaluate(parameters, batch, draws, how=how), draws
+            except WriteNoticed as noticed:
+                self._notice(noticed.name)
+
+    def _watched(self, batch: tuple[Any, ...]) -> dict[str, Tensor]:
+        """What a query must not write into, by a name that says what it is."""
+        places = self.places()
+        own = {f"parameter {name}": p for name, (p, _) in places.parameters.items() if name not in self._written}
+        plain = {f"plain {i}": t for i, t in enumerate(places.plain_tensors()) if id(t) not in self._marked}
+        leaves = [] if self._writes_batch else pytree.tree_leaves((tuple(batch), keywords(batch)))
+        return {**{f"batch {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}, **plain, **own}
+
+    def _notice(self, found: str) -> None:
+        """From now on, every query gets a copy of what its program writes into."""
+        kind, _, name = found.partition(" ")
+        if kind == "batch":
+            self._writes_batch = True
+        elif kind == "plain":
+            tensor = self.places().plain_tensors()[int(name)]
+            self._marked[id(tensor)] = tensor
+        else:
+            self._written.add(name)
+            warnings.warn(
+                f"the program writes into its parameter {name} in its forward (Embedding(max_norm=...) does). Every query works on a copy, so the "
+                "model's own values stay; what is estimated is the gradient at these",
+                WrittenParameterWarning,
+                stacklevel=6,
+            )
 
     def _settle(self, parameters: Parameters, batch: tuple[Any, ...], seed: int) -> None:
-        """Find out, once, how the program must be given its parameters.
+        """Find out how the program must be given its parameters.
 
         In most programs values take their places in the modules. A program that keeps references to parameters elsewhere (a list in a
         closure), or differentiates with respect to them, gets them through the parameters themselves; it is recognized by an error, or by a
         loss that does not follow when all parameters move.
         """
-        draws = Draws(seed)
-        self._copies = True
-        copied = copy_of(batch)
-        untouched = _versions(copied)
-        try:
-            with draws.recording():
-                base = self._evaluate(parameters, copied, draws, copies=False)
-        except Exception:
-            self._hidden = True
-            with draws.recording():
-                base = self._evaluate(parameters, batch, draws)  # the user's own error, if it is one
-        else:
-            self._hidden = not self._follows(parameters, batch, seed, draws)
+        self._hidden, base, draws = True, None, Draws(seed)
+        with suppress(Exception):
+            base, draws = self._recorded(parameters, batch, seed, Placing.HELD)
+            self._hidden = not self.follows(parameters, batch, seed, draws)
+        if base is None:
+            base, draws = self._recorded(parameters, batch, seed)  # the user's own error, if it is one
         again = self.evaluate(parameters, batch, seed=seed, draws=draws)
         self.repeatable = _same_loss(base.loss, again.loss, parameters)
-        self._copies = _versions(copied) != untouched
         self._settled = True
 
-    def _follows(self, parameters: Parameters, batch: tuple[Any, ...], seed: int, draws: Draws) -> bool:
-        """Whether values in the places of parameters do what they do in the parameters."""
+    def follows(self, parameters: Parameters, batch: tuple[Any, ...], seed: int, draws: Draws) -> bool:
+        """Whether values in the places of parameters do what they do in the parameters themselves: seen where all of them have moved."""
         moved = displaced(parameters, seed)
         losses = []
         try:
-            for self._hidden in (False, True):
+            for how in (Placing.HELD, Placing.POINTED):
                 with draws.replaying():
-                    losses.append(float(self._evaluate(moved, batch, draws).loss))
+                    losses.append(float(self._evaluate(moved, batch, draws, how=how).loss))
         except Exception:
             return True  # the program does not run there: nothing can be said
-        finally:
-            self._hidden = False
         return losses[0] == losses[1] or not abs(losses[0] - losses[1]) > 1e-6 * (abs(losses[0]) + abs(losses[1]))
 
     def _evaluate(
-        self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws, *, copies: bool | None = None
+        self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws, *, how: Placing | None = None
     ) -> Evaluation:
         places = self.places()
-        batch = self.given(batch) if copies is None else batch
+        batch = self.given(batch)
+        how = how or (Placing.POINTED if self._hidden else Placing.BOTH)
         before = Attributes.of(self._stateful(places))
         buffers = {name: b.detach().clone() for name, (b, _) in places.buffers.items()}
+        values = {**self.own_copies(parameters), **buffers}
         try:
-            with self.scope(draws, device_of(parameters)), self._placed(places, {**parameters, **buffers}) as held:
+            with self.scope(draws, device_of(parameters)), self._marked_restored() as moved, self._placed(places, values, how) as held:
                 value = self.program(self.model, *batch, **keywords(batch))
                 left = {name: where[0].tensor for name, where in held.items()}
             attributes = before.moved_scalars()
         finally:
             before.restore()
-        return Evaluation(one_number(value), State({n: b.detach() for n, b in left.items()}, attributes))
+        return Evaluation(one_number(value), State({n: b.detach() for n, b in left.items()}, attributes, moved))
+
+    def own_copies(self, values: Parameters) -> dict[str, Tensor]:
+        """``values`` with copies of those that the program writes into."""
+        return {name: copied(value) if name in self._written else value for name, value in values.items()}
+
+    @contextmanager
+    def _marked_restored(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Plain tensors that the program writes into are put back after a block; yields what they held at its end."""
+        kept = [(tensor, copied(tensor)) for tensor in self._marked.values()]
+        moved: list[tuple[Tensor, Tensor]] = []
+        try:
+            yield moved
+            moved += [(tensor, copied(tensor)) for tensor, _ in kept]
+        finally:
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
 
     def given(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The batch for one query: copies, if the program writes into its input."""
-        return copy_of(batch) if self._copies else batch
+        """The batch for one query, in lists and dicts of its own; copies of its tensors, if the program writes into them."""
+        return copy_of(batch, tensors=self._writes_batch)
 
     def _stateful(self, places: Places) -> list[Any]:
         plain = [f for f in (self._loss, self.closure) if f is not None and not isinstance(f, nn.Module)]
         return [*places.modules, *(f for f in plain if hasattr(f, "__dict__"))]
 
     @contextmanager
-    def _placed(self, places: Places, values: Parameters) -> Iterator[dict[str, Any]]:
+    def _placed(self, places: Places, values: Parameters, how: Placing) -> Iterator[dict[str, Any]]:
         """``values`` where the program looks for them."""
         given = {name: as_complex(value, places.parameters[name][0]) if name in places.parameters else value for name, value in values.items()}
-        pointing = places.pointing(given) if self._hidden else nullcontext()
-        held = {name: value for name, value in given.items() if not self._hidden or name in places.buffers}
+        pointing = nullcontext() if how is Placing.HELD else places.pointing(given)
+        held = {name: value for name, value in given.items() if how is not Placing.POINTED or name in places.buffers}
         with pointing, places.holding(held) as buffers:
             yield buffers
 
@@ -323,6 +387,8 @@ class NetworkObjective:
                 else:
                     for place in where:
                         place.put(value)
+            for tensor, value in getattr(buffers, "tensors", ()):
+                tensor.copy_(value)
         for container, key, value in getattr(buffers, "attributes", ()):
             container[key] = value
 
@@ -385,19 +451,12 @@ def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict
     return moved
 
 
-def copy_of(batch: tuple[Any, ...]) -> Batch:
-    """A batch with copies of its tensors, for a program that writes into its input."""
+def copy_of(batch: tuple[Any, ...], *, tensors: bool = True) -> Batch:
+    """A batch in lists and dicts of its own, which a program may take apart; with copies of its tensors, which it may write into."""
     arguments, options = pytree.tree_map(
-        lambda leaf: leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf,
-        (tuple(batch), keywords(batch)),
+        lambda leaf: copied(leaf) if tensors and isinstance(leaf, Tensor) else leaf, (tuple(batch), keywords(batch))
     )
     return Batch(arguments, options)
-
-
-def _versions(batch: tuple[Any, ...]) -> list[int]:
-    """How often each tensor of a batch was written into, counted from its making, as far as can be told."""
-    leaves = pytree.tree_leaves((tuple(batch), keywords(batch)))
-    return [0 if leaf.is_inference() else leaf._version for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _same_loss(one: Tensor, other: Tensor, parameters: Parameters) -> bool:

@@ -111,6 +111,18 @@ class Places:
         """Parameters with ``requires_grad``, by name."""
         return {name: p for name, (p, _) in self.parameters.items() if p.requires_grad}
 
+    def plain_tensors(self) -> list[Tensor]:
+        """Tensors among the modules' attributes, and in the lists and dicts there, that are neither parameters nor buffers."""
+        named = {id(tensor) for tensor, _ in (*self.parameters.values(), *self.buffers.values())}
+        found: dict[int, Tensor] = {}
+        for module in self.modules:
+            for key, value in module.__dict__.items():
+                if key in STRUCTURE or "_hooks" in key:
+                    continue
+                held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+                found |= {id(item): item for item in held if isinstance(item, Tensor) and id(item) not in named}
+        return list(found.values())
+
     @contextmanager
     def holding(self, values: Mapping[str, Tensor], *, as_parameters: bool = True) -> Iterator[dict[str, list[Place]]]:
         """Put ``values`` (parameters and buffers by name) in their places for a block, and take them out again.

@@ -236,6 +236,9 @@ FACTORIES = {"rand": "uniform", "randn": "normal", "randint": "random", "randper
 FIXED = {"native_dropout", "_fused_dropout", "rrelu", "rrelu_with_noise", "rrelu_with_noise_", "rrelu_with_noise_functional"}
 """Operations that draw from a fixed distribution and use what they draw at once."""
 
+RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+"""Operations that draw between their layers, in train mode, if they drop anything at all."""
+
 
 @cache
 def _name(func: Any) -> str:
@@ -261,6 +264,8 @@ def is_random(func: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
         return bool(_argument(func, args, kwargs or {}, "training"))
     if name.startswith(("_scaled_dot_product", "scaled_dot_product")):
         return bool(_argument(func, args, kwargs or {}, "dropout_p"))
+    if name in RECURRENT:
+        return bool(_argument(func, args, kwargs or {}, "dropout")) and bool(_argument(func, args, kwargs or {}, "train"))
     return True
 
 

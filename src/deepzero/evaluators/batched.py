@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class BatchedEvaluator(DivisibleEvaluator):
         steps = perturbations.taken(parameters, offsets)
         base, draws = objective.base(parameters, batch, seed=seed)
         require_finite_base(base.loss)
-        if objective.hidden:
+        if objective.hidden or not objective.follows(parameters, batch, seed, draws):
             raise UnbatchableError("the program holds references to its parameters that torch.func.vmap cannot replace")
         jobs = jobs_of(perturbations, len(offsets), self.chunk)
         bases: dict[tuple[str, int], Tensor] = {}
@@ -149,7 +150,7 @@ def _stacked(
     places = objective.places()
     copies = next(iter(stacked.values())).shape[0]
     buffers = {n: b.detach().expand(copies, *b.shape).clone() for n, (b, _) in places.buffers.items()}
-    still = {name: value for name, value in fixed.items() if name not in stacked}
+    still = objective.own_copies({name: value for name, value in fixed.items() if name not in stacked})
 
     def loss(moved: dict[str, Tensor]) -> Tensor:
         values = {n: as_complex(v, places.parameters[n][0]) if n in places.parameters else v for n, v in moved.items()}
@@ -171,6 +172,17 @@ def _stacked(
         before.restore()
 
 
+@contextmanager
+def _no_word_of_fallbacks() -> Iterator[None]:
+    """PyTorch warns of every operation that ``vmap`` runs in a loop."""
+    said = torch._C._functorch._is_vmap_fallback_warning_enabled()
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_warning_enabled(said)
+
+
 def _vectorized(
     loss: Callable[[dict[str, Tensor]], Tensor],
     stacked: Mapping[str, Tensor],
@@ -178,6 +190,6 @@ def _vectorized(
     draws: Draws,
 ) -> Tensor:
     """``vmap`` under the step's random numbers."""
-    with objective.scope(draws, device_of(dict(stacked))), draws.replaying(strict=True):
+    with objective.scope(draws, device_of(dict(stacked))), draws.replaying(strict=True), _no_word_of_fallbacks():
         result: Tensor = torch.func.vmap(loss, randomness="same")(dict(stacked))
     return result

@@ -184,8 +184,10 @@ class _OfThisThread(logging.Filter):
 TORCHS_OWN = (
     ("`torch.jit.* is deprecated", DeprecationWarning),
     ("`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning),
+    ("The tensor attributes? self\\..*assigned during export", UserWarning),
+    ("A model attribute `.*` requires gradient", UserWarning),
 )
-"""Warnings that PyTorch's exporter gives of its own code."""
+"""Warnings that PyTorch's exporter gives of its own code, or of what is put right afterwards."""
 
 
 def _ignore_torchs_own() -> None:
