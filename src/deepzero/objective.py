@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from deepzero import validation
 from deepzero.arrays import Given, as_parameter, named
 from deepzero.errors import InvalidInputError, WrittenParameterWarning
-from deepzero.placement import Attributes, Places
+from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
 from deepzero.writes import Watch, WriteNoticed, copied
 
@@ -60,7 +60,7 @@ class State(dict[str, Tensor]):
     """Buffers by name as a query leaves them, and the plain attributes that it moved (counters, flags).
 
     Attributes:
-        attributes: dict, name and value of attributes that changed.
+        attributes: container, key and value of attributes that changed.
         tensors: plain tensors that were written into, and what they hold then.
     """
 
@@ -149,6 +149,7 @@ class NetworkObjective:
         self._loss, self.closure = loss, closure
         self._hidden = self._settled = self._writes_batch = False
         self._written: set[str] = set()
+        self._multiplied: set[str] = set()
         self._marked: dict[int, Tensor] = {}
         self.repeatable = True
         if not self.places().trainable:
@@ -229,15 +230,19 @@ class NetworkObjective:
         while True:
             draws = Draws(seed)
             try:
-                with draws.recording(), Watch(self._watched(batch)):
-                    return self._evaluate(parameters, batch, draws, how=how), draws
+                with draws.recording(), Watch(self._watched(batch)) as watch:
+                    evaluation = self._evaluate(parameters, batch, draws, how=how)
             except WriteNoticed as noticed:
                 self._notice(noticed.name)
+            else:
+                self._multiplied = {name.removeprefix("parameter ") for name in watch.multiplied}
+                return evaluation, draws
 
     def _watched(self, batch: tuple[Any, ...]) -> dict[str, Tensor]:
         """What a query must not write into, by a name that says what it is."""
         places = self.places()
-        own = {f"parameter {name}": p for name, (p, _) in places.parameters.items() if name not in self._written}
+        done = {*self._written, *(name for name, (p, _) in places.parameters.items() if id(p) in self._marked)}
+        own = {f"parameter {name}": p for name, (p, _) in places.parameters.items() if name not in done}
         plain = {f"plain {i}": t for i, t in enumerate(places.plain_tensors()) if id(t) not in self._marked}
         leaves = [] if self._writes_batch else pytree.tree_leaves((tuple(batch), keywords(batch)))
         return {**{f"batch {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}, **plain, **own}
@@ -245,10 +250,11 @@ class NetworkObjective:
     def _notice(self, found: str) -> None:
         """From now on, every query gets a copy of what its program writes into."""
         kind, _, name = found.partition(" ")
+        places = self.places()
         if kind == "batch":
             self._writes_batch = True
-        elif kind == "plain":
-            tensor = self.places().plain_tensors()[int(name)]
+        elif kind == "plain" or name not in places.trainable:
+            tensor = places.plain_tensors()[int(name)] if kind == "plain" else places.parameters[name][0]
             self._marked[id(tensor)] = tensor
         else:
             self._written.add(name)
@@ -298,12 +304,17 @@ class NetworkObjective:
         buffers = {name: b.detach().clone() for name, (b, _) in places.buffers.items()}
         values = {**self.own_copies(parameters), **buffers}
         try:
-            with self.scope(draws, device_of(parameters)), self._marked_restored() as moved, self._placed(places, values, how) as held:
+            with self.scope(draws, device_of(parameters)), self.restoring() as moved, self._placed(places, values, how) as held:
                 value = self.program(self.model, *batch, **keywords(batch))
                 left = {name: where[0].tensor for name, where in held.items()}
-            attributes = before.moved_scalars()
+            attributes, grown = before.moved(), before.grown()
         finally:
             before.restore()
+        if grown:
+            raise InvalidInputError(
+                f"the forward makes parameters ({', '.join(grown)}), which an estimate cannot know; run it once, model(x), before you make the "
+                "estimator and the optimizer"
+            )
         return Evaluation(one_number(value), State({n: b.detach() for n, b in left.items()}, attributes, moved))
 
     def own_copies(self, values: Parameters) -> dict[str, Tensor]:
@@ -311,7 +322,7 @@ class NetworkObjective:
         return {name: copied(value) if name in self._written else value for name, value in values.items()}
 
     @contextmanager
-    def _marked_restored(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    def restoring(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Plain tensors that the program writes into are put back after a block; yields what they held at its end."""
         kept = [(tensor, copied(tensor)) for tensor in self._marked.values()]
         moved: list[tuple[Tensor, Tensor]] = []
@@ -365,14 +376,17 @@ class NetworkObjective:
         return one_number(mean_loss(self.loss, output, target))
 
     def constrain(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients as PyTorch has them: complex for complex parameters, 0 on the padding rows of embeddings."""
+        """Gradients as PyTorch has them: complex for complex parameters, 0 on the padding rows of embeddings.
+
+        A table that the program also multiplies with (as an output layer) keeps the gradient of its padding row.
+        """
         places = self.places()
         padded = padding_rows(places)
         constrained = {}
         for name, gradient in gradients.items():
             parameter = places.parameters[name][0]
             constrained[name] = as_complex(gradient, parameter)
-            if name in padded:
+            if name in padded and name not in self._multiplied:
                 constrained[name][padded[name]] = 0
         return constrained
 
@@ -389,8 +403,7 @@ class NetworkObjective:
                         place.put(value)
             for tensor, value in getattr(buffers, "tensors", ()):
                 tensor.copy_(value)
-        for container, key, value in getattr(buffers, "attributes", ()):
-            container[key] = value
+        put_back(getattr(buffers, "attributes", ()))
 
 
 def _checked_model(model: Any) -> nn.Module:

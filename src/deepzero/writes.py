@@ -29,6 +29,9 @@ class Watch(TorchDispatchMode):
     Args:
         tensors: by name.
 
+    Attributes:
+        multiplied: names of tensors that went into a matrix product.
+
     Example:
         >>> weight = torch.ones(2)
         >>> with Watch({"weight": weight}):
@@ -44,6 +47,7 @@ class Watch(TorchDispatchMode):
         super().__init__()
         found = {name: memory_of(tensor) for name, tensor in tensors.items()}
         self._names = {memory: name for name, memory in found.items() if memory}
+        self.multiplied: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -56,7 +60,13 @@ class Watch(TorchDispatchMode):
                     name = self._names.get(memory_of(tensor)) if isinstance(tensor, Tensor) else None
                     if name is not None:
                         raise WriteNoticed(name)
+        if func.overloadpacket.__name__ in PRODUCTS:
+            names = {self._names.get(memory_of(tensor)) for tensor in pytree.tree_leaves(args) if isinstance(tensor, Tensor)}
+            self.multiplied |= {name for name in names if name is not None}
         return func(*args, **kwargs)
+
+
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "matmul"})
 
 
 def memory_of(tensor: Tensor) -> int:

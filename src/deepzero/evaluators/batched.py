@@ -160,7 +160,8 @@ def _stacked(
     given = objective.given(batch)
     before = Attributes.of(places.modules)
     try:
-        return _vectorized(loss, {**stacked, **buffers}, objective, draws)
+        with objective.restoring():
+            return _vectorized(loss, {**stacked, **buffers}, objective, draws)
     except (UnbatchableError, InvalidInputError):
         raise
     except Exception as error:
@@ -175,12 +176,11 @@ def _stacked(
 @contextmanager
 def _no_word_of_fallbacks() -> Iterator[None]:
     """PyTorch warns of every operation that ``vmap`` runs in a loop."""
-    said = torch._C._functorch._is_vmap_fallback_warning_enabled()
     torch._C._functorch._set_vmap_fallback_warning_enabled(False)
     try:
         yield
     finally:
-        torch._C._functorch._set_vmap_fallback_warning_enabled(said)
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)
 
 
 def _vectorized(

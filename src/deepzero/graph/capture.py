@@ -155,7 +155,7 @@ def capture(objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws | 
     before = Attributes.of([*places.modules, *_stateful(objective)])
     device = device_of(objective.parameters())
     try:
-        with announced("exporting the program to a graph"), objective.scope(draws or Draws(0), device), _quiet(), torch.no_grad():
+        with announced("exporting the program to a graph"), objective.scope(draws or Draws(0), device), objective.restoring(), _quiet(), torch.no_grad():
             program = torch.export.export(module, (tuple(batch), keywords(batch)), strict=False)
             program = program.run_decompositions(decompositions.table())
     except Exception as error:
