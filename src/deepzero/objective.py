@@ -23,7 +23,7 @@ from deepzero.arrays import Given, as_parameter, named
 from deepzero.errors import InvalidInputError, WrittenParameterWarning
 from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
-from deepzero.writes import Watch, WriteNoticed, copied
+from deepzero.writes import Watch, WriteNoticed, copied, overlaps_itself
 
 Loss = Callable[[Any, Any], Any]
 Closure = Callable[..., Any]
@@ -396,9 +396,10 @@ class NetworkObjective:
         with torch.no_grad():
             for name, value in buffers.items():
                 own, where = places.buffers[name]
-                if own.shape == value.shape and own.dtype == value.dtype:
+                same = own.shape == value.shape and own.dtype == value.dtype
+                if same and not overlaps_itself(own):
                     own.copy_(value)
-                else:
+                elif not same or not torch.equal(own, value):
                     for place in where:
                         place.put(value)
             for tensor, value in getattr(buffers, "tensors", ()):

@@ -82,9 +82,16 @@ def copied(tensor: Tensor) -> Tensor:
     detached = tensor.detach()
     if detached.layout != torch.strided or type(detached) is not Tensor:
         made = detached.clone()
-    elif any(stride == 0 and size > 1 for stride, size in zip(detached.stride(), detached.shape, strict=True)):
+    elif overlaps_itself(detached):
         return tensor
     else:
         made = torch.empty_strided(detached.shape, detached.stride(), dtype=detached.dtype, device=detached.device)
         made.copy_(detached)
     return made.requires_grad_(tensor.requires_grad)
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether several entries of a tensor share memory, as after ``expand``: PyTorch refuses to write into it."""
+    if tensor.layout != torch.strided:
+        return False
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
