@@ -105,7 +105,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "batch norm": lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)),
     "batch norm, cumulative": lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=None), nn.Linear(4, 3)),
     "instance norm": lambda: nn.Sequential(
-        nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, affine=True, track_running_stats=True), nn.Flatten(), nn.Linear(4, 3)
+        nn.Unflatten(1, (2, 2)),
+        nn.InstanceNorm1d(2, affine=True, track_running_stats=True),
+        nn.Flatten(),
+        nn.Linear(4, 3),
     ),
     "spectral norm": spectral,
     "assigned": lambda: Net(assigned, b_n=zeros()),
@@ -214,7 +217,9 @@ class TestComplex:
 
     @staticmethod
     def rotated() -> nn.Module:
-        model = initialize(Net(lambda m, x: torch.view_as_real(torch.view_as_complex(m.layer(x)[:, :2].contiguous()) * m.turn)))
+        model = initialize(
+            Net(lambda m, x: torch.view_as_real(torch.view_as_complex(m.layer(x)[:, :2].contiguous()) * m.turn))
+        )
         model.turn = nn.Parameter(torch.tensor([0.6 - 0.8j], dtype=torch.complex128))
         return model
 
@@ -228,14 +233,23 @@ class TestComplex:
         zo = WAYS_COMPLEX[way](model, loss=self.loss, step_size=1e-6)
         with nothing_changes(model):
             found = zo.estimate(X, Y).gradients
-        expected = dict(zip(found, torch.autograd.grad(self.loss(model(X), Y), [zo.objective.owners()[n] for n in found]), strict=True))
+        expected = dict(
+            zip(
+                found,
+                torch.autograd.grad(self.loss(model(X), Y), [zo.objective.owners()[n] for n in found]),
+                strict=True,
+            )
+        )
         assert found["turn"].dtype == torch.complex128
         if way.startswith("rge"):
             directions = zo.probes.draw(dz.coordinates.StepContext(0, 0, zo.objective, (X, Y), {}))
             along = {name: torch.zeros_like(g) for name, g in expected.items()}
             for k in range(3):
                 u = directions.direction(k)
-                u = {name: torch.view_as_complex(part) if expected[name].is_complex() else part for name, part in u.items()}
+                u = {
+                    name: torch.view_as_complex(part) if expected[name].is_complex() else part
+                    for name, part in u.items()
+                }
                 slope = sum(float((u[name].conj() * g).sum().real) for name, g in expected.items())
                 for name in along:
                     along[name] += slope * u[name] / 3
@@ -268,7 +282,7 @@ class TestComplex:
         (exact,) = torch.autograd.grad(self.loss(model(X), Y), [model.turn])
         assert float(found.real) == 0.0
         assert float(found.imag) == pytest.approx(float(exact.imag), rel=1e-4)
-        with pytest.raises(InvalidInputError, match=r"turn.*\(1,\).*\(1, 2\)"):
+        with pytest.raises(InvalidInputError, match=r"mask of turn must have shape \(1, 2\), got \(1,\)"):
             dz.CGE(model, loss=self.loss, sparsity={"turn": torch.tensor([True])}).estimate(X, Y)
 
 
@@ -290,7 +304,9 @@ class Lookup(nn.Module):
 @each_way
 class TestTables:
     @pytest.mark.parametrize(
-        ("kind", "options"), [("plain", {}), ("bag", {"mode": "mean"}), ("bag", {"mode": "sum"})], ids=["plain", "mean", "sum"]
+        ("kind", "options"),
+        [("plain", {}), ("bag", {"mode": "mean"}), ("bag", {"mode": "sum"})],
+        ids=["plain", "mean", "sum"],
     )
     def test_the_padding_row_has_no_gradient(self, way: str, kind: str, options: dict[str, Any]) -> None:
         model = initialize(Lookup(kind, padding_idx=0, **options))
@@ -306,7 +322,9 @@ class TestTables:
     def test_a_table_that_is_an_output_layer_too_keeps_its_gradient(self, way: str, kind: str) -> None:
         """It is the function's: the row moves the output by the product as well as by the lookup."""
         model, open_ = initialize(Lookup(kind, padding_idx=0)), initialize(Lookup(kind))
-        found, expected = (WAYS[way](m, loss=F.cross_entropy, step_size=1e-6).estimate(TOKENS, Y).gradients for m in (model, open_))
+        found, expected = (
+            WAYS[way](m, loss=F.cross_entropy, step_size=1e-6).estimate(TOKENS, Y).gradients for m in (model, open_)
+        )
         assert expected["table.weight"][0].any()
         assert_close(found, expected, 1e-9)
 
@@ -314,14 +332,18 @@ class TestTables:
     def test_bags(self, way: str, mode: str) -> None:
         model = initialize(Lookup("bag", mode=mode))
         found = WAYS[way](model, loss=F.cross_entropy, step_size=1e-6).estimate(TOKENS, Y).gradients
-        oracle = WAYS[way.split()[0] + " one by one"](model, loss=F.cross_entropy, step_size=1e-6).estimate(TOKENS, Y).gradients
+        oracle = (
+            WAYS[way.split(maxsplit=1)[0] + " one by one"](model, loss=F.cross_entropy, step_size=1e-6)
+            .estimate(TOKENS, Y)
+            .gradients
+        )
         assert_close(found, oracle, 1e-4)
 
     @pytest.mark.parametrize("kind", ["plain", "bag"])
     def test_evaluations_do_not_clip_the_user_s_table(self, way: str, kind: str) -> None:
         """One warning; the gradient is that of the clipped table's function at the table as it is."""
         model = initialize(Lookup(kind, max_norm=0.5))
-        assert float(model.table.weight.norm(dim=1).max()) > 0.6
+        assert float(model.table.weight.detach().norm(dim=1).max()) > 0.6
         clipped = initialize(Lookup(kind))
 
         def closure(m: Any, tokens: Tensor, y: Tensor) -> Tensor:
@@ -330,7 +352,10 @@ class TestTables:
             return F.cross_entropy(m.head(F.embedding(tokens, table).mean(1)), y)
 
         zo = WAYS[way](model, loss=F.cross_entropy, step_size=1e-6)
-        with nothing_changes(model), pytest.warns(dz.WrittenParameterWarning, match=r"writes into its parameter table.weight.*works on a copy"):
+        with (
+            nothing_changes(model),
+            pytest.warns(dz.WrittenParameterWarning, match=r"writes into its parameter table.weight.*works on a copy"),
+        ):
             found = zo.estimate(TOKENS, Y).gradients
         with warnings.catch_warnings():
             warnings.simplefilter("error", dz.WrittenParameterWarning)
@@ -367,7 +392,13 @@ class TestWrites:
 
     @pytest.mark.parametrize(
         "tensor",
-        [normal(3, 4), normal(3, 4).t(), normal(6, 4)[::2], normal(2, 3, 4, 4).to(memory_format=torch.channels_last), torch.ones(2, 2).to_sparse()],
+        [
+            normal(3, 4),
+            normal(3, 4).t(),
+            normal(6, 4)[::2],
+            normal(2, 3, 4, 4).to(memory_format=torch.channels_last),
+            torch.ones(2, 2).to_sparse(),
+        ],
     )
     def test_copies_have_the_same_strides(self, tensor: Tensor) -> None:
         made = copied(tensor)

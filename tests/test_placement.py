@@ -60,7 +60,11 @@ WAYS: dict[str, Callable[..., dz.Estimator]] = {
 def assert_exact(way: str, model: nn.Module, batch: tuple[Any, ...] = (X, Y), **program: Any) -> dz.Estimator:
     """An estimate at a small step is autograd's gradient, and changes nothing."""
     zo = WAYS[way](model, step_size=STEP, **program)
-    expected = slopes(dz.NetworkObjective(copy.deepcopy(model), **copy.deepcopy(program)), batch) if not program.pop("shared", False) else None
+    expected = (
+        slopes(dz.NetworkObjective(copy.deepcopy(model), **copy.deepcopy(program)), batch)
+        if not program.pop("shared", False)
+        else None
+    )
     if expected is None:
         expected = slopes(zo.objective, batch)
     expected = expected if way.startswith("cge") else along(zo, expected, batch)
@@ -80,13 +84,19 @@ def penalty(parameters: Any) -> Tensor:
 
 CLOSURES: dict[str, Program] = {
     "parameters": lambda m, x, y: F.cross_entropy(m(x), y) + penalty(m.parameters()),
-    "trainable": lambda m, x, y: F.cross_entropy(m(x), y) + penalty(p for _, p in m.named_parameters() if p.requires_grad),
-    "instances": lambda m, x, y: F.cross_entropy(m(x), y) + penalty(p for p in m.parameters() if isinstance(p, nn.Parameter)),
+    "trainable": lambda m, x, y: (
+        F.cross_entropy(m(x), y) + penalty(p for _, p in m.named_parameters() if p.requires_grad)
+    ),
+    "instances": lambda m, x, y: (
+        F.cross_entropy(m(x), y) + penalty(p for p in m.parameters() if isinstance(p, nn.Parameter))
+    ),
     "state_dict": lambda m, x, y: F.cross_entropy(m(x), y) + penalty(m.state_dict(keep_vars=True).values()),
     "get_parameter": lambda m, x, y: F.cross_entropy(m(x), y) + m.get_parameter("weight").abs().sum(),
     "vector": lambda m, x, y: F.cross_entropy(m(x), y) + nn.utils.parameters_to_vector(m.parameters()).square().sum(),
     "second forward": lambda m, x, y: F.cross_entropy(m(x), y) + m(2 * x).square().mean(),
-    "functional call": lambda m, x, y: F.cross_entropy(torch.func.functional_call(m, dict(m.named_parameters()), (x,)), y),
+    "functional call": lambda m, x, y: F.cross_entropy(
+        torch.func.functional_call(m, dict(m.named_parameters()), (x,)), y
+    ),
     "a copy inside": lambda m, x, y: F.cross_entropy(m(x), y) + copy.deepcopy(m)(x).square().mean(),
     "checkpoint": lambda m, x, y: F.cross_entropy(torch.utils.checkpoint.checkpoint(m, x, use_reentrant=False), y),
     "jacobian": lambda m, x, y: torch.func.vmap(torch.func.jacrev(m))(x).square().sum() + F.cross_entropy(m(x), y),
@@ -99,7 +109,9 @@ def test_whatever_a_closure_reads(name: str, way: str) -> None:
     if name == "a copy inside":  # a deep copy has no history: autograd's gradient lacks it, the function's has it
         model = linear()
         twin = lambda m, x, y: F.cross_entropy(m(x), y) + m(x).square().mean()  # noqa: E731
-        found, expected = (WAYS[way](model, closure=c, step_size=STEP).estimate(X, Y).gradients for c in (CLOSURES[name], twin))
+        found, expected = (
+            WAYS[way](model, closure=c, step_size=STEP).estimate(X, Y).gradients for c in (CLOSURES[name], twin)
+        )
         assert_close(found, expected, 1e-4)
         return
     assert_exact(way, linear(), closure=CLOSURES[name])
@@ -145,7 +157,9 @@ def test_a_black_box_that_trains_inside() -> None:
         return float(F.cross_entropy(model(X), Y).detach())
 
     with nothing_changes(start):
-        estimate = dz.CGE(dz.BlackBox(fn, {"lr": torch.tensor(0.1, dtype=torch.float64)}), step_size=1e-4, stencil="central").estimate()
+        estimate = dz.CGE(
+            dz.BlackBox(fn, {"lr": torch.tensor(0.1, dtype=torch.float64)}), step_size=1e-4, stencil="central"
+        ).estimate()
     by_hand = (fn({"lr": torch.tensor(0.11)}) - fn({"lr": torch.tensor(0.09)})) / 0.02
     assert float(estimate.gradients["lr"]) == pytest.approx(by_hand, rel=1e-2)
 
@@ -156,7 +170,13 @@ class Elsewhere(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.zeros(4, 3))
-        held = {"list": [self.w], "dict": {"a": self.w}, "tuple": (self.w,), "nested": {"a": [self.w]}, "attribute": self.w}[kind]
+        held = {
+            "list": [self.w],
+            "dict": {"a": self.w},
+            "tuple": (self.w,),
+            "nested": {"a": [self.w]},
+            "attribute": self.w,
+        }[kind]
         object.__setattr__(self, "held", held)
         self.kind = kind
 
@@ -278,7 +298,12 @@ class TestCriterion:
 
     def test_a_model_with_a_criterion_of_its_own(self, way: str) -> None:
         model = initialize(WithCriterion())
-        assert self.names(way, model, Scaled()) == ["layer.weight", "layer.bias", "criterion.log_scale", "criterion_.log_scale"]
+        assert self.names(way, model, Scaled()) == [
+            "layer.weight",
+            "layer.bias",
+            "criterion.log_scale",
+            "criterion_.log_scale",
+        ]
         assert self.names(way, model, model.criterion) == ["layer.weight", "layer.bias", "criterion.log_scale"]
 
     def test_one_that_shares_a_parameter(self, way: str) -> None:
@@ -297,7 +322,9 @@ class TestArguments:
 
         zo = dz.CGE(model, closure=nested)
         assert_close(zo.estimate({"inputs": [X]}, target=({"labels": Y},)).gradients, plain)
-        assert float(zo.backward({"inputs": [X]}, target=({"labels": Y},))) == pytest.approx(float(F.cross_entropy(model(X), Y)))
+        assert float(zo.backward({"inputs": [X]}, target=({"labels": Y},))) == pytest.approx(
+            float(F.cross_entropy(model(X), Y))
+        )
 
     @pytest.mark.parametrize("way", WAYS)
     def test_a_closure_that_takes_its_batch_apart(self, way: str) -> None:
@@ -306,7 +333,7 @@ class TestArguments:
 
         def closure(m: nn.Module, batch: dict[str, Tensor]) -> Tensor:
             labels = batch.pop("labels")
-            return F.cross_entropy(m(**{"input": batch["x"]}), labels)
+            return F.cross_entropy(m(input=batch["x"]), labels)
 
         found = WAYS[way](model, closure=closure).estimate(batch)
         assert batch.keys() == {"x", "labels"}
@@ -314,7 +341,9 @@ class TestArguments:
         assert_close(found.gradients, expected.gradients, 1e-6)
 
     @pytest.mark.parametrize("way", WAYS)
-    @pytest.mark.parametrize("as_number", [float, lambda v: np.float64(v), lambda v: np.asarray(v), lambda v: v.reshape(1, 1)])
+    @pytest.mark.parametrize(
+        "as_number", [float, lambda v: np.float64(v), lambda v: np.asarray(v), lambda v: v.reshape(1, 1)]
+    )
     def test_losses_that_are_numbers_of_another_kind(self, way: str, as_number: Any) -> None:
         model = linear()
         closure = lambda m, x, y: as_number(F.cross_entropy(m(x), y).detach())  # noqa: E731
@@ -326,9 +355,15 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("closure", "message"),
         [
-            (lambda m, x, y: m(x).sum().to(torch.complex128), "must be a real number, got a complex one; take .real or .abs"),
+            (
+                lambda m, x, y: m(x).sum().to(torch.complex128),
+                "must be a real number, got a complex one; take .real or .abs",
+            ),
             (lambda m, x, y: complex(1, 2), r"must be one real number .*got complex: \(1\+2j\)"),
-            (lambda m, x, y: F.cross_entropy(m(x), y, reduction="none"), r"must be one number, got a tensor of shape \(6,\).*mean"),
+            (
+                lambda m, x, y: F.cross_entropy(m(x), y, reduction="none"),
+                r"must be one number, got a tensor of shape \(6,\).*mean",
+            ),
             (lambda m, x, y: {"loss": m(x).sum()}, "must be one real number .*got dict"),
             (lambda m, x, y: None, "must be one real number .*got NoneType"),
         ],
@@ -380,7 +415,9 @@ def test_an_objective_of_another_kind(make: Any) -> None:
     assert float(objective.state) == 1.0
     assert torch.allclose(objective.w.grad, torch.tensor([2.0, -4.0]).double(), rtol=0.5)
     for missing in ("parameters", "owners", "evaluate", "commit"):
-        broken = type("Broken", (), {n: v for n, v in vars(Quadratic).items() if n not in (missing, "__dict__", "__weakref__")})()
+        broken = type(
+            "Broken", (), {n: v for n, v in vars(Quadratic).items() if n not in (missing, "__dict__", "__weakref__")}
+        )()
         with pytest.raises(InvalidInputError, match=rf"got Broken, which has no {missing}\(\)"):
             make(broken)
     with pytest.raises(InvalidInputError, match="a Quadratic returns its loss itself"):
@@ -415,17 +452,26 @@ def test_tables_of_a_module_stay_as_they_were(way: str, what: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_parameters_made_in_the_forward_are_refused(way: str) -> None:
     model = initialize(Meddling("layer"))
-    with nothing_changes(model), pytest.raises(InvalidInputError, match=r"makes parameters \(late\).*run it once, model\(x\)"):
+    with (
+        nothing_changes(model),
+        pytest.raises(InvalidInputError, match=r"makes parameters \(late\).*run it once, model\(x\)"),
+    ):
         WAYS[way](model, loss=F.cross_entropy).estimate(X, Y)
     model(X)
     assert "late.weight" in WAYS[way](model, loss=F.cross_entropy).estimate(X, Y).gradients
 
 
 WRAPPED: dict[str, tuple[Callable[[], Any], str]] = {
-    "data parallel": (lambda: nn.DataParallel(linear()), r"wrapped in DataParallel; pass the network itself, model.module"),
+    "data parallel": (
+        lambda: nn.DataParallel(linear()),
+        r"wrapped in DataParallel; pass the network itself, model.module",
+    ),
     "script": (lambda: torch.jit.trace(linear(), X), r"is a TorchScript module .*pass the Python module"),
     "lazy": (lambda: nn.LazyLinear(3), r"weight has no shape yet; run the lazy model once"),
-    "meta": (lambda: nn.Linear(4, 3, device="meta"), r"weight is on the meta device and has no values; use model.to_empty"),
+    "meta": (
+        lambda: nn.Linear(4, 3, device="meta"),
+        r"weight is on the meta device and has no values; use model.to_empty",
+    ),
     "class": (lambda: nn.Linear, r"got the type <class .*Linear"),
     "function": (lambda: lambda x: x, r"got the function .*dz.BlackBox"),
     "number": (lambda: 3, r"got int, which has no parameters\(\)"),

@@ -99,12 +99,16 @@ class TestRefused:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     @pytest.mark.parametrize("size", [1e-300, 1e-200, 1e200, 1e300])
     def test_what_differences_cannot_hold(self, size: float, dtype: torch.dtype) -> None:
-        with pytest.raises(InvalidInputError, match=r"step_size=1e[+-]\d+ for weight .*differences can hold.*try step_size="):
+        with pytest.raises(
+            InvalidInputError, match=r"step_size=1e[+-]\d+ for weight .*differences can hold.*try step_size="
+        ):
             dz.CGE(linear(dtype), loss=F.cross_entropy, step_size=size)
 
     @pytest.mark.parametrize("size", [1e-30, 1e-25, 1e25])
     def test_what_float32_cannot_hold(self, size: float) -> None:
-        with pytest.raises(InvalidInputError, match=r"float32 differences can hold, 1e-19 to 2e\+19; try step_size=0.005"):
+        with pytest.raises(
+            InvalidInputError, match=r"float32 differences can hold, 1e-19 to 2e\+19; try step_size=0.005"
+        ):
             dz.CGE(linear(torch.float32), loss=F.cross_entropy, step_size=size)
 
     @pytest.mark.parametrize("stencil", ["forward", "central"])
@@ -112,7 +116,10 @@ class TestRefused:
         """With the coordinate, its value, and a step that works."""
         values = torch.tensor([1.0, 3e8, 2.0])
         box = dz.BlackBox(lambda p: float(p["w"].double().sum()), {"w": values})
-        with pytest.raises(InvalidInputError, match=r"step of 0.001 vanishes in w\[1\] = 3e\+08.*float32.*give step_size=(\S+) or more.*auto") as error:
+        with pytest.raises(
+            InvalidInputError,
+            match=r"step of 0.001 vanishes in w\[1\] = 3e\+08.*float32.*give step_size=(\S+) or more.*auto",
+        ) as error:
             dz.CGE(box, step_size=1e-3, stencil=stencil).estimate()
         advised = float(str(error.value).split("give step_size=")[1].split()[0])
         found = dz.CGE(box, step_size=advised, stencil=stencil).estimate().gradients["w"]
@@ -120,7 +127,9 @@ class TestRefused:
 
     def test_a_direction_that_is_mostly_rounding(self) -> None:
         box = dz.BlackBox(lambda p: float(p["w"].double().sum()), {"w": torch.full((5,), 1e4)})
-        with pytest.raises(InvalidInputError, match="gaussian direction 0 moved by 0.0001 is mostly rounding.*larger step_size"):
+        with pytest.raises(
+            InvalidInputError, match="gaussian direction 0 moved by 0.0001 is mostly rounding.*larger step_size"
+        ):
             dz.RGE(box, step_size=1e-4, queries=2).estimate()
 
 
@@ -152,7 +161,11 @@ class TestTaken:
         """Of a linear function, whatever the step of each parameter."""
         closure = lambda m, x: (m(x) * torch.arange(3.0).double()).sum()  # noqa: E731
         same = make(linear(), closure=closure, step_size=1e-3, stencil=stencil).estimate(X).gradients
-        own = make(linear(), closure=closure, step_size={"weight": 1e-2, "bias": 1e-4}, stencil=stencil).estimate(X).gradients
+        own = (
+            make(linear(), closure=closure, step_size={"weight": 1e-2, "bias": 1e-4}, stencil=stencil)
+            .estimate(X)
+            .gradients
+        )
         if make is dz.CGE:
             assert_close(own, same, 1e-8)
         else:  # one slope a direction: the share of each parameter in it is its own

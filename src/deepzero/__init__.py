@@ -1,7 +1,7 @@
 """deepzero: train deep networks from function values alone."""
 
-from deepzero.coordinates import Coordinates
 from deepzero import errors, sparsity
+from deepzero.coordinates import Coordinates
 from deepzero.errors import DeepZeroError, SlowQueriesWarning, WrittenParameterWarning
 from deepzero.estimator import CGE, RGE, Estimate, Estimator
 from deepzero.evaluators import (
@@ -44,9 +44,9 @@ __all__ = [
     "QueryPolicy",
     "SequentialEvaluator",
     "SlowQueriesWarning",
-    "WrittenParameterWarning",
     "Stencil",
     "Team",
+    "WrittenParameterWarning",
     "errors",
     "joined",
     "query_key",

@@ -13,10 +13,17 @@ from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError
 from deepzero.evaluators import Evaluator, ExecutorSource, QueryJournal, QueryPolicy, choose_evaluator
-from deepzero.objective import Batch, Closure, Loss, NetworkObjective, Objective, constrained, first_query
+from deepzero.objective import Batch, Closure, Loss, NetworkObjective, Objective, constrained, first_query, steady
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
 from deepzero.randomness import derive_seed
-from deepzero.step_sizes import NOISE_POINTS, FromNoise, StepSizeLike, as_step_size, relative_noise, require_representable
+from deepzero.step_sizes import (
+    NOISE_POINTS,
+    FromNoise,
+    StepSizeLike,
+    as_step_size,
+    relative_noise,
+    require_representable,
+)
 from deepzero.stencils import FORWARD, Stencil, as_stencil
 
 
@@ -81,7 +88,10 @@ class Estimator:
 
     def estimate(self, *batch: Any, **keywords: Any) -> Estimate:
         """The estimate at the current parameters; changes nothing, so a second call gives the same bits."""
-        arguments = Batch(batch, keywords)
+        with steady(self.objective):
+            return self._estimate(Batch(batch, keywords))
+
+    def _estimate(self, arguments: Batch) -> Estimate:
         self._measure_noise(arguments)
         sizes = self.step_sizes()
         require_representable(sizes, self.objective.parameters())
@@ -317,7 +327,9 @@ def RGE(  # noqa: N802 - the field's name
 def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Objective:
     if isinstance(model, nn.Module):
         return NetworkObjective(model, loss, closure=closure)
-    missing = [name for name in ("parameters", "owners", "evaluate", "commit") if not callable(getattr(model, name, None))]
+    missing = [
+        name for name in ("parameters", "owners", "evaluate", "commit") if not callable(getattr(model, name, None))
+    ]
     if missing and callable(model):
         raise InvalidInputError(
             f"model must be an nn.Module, got the {type(model).__name__} {model!r}; for a function of parameters use dz.BlackBox(fn, params)"

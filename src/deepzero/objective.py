@@ -6,7 +6,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from deepzero.arrays import Given, as_parameter, named
 from deepzero.errors import InvalidInputError, WrittenParameterWarning
 from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
-from deepzero.writes import Watch, WriteNoticed, copied, overlaps_itself
+from deepzero.writes import DRAWS, Watch, WriteNoticed, copied, overlaps_itself
 
 Loss = Callable[[Any, Any], Any]
 Closure = Callable[..., Any]
@@ -57,18 +57,24 @@ def keywords(batch: tuple[Any, ...]) -> dict[str, Any]:
 
 
 class State(dict[str, Tensor]):
-    """Buffers by name as a query leaves them, and the plain attributes that it moved (counters, flags).
+    """Buffers by name as a query leaves them, and what else it moved: plain attributes (counters, flags), generators.
 
     Attributes:
         attributes: container, key and value of attributes that changed.
+        generators: generators of the program's own, with their states.
         tensors: plain tensors that were written into, and what they hold then.
     """
 
     def __init__(
-        self, buffers: Mapping[str, Tensor] = {}, attributes: Sequence[Any] = (), tensors: Sequence[tuple[Tensor, Tensor]] = ()  # noqa: B006
+        self,
+        buffers: Mapping[str, Tensor] = {},
+        attributes: Sequence[Any] = (),
+        generators: Sequence[tuple[torch.Generator, Tensor]] = (),
+        tensors: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         super().__init__(buffers)
         self.attributes = tuple(attributes)
+        self.generators = tuple(generators)
         self.tensors = tuple(tensors)
 
 
@@ -143,7 +149,10 @@ class NetworkObjective:
                 "a network needs either loss=..., called as loss(model(x), y), for example loss=torch.nn.functional.cross_entropy, or "
                 "closure=..., called as closure(model, *batch), for example closure=lambda model, x: model(x).square().mean()"
             )
-        for name, given, call in (("loss", loss, "loss(output, target)"), ("closure", closure, "closure(model, *batch)")):
+        for name, given, call in (
+            ("loss", loss, "loss(output, target)"),
+            ("closure", closure, "closure(model, *batch)"),
+        ):
             if given is not None and not callable(given):
                 raise InvalidInputError(f"{name} must be callable as {call}, got {type(given).__name__}")
         self._loss, self.closure = loss, closure
@@ -151,7 +160,8 @@ class NetworkObjective:
         self._written: set[str] = set()
         self._multiplied: set[str] = set()
         self._marked: dict[int, Tensor] = {}
-        self.repeatable = True
+        self.repeatable = self._draws = True
+        self._steady: Places | None = None
         if not self.places().trainable:
             raise InvalidInputError("the model has no trainable parameter (requires_grad=True): nothing to estimate")
 
@@ -159,7 +169,9 @@ class NetworkObjective:
     def loss(self) -> Loss:
         """``loss(output, target)``, for what can only work with one."""
         if self._loss is None:
-            raise InvalidInputError("this works with loss=..., called as loss(model(x), y); the objective has a closure")
+            raise InvalidInputError(
+                "this works with loss=..., called as loss(model(x), y); the objective has a closure"
+            )
         return self._loss
 
     @property
@@ -174,7 +186,16 @@ class NetworkObjective:
 
     def places(self) -> Places:
         """Where the program holds its parameters and buffers, now."""
-        return Places.of(self.model, self.criterion)
+        return Places.of(self.model, self.criterion) if self._steady is None else self._steady
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """A block in which the model's structure stays: its places are looked up once."""
+        outer, self._steady = self._steady, self.places()
+        try:
+            yield
+        finally:
+            self._steady = outer
 
     def owners(self) -> dict[str, nn.Parameter]:
         """The trainable parameters themselves; tied ones appear once, under their first name."""
@@ -230,13 +251,19 @@ class NetworkObjective:
         while True:
             draws = Draws(seed)
             try:
-                with draws.recording(), Watch(self._watched(batch)) as watch:
+                with (
+                    draws.recording() if self._draws else nullcontext(),
+                    Watch(self._watched(batch), draws=not self._draws) as watch,
+                ):
                     evaluation = self._evaluate(parameters, batch, draws, how=how)
             except WriteNoticed as noticed:
                 self._notice(noticed.name)
-            else:
+                continue
+            if self._draws or not draws.stirred:
+                self._draws = bool(draws.entries) or draws.stirred
                 self._multiplied = {name.removeprefix("parameter ") for name in watch.multiplied}
                 return evaluation, draws
+            self._draws = True  # it did not draw before
 
     def _watched(self, batch: tuple[Any, ...]) -> dict[str, Tensor]:
         """What a query must not write into, by a name that says what it is."""
@@ -251,7 +278,9 @@ class NetworkObjective:
         """From now on, every query gets a copy of what its program writes into."""
         kind, _, name = found.partition(" ")
         places = self.places()
-        if kind == "batch":
+        if kind == DRAWS:
+            self._draws = True
+        elif kind == "batch":
             self._writes_batch = True
         elif kind == "plain" or name not in places.trainable:
             tensor = places.plain_tensors()[int(name)] if kind == "plain" else places.parameters[name][0]
@@ -304,18 +333,25 @@ class NetworkObjective:
         buffers = {name: b.detach().clone() for name, (b, _) in places.buffers.items()}
         values = {**self.own_copies(parameters), **buffers}
         try:
-            with self.scope(draws, device_of(parameters)), self.restoring() as moved, self._placed(places, values, how) as held:
+            with (
+                self.scope(draws, device_of(parameters)),
+                self.restoring() as moved,
+                self._placed(places, values, how) as held,
+            ):
                 value = self.program(self.model, *batch, **keywords(batch))
                 left = {name: where[0].tensor for name, where in held.items()}
             attributes, grown = before.moved(), before.grown()
         finally:
             before.restore()
+            generators = draws.give_back()
         if grown:
             raise InvalidInputError(
                 f"the forward makes parameters ({', '.join(grown)}), which an estimate cannot know; run it once, model(x), before you make the "
                 "estimator and the optimizer"
             )
-        return Evaluation(one_number(value), State({n: b.detach() for n, b in left.items()}, attributes, moved))
+        return Evaluation(
+            one_number(value), State({n: b.detach() for n, b in left.items()}, attributes, generators, moved)
+        )
 
     def own_copies(self, values: Parameters) -> dict[str, Tensor]:
         """``values`` with copies of those that the program writes into."""
@@ -345,7 +381,10 @@ class NetworkObjective:
     @contextmanager
     def _placed(self, places: Places, values: Parameters, how: Placing) -> Iterator[dict[str, Any]]:
         """``values`` where the program looks for them."""
-        given = {name: as_complex(value, places.parameters[name][0]) if name in places.parameters else value for name, value in values.items()}
+        given = {
+            name: as_complex(value, places.parameters[name][0]) if name in places.parameters else value
+            for name, value in values.items()
+        }
         pointing = nullcontext() if how is Placing.HELD else places.pointing(given)
         held = {name: value for name, value in given.items() if how is not Placing.POINTED or name in places.buffers}
         with pointing, places.holding(held) as buffers:
@@ -405,6 +444,8 @@ class NetworkObjective:
             for tensor, value in getattr(buffers, "tensors", ()):
                 tensor.copy_(value)
         put_back(getattr(buffers, "attributes", ()))
+        for generator, state in getattr(buffers, "generators", ()):
+            generator.set_state(state)
 
 
 def _checked_model(model: Any) -> nn.Module:
@@ -430,7 +471,9 @@ def _checked_model(model: Any) -> nn.Module:
         )
     nowhere = [name for name, p in model.named_parameters() if p.is_meta]
     if nowhere:
-        raise InvalidInputError(f"parameter {nowhere[0]} is on the meta device and has no values; use model.to_empty(device='cpu') and load weights")
+        raise InvalidInputError(
+            f"parameter {nowhere[0]} is on the meta device and has no values; use model.to_empty(device='cpu') and load weights"
+        )
     sparse = [name for name, p in model.named_parameters() if p.layout != torch.strided]
     if sparse:
         raise InvalidInputError(f"parameter {sparse[0]} is sparse; pass a dense one, p.to_dense()")
@@ -452,6 +495,11 @@ def constrained(objective: Objective, gradients: dict[str, Tensor]) -> dict[str,
     """Gradients as the objective's owners hold them: see :meth:`NetworkObjective.constrain`."""
     constrain: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = getattr(objective, "constrain", None)
     return gradients if constrain is None else constrain(gradients)
+
+
+def steady(objective: Objective) -> AbstractContextManager[None]:
+    """A block in which the objective is the same: see :meth:`NetworkObjective.steady`."""
+    return objective.steady() if isinstance(objective, NetworkObjective) else nullcontext()
 
 
 def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict[str, Tensor]:

@@ -123,7 +123,13 @@ class Places:
             for key, value in module.__dict__.items():
                 if key in STRUCTURE or "_hooks" in key:
                     continue
-                held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+                held = (
+                    value.values()
+                    if isinstance(value, dict)
+                    else value
+                    if isinstance(value, (list, tuple))
+                    else (value,)
+                )
                 found |= {id(item): item for item in held if isinstance(item, Tensor) and id(item) not in named}
         return list(found.values())
 
@@ -178,7 +184,9 @@ def _unregistered(module: nn.Module, names: Mapping[int, str]) -> Iterator[Place
         if key in STRUCTURE or "_hooks" in key:
             continue
         if isinstance(value, list):
-            yield from (Place(value, i) for i, item in enumerate(value) if id(item) in names and isinstance(item, Tensor))
+            yield from (
+                Place(value, i) for i, item in enumerate(value) if id(item) in names and isinstance(item, Tensor)
+            )
         elif isinstance(value, dict):
             yield from (Place(value, k) for k, item in value.items() if id(item) in names and isinstance(item, Tensor))
         elif isinstance(value, Tensor) and id(value) in names:

@@ -62,11 +62,14 @@ def seeded_scope(seed: int, device: torch.device, *, draws: Draws | None = None)
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+        before = _global_states(device) if draws is not None else None
         if draws is not None and not draws.python:
             yield
         else:
             with _python_scope(seed, draws):
                 yield
+        if draws is not None and before is not None:
+            draws.stirred = not all(map(torch.equal, before, _global_states(device)))
 
 
 @contextmanager
@@ -121,6 +124,8 @@ class Draws:
         seed: the seed.
         entries: outcomes in the order of the program, once recorded.
         python: whether the program draws from Python's or NumPy's generators, too (taken for granted until it was recorded).
+        stirred: whether a block moved one of PyTorch's global generators: what was intercepted does not.
+        borrowed: generators of the program's own that were drawn from, each with its state before.
 
     Example:
         >>> draws = Draws(0)
@@ -136,13 +141,22 @@ class Draws:
         self.seed = seed
         self.entries: list[Draw] = []
         self.python = True
+        self.stirred = False
+        self.borrowed: list[tuple[torch.Generator, Tensor]] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Draw, and remember the outcomes."""
-        self.entries = []
+        self.entries, self.borrowed = [], []
         with _Recording(self):
             yield
+
+    def give_back(self) -> list[tuple[torch.Generator, Tensor]]:
+        """Put the program's own generators where they stood; returned is where the draws had moved them."""
+        moved = [(generator, generator.get_state()) for generator, _ in self.borrowed]
+        for generator, state in self.borrowed:
+            generator.set_state(state)
+        return moved
 
     @contextmanager
     def replaying(self, *, strict: bool = False) -> Iterator[None]:
@@ -163,7 +177,7 @@ class _Recording(TorchDispatchMode):
     def __init__(self, draws: Draws) -> None:
         super().__init__()
         self._draws = draws
-        self._generators = Generators(draws.seed)
+        self._generators = Generators(draws.seed, draws.borrowed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -201,14 +215,19 @@ class _Replaying(TorchDispatchMode):
 
 
 class Generators:
-    """One private generator a device, each starting from the same seed."""
+    """One private generator a device, each starting from the same seed; a program's own generators where it names one."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, borrowed: list[tuple[torch.Generator, Tensor]] | None = None) -> None:
         self._seed = seed
         self._made: dict[torch.device, torch.Generator] = {}
+        self._borrowed = borrowed
 
-    def on(self, device: torch.device) -> torch.Generator:
-        """The generator of a device."""
+    def on(self, device: torch.device, own: torch.Generator | None = None) -> torch.Generator:
+        """The generator of a device, or the program's ``own``."""
+        if own is not None:
+            if self._borrowed is not None and all(own is not generator for generator, _ in self._borrowed):
+                self._borrowed.append((own, own.get_state()))
+            return own
         if device not in self._made:
             self._made[device] = torch.Generator(device).manual_seed(self._seed)
         return self._made[device]
@@ -233,7 +252,14 @@ FUNCTIONAL = {"normal_functional": "normal_", **{family: name for name, family i
 
 LIKE = {"rand_like": "uniform_", "randn_like": "normal_", "randint_like": "random_"}
 FACTORIES = {"rand": "uniform", "randn": "normal", "randint": "random", "randperm": "randperm"}
-FIXED = {"native_dropout", "_fused_dropout", "rrelu", "rrelu_with_noise", "rrelu_with_noise_", "rrelu_with_noise_functional"}
+FIXED = {
+    "native_dropout",
+    "_fused_dropout",
+    "rrelu",
+    "rrelu_with_noise",
+    "rrelu_with_noise_",
+    "rrelu_with_noise_functional",
+}
 """Operations that draw from a fixed distribution and use what they draw at once."""
 
 RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
@@ -265,7 +291,9 @@ def is_random(func: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     if name.startswith(("_scaled_dot_product", "scaled_dot_product")):
         return bool(_argument(func, args, kwargs or {}, "dropout_p"))
     if name in RECURRENT:
-        return bool(_argument(func, args, kwargs or {}, "dropout")) and bool(_argument(func, args, kwargs or {}, "train"))
+        return bool(_argument(func, args, kwargs or {}, "dropout")) and bool(
+            _argument(func, args, kwargs or {}, "train")
+        )
     return True
 
 
@@ -330,7 +358,8 @@ def _filled(
     out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     rest = {k: v for k, v in (kwargs or {}).items() if k != "generator"}
     fill: Callable[..., Tensor] = getattr(out, name)
-    return fill(*options, **rest, generator=generators.on(out.device))
+    own = (kwargs or {}).get("generator")
+    return fill(*options, **rest, generator=generators.on(out.device, own))
 
 
 def _made(func: Any, args: Any, kwargs: Mapping[str, Any], generators: Generators) -> Tensor:
@@ -338,7 +367,7 @@ def _made(func: Any, args: Any, kwargs: Mapping[str, Any], generators: Generator
     rest = {k: v for k, v in kwargs.items() if k not in ("generator", "memory_format", "layout", "pin_memory")}
     device = torch.device(rest.get("device") or "cpu")
     function: Callable[..., Tensor] = getattr(torch, _name(func))
-    return function(*args, **rest, generator=generators.on(device))
+    return function(*args, **rest, generator=generators.on(device, kwargs.get("generator")))
 
 
 def _fresh_dependent(func: Any, args: Any, kwargs: Mapping[str, Any], generators: Generators) -> Draw:
@@ -346,7 +375,7 @@ def _fresh_dependent(func: Any, args: Any, kwargs: Mapping[str, Any], generators
     if not _takes_generator(func):
         state = _global_state(device)
         return Draw(family_of(func), _run(func, args, kwargs), (None, state))
-    generator = generators.on(device)
+    generator = generators.on(device, kwargs.get("generator"))
     state = generator.get_state()
     return Draw(family_of(func), _run(func, args, {**kwargs, "generator": generator}), (device, state))
 
@@ -370,6 +399,10 @@ def _run(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
     if func._schema.is_mutable:
         args = (args[0].clone(), *args[1:])
     return func(*args, **kwargs)
+
+
+def _global_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def _global_state(device: torch.device) -> Tensor:

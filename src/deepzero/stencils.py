@@ -76,4 +76,6 @@ def as_stencil(asked: Stencil | str) -> Stencil:
         return asked
     if isinstance(asked, str) and asked in STENCILS:
         return STENCILS[asked]
-    raise InvalidInputError(f"stencil must be dz.FORWARD, dz.CENTRAL, their names, or a Stencil of your own, got {asked!r}")
+    raise InvalidInputError(
+        f"stencil must be dz.FORWARD, dz.CENTRAL, their names, or a Stencil of your own, got {asked!r}"
+    )

@@ -56,7 +56,9 @@ class ByName(StepSize):
         """The numbers, all of them there."""
         missing = sorted(set(parameters) - set(self.values))
         if missing:
-            raise InvalidInputError(f"step_size names no step for {', '.join(missing[:5])}; give one for every trainable parameter")
+            raise InvalidInputError(
+                f"step_size names no step for {', '.join(missing[:5])}; give one for every trainable parameter"
+            )
         validation.known_names("step_size", self.values, parameters)
         return {name: self.values[name] for name in parameters}
 
@@ -158,8 +160,11 @@ def rounding_unit(parameter: Tensor) -> float:
 
 
 def size_of(parameter: Tensor) -> float:
-    """Root mean square of the entries; 0 of none."""
-    return float(parameter.detach().double().square().mean().sqrt()) if parameter.numel() else 0.0
+    """Root mean square of the entries, of complex ones of their real and imaginary parts; 0 of none."""
+    if not parameter.numel():
+        return 0.0
+    real = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
+    return float(real.double().square().mean().sqrt())
 
 
 def relative_noise(loss: Callable[[dict[str, Tensor]], float], parameters: Mapping[str, Tensor], seed: int) -> float:
@@ -175,7 +180,8 @@ def relative_noise(loss: Callable[[dict[str, Tensor]], float], parameters: Mappi
     }
     spacing = 4 * max(rounding_unit(p) for p in parameters.values())
     losses = [
-        loss({n: (p.double() + i * spacing * line[n]).to(p.dtype) for n, p in parameters.items()}) for i in range(NOISE_POINTS)
+        loss({n: (p.double() + i * spacing * line[n]).to(p.dtype) for n, p in parameters.items()})
+        for i in range(NOISE_POINTS)
     ]
     scale = max(abs(value) for value in losses)
     if scale == 0 or not all(math.isfinite(value) for value in losses):

@@ -10,8 +10,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deepzero.randomness import is_random
 
-class WriteNoticed(BaseException):  # noqa: N818 - a message to the objective, not an error; user code must not catch it
+DRAWS = "draws"
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "matmul"})
+
+
+class WriteNoticed(BaseException):
     """An operation is about to write into a watched tensor.
 
     Attributes:
@@ -28,6 +33,7 @@ class Watch(TorchDispatchMode):
 
     Args:
         tensors: by name.
+        draws: an operation that would draw random numbers is noticed, too, by the name :data:`DRAWS`.
 
     Attributes:
         multiplied: names of tensors that went into a matrix product.
@@ -43,14 +49,17 @@ class Watch(TorchDispatchMode):
         weight [1.0, 1.0]
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, draws: bool = False) -> None:
         super().__init__()
         found = {name: memory_of(tensor) for name, tensor in tensors.items()}
         self._names = {memory: name for name, memory in found.items() if memory}
         self.multiplied: set[str] = set()
+        self._draws = draws
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._draws and is_random(func, args, kwargs):
+            raise WriteNoticed(DRAWS)
         if func._schema.is_mutable:
             for position, argument in enumerate(func._schema.arguments):
                 if argument.alias_info is None or not argument.alias_info.is_write:
@@ -61,12 +70,11 @@ class Watch(TorchDispatchMode):
                     if name is not None:
                         raise WriteNoticed(name)
         if func.overloadpacket.__name__ in PRODUCTS:
-            names = {self._names.get(memory_of(tensor)) for tensor in pytree.tree_leaves(args) if isinstance(tensor, Tensor)}
+            names = {
+                self._names.get(memory_of(tensor)) for tensor in pytree.tree_leaves(args) if isinstance(tensor, Tensor)
+            }
             self.multiplied |= {name for name in names if name is not None}
         return func(*args, **kwargs)
-
-
-PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "matmul"})
 
 
 def memory_of(tensor: Tensor) -> int:

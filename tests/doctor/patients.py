@@ -50,8 +50,8 @@ class Unruled(nn.Module):
     def forward(self, x):
         hidden = self.first(x)
         if self.at_the_end:
-            return torch.special.i0e(self.last(hidden))
-        return self.last(torch.special.i0e(hidden))
+            return torch.logcumsumexp(self.last(hidden), 1)
+        return self.last(torch.logcumsumexp(hidden, 1))
 
 
 class Branching(nn.Module):

@@ -35,7 +35,7 @@ def test_fused_operations_are_counted_one_by_one():
 
 def test_an_operation_without_a_rule_is_listed():
     found = check(seeded(Unruled(at_the_end=True)))
-    assert found.fallbacks == {"aten.special_i0e.default": 1}
+    assert found.fallbacks == {"aten.logcumsumexp.default": 1}
     assert found.behind_fallbacks == 1
 
 
@@ -52,11 +52,14 @@ def test_a_model_that_cannot_be_exported_has_a_problem_and_a_way_out():
     assert found.rules == found.fallbacks == {}
 
 
+def with_own_labels(output, y):
+    return nn.functional.cross_entropy(output, output.argmax(1))
+
+
 def test_an_operation_whose_rule_falls_back_inside_is_counted_with_the_fallbacks():
-    """Class weights: cross entropy has a rule, but not for them."""
+    """Labels that the model gives itself: cross entropy has a rule, but not for them."""
     x, y = batch()
-    weighted = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))
-    for loss, name in ((LOSS, "rules"), (weighted, "fallbacks")):
+    for loss, name in ((LOSS, "rules"), (with_own_labels, "fallbacks")):
         found = diagnose(healthy(), loss, x, y, seconds=0.1).operations
         assert getattr(found, name)["aten.cross_entropy_loss.default"] == 1
         assert sum("cross_entropy" in operation for operation in (*found.rules, *found.fallbacks)) == 1
@@ -66,13 +69,13 @@ def test_an_operation_whose_rule_falls_back_inside_is_counted_with_the_fallbacks
 
 def test_an_operation_that_is_not_watched_any_more_is_not_noted():
     x, y = batch()
-    zo = dz.CGE(healthy(), loss=nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0])))
+    zo = dz.CGE(healthy(), loss=with_own_labels)
     with watch_fallbacks() as outer:
         with watch_fallbacks() as inner:
             pass
         zo.estimate(x, y)
     assert not inner
-    assert set(outer.values()) == {"aten.cross_entropy_loss.default"}
+    assert "aten.cross_entropy_loss.default" in outer.values()
 
 
 def stumbles(*args, **kwargs):

@@ -50,7 +50,9 @@ def exact(model: nn.Module, loss: Callable[..., Tensor], x: Any = X, y: Any = Y)
     value = loss(model(x), y)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
-    return value.detach(), {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), gradients, strict=True)}
+    return value.detach(), {
+        n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), gradients, strict=True)
+    }
 
 
 def assert_live(zo: dz.Estimator, model: nn.Module, loss: Callable[..., Tensor], x: Any = X, y: Any = Y) -> None:
@@ -356,7 +358,9 @@ def test_strict_says_so_as_an_error() -> None:
 class TestLate:
     """What is settled at the first step must hold at later ones, too."""
 
-    @pytest.mark.parametrize("make", [dz.CGE, lambda *a, **k: dz.RGE(*a, queries=400, distribution="rademacher", **k)], ids=["cge", "rge"])
+    @pytest.mark.parametrize(
+        "make", [dz.CGE, lambda *a, **k: dz.RGE(*a, queries=400, distribution="rademacher", **k)], ids=["cge", "rge"]
+    )
     @pytest.mark.parametrize("evaluator", ["auto", "sequential"])
     @pytest.mark.filterwarnings("ignore::deepzero.errors.SlowQueriesWarning")
     def test_a_penalty_over_references_that_is_switched_on(self, make: Any, evaluator: str) -> None:
@@ -382,13 +386,17 @@ class TestLate:
         def closure(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             value = F.cross_entropy(m(x), y)
             if on["penalty"]:
-                value = value + sum(g.square().sum() for g in torch.autograd.grad(value, list(m.parameters()), create_graph=True))
+                value = value + sum(
+                    g.square().sum() for g in torch.autograd.grad(value, list(m.parameters()), create_graph=True)
+                )
             return value
 
         zo = dz.CGE(model, closure=closure, step_size=1e-6, evaluator=evaluator)
         for on["penalty"] in (False, True):
             value = closure(model, X, Y)
-            expected = dict(zip(dict(model.named_parameters()), torch.autograd.grad(value, list(model.parameters())), strict=True))
+            expected = dict(
+                zip(dict(model.named_parameters()), torch.autograd.grad(value, list(model.parameters())), strict=True)
+            )
             assert_close(zo.estimate(X, Y).gradients, expected, 1e-4)
 
     @pytest.mark.parametrize("make", [dz.CGE, dz.RGE])

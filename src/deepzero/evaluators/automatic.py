@@ -180,7 +180,10 @@ class AutomaticEvaluator(DivisibleEvaluator):
         lines = [f"{PROPAGATION}: {len(carried)} of {len(program.cones)} parameters"]
         if program.fallbacks:
             lines.append(f"operations without a rule, evaluated at both values: {', '.join(program.fallbacks)}")
-        lines += [f"{names}: operations run again at every query, because {reason}" for reason, names in _grouped(again).items()]
+        lines += [
+            f"{names}: operations run again at every query, because {reason}"
+            for reason, names in _grouped(again).items()
+        ]
         check = self.propagation.check(objective, batch)
         return [*lines, f"checked: {check}" if check is not None else "not checked (verify=False)"]
 
@@ -225,7 +228,6 @@ def _grouped(recomputed: dict[str, str]) -> dict[str, str]:
         last = [line.split(": ", 1)[-1] for line in reason.splitlines() if "cannot be followed" in line]
         groups.setdefault(last[0] if last else reason, []).append(name)
     return {
-        reason: ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") for reason, names in groups.items()
+        reason: ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        for reason, names in groups.items()
     }
-
-

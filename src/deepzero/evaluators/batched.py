@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from deepzero import validation
 from deepzero.errors import InvalidInputError, UnbatchableError
 from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
+from deepzero.evaluators.workers import without_batching_advice
 from deepzero.objective import (
     NetworkObjective,
     Objective,
@@ -76,7 +76,9 @@ class BatchedEvaluator(DivisibleEvaluator):
             key = (job.kind, size)
             if key not in bases:
                 bases[key] = self._base(objective, parameters, moving, size, batch, draws, base.loss)
-            losses = _stacked(objective, parameters, {n: torch.stack([p[n] for p in points]) for n in moving}, batch, draws)
+            losses = _stacked(
+                objective, parameters, {n: torch.stack([p[n] for p in points]) for n in moving}, batch, draws
+            )
             return (losses - bases[key])[: len(job)]
 
         return Preparation(
@@ -173,16 +175,6 @@ def _stacked(
         before.restore()
 
 
-@contextmanager
-def _no_word_of_fallbacks() -> Iterator[None]:
-    """PyTorch warns of every operation that ``vmap`` runs in a loop."""
-    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._functorch._set_vmap_fallback_warning_enabled(True)
-
-
 def _vectorized(
     loss: Callable[[dict[str, Tensor]], Tensor],
     stacked: Mapping[str, Tensor],
@@ -190,6 +182,6 @@ def _vectorized(
     draws: Draws,
 ) -> Tensor:
     """``vmap`` under the step's random numbers."""
-    with objective.scope(draws, device_of(dict(stacked))), draws.replaying(strict=True), _no_word_of_fallbacks():
+    with objective.scope(draws, device_of(dict(stacked))), draws.replaying(strict=True), without_batching_advice():
         result: Tensor = torch.func.vmap(loss, randomness="same")(dict(stacked))
     return result

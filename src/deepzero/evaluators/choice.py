@@ -64,7 +64,12 @@ def _evaluator(objective: Objective, asked: Evaluator | str | type | None, stric
         if asked not in NAMED:
             raise InvalidInputError(f"evaluator must be an evaluator or one of {', '.join(NAMED)}; got {asked!r}")
         return NAMED[asked]()
-    if isinstance(asked, type) and asked in (AutomaticEvaluator, PropagationEvaluator, BatchedEvaluator, SequentialEvaluator):
+    if isinstance(asked, type) and asked in (
+        AutomaticEvaluator,
+        PropagationEvaluator,
+        BatchedEvaluator,
+        SequentialEvaluator,
+    ):
         return _evaluator(objective, asked(), strict)
     if isinstance(asked, type) or not callable(getattr(asked, "measure", None)):
         raise InvalidInputError(

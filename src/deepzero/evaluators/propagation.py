@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from deepzero import validation
 from deepzero.announce import announced
-from deepzero.errors import GraphError, InvalidInputError
+from deepzero.errors import DeepZeroError, GraphError, InvalidInputError
 from deepzero.evaluators.base import (
+    Answer,
     DivisibleEvaluator,
     Job,
     Preparation,
@@ -24,14 +26,14 @@ from deepzero.evaluators.base import (
 )
 from deepzero.evaluators.costs import CostTable, chunk_cost, timed
 from deepzero.evaluators.heap import give_back_freed_memory
-from deepzero.evaluators.workers import one_thread, parallel_map
+from deepzero.evaluators.workers import one_thread, parallel_map, without_batching_advice
 from deepzero.graph import plan
 from deepzero.graph.capture import Node, capture
 from deepzero.graph.differences import Dense
 from deepzero.graph.forward import HALF, Values, cast, graph_inputs, held_bytes, native, run
 from deepzero.graph.library import Entry, Library, rounding_of
 from deepzero.graph.program import Program, compile_program, reads
-from deepzero.graph.propagate import loss_differences, propagated
+from deepzero.graph.propagate import Meter, loss_differences, propagated
 from deepzero.graph.recompute import Recomputation
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
 from deepzero.objective import Batch, Evaluation, NetworkObjective, Objective, as_complex, device_of, keywords
@@ -39,12 +41,16 @@ from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPertur
 from deepzero.randomness import Draws
 from deepzero.step_sizes import FromDtype
 
+log = logging.getLogger("deepzero")
+
 DEFAULT_BUDGET = 2 << 30
 CPU_TARGET = 96 << 20
 CUDA_TARGET = 256 << 20
 WIDENED = 8
 """Memory of a verification in float64, in multiples of the base forward in float32."""
 
+
+WAY_OUT = 'evaluator="auto", without strict=True, answers such queries by other means; evaluator=dz.SequentialEvaluator() by full forwards'
 
 JOINT = "all parameters"
 """Name of what moves in a random direction, in footprints."""
@@ -155,18 +161,25 @@ class PropagationEvaluator(DivisibleEvaluator):
             raise InvalidInputError(
                 "PropagationEvaluator evaluates an nn.Module; use evaluator=dz.SequentialEvaluator() here"
             )
+        if not isinstance(perturbations, (CoordinatePerturbations, RandomPerturbations)):
+            raise InvalidInputError(
+                f"PropagationEvaluator knows coordinates and random directions, got {type(perturbations).__name__}; use "
+                "evaluator=dz.SequentialEvaluator()"
+            )
         sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in objective.parameters()}
-        step = self._begin(objective, batch, sizes, seed)
-        if isinstance(perturbations, CoordinatePerturbations):
-            return self._coordinates(step, objective, perturbations, offsets)
-        if isinstance(perturbations, RandomPerturbations):
+        try:
+            step = self._begin(objective, batch, sizes, seed)
+            if isinstance(perturbations, CoordinatePerturbations):
+                return self._coordinates(step, objective, perturbations, offsets)
             return self._directions(step, objective, perturbations, offsets)
-        raise InvalidInputError(
-            f"PropagationEvaluator knows coordinates and random directions, got {type(perturbations).__name__}; use "
-            "evaluator=dz.SequentialEvaluator()"
-        )
+        except GraphError as error:
+            if self.strict:
+                raise GraphError(f"{error}\n{WAY_OUT}") from error
+            raise
 
-    def _begin(self, objective: NetworkObjective, batch: tuple[Any, ...], sizes: Mapping[str, float], seed: int) -> _Step:
+    def _begin(
+        self, objective: NetworkObjective, batch: tuple[Any, ...], sizes: Mapping[str, float], seed: int
+    ) -> _Step:
         """The base query, and a program whose loss is that of the live one."""
         parameters = objective.parameters()
         with one_thread():
@@ -174,20 +187,39 @@ class PropagationEvaluator(DivisibleEvaluator):
             require_finite_base(base.loss)
             if self._verify:
                 require_repeatable(objective)
-            library = self._libraries.setdefault(objective, Library())
-            entry, new = library.get(objective, batch, draws, strict=self.strict)
-            if new or (self._verify and entry.check is None):
-                with announced("checking the program's difference rules"):
-                    self._check(entry, objective, batch, sizes, seed, draws, base.loss)
-            values = self._run(entry.program, objective, batch, draws)
-            loss = base_loss(entry.program, values)
-            unit = rounding_of(objective)
-            if not entry.agrees(loss, base.loss, unit):
-                entry, values = self._captured_again(library, entry, objective, batch, sizes, seed, draws, base.loss)
-            else:
-                library.settled()
-            library.learn(objective, base.buffers)
+            try:
+                with without_batching_advice():
+                    entry, values = self._matched(objective, batch, sizes, seed, draws, base)
+            except (DeepZeroError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                raise GraphError(
+                    f"the program's graph cannot be evaluated ({type(error).__name__}: {str(error)[:200]})"
+                ) from error
         return _Step(entry, base, draws, values, batch)
+
+    def _matched(
+        self,
+        objective: NetworkObjective,
+        batch: tuple[Any, ...],
+        sizes: Mapping[str, float],
+        seed: int,
+        draws: Draws,
+        base: Evaluation,
+    ) -> tuple[Entry, Values]:
+        """A program with the loss of the live one, and its base values."""
+        library = self._libraries.setdefault(objective, Library())
+        entry, new = library.get(objective, batch, draws, strict=self.strict)
+        if new or (self._verify and entry.check is None):
+            with announced("checking the program's difference rules"):
+                self._check(entry, objective, batch, sizes, seed, draws, base.loss)
+        values = self._run(entry.program, objective, batch, draws)
+        if entry.agrees(base_loss(entry.program, values), base.loss, rounding_of(objective)):
+            library.settled()
+        else:
+            entry, values = self._captured_again(library, entry, objective, batch, sizes, seed, draws, base.loss)
+        library.learn(objective, base.buffers)
+        return entry, values
 
     def _captured_again(
         self,
@@ -273,14 +305,23 @@ class PropagationEvaluator(DivisibleEvaluator):
                 return again[chunk.parameter].differences(perturbations, range(job.start, job.stop), offset)
             cone = program.cones[chunk.parameter]
             size = offset * perturbations.scale(chunk.parameter)
-            return loss_differences(cone, values, program.graph.output, chunk.indices, size)
+            try:
+                return loss_differences(cone, values, program.graph.output, chunk.indices, size)
+            except Exception as error:
+                if self.strict or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                    raise
+                log.warning("queries of %s run operations again: a rule raised %s", chunk.parameter, error)
+                rescue = self._recomputations(step, objective, [chunk.parameter])[chunk.parameter]
+                return rescue.differences(perturbations, range(job.start, job.stop), offset)
 
         jobs = [
             Job(row, chunk.start, chunk.stop, chunk.parameter, foot.queries[chunk.parameter])
             for row in range(len(offsets))
             for chunk in chunks.values()
         ]
-        return self._preparation(step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), steps)
+        return self._preparation(
+            step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), steps
+        )
 
     def _recomputations(self, step: _Step, objective: NetworkObjective, names: Sequence[str]) -> dict[str, _Queries]:
         """What runs the operations behind some parameters again: in float64, unless what they draw depends on their values."""
@@ -313,7 +354,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         values, device = step.values, device_of(objective.parameters())
         output, places = step.entry.program.graph.output, objective.places()
 
-        def differences(start: int, stop: int, offset: float, meter: plan.Meter | None = None) -> Tensor:
+        def differences(start: int, stop: int, offset: float, meter: Meter | None = None) -> Tensor:
             stacked = perturbations.stack(start, stop)
             sources = {}
             for node in cone.sources:
@@ -334,7 +375,9 @@ class PropagationEvaluator(DivisibleEvaluator):
         def difference(job: Job) -> Tensor:
             return differences(job.start, job.stop, offsets[job.row])
 
-        return self._preparation(step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), None)
+        return self._preparation(
+            step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), None
+        )
 
     def _preparation(
         self,
@@ -346,6 +389,10 @@ class PropagationEvaluator(DivisibleEvaluator):
         tight: bool,
         steps: Tensor | None,
     ) -> Preparation:
+        def answer(some: Sequence[Job]) -> list[Answer]:
+            with without_batching_advice():
+                return parallel_map(lambda job: timed_answer(difference, job), some, workers, device)
+
         def release() -> None:
             step.values.clear()
             if tight:
@@ -355,7 +402,7 @@ class PropagationEvaluator(DivisibleEvaluator):
             loss=step.base.loss,
             buffers=step.base.buffers,
             jobs=jobs,
-            answer=lambda some: parallel_map(lambda job: timed_answer(difference, job), some, workers, device),
+            answer=answer,
             release=release,
             steps=steps,
         )
@@ -461,7 +508,7 @@ class PropagationEvaluator(DivisibleEvaluator):
                 self._footprints[entry.digest] = plan.footprint(entry.program, values, offset)
         return self._footprints[entry.digest]
 
-    def _joint_footprint(self, entry: Entry, values: Values, one: Callable[[plan.Meter], Tensor]) -> plan.Footprint:
+    def _joint_footprint(self, entry: Entry, values: Values, one: Callable[[Meter], Tensor]) -> plan.Footprint:
         key = f"{entry.digest} {JOINT}"
         if key not in self._footprints:
             with one_thread(), torch.no_grad():

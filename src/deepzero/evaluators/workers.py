@@ -43,3 +43,13 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def without_batching_advice() -> Iterator[None]:
+    """A block in which ``vmap`` does not print which operations it cannot batch: it loops over them, as the fallback may."""
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # PyTorch's default; it can be set, not asked for

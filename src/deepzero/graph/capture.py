@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from deepzero.errors import GraphError
 from deepzero.graph import decompositions
 from deepzero.objective import NetworkObjective, device_of, keywords
 from deepzero.placement import CRITERION, Attributes, Places
-from deepzero.randomness import Draws
+from deepzero.randomness import Draws, is_random
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Node:
     kwargs: dict[str, Any]
     source: str = ""
 
-    @property
+    @cached_property
     def inputs(self) -> list[Node]:
         """The nodes among the arguments, in order."""
         found: list[Node] = []
@@ -76,6 +77,13 @@ class Graph:
         """Graph input -> parameter name."""
         return {node: str(name) for node, (kind, name) in self.inputs.items() if kind == "parameter"}
 
+    @cached_property
+    def drawing(self) -> dict[Node, int]:
+        """The operations that draw random numbers, with their places among the program's draws."""
+        drawing = [node for node in self.nodes if is_random(node.target, node.args, node.kwargs)]
+        return {node: i for i, node in enumerate(drawing)}
+
+    @cached_property
     def ancestors(self) -> set[Node]:
         """The nodes that the loss depends on."""
         useful = {self.output}
@@ -89,7 +97,9 @@ class Graph:
         made = dict(zip(self.inputs, self.inputs, strict=True))
         nodes = []
         for node in self.nodes:
-            args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda a: _wide(made[a] if isinstance(a, Node) else a))
+            args, kwargs = fx.node.map_aggregate(
+                (node.args, node.kwargs), lambda a: _wide(made[a] if isinstance(a, Node) else a)
+            )
             made[node] = Node(node.name, node.target, args, dict(kwargs), node.source)
             nodes.append(made[node])
         return Graph(self.inputs, nodes, made[self.output], self.constants)
@@ -108,7 +118,12 @@ class Graph:
         return digest.hexdigest()
 
 
-WIDE = {torch.float16: torch.float64, torch.bfloat16: torch.float64, torch.float32: torch.float64, torch.complex64: torch.complex128}
+WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
 
 
 def _wide(argument: Any) -> Any:
@@ -155,7 +170,13 @@ def capture(objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws | 
     before = Attributes.of([*places.modules, *_stateful(objective)])
     device = device_of(objective.parameters())
     try:
-        with announced("exporting the program to a graph"), objective.scope(draws or Draws(0), device), objective.restoring(), _quiet(), torch.no_grad():
+        with (
+            announced("exporting the program to a graph"),
+            objective.scope(draws or Draws(0), device),
+            objective.restoring(),
+            _quiet(),
+            torch.no_grad(),
+        ):
             program = torch.export.export(module, (tuple(batch), keywords(batch)), strict=False)
             program = program.run_decompositions(decompositions.table())
     except Exception as error:
@@ -184,14 +205,15 @@ class _OfThisThread(logging.Filter):
 TORCHS_OWN = (
     ("`torch.jit.* is deprecated", DeprecationWarning),
     ("`isinstance\\(treespec, LeafSpec\\)` is deprecated", FutureWarning),
-    ("The tensor attributes? self\\..*assigned during export", UserWarning),
+    ("The tensor attributes? .* (was|were) assigned during export", UserWarning),
+    ("Detected \\d+ fake tensors that are still alive after export", UserWarning),
     ("A model attribute `.*` requires gradient", UserWarning),
 )
-"""Warnings that PyTorch's exporter gives of its own code, or of what is put right afterwards."""
+"""Warnings of PyTorch's exporter about its own code, and about what a capture takes back afterwards or checks itself."""
 
 
 def _ignore_torchs_own() -> None:
-    """A user who makes warnings errors means his own code: PyTorch's deprecated use of itself must not stop a capture."""
+    """Who makes warnings errors means his own code: PyTorch's words about itself must not stop a capture."""
     known = {(f[0], getattr(f[1], "pattern", None), f[2]) for f in warnings.filters}
     for message, category in TORCHS_OWN:
         if ("ignore", message, category) not in known:

@@ -90,7 +90,10 @@ class Channel:
 
     def with_delta(self, delta: Num[Tensor, " p *rest"]) -> Channel:
         """The same channels with another difference."""
-        return Channel(self.axis, self.channels, delta, self.shape)
+        other = Channel(self.axis, self.channels, delta, self.shape)
+        if "runs" in self.__dict__:
+            other.__dict__["runs"] = self.runs  # they depend on the channels alone
+        return other
 
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries; 4-D values in channels-last memory, as convolutions on a CPU like it."""
@@ -130,6 +133,20 @@ class Dense:
 Difference = OneHot | Channel | Dense
 
 
+def difference_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that holds the differences of values of ``dtype``.
+
+    Differences of half-precision values are held in float32, where a small step does not underflow, and those of
+    integers and booleans are integers.
+
+    >>> [difference_dtype(d) for d in (torch.float64, torch.bfloat16, torch.bool)]
+    [torch.float64, torch.float32, torch.int64]
+    """
+    if dtype.is_complex:
+        return torch.promote_types(dtype, torch.complex64)
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.int64
+
+
 def entries(difference: Difference) -> Num[Tensor, "p entries"]:
     """The entries that may differ; all others are zero."""
     values = difference.values if isinstance(difference, OneHot) else difference.delta
@@ -165,13 +182,20 @@ def add(left: Difference | None, right: Difference | None) -> Difference | None:
         return right if left is None else left
     if isinstance(left, Channel) and isinstance(right, Channel) and same_channels(left, right):
         return left.with_delta(left.delta + right.delta)
+    if isinstance(left, OneHot) and isinstance(right, OneHot) and same_entries(left, right):
+        return OneHot(left.indices, left.values + right.values, left.shape)
     return Dense(left.dense() + right.dense())
+
+
+def same_entries(left: OneHot, right: OneHot) -> bool:
+    """Whether two one-hot differences sit on the same entries."""
+    return left.shape == right.shape and _equal(left.indices, right.indices)
 
 
 def same_channels(left: Channel, right: Channel) -> bool:
     """Whether two channel differences sit on the same channels."""
-    return (
-        left.axis == right.axis
-        and left.shape == right.shape
-        and (left.channels is right.channels or torch.equal(left.channels, right.channels))
-    )
+    return left.axis == right.axis and left.shape == right.shape and _equal(left.channels, right.channels)
+
+
+def _equal(left: Int64[Tensor, " p"], right: Int64[Tensor, " p"]) -> bool:
+    return left is right or torch.equal(left, right)

@@ -27,7 +27,9 @@ def picture(objective: NetworkObjective) -> Picture:
     """What the objective's program may read, by where it stands."""
     seen: Picture = {}
     places = objective.places()
-    seen["tied"] = tuple((name, len(where)) for name, (_, where) in (*places.parameters.items(), *places.buffers.items()))
+    seen["tied"] = tuple(
+        (name, len(where)) for name, (_, where) in (*places.parameters.items(), *places.buffers.items())
+    )
     for position, module in enumerate(places.modules):
         seen[position, "type"] = type(module)
         seen[position, "tensors"] = tuple(_tensors(module))

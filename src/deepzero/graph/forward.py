@@ -14,7 +14,7 @@ from deepzero.errors import GraphError
 from deepzero.graph.calls import Value
 from deepzero.graph.capture import Graph, Node
 from deepzero.objective import NetworkObjective, Parameters, as_complex, keywords
-from deepzero.randomness import Draws, is_random, matching, placed
+from deepzero.randomness import Draws, matching, placed
 
 Values = dict[Node, Value]
 HALF = (torch.float16, torch.bfloat16)
@@ -61,9 +61,7 @@ def cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value.to(dtype.to_complex() if value.is_complex() else dtype)
 
 
-def run(
-    graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], draws: Draws, wide: bool = False
-) -> Values:
+def run(graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], draws: Draws, wide: bool = False) -> Values:
     """Evaluate the graph once; values outside ``keep`` are dropped after their last use.
 
     Half types are computed as such, and kept in float32, in which their differences are held.
@@ -80,7 +78,7 @@ def run(
     """
     values: Values = {node: Value(value) for node, value in inputs.items()}
     kept = set(keep) | {graph.output}
-    useful = graph.ancestors()
+    useful = graph.ancestors
     expiring = _last_uses(graph, kept)
     dealer = Dealer(graph, draws, wide=wide)
     with torch.no_grad():
@@ -113,8 +111,7 @@ class Dealer:
 
     def __init__(self, graph: Graph, draws: Draws, *, wide: bool = False) -> None:
         self._draws, self._wide = draws, wide
-        drawing = [node for node in graph.nodes if is_random(node.target, node.args, node.kwargs)]
-        self._position = {node: i for i, node in enumerate(drawing)}
+        self._position = graph.drawing
 
     def call(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operation's result."""

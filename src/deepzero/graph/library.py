@@ -167,7 +167,8 @@ def shape_key(batch: tuple[Any, ...]) -> Hashable:
     """What a graph depends on in a batch: shapes, dtypes and devices of tensors, everything else itself, and the structure."""
     leaves, spec = pytree.tree_flatten((tuple(batch), keywords(batch)))
     described = tuple(
-        (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
+        (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else repr(leaf)
+        for leaf in leaves
     )
     return described, repr(spec)
 

@@ -106,7 +106,9 @@ def graph_loss(
     program: Program, objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws, parameters: Parameters | None
 ) -> Tensor:
     """The graph's loss, averaged in float64."""
-    values = run(program.graph, graph_inputs(program.graph, objective, batch, parameters=parameters), keep=(), draws=draws)
+    values = run(
+        program.graph, graph_inputs(program.graph, objective, batch, parameters=parameters), keep=(), draws=draws
+    )
     loss: Tensor = values[program.graph.output].base
     return loss.double().mean()
 
@@ -199,7 +201,11 @@ def _compared(
     base = again.loss({node: inputs[node] for node in cone.sources})
     picked = sorted({0, int(found.abs().nan_to_num(nan=math.inf).argmax())})
     return [
-        (int(chosen[k]), float(found[k]), float(again.loss(dict.fromkeys(cone.sources, _moved(source, int(chosen[k]), step))) - base))
+        (
+            int(chosen[k]),
+            float(found[k]),
+            float(again.loss(dict.fromkeys(cone.sources, _moved(source, int(chosen[k]), step))) - base),
+        )
         for k in picked
     ]
 

@@ -84,9 +84,7 @@ class CoordinatePerturbations:
         """:math:`\\theta + t e_k`."""
         return self.displacement(k).apply(parameters, offset)
 
-    def taken(
-        self, parameters: Parameters, offsets: Sequence[float], names: Collection[str] | None = None
-    ) -> Tensor:
+    def taken(self, parameters: Parameters, offsets: Sequence[float], names: Collection[str] | None = None) -> Tensor:
         """Steps that rounding leaves of :math:`\\theta_i + t`, ``[len(offsets), K]`` float64.
 
         Those of parameters that are not among ``names``, if given, are the steps asked for.
@@ -118,7 +116,10 @@ class CoordinatePerturbations:
 
     def nominal(self, offsets: Sequence[float]) -> Tensor:
         """Steps as asked for, ``[len(offsets), K]`` float64."""
-        parts = [torch.full((index.numel(),), self.scale(name), dtype=torch.float64) for name, index in self.coordinates.items()]
+        parts = [
+            torch.full((index.numel(),), self.scale(name), dtype=torch.float64)
+            for name, index in self.coordinates.items()
+        ]
         scales = torch.cat([torch.zeros(0, dtype=torch.float64), *parts])
         return torch.tensor(list(offsets), dtype=torch.float64).unsqueeze(1) * scales
 

@@ -149,7 +149,7 @@ class RandomPerturbations:
         if error > 0.25 * length:
             raise InvalidInputError(
                 f"{self.describe(k)} moved by {offset:g} is mostly rounding: the parameters' dtypes hold it with a relative error of "
-                f"{math.sqrt(error / length):.2g}; give a larger step_size, step_size=\"auto\", or float32 or float64 parameters"
+                f'{math.sqrt(error / length):.2g}; give a larger step_size, step_size="auto", or float32 or float64 parameters'
             )
         return along / length
 
@@ -167,7 +167,9 @@ class RandomPerturbations:
         return f"{self._distribution} direction {k}"
 
 
-def _moved(parameters: Parameters, direction: Parameters, offset: float, scales: Mapping[str, float]) -> dict[str, Tensor]:
+def _moved(
+    parameters: Parameters, direction: Parameters, offset: float, scales: Mapping[str, float]
+) -> dict[str, Tensor]:
     """``theta + t u`` in the parameters' memory formats."""
     moved = dict(parameters)
     for name, u in direction.items():

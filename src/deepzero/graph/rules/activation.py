@@ -1,4 +1,4 @@
-"""Pointwise activations in cancellation-free form. Each function gives ``f(z + d) - f(z)`` from ``z`` and ``d``."""
+"""Rules of pointwise functions of one operand; the formulas are in :mod:`deepzero.graph.rules.formulas`."""
 
 from __future__ import annotations
 
@@ -10,104 +10,151 @@ import torch
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Dense, Difference
-from deepzero.graph.rules.base import apply_pointwise, rule
-from deepzero.graph.rules.pointwise import broadcast, scaled_by, total
+from deepzero.graph.differences import Channel, Dense, Difference
+from deepzero.graph.rules import formulas
+from deepzero.graph.rules.base import apply_pointwise, map_delta, normal_dim, rule
+from deepzero.graph.rules.fallback import evaluated
+from deepzero.graph.rules.formulas import relu
+from deepzero.graph.rules.frames import broadcast
+from deepzero.graph.rules.pointwise import scaled_by, total
 from deepzero.graph.rules.shape import reshaped
 
+__all__ = ["dropout", "prelu", "relu"]
 aten = torch.ops.aten
+Formula = Callable[..., Tensor]
+
+SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
+"""alpha, scale and input scale of the ELU that SELU is."""
 
 
-def relu(z: Tensor, d: Tensor) -> Tensor:
-    """``max(z + d, 0) - max(z, 0)``."""
-    return torch.where(z > 0, torch.maximum(d, -z), torch.clamp(z + d, min=0))
+def _register(target: Any, function: Formula, complex_function: Formula | None = None) -> None:
+    """A rule for a function of one operand, ``function(z, d, *options)``.
 
-
-def tanh(z: Tensor, d: Tensor) -> Tensor:
-    """By the addition theorem: ``tanh d``, times one minus the product of both values."""
-    return torch.tanh(d) * (1 - torch.tanh(z) * torch.tanh(z + d))
-
-
-def sigmoid(z: Tensor, d: Tensor) -> Tensor:
-    """``-expm1(-d) * s(z + d) * (1 - s(z))``; the plain difference where d is large and expm1 could overflow."""
-    closed = -torch.expm1(-d.clamp(min=-1)) * torch.sigmoid(z + d) * torch.sigmoid(-z)
-    return torch.where(d < -1, torch.sigmoid(z + d) - torch.sigmoid(z), closed)
-
-
-def exp(z: Tensor, d: Tensor) -> Tensor:
-    """``exp(z) expm1(d)``; the plain difference where d is large and expm1 could overflow."""
-    return torch.where(d > 1, torch.exp(z + d) - torch.exp(z), torch.exp(z) * torch.expm1(d.clamp(max=1)))
-
-
-def silu(z: Tensor, d: Tensor) -> Tensor:
-    """``d * s(z + d) + z * (s(z + d) - s(z))``."""
-    return d * torch.sigmoid(z + d) + z * sigmoid(z, d)
-
-
-def _gauss_interval(z: Tensor, d: Tensor) -> Tensor:
-    """``Phi(z + d) - Phi(z)``: a midpoint expansion for small d, the erf difference (in float64) otherwise.
-
-    With m the midpoint and phi the normal density, the integral of phi over an interval of length d around m is
-    ``phi(m) * d * (1 + (m^2 - 1) d^2/24 + (m^4 - 6 m^2 + 3) d^4/1920 + ...)``.
+    Integer operands are evaluated, and so are complex ones unless there is a formula for them.
     """
-    m = z + d / 2
-    m2, d2 = m * m, d * d
-    density = torch.exp(-m2 / 2) * (1 / math.sqrt(2 * math.pi))
-    series = density * d * (1 + (m2 - 1) * d2 / 24 + (m2 * m2 - 6 * m2 + 3) * d2 * d2 / 1920)
-    small = d.abs() < (0.05 if d.dtype == torch.float32 else 0.002)
-    if bool(small.all()):
-        return series
-    wide_z, wide_d = z.double(), d.double()
-    root = math.sqrt(0.5)
-    exact = 0.5 * (torch.special.erf((wide_z + wide_d) * root) - torch.special.erf(wide_z * root))
-    return torch.where(small, series, exact.to(d.dtype))
 
-
-def gelu(z: Tensor, d: Tensor) -> Tensor:
-    """Exact gelu ``z * Phi(z)``: ``d * Phi(z + d) + z * (Phi(z + d) - Phi(z))``."""
-    upper: Tensor = torch.special.ndtr(z + d)
-    return d * upper + z * _gauss_interval(z, d)
-
-
-def gelu_tanh(z: Tensor, d: Tensor) -> Tensor:
-    """The tanh approximation of gelu, ``z/2 * (1 + tanh(u(z)))`` with ``u = sqrt(2/pi) (z + 0.044715 z^3)``."""
-    k, c = math.sqrt(2 / math.pi), 0.044715
-    u = k * (z + c * z**3)
-    du = k * (d + c * d * (3 * z * z + 3 * z * d + d * d))
-    return 0.5 * (d * (1 + torch.tanh(u + du)) + z * tanh(u, du))
-
-
-def leaky_relu(z: Tensor, d: Tensor, slope: float) -> Tensor:
-    """``slope * d + (1 - slope) * (relu(z + d) - relu(z))``."""
-    return slope * d + (1 - slope) * relu(z, d)
-
-
-def _register(target: Any, function: Callable[[Tensor, Tensor], Tensor]) -> None:
     @rule(target)
-    def apply(call: Call, x: Operand) -> Outcome:
-        return apply_pointwise(x, function)
+    def apply(call: Call, x: Operand, *options: Any, **named: Any) -> Outcome:
+        chosen = function if x.base.is_floating_point() else complex_function if x.base.is_complex() else None
+        if chosen is None:
+            return evaluated(call, x, *options, **named)
+        return apply_pointwise(x, lambda z, d: chosen(z, d, *options, **named))
+
+
+def _softplus(z: Tensor, d: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    """``log(1 + exp(beta z)) / beta``, and z itself where ``beta z`` is above the threshold."""
+    change = formulas.softplus(beta * z, beta * d) / beta
+    before, after = beta * z > threshold, beta * (z + d) > threshold
+    if not bool(before.any() | after.any()):
+        return change
+    dropped = [
+        torch.where(above, torch.log1p(torch.exp(-beta * v)) / beta, 0) for above, v in ((before, z), (after, z + d))
+    ]
+    return torch.where(before & after, d, change + dropped[0] - dropped[1])
+
+
+def _elu(z: Tensor, d: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    return formulas.elu(z, d, alpha, scale, input_scale)
+
+
+def _celu(z: Tensor, d: Tensor, alpha: float = 1) -> Tensor:
+    return formulas.elu(z, d, alpha, 1, 1 / alpha)
+
+
+def _hardtanh(z: Tensor, d: Tensor, low: float = -1, high: float = 1) -> Tensor:
+    return formulas.clamp(z, d, low, high)
+
+
+def _threshold(z: Tensor, d: Tensor, threshold: float, value: float) -> Tensor:
+    """Nothing below the threshold, where the value is fixed; ``d`` above; the way between where it is crossed."""
+    before, after = z > threshold, d > threshold - z
+    return torch.where(before, torch.where(after, d, value - z), torch.where(after, (z - value) + d, 0))
+
+
+def _gelu(z: Tensor, d: Tensor, *, approximate: str = "none") -> Tensor:
+    return formulas.gelu(z, d) if approximate == "none" else formulas.gelu_tanh(z, d)
+
+
+def _leaky_relu(z: Tensor, d: Tensor, negative_slope: float = 0.01) -> Tensor:
+    return formulas.leaky_relu(z, d, negative_slope)
+
+
+def _complex_exp(z: Tensor, d: Tensor) -> Tensor:
+    """``exp(z) expm1(d)``; the plain difference where the real part of d is large and expm1 could overflow."""
+    large = d.real > 1
+    return torch.where(large, torch.exp(z + d) - torch.exp(z), torch.exp(z) * torch.expm1(torch.where(large, 0, d)))
 
 
 _register(aten.relu.default, relu)
-_register(aten.tanh.default, tanh)
-_register(aten.sigmoid.default, sigmoid)
-_register(aten.silu.default, silu)
-_register(aten.exp.default, exp)
-_register(aten.log.default, lambda z, d: torch.where(d == 0, 0, torch.log1p(d / z)))
-_register(aten.sqrt.default, lambda z, d: torch.where(d == 0, 0, d / (torch.sqrt(z + d) + torch.sqrt(z))))
-_register(aten.reciprocal.default, lambda z, d: -d / (z * (z + d)))
+_register(aten.tanh.default, formulas.tanh)
+_register(aten.sigmoid.default, formulas.sigmoid)
+_register(aten.silu.default, formulas.silu)
+_register(aten.mish.default, formulas.mish)
+_register(aten.gelu.default, _gelu)
+_register(aten.leaky_relu.default, _leaky_relu)
+_register(aten.elu.default, _elu)
+_register(aten.celu.default, _celu)
+_register(aten.selu.default, lambda z, d: formulas.elu(z, d, *SELU))
+_register(aten.softplus.default, _softplus)
+_register(aten.log_sigmoid.default, lambda z, d: -formulas.softplus(-z, -d))
+_register(aten.hardtanh.default, _hardtanh)
+_register(aten.relu6.default, lambda z, d: formulas.clamp(z, d, 0, 6))
+_register(aten.hardsigmoid.default, formulas.hardsigmoid)
+_register(aten.hardswish.default, formulas.hardswish)
+_register(aten.threshold.default, _threshold)
+_register(aten.abs.default, formulas.absolute, formulas.absolute)
+_register(aten.exp.default, formulas.exp, _complex_exp)
+_register(aten.expm1.default, formulas.exp, _complex_exp)
+_register(aten.exp2.default, formulas.exp2)
+_register(aten.log.default, formulas.log)
+_register(aten.log1p.default, formulas.log1p)
+_register(aten.log2.default, lambda z, d: formulas.log(z, d) / math.log(2))
+_register(aten.log10.default, lambda z, d: formulas.log(z, d) / math.log(10))
+_register(aten.sqrt.default, formulas.sqrt)
+_register(aten.rsqrt.default, formulas.rsqrt)
+_register(aten.reciprocal.default, formulas.reciprocal, formulas.reciprocal)
+_register(aten.square.default, formulas.square, formulas.square)
+_register(aten.sin.default, formulas.sin)
+_register(aten.cos.default, formulas.cos)
+_register(aten.tan.default, formulas.tan)
+_register(aten.sinh.default, formulas.sinh)
+_register(aten.cosh.default, formulas.cosh)
+_register(aten.atan.default, formulas.atan)
+_register(aten.erf.default, formulas.erf)
+_register(aten.erfc.default, lambda z, d: -formulas.erf(z, d))
+_register(aten.special_ndtr.default, formulas.gauss_interval)
 
 
-@rule(aten.gelu.default)
-def gelu_rule(call: Call, x: Operand, *, approximate: str = "none") -> Outcome:
-    """Either form of gelu."""
-    return apply_pointwise(x, gelu if approximate == "none" else gelu_tanh)
+@rule(aten.deg2rad.default, aten.rad2deg.default)
+def scale(call: Call, x: Operand) -> Outcome:
+    """Linear: applied to the difference itself."""
+    assert x.difference is not None
+    return map_delta(x.difference, call.node.target)
 
 
-@rule(aten.leaky_relu.default)
-def leaky_relu_rule(call: Call, x: Operand, negative_slope: float = 0.01) -> Outcome:
-    """Leaky relu with its slope."""
-    return apply_pointwise(x, lambda z, d: leaky_relu(z, d, negative_slope))
+@rule(aten.glu.default)
+def glu(call: Call, x: Operand, dim: int = -1) -> Outcome:
+    """``a s(b)`` for the halves a and b of x: ``da s(b + db) + a (s(b + db) - s(b))``."""
+    difference, axis = x.difference, normal_dim(dim, x.base.dim())
+    half = call.output.base.shape[axis]
+    a, b = x.base.chunk(2, axis)
+    if isinstance(difference, Channel) and difference.axis == axis:
+        folded = Channel(axis, difference.channels % half, difference.delta, call.output.base.shape)
+        upper = (difference.channels < half).reshape(-1, *(1 for _ in folded.delta.shape[1:]))
+        gate, value = folded.of(b), folded.of(a)
+        of_gate = value * formulas.sigmoid(gate, folded.delta)
+        return folded.with_delta(torch.where(upper, folded.delta * torch.sigmoid(gate), of_gate))
+    if isinstance(difference, Channel):
+        stacked, at = difference.delta.unsqueeze(difference.axis + 1), axis + 1
+        a, b = (difference.of(part).unsqueeze(difference.axis + 1) for part in (a, b))
+        change = _glu(a, b, *stacked.chunk(2, at)).squeeze(difference.axis + 1)
+        return Channel(difference.axis, difference.channels, change, call.output.base.shape)
+    assert difference is not None
+    return Dense(_glu(a, b, *difference.dense().chunk(2, axis + 1)))
+
+
+def _glu(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
+    return da * torch.sigmoid(b + db) + a * formulas.sigmoid(b, db)
 
 
 @rule(aten.prelu.default)

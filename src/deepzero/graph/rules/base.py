@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepzero.graph.calls import Call, Operand, Outcome, Rule
+from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot
 
 RULES: dict[Any, Rule] = {}
@@ -79,6 +79,11 @@ def linear_in_each(call: Call, args: Iterable[Any], kwargs: dict[str, Any]) -> O
     ]
     out = torch.func.vmap(at)(*deltas)
     return tuple(Dense(o) for o in out) if isinstance(out, (tuple, list)) else Dense(out)
+
+
+def operand_of(difference: Difference) -> Operand:
+    """An operand whose base value does not matter: for rules that are linear in it."""
+    return Operand(Value(torch.zeros(())), difference)
 
 
 def normal_dim(dim: int, ndim: int) -> int:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Int64, Num, Shaped
 from torch import Tensor
 
-from deepzero.errors import GraphError
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, fold, unfold_count
 from deepzero.graph.rules.base import difference_of, rule
 from deepzero.graph.rules.pointwise import total
+from deepzero.graph.rules.shape import reshaped
 
 aten = torch.ops.aten
 CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -87,10 +87,27 @@ def convolution(
     groups: int = 1,
 ) -> Outcome:
     """``conv(dx, W) + conv(x + dx, dW) + db``."""
-    if x.base.dim() != weight.base.dim():
-        raise GraphError(f"{call.node.name} convolves an input without a batch dimension; add one (x.unsqueeze(0))")
     geometry = call.memo("geometry", lambda: Geometry(weight.base, stride, padding, dilation, groups))
+    x, shape = batched(call, x, weight)
+    change = _convolution_change(call, x, weight, bias, geometry, shape)
+    return (
+        change if change is None or change.shape == call.output.base.shape else reshaped(change, call.output.base.shape)
+    )
+
+
+def batched(call: Call, x: Operand, weight: Operand) -> tuple[Operand, torch.Size]:
+    """The input and the output's shape, with a dimension of one sample in front where there is none."""
     shape = call.output.base.shape
+    if x.base.dim() == weight.base.dim():
+        return x, shape
+    value = call.memo("batched", lambda: type(x.value)(x.base.unsqueeze(0)))
+    difference = None if x.difference is None else reshaped(x.difference, value.base.shape)
+    return Operand(value, difference), torch.Size((1, *shape))
+
+
+def _convolution_change(
+    call: Call, x: Operand, weight: Operand, bias: Operand | None, geometry: Geometry, shape: torch.Size
+) -> Difference | None:
     parts: list[Difference | None] = []
     if x.difference is not None:
         parts.append(_input_change(call, x.difference, weight, geometry, shape))
@@ -98,11 +115,12 @@ def convolution(
         parts.append(_weight_change(x, weight.difference, geometry, shape))
     change = difference_of(bias)
     if change is not None:
-        parts.append(_bias_change(change, shape))
+        parts.append(bias_change(change, shape))
     return total(parts)
 
 
-def _bias_change(change: Difference, shape: torch.Size) -> Difference:
+def bias_change(change: Difference, shape: torch.Size) -> Difference:
+    """The change by a bias of the channels (dimension 1)."""
     if isinstance(change, OneHot):
         rest = (shape[0], *shape[2:])
         delta = change.values.reshape(-1, *(1 for _ in rest)).expand(-1, *rest)
@@ -119,6 +137,9 @@ def _input_change(
             return _from_channel(difference, weight, geometry, shape)
         if weight.base.shape[1] == 1 and weight.base.shape[0] == geometry.groups:
             return _depthwise(difference, weight.base, geometry, shape)
+    if isinstance(difference, Channel) and difference.axis == 0:  # one sample
+        out = geometry.convolve(difference.delta, weight.base, geometry.groups)
+        return Channel(0, difference.channels, out, shape)
     out = geometry.convolve(fold(difference.dense()), _channels_last(weight), geometry.groups)
     return Dense(unfold_count(out, difference.count))
 
@@ -154,24 +175,31 @@ def _depthwise(
 
 def _weight_change(x: Operand, difference: Difference, geometry: Geometry, shape: torch.Size) -> Difference:
     """``conv(x + dx, dW)``."""
+    if isinstance(difference, OneHot):
+        outputs, inputs, *taps = difference.positions()
+        features = inputs + outputs // (difference.shape[0] // geometry.groups) * difference.shape[1]
+        return Channel(1, outputs, _scaled_slices(x, geometry, shape, features, taps, difference.values), shape)
+    if isinstance(difference, Channel) and difference.axis == 0 and geometry.groups == 1 and x.difference is None:
+        out = geometry.convolve(x.base, difference.delta, 1)  # one output channel for each perturbation
+        return Channel(1, difference.channels, out.movedim(1, 0), shape)
     moved = x.base if x.difference is None else x.base + x.difference.dense()
-    if not isinstance(difference, OneHot):
-        convolve = torch.func.vmap(
-            lambda a, w: geometry.convolve(a, w, geometry.groups), in_dims=(None if x.difference is None else 0, 0)
-        )
-        return Dense(convolve(moved, difference.dense()))
-    outputs, inputs, *taps = difference.positions()
-    features = inputs + outputs // (difference.shape[0] // geometry.groups) * difference.shape[1]
-    values = difference.values
-    if x.difference is None:
-        return Channel(1, outputs, _scaled_slices(x, geometry, shape, features, taps, values), shape)
-    picked = torch.stack(
-        [
-            geometry.windows(geometry.pad(moved[p].movedim(1, 0)), shape[2:])[(features[p], *(t[p] for t in taps))]
-            for p in range(difference.count)
-        ]
+    convolve = torch.func.vmap(
+        lambda a, w: geometry.convolve(a, w, geometry.groups), in_dims=(None if x.difference is None else 0, 0)
     )
-    return Channel(1, outputs, picked * values.reshape(-1, *(1 for _ in picked.shape[1:])), shape)
+    return Dense(convolve(moved, difference.dense()))
+
+
+def moved_channels(x: Operand, features: Int64[Tensor, " p"]) -> Num[Tensor, "p b *spatial"]:
+    """One channel of ``x + dx`` for each perturbation."""
+    picked = x.value.channel_first(1)[features]
+    difference = x.difference
+    if difference is None:
+        return picked
+    if isinstance(difference, Channel) and difference.axis == 1:
+        same = (difference.channels == features).reshape(-1, *(1 for _ in picked.shape[1:]))
+        return picked + torch.where(same, difference.delta, 0)
+    dense = difference.dense()
+    return picked + dense[torch.arange(len(dense), device=dense.device), :, features]
 
 
 def _scaled_slices(
@@ -182,8 +210,12 @@ def _scaled_slices(
     taps: Sequence[Int64[Tensor, " p"]],
     values: Num[Tensor, " p"],
 ) -> Num[Tensor, "p b *out"]:
-    """The slice of the padded input that each perturbed weight multiplies, times its value."""
-    padded = x.value.remember(f"padded{geometry.pads}", lambda: geometry.pad(x.base.movedim(1, 0)).contiguous())
+    """The slice of the padded (and moved) input that each perturbed weight multiplies, times its value."""
+    if x.difference is not None:
+        padded = geometry.pad(moved_channels(x, features)).contiguous()
+        features = torch.arange(len(features), device=features.device)
+    else:
+        padded = x.value.remember(f"padded{geometry.pads}", lambda: geometry.pad(x.base.movedim(1, 0)).contiguous())
     fast = kernels.shifted_slices(padded, geometry, shape, features, taps, values)
     if fast is not None:
         return fast

@@ -1,7 +1,9 @@
-"""The rule for every operation without a rule of its own: evaluate at ``z + d`` and at ``z``, subtract.
+"""The rules for operations without a closed form: evaluate at ``z + d`` and at ``z``, subtract.
 
-Evaluated in float64, so that the subtraction costs no accuracy that float32 could see. Correct for any operation that
-``torch.func.vmap`` can batch or that can be called once per perturbation; slower than a rule.
+Evaluated in float64 (complex128), so that the subtraction costs no accuracy that float32 could see. A pointwise
+operation is evaluated at the entries that differ and nowhere else, which is as fast as a closed form
+(:func:`evaluated`); any other is evaluated as a whole (:func:`fallback`), which is slower. Correct for any operation
+that ``torch.func.vmap`` can batch or that can be called once per perturbation.
 """
 
 from __future__ import annotations
@@ -15,87 +17,71 @@ from torch.utils import _pytree as pytree
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Dense, difference_dtype
+from deepzero.graph.rules.frames import Moving, jointly, perturbed
 from deepzero.graph.watch import note_fallback
 
 
 def fallback(call: Call, *args: Any, **kwargs: Any) -> Outcome:
     """``f(z + d) - f(z)`` by two evaluations of ``f``."""
+    if torch.Tag.pointwise in getattr(call.node.target, "tags", ()) and isinstance(call.output.base, Tensor):
+        return evaluated(call, *args, **kwargs)
     note_fallback(call.node)
     leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda a: isinstance(a, Operand))
-    operands = [leaf for leaf in leaves if isinstance(leaf, Operand)]
-    differing = [o for o in operands if o.difference is not None]
-    if _is_pointwise(call) and len(differing) == 1 and _aligned(call, differing[0], operands):
-        return _pointwise(call, differing[0], leaves, spec)
     return _general(call, leaves, spec)
 
 
-def perturbed(base: Tensor, delta: Tensor) -> Tensor:
-    """``z + d``; exact for integers and booleans, whose differences are integers."""
-    if base.dtype == torch.bool:
-        return (base.to(delta.dtype) + delta) != 0
-    return base + delta
+def evaluated(call: Call, *args: Any, **kwargs: Any) -> Outcome:
+    """The rule of a pointwise operation: two evaluations at the entries that differ; the kind of difference is kept."""
+    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda a: isinstance(a, Operand))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Operand)]
+
+    def at(values: list[Any], cast: Callable[[Any], Any]) -> Tensor:
+        remaining = iter(values)
+        new = [next(remaining) if isinstance(leaf, Operand) else cast(leaf) for leaf in leaves]
+        there, options = pytree.tree_unflatten(new, spec)
+        value: Tensor = call.node.target(*there, **options)
+        return value
+
+    def change(*pairs: Moving) -> Tensor:
+        try:
+            return _change(at, pairs, widened, call.output.base)
+        except (RuntimeError, NotImplementedError):  # no kernel for float64
+            return _change(at, pairs, lambda value: value, call.output.base)
+
+    return jointly(call.output.base.shape, tensors, change)
+
+
+def _change(
+    at: Callable[[list[Any], Callable[[Any], Any]], Tensor],
+    pairs: tuple[Moving, ...],
+    cast: Callable[[Any], Any],
+    like: Tensor,
+) -> Tensor:
+    wide = [Moving(cast(p.base), None if p.delta is None else cast(p.delta)) for p in pairs]
+    return _subtract(at([p.moved for p in wide], cast), at([p.base for p in wide], cast), like)
 
 
 def widened(value: Any) -> Any:
-    """Floating-point tensors in float64, everything else as it is."""
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _is_pointwise(call: Call) -> bool:
-    return torch.Tag.pointwise in getattr(call.node.target, "tags", ())
-
-
-def _aligned(call: Call, operand: Operand, operands: list[Operand]) -> bool:
-    same = all(o is operand or o.base.dim() == 0 for o in operands)
-    return same and isinstance(call.output.base, Tensor) and call.output.base.shape == operand.base.shape
-
-
-def _pointwise(call: Call, operand: Operand, leaves: list[Any], spec: Any) -> Outcome:
-    difference = operand.difference
-    assert difference is not None
-    base, delta = _entries(operand.base, difference)
-
-    def at(value: Tensor) -> Tensor:
-        new = [value if leaf is operand else _plain(leaf) for leaf in leaves]
-        args, kwargs = pytree.tree_unflatten(new, spec)
-        value_there: Tensor = _widened_call(call.node.target, args, kwargs)
-        return value_there
-
-    change = _subtract(at(perturbed(widened(base), widened(delta))), at(base), call.output.base)
-    if isinstance(difference, OneHot):
-        return OneHot(difference.indices, change, difference.shape)
-    return difference.with_delta(change) if isinstance(difference, Channel) else Dense(change)
-
-
-def _entries(base: Tensor, difference: Difference) -> tuple[Tensor, Tensor]:
-    if isinstance(difference, OneHot):
-        return base.reshape(-1)[difference.indices], difference.values
-    if isinstance(difference, Channel):
-        return difference.of(base), difference.delta
-    return base, difference.delta
+    """Tensors and dtypes in float64 if they are real, in complex128 if complex; everything else as it is."""
+    dtype = value.dtype if isinstance(value, Tensor) else value
+    if not isinstance(dtype, torch.dtype) or not (dtype.is_floating_point or dtype.is_complex):
+        return value
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return value.to(wide) if isinstance(value, Tensor) else wide
 
 
 def _plain(leaf: Any) -> Any:
     return leaf.base if isinstance(leaf, Operand) else leaf
 
 
-def _widened_call(target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Call in float64; in the arguments' own dtype if the operation has no float64 kernel."""
-    wide_args, wide_kwargs = pytree.tree_map(widened, (args, kwargs))
-    try:
-        return target(*wide_args, **wide_kwargs)
-    except (RuntimeError, NotImplementedError):
-        return target(*args, **kwargs)
-
-
 def _general(call: Call, leaves: list[Any], spec: Any) -> Outcome:
     """In float64; in the arguments' own dtype if the operation does not take float64."""
     try:
-        return _evaluated(call, leaves, spec, widened)
+        return _evaluated(call, leaves, spec, widened, "wide")
     except Exception:
         try:
-            return _evaluated(call, leaves, spec, lambda value: value)
+            return _evaluated(call, leaves, spec, lambda value: value, "as it is")
         except Exception as error:
             raise GraphError(
                 f"operation {call.node.name} ({call.node.target}) has no difference rule, and the fallback cannot "
@@ -103,7 +89,7 @@ def _general(call: Call, leaves: list[Any], spec: Any) -> Outcome:
             ) from error
 
 
-def _evaluated(call: Call, leaves: list[Any], spec: Any, cast: Callable[[Any], Any]) -> Outcome:
+def _evaluated(call: Call, leaves: list[Any], spec: Any, cast: Callable[[Any], Any], name: str) -> Outcome:
     moved: dict[int, Tensor] = {}
     for leaf in leaves:
         if isinstance(leaf, Operand) and leaf.difference is not None:
@@ -116,7 +102,7 @@ def _evaluated(call: Call, leaves: list[Any], spec: Any, cast: Callable[[Any], A
         return call.node.target(*args, **kwargs)
 
     bases = [cast(leaf.base) for leaf in leaves if id(leaf) in moved]
-    flat_base, _ = pytree.tree_flatten(call.memo(f"fallback {bases[0].dtype}", lambda: at(*bases)))
+    flat_base, _ = pytree.tree_flatten(call.memo(f"fallback {name}", lambda: at(*bases)))
     flat_new, out_spec = pytree.tree_flatten(_stacked(at, list(moved.values())))
     flat_like, _ = pytree.tree_flatten(call.output.base)
     changes = [Dense(_subtract(n, b, like)) for n, b, like in zip(flat_new, flat_base, flat_like, strict=True)]
@@ -132,6 +118,8 @@ def _stacked(at: Callable[..., Any], moved: list[Tensor]) -> Any:
 
 
 def _subtract(new: Tensor, base: Tensor, like: Tensor) -> Tensor:
-    if like.is_floating_point():
-        return torch.where(new == base, 0, new - base).to(like.dtype)  # infinite entries may stay as they are
-    return new.to(torch.int64) - base.to(torch.int64)
+    """``new - base`` in the dtype of differences; infinite values that stay as they are do not differ."""
+    dtype = difference_dtype(like.dtype)
+    if dtype == torch.int64:
+        return new.to(dtype) - base.to(dtype)
+    return torch.where(new == base, 0, new - base).to(dtype)

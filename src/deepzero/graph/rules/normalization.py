@@ -1,4 +1,4 @@
-"""Batch, layer and group normalization, with statistics taken per perturbation.
+"""Batch, layer, group, instance, root-mean-square and weight normalization, with statistics taken per perturbation.
 
 With centred base values ``c = z - m``, variance v and ``s = sqrt(v + eps)``, a difference d with mean ``dm`` gives
 
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, constant_over
-from deepzero.graph.rules.base import difference_of, rule
-from deepzero.graph.rules.fallback import fallback
+from deepzero.graph.rules.base import difference_of, map_delta, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by, total
+from deepzero.graph.rules.shape import reshaped
 
 aten = torch.ops.aten
 
@@ -132,8 +132,6 @@ def batch_norm(
     """Batch norm with running statistics; in train mode they play no part in the output and are not followed."""
     if training:
         return (batch_norm_train(call, x, weight, bias, eps), None, None, None, None)
-    if mean.difference is not None or var.difference is not None:
-        return fallback(call, x, weight, bias, mean, var, training, momentum, eps)
     return (batch_norm_eval(x, weight, bias, mean, var, eps),)
 
 
@@ -150,18 +148,38 @@ def batch_norm_inference(
     call: Call, x: Operand, weight: Any, bias: Any, mean: Operand, var: Operand, momentum: float, eps: float
 ) -> Outcome:
     """Batch norm in eval mode: affine."""
-    if mean.difference is not None or var.difference is not None:
-        return fallback(call, x, weight, bias, mean, var, momentum, eps)
     return (batch_norm_eval(x, weight, bias, mean, var, eps),)
 
 
 def batch_norm_eval(x: Operand, weight: Any, bias: Any, mean: Operand, var: Operand, eps: float) -> Difference | None:
-    """``d / sqrt(running_var + eps)``, then the affine part."""
+    """``(z - mean) / sqrt(var + eps)``, then the affine part; the statistics may differ too."""
     shape = x.base.shape
-    inverse = _aligned(torch.rsqrt(var.base + eps), shape, 1)
-    change = None if x.difference is None else scaled_by(x.difference, inverse, shape)
-    normalized = (x.base - _aligned(mean.base, shape, 1)) * inverse
-    return affine_change(shape, change, normalized, weight, bias, axis=1)
+    scale = _aligned((var.base + eps).sqrt(), shape, 1)
+    centred = x.base - _aligned(mean.base, shape, 1)
+    moved = _centred_change(x.difference, mean.difference, shape)
+    change = None if moved is None else scaled_by(moved, 1 / scale, shape)
+    if var.difference is not None:
+        dv = broadcast(_aligned_difference(var.difference, shape, 1), shape).dense()
+        new_scale = (scale.square() + dv).sqrt()
+        tilt = centred * (-dv / (scale * new_scale * (scale + new_scale)))
+        change = Dense(tilt if moved is None else moved.dense() / new_scale + tilt)
+    return affine_change(shape, change, centred / scale, weight, bias, axis=1)
+
+
+def _centred_change(d: Difference | None, mean: Difference | None, shape: torch.Size) -> Difference | None:
+    if mean is None:
+        return d
+    return total([d, map_delta(broadcast(_aligned_difference(mean, shape, 1), shape), torch.neg)])
+
+
+def change_apart(difference: Difference, statistics: Statistics, dims: tuple[int, ...]) -> Difference:
+    """The normalized change over ``dims``; a channel of another dimension stays one, and only it is computed."""
+    if isinstance(difference, Channel) and difference.axis not in dims:
+        stacked = tuple(d + 1 if d < difference.axis else d for d in dims)
+        centred, scale = difference.of(statistics.centred), difference.of(statistics.scale)
+        return difference.with_delta(normalized_change(difference.delta, centred, scale, stacked))
+    stacked = tuple(d + 1 for d in dims)
+    return Dense(normalized_change(difference.dense(), statistics.centred, statistics.scale, stacked))
 
 
 @rule(aten.layer_norm.default)
@@ -175,12 +193,47 @@ def layer_norm(
     *_: Any,
 ) -> Outcome:
     """Layer norm over the last dimensions."""
-    dims = tuple(range(-len(normalized_shape), 0))
+    dims = tuple(range(x.base.dim() - len(normalized_shape), x.base.dim()))
     statistics = call.memo("statistics", lambda: Statistics.of(x.base, dims, eps))
-    change = None
-    if x.difference is not None:
-        change = Dense(normalized_change(x.difference.dense(), statistics.centred, statistics.scale, dims))
-    return affine_change(x.base.shape, change, statistics.centred / statistics.scale, weight, bias, axis=None)
+    change = None if x.difference is None else change_apart(x.difference, statistics, dims)
+    normalized = call.memo("normalized", lambda: statistics.centred / statistics.scale)
+    return affine_change(x.base.shape, change, normalized, weight, bias, axis=None)
+
+
+@rule(aten.rms_norm.default)
+def rms_norm(
+    call: Call, x: Operand, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None
+) -> Outcome:
+    """``z / sqrt(mean(z^2) + eps)`` over the last dimensions: layer norm without a mean."""
+    dims = tuple(range(x.base.dim() - len(normalized_shape), x.base.dim()))
+    small = torch.finfo(x.base.dtype).eps if eps is None else eps
+    scale = call.memo("scale", lambda: torch.sqrt(x.base.square().mean(dims, keepdim=True) + small))
+    change = None if x.difference is None else _scaled_change(x, scale, dims)
+    normalized = call.memo("normalized", lambda: x.base / scale)
+    return affine_change(x.base.shape, change, normalized, weight, None, axis=None)
+
+
+def _scaled_change(x: Operand, scale: Float[Tensor, "*#shape"], dims: tuple[int, ...]) -> Difference:
+    difference = x.difference
+    assert difference is not None
+    if isinstance(difference, Channel) and difference.axis not in dims:
+        stacked = tuple(d + 1 if d < difference.axis else d for d in dims)
+        return difference.with_delta(
+            rescaled_change(difference.delta, difference.of(x.base), difference.of(scale), stacked)
+        )
+    return Dense(rescaled_change(difference.dense(), x.base, scale, tuple(d + 1 for d in dims)))
+
+
+def rescaled_change(
+    d: Float[Tensor, "*stacked"],
+    z: Float[Tensor, "*#stacked"],
+    scale: Float[Tensor, "*#stacked"],
+    dims: tuple[int, ...],
+) -> Float[Tensor, "*stacked"]:
+    """Change of ``z / s`` with ``s^2 = mean(z^2) + eps`` over ``dims`` of the stacked difference ``d``."""
+    dv = (d * (2 * z + d)).mean(dims, keepdim=True)
+    new_scale = (scale.square() + dv).sqrt()
+    return d / new_scale + z * (-dv / (scale * new_scale * (scale + new_scale)))
 
 
 @rule(aten.group_norm.default)
@@ -189,12 +242,80 @@ def group_norm(
 ) -> Outcome:
     """Group norm: statistics per sample over the channels of a group and all positions."""
     shape = x.base.shape
-    grouped = x.base.reshape(shape[0], groups, -1)
-    statistics = call.memo("statistics", lambda: Statistics.of(grouped, (2,), eps))
+    grouped = torch.Size((shape[0], groups, shape[1] // groups, *shape[2:]))
+    dims = tuple(range(2, len(grouped)))
+    statistics = call.memo("statistics", lambda: Statistics.of(x.base.reshape(grouped), dims, eps))
     change = None
     if x.difference is not None:
-        delta = x.difference.dense()
-        moved = normalized_change(delta.reshape(-1, *grouped.shape), statistics.centred, statistics.scale, (3,))
-        change = Dense(moved.reshape(delta.shape))
-    normalized = (statistics.centred / statistics.scale).reshape(shape)
+        change = reshaped(change_apart(reshaped(x.difference, grouped), statistics, dims), shape)
+    normalized = call.memo("normalized", lambda: (statistics.centred / statistics.scale).reshape(shape))
     return affine_change(shape, change, normalized, weight, bias, axis=1)
+
+
+@rule(aten.instance_norm.default)
+def instance_norm(
+    call: Call,
+    x: Operand,
+    weight: Any,
+    bias: Any,
+    mean: Operand | None,
+    var: Operand | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> Outcome:
+    """Statistics per sample and channel over all positions, or running statistics."""
+    if not use_input_stats and mean is not None and var is not None:
+        return batch_norm_eval(x, weight, bias, mean, var, eps)
+    dims = tuple(range(2, x.base.dim()))
+    statistics = call.memo("statistics", lambda: Statistics.of(x.base, dims, eps))
+    change = None if x.difference is None else change_apart(x.difference, statistics, dims)
+    normalized = call.memo("normalized", lambda: statistics.centred / statistics.scale)
+    return affine_change(x.base.shape, change, normalized, weight, bias, axis=1)
+
+
+@rule(aten._weight_norm.default)
+def weight_norm(call: Call, v: Operand, g: Operand, dim: int = 0) -> Outcome:
+    """``g v / |v|`` with the norm over all dimensions but ``dim``; one entry of v or g moves one slice along it."""
+    shape = v.base.shape
+    dims = tuple(range(v.base.dim())) if dim == -1 else tuple(d for d in range(v.base.dim()) if d != dim)
+    norm = call.memo("norm", lambda: torch.linalg.vector_norm(v.base, dim=dims, keepdim=True))
+    parts: list[Difference | None] = []
+    if v.difference is not None:
+        direction = _on_slice(v.difference, dim) if dim != -1 else Dense(v.difference.dense())
+        parts.append(scaled_by(_direction_change(v.base, direction, norm), g.base, shape))
+    if g.difference is not None:
+        unit = call.memo("unit", lambda: v.base / norm)
+        parts.append(scaled_by(broadcast(g.difference, shape), unit, shape))
+        if v.difference is not None:
+            change = _direction_change(v.base, Dense(v.difference.dense()), norm).dense()
+            parts.append(Dense(broadcast(g.difference, shape).dense() * change))
+    return total(parts)
+
+
+def _on_slice(difference: Difference, dim: int) -> Difference:
+    """One entry as a channel along ``dim``, in which it alone differs."""
+    if not isinstance(difference, OneHot):
+        return difference if isinstance(difference, Channel) and difference.axis == dim else Dense(difference.dense())
+    positions = difference.positions()
+    rest = torch.Size(s for d, s in enumerate(difference.shape) if d != dim)
+    index = torch.zeros_like(difference.indices)
+    for d, size in enumerate(difference.shape):
+        index = index if d == dim else index * size + positions[d]
+    return Channel(dim, positions[dim], OneHot(index, difference.values, rest).dense(), difference.shape)
+
+
+def _direction_change(v: Tensor, difference: Difference, norm: Float[Tensor, "*#shape"]) -> Difference:
+    """Change of ``v / |v|``, by the change of ``|v|^2`` over the dimensions where ``norm`` has length 1."""
+    if isinstance(difference, Channel):
+        z, old, d = difference.of(v), difference.of(norm), difference.delta
+        return difference.with_delta(_unit_change(d, z, old, tuple(range(1, d.dim()))))
+    dims = tuple(axis + 1 for axis, size in enumerate(norm.shape) if size != v.shape[axis] or size == 1)
+    return Dense(_unit_change(difference.dense(), v, norm, dims))
+
+
+def _unit_change(d: Tensor, v: Tensor, norm: Tensor, dims: tuple[int, ...]) -> Tensor:
+    dq = (d * (2 * v + d)).sum(dims, keepdim=True) if dims else d * (2 * v + d)
+    new_norm = (norm.square() + dq).sqrt()
+    return d / new_norm + v * (-dq / (norm * new_norm * (norm + new_norm)))

@@ -1,4 +1,4 @@
-"""Sums and products of tensors, with broadcasting."""
+"""Sums, products and powers of tensors, with broadcasting; casts; and pointwise operations without a closed form."""
 
 from __future__ import annotations
 
@@ -7,77 +7,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, add
-from deepzero.graph.rules.base import apply_pointwise, base_of, difference_of, map_delta, rule
-from deepzero.graph.rules.fallback import fallback
+from deepzero.graph.calls import Call, Operand, Outcome, Value
+from deepzero.graph.differences import Difference, add, difference_dtype
+from deepzero.graph.rules import formulas
+from deepzero.graph.rules.base import apply_pointwise, base_of, difference_of, map_delta, operand_of, rule
+from deepzero.graph.rules.fallback import evaluated, widened
+from deepzero.graph.rules.frames import Moving, broadcast, jointly
 
+__all__ = ["broadcast", "in_field", "product_change", "quotient_change", "scaled_by", "total", "weighted"]
 aten = torch.ops.aten
-
-
-def broadcast(difference: Difference, shape: torch.Size) -> Difference:
-    """The difference of a value that is broadcast to ``shape``; a channel stays a channel where it can."""
-    if difference.shape == shape:
-        return difference
-    lead = len(shape) - len(difference.shape)
-    if isinstance(difference, OneHot):
-        difference = _onehot_as_channel(difference)
-    if isinstance(difference, Channel) and shape[difference.axis + lead] == difference.shape[difference.axis]:
-        axis = difference.axis + lead
-        delta = difference.delta.reshape(difference.count, *(1 for _ in range(lead)), *difference.delta.shape[1:])
-        rest = torch.Size(s for d, s in enumerate(shape) if d != axis)
-        return Channel(axis, difference.channels, delta.expand(difference.count, *rest), shape)
-    delta = difference.dense()
-    delta = delta.reshape(difference.count, *(1 for _ in range(lead)), *difference.shape)
-    return Dense(delta.expand(difference.count, *shape))
-
-
-def _onehot_as_channel(difference: OneHot) -> Difference:
-    """A one-hot difference of a value with a single dimension longer than 1 is a channel of one entry."""
-    long = [d for d, size in enumerate(difference.shape) if size > 1]
-    if len(long) > 1 or not difference.shape:
-        return difference
-    axis = long[0] if long else len(difference.shape) - 1
-    rest = tuple(s for d, s in enumerate(difference.shape) if d != axis)
-    delta = difference.values.reshape(-1, *(1 for _ in rest)).expand(-1, *rest)
-    return Channel(axis, difference.indices, delta, difference.shape)
 
 
 def scaled_by(difference: Difference, factor: Any, shape: torch.Size) -> Difference:
     """``difference * factor`` for a base tensor (or number) that broadcasts to ``shape``."""
-    difference = broadcast(difference, shape)
-    if not isinstance(factor, Tensor) or factor.dim() == 0:
-        return map_delta(difference, lambda d: d * factor)
-    factor = factor.expand(shape)
-    if isinstance(difference, OneHot):
-        values = difference.values * factor.reshape(-1)[difference.indices]
-        return OneHot(difference.indices, values, shape)
-    if isinstance(difference, Channel):
-        return difference.with_delta(difference.delta * difference.of(factor))
-    return Dense(difference.delta * factor)
+    other = Operand(Value(factor), None) if isinstance(factor, Tensor) else factor
+    return jointly(shape, (operand_of(difference), other), lambda d, f: d.delta * f.base)
 
 
 def total(parts: list[Difference | None]) -> Difference | None:
-    """Sum of differences of one node; one-hots are made comparable first."""
-    present = [p for p in parts if p is not None]
-    if not present:
-        return None
-    result: Difference = present[0]
-    for part in present[1:]:
-        result = add(result, part)  # type: ignore[assignment]
+    """Sum of differences of one node."""
+    result: Difference | None = None
+    for part in parts:
+        result = add(result, part)
     return result
 
 
+def product_change(a: Moving, b: Moving) -> Tensor:
+    """``(a + da)(b + db) - a b = da b + (a + da) db``."""
+    if a.delta is None:
+        return a.base * b.delta  # type: ignore[no-any-return]
+    first = a.delta * b.base
+    return first if b.delta is None else first + a.moved * b.delta  # type: ignore[no-any-return]
+
+
+def weighted(*terms: tuple[Moving, Any]) -> Any:
+    """``sum_i weight_i d_i`` over those that differ; 0 if none does."""
+    return sum(term.delta if _is_one(w) else term.delta * w for term, w in terms if term.delta is not None)
+
+
+def _is_one(weight: Any) -> bool:
+    return not isinstance(weight, Tensor) and weight == 1
+
+
 @rule(aten.add.Tensor, aten.add.Scalar)
-def add_rule(call: Call, a: Any, b: Any, *, alpha: float = 1) -> Outcome:
+def add_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
     """``da + alpha db``; a sum of booleans is a logical or."""
     if call.output.base.dtype == torch.bool:
-        return fallback(call, a, b, alpha=alpha)
+        return evaluated(call, a, b)
     return _signed_sum(call, a, b, 1, alpha)
 
 
 @rule(aten.sub.Tensor, aten.sub.Scalar)
-def sub_rule(call: Call, a: Any, b: Any, *, alpha: float = 1) -> Outcome:
+def sub_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
     """``da - alpha db``."""
     return _signed_sum(call, a, b, 1, -alpha)
 
@@ -89,50 +70,51 @@ def rsub_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
 
 
 def _signed_sum(call: Call, a: Any, b: Any, left: float, right: float) -> Difference | None:
-    shape = call.output.base.shape
+    base = call.output.base
     parts = []
     for argument, sign in ((a, left), (b, right)):
         difference = difference_of(argument)
         if difference is not None:
-            parts.append(_scaled(broadcast(difference, shape), sign))
-    return total(list(parts))
+            parts.append(_scaled(broadcast(difference, base.shape), sign))
+    return in_field(total(list(parts)), base.dtype)
 
 
 def _scaled(difference: Difference, factor: float) -> Difference:
     return difference if factor == 1 else map_delta(difference, lambda d: d * factor)
 
 
+def in_field(difference: Difference | None, dtype: torch.dtype) -> Difference | None:
+    """A real difference of a complex value as a complex one."""
+    if difference is None or not dtype.is_complex:
+        return difference
+    return map_delta(difference, lambda d: d if d.is_complex() else d.to(torch.promote_types(d.dtype, torch.complex64)))
+
+
 @rule(aten.mul.Tensor, aten.mul.Scalar)
 def mul_rule(call: Call, a: Any, b: Any) -> Outcome:
-    """``da b + a db + da db``."""
-    return _product(call.output.base.shape, a, b)
-
-
-def _product(shape: torch.Size, a: Any, b: Any) -> Difference | None:
-    da, db = difference_of(a), difference_of(b)
-    parts = []
-    if da is not None:
-        parts.append(scaled_by(da, base_of(b), shape))
-    if db is not None:
-        parts.append(scaled_by(db, base_of(a), shape))
-    if da is not None and db is not None:
-        parts.append(Dense(broadcast(da, shape).dense() * broadcast(db, shape).dense()))
-    return total(list(parts))
+    """``da b + (a + da) db``."""
+    return in_field(jointly(call.output.base.shape, (a, b), product_change), call.output.base.dtype)
 
 
 @rule(aten.div.Tensor, aten.div.Scalar)
 def div_rule(call: Call, a: Any, b: Any) -> Outcome:
     """``(da - (a/b) db) / (b + db)``."""
-    shape = call.output.base.shape
-    da, db = difference_of(a), difference_of(b)
-    divisor = base_of(b)
-    if db is None:
-        assert da is not None
-        return scaled_by(da, 1 / divisor, shape)
-    numerator = -scaled_by(db, call.output.base, shape).dense()
-    if da is not None:
-        numerator = numerator + broadcast(da, shape).dense()
-    return Dense(numerator / (divisor + broadcast(db, shape).dense()))
+    if difference_of(b) is None:
+        change = jointly(call.output.base.shape, (a, b), lambda a, b: a.delta / b.base)
+    else:
+        change = jointly(call.output.base.shape, (a, b, Operand(call.output, None)), quotient_change)
+    return in_field(change, call.output.base.dtype)
+
+
+def quotient_change(a: Moving, b: Moving, ratio: Moving) -> Tensor:
+    """Change of a ratio ``a / b``, given its base value."""
+    return weighted((a, 1), (b, -ratio.base)) / b.moved  # type: ignore[no-any-return]
+
+
+@rule(aten.div.Tensor_mode, aten.div.Scalar_mode)
+def div_mode_rule(call: Call, a: Any, b: Any, *, rounding_mode: str | None = None) -> Outcome:
+    """A division that may round its result."""
+    return div_rule(call, a, b) if rounding_mode is None else evaluated(call, a, b, rounding_mode=rounding_mode)
 
 
 @rule(aten.neg.default)
@@ -142,12 +124,99 @@ def neg_rule(call: Call, x: Operand) -> Outcome:
     return map_delta(x.difference, torch.neg)
 
 
+POWERS = {
+    0.5: formulas.sqrt,
+    -0.5: formulas.rsqrt,
+    -1: formulas.reciprocal,
+    1: lambda _, d: d,
+    2: formulas.square,
+    3: formulas.cube,
+}
+"""Exponent -> change of the power, in a form that holds for values of either sign."""
+
+
 @rule(aten.pow.Tensor_Scalar)
 def pow_rule(call: Call, x: Operand, exponent: float) -> Outcome:
-    """``d (2 z + d)`` for squares; other exponents by the fallback."""
-    if exponent == 2:
-        return apply_pointwise(x, lambda z, d: d * (2 * z + d))
-    return fallback(call, x, exponent)
+    """``z^e`` for a number e: a formula of its own for frequent exponents, ``z^e expm1(e log1p(d/z))`` for others."""
+    if x.base.is_complex() and exponent in (1, 2, 3, -1):
+        return apply_pointwise(x, POWERS[exponent])
+    if not x.base.is_floating_point() or isinstance(exponent, complex):
+        return evaluated(call, x, exponent)
+    if exponent in POWERS:
+        return apply_pointwise(x, POWERS[exponent])
+    return apply_pointwise(x, lambda z, d: formulas.power(z, d, exponent))
+
+
+@rule(aten.pow.Scalar, aten.pow.Tensor_Tensor)
+def power_of_tensors(call: Call, a: Any, b: Any) -> Outcome:
+    """``a^b expm1(b' log1p(da/a) + db log a)`` with ``b' = b + db``, for real positive a; evaluated elsewhere."""
+    if not all(base.is_floating_point() for base in map(base_of, (a, b)) if isinstance(base, Tensor)):
+        return evaluated(call, a, b)
+    return jointly(call.output.base.shape, (a, b, Operand(call.output, None)), _power_change)
+
+
+def _power_change(a: Moving, b: Moving, power: Moving) -> Tensor:
+    like = power.base
+    base = a.base if isinstance(a.base, Tensor) else torch.as_tensor(a.base, dtype=like.dtype, device=like.device)
+    growth = 0 if a.delta is None else b.moved * formulas.log(base, a.delta)
+    if b.delta is not None:
+        growth = growth + b.delta * torch.log(base)
+    assert isinstance(growth, Tensor)
+    closed = (base > 0) & (growth.abs() < 1)
+    small: Tensor = power.base * torch.expm1(growth)
+    if bool(closed.all()):
+        return small
+    wide = [m if not isinstance(m.base, Tensor) else Moving(m.base.double(), m.delta) for m in (a, b)]
+    after, before = (torch.pow(*at) for at in ([m.moved for m in wide], [m.base for m in wide]))
+    plain = formulas.gap(after, before)
+    return torch.where(closed, small, plain.to(small.dtype))
+
+
+@rule(aten.lerp.Scalar, aten.lerp.Tensor)
+def lerp(call: Call, a: Operand, b: Operand, weight: Any) -> Outcome:
+    """Of ``a + w (b - a)``: ``(1 - w) da + w db + dw (b' - a')``."""
+
+    def change(a: Moving, b: Moving, w: Moving) -> Tensor:
+        moved = weighted((a, 1 - w.base), (b, w.base))
+        if w.delta is not None:
+            moved = moved + w.delta * ((b.base - a.base) + weighted((b, 1), (a, -1)))
+        return moved  # type: ignore[no-any-return]
+
+    return in_field(jointly(call.output.base.shape, (a, b, weight), change), call.output.base.dtype)
+
+
+@rule(aten.addcmul.default)
+def addcmul(call: Call, x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Outcome:
+    """Of ``x + value a b``: ``dx + value (da b + (a + da) db)``."""
+
+    def change(x: Moving, a: Moving, b: Moving) -> Tensor:
+        differs = a.delta is not None or b.delta is not None
+        return weighted((x, 1)) + (value * product_change(a, b) if differs else 0)  # type: ignore[no-any-return]
+
+    return in_field(jointly(call.output.base.shape, (x, a, b), change), call.output.base.dtype)
+
+
+@rule(aten.addcdiv.default)
+def addcdiv(call: Call, x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Outcome:
+    """Of ``x + value a / b``: ``dx + value (da - (a/b) db) / (b + db)``."""
+
+    def change(x: Moving, a: Moving, b: Moving) -> Tensor:
+        differs = a.delta is not None or b.delta is not None
+        ratio = Moving(a.base / b.base, None)
+        return weighted((x, 1)) + (value * quotient_change(a, b, ratio) if differs else 0)  # type: ignore[no-any-return]
+
+    return in_field(jointly(call.output.base.shape, (x, a, b), change), call.output.base.dtype)
+
+
+@rule(aten.logaddexp.default)
+def logaddexp(call: Call, a: Operand, b: Operand) -> Outcome:
+    """Of ``log(e^a + e^b) = b + softplus(a - b)``."""
+
+    def change(a: Moving, b: Moving) -> Tensor:
+        inner = weighted((a, 1), (b, -1))
+        return weighted((b, 1)) + formulas.softplus(formulas.gap(a.base, b.base), inner)  # type: ignore[no-any-return]
+
+    return jointly(call.output.base.shape, (a, b), change)
 
 
 @rule(
@@ -158,11 +227,37 @@ def identity_rule(call: Call, x: Operand, **_: Any) -> Outcome:
     return x.difference
 
 
-@rule(aten._to_copy.default, aten.to.dtype)
+@rule(aten._to_copy.default, aten.to.dtype, aten.type_as.default)
 def cast_rule(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
-    """A change of floating-point dtype changes the difference's; any other cast is evaluated."""
+    """A change of dtype among real or among complex numbers changes the difference's, half types being held in float32.
+
+    From integers to floating-point numbers the difference is the same number, and so it is from real to complex; from
+    complex to real it is the real part. To integers and booleans the cast is evaluated.
+    """
     dtype = call.output.base.dtype
-    if dtype.is_floating_point and x.base.is_floating_point():
-        assert x.difference is not None
-        return map_delta(x.difference, lambda d: d.to(dtype))
-    return fallback(call, x, *args, **kwargs)
+    assert x.difference is not None
+    if not dtype.is_floating_point and not dtype.is_complex:
+        return jointly(x.base.shape, (x,), lambda m: _cast_change(m, dtype))
+    real = x.base.is_complex() and not dtype.is_complex
+    return map_delta(x.difference, lambda d: (d.real if real else d).to(difference_dtype(dtype)))
+
+
+def _cast_change(m: Moving, dtype: torch.dtype) -> Tensor:
+    wide = Moving(widened(m.base), widened(m.delta))
+    return wide.moved.to(dtype).to(torch.int64) - wide.base.to(dtype).to(torch.int64)  # type: ignore[no-any-return]
+
+
+EVALUATED = (
+    "acos acosh angle asin asinh atan2 atanh bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift "
+    "bitwise_xor ceil copysign digamma eq erfinv float_power floor floor_divide fmax fmin fmod frac gcd ge gt "
+    "heaviside hypot i0 isclose isfinite isinf isnan lcm ldexp le lgamma logaddexp2 logical_and logical_not logical_or "
+    "logical_xor logit lt nan_to_num ne polygamma remainder round sgn sign signbit sinc special_entr special_erfcx "
+    "special_i0 special_i0e special_i1 special_i1e special_log_ndtr special_xlog1py special_zeta trunc xlogy"
+)
+"""Pointwise operations that are evaluated at the entries that differ: steps, comparisons and rare functions."""
+
+for _name in EVALUATED.split():
+    _packet = getattr(aten, _name)
+    for _overload in (getattr(_packet, _o) for _o in _packet.overloads()):
+        if "Tensor" in str(_overload._schema) and not _overload._schema.is_mutable:
+            rule(_overload)(evaluated)

@@ -13,44 +13,60 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Num
+from jaxtyping import Int64, Num
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from deepzero.graph import kernels
-from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, fold, unfold_count
+from deepzero.graph.calls import Call, Operand, Outcome, Value
+from deepzero.graph.differences import Channel, Dense, Difference, entries
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.fallback import fallback
+from deepzero.graph.rules.shape import reshaped
 
 aten = torch.ops.aten
 
 
-def _average(pool: Callable[..., Tensor]) -> Callable[..., Outcome]:
+def over_stack(stacked: Tensor, spatial: int, pool: Callable[[Tensor], Any]) -> Any:
+    """A pooling of the last ``spatial`` dimensions of ``[p, *lead, *spatial]``; there are at most two in ``lead``."""
+    lead = stacked.shape[: stacked.dim() - spatial]
+    shaped = stacked.unsqueeze(1) if len(lead) == 1 else stacked.flatten(0, -spatial - 2)
+    out = pool(shaped.contiguous() if len(lead) < 3 else shaped)
+    return tree_map(lambda t: t.reshape(*lead, *t.shape[2:]), out)
+
+
+def _keeps(difference: Difference | None, spatial: int) -> bool:
+    """Whether a difference is a channel of a dimension that is not pooled."""
+    return isinstance(difference, Channel) and difference.axis < len(difference.shape) - spatial
+
+
+def _average(target: Any, spatial: int) -> None:
+    @rule(target)
     def apply(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
         """The pooling of the difference itself."""
         difference = x.difference
         assert difference is not None
-        if isinstance(difference, Channel) and difference.axis == 1:
-            out = pool(difference.delta.contiguous(), *args, **kwargs)
-            return Channel(1, difference.channels, out, call.output.base.shape)
-        return Dense(unfold_count(pool(fold(difference.dense()), *args, **kwargs), difference.count))
 
-    return apply
+        def pool(t: Tensor) -> Any:
+            return target(t, *args, **kwargs)
+
+        if isinstance(difference, Channel) and _keeps(difference, spatial):
+            out = over_stack(difference.delta, spatial, pool)
+            return Channel(difference.axis, difference.channels, out, call.output.base.shape)
+        return Dense(over_stack(difference.dense(), spatial, pool))
 
 
-for _target in (
-    aten.avg_pool1d.default,
-    aten.avg_pool2d.default,
-    aten.adaptive_avg_pool1d.default,
-    aten.adaptive_avg_pool2d.default,
-    aten._adaptive_avg_pool2d.default,
+for _target, _spatial in (
+    (aten.avg_pool1d.default, 1),
+    (aten.avg_pool2d.default, 2),
+    (aten.avg_pool3d.default, 3),
+    (aten.adaptive_avg_pool1d.default, 1),
+    (aten.adaptive_avg_pool2d.default, 2),
+    (aten.adaptive_avg_pool3d.default, 3),
+    (aten._adaptive_avg_pool2d.default, 2),
+    (aten._adaptive_avg_pool3d.default, 3),
 ):
-    rule(_target)(_average(_target))
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    values = tuple(value) if isinstance(value, Sequence) else (value, value)
-    return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
+    _average(_target, _spatial)
 
 
 @rule(aten.max_pool2d.default)
@@ -64,19 +80,58 @@ def max_pool2d(
     ceil_mode: bool = False,
 ) -> Outcome:
     """Maximum over windows of height and width."""
-    difference = x.difference
-    if x.base.dim() != 4 or difference is None:
-        return fallback(call, x, kernel_size, stride, padding, dilation, ceil_mode)
-    kernel, steps = _pair(kernel_size), _pair(stride or kernel_size)
-    window = kernels.Window(kernel, steps, _pair(padding), _pair(dilation))
+    window = kernels.Window(_pair(kernel_size), _pair(stride or kernel_size), _pair(padding), _pair(dilation))
+    return _on_images(call, x, window, 2)
+
+
+@rule(aten.max_pool1d.default)
+def max_pool1d(
+    call: Call,
+    x: Operand,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Outcome:
+    """Maximum over windows of the last dimension: of images of height 1."""
+    kernel, steps, pad, spread = (_pair(v)[1] for v in (kernel_size, stride or kernel_size, padding, dilation))
+    return _on_images(call, x, kernels.Window((1, kernel), (1, steps), (0, pad), (1, spread)), 1)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    values = tuple(value) if isinstance(value, Sequence) else (value, value)
+    return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def _images(shape: torch.Size, spatial: int) -> torch.Size:
+    """The shape with all four dimensions: samples, channels, height, width."""
+    lead, space = shape[: len(shape) - spatial], shape[len(shape) - spatial :]
+    return torch.Size((*(1 for _ in range(2 - len(lead))), *lead, *(1 for _ in range(2 - spatial)), *space))
+
+
+def _on_images(call: Call, x: Operand, window: kernels.Window, spatial: int) -> Outcome:
+    difference, shape = x.difference, call.output.base.shape
+    assert difference is not None
+    if x.base.dim() == 4:
+        return _max_pool(x.value, call.output, difference, window)
+
+    def image(value: Value) -> Value:
+        return Value(value.base.reshape(_images(value.base.shape, spatial)))
+
+    value, maximum = call.memo("images", lambda: (image(x.value), image(call.output)))
+    return reshaped(_max_pool(value, maximum, reshaped(difference, value.base.shape), window), shape)
+
+
+def _max_pool(value: Value, maximum: Value, difference: Difference, window: kernels.Window) -> Difference:
     if isinstance(difference, Channel) and difference.axis == 1:
-        out = kernels.max_pool(difference, x.value, call.output, window)
+        out = kernels.max_pool(difference, value, maximum, window)
         if out is None:
-            out = max_change(difference.of(x.base), difference.delta, difference.of(call.output.base), window)
-        return Channel(1, difference.channels, out, call.output.base.shape)
+            out = max_change(difference.of(value.base), difference.delta, difference.of(maximum.base), window)
+        return Channel(1, difference.channels, out, maximum.base.shape)
     dense = Dense(difference.dense())
-    out = kernels.max_pool(dense, x.value, call.output, window)
-    return Dense(max_change(x.base, dense.delta, call.output.base, window) if out is None else out)
+    out = kernels.max_pool(dense, value, maximum, window)
+    return Dense(max_change(value.base, dense.delta, maximum.base, window) if out is None else out)
 
 
 def max_change(
@@ -112,3 +167,92 @@ def _shifted(
     rows = slice(top, top + (height - 1) * window.stride[0] + 1, window.stride[0])
     columns = slice(left, left + (width - 1) * window.stride[1] + 1, window.stride[1])
     return t[..., rows, columns]
+
+
+def _winners(
+    x: Operand, base: Sequence[Tensor], spatial: int, pool: Callable[[Tensor], Any]
+) -> tuple[Difference, Difference]:
+    """Changes of maxima and of the places they come from; the new winners are found in float64.
+
+    With winner j of the perturbed window, the change is ``(z_j - M) + d_j``.
+    """
+    difference, (maximum, places) = x.difference, base
+    assert difference is not None
+    if isinstance(difference, Channel) and _keeps(difference, spatial):
+        of, kept = difference.of, (difference.axis, difference.channels)
+        change, moved = _new_winners(of(x.base), difference.delta, of(maximum), of(places), spatial, pool)
+        return Channel(*kept, change, maximum.shape), Channel(*kept, moved, places.shape)
+    bases = x.base.unsqueeze(0), maximum.unsqueeze(0), places.unsqueeze(0)
+    change, moved = _new_winners(bases[0], difference.dense(), bases[1], bases[2], spatial, pool)
+    return Dense(change), Dense(moved)
+
+
+def _new_winners(
+    z: Num[Tensor, "#p *lead_and_space"],
+    d: Num[Tensor, "p ..."],
+    maximum: Num[Tensor, "#p *lead_and_out"],
+    places: Int64[Tensor, "#p *lead_and_out"],
+    spatial: int,
+    pool: Callable[[Tensor], Any],
+) -> tuple[Tensor, Tensor]:
+    winners = over_stack(z.double() + d.double(), spatial, pool)[1]
+    index = winners.flatten(-spatial)
+    own = d.flatten(-spatial).gather(-1, index)
+    base = z.flatten(-spatial).expand(*index.shape[:-1], -1).gather(-1, index)
+    change = (base - maximum.flatten(-spatial)) + own
+    return change.reshape(winners.shape), winners - places
+
+
+def _register_maxima(target: Any, spatial: int) -> None:
+    @rule(target)
+    def apply(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
+        """Maxima and their places."""
+        return _winners(x, call.output.base[:2], spatial, lambda t: target(t, *args, **kwargs))
+
+
+for _target, _spatial in (
+    (aten.max_pool1d_with_indices.default, 1),
+    (aten.max_pool2d_with_indices.default, 2),
+    (aten.max_pool3d_with_indices.default, 3),
+    (aten.adaptive_max_pool1d.default, 1),
+    (aten.adaptive_max_pool2d.default, 2),
+    (aten.adaptive_max_pool3d.default, 3),
+):
+    _register_maxima(_target, _spatial)
+
+
+@rule(aten.max_pool3d.default)
+def max_pool3d(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
+    """Maximum over windows of depth, height and width."""
+    both = aten.max_pool3d_with_indices.default
+    base = call.memo("maxima", lambda: both(x.base, *args, **kwargs))
+    return _winners(x, base, 3, lambda t: both(t, *args, **kwargs))[0]
+
+
+@rule(aten.fractional_max_pool2d.default, aten.fractional_max_pool3d.default)
+def fractional_max_pool(call: Call, x: Operand, kernel: Any, out: Any, samples: Operand) -> Outcome:
+    """Maxima over windows of drawn places, the same for all perturbations."""
+    if x.difference is None or samples.difference is not None:
+        return fallback(call, x, kernel, out, samples)
+    spatial = samples.base.shape[-1]
+
+    def pool(t: Tensor) -> Any:
+        drawn = samples.base.to(t.dtype)
+        lead = drawn.shape[:1] if x.base.dim() == spatial + 2 else (1,)
+        repeated = drawn.expand(t.shape[0] // lead[0], *drawn.shape).flatten(0, 1)
+        return call.node.target(t, kernel, out, repeated)
+
+    dense = Operand(x.value, Dense(x.difference.dense()))
+    return _winners(dense, call.output.base, spatial, pool)
+
+
+@rule(aten.max_unpool2d.default, aten.max_unpool3d.default)
+def max_unpool(call: Call, x: Operand, places: Operand, *args: Any) -> Outcome:
+    """Values put back where they came from; places that differ are evaluated."""
+    if x.difference is None or (places.difference is not None and bool(entries(places.difference).any())):
+        return fallback(call, x, places, *args)
+    spatial = 2 if call.node.target is aten.max_unpool2d.default else 3
+    dense = x.difference.dense()
+    beside = places.base.expand(dense.shape).flatten(0, dense.dim() - spatial - 2)
+    out = call.node.target(dense.flatten(0, dense.dim() - spatial - 2), beside, *args)
+    return Dense(out.reshape(dense.shape[0], *call.output.base.shape))

@@ -1,62 +1,127 @@
-"""Means and sums: linear, so they act on the difference itself. Full reductions accumulate in float64."""
+"""Sums and means, which are linear and act on the difference itself; and products.
+
+A full sum accumulates in float64. A channel difference stays one if its axis is not among the reduced dimensions.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Num
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, entries
-from deepzero.graph.rules.base import normal_dim, rule
+from deepzero.graph.differences import Channel, Dense, Difference, OneHot, difference_dtype, entries
+from deepzero.graph.rules.base import map_delta, normal_dim, rule
+from deepzero.graph.rules.dimensions import along, dropped, reduced_dims, reduced_one_hot
+from deepzero.graph.rules.fallback import fallback
 
 aten = torch.ops.aten
 
 
+def summed(delta: Num[Tensor, "*shape"], dims: list[int]) -> Num[Tensor, "*kept"]:
+    """The sum along ``dims``, which are kept."""
+    return delta.sum(dims, keepdim=True) if dims else delta
+
+
 @rule(aten.mean.default)
-def mean_all(call: Call, x: Operand, **_: Any) -> Outcome:
+def mean_all(call: Call, x: Operand, *, dtype: torch.dtype | None = None) -> Outcome:
     """``sum d / numel`` in float64."""
-    return Dense(_total(x) / x.base.numel())
+    total = _total(x)
+    return Dense((total if total.is_complex() else total.double()) / x.base.numel())
 
 
 @rule(aten.sum.default)
-def sum_all(call: Call, x: Operand, **_: Any) -> Outcome:
-    """``sum d`` in float64."""
-    return Dense(_total(x))
+def sum_all(call: Call, x: Operand, *, dtype: torch.dtype | None = None) -> Outcome:
+    """``sum d`` in float64; of integers in integers."""
+    return fallback(call, x, dtype=dtype) if _truncates(call, x) else Dense(_total(x))
 
 
-def _total(x: Operand) -> Float64[Tensor, " p"]:
+def _truncates(call: Call, x: Operand) -> bool:
+    """Whether a sum of floating-point numbers is one of integers, each of them truncated first."""
+    base = call.output.base
+    return not (base.is_floating_point() or base.is_complex()) and (x.base.is_floating_point() or x.base.is_complex())
+
+
+def _total(x: Operand) -> Num[Tensor, " p"]:
     """Sum of the entries that differ: the rest of a channel or one-hot difference is zero."""
     difference = x.difference
     assert difference is not None
-    return entries(difference).sum(1, dtype=torch.float64)
+    values = entries(difference)
+    return values.sum(1, dtype=_wide(values.dtype))
 
 
-@rule(aten.mean.dim)
-def mean_dim(call: Call, x: Operand, dim: Sequence[int] | None, keepdim: bool = False, **_: Any) -> Outcome:
-    """Mean along some dimensions; a channel stays a channel if it is not among them."""
-    return _along(x, dim, keepdim, torch.mean)
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else torch.int64
 
 
 @rule(aten.sum.dim_IntList)
-def sum_dim(call: Call, x: Operand, dim: Sequence[int] | None, keepdim: bool = False, **_: Any) -> Outcome:
-    """Sum along some dimensions; a channel stays a channel if it is not among them."""
-    return _along(x, dim, keepdim, torch.sum)
+def sum_dim(
+    call: Call, x: Operand, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Outcome:
+    """The sum of the difference."""
+    if _truncates(call, x):
+        return fallback(call, x, dim, keepdim, dtype=dtype)
+    return _sum_along(call, x, reduced_dims(dim, x.base.dim()), keepdim)
 
 
-def _along(x: Operand, dim: Sequence[int] | None, keepdim: bool, reduce: Any) -> Outcome:
+@rule(aten.mean.dim)
+def mean_dim(
+    call: Call, x: Operand, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Outcome:
+    """The mean of the difference."""
+    dims = reduced_dims(dim, x.base.dim())
+    size = math.prod(x.base.shape[d] for d in dims)
+    return map_delta(_sum_along(call, x, dims, keepdim), lambda d: d / size)
+
+
+def _sum_along(call: Call, x: Operand, dims: list[int], keepdim: bool) -> Difference:
+    dtype = difference_dtype(call.output.base.dtype)
     difference = x.difference
+    if isinstance(difference, OneHot):
+        return map_delta(reduced_one_hot(difference, dims, keepdim), lambda d: d.to(dtype))
+    if isinstance(difference, Channel) and difference.axis in dims:
+        out = summed(difference.delta.to(dtype).unsqueeze(difference.axis + 1), [d - x.base.dim() for d in dims])
+        return Dense(out if keepdim else dropped(out, dims))
+    return along(x, dims, keepdim, lambda _, d, where: summed(d.to(dtype), where))
+
+
+@rule(aten.cumsum.default)
+def cumsum(call: Call, x: Operand, dim: int, *, dtype: torch.dtype | None = None) -> Outcome:
+    """The running sum of the difference."""
+    if _truncates(call, x):
+        return fallback(call, x, dim, dtype=dtype)
+    difference, wide = x.difference, difference_dtype(call.output.base.dtype)
     assert difference is not None
-    ndim = x.base.dim()
-    dims = sorted(normal_dim(d, ndim) for d in dim) if dim else list(range(ndim))
-    if isinstance(difference, Channel) and difference.axis not in dims:
-        axis = difference.axis
-        with_axis = difference.delta.unsqueeze(axis + 1)
-        out = reduce(with_axis, [d + 1 for d in dims], keepdim=keepdim)
-        new_axis = axis if keepdim else axis - sum(d < axis for d in dims)
-        sizes = [1 if d in dims else s for d, s in enumerate(x.base.shape) if keepdim or d not in dims]
-        return Channel(new_axis, difference.channels, out.squeeze(new_axis + 1), torch.Size(sizes))
-    return Dense(reduce(difference.dense(), [d + 1 for d in dims], keepdim=keepdim))
+    if x.base.dim() == 0:
+        return map_delta(difference, lambda d: d.to(wide))
+    axis = normal_dim(dim, x.base.dim())
+    if isinstance(difference, Channel) and difference.axis != axis:
+        place = axis + 1 if axis < difference.axis else axis
+        return difference.with_delta(difference.delta.cumsum(place, dtype=wide))
+    return Dense(difference.dense().cumsum(axis + 1, dtype=wide))
+
+
+@rule(aten.prod.dim_int, aten.prod.default)
+def prod(call: Call, x: Operand, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Outcome:
+    """By halves: a product of two halves P and Q changes by ``dP (Q + dQ) + P dQ``."""
+    if _truncates(call, x):
+        return fallback(call, x, *(() if dim is None else (dim, keepdim)), dtype=dtype)
+    wide = difference_dtype(call.output.base.dtype)
+    return along(x, reduced_dims(dim, x.base.dim()), keepdim, lambda z, d, dims: _product(z.to(wide), d.to(wide), dims))
+
+
+def _product(z: Tensor, d: Tensor, dims: list[int]) -> Tensor:
+    for dim in dims:
+        while d.shape[dim] > 1:
+            half, odd = divmod(d.shape[dim], 2)
+            z1, z2, z_last = torch.split(z, [half, half, odd], dim)
+            d1, d2, d_last = torch.split(d, [half, half, odd], dim)
+            d = torch.cat([d1 * (z2 + d2) + z1 * d2, d_last], dim)
+            z = torch.cat([z1 * z2, z_last], dim)
+    return d.sum(dims, keepdim=True) if any(d.shape[dim] == 0 for dim in dims) else d

@@ -6,18 +6,19 @@ A channel difference stays one wherever the operation leaves its axis alone; els
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot
-from deepzero.graph.rules.base import linear_in_each, normal_dim, rule
-from deepzero.graph.rules.fallback import fallback
-from deepzero.graph.rules.pointwise import broadcast
+from deepzero.graph.rules.base import normal_dim, rule
+from deepzero.graph.rules.multilinear import linear_jointly, linear_map
+from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
 aten = torch.ops.aten
 
@@ -55,17 +56,41 @@ def view(call: Call, x: Operand, *_: Any) -> Outcome:
 
 
 def reshaped(difference: Difference | None, shape: torch.Size) -> Difference:
-    """A difference in another shape of as many entries."""
+    """A difference in another shape of as many entries.
+
+    A channel whose dimension is cut in several (``[heads * e]`` to ``[heads, e]``) stays one along the first of them.
+    """
     assert difference is not None
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, difference.values, shape)
-    if isinstance(difference, Channel):
-        old, axis = difference.shape, difference.axis
-        for new_axis, size in enumerate(shape):
-            if size == old[axis] and math.prod(shape[:new_axis]) == math.prod(old[:axis]):
-                rest = (*shape[:new_axis], *shape[new_axis + 1 :])
-                return Channel(new_axis, difference.channels, difference.delta.reshape(-1, *rest), shape)
+    if isinstance(difference, Channel) and shape.numel():
+        size, front = difference.shape[difference.axis], math.prod(difference.shape[: difference.axis])
+        for axis, part in enumerate(shape):
+            same_place = math.prod(shape[:axis]) == front
+            if same_place and part == size:
+                return Channel(
+                    axis, difference.channels, difference.delta.reshape(difference.count, *_without(shape, axis)), shape
+                )
+            if same_place and part > 1 and size % part == 0:
+                return _split_channel(difference, shape, axis)
     return Dense(difference.dense().reshape(difference.count, *shape))
+
+
+def _without(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+def _split_channel(difference: Channel, shape: torch.Size, axis: int) -> Channel:
+    """A channel as one along ``axis``, the first part of its dimension; of the other part, one entry differs."""
+    inner = difference.shape[difference.axis] // shape[axis]
+    rest = list(difference.delta.shape)
+    rest.insert(difference.axis + 1, inner)
+    delta = difference.delta.new_zeros(rest)
+    index = (difference.channels % inner).reshape(-1, *(1 for _ in rest[1:]))
+    source = difference.delta.unsqueeze(difference.axis + 1)
+    delta.scatter_(difference.axis + 1, index.expand(source.shape), source)
+    channels = torch.div(difference.channels, inner, rounding_mode="floor")
+    return Channel(axis, channels, delta.reshape(difference.count, *_without(shape, axis)), shape)
 
 
 @rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default)
@@ -84,10 +109,18 @@ def permute(call: Call, x: Operand, dims: Sequence[int]) -> Outcome:
     stacked_order = [0, *(d + 1 for d in order)]
     if isinstance(difference, Channel):
         return as_channel(difference, with_axis(difference).permute(stacked_order), order.index(difference.axis), shape)
-    if isinstance(difference, OneHot) and len(order) == 2 and order == [1, 0]:
-        rows, columns = difference.positions()
-        return OneHot(columns * shape[1] + rows, difference.values, shape)
+    if isinstance(difference, OneHot) and order:
+        positions = difference.positions()
+        return OneHot(_flat([positions[d] for d in order], shape), difference.values, shape)
     return Dense(difference.dense().permute(stacked_order))
+
+
+def _flat(positions: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Flat indices of multi-indices."""
+    index = torch.zeros_like(positions[0])
+    for position, size in zip(positions, shape, strict=True):
+        index = index * size + position
+    return index
 
 
 @rule(aten.transpose.int)
@@ -110,25 +143,86 @@ def slice_rule(
     call: Call, x: Operand, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Outcome:
     """``x[start:end:step]`` along a dimension."""
-    difference = x.difference
-    assert difference is not None
     axis = normal_dim(dim, x.base.dim())
+    first, _, stride = slice(start, end, step).indices(x.base.shape[axis])
+    return taken(x.difference, axis, first, stride, call.output.base.shape)
+
+
+def taken(difference: Difference | None, axis: int, first: int, step: int, shape: torch.Size) -> Difference | None:
+    """Entries ``first, first + step, ...`` along ``axis``, as many as ``shape`` has; None if none of them differs."""
+    assert difference is not None
+    size = shape[axis]
     if isinstance(difference, Channel) and difference.axis != axis:
-        out = call.node.target(with_axis(difference), axis + 1, start, end, step)
-        return as_channel(difference, out, difference.axis, call.output.base.shape)
-    return Dense(call.node.target(difference.dense(), axis + 1, start, end, step))
+        out = with_axis(difference)[_window(axis + 1, first, step, size)]
+        return as_channel(difference, out, difference.axis, shape)
+    if isinstance(difference, Dense) or size == 0:
+        return Dense(difference.dense()[_window(axis + 1, first, step, size)])
+    position = difference.channels if isinstance(difference, Channel) else difference.positions()[axis]
+    place = torch.div(position - first, step, rounding_mode="floor")
+    inside = (position >= first) & (position < first + size * step) & (place * step + first == position)
+    return _kept(difference, axis, place, inside, shape)
+
+
+def _window(axis: int, first: int, step: int, size: int) -> tuple[slice, ...]:
+    return (*(slice(None) for _ in range(axis)), slice(first, first + size * step, step))
+
+
+def _kept(
+    difference: Channel | OneHot, axis: int, place: Tensor, inside: Tensor, shape: torch.Size
+) -> Difference | None:
+    """The difference at a new place along ``axis``; zero in perturbations that are not ``inside``."""
+    every = bool(inside.all())
+    if not every and not bool(inside.any()):
+        return None
+    place = place if every else torch.where(inside, place, 0)
+    if isinstance(difference, OneHot):
+        positions = [place if d == axis else p for d, p in enumerate(difference.positions())]
+        values = difference.values if every else torch.where(inside, difference.values, 0)
+        return OneHot(_flat(positions, shape), values, shape)
+    kept = inside.reshape(-1, *(1 for _ in difference.delta.shape[1:]))
+    delta = difference.delta if every else torch.where(kept, difference.delta, 0)
+    return Channel(axis, place, delta, shape)
 
 
 @rule(aten.select.int)
 def select(call: Call, x: Operand, dim: int, index: int) -> Outcome:
     """One entry along a dimension."""
-    difference = x.difference
+    return selected(x.difference, normal_dim(dim, x.base.dim()), index)
+
+
+def selected(difference: Difference | None, axis: int, index: int) -> Difference | None:
+    """Entry ``index`` along ``axis``; None if it does not differ."""
     assert difference is not None
-    axis = normal_dim(dim, x.base.dim())
+    index = normal_dim(index, difference.shape[axis])
+    shape = torch.Size(_without(difference.shape, axis))
     if isinstance(difference, Channel) and difference.axis != axis:
         out = with_axis(difference).select(axis + 1, index)
-        return as_channel(difference, out, difference.axis - (axis < difference.axis), call.output.base.shape)
-    return Dense(difference.dense().select(axis + 1, index))
+        return as_channel(difference, out, difference.axis - (axis < difference.axis), shape)
+    if isinstance(difference, Dense):
+        return Dense(difference.delta.select(axis + 1, index))
+    one = torch.Size(1 if d == axis else size for d, size in enumerate(difference.shape))
+    kept = taken(difference, axis, index, 1, one)
+    if isinstance(kept, Channel):
+        return Dense(kept.delta)
+    return None if kept is None else reshaped(kept, shape)
+
+
+@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+def split(call: Call, x: Operand, _: Any, dim: int = 0) -> Outcome:
+    """Pieces along a dimension; those that do not differ stay so."""
+    axis = normal_dim(dim, x.base.dim())
+    pieces, start = [], 0
+    for piece in call.output.base:
+        pieces.append(taken(x.difference, axis, start, 1, piece.shape))
+        start += piece.shape[axis]
+    return tuple(pieces)
+
+
+@rule(aten.unbind.int)
+def unbind(call: Call, x: Operand, dim: int = 0) -> Outcome:
+    """Every entry along a dimension."""
+    axis = normal_dim(dim, x.base.dim())
+    return tuple(selected(x.difference, axis, index) for index in range(x.base.shape[axis]))
 
 
 @rule(aten.expand.default)
@@ -136,6 +230,13 @@ def expand(call: Call, x: Operand, *_: Any, **__: Any) -> Outcome:
     """Broadcast to a shape."""
     assert x.difference is not None
     return broadcast(x.difference, call.output.base.shape)
+
+
+@rule(aten.broadcast_tensors.default)
+def broadcast_tensors(call: Call, tensors: Sequence[Operand]) -> Outcome:
+    """Each tensor broadcast to the shape of all."""
+    shape = call.output.base[0].shape
+    return tuple(None if o.difference is None else broadcast(o.difference, shape) for o in tensors)
 
 
 @rule(aten.constant_pad_nd.default, aten.pad.default)
@@ -146,7 +247,8 @@ def pad(call: Call, x: Operand, widths: Sequence[int], *mode_and_value: Any) -> 
     mode = mode_and_value[0] if mode_and_value and isinstance(mode_and_value[0], str) else "constant"
     shape = call.output.base.shape
     if mode != "constant":
-        return Dense(torch.func.vmap(lambda d: F.pad(d, tuple(widths), mode=mode))(difference.dense()))
+        kept = {d: d for d in range(x.base.dim() - len(widths) // 2)}
+        return linear_map(difference, lambda d: F.pad(d, tuple(widths), mode=mode), shape, kept)
     if isinstance(difference, Channel):
         position = 2 * (x.base.dim() - 1 - difference.axis)
         low, high = (widths[position], widths[position + 1]) if position < len(widths) else (0, 0)
@@ -159,73 +261,228 @@ def pad(call: Call, x: Operand, widths: Sequence[int], *mode_and_value: Any) -> 
 
 @rule(aten.cat.default)
 def cat(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Outcome:
-    """Concatenation."""
-    axis = normal_dim(dim, call.output.base.dim())
-    differing = [o for o in tensors if o.difference is not None]
-    first = differing[0].difference
+    """Concatenation; an empty tensor of one dimension may stand among any others, and adds nothing."""
+    shape = call.output.base.shape
+    parts = [(o.base.shape, o.difference) for o in tensors if o.base.dim() == len(shape)]
+    return concatenated(parts, normal_dim(dim, len(shape)), shape)
+
+
+Part = tuple[torch.Size, Difference | None]
+"""Shape of a base value, and its difference."""
+
+
+def concatenated(parts: Sequence[Part], axis: int, shape: torch.Size) -> Difference:
+    """The difference of a concatenation along ``axis``."""
+    differing = [(place, d) for place, (_, d) in enumerate(parts) if d is not None]
+    place, first = differing[0]
+    before = sum(part[axis] for part, _ in parts[:place])
+    if len(differing) == 1 and isinstance(first, OneHot):
+        positions = [p + before if d == axis else p for d, p in enumerate(first.positions())]
+        return OneHot(_flat(positions, shape), first.values, shape)
     if len(differing) == 1 and isinstance(first, Channel) and first.axis == axis:
-        before = sum(o.base.shape[axis] for o in tensors[: tensors.index(differing[0])])
-        return Channel(axis, first.channels + before, first.delta, call.output.base.shape)
-    channels = [o.difference for o in differing]
-    if isinstance(first, Channel) and all(isinstance(c, Channel) and _together(first, c, axis) for c in channels):
-        parts = [_part(o, first, axis) for o in tensors]
-        return as_channel(first, torch.cat(parts, axis + 1), first.axis, call.output.base.shape)
-    return Dense(torch.cat(_stacked(tensors), axis + 1))
+        return Channel(axis, first.channels + before, first.delta, shape)
+    if isinstance(first, Channel) and all(_together(first, d, axis) for _, d in differing):
+        stacks = [_on_channel(part, d, first) for part, d in parts]
+        return as_channel(first, torch.cat(stacks, axis + 1), first.axis, shape)
+    return Dense(torch.cat([_dense(part, d, first) for part, d in parts], axis + 1))
 
 
-def _together(first: Channel, other: Channel, axis: int) -> bool:
-    same = first.axis == other.axis != axis and first.shape[first.axis] == other.shape[other.axis]
-    return same and torch.equal(first.channels, other.channels)
+def _together(first: Channel, other: Difference, axis: int) -> bool:
+    if not isinstance(other, Channel) or first.axis != other.axis or axis == first.axis:
+        return False
+    same = first.channels is other.channels or torch.equal(first.channels, other.channels)
+    return same and first.shape[first.axis] == other.shape[other.axis]
 
 
-def _part(operand: Operand, first: Channel, axis: int) -> Tensor:
-    if isinstance(operand.difference, Channel):
-        return with_axis(operand.difference)
-    shape = [1 if d == first.axis else s for d, s in enumerate(operand.base.shape)]
-    return first.delta.new_zeros(first.count, *shape)
+def _on_channel(shape: torch.Size, difference: Difference | None, first: Channel) -> Tensor:
+    if isinstance(difference, Channel):
+        return with_axis(difference)
+    sizes = [1 if d == first.axis else s for d, s in enumerate(shape)]
+    return first.delta.new_zeros(1).expand(first.count, *sizes)
 
 
-def _stacked(tensors: Sequence[Operand]) -> list[Tensor]:
-    """Dense differences of all operands, zeros for those that do not differ."""
-    count = next(o.difference.count for o in tensors if o.difference is not None)
-    return [
-        torch.zeros_like(o.base).expand(count, *o.base.shape) if o.difference is None else o.difference.dense()
-        for o in tensors
-    ]
+def _dense(shape: torch.Size, difference: Difference | None, like: Difference) -> Tensor:
+    if difference is not None:
+        return difference.dense()
+    values = like.values if isinstance(like, OneHot) else like.delta
+    return values.new_zeros(1).expand(like.count, *shape)
 
 
 @rule(aten.stack.default)
 def stack(call: Call, tensors: Sequence[Operand], dim: int = 0) -> Outcome:
     """Stacking: concatenation along a new dimension."""
-    axis = normal_dim(dim, call.output.base.dim())
-    return Dense(torch.stack(_stacked(tensors), axis + 1))
+    shape = call.output.base.shape
+    axis = normal_dim(dim, len(shape))
+    one = torch.Size(1 if d == axis else size for d, size in enumerate(shape))
+    parts = [(one, None if o.difference is None else _with_new_axis(o.difference, axis, one)) for o in tensors]
+    return concatenated(parts, axis, shape)
+
+
+def _with_new_axis(difference: Difference, axis: int, shape: torch.Size) -> Difference:
+    if isinstance(difference, OneHot):
+        return OneHot(difference.indices, difference.values, shape)
+    if isinstance(difference, Channel):
+        moved = difference.axis + (axis <= difference.axis)
+        delta = difference.delta.reshape(difference.count, *_without(shape, moved))
+        return Channel(moved, difference.channels, delta, shape)
+    return Dense(difference.delta.unsqueeze(axis + 1))
+
+
+@rule(aten.flip.default)
+def flip(call: Call, x: Operand, dims: Sequence[int]) -> Outcome:
+    """Reversed along some dimensions."""
+    axes = [normal_dim(d, x.base.dim()) for d in dims]
+    difference = _relocated(x.difference, axes, lambda _, position, size: size - 1 - position)
+    return _along_others(difference, axes, lambda d, dims: d.flip(dims))
+
+
+@rule(aten.roll.default)
+def roll(call: Call, x: Operand, shifts: Sequence[int], dims: Sequence[int] = ()) -> Outcome:
+    """Rolled along some dimensions; without any, along the flattened entries."""
+    if not dims:
+        assert x.difference is not None
+        flat = x.difference.dense().flatten(1).roll(sum(shifts), 1)
+        return Dense(flat.reshape(x.difference.count, *x.base.shape))
+    by_axis: dict[int, int] = {}
+    for shift, d in zip(shifts, dims, strict=True):
+        axis = normal_dim(d, x.base.dim())
+        by_axis[axis] = by_axis.get(axis, 0) + shift
+    axes = list(by_axis)
+    difference = _relocated(x.difference, axes, lambda axis, position, size: (position + by_axis[axis]) % size)
+    return _along_others(difference, axes, lambda d, dims: d.roll([by_axis[a - 1] for a in dims], dims))
+
+
+def _relocated(
+    difference: Difference | None, axes: list[int], place: Callable[[int, Tensor, int], Tensor]
+) -> Difference | None:
+    """A channel at its new place along its own dimension; any other difference as it is."""
+    if not isinstance(difference, Channel) or difference.axis not in axes:
+        return difference
+    channels = place(difference.axis, difference.channels, difference.shape[difference.axis])
+    return Channel(difference.axis, channels, difference.delta, difference.shape)
+
+
+def _along_others(
+    difference: Difference | None, axes: list[int], move: Callable[[Tensor, list[int]], Tensor]
+) -> Difference:
+    """``move`` along ``axes`` of the stack, but for a channel's own."""
+    assert difference is not None
+    if isinstance(difference, Channel):
+        others = [a + 1 for a in axes if a != difference.axis]
+        out = move(with_axis(difference), others) if others else with_axis(difference)
+        return as_channel(difference, out, difference.axis, difference.shape)
+    return Dense(move(difference.dense(), [a + 1 for a in axes]))
+
+
+@rule(aten.repeat.default)
+def repeat(call: Call, x: Operand, repeats: Sequence[int]) -> Outcome:
+    """Copies beside each other, also along new dimensions in front."""
+    assert x.difference is not None
+    lead = len(repeats) - x.base.dim()
+    kept = {d: d + lead for d in range(x.base.dim()) if repeats[d + lead] == 1}
+    return linear_map(x.difference, lambda d: d.repeat(tuple(repeats)), call.output.base.shape, kept)
+
+
+@rule(aten.tile.default)
+def tile(call: Call, x: Operand, repeats: Sequence[int]) -> Outcome:
+    """:func:`repeat`, where missing numbers in front are 1."""
+    return repeat(call, x, (*(1 for _ in range(x.base.dim() - len(repeats))), *repeats))
+
+
+@rule(aten.repeat_interleave.self_int)
+def repeat_interleave(call: Call, x: Operand, repeats: int, dim: int | None = None, **_: Any) -> Outcome:
+    """Each entry several times."""
+    assert x.difference is not None
+    ndim = x.base.dim()
+    kept = {} if dim is None else {d: d for d in range(ndim) if d != normal_dim(dim, ndim)}
+    return linear_map(x.difference, lambda d: d.repeat_interleave(repeats, dim), call.output.base.shape, kept)
+
+
+@rule(aten.tril.default, aten.triu.default)
+def triangle(call: Call, x: Operand, diagonal: int = 0) -> Outcome:
+    """A triangle of each matrix: the difference times ones and zeros."""
+    assert x.difference is not None
+    ones = torch.ones(x.base.shape[-2:], dtype=x.base.dtype, device=x.base.device)
+    mask = call.memo("mask", lambda: call.node.target(ones, diagonal))
+    return scaled_by(x.difference, mask, x.base.shape)
+
+
+@rule(aten.diagonal.default)
+def diagonal(call: Call, x: Operand, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Outcome:
+    """A diagonal of two dimensions, which goes last."""
+    assert x.difference is not None
+    gone = [normal_dim(d, x.base.dim()) for d in (dim1, dim2)]
+    kept = {d: d - sum(g < d for g in gone) for d in range(x.base.dim()) if d not in gone}
+    return linear_map(x.difference, lambda d: d.diagonal(offset, *gone), call.output.base.shape, kept)
+
+
+@rule(aten.unfold.default)
+def unfold(call: Call, x: Operand, dimension: int, size: int, step: int) -> Outcome:
+    """Windows along a dimension, their entries last."""
+    assert x.difference is not None
+    axis = normal_dim(dimension, x.base.dim())
+    kept = {d: d for d in range(x.base.dim()) if d != axis}
+    return linear_map(x.difference, lambda d: d.unfold(axis, size, step), call.output.base.shape, kept)
+
+
+@rule(aten.im2col.default, aten.col2im.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default)
+def local_rearrangement(call: Call, x: Operand, *args: Any) -> Outcome:
+    """Patches of images to columns and back, channels to pixels and back."""
+    assert x.difference is not None
+    inner = 2 if call.node.target is aten.col2im.default else 3
+    kept = {d: d for d in range(x.base.dim() - inner)}
+    return linear_map(x.difference, lambda d: call.node.target(d, *args), call.output.base.shape, kept)
+
+
+@rule(aten.channel_shuffle.default)
+def channel_shuffle(call: Call, x: Operand, groups: int) -> Outcome:
+    """Channel ``(g, i)`` of groups goes to ``(i, g)``."""
+    difference = x.difference
+    assert difference is not None
+    size = x.base.shape[1] // groups
+    if isinstance(difference, Channel) and difference.axis == 1:
+        group = torch.div(difference.channels, size, rounding_mode="floor")
+        channels = difference.channels % size * groups + group
+        return Channel(1, channels, difference.delta, difference.shape)
+    return linear_map(difference, lambda d: _shuffled(d, groups), x.base.shape, {d: d for d in range(x.base.dim())})
+
+
+def _shuffled(x: Tensor, groups: int) -> Tensor:
+    return x.reshape(x.shape[0], groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+
+
+@rule(aten.as_strided.default)
+def as_strided(
+    call: Call, x: Operand, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> Outcome:
+    """Entries by their places in memory; only of values in one contiguous block."""
+    if not x.base.is_contiguous():
+        raise GraphError(
+            f"{call.node.name} reads the memory of a tensor that is not contiguous (as_strided); call .contiguous() "
+            "before, or use evaluator=dz.SequentialEvaluator()"
+        )
+    assert x.difference is not None
+    numbers = torch.arange(x.base.numel(), device=x.base.device)
+    index = call.memo("index", lambda: numbers.as_strided(tuple(size), tuple(stride), storage_offset or 0))
+    return Dense(x.difference.dense().flatten(1)[:, index])
 
 
 @rule(
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-    aten.unbind.int,
-    aten.flip.default,
-    aten.roll.default,
-    aten.repeat.default,
+    aten.rot90.default,
+    aten.block_diag.default,
+    aten.diag.default,
+    aten.diag_embed.default,
+    aten.diagflat.default,
+    aten.trace.default,
+    aten.meshgrid.indexing,
+    aten.meshgrid.default,
     aten.select_scatter.default,
     aten.slice_scatter.default,
+    aten.diagonal_scatter.default,
+    aten.atleast_1d.default,
+    aten.atleast_2d.default,
+    aten.atleast_3d.default,
 )
 def rearrangement(call: Call, *args: Any, **kwargs: Any) -> Outcome:
     """Any other rearrangement: applied to the differences."""
-    return linear_in_each(call, args, kwargs)
-
-
-@rule(aten.embedding.default)
-def embedding(call: Call, weight: Operand, indices: Operand, *options: Any) -> Outcome:
-    """A one-hot difference of the table sits on one feature, at the positions that look its row up."""
-    difference = weight.difference
-    if difference is None or indices.difference is not None:
-        return fallback(call, weight, indices, *options)
-    if not isinstance(difference, OneHot):
-        return Dense(torch.func.vmap(lambda w: F.embedding(indices.base, w))(difference.dense()))
-    rows, features = difference.positions()
-    hits = indices.base.unsqueeze(0) == rows.reshape(-1, *(1 for _ in indices.base.shape))
-    values = difference.values.reshape(-1, *(1 for _ in indices.base.shape))
-    return Channel(call.output.base.dim() - 1, features, hits * values, call.output.base.shape)
+    return linear_jointly(call, args, kwargs)

@@ -1,4 +1,4 @@
-"""Softmax and the losses on top of it.
+"""Softmax and what is made of it.
 
 All follow from the change of the log-normaliser: with probabilities p and logit differences d,
 ``log sum exp(z + d) - log sum exp(z) = log1p(sum_j p_j expm1(d_j))``. A stack of differences has one dimension more in
@@ -7,127 +7,128 @@ front, over the perturbations, and ``dim`` counts the stack's dimensions.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Dense, entries
-from deepzero.graph.rules.base import apply_pointwise, difference_of, normal_dim, rule
+from deepzero.graph.differences import Channel, Dense, difference_dtype
+from deepzero.graph.rules.base import normal_dim, rule
+from deepzero.graph.rules.dimensions import along, reduced_dims
 from deepzero.graph.rules.fallback import fallback
+from deepzero.graph.rules.formulas import OVERFLOW, within
 
 aten = torch.ops.aten
-MEAN, SUM = 1, 2
 
 
 def normaliser_change(
-    p: Float[Tensor, "*shape"], d: Float[Tensor, " count *shape"], dim: int
+    p: Float[Tensor, "*any"],
+    d: Float[Tensor, "count ..."],
+    dim: int | list[int],
+    log_p: Callable[[], Tensor] | None = None,
 ) -> Float[Tensor, "count ..."]:
     """Change of ``log sum exp`` along ``dim`` (kept), from the softmax p of the base.
 
-    Large differences, where expm1 could overflow, take the plain form; it does not cancel there.
+    ``log_p`` gives the logarithm of p, exact also where p is 0 by underflow; by default it is taken of p. To it the
+    differences are added that are so large that expm1 could overflow, and all where little is left of the sum.
     """
-    if large(d):
-        return torch.logsumexp(p.log() + d, dim, keepdim=True)
-    return torch.log1p((p * torch.expm1(d)).sum(dim, keepdim=True))
-
-
-def large(d: Tensor) -> bool:
-    """Whether some difference is of the order of the values themselves."""
-    return bool((d.abs() > 1).any())
+    if not within(d, -math.inf, OVERFLOW):
+        logs = p.log() if log_p is None else log_p()
+        terms = torch.where(d > OVERFLOW, torch.exp(logs + d) - p, p * torch.expm1(d.clamp(max=OVERFLOW)))
+    else:
+        terms = p * torch.expm1(d)
+    growth = terms.sum(dim, keepdim=True)
+    plain = (growth < -0.5) | (growth > 1e6)
+    if not bool(plain.any()):
+        return torch.log1p(growth)
+    logs = p.log() if log_p is None else log_p()
+    return torch.where(plain, torch.logsumexp(logs + d, dim, keepdim=True), torch.log1p(growth))
 
 
 def softmax_change(
-    p: Float[Tensor, "*shape"], d: Float[Tensor, " count *shape"], dim: int
-) -> Float[Tensor, " count *shape"]:
-    """``softmax(z + d) - softmax(z)``."""
-    change = d - normaliser_change(p, d, dim)
-    return (p.log() + change).exp() - p if large(change) else p * torch.expm1(change)
+    p: Float[Tensor, "*any"],
+    d: Float[Tensor, "count ..."],
+    dim: int,
+    log_p: Callable[[], Tensor] | None = None,
+) -> Float[Tensor, "count ..."]:
+    """``softmax(z + d) - softmax(z) = p expm1(d - change of the normaliser)``; see :func:`normaliser_change`."""
+    change = log_softmax_change(p, d, dim, log_p)
+    if within(change, -math.inf, OVERFLOW):
+        return p * torch.expm1(change)
+    logs = p.log() if log_p is None else log_p()
+    closed = p * torch.expm1(change.clamp(max=OVERFLOW))
+    return torch.where(change > OVERFLOW, torch.exp(logs + change) - p, closed)
 
 
-@rule(aten.softmax.int, aten._softmax.default)
-def softmax(call: Call, x: Operand, dim: int, *_: Any) -> Outcome:
-    """``p expm1(d - change of the normaliser)``."""
-    assert x.difference is not None
-    axis = normal_dim(dim, x.base.dim()) + 1
-    return Dense(softmax_change(call.output.base, x.difference.dense(), axis))
+def log_softmax_change(
+    p: Float[Tensor, "*any"],
+    d: Float[Tensor, "count ..."],
+    dim: int,
+    log_p: Callable[[], Tensor] | None = None,
+) -> Float[Tensor, "count ..."]:
+    """``d - change of the normaliser``, counted from the likeliest entry: its own change is small, and would cancel."""
+    behind = normal_dim(dim, d.dim()) - d.dim()
+    likeliest = p.argmax(behind, keepdim=True)
+    size = list(d.shape)
+    size[behind] = 1
+    d = d - d.gather(behind, likeliest.expand(size))
+    return d - normaliser_change(p, d, behind, log_p)
+
+
+@rule(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
+def softmax(call: Call, x: Operand, dim: int, *_: Any, **__: Any) -> Outcome:
+    """``p expm1(d - change of the normaliser)``. Rows without any finite logit stay what they are."""
+    return _normalised(call, x, dim, call.output.base, softmax_change)
 
 
 @rule(aten.log_softmax.int, aten._log_softmax.default)
-def log_softmax(call: Call, x: Operand, dim: int, *_: Any) -> Outcome:
+def log_softmax(call: Call, x: Operand, dim: int, *_: Any, **__: Any) -> Outcome:
     """``d - change of the normaliser``."""
-    assert x.difference is not None
-    d = x.difference.dense()
     p = call.memo("probabilities", call.output.base.exp)
-    return Dense(d - normaliser_change(p, d, normal_dim(dim, x.base.dim()) + 1))
+    return _normalised(call, x, dim, p, log_softmax_change)
 
 
-@rule(aten.cross_entropy_loss.default)
-def cross_entropy(
-    call: Call,
-    x: Operand,
-    target: Operand,
-    weight: Operand | None = None,
-    reduction: int = MEAN,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-) -> Outcome:
-    """Per sample ``log1p(sum_j p_j expm1(d_j)) - d_y``; smoothing e makes ``d_y`` into ``(1-e) d_y + e mean_j d_j``."""
-    if weight is not None or target.base.is_floating_point() or difference_of(target) is not None:
-        return fallback(call, x, target, weight, reduction, ignore_index, label_smoothing)
-    assert x.difference is not None
-    dim = 1 if x.base.dim() > 1 else 0
-    d = x.difference.dense()
-    p = call.memo("probabilities", lambda: torch.softmax(x.base, dim))
-    keep = call.memo("keep", lambda: target.base != ignore_index)
-    label = call.memo("label", lambda: torch.where(keep, target.base, 0).unsqueeze(dim))
-    picked = d.gather(dim + 1, label.unsqueeze(0).expand(d.shape[0], *label.shape))
-    if label_smoothing:
-        picked = (1 - label_smoothing) * picked + label_smoothing * d.mean(dim + 1, keepdim=True)
-    losses = (normaliser_change(p, d, dim + 1) - picked).squeeze(dim + 1) * keep
-    return Dense(_reduced(losses, reduction, keep))
+def _normalised(call: Call, x: Operand, dim: int, p: Tensor, change: Callable[..., Tensor]) -> Outcome:
+    """The change along one dimension; a channel of another dimension stays one."""
+    dtype = difference_dtype(call.output.base.dtype)
+    axis = normal_dim(dim, x.base.dim()) if x.base.dim() else 0
+    difference = x.difference
+    assert difference is not None
+    if x.base.dim() == 0:
+        return None  # a softmax of one value is 1
+
+    def apply(z: Tensor, p: Tensor, d: Tensor) -> Tensor:
+        behind = axis - x.base.dim()
+        changed: Tensor = change(p, d.to(dtype), behind, lambda: log_probabilities(z.to(dtype), behind))
+        return changed
+
+    if isinstance(difference, Channel) and difference.axis != axis:
+        place = difference.axis + 1
+        z, of_channel = (difference.of(base).unsqueeze(place) for base in (x.base, p))
+        return difference.with_delta(apply(z, of_channel, difference.delta.unsqueeze(place)).squeeze(place))
+    return Dense(apply(x.base, p, difference.dense()))
 
 
-def _reduced(
-    losses: Num[Tensor, " count *targets"], reduction: int, keep: Bool[Tensor, "*targets"]
-) -> Num[Tensor, "count ..."]:
-    """Reduce per-sample losses in float64."""
-    if reduction == MEAN:
-        return losses.reshape(len(losses), -1).sum(1, dtype=torch.float64) / keep.sum()
-    return losses.reshape(len(losses), -1).sum(1, dtype=torch.float64) if reduction == SUM else losses
+def log_probabilities(z: Tensor, dim: int | list[int]) -> Tensor:
+    """``log softmax`` along one dimension or several; -inf in rows without any finite logit."""
+    logs = z - torch.logsumexp(z, dim, keepdim=True)
+    return torch.where(logs.isnan() & ~z.isnan(), -math.inf, logs)
 
 
-@rule(aten.nll_loss_nd.default)
-def nll_loss(
-    call: Call,
-    x: Operand,
-    target: Operand,
-    weight: Operand | None = None,
-    reduction: int = MEAN,
-    ignore_index: int = -100,
-) -> Outcome:
-    """``-d_y`` per sample."""
-    if weight is not None or target.difference is not None:
-        return fallback(call, x, target, weight, reduction, ignore_index)
-    assert x.difference is not None
-    dim = 1 if x.base.dim() > 1 else 0
-    d = x.difference.dense()
-    keep = call.memo("keep", lambda: target.base != ignore_index)
-    label = torch.where(keep, target.base, 0).unsqueeze(dim)
-    losses = -d.gather(dim + 1, label.unsqueeze(0).expand(d.shape[0], *label.shape)).squeeze(dim + 1) * keep
-    return Dense(_reduced(losses, reduction, keep))
+@rule(aten.logsumexp.default)
+def logsumexp(call: Call, x: Operand, dim: Any, keepdim: bool = False) -> Outcome:
+    """The change of the normaliser itself."""
+    if not x.base.is_floating_point():
+        return fallback(call, x, dim, keepdim)
 
+    def change(z: Tensor, d: Tensor, dims: list[int]) -> Tensor:
+        if not dims:
+            return d
+        logs = log_probabilities(z, dims)
+        return normaliser_change(logs.exp(), d, dims, lambda: logs)
 
-@rule(aten.mse_loss.default)
-def mse_loss(call: Call, x: Operand, target: Operand, reduction: int = MEAN) -> Outcome:
-    """``d (2 (z - t) + d)`` per entry, where d is the difference of ``z - t``."""
-    if x.base.shape != target.base.shape or target.difference is not None:
-        return fallback(call, x, target, reduction)
-    error = call.memo("error", lambda: type(call.output)(x.base - target.base))
-    change = apply_pointwise(Operand(error, x.difference), lambda e, d: d * (2 * e + d))
-    if reduction not in (MEAN, SUM):
-        return change
-    total = entries(change).sum(1, dtype=torch.float64)
-    return Dense(total / x.base.numel() if reduction == MEAN else total)
+    return along(x, reduced_dims(dim, x.base.dim()), keepdim, change)

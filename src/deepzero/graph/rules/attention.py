@@ -1,0 +1,246 @@
+"""Scaled dot-product attention: ``softmax(q k^T scale + mask) v``, each product and the softmax free of cancellation.
+
+Every entry of a leading dimension (sample, head) is attended to on its own. A difference on one head of some operands
+therefore stays on that head, and only that head is computed.
+
+Legend: p perturbations, l queries, s keys, e features; # is 1 where a base value is the same for all perturbations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from deepzero.errors import GraphError
+from deepzero.graph.calls import Call, Operand, Outcome
+from deepzero.graph.differences import Channel, Dense, Difference, same_channels
+from deepzero.graph.rules.base import difference_of, normal_dim, rule
+from deepzero.graph.rules.fallback import fallback
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Base attention weights ``[*lead, l, s]``, their logarithms, and the rows that may attend to nothing (or None)."""
+
+    weights: Float[Tensor, "*lead l s"]
+    logarithms: Float[Tensor, "*lead l s"]
+    dead: Bool[Tensor, "*#lead l 1"] | None
+
+    @classmethod
+    def of(cls, scores: Float[Tensor, "*lead l s"]) -> Weights:
+        """Of scores that may be minus infinity; a row of nothing else gets the weight 0 everywhere, as in PyTorch."""
+        dead = (scores == -math.inf).all(-1, keepdim=True)
+        if not bool(dead.any()):
+            logarithms = torch.log_softmax(scores, -1)
+            return cls(logarithms.exp(), logarithms, None)
+        logarithms = torch.log_softmax(scores.masked_fill(dead, 0.0), -1).masked_fill(dead, -math.inf)
+        return cls(logarithms.exp(), logarithms, dead)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
+        """The same function (a selection) of all parts."""
+        dead = None if self.dead is None else function(self.dead.expand(*self.weights.shape[:-1], 1))
+        return Weights(function(self.weights), function(self.logarithms), dead)
+
+    def change(self, d: Float[Tensor, "p ..."]) -> Float[Tensor, "p ..."]:
+        """``softmax(scores + d) - softmax(scores)``.
+
+        ``p_j (u_j - S) / (1 + S)`` with ``u = expm1(d)`` and ``S = sum_j p_j u_j``; rows where some d is larger than 1,
+        so that expm1 could overflow, take the plain form, which does not cancel there.
+        """
+        small = d.abs().amax(-1, keepdim=True) <= 1 if d.shape[-1] else None
+        if small is None or bool(small.all()):
+            return self._closed(d)
+        moved = (self.logarithms + d) - torch.logsumexp(self.logarithms + d, -1, keepdim=True)
+        plain = moved.exp() - self.weights
+        if self.dead is not None:
+            plain = plain.masked_fill(self.dead, 0.0)
+        return torch.where(small, self._closed(d.clamp(-1, 1)), plain)
+
+    def _closed(self, d: Float[Tensor, "p ..."]) -> Float[Tensor, "p ..."]:
+        part = self.weights * torch.expm1(d)
+        total = part.sum(-1, keepdim=True)
+        return part.addcmul_(self.weights, total, value=-1).div_(1 + total)
+
+
+def _softmax_of(call: Call, scores: Callable[[], Tensor]) -> Weights:
+    weights: Weights = call.memo("weights", lambda: Weights.of(scores()))
+    return weights
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A stacked base value ``[#p, ...]`` and its difference ``[p, ...]``, or None."""
+
+    base: Tensor
+    delta: Tensor | None
+
+    @property
+    def moved(self) -> Tensor:
+        """The perturbed value."""
+        return self.base if self.delta is None else self.base + self.delta
+
+    def scaled(self, factor: float) -> Moving:
+        """Both times a number."""
+        return Moving(self.base * factor, None if self.delta is None else self.delta * factor)
+
+    def transposed(self) -> Moving:
+        """The last two dimensions exchanged."""
+        return Moving(self.base.mT, None if self.delta is None else self.delta.mT)
+
+
+def grouped_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a b``, where several heads of a (dimension -3) share one of b (grouped queries)."""
+    if a.dim() < 3 or b.dim() < 3 or b.shape[-3] == 1 or a.shape[-3] <= b.shape[-3]:
+        return a @ b
+    size = (a.shape[-3] // b.shape[-3], a.shape[-2])
+    together = a.reshape(*a.shape[:-3], b.shape[-3], size[0] * size[1], a.shape[-1])
+    out = together @ b
+    return out.reshape(*out.shape[:-3], a.shape[-3], size[1], out.shape[-1])
+
+
+def _product_change(a: Moving, b: Moving) -> Tensor | None:
+    """``da b + (a + da) db``."""
+    parts = []
+    if a.delta is not None:
+        parts.append(grouped_product(a.delta, b.base))
+    if b.delta is not None:
+        parts.append(grouped_product(a.moved, b.delta))
+    return None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+@rule(aten.scaled_dot_product_attention.default)
+def attention(
+    call: Call,
+    query: Operand,
+    key: Operand,
+    value: Operand,
+    attn_mask: Operand | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Outcome:
+    """Attention with any mask, a mask that differs, grouped queries; only what differs is computed."""
+    if dropout_p > 0:
+        raise GraphError(
+            f"{call.node.name} is attention with dropout inside of one operation, whose mask cannot be drawn again; "
+            "it should have been taken apart (deepzero.graph.decompositions)"
+        )
+    mask_change = difference_of(attn_mask)
+    if mask_change is not None and attn_mask is not None and not attn_mask.base.is_floating_point():
+        options = {"scale": scale, "enable_gqa": enable_gqa}
+        return fallback(call, query, key, value, attn_mask, dropout_p, is_causal, **options)
+    factor = 1 / math.sqrt(query.base.shape[-1]) if scale is None else scale
+    mask = None if attn_mask is None else attn_mask.base
+    weights = _softmax_of(call, lambda: _scores(query.base, key.base, mask, is_causal, factor))
+    lead = call.output.base.dim()
+    shape = call.output.base.shape
+    head = _shared_head((query, key, value), mask_change, lead)
+    if head is None:
+        q, k, v = (_everywhere(o, lead) for o in (query, key, value))
+        change = None if mask_change is None else _aligned(mask_change.dense(), lead + 1)
+        return Dense(_change(q.scaled(factor), k, v, change, weights.map(_stacked)).expand(-1, *shape))
+    q, k, v = (_on_head(o, head) for o in (query, key, value))
+    change = _aligned(mask_change.delta, lead) if isinstance(mask_change, Channel) else None
+    out = _change(q.scaled(factor), k, v, change, weights.map(lambda w: _pick(w, head)))
+    axis = lead + head.axis
+    return Channel(axis, head.channels, out.expand(-1, *shape[:axis], *shape[axis + 1 :]), shape)
+
+
+def _change(q: Moving, k: Moving, v: Moving, mask: Tensor | None, weights: Weights) -> Tensor:
+    """The output's change from stacked operands, of which at least one differs."""
+    scores = _product_change(q, k.transposed())
+    if mask is not None:
+        scores = mask if scores is None else scores + mask
+    change = _product_change(Moving(weights.weights, None if scores is None else weights.change(scores)), v)
+    assert change is not None
+    return change
+
+
+def _scores(
+    q: Float[Tensor, "... l e"], k: Float[Tensor, "... s e"], mask: Tensor | None, causal: bool, factor: float
+) -> Float[Tensor, "... l s"]:
+    scores = grouped_product(q * factor, k.mT)
+    if causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~allowed, -math.inf)
+    if mask is None:
+        return scores
+    return torch.where(mask, scores, -math.inf) if mask.dtype == torch.bool else scores + mask
+
+
+def _stacked(base: Tensor) -> Tensor:
+    return base.unsqueeze(0)
+
+
+def _aligned(delta: Float[Tensor, "p ..."], dims: int) -> Tensor:
+    """With dimensions of length 1 behind the first, so that ``delta`` broadcasts as its base value does."""
+    return delta.reshape(delta.shape[0], *(1 for _ in range(dims - delta.dim())), *delta.shape[1:])
+
+
+def _everywhere(operand: Operand, lead: int) -> Moving:
+    difference = operand.difference
+    delta = None if difference is None else _aligned(difference.dense(), lead + 1)
+    return Moving(_aligned(operand.base.unsqueeze(0), lead + 1), delta)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The one leading dimension (counted from the end) that differs in one entry, and which entry."""
+
+    axis: int
+    channels: Tensor
+    like: Channel
+
+
+def _shared_head(operands: tuple[Operand, ...], mask: Difference | None, lead: int) -> _Head | None:
+    """Where all differences are channels of the same leading dimension, which no operand broadcasts."""
+    differences = [o.difference for o in operands if o.difference is not None] + ([] if mask is None else [mask])
+    first = differences[0]
+    if not isinstance(first, Channel):
+        return None
+    axis = first.axis - len(first.shape)
+    size = first.shape[axis]
+    fits = all(o.base.dim() == lead and o.base.shape[axis] == size for o in operands)
+    if axis > -3 or not fits or not all(_same_entry(first, other) for other in differences[1:]):
+        return None
+    return _Head(axis, first.channels, first)
+
+
+def _same_entry(first: Channel, other: Difference) -> bool:
+    axis = first.axis - len(first.shape)
+    if (
+        not isinstance(other, Channel)
+        or other.axis - len(other.shape) != axis
+        or other.shape[axis] != first.shape[axis]
+    ):
+        return False
+    return same_channels(first, Channel(first.axis, other.channels, other.delta, first.shape))
+
+
+def _pick(base: Tensor, head: _Head) -> Tensor:
+    """The entry that differs, ``[#p, ...]``."""
+    return Channel(normal_dim(head.axis, base.dim()), head.channels, head.like.delta, base.shape).of(base)
+
+
+def _on_head(operand: Operand, head: _Head) -> Moving:
+    difference = operand.difference
+    return Moving(_pick(operand.base, head), difference.delta if isinstance(difference, Channel) else None)
+
+
+@rule(aten._safe_softmax.default)
+def safe_softmax(call: Call, x: Operand, dim: int, dtype: torch.dtype | None = None) -> Outcome:
+    """A softmax that gives 0 where all entries of a row are minus infinity."""
+    assert x.difference is not None
+    axis = normal_dim(dim, x.base.dim())
+    weights = _softmax_of(call, lambda: x.base.movedim(axis, -1))
+    change = weights.map(_stacked).change(x.difference.dense().movedim(axis + 1, -1))
+    return Dense(change.movedim(-1, axis + 1))
