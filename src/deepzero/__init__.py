@@ -1,8 +1,8 @@
 """deepzero: train deep networks from function values alone."""
 
-from deepzero.coordinates import Coordinates
 from deepzero import errors, sparsity
-from deepzero.errors import DeepZeroError, SlowQueriesWarning
+from deepzero.coordinates import Coordinates
+from deepzero.errors import DeepZeroError, SlowQueriesWarning, WrittenParameterWarning
 from deepzero.estimator import CGE, RGE, Estimate, Estimator
 from deepzero.evaluators import (
     AutomaticEvaluator,
@@ -46,6 +46,7 @@ __all__ = [
     "SlowQueriesWarning",
     "Stencil",
     "Team",
+    "WrittenParameterWarning",
     "errors",
     "joined",
     "query_key",

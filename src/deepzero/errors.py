@@ -61,3 +61,7 @@ class TeamError(DeepZeroError):
 
 class SlowQueriesWarning(UserWarning):
     """Queries are answered exactly, but in a slower way than propagation; the message says why."""
+
+
+class WrittenParameterWarning(UserWarning):
+    """A program writes into its parameters while it computes the loss; queries work on copies."""

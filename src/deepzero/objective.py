@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +20,10 @@ from torch.utils import _pytree as pytree
 
 from deepzero import validation
 from deepzero.arrays import Given, as_parameter, named
-from deepzero.errors import InvalidInputError
-from deepzero.placement import Attributes, Places
+from deepzero.errors import InvalidInputError, WrittenParameterWarning
+from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
+from deepzero.writes import DRAWS, Watch, WriteNoticed, copied, overlaps_itself
 
 Loss = Callable[[Any, Any], Any]
 Closure = Callable[..., Any]
@@ -57,19 +60,22 @@ class State(dict[str, Tensor]):
     """Buffers by name as a query leaves them, and what else it moved: plain attributes (counters, flags), generators.
 
     Attributes:
-        attributes: dict, name and value of attributes that changed.
+        attributes: container, key and value of attributes that changed.
         generators: generators of the program's own, with their states.
+        tensors: plain tensors that were written into, and what they hold then.
     """
 
     def __init__(
         self,
-        buffers: Mapping[str, Tensor] = {},  # noqa: B006
+        buffers: Mapping[str, Tensor] = {},
         attributes: Sequence[Any] = (),
         generators: Sequence[tuple[torch.Generator, Tensor]] = (),
+        tensors: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         super().__init__(buffers)
         self.attributes = tuple(attributes)
         self.generators = tuple(generators)
+        self.tensors = tuple(tensors)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,14 @@ class Objective(Protocol):
     def commit(self, buffers: Mapping[str, Tensor]) -> None:
         """Make ``buffers`` (as returned by the base query) the objective's own: once a step."""
         ...
+
+
+class Placing(Enum):
+    """How a program is given the values of its parameters."""
+
+    HELD = "in their places in the modules"
+    POINTED = "by the parameters themselves, which point to them"
+    BOTH = "both ways, so that references of the program's own follow, too"
 
 
 class NetworkObjective:
@@ -142,7 +156,10 @@ class NetworkObjective:
             if given is not None and not callable(given):
                 raise InvalidInputError(f"{name} must be callable as {call}, got {type(given).__name__}")
         self._loss, self.closure = loss, closure
-        self._hidden = self._settled = self._copies = False
+        self._hidden = self._settled = self._writes_batch = False
+        self._written: set[str] = set()
+        self._multiplied: set[str] = set()
+        self._marked: dict[int, Tensor] = {}
         self.repeatable = self._draws = True
         self._steady: Places | None = None
         if not self.places().trainable:
@@ -220,91 +237,156 @@ class NetworkObjective:
 
     def base(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> tuple[Evaluation, Draws]:
         """The base query, and the random numbers that it drew."""
-        draws = Draws(seed)
         if not self._settled:
             self._settle(parameters, batch, seed)
-        if not self._draws:
-            evaluation = self._evaluate(parameters, batch, draws)
-            if not draws.stirred:
+        with suppress(*(() if self._hidden else (Exception,))):
+            return self._recorded(parameters, batch, seed)
+        self._settle(parameters, batch, seed)  # it may differentiate with respect to parameters since the last step
+        return self._recorded(parameters, batch, seed)
+
+    def _recorded(
+        self, parameters: Parameters, batch: tuple[Any, ...], seed: int, how: Placing | None = None
+    ) -> tuple[Evaluation, Draws]:
+        """A first query: it finds out what the program draws, and what it writes into."""
+        while True:
+            draws = Draws(seed)
+            try:
+                with (
+                    draws.recording() if self._draws else nullcontext(),
+                    Watch(self._watched(batch), draws=not self._draws) as watch,
+                ):
+                    evaluation = self._evaluate(parameters, batch, draws, how=how)
+            except WriteNoticed as noticed:
+                self._notice(noticed.name)
+                continue
+            if self._draws or not draws.stirred:
+                self._draws = bool(draws.entries) or draws.stirred
+                self._multiplied = {name.removeprefix("parameter ") for name in watch.multiplied}
                 return evaluation, draws
-        with draws.recording():
-            evaluation = self._evaluate(parameters, batch, draws)
-        self._draws = bool(draws.entries) or draws.stirred
-        return evaluation, draws
+            self._draws = True  # it did not draw before
+
+    def _watched(self, batch: tuple[Any, ...]) -> dict[str, Tensor]:
+        """What a query must not write into, by a name that says what it is."""
+        places = self.places()
+        done = {*self._written, *(name for name, (p, _) in places.parameters.items() if id(p) in self._marked)}
+        own = {f"parameter {name}": p for name, (p, _) in places.parameters.items() if name not in done}
+        plain = {f"plain {i}": t for i, t in enumerate(places.plain_tensors()) if id(t) not in self._marked}
+        leaves = [] if self._writes_batch else pytree.tree_leaves((tuple(batch), keywords(batch)))
+        return {**{f"batch {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}, **plain, **own}
+
+    def _notice(self, found: str) -> None:
+        """From now on, every query gets a copy of what its program writes into."""
+        kind, _, name = found.partition(" ")
+        places = self.places()
+        if kind == DRAWS:
+            self._draws = True
+        elif kind == "batch":
+            self._writes_batch = True
+        elif kind == "plain" or name not in places.trainable:
+            tensor = places.plain_tensors()[int(name)] if kind == "plain" else places.parameters[name][0]
+            self._marked[id(tensor)] = tensor
+        else:
+            self._written.add(name)
+            warnings.warn(
+                f"the program writes into its parameter {name} in its forward (Embedding(max_norm=...) does). Every query works on a copy, so the "
+                "model's own values stay; what is estimated is the gradient at these",
+                WrittenParameterWarning,
+                stacklevel=6,
+            )
 
     def _settle(self, parameters: Parameters, batch: tuple[Any, ...], seed: int) -> None:
-        """Find out, once, how the program must be given its parameters.
+        """Find out how the program must be given its parameters.
 
         In most programs values take their places in the modules. A program that keeps references to parameters elsewhere (a list in a
         closure), or differentiates with respect to them, gets them through the parameters themselves; it is recognized by an error, or by a
         loss that does not follow when all parameters move.
         """
-        draws = Draws(seed)
-        self._copies = True
-        copied = copy_of(batch)
-        untouched = _versions(copied)
-        try:
-            with draws.recording():
-                base = self._evaluate(parameters, copied, draws, copies=False)
-        except Exception:
-            self._hidden = True
-            with draws.recording():
-                base = self._evaluate(parameters, batch, draws)  # the user's own error, if it is one
-        else:
-            self._hidden = not self._follows(parameters, batch, seed, draws)
+        self._hidden, base, draws = True, None, Draws(seed)
+        with suppress(Exception):
+            base, draws = self._recorded(parameters, batch, seed, Placing.HELD)
+            self._hidden = not self.follows(parameters, batch, seed, draws)
+        if base is None:
+            base, draws = self._recorded(parameters, batch, seed)  # the user's own error, if it is one
         again = self.evaluate(parameters, batch, seed=seed, draws=draws)
         self.repeatable = _same_loss(base.loss, again.loss, parameters)
-        self._copies = _versions(copied) != untouched
         self._settled = True
 
-    def _follows(self, parameters: Parameters, batch: tuple[Any, ...], seed: int, draws: Draws) -> bool:
-        """Whether values in the places of parameters do what they do in the parameters."""
+    def follows(self, parameters: Parameters, batch: tuple[Any, ...], seed: int, draws: Draws) -> bool:
+        """Whether values in the places of parameters do what they do in the parameters themselves: seen where all of them have moved."""
         moved = displaced(parameters, seed)
         losses = []
         try:
-            for self._hidden in (False, True):
+            for how in (Placing.HELD, Placing.POINTED):
                 with draws.replaying():
-                    losses.append(float(self._evaluate(moved, batch, draws).loss))
+                    losses.append(float(self._evaluate(moved, batch, draws, how=how).loss))
         except Exception:
             return True  # the program does not run there: nothing can be said
-        finally:
-            self._hidden = False
         return losses[0] == losses[1] or not abs(losses[0] - losses[1]) > 1e-6 * (abs(losses[0]) + abs(losses[1]))
 
     def _evaluate(
-        self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws, *, copies: bool | None = None
+        self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws, *, how: Placing | None = None
     ) -> Evaluation:
         places = self.places()
-        batch = self.given(batch) if copies is None else batch
+        batch = self.given(batch)
+        how = how or (Placing.POINTED if self._hidden else Placing.BOTH)
         before = Attributes.of(self._stateful(places))
         buffers = {name: b.detach().clone() for name, (b, _) in places.buffers.items()}
+        values = {**self.own_copies(parameters), **buffers}
         try:
-            with self.scope(draws, device_of(parameters)), self._placed(places, {**parameters, **buffers}) as held:
+            with (
+                self.scope(draws, device_of(parameters)),
+                self.restoring() as moved,
+                self._placed(places, values, how) as held,
+            ):
                 value = self.program(self.model, *batch, **keywords(batch))
                 left = {name: where[0].tensor for name, where in held.items()}
-            attributes = before.moved_scalars()
+            attributes, grown = before.moved(), before.grown()
         finally:
             before.restore()
             generators = draws.give_back()
-        return Evaluation(one_number(value), State({n: b.detach() for n, b in left.items()}, attributes, generators))
+        if grown:
+            raise InvalidInputError(
+                f"the forward makes parameters ({', '.join(grown)}), which an estimate cannot know; run it once, model(x), before you make the "
+                "estimator and the optimizer"
+            )
+        return Evaluation(
+            one_number(value), State({n: b.detach() for n, b in left.items()}, attributes, generators, moved)
+        )
+
+    def own_copies(self, values: Parameters) -> dict[str, Tensor]:
+        """``values`` with copies of those that the program writes into."""
+        return {name: copied(value) if name in self._written else value for name, value in values.items()}
+
+    @contextmanager
+    def restoring(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Plain tensors that the program writes into are put back after a block; yields what they held at its end."""
+        kept = [(tensor, copied(tensor)) for tensor in self._marked.values()]
+        moved: list[tuple[Tensor, Tensor]] = []
+        try:
+            yield moved
+            moved += [(tensor, copied(tensor)) for tensor, _ in kept]
+        finally:
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
 
     def given(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The batch for one query: copies, if the program writes into its input."""
-        return copy_of(batch) if self._copies else batch
+        """The batch for one query, in lists and dicts of its own; copies of its tensors, if the program writes into them."""
+        return copy_of(batch, tensors=self._writes_batch)
 
     def _stateful(self, places: Places) -> list[Any]:
         plain = [f for f in (self._loss, self.closure) if f is not None and not isinstance(f, nn.Module)]
         return [*places.modules, *(f for f in plain if hasattr(f, "__dict__"))]
 
     @contextmanager
-    def _placed(self, places: Places, values: Parameters) -> Iterator[dict[str, Any]]:
+    def _placed(self, places: Places, values: Parameters, how: Placing) -> Iterator[dict[str, Any]]:
         """``values`` where the program looks for them."""
         given = {
             name: as_complex(value, places.parameters[name][0]) if name in places.parameters else value
             for name, value in values.items()
         }
-        pointing = places.pointing(given) if self._hidden else nullcontext()
-        held = {name: value for name, value in given.items() if not self._hidden or name in places.buffers}
+        pointing = nullcontext() if how is Placing.HELD else places.pointing(given)
+        held = {name: value for name, value in given.items() if how is not Placing.POINTED or name in places.buffers}
         with pointing, places.holding(held) as buffers:
             yield buffers
 
@@ -333,14 +415,17 @@ class NetworkObjective:
         return as_number(mean_loss(self.loss, output, target))
 
     def constrain(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gradients as PyTorch has them: complex for complex parameters, 0 on the padding rows of embeddings."""
+        """Gradients as PyTorch has them: complex for complex parameters, 0 on the padding rows of embeddings.
+
+        A table that the program also multiplies with (as an output layer) keeps the gradient of its padding row.
+        """
         places = self.places()
         padded = padding_rows(places)
         constrained = {}
         for name, gradient in gradients.items():
             parameter = places.parameters[name][0]
             constrained[name] = as_complex(gradient, parameter)
-            if name in padded:
+            if name in padded and name not in self._multiplied:
                 constrained[name][padded[name]] = 0
         return constrained
 
@@ -350,16 +435,17 @@ class NetworkObjective:
         with torch.no_grad():
             for name, value in buffers.items():
                 own, where = places.buffers[name]
-                if own.shape != value.shape or own.dtype != value.dtype or _shares_entries(own):
-                    for place in () if torch.equal(own, value) else where:
-                        place.put(value)
-                else:
+                same = own.shape == value.shape and own.dtype == value.dtype
+                if same and not overlaps_itself(own):
                     own.copy_(value)
-        if isinstance(buffers, State):
-            for container, key, scalar in buffers.attributes:
-                container[key] = scalar
-            for generator, state in buffers.generators:
-                generator.set_state(state)
+                elif not same or not torch.equal(own, value):
+                    for place in where:
+                        place.put(value)
+            for tensor, value in getattr(buffers, "tensors", ()):
+                tensor.copy_(value)
+        put_back(getattr(buffers, "attributes", ()))
+        for generator, state in getattr(buffers, "generators", ()):
+            generator.set_state(state)
 
 
 def _checked_model(model: Any) -> nn.Module:
@@ -432,19 +518,12 @@ def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict
     return moved
 
 
-def copy_of(batch: tuple[Any, ...]) -> Batch:
-    """A batch with copies of its tensors, for a program that writes into its input."""
+def copy_of(batch: tuple[Any, ...], *, tensors: bool = True) -> Batch:
+    """A batch in lists and dicts of its own, which a program may take apart; with copies of its tensors, which it may write into."""
     arguments, options = pytree.tree_map(
-        lambda leaf: leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf,
-        (tuple(batch), keywords(batch)),
+        lambda leaf: copied(leaf) if tensors and isinstance(leaf, Tensor) else leaf, (tuple(batch), keywords(batch))
     )
     return Batch(arguments, options)
-
-
-def _versions(batch: tuple[Any, ...]) -> list[int]:
-    """How often each tensor of a batch was written into, counted from its making, as far as can be told."""
-    leaves = pytree.tree_leaves((tuple(batch), keywords(batch)))
-    return [0 if leaf.is_inference() else leaf._version for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _same_loss(one: Tensor, other: Tensor, parameters: Parameters) -> bool:
@@ -452,11 +531,6 @@ def _same_loss(one: Tensor, other: Tensor, parameters: Parameters) -> bool:
     coarsest = max(float(torch.finfo(p.dtype).eps) for p in parameters.values())
     apart = float((one - other).abs())
     return not math.isfinite(apart) or apart <= min(1000 * coarsest, 0.1) * (1e-3 + float(one.abs()))
-
-
-def _shares_entries(value: Tensor) -> bool:
-    """Whether several entries are one place in memory, as in an expanded tensor: nothing can be copied into it."""
-    return any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True))
 
 
 def padding_rows(places: Places) -> dict[str, int]:

@@ -21,6 +21,10 @@ CRITERION = "criterion."
 """Prefix of the names of a loss module's own parameters and buffers (``criterion_.`` where the model has a ``criterion`` itself)."""
 
 
+EVERYTHING = object()
+"""In place of a key: all that a list, set or deque holds."""
+
+
 class StandIn(nn.Parameter):
     """A query's value where the program expects a parameter: it says that it wants a gradient, and records none.
 
@@ -111,6 +115,24 @@ class Places:
         """Parameters with ``requires_grad``, by name."""
         return {name: p for name, (p, _) in self.parameters.items() if p.requires_grad}
 
+    def plain_tensors(self) -> list[Tensor]:
+        """Tensors among the modules' attributes, and in the lists and dicts there, that are neither parameters nor buffers."""
+        named = {id(tensor) for tensor, _ in (*self.parameters.values(), *self.buffers.values())}
+        found: dict[int, Tensor] = {}
+        for module in self.modules:
+            for key, value in module.__dict__.items():
+                if key in STRUCTURE or "_hooks" in key:
+                    continue
+                held = (
+                    value.values()
+                    if isinstance(value, dict)
+                    else value
+                    if isinstance(value, (list, tuple))
+                    else (value,)
+                )
+                found |= {id(item): item for item in held if isinstance(item, Tensor) and id(item) not in named}
+        return list(found.values())
+
     @contextmanager
     def holding(self, values: Mapping[str, Tensor], *, as_parameters: bool = True) -> Iterator[dict[str, list[Place]]]:
         """Put ``values`` (parameters and buffers by name) in their places for a block, and take them out again.
@@ -178,46 +200,92 @@ Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
 class Attributes:
     """The plain attributes of modules at one moment: what a forward may change beside buffers.
 
-    Lists, dicts and sets among them are remembered by what they hold, one level deep.
+    Lists, dicts and sets among them are remembered by what they hold, one level deep. So are the tables of parameters, buffers and
+    modules, which a forward may add to.
     """
 
     kept: list[tuple[Container, Any]] = field(default_factory=list)
+    tables: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
     @classmethod
     def of(cls, modules: Sequence[Any]) -> Attributes:
         """As they are now."""
         kept: list[tuple[Container, Any]] = []
+        tables = []
         for module in modules:
             own = module.__dict__
             for key, value in own.items():
-                if key not in STRUCTURE and type(value) in (dict, list, set, deque):
+                if key in STRUCTURE:
+                    tables += [(value, value.copy())] if isinstance(value, dict) else []
+                elif type(value) in (dict, list, set, deque):
                     kept.append((value, value.copy()))
             kept.append((own, own.copy()))
-        return cls(kept)
+        return cls(kept, tables)
 
     def restore(self) -> None:
         """Put everything back that is not as it was."""
-        for container, before in self.kept:
+        for container, before in (*self.kept, *self.tables):
             if not _same(container, before):
                 _refill(container, before)
 
-    def changed(self) -> list[tuple[Container, Any]]:
-        """Dicts of attributes and the names in them that are not as they were."""
+    def grown(self) -> list[str]:
+        """Names of parameters, and of modules that hold some, that were added."""
+        added = [(key, value) for table, before in self.tables for key, value in table.items() if key not in before]
         return [
-            (container, key)
-            for container, before in self.kept
-            if isinstance(container, dict) and not _same(container, before)
-            for key in {**before, **container}
-            if key not in before or key not in container or container[key] is not before[key]
+            key
+            for key, value in added
+            if (isinstance(value, nn.Parameter) and not isinstance(value, StandIn))
+            or (isinstance(value, nn.Module) and any(True for _ in value.parameters()))
         ]
 
-    def moved_scalars(self) -> list[tuple[dict[Any, Any], Any, Any]]:
-        """Dict, name and present value of the numbers, strings and the like that changed: counters, flags, schedules."""
-        return [
-            (container, key, container[key])
-            for container, key in self.changed()
-            if isinstance(container, dict) and isinstance(container.get(key), (int, float, complex, str, bool))
-        ]
+    def moved(self) -> list[tuple[Container, Any, Any]]:
+        """Container, key and present value of what changed: counters, flags, carried states, histories.
+
+        Numbers, strings and tensors (alone or in tuples and lists), without a history; of lists, sets and deques all that they hold, under
+        :data:`EVERYTHING`.
+        """
+        found: list[tuple[Container, Any, Any]] = []
+        for container, before in self.kept:
+            if _same(container, before):
+                continue
+            if not isinstance(container, dict):
+                held = [without_history(item) for item in container]
+                if all(_is_plain(item) for item in held):
+                    found.append((container, EVERYTHING, held))
+                continue
+            for key, value in container.items():
+                held = without_history(value)
+                if (key not in before or value is not before[key]) and key not in STRUCTURE and _is_plain(held):
+                    found.append((container, key, held))
+        return found
+
+
+def put_back(moved: Sequence[tuple[Container, Any, Any]]) -> None:
+    """Make what :meth:`Attributes.moved` returned the attributes' own."""
+    for container, key, value in moved:
+        if key is EVERYTHING:
+            _refill(container, value)
+        else:
+            container[key] = value  # type: ignore[index]
+
+
+def without_history(value: Any) -> Any:
+    """Tensors, alone or in tuples, lists and dicts, as plain tensors that remember no operation; anything else itself."""
+    if isinstance(value, StandIn):
+        return value.detach().as_subclass(Tensor)  # type: ignore[arg-type]
+    if isinstance(value, Tensor):
+        return value.detach() if value.grad_fn is not None else value
+    if type(value) in (tuple, list):
+        return type(value)(without_history(item) for item in value)
+    return {key: without_history(item) for key, item in value.items()} if type(value) is dict else value
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (tuple, list):
+        return all(_is_plain(item) for item in value)
+    if type(value) is dict:
+        return all(_is_plain(item) for item in value.values())
+    return value is None or isinstance(value, (int, float, complex, str, bool, Tensor))
 
 
 def _same(container: Container, before: Any) -> bool:

@@ -263,6 +263,9 @@ FIXED = {
 }
 """Operations that draw from a fixed distribution and use what they draw at once."""
 
+RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+"""Operations that draw between their layers, in train mode, if they drop anything at all."""
+
 
 @cache
 def _name(func: Any) -> str:
@@ -288,6 +291,10 @@ def is_random(func: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
         return bool(_argument(func, args, kwargs or {}, "training"))
     if name.startswith(("_scaled_dot_product", "scaled_dot_product")):
         return bool(_argument(func, args, kwargs or {}, "dropout_p"))
+    if name in RECURRENT:
+        return bool(_argument(func, args, kwargs or {}, "dropout")) and bool(
+            _argument(func, args, kwargs or {}, "train")
+        )
     return True
 
 

@@ -63,7 +63,7 @@ class BatchedEvaluator(DivisibleEvaluator):
         steps = perturbations.taken(parameters, offsets)
         base, draws = objective.base(parameters, batch, seed=seed)
         require_finite_base(base.loss)
-        if objective.hidden:
+        if objective.hidden or not objective.follows(parameters, batch, seed, draws):
             raise UnbatchableError("the program holds references to its parameters that torch.func.vmap cannot replace")
         jobs = jobs_of(perturbations, len(offsets), self.chunk)
         bases: dict[tuple[str, int], Tensor] = {}
@@ -141,7 +141,7 @@ def _stacked(
     places = objective.places()
     copies = next(iter(stacked.values())).shape[0]
     buffers = {n: b.detach().expand(copies, *b.shape).clone() for n, (b, _) in places.buffers.items()}
-    still = {name: value for name, value in fixed.items() if name not in stacked}
+    still = objective.own_copies({name: value for name, value in fixed.items() if name not in stacked})
 
     def loss(moved: dict[str, Tensor]) -> Tensor:
         values = {n: as_complex(v, places.parameters[n][0]) if n in places.parameters else v for n, v in moved.items()}
@@ -151,7 +151,8 @@ def _stacked(
     given = objective.given(batch)
     before = Attributes.of(places.modules)
     try:
-        return _vectorized(loss, {**stacked, **buffers}, objective, draws)
+        with objective.restoring():
+            return _vectorized(loss, {**stacked, **buffers}, objective, draws)
     except (UnbatchableError, InvalidInputError):
         raise
     except Exception as error:

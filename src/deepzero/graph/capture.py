@@ -173,6 +173,7 @@ def capture(objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws | 
         with (
             announced("exporting the program to a graph"),
             objective.scope(draws or Draws(0), device),
+            objective.restoring(),
             _quiet(),
             torch.no_grad(),
         ):

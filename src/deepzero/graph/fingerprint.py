@@ -26,8 +26,11 @@ LONGEST = 64
 def picture(objective: NetworkObjective) -> Picture:
     """What the objective's program may read, by where it stands."""
     seen: Picture = {}
-    modules = objective.places().modules
-    for position, module in enumerate(modules):
+    places = objective.places()
+    seen["tied"] = tuple(
+        (name, len(where)) for name, (_, where) in (*places.parameters.items(), *places.buffers.items())
+    )
+    for position, module in enumerate(places.modules):
         seen[position, "type"] = cast(Hashable, type(module))
         seen[position, "tensors"] = tuple(_tensors(module))
         for name, value in module.__dict__.items():

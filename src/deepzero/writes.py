@@ -1,0 +1,105 @@
+"""Who is written into: a program that changes its batch, its parameters or plain tensors of its modules in place is noticed before it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from deepzero.randomness import is_random
+
+DRAWS = "draws"
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "matmul"})
+
+
+class WriteNoticed(BaseException):
+    """An operation is about to write into a watched tensor.
+
+    Attributes:
+        name: its name.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class Watch(TorchDispatchMode):
+    """While it is active, an operation that would write into the memory of one of ``tensors`` raises :class:`WriteNoticed` instead.
+
+    Args:
+        tensors: by name.
+        draws: an operation that would draw random numbers is noticed, too, by the name :data:`DRAWS`.
+
+    Attributes:
+        multiplied: names of tensors that went into a matrix product.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> with Watch({"weight": weight}):
+        ...     doubled = weight * 2  # reading is allowed
+        ...     try:
+        ...         weight.mul_(2)
+        ...     except WriteNoticed as noticed:
+        ...         print(noticed.name, weight.tolist())
+        weight [1.0, 1.0]
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, draws: bool = False) -> None:
+        super().__init__()
+        found = {name: memory_of(tensor) for name, tensor in tensors.items()}
+        self._names = {memory: name for name, memory in found.items() if memory}
+        self.multiplied: set[str] = set()
+        self._draws = draws
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._draws and is_random(func, args, kwargs):
+            raise WriteNoticed(DRAWS)
+        if func._schema.is_mutable:
+            for position, argument in enumerate(func._schema.arguments):
+                if argument.alias_info is None or not argument.alias_info.is_write:
+                    continue
+                written = args[position] if position < len(args) else kwargs.get(argument.name)
+                for tensor in pytree.tree_leaves(written):
+                    name = self._names.get(memory_of(tensor)) if isinstance(tensor, Tensor) else None
+                    if name is not None:
+                        raise WriteNoticed(name)
+        if func.overloadpacket.__name__ in PRODUCTS:
+            names = {
+                self._names.get(memory_of(tensor)) for tensor in pytree.tree_leaves(args) if isinstance(tensor, Tensor)
+            }
+            self.multiplied |= {name for name in names if name is not None}
+        return func(*args, **kwargs)
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Address of a tensor's memory; 0 if it has none of its own (empty, sparse, or a stand-in of the tracer)."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy with the same strides, so that operations on it give the same bits; what overlaps itself cannot be written into and stays."""
+    detached = tensor.detach()
+    if detached.layout != torch.strided or type(detached) is not Tensor:
+        made = detached.clone()
+    elif overlaps_itself(detached):
+        return tensor
+    else:
+        made = torch.empty_strided(detached.shape, detached.stride(), dtype=detached.dtype, device=detached.device)
+        made.copy_(detached)
+    return made.requires_grad_(tensor.requires_grad)
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether several entries of a tensor share memory, as after ``expand``: PyTorch refuses to write into it."""
+    if tensor.layout != torch.strided:
+        return False
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
