@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,7 +23,7 @@ from deepzero.arrays import Given, as_parameter, named
 from deepzero.errors import InvalidInputError, WrittenParameterWarning
 from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
-from deepzero.writes import DRAWS, Watch, WriteNoticed, copied, overlaps_itself
+from deepzero.writes import DRAWS, Watch, WriteNoticed, copied, overlaps_itself, written_so_far
 
 Loss = Callable[[Any, Any], Any]
 Closure = Callable[..., Any]
@@ -162,6 +162,7 @@ class NetworkObjective:
         self._marked: dict[int, Tensor] = {}
         self.repeatable = self._draws = True
         self._steady: Places | None = None
+        self._watched_in: set[Hashable] = set()
         if not self.places().trainable:
             raise InvalidInputError("the model has no trainable parameter (requires_grad=True): nothing to estimate")
 
@@ -248,22 +249,42 @@ class NetworkObjective:
         self, parameters: Parameters, batch: tuple[Any, ...], seed: int, how: Placing | None = None
     ) -> tuple[Evaluation, Draws]:
         """A first query: it finds out what the program draws, and what it writes into."""
+        situation = self._situation(batch)
+        known = how is None and situation in self._watched_in
         while True:
             draws = Draws(seed)
+            watched = self._watched(batch)
+            watch = nullcontext() if known else Watch(watched, draws=not self._draws)
+            versions = [written_so_far(tensor) for tensor in watched.values()]
             try:
-                with (
-                    draws.recording() if self._draws else nullcontext(),
-                    Watch(self._watched(batch), draws=not self._draws) as watch,
-                ):
+                with draws.recording() if self._draws else nullcontext(), watch:
                     evaluation = self._evaluate(parameters, batch, draws, how=how)
             except WriteNoticed as noticed:
                 self._notice(noticed.name)
                 continue
+            self._require_unwritten(watched, versions)
             if self._draws or not draws.stirred:
                 self._draws = bool(draws.entries) or draws.stirred
-                self._multiplied = {name.removeprefix("parameter ") for name in watch.multiplied}
+                if isinstance(watch, Watch):
+                    self._multiplied = {name.removeprefix("parameter ") for name in watch.multiplied}
+                    self._watched_in.add(situation)
                 return evaluation, draws
             self._draws = True  # it did not draw before
+
+    def _situation(self, batch: tuple[Any, ...]) -> Hashable:
+        """Modes of the modules and shapes of the batch: in each, the first query is watched operation by operation."""
+        leaves = pytree.tree_leaves((tuple(batch), keywords(batch)))
+        shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
+        return shapes, tuple(module.training for module in self.places().modules)
+
+    def _require_unwritten(self, watched: Mapping[str, Tensor], versions: Sequence[int]) -> None:
+        """A program that begins to write where it did not write before is not noticed in time."""
+        for (name, tensor), version in zip(watched.items(), versions, strict=True):
+            if written_so_far(tensor) != version:
+                raise InvalidInputError(
+                    f"the program has just written into {name}, as it did not before in this mode and on these shapes: its values have changed. Restore "
+                    "them and make a new estimator, which will work on copies"
+                )
 
     def _watched(self, batch: tuple[Any, ...]) -> dict[str, Tensor]:
         """What a query must not write into, by a name that says what it is."""

@@ -103,3 +103,8 @@ def overlaps_itself(tensor: Tensor) -> bool:
     if tensor.layout != torch.strided:
         return False
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def written_so_far(tensor: Tensor) -> int:
+    """How often a tensor was written into, as PyTorch counts it; 0 of one that is not counted."""
+    return 0 if tensor.is_inference() else tensor._version
