@@ -165,7 +165,7 @@ class Side:
     def __init__(self, member: Member, chosen: Mapping[str, list[int]]) -> None:
         model = member.model()
         given = member.arguments()
-        closure = None if "closure" in inspect.signature(dz.CGE).parameters else member.closure
+        closure = None if takes_closures() else member.closure
         native = closure is None
         self._prefix = "" if native else WRAPPED
         self.arguments = given.args if native else ((given.args, given.kwargs), torch.zeros(1))
@@ -258,6 +258,11 @@ class Answers:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self._side.run(seconds)
+
+
+def takes_closures() -> bool:
+    """Whether this version of the package has ``dz.CGE(..., closure=...)``."""
+    return "closure" in inspect.signature(dz.CGE).parameters
 
 
 def flat(value: Tensor) -> Tensor:
