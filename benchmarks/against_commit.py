@@ -67,11 +67,18 @@ class Options:
 
 
 class Child:
-    """A process that makes steps with the package of one tree."""
+    """A process that computes with the package of one tree: it answers a line with a line of JSON.
 
-    def __init__(self, tree: Path, folder: Path, threads: int) -> None:
+    Args:
+        tree: where the package lies, in ``src``.
+        folder: where the process runs, and its only argument.
+        threads: of torch.
+        script: of this folder, whatever the tree; its first line says which package it imported.
+    """
+
+    def __init__(self, tree: Path, folder: Path, threads: int, *, script: str = "whole_steps.py") -> None:
         environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, str(Path(__file__).with_name("whole_steps.py")), str(folder)]
+        command = [sys.executable, str(Path(__file__).with_name(script)), str(folder)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder
         )
@@ -82,7 +89,11 @@ class Child:
 
     def steps(self, count: int) -> dict[str, Any]:
         """Let it make ``count`` steps, and wait."""
-        print(count, file=self._process.stdin, flush=True)
+        return self.ask(str(count))
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Its answer to a line of input."""
+        print(line, file=self._process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
