@@ -361,9 +361,10 @@ class NetworkObjective:
             ):
                 value = self.program(self.model, *batch, **keywords(batch))
                 left = {name: where[0].tensor for name, where in held.items()}
-            attributes, grown = before.moved(), before.grown()
         finally:
-            before.restore()
+            changed = before.changed()
+            attributes, grown = changed.moved(), changed.grown()
+            changed.restore()
             generators = draws.give_back()
         if grown:
             raise InvalidInputError(
@@ -539,10 +540,13 @@ def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict
     return moved
 
 
-def copy_of(batch: tuple[Any, ...], *, tensors: bool = True) -> Batch:
+def copy_of(batch: tuple[Any, ...], *, tensors: bool = True) -> tuple[Any, ...]:
     """A batch in lists and dicts of its own, which a program may take apart; with copies of its tensors, which it may write into."""
+    options = keywords(batch)
+    if not tensors and not any(isinstance(item, (list, dict)) for item in (*batch, *options.values())):
+        return batch  # tuples, tensors and numbers cannot be taken apart
     arguments, options = pytree.tree_map(
-        lambda leaf: copied(leaf) if tensors and isinstance(leaf, Tensor) else leaf, (tuple(batch), keywords(batch))
+        lambda leaf: copied(leaf) if tensors and isinstance(leaf, Tensor) else leaf, (tuple(batch), options)
     )
     return Batch(arguments, options)
 

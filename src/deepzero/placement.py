@@ -8,7 +8,7 @@ lists of parameters. Afterwards all is as it was, attributes that the forward ch
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -222,6 +222,10 @@ class Attributes:
             kept.append((own, own.copy()))
         return cls(kept, tables)
 
+    def changed(self) -> Attributes:
+        """Only what is not as it was."""
+        return Attributes(*([pair for pair in held if not _same(*pair)] for held in (self.kept, self.tables)))
+
     def restore(self) -> None:
         """Put everything back that is not as it was."""
         for container, before in (*self.kept, *self.tables):
@@ -289,13 +293,18 @@ def _is_plain(value: Any) -> bool:
 
 
 def _same(container: Container, before: Any) -> bool:
+    """Whether a container holds the very objects that it held."""
     if len(container) != len(before):
         return False
     if isinstance(container, dict):
-        return all(key in before and value is before[key] for key, value in container.items())
+        return _identities(container.values()) == _identities(before.values()) and _identities(container) == _identities(before)
     if isinstance(container, set):
-        return container == before  # type: ignore[no-any-return]
-    return all(now is then for now, then in zip(container, before, strict=True))
+        return set(map(id, container)) == set(map(id, before))
+    return _identities(container) == _identities(before)
+
+
+def _identities(items: Iterable[Any]) -> list[int]:
+    return list(map(id, items))
 
 
 def _refill(container: Container, before: Any) -> None:
