@@ -174,6 +174,8 @@ class Draws:
 
 
 class _Recording(TorchDispatchMode):
+    supports_higher_order_operators = True
+
     def __init__(self, draws: Draws) -> None:
         super().__init__()
         self._draws = draws
@@ -189,6 +191,8 @@ class _Recording(TorchDispatchMode):
 
 
 class _Replaying(TorchDispatchMode):
+    supports_higher_order_operators = True
+
     def __init__(self, draws: Draws, strict: bool) -> None:
         super().__init__()
         self._draws, self._strict = draws, strict
