@@ -266,13 +266,13 @@ def put_back(moved: Sequence[tuple[Container, Any, Any]]) -> None:
         if key is EVERYTHING:
             _refill(container, value)
         else:
-            container[key] = value
+            container[key] = value  # type: ignore[index]
 
 
 def without_history(value: Any) -> Any:
     """Tensors, alone or in tuples, lists and dicts, as plain tensors that remember no operation; anything else itself."""
     if isinstance(value, StandIn):
-        return value.detach().as_subclass(Tensor)  # type: ignore[arg-type]
+        return value.detach().as_subclass(Tensor)
     if isinstance(value, Tensor):
         return value.detach() if value.grad_fn is not None else value
     if type(value) in (tuple, list):

@@ -102,7 +102,7 @@ def test_references_that_no_batch_follows() -> None:
     model = linear()
     own = (model.weight,)
     with pytest.raises(
-        UnbatchableError, match="holds references to its parameters that torch.func.vmap cannot replace"
+        UnbatchableError, match=r"holds references to its parameters that torch.func.vmap cannot replace"
     ):
         dz.RGE(model, closure=lambda m, x: m(x).square().mean() + own[0].sum(), evaluator="batched").estimate(X)
 
