@@ -148,7 +148,7 @@ def test_a_step_leaves_what_one_training_forward_leaves(name: str, way: str) -> 
             torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-12)
 
 
-@each_way
+@pytest.mark.parametrize("way", ["cge", "rge one by one"])
 @pytest.mark.parametrize("name", MODELS)
 def test_an_estimate_leaves_nothing(name: str, way: str) -> None:
     model = initialize(MODELS[name]())

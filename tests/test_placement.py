@@ -341,9 +341,7 @@ class TestArguments:
         assert_close(found.gradients, expected.gradients, 1e-6)
 
     @pytest.mark.parametrize("way", WAYS)
-    @pytest.mark.parametrize(
-        "as_number", [float, lambda v: np.float64(v), lambda v: np.asarray(v), lambda v: v.reshape(1, 1)]
-    )
+    @pytest.mark.parametrize("as_number", [float, np.float64, np.asarray, lambda v: v.reshape(1, 1)])
     def test_losses_that_are_numbers_of_another_kind(self, way: str, as_number: Any) -> None:
         model = linear()
         closure = lambda m, x, y: as_number(F.cross_entropy(m(x), y).detach())  # noqa: E731
@@ -527,5 +525,5 @@ def test_loss_or_closure(program: dict[str, Any], message: str) -> None:
 
 def test_an_objective_with_a_closure_has_no_loss() -> None:
     objective = dz.NetworkObjective(linear(), closure=lambda m, x: m(x).sum())
-    with pytest.raises(InvalidInputError, match="works with loss=.*the objective has a closure"):
+    with pytest.raises(InvalidInputError, match=r"works with loss=.*the objective has a closure"):
         _ = objective.loss

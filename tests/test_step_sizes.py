@@ -71,7 +71,7 @@ class TestForms:
         resumed = dz.CGE(linear(), loss=F.cross_entropy, step_size=asked)
         resumed.load_state_dict(state)
         assert resumed.state_dict() == zo.state_dict()
-        with pytest.raises(CheckpointError, match="another estimator.*step_size: .* -> 0.25"):
+        with pytest.raises(CheckpointError, match=r"another estimator.*step_size: .* -> 0.25"):
             dz.CGE(linear(), loss=F.cross_entropy, step_size=0.25).load_state_dict(state)
 
 
@@ -128,7 +128,7 @@ class TestRefused:
     def test_a_direction_that_is_mostly_rounding(self) -> None:
         box = dz.BlackBox(lambda p: float(p["w"].double().sum()), {"w": torch.full((5,), 1e4)})
         with pytest.raises(
-            InvalidInputError, match="gaussian direction 0 moved by 0.0001 is mostly rounding.*larger step_size"
+            InvalidInputError, match=r"gaussian direction 0 moved by 0.0001 is mostly rounding.*larger step_size"
         ):
             dz.RGE(box, step_size=1e-4, queries=2).estimate()
 

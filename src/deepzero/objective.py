@@ -309,8 +309,8 @@ class NetworkObjective:
         else:
             self._written.add(name)
             warnings.warn(
-                f"the program writes into its parameter {name} in its forward (Embedding(max_norm=...) does). Every query works on a copy, so the "
-                "model's own values stay; what is estimated is the gradient at these",
+                f"the program writes into its parameter {name} in its forward (Embedding(max_norm=...) does). Every "
+                "query works on a copy, so the model's own values stay; what is estimated is the gradient at these",
                 WrittenParameterWarning,
                 stacklevel=6,
             )
@@ -333,7 +333,7 @@ class NetworkObjective:
         self._settled = True
 
     def follows(self, parameters: Parameters, batch: tuple[Any, ...], seed: int, draws: Draws) -> bool:
-        """Whether values in the places of parameters do what they do in the parameters themselves: seen where all of them have moved."""
+        """Whether values in the places of parameters do what they do in the parameters: seen where all have moved."""
         moved = displaced(parameters, seed)
         losses = []
         try:
@@ -368,8 +368,8 @@ class NetworkObjective:
             generators = draws.give_back()
         if grown:
             raise InvalidInputError(
-                f"the forward makes parameters ({', '.join(grown)}), which an estimate cannot know; run it once, model(x), before you make the "
-                "estimator and the optimizer"
+                f"the forward makes parameters ({', '.join(grown)}), which an estimate cannot know; run it once, "
+                "model(x), before you make the estimator and the optimizer"
             )
         return Evaluation(
             one_number(value), State({n: b.detach() for n, b in left.items()}, attributes, generators, moved)
@@ -541,7 +541,7 @@ def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict
 
 
 def copy_of(batch: tuple[Any, ...], *, tensors: bool = True) -> tuple[Any, ...]:
-    """A batch in lists and dicts of its own, which a program may take apart; with copies of its tensors, which it may write into."""
+    """A batch in lists and dicts of its own, which a program may take apart, and copies of its tensors to write into."""
     options = keywords(batch)
     if not tensors and not any(isinstance(item, (list, dict)) for item in (*batch, *options.values())):
         return batch  # tuples, tensors and numbers cannot be taken apart

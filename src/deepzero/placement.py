@@ -116,7 +116,7 @@ class Places:
         return {name: p for name, (p, _) in self.parameters.items() if p.requires_grad}
 
     def plain_tensors(self) -> list[Tensor]:
-        """Tensors among the modules' attributes, and in the lists and dicts there, that are neither parameters nor buffers."""
+        """Tensors in the modules' attributes, or in lists and dicts there, that are neither parameters nor buffers."""
         named = {id(tensor) for tensor, _ in (*self.parameters.values(), *self.buffers.values())}
         found: dict[int, Tensor] = {}
         for module in self.modules:
@@ -200,8 +200,8 @@ Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
 class Attributes:
     """The plain attributes of modules at one moment: what a forward may change beside buffers.
 
-    Lists, dicts and sets among them are remembered by what they hold, one level deep. So are the tables of parameters, buffers and
-    modules, which a forward may add to.
+    Lists, dicts and sets among them are remembered by what they hold, one level deep. So are the tables of parameters,
+    buffers and modules, which a forward may add to.
     """
 
     kept: list[tuple[Container, Any]] = field(default_factory=list)
@@ -245,8 +245,8 @@ class Attributes:
     def moved(self) -> list[tuple[Container, Any, Any]]:
         """Container, key and present value of what changed: counters, flags, carried states, histories.
 
-        Numbers, strings and tensors (alone or in tuples and lists), without a history; of lists, sets and deques all that they hold, under
-        :data:`EVERYTHING`.
+        Numbers, strings and tensors (alone or in tuples and lists), without a history; of lists, sets and deques all
+        that they hold, under :data:`EVERYTHING`.
         """
         found: list[tuple[Container, Any, Any]] = []
         for container, before in self.kept:
@@ -276,7 +276,7 @@ def put_back(moved: Sequence[tuple[Container, Any, Any]]) -> None:
 def without_history(value: Any) -> Any:
     """Tensors, alone or in tuples, lists and dicts, as plain tensors that remember no operation; anything else itself."""
     if isinstance(value, StandIn):
-        return value.detach().as_subclass(Tensor)  # type: ignore[arg-type]
+        return value.detach().as_subclass(Tensor)
     if isinstance(value, Tensor):
         return value.detach() if value.grad_fn is not None else value
     if type(value) in (tuple, list):

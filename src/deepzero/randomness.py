@@ -175,6 +175,8 @@ class Draws:
 
 
 class _Recording(TorchDispatchMode):
+    supports_higher_order_operators = True
+
     def __init__(self, draws: Draws) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._draws = draws
@@ -190,6 +192,8 @@ class _Recording(TorchDispatchMode):
 
 
 class _Replaying(TorchDispatchMode):
+    supports_higher_order_operators = True
+
     def __init__(self, draws: Draws, strict: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._draws, self._strict = draws, strict

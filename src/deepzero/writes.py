@@ -1,4 +1,4 @@
-"""Who is written into: a program that changes its batch, its parameters or plain tensors of its modules in place is noticed before it does."""
+"""A program that writes into its batch, its parameters or plain tensors of its modules is noticed before it does."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class WriteNoticed(BaseException):
         self.name = name
 
 
-class Watch(TorchDispatchMode):
-    """While it is active, an operation that would write into the memory of one of ``tensors`` raises :class:`WriteNoticed` instead.
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """An operation that would write into the memory of one of ``tensors`` raises :class:`WriteNoticed` instead.
 
     Args:
         tensors: by name.
@@ -49,8 +49,10 @@ class Watch(TorchDispatchMode):
         weight [1.0, 1.0]
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, tensors: Mapping[str, Tensor], *, draws: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         found = {name: memory_of(tensor) for name, tensor in tensors.items()}
         self._names = {memory: name for name, memory in found.items() if memory}
         self.multiplied: set[str] = set()
@@ -60,6 +62,8 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._draws and is_random(func, args, kwargs):
             raise WriteNoticed(DRAWS)
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)  # a higher-order operation: its parts run unwatched
         if func._schema.is_mutable:
             for position, argument in enumerate(func._schema.arguments):
                 if argument.alias_info is None or not argument.alias_info.is_write:
@@ -86,7 +90,10 @@ def memory_of(tensor: Tensor) -> int:
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """A copy with the same strides, so that operations on it give the same bits; what overlaps itself cannot be written into and stays."""
+    """A copy with the same strides, on which operations give the same bits.
+
+    What overlaps itself cannot be written into, and is returned as it is.
+    """
     detached = tensor.detach()
     if detached.layout != torch.strided or type(detached) is not Tensor:
         made = detached.clone()
