@@ -335,14 +335,23 @@ class NetworkObjective:
     def follows(self, parameters: Parameters, batch: tuple[Any, ...], seed: int, draws: Draws) -> bool:
         """Whether values in the places of parameters do what they do in the parameters: seen where all have moved."""
         moved = displaced(parameters, seed)
-        losses = []
         try:
-            for how in (Placing.HELD, Placing.POINTED):
-                with draws.replaying():
-                    losses.append(float(self._evaluate(moved, batch, draws, how=how).loss))
-        except Exception:
-            return True  # the program does not run there: nothing can be said
+            with torch.no_grad():
+                losses = self._both_ways(moved, batch, draws)
+        except Exception:  # a program that differentiates inside
+            try:
+                losses = self._both_ways(moved, batch, draws)
+            except Exception:
+                return True  # the program does not run there: nothing can be said
         return losses[0] == losses[1] or not abs(losses[0] - losses[1]) > 1e-6 * (abs(losses[0]) + abs(losses[1]))
+
+    def _both_ways(self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws) -> list[float]:
+        """The loss with values in the places of parameters, and with values that the parameters point to."""
+        losses = []
+        for how in (Placing.HELD, Placing.POINTED):
+            with draws.replaying():
+                losses.append(float(self._evaluate(parameters, batch, draws, how=how).loss))
+        return losses
 
     def _evaluate(
         self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws, *, how: Placing | None = None

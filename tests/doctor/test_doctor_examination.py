@@ -125,7 +125,10 @@ def test_parameters_whose_operations_are_run_again_are_advised_about():
         found, "warning"
     )
     assert found.healthy
-    assert {layer.name for layer in found.gradients.layers if layer.cosine > 0.999} == {"last.weight", "last.bias"}  # autograd sees no item()
+    assert {layer.name for layer in found.gradients.layers if layer.cosine > 0.999} == {
+        "last.weight",
+        "last.bias",
+    }  # autograd sees no item()
 
 
 def test_the_plan_and_the_sharpness_of_the_check_are_told(good):

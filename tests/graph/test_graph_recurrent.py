@@ -167,8 +167,15 @@ def test_instance_norm_shows_its_running_statistics_to_the_graph() -> None:
         )
     )
     x = normal(4, 2, 5, seed=2)
-    program = dz.PropagationEvaluator(verify=False).program(NetworkObjective(model, F.cross_entropy), (x, LABELS))
-    assert {"1.running_mean", "1.running_var"} <= set(program.graph.buffer_updates)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found = dz.PropagationEvaluator(verify=False)
+    zo = dz.CGE(model, loss=F.cross_entropy, evaluator=found)
+    estimate = zo.estimate(x, LABELS)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    model(x)
+    for name in ("1.running_mean", "1.running_var"):
+        assert not torch.equal(estimate.buffers[name], before[name])
+        assert torch.equal(estimate.buffers[name], dict(model.named_buffers())[name])
 
 
 class Forked(nn.Module):

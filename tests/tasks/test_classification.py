@@ -156,7 +156,7 @@ class GraphWatch(TorchDispatchMode):
         self.found["operations"] += 1
         if (
             torch.is_grad_enabled()
-            and any(x.requires_grad for x in inputs)
+            and any(torch.Tensor.requires_grad.__get__(x) for x in inputs)  # a query's stand-in only says that it does
             and func is not torch.ops.aten.detach.default
         ):
             self.found["recorded"].add(str(func))

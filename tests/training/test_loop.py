@@ -12,6 +12,7 @@ import deepzero as dz
 from deepzero.coordinates import StepContext
 from deepzero.errors import CheckpointError, NonFiniteLossError
 from deepzero.sparsity import DynamicRatios
+from deepzero.step_sizes import as_step_size
 from deepzero.training import (
     Autograd,
     CheckpointStore,
@@ -390,6 +391,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
 def test_a_checkpoint_of_another_step_size_is_refused(tmp_path):
     made = trainer(tmp_path, source=sparse_cge)
     made.save()
-    made.source.step_size = 1e-4
+    made.source.step_rule = as_step_size(1e-4, order=1)
     with pytest.raises(CheckpointError, match="step_size"):
         made.restore(made.store.load().checkpoint)

@@ -47,7 +47,7 @@ log = logging.getLogger("deepzero")
 DEFAULT_BUDGET = 2 << 30
 CPU_TARGET = 96 << 20
 CUDA_TARGET = 256 << 20
-WIDENED = 8
+WIDENED = 12
 """Memory of a verification in float64, in multiples of the base forward in float32."""
 
 

@@ -31,6 +31,8 @@ MORE = 64
 """Candidates where none of the first moves the loss: tables of which a batch looks up a few rows."""
 RELATIVE = 1e-6
 """Largest accepted error of a rule in float64, relative to the loss difference."""
+WORKSPACE = 4
+"""Bytes that one coordinate may take on its way, in multiples of the base forward: a float64 convolution unfolds its input."""
 NEAR = 1e-3
 """How far the points lie at which graph and program are compared, relative to the parameters."""
 
@@ -144,7 +146,7 @@ def verify(
     inputs = graph_inputs(wide.graph, objective, batch, dtype=torch.float64)
     values = run(wide.graph, inputs, keep=wide.kept | wanted, draws=draws, wide=True)
     held = max(1, held_bytes(values))
-    at_once = int(max(1, min(MORE, (room - held) // held)))
+    at_once = int(max(1, min(MORE, (room - held) // (WORKSPACE * held))))
     floor = 30 * _noise(wide, inputs, draws)
     count, worst, silent = 0, 0.0, []
     for name, cone in wide.cones.items():
@@ -206,7 +208,7 @@ def _compared(
     for count, step in ((CANDIDATES, NEAR * (size_of(source) or 1.0)), (MORE, size)):
         chosen = torch.randint(entries, (count,), generator=generator)
         output = program.graph.output
-        found = torch.cat([loss_differences(cone, values, output, c, step).cpu() for c in chosen.split(at_once)])
+        found = torch.cat([loss_differences(cone, values, output, c, step).cpu() for c in torch.split(chosen, at_once)])
         for value in values.values():
             value.memo.clear()
         if bool(found.any()):
