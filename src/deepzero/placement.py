@@ -224,7 +224,8 @@ class Attributes:
 
     def changed(self) -> Attributes:
         """Only what is not as it was."""
-        return Attributes(*([pair for pair in held if not _same(*pair)] for held in (self.kept, self.tables)))
+        kept = [(now, before) for now, before in self.kept if not _same(now, before)]
+        return Attributes(kept, [(now, before) for now, before in self.tables if not _same(now, before)])
 
     def restore(self) -> None:
         """Put everything back that is not as it was."""

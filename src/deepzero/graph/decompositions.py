@@ -89,7 +89,7 @@ class Weights:
         return F.linear(h, self.hidden, self.hidden_bias)
 
 
-def lstm_cell(share: Num[Tensor, "b 4*h"], state: State, weights: Weights) -> State:
+def lstm_cell(share: Num[Tensor, "b gates"], state: State, weights: Weights) -> State:
     """``c' = f c + i g``, ``h' = o tanh(c')``, then the projection of ``h'``."""
     hidden, cell = state
     i, f, g, o = (share + weights.of_hidden(hidden)).chunk(4, -1)
@@ -98,7 +98,7 @@ def lstm_cell(share: Num[Tensor, "b 4*h"], state: State, weights: Weights) -> St
     return hidden if weights.projection is None else F.linear(hidden, weights.projection), cell
 
 
-def gru_cell(share: Num[Tensor, "b 3*h"], state: State, weights: Weights) -> State:
+def gru_cell(share: Num[Tensor, "b gates"], state: State, weights: Weights) -> State:
     """``h' = (h - n) z + n`` with ``n = tanh(x_n + r h_n)``."""
     (hidden,) = state
     reset_x, update_x, new_x = share.chunk(3, -1)
