@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,7 +207,8 @@ class TestBadInput:
 
     def test_a_network_needs_a_loss(self, model: nn.Sequential) -> None:
         with pytest.raises(
-            InvalidInputError, match=r"needs either loss=.*for example loss=torch.nn.functional.cross_entropy, or closure="
+            InvalidInputError,
+            match=r"needs either loss=.*for example loss=torch.nn.functional.cross_entropy, or closure=",
         ):
             dz.CGE(model)
 
@@ -217,7 +219,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"evaluator": "fast"}, "evaluator must be an evaluator or one of auto, propagation, batched, sequential; got 'fast'"),
+            (
+                {"evaluator": "fast"},
+                "evaluator must be an evaluator or one of auto, propagation, batched, sequential; got 'fast'",
+            ),
             ({"evaluator": dz.Stencil}, "evaluator must be an evaluator such as"),
             ({"evaluator": "sequential", "strict": True}, "strict=True goes with"),
             ({"stencil": "middle"}, "stencil must be dz.FORWARD, dz.CENTRAL"),

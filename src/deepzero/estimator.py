@@ -16,6 +16,7 @@ from deepzero.evaluators import Evaluator, ExecutorSource, QueryJournal, QueryPo
 from deepzero.objective import Batch, Closure, Loss, NetworkObjective, Objective, constrained, first_query, steady
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
 from deepzero.randomness import derive_seed
+from deepzero.stencils import FORWARD, Stencil, as_stencil
 from deepzero.step_sizes import (
     NOISE_POINTS,
     FromNoise,
@@ -24,7 +25,6 @@ from deepzero.step_sizes import (
     relative_noise,
     require_representable,
 )
-from deepzero.stencils import FORWARD, Stencil, as_stencil
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Estimator:
 
     @property
     def step_size(self) -> float:
-        """The step size :math:`\\mu`; where parameters have steps of their own, the largest of these at the present parameters."""
+        """The step size :math:`\\mu`; where parameters have steps of their own, the largest of them now."""
         return max(self.step_sizes().values())
 
     def step_sizes(self) -> dict[str, float]:
@@ -119,8 +119,8 @@ class Estimator:
         Batch norm's running statistics move once, as in one training forward.
 
         Args:
-            *batch: ``x, y`` with ``loss=...``; whatever follows the model in ``closure=...``; further arguments of ``fn`` for a black
-                box. Dicts, lists and tuples of tensors are welcome.
+            *batch: ``x, y`` with ``loss=...``; whatever follows the model in ``closure=...``; further arguments of
+                ``fn`` for a black box. Dicts, lists and tuples of tensors are welcome.
             **keywords: likewise.
 
         Returns:
@@ -227,16 +227,16 @@ def CGE(  # noqa: N802 - the field's name
 
     Args:
         model: a network, a :class:`~deepzero.BlackBox`, or another :class:`~deepzero.objective.Objective`.
-        loss: for a network: ``loss(output, target)``, called with ``(model(x), y)``; one number, or one a sample, which are averaged in
-            float64. A loss module's own parameters are estimated, too.
+        loss: for a network: ``loss(output, target)``, called with ``(model(x), y)``; one number, or one a sample, which
+            are averaged in float64. A loss module's own parameters are estimated, too.
         closure: for a network, in place of ``loss``: ``closure(model, *batch, **keywords)``, which returns one number.
-        step_size: :math:`\\mu`: a number (the paper's is 5e-3), numbers by parameter name, ``{"relative": r}`` (a share of each parameter's
-            root mean square), ``"auto"`` (from dtype and measured noise), or None: the cube root of the dtype's rounding unit, times
-            the parameter's root mean square where that is above 1.
+        step_size: :math:`\\mu`: a number (the paper's is 5e-3), numbers by parameter name, ``{"relative": r}`` (a share
+            of each parameter's root mean square), ``"auto"`` (from dtype and measured noise), or None: the cube root of
+            the dtype's rounding unit, times the parameter's root mean square where that is above 1.
         sparsity: which coordinates: all (default), ``Coordinates``, boolean masks, or a schedule.
         stencil: ``dz.FORWARD`` or ``dz.CENTRAL``.
-        evaluator: how; ``"auto"`` (the default) takes for every parameter of a network the fastest exact way that there is, and one call
-            after another for a black box.
+        evaluator: how; ``"auto"`` (the default) takes for every parameter of a network the fastest exact way that there
+            is, and one call after another for a black box.
         strict: what makes ``"auto"`` warn that it is slow is an error.
         executor: for a black box: a ``concurrent.futures`` executor on which its queries run, or a function that makes
             one; short for ``evaluator=dz.ExecutorEvaluator(executor, policy=policy, journal=journal)``.
@@ -299,8 +299,8 @@ def RGE(  # noqa: N802 - the field's name
         queries: :math:`q`, the number of directions a step.
         distribution: ``gaussian``, ``rademacher``, or ``sphere`` (unit sphere, with its factor :math:`d`).
         stencil: ``dz.FORWARD`` or ``dz.CENTRAL`` (two queries a direction).
-        evaluator: how; ``"auto"`` (the default) takes ``vmap`` over stacked directions for a network, or what is exact and next fastest
-            where that cannot be; a loop for a black box.
+        evaluator: how; ``"auto"`` (the default) takes ``vmap`` over stacked directions for a network, or what is exact
+            and next fastest where that cannot be; a loop for a black box.
         strict: what makes ``"auto"`` warn that it is slow is an error.
         executor: for a black box: a ``concurrent.futures`` executor on which its queries run, or a function that makes
             one; short for ``evaluator=dz.ExecutorEvaluator(executor, policy=policy, journal=journal)``.
@@ -337,11 +337,13 @@ def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Object
     ]
     if missing and callable(model):
         raise InvalidInputError(
-            f"model must be an nn.Module, got the {type(model).__name__} {model!r}; for a function of parameters use dz.BlackBox(fn, params)"
+            f"model must be an nn.Module, got the {type(model).__name__} {model!r}; for a function of parameters use "
+            f"dz.BlackBox(fn, params)"
         )
     if missing:
         raise InvalidInputError(
-            f"model must be an nn.Module with loss=... or closure=..., a dz.BlackBox(fn, params), or an objective with parameters(), owners(), evaluate() "
+            f"model must be an nn.Module with loss=... or closure=..., a dz.BlackBox(fn, params), or an objective "
+            f"with parameters(), owners(), evaluate() "
             f"and commit(); got {type(model).__name__}, which has no {missing[0]}()"
         )
     if loss is not None or closure is not None:

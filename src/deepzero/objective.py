@@ -118,19 +118,19 @@ class Placing(Enum):
 
 
 class NetworkObjective:
-    """A module and what is computed with it, as one program: :math:`\\ell(\\theta) = \\mathrm{program}(f_\\theta, *\\mathrm{batch})`.
+    """A module and what is computed with it, as one program: :math:`\\ell(\\theta) = \\mathrm{program}(f_\\theta, x)`.
 
-    The whole program sees the query's parameters: the forward, a second forward, penalties on ``model.parameters()``. It
-    runs under the caller's grad mode, on live Python: what it computes now is what an estimate is of.
+    The whole program sees the query's parameters: the forward, a second forward, penalties on ``model.parameters()``.
+    It runs under the caller's grad mode, on live Python: what it computes now is what an estimate is of.
 
     Args:
         model: any ``nn.Module``. Parameters with ``requires_grad=False`` are left alone.
             Its mode (train or eval) is respected: in train mode batch norm uses batch statistics.
-        loss: takes ``(model(x), y)`` for a batch ``(x, y)``, returns a scalar or a tensor of per-sample losses, which is averaged in
-            float64. ``F.cross_entropy`` and ``F.mse_loss`` are averaged in float64 too. The trainable parameters of a loss module
-            are estimated with the model's, under names that begin with ``criterion.``.
-        closure: in place of ``loss``: takes ``(model, *batch, **keywords)``, returns one number (a tensor, or a NumPy or Python
-            number).
+        loss: takes ``(model(x), y)`` for a batch ``(x, y)``, returns a scalar or a tensor of per-sample losses, which
+            is averaged in float64. ``F.cross_entropy`` and ``F.mse_loss`` are averaged in float64 too. The trainable
+            parameters of a loss module are estimated with the model's, under names that begin with ``criterion.``.
+        closure: in place of ``loss``: takes ``(model, *batch, **keywords)``, returns one number (a tensor, or a NumPy
+            or Python number).
 
     Example:
         >>> import torch, torch.nn.functional as F
@@ -146,8 +146,10 @@ class NetworkObjective:
         self.model = _checked_model(model)
         if (loss is None) == (closure is None):
             raise InvalidInputError(
-                "a network needs either loss=..., called as loss(model(x), y), for example loss=torch.nn.functional.cross_entropy, or "
-                "closure=..., called as closure(model, *batch), for example closure=lambda model, x: model(x).square().mean()"
+                "a network needs either loss=..., called as loss(model(x), y), for example "
+                "loss=torch.nn.functional.cross_entropy, or "
+                "closure=..., called as closure(model, *batch), for example closure=lambda model, x: "
+                "model(x).square().mean()"
             )
         for name, given, call in (
             ("loss", loss, "loss(output, target)"),
@@ -282,7 +284,8 @@ class NetworkObjective:
         for (name, tensor), version in zip(watched.items(), versions, strict=True):
             if written_so_far(tensor) != version:
                 raise InvalidInputError(
-                    f"the program has just written into {name}, as it did not before in this mode and on these shapes: its values have changed. Restore "
+                    f"the program has just written into {name}, as it did not before in this mode and on these "
+                    f"shapes: its values have changed. Restore "
                     "them and make a new estimator, which will work on copies"
                 )
 
@@ -318,9 +321,9 @@ class NetworkObjective:
     def _settle(self, parameters: Parameters, batch: tuple[Any, ...], seed: int) -> None:
         """Find out how the program must be given its parameters.
 
-        In most programs values take their places in the modules. A program that keeps references to parameters elsewhere (a list in a
-        closure), or differentiates with respect to them, gets them through the parameters themselves; it is recognized by an error, or by a
-        loss that does not follow when all parameters move.
+        In most programs values take their places in the modules. A program that keeps references to parameters
+        elsewhere (a list in a closure), or differentiates with respect to them, gets them through the parameters
+        themselves; it is recognized by an error, or by a loss that does not follow when all parameters move.
         """
         self._hidden, base, draws = True, None, Draws(seed)
         with suppress(Exception):
@@ -402,7 +405,7 @@ class NetworkObjective:
                     tensor.copy_(value)
 
     def given(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The batch for one query, in lists and dicts of its own; copies of its tensors, if the program writes into them."""
+        """The batch for one query, in lists and dicts of its own; copies of tensors that the program writes into."""
         return copy_of(batch, tensors=self._writes_batch)
 
     def _stateful(self, places: Places) -> list[Any]:
@@ -425,8 +428,8 @@ class NetworkObjective:
     def scope(self, draws: Draws, device: torch.device) -> Iterator[None]:
         """What every query runs under: seeded generators, and attention as in training.
 
-        PyTorch's inference path of its transformer layers gives other outputs for padded positions, and would be taken because no
-        query records a gradient.
+        PyTorch's inference path of its transformer layers gives other outputs for padded positions, and would be taken
+        because no query records a gradient.
         """
         with seeded_scope(draws.seed, device, draws=draws):
             fast = torch.backends.mha.get_fastpath_enabled()
@@ -437,12 +440,12 @@ class NetworkObjective:
                 torch.backends.mha.set_fastpath_enabled(fast)
 
     def call(self, values: Parameters, x: Any) -> Any:
-        """The model's output with ``values`` (parameters and buffers by name) in place of its own; tied ones move together."""
+        """The model's output with ``values`` (parameters and buffers by name) in place of its own."""
         with self.places().holding(values, as_parameters=False):
             return self.model(x)
 
     def loss_value(self, output: Any, target: Any) -> Tensor:
-        """The loss of an output as a 0-dim float64 tensor, through which it can be differentiated where the caller records gradients."""
+        """The loss of an output as a 0-dim float64 tensor, with its history where the caller records gradients."""
         return as_number(mean_loss(self.loss, output, target))
 
     def constrain(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -487,7 +490,8 @@ def _checked_model(model: Any) -> nn.Module:
         )
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         raise InvalidInputError(
-            f"model is wrapped in {type(model).__name__}; pass the network itself, model.module, and start several processes with "
+            f"model is wrapped in {type(model).__name__}; pass the network itself, model.module, and start several "
+            f"processes with "
             "torchrun (dz.DistributedEvaluator)"
         )
     if isinstance(model, torch.jit.ScriptModule):
@@ -509,7 +513,8 @@ def _require_values(model: nn.Module) -> None:
     nowhere = [name for name, p in model.named_parameters() if p.is_meta]
     if nowhere:
         raise InvalidInputError(
-            f"parameter {nowhere[0]} is on the meta device and has no values; use model.to_empty(device='cpu') and load weights"
+            f"parameter {nowhere[0]} is on the meta device and has no values; use model.to_empty(device='cpu') and "
+            f"load weights"
         )
     sparse = [name for name, p in model.named_parameters() if p.layout != torch.strided]
     if sparse:
@@ -519,7 +524,7 @@ def _require_values(model: nn.Module) -> None:
 def first_query(
     objective: Objective, parameters: Parameters, batch: tuple[Any, ...], seed: int
 ) -> tuple[Evaluation, Callable[[Parameters], Tensor]]:
-    """The base query of a step, and a function that makes the others: the loss at other parameters, with the same random numbers."""
+    """The base query of a step, and a function that makes the others with the same random numbers."""
     if isinstance(objective, NetworkObjective):
         evaluation, draws = objective.base(parameters, batch, seed=seed)
         return evaluation, lambda moved: objective.evaluate(moved, batch, seed=seed, draws=draws).loss
@@ -550,7 +555,7 @@ def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict
 
 
 def copy_of(batch: tuple[Any, ...], *, tensors: bool = True) -> tuple[Any, ...]:
-    """A batch in lists and dicts of its own, which a program may take apart, and copies of its tensors to write into."""
+    """A batch in lists and dicts of its own, which a program may take apart; copies of its tensors to write into."""
     options = keywords(batch)
     if not tensors and not any(isinstance(item, (list, dict)) for item in (*batch, *options.values())):
         return batch  # tuples, tensors and numbers cannot be taken apart
@@ -610,7 +615,8 @@ def as_number(value: Any) -> Tensor:
         raise InvalidInputError("the loss must be a real number, got a complex one; take .real or .abs()")
     if value.numel() != 1:
         raise InvalidInputError(
-            f"the loss must be one number, got a tensor of shape {tuple(value.shape)}; reduce it, for example with .mean()"
+            f"the loss must be one number, got a tensor of shape {tuple(value.shape)}; reduce it, for example with "
+            f".mean()"
         )
     return value.double().reshape(())
 
@@ -731,7 +737,8 @@ def split_batch(batch: tuple[Any, ...], options: Mapping[str, Any] | None = None
     if len(batch) != 2 or options:
         named = f" and {', '.join(options)}" if options else ""
         raise InvalidInputError(
-            f"a network with loss=... is estimated on two arguments, zo.backward(x, y); got {len(batch)}{named}. For any other "
+            f"a network with loss=... is estimated on two arguments, zo.backward(x, y); got {len(batch)}{named}. For "
+            f"any other "
             "signature give closure=..., for example closure=lambda model, batch: model(**batch).loss"
         )
     return batch[0], batch[1]

@@ -1,8 +1,8 @@
 """Values in the place of a program's parameters and buffers: one program, evaluated wherever it is asked for.
 
 A program is the user's Python: ``loss(model, *batch)``, with whatever it reads on its way. While it runs, every place
-that holds a parameter holds the value of the query instead: modules, the lists that recurrent layers keep beside them, plain
-lists of parameters. Afterwards all is as it was, attributes that the forward changed included.
+that holds a parameter holds the value of the query instead: modules, the lists that recurrent layers keep beside them,
+plain lists of parameters. Afterwards all is as it was, attributes that the forward changed included.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 STRUCTURE = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 CRITERION = "criterion."
-"""Prefix of the names of a loss module's own parameters and buffers (``criterion_.`` where the model has a ``criterion`` itself)."""
+"""Prefix of the names of a loss module's own parameters and buffers (``criterion_.`` where the model has one)."""
 
 
 EVERYTHING = object()
@@ -28,8 +28,8 @@ EVERYTHING = object()
 class StandIn(nn.Parameter):
     """A query's value where the program expects a parameter: it says that it wants a gradient, and records none.
 
-    So ``isinstance(p, nn.Parameter)`` and ``if p.requires_grad`` hold as they do for the model's own, and no autograd graph is
-    built.
+    So ``isinstance(p, nn.Parameter)`` and ``if p.requires_grad`` hold as they do for the model's own, and no autograd
+    graph is built.
     """
 
     @property
@@ -164,8 +164,8 @@ class Places:
     def pointing(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """Let the parameters themselves point to ``values`` for a block: whoever holds a parameter sees its value move.
 
-        For programs that keep references of their own, or differentiate with respect to parameters inside. No byte of the
-        parameters is written.
+        For programs that keep references of their own, or differentiate with respect to parameters inside. No byte of
+        the parameters is written.
         """
         kept = [(self.parameters[name][0], self.parameters[name][0].data) for name in values if name in self.parameters]
         try:
@@ -275,7 +275,7 @@ def put_back(moved: Sequence[tuple[Container, Any, Any]]) -> None:
 
 
 def without_history(value: Any) -> Any:
-    """Tensors, alone or in tuples, lists and dicts, as plain tensors that remember no operation; anything else itself."""
+    """Tensors, alone or in tuples, lists and dicts, without the operations they came from; anything else itself."""
     if isinstance(value, StandIn):
         return value.detach().as_subclass(Tensor)
     if isinstance(value, Tensor):
@@ -298,7 +298,9 @@ def _same(container: Container, before: Any) -> bool:
     if len(container) != len(before):
         return False
     if isinstance(container, dict):
-        return _identities(container.values()) == _identities(before.values()) and _identities(container) == _identities(before)
+        return _identities(container.values()) == _identities(before.values()) and _identities(
+            container
+        ) == _identities(before)
     if isinstance(container, set):
         return set(map(id, container)) == set(map(id, before))
     return _identities(container) == _identities(before)

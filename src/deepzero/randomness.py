@@ -1,9 +1,10 @@
 """Randomness as an argument: derived seeds, and random numbers that every query of a step has in common.
 
-A finite difference means something only if both of its losses see the same random numbers. A seed alone does not give that: PyTorch fills a
-tensor in the order of its memory, so another layout means other dropout masks, and the global generator belongs to
-every thread of the process. Here the base query *records* the outcome of every draw (:class:`Draws`), and all other
-queries *replay* it, whatever their layout, whichever evaluator runs them, and whatever other threads draw meanwhile.
+A finite difference means something only if both of its losses see the same random numbers. A seed alone does not give
+that: PyTorch fills a tensor in the order of its memory, so another layout means other dropout masks, and the global
+generator belongs to every thread of the process. Here the base query *records* the outcome of every draw
+(:class:`Draws`), and all other queries *replay* it, whatever their layout, whichever evaluator runs them, and whatever
+other threads draw meanwhile.
 """
 
 from __future__ import annotations
@@ -49,13 +50,14 @@ def derive_seed(*parts: int | str) -> int:
 def seeded_scope(seed: int, device: torch.device, *, draws: Draws | None = None) -> Iterator[None]:
     """Run a block whose draws from the global generators start from ``seed``; afterwards they are as before.
 
-    The generators are PyTorch's (CPU, and the device's), NumPy's and Python's. One thread of a process at a time: others wait.
+    The generators are PyTorch's (CPU, and the device's), NumPy's and Python's. One thread of a process at a time:
+    others wait.
 
     Args:
         seed: the seed.
         device: where the block computes.
-        draws: learns from a block that is recorded whether it draws from Python's or NumPy's generators; if it does not, replays leave them
-            alone, which saves time.
+        draws: learns from a block that is recorded whether it draws from Python's or NumPy's generators; if it does
+            not, replays leave them alone, which saves time.
     """
     with _GENERATORS, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
@@ -100,8 +102,8 @@ class Draw:
     Attributes:
         family: the distribution, whatever the operation that drew from it is called.
         values: the numbers, or the tuple of outputs of an operation with several.
-        state: where the generator stood, if the numbers depend on the values of the operation's inputs: such an operation is run
-            again from there.
+        state: where the generator stood, if the numbers depend on the values of the operation's inputs: such an
+            operation is run again from there.
     """
 
     family: str
@@ -118,13 +120,15 @@ class Draw:
 class Draws:
     """The random numbers of one step, drawn once and had in common by all of its queries.
 
-    Numbers come from generators of its own that start from ``seed``: the base query sees what ``torch.manual_seed(seed)`` would have given
-    it, and what depends on values (``torch.normal(mean, std)``, ``multinomial``) is drawn in the order of a contiguous tensor.
+    Numbers come from generators of its own that start from ``seed``: the base query sees what
+    ``torch.manual_seed(seed)`` would have given it, and what depends on values (``torch.normal(mean, std)``,
+    ``multinomial``) is drawn in the order of a contiguous tensor.
 
     Attributes:
         seed: the seed.
         entries: outcomes in the order of the program, once recorded.
-        python: whether the program draws from Python's or NumPy's generators, too (taken for granted until it was recorded).
+        python: whether the program draws from Python's or NumPy's generators, too (taken for granted until it was
+            recorded).
         stirred: whether a block moved one of PyTorch's global generators: what was intercepted does not.
         borrowed: generators of the program's own that were drawn from, each with its state before.
 
@@ -164,8 +168,8 @@ class Draws:
         """Give out the remembered outcomes again, in their order; nothing is intercepted if there are none.
 
         Args:
-            strict: a draw that does not fit the recorded ones raises :class:`~deepzero.errors.DrawError`. Otherwise it, and
-                all that follow, are made afresh, from a seed that depends on nothing but ``seed`` and the position.
+            strict: a draw that does not fit the recorded ones raises :class:`~deepzero.errors.DrawError`. Otherwise it,
+                and all that follow, are made afresh, from a seed that depends on nothing but ``seed`` and the position.
         """
         if not self.entries:
             yield
@@ -188,7 +192,7 @@ class _Recording(TorchDispatchMode):
             return func(*args, **kwargs)
         draw = fresh(func, args, kwargs, self._generators)
         self._draws.entries.append(draw)
-        return placed(func, args, kwargs, draw)
+        return placed(func, args, draw)
 
 
 class _Replaying(TorchDispatchMode):
@@ -206,7 +210,7 @@ class _Replaying(TorchDispatchMode):
             return func(*args, **kwargs)
         draw = self._next(func, args, kwargs)
         self._position += 1
-        return placed(func, args, kwargs, draw)
+        return placed(func, args, draw)
 
     def _next(self, func: Any, args: Any, kwargs: Any) -> Draw:
         if self._afresh is None:
@@ -220,7 +224,7 @@ class _Replaying(TorchDispatchMode):
 
 
 class Generators:
-    """One private generator a device, each starting from the same seed; a program's own generators where it names one."""
+    """One private generator a device, each from the same seed; a program's own generator where it names one."""
 
     def __init__(self, seed: int, borrowed: list[tuple[torch.Generator, Tensor]] | None = None) -> None:
         self._seed = seed
@@ -238,7 +242,7 @@ class Generators:
         return self._made[device]
 
 
-# Operations ------------------------------------------------------------------------------------------------------------
+# Operations -----------------------------------------------------------------------------------------------------------
 
 FILLS = {
     "bernoulli_": "bernoulli",
@@ -314,7 +318,7 @@ def _argument(func: Any, args: Any, kwargs: Mapping[str, Any], name: str) -> Any
 def family_of(func: Any) -> str:
     """The distribution that an operation draws from."""
     name = _name(func)
-    if name == "native_dropout" or name == "_fused_dropout":
+    if name in ("native_dropout", "_fused_dropout"):
         return "bernoulli"
     if name.startswith("rrelu"):
         return "uniform"
@@ -326,7 +330,7 @@ def family_of(func: Any) -> str:
 
 
 def _depends_on_values(func: Any) -> bool:
-    """Whether the distribution depends on the values of a tensor: ``bernoulli(p)``, ``normal(mean, std)``, ``multinomial``."""
+    """Whether the distribution depends on a tensor's values: ``bernoulli(p)``, ``normal(mean)``, ``multinomial``."""
     name = _name(func)
     if name in ("bernoulli", "bernoulli_"):
         return str(func._overloadname) in ("default", "Tensor", "out")
@@ -335,7 +339,7 @@ def _depends_on_values(func: Any) -> bool:
     return name not in {*FILLS, *FUNCTIONAL, *LIKE, *FACTORIES, *FIXED}
 
 
-def fresh(func: Any, args: Any, kwargs: Mapping[str, Any], generators: Generators) -> Draw:
+def fresh(func: Any, args: Any, kwargs: Mapping[str, Any], generators: Generators) -> Draw:  # noqa: PLR0911 - one case a line
     """Draw as PyTorch does, in the order of the tensor's memory."""
     name, family = _name(func), family_of(func)
     if _depends_on_values(func):
@@ -442,8 +446,8 @@ def _shape(func: Any, args: Any, kwargs: Mapping[str, Any]) -> torch.Size | None
     return torch.Size(size) if all(isinstance(s, int) for s in size) else None
 
 
-def placed(func: Any, args: Any, kwargs: Mapping[str, Any], draw: Draw) -> Any:
-    """The operation's result, made of a draw; the draw itself stays untouched by whatever the program does to the result."""
+def placed(func: Any, args: Any, draw: Draw) -> Any:
+    """The operation's result, made of a draw, which stays untouched by whatever the program does to the result."""
     name = _name(func)
     if name in ("native_dropout", "_fused_dropout"):
         keep = 1 - args[1] if name == "native_dropout" else args[1]

@@ -47,8 +47,8 @@ class Stencil:
 
         Args:
             differences: :math:`\\ell(\\theta + t_{jk} p_k) - \\ell(\\theta)`.
-            step_size: :math:`\\mu`, or the steps :math:`t_{jk}` that were really taken, which rounding may make differ from
-                :math:`\\nu_j \\mu`: then :math:`s_k = \\sum_j w_j d_{jk} / \\sum_j w_j t_{jk}`.
+            step_size: :math:`\\mu`, or the steps :math:`t_{jk}` that were really taken, which rounding may make differ
+                from :math:`\\nu_j \\mu`: then :math:`s_k = \\sum_j w_j d_{jk} / \\sum_j w_j t_{jk}`.
         """
         weights = torch.tensor(self.weights, dtype=differences.dtype, device=differences.device)
         if isinstance(step_size, Tensor):

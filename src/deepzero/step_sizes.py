@@ -1,4 +1,4 @@
-"""How far a query goes: a number, a number by name, a share of the parameters' size, or what rounding and noise call for."""
+"""How far a query goes: a number, numbers by name, a share of the parameters' size, or what rounding and noise ask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from deepzero import validation
 from deepzero.errors import InvalidInputError
 
 StepSizeLike = float | Mapping[str, float] | str | None
-FORMS = 'a number such as 5e-3, a mapping from parameter names to numbers, {"relative": 1e-3}, "auto", or None (fits the dtype)'
+FORMS = (
+    'a number such as 5e-3, a mapping from parameter names to numbers, {"relative": 1e-3}, "auto", or None (fits the '
+    "dtype)"
+)
 NOISE_POINTS = 7
 
 
@@ -85,10 +88,10 @@ class Relative(StepSize):
 
 @dataclass(frozen=True)
 class FromDtype(StepSize):
-    """The default: the cube root of the dtype's rounding unit (4.9e-3 for float32, 6.1e-6 for float64), in units of the parameter.
+    """The default: the cube root of the dtype's rounding unit, 4.9e-3 for float32 and 6.1e-6 for float64.
 
-    Half types count as float32, in which their differences are held. A parameter whose root mean square is above 1 gets a step as much
-    larger.
+    Half types count as float32, in which their differences are held. A parameter whose root mean square is above 1 gets
+    a step as much larger.
     """
 
     def of(self, parameters: Mapping[str, Tensor]) -> dict[str, float]:
@@ -101,7 +104,7 @@ class FromDtype(StepSize):
 
 @dataclass
 class FromNoise(StepSize):
-    """``"auto"``: the root (of the stencil's order plus one) of the relative noise of the loss, in units of the parameter.
+    """``"auto"``: a root of the loss's relative noise, of the stencil's order plus one, in units of the parameter.
 
     Attributes:
         order: the stencil's.
@@ -149,7 +152,8 @@ def require_representable(sizes: Mapping[str, float], parameters: Mapping[str, T
         low, high = math.sqrt(info.tiny), math.sqrt(info.max)
         if not low <= size <= high:
             raise InvalidInputError(
-                f"step_size={size:g} for {name} ({parameters[name].dtype}) is out of what {info.dtype} differences can hold, {low:.1g} to {high:.1g}; "
+                f"step_size={size:g} for {name} ({parameters[name].dtype}) is out of what {info.dtype} differences "
+                f"can hold, {low:.1g} to {high:.1g}; "
                 f"try step_size={rounding_unit(parameters[name]) ** (1 / 3):.1g}"
             )
 
@@ -168,7 +172,9 @@ def size_of(parameter: Tensor) -> float:
 
 
 def relative_noise(loss: Callable[[dict[str, Tensor]], float], parameters: Mapping[str, Tensor], seed: int) -> float:
-    """Noise of a function, relative to its value, from a table of differences along a random line (Moré & Wild, SIAM J. Sci. Comput. 33, 2011).
+    """Noise of a function, relative to its value, from a table of differences along a random line.
+
+    After Moré & Wild, Estimating computational noise, SIAM J. Sci. Comput. 33, 2011.
 
     A smooth function's k-th differences at close points shrink; those of noise of standard deviation s grow to
     :math:`s \\sqrt{(2k)!}/k!`. So the level at which the scaled differences agree is the noise. It takes 7 queries.

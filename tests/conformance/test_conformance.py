@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conformance_suite import EVALUATORS, PROBES, SUITE, X, Y, estimator, network
-from oracle import assert_close, initialize, normal, nothing_changes
+from oracle import assert_close, initialize, nothing_changes
 from torch import Tensor, nn
 
 import deepzero as dz
@@ -154,7 +153,9 @@ def test_a_displacement_of_zero_is_the_base_loss(draw: str, layout: str) -> None
     for probe, name in QUERIES:
         evaluator = EVALUATORS[name][0]()
         perturbations = PROBES[probe]().draw(StepContext(0, 0, objective, (X, Y)))
-        perturbations.taken = lambda _, offsets, names=None, p=perturbations: p.nominal(offsets)  # a step of zero is no mistake here
+        perturbations.taken = lambda _, offsets, names=None, p=perturbations: p.nominal(
+            offsets
+        )  # a step of zero is no mistake here
         try:
             still = evaluator.measure(objective, (X, Y), perturbations, [0.0], seed=3)
             moved = evaluator.measure(objective, (X, Y), perturbations, [1e-3], seed=3)

@@ -56,7 +56,8 @@ def _operations(found: Diagnosis) -> Iterator[Finding]:
     if result.problem is not None and result.instead is not None:
         yield Finding(
             "warning",
-            f"differences cannot be propagated, so queries are answered by full forwards ({result.instead}), which is slower and as "
+            f"differences cannot be propagated, so queries are answered by full forwards ({result.instead}), which is "
+            f"slower and as "
             f"exact as their rounding: {result.problem}",
         )
     elif result.problem is not None:
@@ -69,7 +70,8 @@ def _operations(found: Diagnosis) -> Iterator[Finding]:
         more = f" and {len(again) - 4} more" if len(again) > 4 else ""
         yield Finding(
             "warning" if result.behind_run_again > 0.5 else "note",
-            f"queries of {', '.join(again[:4])}{more} ({result.behind_run_again:.0%} of the coordinates) run everything behind the "
+            f"queries of {', '.join(again[:4])}{more} ({result.behind_run_again:.0%} of the coordinates) run "
+            f"everything behind the "
             f"parameter again, which is right and slower: {reason}",
         )
     if result.fallbacks:
@@ -107,7 +109,8 @@ def _step(found: Diagnosis) -> Iterator[Finding]:
     elif not choice.felt:
         yield Finding(
             "error",
-            f"the step size {choice.configured:.1e} vanishes when it is added to a parameter; use {choice.step_size:.1e}",
+            f"the step size {choice.configured:.1e} vanishes when it is added to a parameter; use "
+            f"{choice.step_size:.1e}",
         )
     elif choice.configured_error is None:
         yield Finding(

@@ -43,7 +43,8 @@ def _require_running(objective: Objective, batch: tuple[Any, ...], seed: int) ->
     except Exception as error:
         said = " ".join(str(error).split()) or "no message"
         raise InvalidInputError(
-            f"the loss cannot be evaluated on this batch: {type(error).__name__}: {said}; correct the batch, the model or the loss"
+            f"the loss cannot be evaluated on this batch: {type(error).__name__}: {said}; correct the batch, the "
+            f"model or the loss"
         ) from error
 
 

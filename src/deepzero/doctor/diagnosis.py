@@ -27,7 +27,8 @@ class Diagnosis:
     Attributes:
         determinism: whether the objective gives the same loss twice.
         operations: how differences travel; None where nothing is propagated (black boxes, other evaluators).
-        plan: how the queries are run and how that was checked, as :meth:`deepzero.estimator.Estimator.explain` says it, line by line.
+        plan: how the queries are run and how that was checked, as :meth:`deepzero.estimator.Estimator.explain` says it,
+            line by line.
         sweep: errors at many step sizes; None if the loss is not finite.
         step: the recommended step size; None if every step gives noise.
         gradients: the estimate at the configured step size against autograd.

@@ -65,7 +65,8 @@ def diagnose(
     Args:
         model: a network, or a :class:`~deepzero.BlackBox`.
         loss: ``loss(output, target)`` for a network; None for a black box, and with ``closure``.
-        *batch: ``x, y`` for a network with a loss; what follows the model in a closure; further arguments of ``fn`` for a black box.
+        *batch: ``x, y`` for a network with a loss; what follows the model in a closure; further arguments of ``fn`` for
+            a black box.
         closure: as for :func:`deepzero.CGE`.
         step_size: as for :func:`deepzero.CGE`, like ``sparsity``, ``stencil``, ``evaluator`` and ``seed``.
         sparsity: which coordinates a run would query.

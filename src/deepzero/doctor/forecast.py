@@ -11,8 +11,8 @@ from typing import Any
 from deepzero.doctor.operations import propagation_of
 from deepzero.doctor.records import Forecast, LayerTime, LoopCosts
 from deepzero.doctor.sampling import sample
-from deepzero.estimator import Estimate, Estimator
 from deepzero.errors import GraphError
+from deepzero.estimator import Estimate, Estimator
 from deepzero.evaluators import CostTable
 from deepzero.evaluators.costs import timed, wait_for_devices
 from deepzero.objective import NetworkObjective

@@ -75,8 +75,8 @@ class Point:
 
     Attributes:
         step_size: the step size.
-        error: relative error of the slopes in the Euclidean norm; None if a loss was not finite, or if the step vanishes when it is
-            added to a parameter.
+        error: relative error of the slopes in the Euclidean norm; None if a loss was not finite, or if the step
+            vanishes when it is added to a parameter.
         zeros: part of the slopes that are exactly 0.
         felt: whether the step moves every parameter that it is added to.
     """

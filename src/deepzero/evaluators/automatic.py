@@ -50,8 +50,8 @@ class AutomaticEvaluator(DivisibleEvaluator):
     evaluated at both values (the fallback), and for a parameter that differences cannot follow to the loss, the
     operations behind it are run again at each of its queries. Else batches of forwards under ``vmap``; else one forward
     a query. For random directions: ``vmap``, then propagation, then one forward
-    a query; on half-precision networks propagation first, because a forward there rounds away what a small step does. Everything else,
-    black boxes among it, is evaluated one by one.
+    a query; on half-precision networks propagation first, because a forward there rounds away what a small step does.
+    Everything else, black boxes among it, is evaluated one by one.
 
     What is slower than propagation is said once, in a :class:`~deepzero.errors.SlowQueriesWarning`.
 
@@ -220,7 +220,10 @@ class AutomaticEvaluator(DivisibleEvaluator):
         self.batched.load_state_dict(state["batched"])
 
 
-ADVICE = "This is slower than propagation, and as right as a plain loop of forwards. zo.explain() shows the plan, strict=True makes this an error"
+ADVICE = (
+    "This is slower than propagation, and as right as a plain loop of forwards. zo.explain() shows the plan, strict="
+    "True makes this an error"
+)
 
 
 def _situation(objective: NetworkObjective, batch: tuple[Any, ...]) -> Any:

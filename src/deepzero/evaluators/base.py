@@ -24,8 +24,8 @@ class Measurement:
         loss: base loss :math:`\\ell(\\theta)`, 0-dim float64.
         differences: ``[len(offsets), K]`` float64, :math:`\\ell(\\theta + t_j p_k) - \\ell(\\theta)`.
         buffers: the objective's buffers as the base query leaves them.
-        steps: ``[len(offsets), K]`` float64, the steps really taken, where :math:`\\theta + t` was formed and so rounded; None: those
-            asked for.
+        steps: ``[len(offsets), K]`` float64, the steps really taken, where :math:`\\theta + t` was formed and so
+            rounded; None: those asked for.
     """
 
     loss: Tensor
@@ -174,8 +174,10 @@ def require_repeatable(objective: Objective) -> None:
     """Raise if a network's program gave two losses at the same parameters, batch and random numbers."""
     if not getattr(objective, "repeatable", True):
         raise VerificationError(
-            "the program is not a deterministic function of its parameters: twice the same parameters, batch and random numbers gave two losses. It "
-            "may count its calls, read a clock or draw from a generator of its own; run `deepzero doctor`. To estimate from noisy losses all the "
+            "the program is not a deterministic function of its parameters: twice the same parameters, batch and "
+            "random numbers gave two losses. It "
+            "may count its calls, read a clock or draw from a generator of its own; run `deepzero doctor`. To "
+            "estimate from noisy losses all the "
             "same, evaluator=dz.SequentialEvaluator()"
         )
 

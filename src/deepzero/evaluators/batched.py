@@ -26,15 +26,15 @@ from deepzero.probes import CoordinatePerturbations, Perturbations
 from deepzero.randomness import Draws
 
 AGREEMENT = 1e-4
-"""How far the base loss of a batch of queries may be from that of one, relative to it, in float32; in other dtypes in proportion to their
-rounding."""
+"""How far the base loss of a batch of queries may be from that of one, relative to it, in float32; in other dtypes in
+proportion to their rounding."""
 
 
 class BatchedEvaluator(DivisibleEvaluator):
     """Evaluates ``chunk`` queries of a network in one vectorized forward.
 
-    Losses are compared with the base loss of a vectorized forward of the same size, so a step of zero gives a difference
-    of exactly 0; that this is the loss of a single forward, too, is checked at every step.
+    Losses are compared with the base loss of a vectorized forward of the same size, so a step of zero gives a
+    difference of exactly 0; that this is the loss of a single forward, too, is checked at every step.
 
     Args:
         chunk: queries a forward; memory grows with it. The same chunk gives the same bits.
@@ -106,7 +106,8 @@ class BatchedEvaluator(DivisibleEvaluator):
         tolerance = AGREEMENT * coarsest / float(torch.finfo(torch.float32).eps)
         if not bool(((losses - single).abs() <= tolerance * (1 + single.abs())).all()):
             raise UnbatchableError(
-                f"the program gives the loss {float(losses[0]):g} under torch.func.vmap and {float(single):g} by itself; use "
+                f"the program gives the loss {float(losses[0]):g} under torch.func.vmap and {float(single):g} by "
+                f"itself; use "
                 "evaluator=dz.SequentialEvaluator()"
             )
         return losses
@@ -157,7 +158,8 @@ def _stacked(
         raise
     except Exception as error:
         raise UnbatchableError(
-            f"torch.func.vmap cannot run the program ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}); use "
+            f"torch.func.vmap cannot run the program ({type(error).__name__}: "
+            f"{str(error).splitlines()[0][:200] if str(error) else ''}); use "
             "evaluator=dz.SequentialEvaluator()"
         ) from error
     finally:

@@ -73,6 +73,7 @@ def _evaluator(objective: Objective, asked: Evaluator | str | type | None, stric
         return _evaluator(objective, asked(), strict)
     if isinstance(asked, type) or not callable(getattr(asked, "measure", None)):
         raise InvalidInputError(
-            f"evaluator must be an evaluator such as dz.SequentialEvaluator(), or one of {', '.join(NAMED)}; got {asked!r}"
+            f"evaluator must be an evaluator such as dz.SequentialEvaluator(), or one of {', '.join(NAMED)}; got "
+            f"{asked!r}"
         )
     return asked

@@ -51,7 +51,10 @@ WIDENED = 12
 """Memory of a verification in float64, in multiples of the base forward in float32."""
 
 
-WAY_OUT = 'evaluator="auto", without strict=True, answers such queries by other means; evaluator=dz.SequentialEvaluator() by full forwards'
+WAY_OUT = (
+    'evaluator="auto", without strict=True, answers such queries by other means; evaluator=dz.SequentialEvaluator() by '
+    "full forwards"
+)
 
 JOINT = "all parameters"
 """Name of what moves in a random direction, in footprints."""
@@ -111,8 +114,8 @@ class _Queries:
 class PropagationEvaluator(DivisibleEvaluator):
     """Queries of a network by propagation of differences over its exported graph.
 
-    Every step evaluates the live program once; a graph that does not give its loss is captured again. A program is checked when it is made
-    (:mod:`deepzero.graph.verify`).
+    Every step evaluates the live program once; a graph that does not give its loss is captured again. A program is
+    checked when it is made (:mod:`deepzero.graph.verify`).
 
     Args:
         memory_budget: bytes that the tensors of an estimate may take beyond model and batch; never exceeded. Default
@@ -121,8 +124,8 @@ class PropagationEvaluator(DivisibleEvaluator):
             depend on it.
         chunk_bytes: bytes of differences that a chunk should hold at its peak; the default suits the device.
         verify: check the rules of every program, and the program near the parameters.
-        strict: what differences cannot follow is an error; otherwise the operations behind such a parameter are run again at each of
-            its queries.
+        strict: what differences cannot follow is an error; otherwise the operations behind such a parameter are run
+            again at each of its queries.
 
     Raises:
         GraphError: the program cannot be exported, or its graph is not the program.
@@ -164,7 +167,8 @@ class PropagationEvaluator(DivisibleEvaluator):
             )
         if not isinstance(perturbations, (CoordinatePerturbations, RandomPerturbations)):
             raise InvalidInputError(
-                f"PropagationEvaluator knows coordinates and random directions, got {type(perturbations).__name__}; use "
+                f"PropagationEvaluator knows coordinates and random directions, got {type(perturbations).__name__}; "
+                f"use "
                 "evaluator=dz.SequentialEvaluator()"
             )
         sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in objective.parameters()}
@@ -247,7 +251,8 @@ class PropagationEvaluator(DivisibleEvaluator):
         if not entry.agrees(found, live, rounding_of(objective)):
             if not entry.may_be_rounding(found, live, tolerance_of(objective)):
                 raise GraphError(
-                    f"the exported graph is not the program: it has the loss {float(found):.9g}, the program {float(live):.9g}"
+                    f"the exported graph is not the program: it has the loss {float(found):.9g}, the program "
+                    f"{float(live):.9g}"
                 )
             entry.apart = max(entry.apart, abs(float(found) - float(live)))
         return entry, values
@@ -262,7 +267,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         draws: Draws,
         live: Tensor,
     ) -> None:
-        """The checks of a new program; on the first samples of the batch if all of it would not fit into the budget in float64."""
+        """The checks of a new program; on the first samples if all of them would not fit into the budget in float64."""
         entry.scale = abs(float(live))
         apart = compare_with_program(entry.program, objective, batch, seed, draws, live, near=self._verify)
         entry.apart = apart * (2 * entry.scale + 1e-3)
@@ -332,7 +337,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         )
 
     def _recomputations(self, step: _Step, objective: NetworkObjective, names: Sequence[str]) -> dict[str, _Queries]:
-        """What runs the operations behind some parameters again: in float64, unless what they draw depends on their values."""
+        """Queries that run operations again: in float64, unless what the operations draw depends on their values."""
         if not names:
             return {}
         program, values = step.entry.program, step.values

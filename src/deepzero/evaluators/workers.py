@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def without_batching_advice() -> Iterator[None]:
-    """A block in which ``vmap`` does not print which operations it cannot batch: it loops over them, as the fallback may."""
+    """A block in which ``vmap`` does not print which operations it cannot batch and loops over."""
     show: Callable[[bool], None] = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled")  # noqa: B009
     show(False)
     try:

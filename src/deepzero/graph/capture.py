@@ -209,7 +209,7 @@ TORCHS_OWN = (
     ("Detected \\d+ fake tensors that are still alive after export", UserWarning),
     ("A model attribute `.*` requires gradient", UserWarning),
 )
-"""Warnings of PyTorch's exporter about its own code, and about what a capture takes back afterwards or checks itself."""
+"""Warnings of PyTorch's exporter about its own code, and about what a capture takes back or checks itself."""
 
 
 def _ignore_torchs_own() -> None:
@@ -313,7 +313,7 @@ def _input_kind(
 
 
 def _canonical_names(places: Places) -> dict[str, str]:
-    """Every name that the exporter may use for a parameter or buffer -> the first name it is listed under (tied weights, shared modules)."""
+    """Every name that the exporter may use for a parameter or buffer -> the first name it is listed under."""
     first = {id(t): name for name, (t, _) in (*places.parameters.items(), *places.buffers.items())}
     names: dict[str, str] = {}
     for prefix, root in (("model.", places.model), (CRITERION, places.criterion)):

@@ -1,7 +1,8 @@
 """The Python values that a program may read and that a graph holds as constants, as one comparable picture.
 
-A picture is cheap and not complete: it holds numbers, strings, flags and the identity of tensors and functions, in modules, in what a loss or
-closure closes over, and in the globals that it names. What it does not see is caught where it changes the loss.
+A picture is cheap and not complete: it holds numbers, strings, flags and the identity of tensors and functions, in
+modules, in what a loss or closure closes over, and in the globals that it names. What it does not see is caught where
+it changes the loss.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _tensors(module: nn.Module) -> Iterator[Hashable]:
                 yield name, tensor.shape, tensor.dtype, tensor.requires_grad, tensor.device
 
 
-def freeze(value: Any, depth: int) -> Hashable:
+def freeze(value: Any, depth: int) -> Hashable:  # noqa: PLR0911 - one case a line
     """A hashable picture of a value: equal pictures, as far as it looks, mean equal values."""
     if isinstance(value, SCALARS):
         return type(value), value

@@ -121,12 +121,13 @@ class Dealer:
         draw = matching(self._draws.entries, position, node.target, args, kwargs)
         if draw is None:
             raise GraphError(
-                f"{node.target} is draw {position} of the graph, where the program drew otherwise; the graph cannot have the "
+                f"{node.target} is draw {position} of the graph, where the program drew otherwise; the graph cannot "
+                f"have the "
                 "program's random numbers"
             )
         if self._wide:
             draw = replace(draw, values=pytree.tree_map(lambda v: cast(v, torch.float64), draw.values))
-        return placed(node.target, args, kwargs, draw)
+        return placed(node.target, args, draw)
 
 
 def _last_uses(graph: Graph, kept: set[Node]) -> dict[Node, list[Node]]:

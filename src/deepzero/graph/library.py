@@ -1,4 +1,4 @@
-"""The programs of an objective: captured when they are needed, checked when they are made, given up when they are not the program any more."""
+"""The programs of an objective: captured when needed, checked when made, given up when they are out of date."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Library:
 
 
 def shape_key(batch: tuple[Any, ...]) -> Hashable:
-    """What a graph depends on in a batch: shapes, dtypes and devices of tensors, everything else itself, and the structure."""
+    """What a graph depends on in a batch: shapes, dtypes, devices of tensors, everything else itself, the structure."""
     leaves, spec = pytree.tree_flatten((tuple(batch), keywords(batch)))
     described = tuple(
         (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else repr(leaf)

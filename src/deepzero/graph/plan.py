@@ -26,7 +26,7 @@ WORKSPACE = 12
 """Temporaries of a rule, in multiples of its result: gelu and the fallback, which work in float64, hold the most."""
 
 RECOMPUTED = 4
-"""What a query that runs operations again holds, as a divisor of what the base forward keeps: it frees values as it goes."""
+"""What a query that runs operations again holds, as a divisor of what the base forward keeps."""
 
 ALLOCATOR = 1.8
 """Memory that the process takes, in multiples of live tensors: what the C allocator keeps in its arenas for reuse."""

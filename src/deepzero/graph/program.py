@@ -58,7 +58,8 @@ class Cone:
         parameter: its name.
         sources: the graph inputs that hold it.
         steps: calls of rules, in order.
-        reason: why differences cannot follow, if they cannot: then the operations themselves are run again at each query.
+        reason: why differences cannot follow, if they cannot: then the operations themselves are run again at each
+            query.
     """
 
     parameter: str
@@ -242,7 +243,12 @@ def _batch_norm_relu(relu: Node, users: Mapping[Node, list[Node]], graph: Graph)
             candidates += [(left, right), (right, left)]
     for pick, residual in candidates:
         norm = pick.args[0] if is_getitem(pick) and pick.args[1] == 0 and len(users[pick]) == 1 else None
-        if isinstance(norm, Node) and _trains(norm) and pick is not graph.output and not _reads_updated(norm, users, graph):
+        if (
+            isinstance(norm, Node)
+            and _trains(norm)
+            and pick is not graph.output
+            and not _reads_updated(norm, users, graph)
+        ):
             x, weight, bias, *_, eps = norm.args
             fresh = RULES.get(x.target) is convolution and users[x] == [norm] and isinstance(x, Node)
             args = (x, weight, bias, eps, residual)

@@ -1,8 +1,9 @@
 """Two checks of every program when it is made: that the graph is the program, and that the rules are the graph.
 
-The graph is compared with the live program in the model's own dtype, at the parameters and at points near them, where all of them have
-moved. Its rules are compared with plain runs of the graph, both in float64, where rounding cannot be mistaken for a fault: for
-every parameter tensor, at the coordinates that matter most of a random few. Nothing of the user's is run in another dtype, no module is touched.
+The graph is compared with the live program in the model's own dtype, at the parameters and at points near them, where
+all of them have moved. Its rules are compared with plain runs of the graph, both in float64, where rounding cannot be
+mistaken for a fault: for every parameter tensor, at the coordinates that matter most of a random few. Nothing of the
+user's is run in another dtype, no module is touched.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from deepzero.randomness import Draws, derive_seed
 from deepzero.step_sizes import size_of
 
 CANDIDATES = 8
-"""Random coordinates of a parameter that are propagated; the one that moves the loss most, and the first, are checked."""
+"""Random coordinates of a parameter that are propagated; checked are the first and the one that matters most."""
 MORE = 64
 """Candidates where none of the first moves the loss: tables of which a batch looks up a few rows."""
 RELATIVE = 1e-6
 """Largest accepted error of a rule in float64, relative to the loss difference."""
 WORKSPACE = 4
-"""Bytes that one coordinate may take on its way, in multiples of the base forward: a float64 convolution unfolds its input."""
+"""Bytes that one coordinate may take, in multiples of the base forward: a float64 convolution unfolds its input."""
 NEAR = 1e-3
 """How far the points lie at which graph and program are compared, relative to the parameters."""
 
@@ -44,8 +45,8 @@ class Check:
     Attributes:
         coordinates: loss differences that were compared.
         worst: largest error, relative to the loss difference.
-        floor: smallest loss difference that could be told from the noise of the plain runs: where all differences are below it, the check
-            says nothing.
+        floor: smallest loss difference that could be told from the noise of the plain runs: where all differences are
+            below it, the check says nothing.
         silent: parameters of which no candidate moved the loss by more than the floor.
         program: largest difference of the losses of graph and live program, relative to the loss.
     """
@@ -59,7 +60,8 @@ class Check:
     def __str__(self) -> str:
         blind = f"; without effect on the loss: {', '.join(self.silent[:5])}" if self.silent else ""
         return (
-            f"{self.coordinates} coordinates in float64, worst relative error {self.worst:.1e} (sharp above {self.floor:.1e}); "
+            f"{self.coordinates} coordinates in float64, worst relative error {self.worst:.1e} (sharp above "
+            f"{self.floor:.1e}); "
             f"graph and program agree to {self.program:.1e}{blind}"
         )
 
@@ -98,7 +100,8 @@ def compare_with_program(
         if not apart <= accepted and (bool(live.isfinite()) or bool(found.isfinite())):
             where = "near the parameters" if trial else "at the parameters"
             raise GraphError(
-                f"the exported graph is not the program: {where} it has the loss {float(found):.9g}, the program {float(live):.9g}"
+                f"the exported graph is not the program: {where} it has the loss {float(found):.9g}, the program "
+                f"{float(live):.9g}"
             )
         worst = max(worst, apart if apart <= accepted else 0.0)
     return worst
@@ -196,8 +199,9 @@ def _compared(
 ) -> list[Row]:
     """Loss differences of a few coordinates of one parameter, both ways.
 
-    At a step of a thousandth of the parameter, whatever the estimate's: rules are exact at any step, and the plain runs' rounding must not
-    hide the difference. At the estimate's own where that one has no effect (losses that move in jumps).
+    At a step of a thousandth of the parameter, whatever the estimate's: rules are exact at any step, and the plain
+    runs' rounding must not hide the difference. At the estimate's own where that one has no effect (losses that move in
+    jumps).
     """
     if not cone.sources:
         return []
@@ -234,7 +238,7 @@ def _moved(source: Tensor, index: int, size: float) -> Tensor:
 
 
 def _noise(program: Program, inputs: Mapping[Node, Tensor], draws: Draws) -> float:
-    """Rounding noise of the plain runs: how far the loss moves when the parameters move by a few units in the last place."""
+    """Rounding noise of the plain runs: how far the loss moves with the last digits of the parameters."""
     losses = []
     generator = torch.Generator().manual_seed(0)
     for trial in range(3):
@@ -255,5 +259,6 @@ def _disagreement(name: str, rows: list[Row]) -> str:
     lines = [f"  {name}[{index}]: propagated {found:.9e}, plain run {expected:.9e}" for index, found, expected in rows]
     return (
         "difference propagation disagrees with plain runs of the same graph in float64:\n" + "\n".join(lines) + "\n"
-        "A difference rule is wrong: please report it, with the model. evaluator=dz.SequentialEvaluator() does not use rules"
+        "A difference rule is wrong: please report it, with the model. evaluator=dz.SequentialEvaluator() does not "
+        "use rules"
     )

@@ -47,7 +47,7 @@ class Perturbations(Protocol):
         ...
 
     def nominal(self, offsets: Sequence[float]) -> Tensor:
-        """Steps as asked for, ``[len(offsets), K]`` float64: those of an evaluator that never forms :math:`\\theta + t`."""
+        """Steps as asked for, ``[len(offsets), K]`` float64: those of who never forms :math:`\\theta + t`."""
         ...
 
     def combine(self, slopes: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -110,8 +110,10 @@ class CoordinatePerturbations:
             value = float(entries[at])
             spacing = torch.finfo(entries.dtype).eps * abs(value)
             raise InvalidInputError(
-                f"a step of {abs(asked):g} vanishes in {name}[{int(index[at])}] = {value:g}, a {entries.dtype} whose neighbours are {spacing:g} "
-                f'away; give step_size={spacing * 16:g} or more, step_size={{"relative": 1e-3}}, step_size="auto", or float64 values'
+                f"a step of {abs(asked):g} vanishes in {name}[{int(index[at])}] = {value:g}, a {entries.dtype} whose "
+                f"neighbours are {spacing:g} "
+                f'away; give step_size={spacing * 16:g} or more, step_size={{"relative": 1e-3}}, step_size="auto", or '
+                f"float64 values"
             )
 
     def nominal(self, offsets: Sequence[float]) -> Tensor:

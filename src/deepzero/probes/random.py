@@ -130,7 +130,7 @@ class RandomPerturbations:
         return steps
 
     def _is_coarse(self, name: str, parameter: Tensor, offsets: Sequence[float]) -> bool:
-        if not parameter.numel() or parameter.dtype == torch.float64 and float(parameter.abs().max()) < 1:
+        if not parameter.numel() or (parameter.dtype == torch.float64 and float(parameter.abs().max()) < 1):
             return False
         unit = torch.finfo(parameter.dtype).eps * float(parameter.abs().max())
         return unit > 1e-3 * min(abs(offset) for offset in offsets) * self.scale(name)
@@ -148,8 +148,10 @@ class RandomPerturbations:
             error += float((taken - wide).square().sum())
         if error > 0.25 * length:
             raise InvalidInputError(
-                f"{self.describe(k)} moved by {offset:g} is mostly rounding: the parameters' dtypes hold it with a relative error of "
-                f'{math.sqrt(error / length):.2g}; give a larger step_size, step_size="auto", or float32 or float64 parameters'
+                f"{self.describe(k)} moved by {offset:g} is mostly rounding: the parameters' dtypes hold it with a "
+                f"relative error of "
+                f'{math.sqrt(error / length):.2g}; give a larger step_size, step_size="auto", or float32 or float64 '
+                f"parameters"
             )
         return along / length
 
