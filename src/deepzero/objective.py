@@ -337,6 +337,8 @@ class NetworkObjective:
 
     def follows(self, parameters: Parameters, batch: tuple[Any, ...], seed: int, draws: Draws) -> bool:
         """Whether values in the places of parameters do what they do in the parameters: seen where all have moved."""
+        if not self.places().can_point:
+            return True
         moved = displaced(parameters, seed)
         try:
             with torch.no_grad():
@@ -362,6 +364,7 @@ class NetworkObjective:
         places = self.places()
         batch = self.given(batch)
         how = how or (Placing.POINTED if self._hidden else Placing.BOTH)
+        how = how if places.can_point else Placing.HELD
         before = Attributes.of(self._stateful(places))
         buffers = {name: b.detach().clone() for name, (b, _) in places.buffers.items()}
         values = {**self.own_copies(parameters), **buffers}

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,9 +44,17 @@ class StandIn(nn.Parameter):
 
 
 def stand_in(value: Tensor) -> Tensor:
-    """``value`` as a parameter that records nothing."""
+    """``value`` as a parameter that records nothing; a tensor subclass with operations of its own as it is."""
+    if dispatches(value):
+        return value.detach()
     made: Tensor = torch.Tensor._make_subclass(StandIn, value.detach(), False)
     return made
+
+
+def dispatches(value: Tensor) -> bool:
+    """Whether a tensor is of a class that runs its operations itself, and holds its numbers elsewhere."""
+    own = getattr(type(value), "__torch_dispatch__", None)
+    return own is not None and own != Tensor.__torch_dispatch__
 
 
 @dataclass(frozen=True)
@@ -159,6 +168,11 @@ class Places:
         finally:
             for place, original in reversed(kept):
                 place.put(original)
+
+    @cached_property
+    def can_point(self) -> bool:
+        """Whether parameters can point to other numbers: not those of classes that hold theirs elsewhere."""
+        return not any(dispatches(p) for p, _ in self.parameters.values())
 
     @contextmanager
     def pointing(self, values: Mapping[str, Tensor]) -> Iterator[None]:
