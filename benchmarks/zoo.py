@@ -20,8 +20,8 @@ to its end, with export, checks and compilation. Then the sides take turns, a fi
 a time, for ``--rounds`` rounds of ``--seconds`` in all; who goes first changes. A round gives queries per second, its
 queries over its seconds; figures are medians over the rounds with their extremes, and a ratio is taken round by round.
 
-Slopes at the first step are compared with the loop's before anything is timed, with the same random numbers: drawn in
-the order of memory or, where that gives another loss, as an estimator draws them. A side that differs by more than the
+Slopes at the first step are compared with the loop's before anything is timed, with the same random numbers: PyTorch's
+own, from the seed of the estimator's first step. A side that differs by more than the
 rounding of the loop explains gets no ratio, and the script ends with 1. Leave the machine alone meanwhile.
 """
 
@@ -128,7 +128,7 @@ def examined(sides: Sides, name: str, options: Options) -> dict[str, Any]:
         first = sides.ask(side, "first", member=name, coordinates=coordinates)
         if "refused" not in first:
             slopes = first.pop("slopes")
-            far = min(deviation(slopes, one) for one in expected)
+            far = deviation(slopes, expected)
             first["deviation"] = far if far < float("inf") else "not comparable"
             first["agrees"] = far <= AGREEMENT
         report["sides"][side] = first

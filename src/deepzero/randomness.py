@@ -294,7 +294,7 @@ def is_random(func: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
         return False
     name = _name(func)
     if name == "native_dropout":
-        return not (len(args) > 2 and args[2] is False)
+        return args[1] not in (0, 1) and not (len(args) > 2 and args[2] is False)
     if name.startswith("rrelu"):
         return bool(_argument(func, args, kwargs or {}, "training"))
     if name.startswith(("_scaled_dot_product", "scaled_dot_product")):
@@ -313,6 +313,14 @@ def _argument(func: Any, args: Any, kwargs: Mapping[str, Any], name: str) -> Any
                 return args[position]
             return kwargs.get(name, argument.default_value)
     return None
+
+
+def without_draw(func: Any, args: Any) -> Any:
+    """The result of a dropout of nothing or of everything, for which PyTorch's own draws none the less; else None."""
+    if func is not aten.native_dropout.default or args[1] not in (0, 1) or (len(args) > 2 and args[2] is False):
+        return None
+    keep = torch.full(args[0].shape, args[1] == 0, device=args[0].device)
+    return args[0] * keep, keep
 
 
 def family_of(func: Any) -> str:

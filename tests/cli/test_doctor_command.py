@@ -36,7 +36,7 @@ def test_a_doctors_folder_does_not_stand_in_the_way_of_a_run_to_resume(capsys):
 
 
 def test_a_run_that_cannot_work_is_exit_code_1(capsys):
-    assert main(["doctor", *TINY, "--step-size", "1e38"]) == 1
+    assert main(["doctor", *TINY, "--step-size", "1e19"]) == 1
     assert "error: " in capsys.readouterr().out
 
 

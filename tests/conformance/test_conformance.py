@@ -143,8 +143,15 @@ QUERIES = [(probe, evaluator) for probe in ("coordinates", "gaussian") for evalu
 
 
 @pytest.mark.filterwarnings("ignore::deepzero.SlowQueriesWarning")
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize(
+    ("draw", "layout"),
+    [
+        (draw, layout)
+        for draw in DRAWS
+        for layout in LAYOUTS
+        if draw in ("dropout", "attention") or layout == "transposed"
+    ],
+)
 def test_a_displacement_of_zero_is_the_base_loss(draw: str, layout: str) -> None:
     """Bit for bit, for every evaluator and probe; and all of them see the same random numbers, so they agree."""
     model = initialize(Between(DRAWS[draw], LAYOUTS[layout])).to(memory_format=torch.channels_last)

@@ -63,7 +63,7 @@ def test_evaluators_and_probes() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("selected", ["operation and ops0", "encoder or structure and (residual or tied)"])
+@pytest.mark.parametrize("selected", ["encoder or structure and (residual or tied)"])
 def test_rules(selected: str) -> None:
     run_on_the_pretended_device(str(GPU_TESTS / "test_gpu_rules.py"), "-k", selected)
 

@@ -57,7 +57,7 @@ def test_the_footprint_depends_on_shapes_only() -> None:
     feet = []
     for seed in (1, 2):
         model = initialize(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), seed=seed)
-        zo = dz.CGE(model, loss=F.cross_entropy)
+        zo = dz.CGE(model, loss=F.cross_entropy, evaluator=dz.PropagationEvaluator())
         batch = (normal(8, 4, seed=seed), torch.full((8,), seed))
         program = zo.evaluator.program(zo.objective, batch)
         feet.append(footprint(program, zo.evaluator.base_values(program, zo.objective, batch, seed), 1e-2 * seed))
@@ -71,7 +71,7 @@ def test_the_work_of_a_query_is_what_lies_behind_its_layer() -> None:
     works = []
     for seed, size in ((1, 8), (2, 8), (1, 16)):
         model = initialize(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), seed=seed)
-        zo = dz.CGE(model, loss=F.cross_entropy)
+        zo = dz.CGE(model, loss=F.cross_entropy, evaluator=dz.PropagationEvaluator())
         works.append(zo.evaluator.work(zo.objective, normal(size, 4, seed=seed), torch.full((size,), seed)))
     first, same, larger = works
     assert first == same

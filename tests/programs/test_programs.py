@@ -159,7 +159,7 @@ def mixtures(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]
     )
 
 
-@mixtures(12)
+@mixtures(8)
 @given(spec=PROGRAMS)
 @example(spec=Spec(("DropoutElsewhere", "BatchNorm"), "penalized", layout="channels_last"))
 @example(
@@ -169,13 +169,13 @@ def test_mixtures_by_coordinates(spec: Spec) -> None:
     train(spec, dz.CGE)
 
 
-@mixtures(25)
+@mixtures(15)
 @given(spec=PROGRAMS)
 def test_mixtures_by_random_directions(spec: Spec) -> None:
     train(spec, dz.RGE)
 
 
-@mixtures(15)
+@mixtures(10)
 @given(spec=PROGRAMS, kind=st.sampled_from([dz.CGE, dz.RGE]))
 @example(spec=Spec(("DataBranch",)), kind=dz.CGE)
 @example(spec=Spec(("Item",)), kind=dz.CGE)

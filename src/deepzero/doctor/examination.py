@@ -82,7 +82,7 @@ def diagnose(
         InvalidInputError: an argument is out of its domain.
 
     Example:
-        >>> import torch.nn.functional as F
+        >>> import torch, torch.nn.functional as F
         >>> x, y = torch.randn(8, 3), torch.randint(0, 2, (8,))
         >>> diagnosis = diagnose(nn.Linear(3, 2), F.cross_entropy, x, y, step_size=1e-4)
         >>> diagnosis.healthy, round(diagnosis.gradients.cosine, 3), diagnosis.forecast.queries

@@ -14,7 +14,7 @@ from deepzero.errors import GraphError
 from deepzero.graph.calls import Value
 from deepzero.graph.capture import Graph, Node
 from deepzero.objective import NetworkObjective, Parameters, as_complex, keywords
-from deepzero.randomness import Draws, matching, placed
+from deepzero.randomness import Draws, matching, placed, without_draw
 
 Values = dict[Node, Value]
 HALF = (torch.float16, torch.bfloat16)
@@ -117,7 +117,8 @@ class Dealer:
         """The operation's result."""
         position = self._position.get(node)
         if position is None:
-            return node.target(*args, **kwargs)
+            certain = without_draw(node.target, args)
+            return node.target(*args, **kwargs) if certain is None else certain
         draw = matching(self._draws.entries, position, node.target, args, kwargs)
         if draw is None:
             raise GraphError(
