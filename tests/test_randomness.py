@@ -6,7 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
+from oracle import initialize, normal
+from torch import Tensor, nn
 
+import deepzero as dz
 from deepzero.randomness import derive_seed, seeded_scope
 
 
@@ -65,3 +69,25 @@ def test_scopes_nest() -> None:
     with seeded_scope(1, torch.device("cpu")):
         assert torch.equal(torch.randn(2), first)
         assert torch.equal(torch.randn(2), rest)
+
+
+def test_a_generator_of_the_programs_own_moves_once_a_step() -> None:
+    """Its draws are shared by all queries of a step; afterwards it stands where one forward would have left it."""
+    own = torch.Generator().manual_seed(3)
+    model = initialize(nn.Linear(4, 3))
+    x, y = normal(5, 4), torch.tensor([0, 1, 2, 1, 0])
+
+    def noisy(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(m(x + torch.randn(x.shape, generator=own, dtype=x.dtype)), y)
+
+    twin = torch.Generator().manual_seed(3)
+    expected = x + torch.randn(x.shape, generator=twin, dtype=x.dtype)
+    exact = torch.autograd.grad(F.cross_entropy(model(expected), y), model.weight)[0]
+    for evaluator in ("sequential", "batched"):
+        zo = dz.CGE(model, closure=noisy, step_size=1e-6, evaluator=evaluator)
+        before = own.get_state()
+        found = zo.estimate(x, y).gradients["weight"]
+        assert torch.equal(own.get_state(), before)
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
+    zo.backward(x, y)
+    assert torch.equal(own.get_state(), twin.get_state())

@@ -177,6 +177,32 @@ def test_an_operation_that_fails_on_perturbed_values() -> None:
         propagate(model, verify=False)
 
 
+def test_a_rule_that_fails_later_than_the_checks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By default such queries run operations again, and the log says so; who asked for propagation gets the error."""
+    model = initialize(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)))
+    expected = dz.CGE(model, loss=F.cross_entropy, step_size=1e-2, evaluator="sequential").estimate(X, Y)
+    right = RULES[aten.tanh.default]
+    broken: list[bool] = []
+
+    def fragile(call: Any, x: Any) -> Any:
+        if broken:
+            raise IndexError("it stumbles")
+        return right(call, x)
+
+    monkeypatch.setitem(RULES, aten.tanh.default, fragile)
+    zo, asked = (dz.CGE(model, loss=F.cross_entropy, step_size=1e-2, evaluator=e) for e in ("auto", "propagation"))
+    for one in (zo, asked):
+        one.estimate(X, Y)
+    broken.append(True)
+    with caplog.at_level("WARNING", logger="deepzero"):
+        assert_close(zo.estimate(X, Y).gradients, expected.gradients)
+    assert "queries of 0.weight run operations again: a rule raised it stumbles" in caplog.text
+    with pytest.raises(IndexError, match="it stumbles"):
+        asked.estimate(X, Y)
+
+
 class TestVerification:
     @pytest.fixture
     def model(self) -> nn.Module:
