@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from deepzero.errors import DrawError, GraphError, SlowQueriesWarning, UnbatchableError
-from deepzero.evaluators.base import DivisibleEvaluator, Preparation, require_repeatable
+from deepzero.evaluators.base import Answer, DivisibleEvaluator, Job, Preparation, require_repeatable
 from deepzero.evaluators.batched import BatchedEvaluator
 from deepzero.evaluators.costs import CostTable
 from deepzero.evaluators.propagation import PropagationEvaluator
@@ -132,9 +132,7 @@ class AutomaticEvaluator(DivisibleEvaluator):
             return prepared
         prepared = self.batched.prepare(objective, batch, perturbations, offsets, seed)
         require_repeatable(objective)
-        if prepared.jobs:
-            prepared.answer(prepared.jobs[:1])  # vmap shows only then whether it can
-        return prepared
+        return _with_first_answer(prepared) if prepared.jobs else prepared
 
     def _tell(
         self,
@@ -224,6 +222,18 @@ ADVICE = (
     "This is slower than propagation, and as right as a plain loop of forwards. zo.explain() shows the plan, strict="
     "True makes this an error"
 )
+
+
+def _with_first_answer(prepared: Preparation) -> Preparation:
+    """Answer the first job right away: ``vmap`` shows only then whether it can."""
+    first = prepared.jobs[0]
+    (known,) = prepared.answer([first])
+
+    def answer(some: Sequence[Job]) -> list[Answer]:
+        others = iter(prepared.answer([job for job in some if job is not first]))
+        return [known if job is first else next(others) for job in some]
+
+    return replace(prepared, answer=answer)
 
 
 def _situation(objective: NetworkObjective, batch: tuple[Any, ...]) -> Any:
