@@ -123,6 +123,7 @@ class StepContext:
         objective: the objective under its current parameters.
         batch: the arguments of this estimate.
         scales: step size of each parameter in units of the estimate's; 1 where a name is missing.
+        step_size: the estimate's step size; 0 where no estimate asks.
     """
 
     step: int
@@ -130,6 +131,7 @@ class StepContext:
     objective: Objective
     batch: tuple[Any, ...]
     scales: Mapping[str, float] = field(default_factory=dict)
+    step_size: float = 0.0
 
 
 @runtime_checkable

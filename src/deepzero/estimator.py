@@ -93,9 +93,9 @@ class Estimator:
             return self._estimate(Batch(batch, keywords))
 
     def _estimate(self, arguments: Batch) -> Estimate:
-        perturbations = self.probes.draw(self.context(arguments))
-        unit = self.step_size
-        offsets = [node * unit for node in self.stencil.nodes]
+        context = self.context(arguments)
+        perturbations = self.probes.draw(context)
+        offsets = [node * context.step_size for node in self.stencil.nodes]
         seed = derive_seed(self.seed, "objective", self.step)
         answers = self.evaluator.measure(self.objective, arguments, perturbations, offsets, seed)
         _require_finite(answers.differences, perturbations, offsets)
@@ -111,7 +111,7 @@ class Estimator:
         require_representable(sizes, self.objective.parameters())
         unit = max(sizes.values())
         scales = {name: size / unit for name, size in sizes.items() if size != unit}
-        return StepContext(self.step, self.epoch, self.objective, batch, scales)
+        return StepContext(self.step, self.epoch, self.objective, batch, scales, unit)
 
     def backward(self, *batch: Any, **keywords: Any) -> Tensor:
         """Add the estimate to ``p.grad`` of every trainable parameter, as ``loss.backward()`` would.

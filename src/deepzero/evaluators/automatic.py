@@ -177,9 +177,10 @@ class AutomaticEvaluator(DivisibleEvaluator):
 
     def _explained(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> list[str]:
         try:
-            program = self.propagation.program(objective, batch)
+            entry = self.propagation.entry(objective, batch)
         except GraphError as error:
             return [f"coordinates: {BATCHED} or {SEQUENTIAL}, because {error}"]
+        program, check = entry.program, entry.check
         again = program.recomputed
         carried = [name for name in program.cones if name not in again]
         lines = [f"{PROPAGATION}: {len(carried)} of {len(program.cones)} parameters"]
@@ -189,7 +190,6 @@ class AutomaticEvaluator(DivisibleEvaluator):
             f"{names}: operations run again at every query, because {reason}"
             for reason, names in _grouped(again).items()
         ]
-        check = self.propagation.check(objective, batch)
         return [*lines, f"checked: {check}" if check is not None else "not checked (verify=False)"]
 
     def program(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Program:

@@ -168,8 +168,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         if not isinstance(perturbations, (CoordinatePerturbations, RandomPerturbations)):
             raise InvalidInputError(
                 f"PropagationEvaluator knows coordinates and random directions, got {type(perturbations).__name__}; "
-                f"use "
-                "evaluator=dz.SequentialEvaluator()"
+                "use evaluator=dz.SequentialEvaluator()"
             )
         sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in objective.parameters()}
         with self._way_out(), without_batching_advice():
@@ -340,18 +339,17 @@ class PropagationEvaluator(DivisibleEvaluator):
         """Queries that run operations again: in float64, unless what the operations draw depends on their values."""
         if not names:
             return {}
-        program, values = step.entry.program, step.values
-        dtype = None
+        cones = step.entry.program.cones
+        graph, values, dtype = step.entry.program.graph, step.values, None
         if step.wide:
-            program = compile_program(program.graph.widened(), objective.parameters(), strict=False)
-            wanted = {node for name in names for node in reads(program.graph, program.cones[name])}
-            dtype = torch.float64
-            inputs = graph_inputs(program.graph, objective, step.batch, dtype=dtype)
-            values = run(program.graph, inputs, keep=wanted, draws=step.draws, wide=True)
+            graph, dtype = graph.widened, torch.float64
+            wanted = {node for name in names for node in reads(graph, cones[name])}
+            inputs = graph_inputs(graph, objective, step.batch, dtype=dtype)
+            values = run(graph, inputs, keep=wanted, draws=step.draws, wide=True)
         found = {}
         for name in names:
-            cone = program.cones[name]
-            again = Recomputation(program.graph, cone.sources, values, step.draws, wide=step.wide)
+            cone = cones[name]
+            again = Recomputation(graph, cone.sources, values, step.draws, wide=step.wide)
             base = again.loss({node: native(values[node]) for node in cone.sources})
             own = {name: cast(objective.parameters()[name], dtype)}
             found[name] = _Queries(again, base, own, cone.sources, objective.places().parameters[name][0])
@@ -420,10 +418,14 @@ class PropagationEvaluator(DivisibleEvaluator):
             steps=steps,
         )
 
+    def entry(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Entry:
+        """The program for this shape of batch and the state that the model is in, with how it was checked."""
+        with self._way_out():
+            return self._begin(objective, batch, self._sizes(objective), seed=0).entry
+
     def program(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Program:
         """The exported and compiled graph for this shape of batch and the state that the model is in."""
-        with self._way_out():
-            return self._begin(objective, batch, self._sizes(objective), seed=0).entry.program
+        return self.entry(objective, batch).program
 
     def recomputed(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> dict[str, str]:
         """Parameters whose queries run operations again, and why, in the program used last for such a batch."""
@@ -433,7 +435,7 @@ class PropagationEvaluator(DivisibleEvaluator):
 
     def check(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Check | None:
         """How the program for a batch was checked, and how sharp the check was; None with ``verify=False``."""
-        return self._begin(objective, batch, self._sizes(objective), seed=0).entry.check
+        return self.entry(objective, batch).check
 
     def _sizes(self, objective: NetworkObjective) -> dict[str, float]:
         return FromDtype().of(objective.parameters())

@@ -92,6 +92,7 @@ class Graph:
                 useful.update(node.inputs)
         return useful
 
+    @cached_property
     def widened(self) -> Graph:
         """The same operations in float64: dtypes of reals that are written into them are widened."""
         made = dict(zip(self.inputs, self.inputs, strict=True))

@@ -144,7 +144,7 @@ def verify(
     Raises:
         VerificationError: a rule is wrong.
     """
-    wide = compile_program(program.graph.widened(), objective.parameters(), strict=False)
+    wide = compile_program(program.graph.widened, objective.parameters(), strict=False)
     wanted = {node for cone in wide.cones.values() for node in reads(wide.graph, cone)}
     inputs = graph_inputs(wide.graph, objective, batch, dtype=torch.float64)
     values = run(wide.graph, inputs, keep=wide.kept | wanted, draws=draws, wide=True)

@@ -63,41 +63,32 @@ def shift(call: Call, x: Operand, dim: Any = None) -> Outcome:
 
 
 @rule(aten.stft.default)
-def stft(
-    call: Call,
-    x: Operand,
-    n_fft: int,
-    hop: int | None = None,
-    length: int | None = None,
-    window: Any = None,
-    *options: Any,
-) -> Outcome:
+def stft(call: Call, x: Operand, *options: Any) -> Outcome:
     """Short-time transform of signals ``[time]`` or ``[batch, time]``, not centred (padding is an operation before)."""
-    if window is not None and window.difference is not None:
-        return fallback(call, x, n_fft, hop, length, window, *options)
-    assert x.difference is not None
-    base = None if window is None else window.base
-    delta = x.difference.dense()
-    folded = delta.reshape(-1, delta.shape[-1])
-    out = call.node.target(folded, n_fft, hop, length, base, *options)
-    return Dense(out.reshape(*delta.shape[:-1], *out.shape[1:]))
+    return _short_time(call, x, 1, *options)
 
 
 @rule(aten.istft.default)
-def istft(
+def istft(call: Call, x: Operand, *options: Any) -> Outcome:
+    """The inverse of the short-time transform, of ``[frequency, frame]`` or ``[batch, frequency, frame]``."""
+    return _short_time(call, x, 2, *options)
+
+
+def _short_time(
     call: Call,
     x: Operand,
+    dims: int,
     n_fft: int,
     hop: int | None = None,
     length: int | None = None,
     window: Any = None,
     *options: Any,
 ) -> Outcome:
-    """The inverse of the short-time transform, of ``[frequency, frame]`` or ``[batch, frequency, frame]``."""
+    """The transform of the difference itself, over its last ``dims`` dimensions; all others are samples."""
     if window is not None and window.difference is not None:
         return fallback(call, x, n_fft, hop, length, window, *options)
     assert x.difference is not None
     base = None if window is None else window.base
     delta = x.difference.dense()
-    out = call.node.target(delta.reshape(-1, *delta.shape[-2:]), n_fft, hop, length, base, *options)
-    return Dense(out.reshape(*delta.shape[:-2], out.shape[-1]))
+    out = call.node.target(delta.reshape(-1, *delta.shape[-dims:]), n_fft, hop, length, base, *options)
+    return Dense(out.reshape(*delta.shape[:-dims], *out.shape[1:]))
