@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import types
 import warnings
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -412,3 +414,35 @@ class TestLate:
         found = (model.train(), zo.estimate(x, Y).gradients)[1]
         assert torch.equal(x, X)
         assert_close(found, expected, 1e-9)
+
+
+class Slots:
+    """A configuration without a ``__dict__``, as ``dataclass(slots=True)`` makes them."""
+
+    __slots__ = ("weight",)
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+
+@pytest.mark.parametrize(
+    ("held", "read", "change"),
+    [
+        (np.zeros(1), lambda held: held[0], lambda held: held.fill(5.0)),
+        (deque([0.0]), lambda held: held[0], lambda held: held.__setitem__(0, 5.0)),
+        ({0.0}, lambda held: next(iter(held)), lambda held: (held.clear(), held.add(5.0))),
+        (Slots(0.0), lambda held: held.weight, lambda held: setattr(held, "weight", 5.0)),
+    ],
+    ids=["array", "deque", "set", "slots"],
+)
+def test_a_weight_that_the_loss_does_not_show_is_seen_where_it_is_held(held: Any, read: Any, change: Any) -> None:
+    """The penalty is 0 at the parameters, whatever its weight, and its slope is not: no comparison of losses can tell."""
+    model = initialize(nn.Linear(4, 3))
+    start = float(model.weight.detach().sum())
+    x, y = normal(8, 4), torch.arange(8) % 3
+    loss = lambda o, t: F.cross_entropy(o, t) + float(read(held)) * (model.weight.sum() - start)  # noqa: E731
+    zo = dz.CGE(model, loss=loss, step_size=1e-6)
+    zo.estimate(x, y)
+    change(held)
+    exact = torch.autograd.grad(loss(model(x), y), model.weight)[0]
+    assert_close({"weight": zo.estimate(x, y).gradients["weight"]}, {"weight": exact}, 1e-5)

@@ -8,10 +8,13 @@ it changes the loss.
 from __future__ import annotations
 
 import functools
+import itertools
 import types
+from collections import deque
 from collections.abc import Hashable, Iterator
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,8 @@ Picture = dict[Hashable, Hashable]
 SCALARS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
 DEPTH = 3
 LONGEST = 64
+LARGEST = 4096
+"""Bytes of an array that is compared by what it holds, not by which it is."""
 
 
 def picture(objective: NetworkObjective) -> Picture:
@@ -49,7 +54,7 @@ def _tensors(module: nn.Module) -> Iterator[Hashable]:
                 yield name, tensor.shape, tensor.dtype, tensor.requires_grad, tensor.device
 
 
-def freeze(value: Any, depth: int) -> Hashable:  # noqa: PLR0911 - one case a line
+def freeze(value: Any, depth: int) -> Hashable:  # noqa: PLR0911, C901 - one case a line
     """A hashable picture of a value: equal pictures, as far as it looks, mean equal values."""
     if isinstance(value, SCALARS):
         return type(value), value
@@ -62,6 +67,10 @@ def freeze(value: Any, depth: int) -> Hashable:  # noqa: PLR0911 - one case a li
     if isinstance(value, dict):
         items = list(value.items())[:LONGEST]
         return "dict", len(value), tuple((freeze(k, 0), freeze(v, depth - 1)) for k, v in items)
+    if isinstance(value, (set, frozenset, deque)):
+        return type(value), len(value), tuple(freeze(item, depth - 1) for item in itertools.islice(value, LONGEST))
+    if isinstance(value, (np.ndarray, np.generic)) and value.nbytes <= LARGEST and not value.dtype.hasobject:
+        return "array", value.dtype.str, value.shape, value.tobytes()
     if isinstance(value, functools.partial):
         return "partial", freeze((value.func, value.args, value.keywords), depth)
     if isinstance(value, types.MethodType):
@@ -74,11 +83,16 @@ def freeze(value: Any, depth: int) -> Hashable:  # noqa: PLR0911 - one case a li
 def _object(value: Any, depth: int) -> Hashable:
     if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
         return type(value), id(value)
-    own = getattr(value, "__dict__", None)
-    if not isinstance(own, dict):
-        return type(value), id(value)
+    own = {**_slots(value), **getattr(value, "__dict__", {})}
     items = [(k, freeze(v, depth - 1)) for k, v in list(own.items())[:LONGEST] if not callable(v)]
     return type(value), id(value), tuple(items)
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    """The attributes of an object that keeps them outside of a ``__dict__``."""
+    declared = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
+    names = [name for one in declared for name in ((one,) if isinstance(one, str) else one) if name[:2] != "__"]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
 def _function(function: types.FunctionType, depth: int) -> Hashable:
