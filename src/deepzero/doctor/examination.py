@@ -35,7 +35,7 @@ from deepzero.evaluators import (
 )
 from deepzero.evaluators.costs import timed
 from deepzero.graph.watch import watch_fallbacks
-from deepzero.objective import BlackBox, Closure, Loss, NetworkObjective, Objective
+from deepzero.objective import BlackBox, Closure, Loss, NetworkObjective, Objective, first_query, steady
 from deepzero.probes import CoordinatePerturbations, Perturbations
 from deepzero.randomness import derive_seed
 from deepzero.stencils import FORWARD, Stencil
@@ -128,7 +128,7 @@ def _examined(visit: _Visit, learning_rate: float | None, steps: Sequence[float]
     determinism = check_determinism(zo.objective, batch, seed=visit.seed)
     if determinism.loss is None:
         return _with_advice(Diagnosis(determinism), visit)
-    query = timed(lambda: zo.objective.evaluate(zo.objective.parameters(), batch, seed=visit.seed), repeats=2)
+    query = visit.query_seconds()
     perturbations = visit.perturbations()
     operations = visit.make_usable(perturbations)
     exact = exact_gradients(zo.objective, batch, seed=visit.seed, loss=determinism.loss)
@@ -209,6 +209,14 @@ class _Visit:
         if found.problem is not None and found.instead is None:
             zo.evaluator = SequentialEvaluator()
         return found
+
+    def query_seconds(self) -> float:
+        """Seconds of one full evaluation as a perturbed query makes it, not of the base query, which does more."""
+        objective = self.zo.objective
+        parameters = objective.parameters()
+        with steady(objective):
+            _, query = first_query(objective, parameters, self.batch, self.seed)
+            return timed(lambda: query(parameters), repeats=3)
 
     def _measure(self, perturbations: Perturbations) -> None:
         """A first measurement, of a few directions."""
