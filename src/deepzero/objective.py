@@ -164,6 +164,7 @@ class NetworkObjective:
         self._marked: dict[int, Tensor] = {}
         self.repeatable = self._draws = True
         self._steady: Places | None = None
+        self._before: Attributes | None = None
         self._watched_in: set[Hashable] = set()
         if not self.places().trainable:
             raise InvalidInputError("the model has no trainable parameter (requires_grad=True): nothing to estimate")
@@ -193,12 +194,14 @@ class NetworkObjective:
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        """A block in which the model's structure stays: its places are looked up once."""
-        outer, self._steady = self._steady, self.places()
+        """A block of queries alone: the model's places, and the attributes that they put back, are looked up once."""
+        outer = self._steady, self._before
+        self._steady = self.places()
+        self._before = self._before or Attributes.of(self._stateful(self._steady))
         try:
             yield
         finally:
-            self._steady = outer
+            self._steady, self._before = outer
 
     def owners(self) -> dict[str, nn.Parameter]:
         """The trainable parameters themselves; tied ones appear once, under their first name."""
@@ -365,7 +368,7 @@ class NetworkObjective:
         batch = self.given(batch)
         how = how or (Placing.POINTED if self._hidden else Placing.BOTH)
         how = how if places.can_point else Placing.HELD
-        before = Attributes.of(self._stateful(places))
+        before = self._before or Attributes.of(self._stateful(places))
         buffers = {name: b.detach().clone() for name, (b, _) in places.buffers.items()}
         values = {**self.own_copies(parameters), **buffers}
         try:

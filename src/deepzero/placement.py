@@ -8,10 +8,11 @@ plain lists of parameters. Afterwards all is as it was, attributes that the forw
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import is_
 from typing import Any
 
 import torch
@@ -312,16 +313,10 @@ def _same(container: Container, before: Any) -> bool:
     if len(container) != len(before):
         return False
     if isinstance(container, dict):
-        return _identities(container.values()) == _identities(before.values()) and _identities(
-            container
-        ) == _identities(before)
+        return all(map(is_, container.values(), before.values())) and all(map(is_, container, before))
     if isinstance(container, set):
         return set(map(id, container)) == set(map(id, before))
-    return _identities(container) == _identities(before)
-
-
-def _identities(items: Iterable[Any]) -> list[int]:
-    return list(map(id, items))
+    return all(map(is_, container, before))
 
 
 def _refill(container: Container, before: Any) -> None:

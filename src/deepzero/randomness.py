@@ -79,20 +79,27 @@ def _python_scope(seed: int, draws: Draws | None) -> Iterator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - lent, and given back
     np.random.seed(seed % 2**32)  # noqa: NPY002, TID251
     random.seed(seed)
-    fresh_positions = _positions()
+    fresh = _fresh_positions()
     try:
         yield
         if draws is not None:
-            draws.python = _positions() != fresh_positions
+            draws.python = _positions() != fresh
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
 
 
+@cache
+def _fresh_positions() -> tuple[Any, ...]:
+    """Where the generators stand when they have just been seeded, which is now: the same for every seed."""
+    return _positions()
+
+
 def _positions() -> tuple[Any, ...]:
     """How far NumPy's and Python's generators have come since they were seeded."""
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
-    return numpy_state[2:], random.getstate()[1][-1], random.getstate()[2]
+    _, numbers, gauss = random.getstate()
+    return numpy_state[2:], numbers[-1], gauss
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -67,11 +69,17 @@ def test_chunks_do_not_change_the_numbers(model: nn.Module) -> None:
     assert_close(gradients(model, chunk_bytes=1), gradients(model, chunk_bytes=1 << 24), 1e-5)
 
 
-def test_threads_are_as_before_afterwards(model: nn.Module) -> None:
+def test_thread_counts_are_as_before_and_workers_do_not_pile_up(model: nn.Module) -> None:
+    def ours() -> int:
+        return sum(thread.name.startswith("deepzero") for thread in threading.enumerate())
+
     before = torch.get_num_threads()
     gradients(model, workers=3)
     assert torch.get_num_threads() == before
-    assert not [t for t in threading.enumerate() if t.name.startswith("deepzero")]
+    kept = ours()
+    for _ in range(3):
+        gradients(model, workers=3)
+    assert ours() <= max(kept, 3 + 2)  # those of the last two numbers of workers
 
 
 def test_no_autograd_inside_workers(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> None:
@@ -91,7 +99,8 @@ def test_no_autograd_inside_workers(monkeypatch: pytest.MonkeyPatch, model: nn.M
     assert not any(enabled or requires for _, enabled, requires in seen)
 
 
-def test_an_error_in_a_worker_comes_out_and_stops_the_rest() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_a_worker_comes_out_and_stops_the_rest(workers: int) -> None:
     started: list[int] = []
 
     def work(item: int) -> None:
@@ -99,8 +108,32 @@ def test_an_error_in_a_worker_comes_out_and_stops_the_rest() -> None:
         raise ValueError(f"item {item}")
 
     with pytest.raises(ValueError, match="item 0"):
-        parallel_map(work, range(1000), 1, torch.device("cpu"))
+        parallel_map(work, range(1000), workers, torch.device("cpu"))
     assert len(started) < 1000
+    assert parallel_map(lambda i: -i, range(3), workers, torch.device("cpu")) == [0, -1, -2]
+
+
+def test_a_single_worker_is_the_calling_thread_and_others_are_kept() -> None:
+    def thread(_: int) -> int:
+        return threading.get_ident()
+
+    here, cpu = threading.get_ident(), torch.device("cpu")
+    assert set(parallel_map(thread, range(8), 1, cpu)) == {here}
+    found = {one for _ in range(3) for one in parallel_map(thread, range(8), 2, cpu)}
+    assert here not in found
+    assert len(found) <= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_makes_workers_of_its_own() -> None:
+    both = threading.Barrier(2)
+    parallel_map(lambda _: both.wait(10), range(2), 2, torch.device("cpu"))
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)  # where it waits for its parent's threads, it waits for ever
+        os._exit(0 if parallel_map(abs, [-3, -4], 2, torch.device("cpu")) == [3, 4] else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_results_keep_their_order() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError, UnbatchableError
@@ -25,6 +26,10 @@ from deepzero.placement import Attributes
 from deepzero.probes import CoordinatePerturbations, Perturbations
 from deepzero.randomness import Draws
 
+CHUNK = 8
+SMALL, CHUNK_OF_SMALL = 1 << 16, 32
+"""Entries of parameters and batch up to which a forward costs its calls, not its arithmetic; queries that then go
+together."""
 AGREEMENT = 1e-4
 """How far the base loss of a batch of queries may be from that of one, relative to it, in float32; in other dtypes in
 proportion to their rounding."""
@@ -37,14 +42,15 @@ class BatchedEvaluator(DivisibleEvaluator):
     difference of exactly 0; that this is the loss of a single forward, too, is checked at every step.
 
     Args:
-        chunk: queries a forward; memory grows with it. The same chunk gives the same bits.
+        chunk: queries a forward; memory grows with it. The same chunk gives the same bits. Default 32 where parameters
+            and batch together have up to 65,536 entries, so that the time goes into calls; else 8.
 
     Raises:
         UnbatchableError: ``vmap`` cannot run the program, or gives another loss.
     """
 
-    def __init__(self, *, chunk: int = 8) -> None:
-        self.chunk = validation.count("chunk", chunk)
+    def __init__(self, *, chunk: int | None = None) -> None:
+        self.chunk = None if chunk is None else validation.count("chunk", chunk)
 
     def prepare(
         self,
@@ -65,11 +71,12 @@ class BatchedEvaluator(DivisibleEvaluator):
         require_finite_base(base.loss)
         if objective.hidden or not objective.follows(parameters, batch, seed, draws):
             raise UnbatchableError("the program holds references to its parameters that torch.func.vmap cannot replace")
-        jobs = jobs_of(perturbations, len(offsets), self.chunk)
+        chunk = self.chunk or usual_chunk(parameters, batch)
+        jobs = jobs_of(perturbations, len(offsets), chunk)
         bases: dict[tuple[str, int], Tensor] = {}
 
         def differences(job: Job) -> Tensor:
-            size = min(self.chunk, job.full)
+            size = min(chunk, job.full)
             points = [perturbations.displace(parameters, k, offsets[job.row]) for k in range(job.start, job.stop)]
             points += [points[-1]] * (size - len(points))
             moving = [name for name in parameters if any(point[name] is not parameters[name] for point in points)]
@@ -119,6 +126,18 @@ class BatchedEvaluator(DivisibleEvaluator):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the chunk."""
         self.chunk = state["chunk"]
+
+
+def usual_chunk(parameters: Parameters, batch: tuple[Any, ...]) -> int:
+    """Queries a forward, by the size of the problem alone: the same in every run.
+
+    Example:
+        >>> usual_chunk({"w": torch.zeros(100)}, (torch.zeros(4),)), usual_chunk({"w": torch.zeros(1 << 17)}, ())
+        (32, 8)
+    """
+    given = [leaf for leaf in pytree.tree_leaves((tuple(batch), keywords(batch))) if isinstance(leaf, Tensor)]
+    entries = sum(tensor.numel() for tensor in (*parameters.values(), *given))
+    return CHUNK_OF_SMALL if entries <= SMALL else CHUNK
 
 
 def jobs_of(perturbations: Perturbations, offsets: int, chunk: int) -> list[Job]:

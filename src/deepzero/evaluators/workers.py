@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -16,7 +18,7 @@ R = TypeVar("R")
 def parallel_map(function: Callable[[T], R], items: Iterable[T], workers: int, device: torch.device) -> list[R]:
     """``[function(item) for item in items]`` without autograd, on ``workers`` threads where the device is a CPU.
 
-    PyTorch's own thread count is as before afterwards.
+    A single worker is the calling thread. PyTorch's own thread count is as before afterwards.
     """
 
     def quiet(item: T) -> R:
@@ -25,13 +27,28 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], workers: int, d
 
     if device.type != "cpu":
         return [quiet(item) for item in items]
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,), thread_name_prefix="deepzero")
+    if workers == 1:
+        with one_thread():
+            return [quiet(item) for item in items]
+    threads, pool = torch.get_num_threads(), _pool(workers)
+    futures = [pool.submit(quiet, item) for item in items]
     try:
-        return [future.result() for future in [pool.submit(quiet, item) for item in items]]
+        return [future.result() for future in futures]
     finally:
-        pool.shutdown(cancel_futures=True)
+        for future in futures:
+            future.cancel()
+        wait(futures)
         torch.set_num_threads(threads)
+
+
+@functools.lru_cache(maxsize=2)
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads are kept from step to step: what libraries set up for a thread of theirs costs more than a small step."""
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,), thread_name_prefix="deepzero")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none of its parent's threads
 
 
 @contextmanager
