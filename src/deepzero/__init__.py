@@ -2,7 +2,7 @@
 
 from deepzero import errors, sparsity
 from deepzero.coordinates import Coordinates
-from deepzero.errors import DeepZeroError, SlowQueriesWarning, WrittenParameterWarning
+from deepzero.errors import BlackBoxWarning, DeepZeroError, SlowQueriesWarning, WrittenParameterWarning
 from deepzero.estimator import CGE, RGE, Estimate, Estimator
 from deepzero.evaluators import (
     AutomaticEvaluator,
@@ -16,6 +16,7 @@ from deepzero.evaluators import (
     query_key,
 )
 from deepzero.objective import BlackBox, NetworkObjective
+from deepzero.opaque import Conv, Elementwise, Learned, Opaque, PerChannel, PerToken
 from deepzero.sparsity import Alternating, DynamicRatios
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
 from deepzero.team import Team, joined
@@ -31,14 +32,21 @@ __all__ = [
     "AutomaticEvaluator",
     "BatchedEvaluator",
     "BlackBox",
+    "BlackBoxWarning",
+    "Conv",
     "Coordinates",
     "DeepZeroError",
     "DistributedEvaluator",
     "DynamicRatios",
+    "Elementwise",
     "Estimate",
     "Estimator",
     "ExecutorEvaluator",
+    "Learned",
     "NetworkObjective",
+    "Opaque",
+    "PerChannel",
+    "PerToken",
     "PropagationEvaluator",
     "QueryJournal",
     "QueryPolicy",

@@ -47,6 +47,14 @@ class QueryError(DeepZeroError):
     """A black box, or the executor that it runs on, left a query unanswered for good."""
 
 
+class QueryBudgetError(QueryError):
+    """The next call would take more queries than were allowed; nothing of it was asked."""
+
+
+class CoupledRowsError(DeepZeroError):
+    """The rows of a black box's output depend on the rows beside them, or on more of a row than was declared."""
+
+
 class JournalError(DeepZeroError):
     """A query journal is damaged, in use by another process, or cannot be written."""
 
@@ -57,6 +65,10 @@ class RunFolderError(DeepZeroError):
 
 class TeamError(DeepZeroError):
     """Another process of a distributed run hangs, has ended, or has come to other numbers."""
+
+
+class BlackBoxWarning(UserWarning):
+    """A black box gives something that is probably not what was meant; the message says what."""
 
 
 class SlowQueriesWarning(UserWarning):

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from deepzero import validation
 from deepzero.arrays import Given, as_parameter, named
 from deepzero.errors import InvalidInputError, WrittenParameterWarning
+from deepzero.operator import answering
 from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
 from deepzero.writes import DRAWS, Watch, WriteNoticed, copied, overlaps_itself, written_so_far
@@ -238,7 +239,7 @@ class NetworkObjective:
         """
         if draws is None:
             return self.base(parameters, batch, seed=seed)[0]
-        with draws.replaying():
+        with answering(draws.answers), draws.replaying():
             return self._evaluate(parameters, batch, draws)
 
     def base(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> tuple[Evaluation, Draws]:
@@ -262,8 +263,9 @@ class NetworkObjective:
             watch = nullcontext() if known else Watch(watched, draws=not self._draws)
             versions = [written_so_far(tensor) for tensor in watched.values()]
             try:
-                with draws.recording() if self._draws else nullcontext(), watch:
+                with draws.recording() if self._draws else nullcontext(), watch, answering(draws.answers):
                     evaluation = self._evaluate(parameters, batch, draws, how=how)
+                draws.answers.open = False
             except WriteNoticed as noticed:
                 self._notice(noticed.name)
                 continue

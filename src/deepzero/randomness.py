@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepzero.errors import DrawError
+from deepzero.operator import Answers
 
 aten = torch.ops.aten
 
@@ -155,6 +156,7 @@ class Draws:
         self.python = True
         self.stirred = False
         self.borrowed: list[tuple[torch.Generator, Tensor]] = []
+        self.answers = Answers()
 
     @contextmanager
     def recording(self) -> Iterator[None]:

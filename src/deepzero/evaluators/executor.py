@@ -120,7 +120,7 @@ class ExecutorEvaluator:
         found = self.journal.lookup(query.key for query in queries if query.key is not None)
         known = {query.place: found[query.key] for query in queries if query.key in found}
         self.replayed += len(known)
-        return known
+        return {place: None if loss is None else float(loss) for place, loss in known.items()}
 
     def _query(
         self,

@@ -12,7 +12,7 @@ from deepzero.errors import InvalidInputError, QueryError
 from deepzero.evaluators.executor_worker import Failure, Message, answer
 
 ExecutorSource = Executor | Callable[[], Executor]
-Reply = list[float] | Failure | None
+Reply = list[Any] | Failure | None
 
 
 class Pool:

@@ -12,13 +12,14 @@ from concurrent.futures import BrokenExecutor, CancelledError, Future
 from contextlib import suppress
 from dataclasses import replace
 from queue import SimpleQueue
+from typing import Any
 
 from deepzero.errors import DeepZeroError, NonFiniteLossError, QueryError
 from deepzero.evaluators.executor_calls import Call, Clock, Flight, final, raised, transport_error
 from deepzero.evaluators.executor_pool import Pool, Reply
-from deepzero.evaluators.executor_worker import Failure, Message, Payload, forget
+from deepzero.evaluators.executor_worker import Failure, Message, Packed, forget
 from deepzero.evaluators.policy import QueryPolicy, RateLimit
-from deepzero.evaluators.queries import BASE, Query, joint_key
+from deepzero.evaluators.queries import BASE, Query, is_finite, joint_key
 
 log = logging.getLogger("deepzero")
 
@@ -28,7 +29,7 @@ LONGEST_WAIT = 1.0
 AHEAD = 2
 """Calls in flight for each worker where one may wait in a queue, so that no worker waits for the next call."""
 
-Accept = Callable[[dict[int, float | None]], None]
+Accept = Callable[[dict[int, Any]], None]
 
 
 class Step:
@@ -42,19 +43,22 @@ class Step:
         accept: stores answers by place (None: skipped), for good, before anything else is done with them.
         describe: a place in words, for messages.
         clock: the time.
+        required: whether the query at a place may not be skipped.
     """
 
     def __init__(
         self,
         pool: Pool,
-        payload: Payload,
+        payload: Packed,
         *,
         policy: QueryPolicy,
         rate: RateLimit,
         accept: Accept,
         describe: Callable[[int], str],
         clock: Clock,
+        required: Callable[[int], bool] = BASE.__eq__,
     ) -> None:
+        self._required = required
         self._pool, self._payload, self._policy, self._rate = pool, payload, policy, rate
         self._accept, self._describe, self._clock = accept, describe, clock
         self._at_once = policy.timeout is not None or policy.per_second is not None
@@ -135,7 +139,7 @@ class Step:
     def _submit(self, call: Call, now: float) -> None:
         self._unloaded -= 1
         payload = self._payload if call.loaded or self._unloaded >= 0 else None
-        points = tuple((query.displacement, query.offset) for query in call.queries)
+        points = tuple(query.point for query in call.queries)
         key = joint_key([query.key for query in call.queries], call.anew)
         try:
             future = self._pool.submit(Message(self._name, points, key, next(self._serial), payload))
@@ -178,16 +182,16 @@ class Step:
         return None if flight is None else flight.call
 
     def _keep(self, futures: Sequence[Future[Reply]]) -> None:
-        """Accept the finite losses among the results, all at once."""
-        found: dict[int, float | None] = {}
+        """Accept the finite answers among the results, all at once."""
+        found: dict[int, Any] = {}
         for future in futures:
             call = self._flights[future].call if future in self._flights else self._late[future]
             if not future.cancelled() and future.exception() is None and isinstance(losses := future.result(), list):
                 pairs = zip(call.queries, losses, strict=True)
-                found.update((query.place, loss) for query, loss in pairs if math.isfinite(loss))
+                found.update((query.place, loss) for query, loss in pairs if is_finite(loss))
         self._settle({place: loss for place, loss in found.items() if place in self._open})
 
-    def _settle(self, found: dict[int, float | None]) -> None:
+    def _settle(self, found: dict[int, Any]) -> None:
         """Answered or skipped: on disk first."""
         if found:
             self._accept(found)
@@ -216,7 +220,7 @@ class Step:
     # What goes wrong -------------------------------------------------------------------------------------------------
 
     def _failed(self, call: Call, reaction: str, error: DeepZeroError) -> None:
-        """Retry, skip or stop; the base query is never skipped."""
+        """Retry, skip or stop; what is required is never skipped."""
         if reaction == "retry" and call.tries < self._policy.retries:
             delay = self._policy.delay(call.tries + 1, place=call.place)
             log.info("%s: %s; again in %.2g s", self._named(call), error, delay)
@@ -224,7 +228,7 @@ class Step:
             heapq.heappush(self._delayed, (self._clock.now() + delay, next(self._serial), again))
             return
         resort = self._policy.exhausted if reaction == "retry" else reaction
-        if resort == "stop" or call.place == BASE:
+        if resort == "stop" or any(self._required(query.place) for query in call.queries):
             raise final(error, f"{self._named(call)}, try {call.tries + 1}")
         log.warning("%s: %s; skipped", self._named(call), error)
         self._settle({query.place: None for query in call.queries})

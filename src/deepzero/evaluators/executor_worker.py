@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import traceback
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ KEPT = 4
 """Steps whose parameters a process keeps; an older one is sent again when it is asked for."""
 
 _key: ContextVar[str | None] = ContextVar("deepzero_query_key", default=None)
-_kept: OrderedDict[str, Base] = OrderedDict()
+_kept: OrderedDict[str, Ready] = OrderedDict()
 _lock = Lock()
 
 
@@ -71,9 +72,25 @@ class PackedTensor:
         return flat.reshape(self.shape).permute(back).to(self.device)
 
 
+class Ready(Protocol):
+    """A payload, unpacked: it answers."""
+
+    def answers(self, points: Sequence[Any]) -> list[Any]:
+        """What the black box says at each point."""
+        ...
+
+
+class Packed(Protocol):
+    """What all queries of a step share, on its way to a worker."""
+
+    def unpack(self) -> Ready:
+        """As the worker needs it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What all queries of a step share."""
+    """A black box with its parameters and batch."""
 
     function: BlackBoxFunction
     parameters: dict[str, PackedTensor]
@@ -85,21 +102,24 @@ class Payload:
         packed = {name: PackedTensor.pack(value) for name, value in parameters.items()}
         return cls(function, packed, pytree.tree_map_only(Tensor, PackedTensor.pack, batch))
 
+    def unpack(self) -> Base:
+        """With the tensors themselves."""
+        parameters = {name: packed.unpack() for name, packed in self.parameters.items()}
+        return Base(self.function, parameters, pytree.tree_map_only(PackedTensor, PackedTensor.unpack, self.batch))
+
 
 @dataclass(frozen=True)
 class Base:
-    """A payload, unpacked."""
+    """A black box where its queries are answered."""
 
     function: BlackBoxFunction
     parameters: dict[str, Tensor]
     batch: tuple[Any, ...]
 
-    @classmethod
-    def unpack(cls, payload: Payload) -> Base:
-        """The tensors of a payload."""
-        parameters = {name: packed.unpack() for name, packed in payload.parameters.items()}
-        batch = pytree.tree_map_only(PackedTensor, PackedTensor.unpack, payload.batch)
-        return cls(payload.function, parameters, batch)
+    def answers(self, points: Sequence[tuple[Displacement | None, float]]) -> list[float]:
+        """The losses at displacements (None: the parameters themselves), each by an offset."""
+        moved = [self.parameters if d is None else d.apply(self.parameters, t) for d, t in points]
+        return self.function.losses(moved, self.batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +128,17 @@ class Message:
 
     Attributes:
         step: names the payload.
-        points: displacement (None: the parameters themselves) and offset of each point.
+        points: where to evaluate, as the payload takes it.
         key: what :func:`query_key` returns meanwhile.
         serial: differs from message to message, for executors that would answer two equal ones together.
         payload: the payload, for a process that may not have it yet.
     """
 
     step: str
-    points: tuple[tuple[Displacement | None, float], ...]
+    points: tuple[Any, ...]
     key: str | None
     serial: int
-    payload: Payload | None = None
+    payload: Packed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,23 +149,22 @@ class Failure:
     trace: str = ""
 
 
-def answer(message: Message) -> list[float] | Failure | None:
-    """The losses at the points of a message; None where this process lacks the payload."""
+def answer(message: Message) -> list[Any] | Failure | None:
+    """The answers at the points of a message; None where this process lacks the payload."""
     base = _base_of(message)
     if base is None:
         return None
     token = _key.set(message.key)
     try:
         with torch.no_grad():
-            points = [base.parameters if d is None else d.apply(base.parameters, t) for d, t in message.points]
-            return base.function.losses(points, base.batch)
+            return base.answers(message.points)
     except Exception as error:
         return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
     finally:
         _key.reset(token)
 
 
-def _base_of(message: Message) -> Base | None:
+def _base_of(message: Message) -> Ready | None:
     with _lock:
         if message.step in _kept:
             _kept.move_to_end(message.step)
@@ -154,7 +173,7 @@ def _base_of(message: Message) -> Base | None:
             return None
         if not _kept and multiprocessing.parent_process() is not None:
             torch.set_num_threads(1)  # one worker, one thread; threads of a forked process could hang
-        _kept[message.step] = base = Base.unpack(message.payload)
+        _kept[message.step] = base = message.payload.unpack()
         while len(_kept) > KEPT:
             _kept.popitem(last=False)
         return base

@@ -168,13 +168,13 @@ class QueryJournal:
                 raise sqlite3.DatabaseError("the row that says which problem it answers")
         return str(found[0][0]) if found else None
 
-    def lookup(self, keys: Iterable[str]) -> dict[str, float | None]:
+    def lookup(self, keys: Iterable[str]) -> dict[str, rows.Answer | None]:
         """The answers that are known among ``keys``; None for a query that was skipped.
 
         Raises:
             JournalError: an answer is damaged; none is returned.
         """
-        known: dict[str, float | None] = {}
+        known: dict[str, rows.Answer | None] = {}
         with self._used():
             asked = list(keys)
             for some in (asked[start : start + LOOKUP] for start in range(0, len(asked), LOOKUP)):
@@ -183,13 +183,13 @@ class QueryJournal:
                     known[row[0]] = self._unpack(*row)
         return known
 
-    def _unpack(self, key: str, loss: object, checksum: object) -> float | None:
+    def _unpack(self, key: str, loss: object, checksum: object) -> rows.Answer | None:
         if not isinstance(key, str) or checksum != rows.checksum(key, loss):
             raise sqlite3.DatabaseError(f"the checksum of its row {key!r} is wrong")
         return rows.unpack(loss)
 
-    def record(self, answers: Mapping[str, float | None]) -> None:
-        """Store answers (finite losses; None for skipped) all or none; on return they are on disk."""
+    def record(self, answers: Mapping[str, rows.Answer | None]) -> None:
+        """Store answers (finite numbers or arrays; None for skipped) all or none; on return they are on disk."""
         packed = [(key, loss, rows.checksum(key, loss)) for key, loss in rows.packed(answers)]
         if not packed:
             return

@@ -1,20 +1,27 @@
-"""One row of a journal: a key, an answer as eight bytes, and a checksum of both."""
+"""One row of a journal: a key, an answer as bytes (a number in eight, an array with its shape), a checksum of both."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import struct
 from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
 
 from deepzero.errors import InvalidInputError
+from deepzero.evaluators.queries import is_finite
 
 CHECKSUM_BYTES = 8
 NUMBER = struct.Struct("<d")
 """SQLite's own numbers would lose the sign of a zero."""
+ARRAY = b"deepzero array "
+"""What the bytes of an array begin with: they are never as few as a number's."""
+
+Answer = float | np.ndarray[Any, Any]
 
 
-def packed(answers: Mapping[str, float | None]) -> Iterator[tuple[str, bytes | None]]:
+def packed(answers: Mapping[str, Answer | None]) -> Iterator[tuple[str, bytes | None]]:
     """Keys and answers as they are stored; None stands for a skipped query.
 
     Raises:
@@ -24,15 +31,35 @@ def packed(answers: Mapping[str, float | None]) -> Iterator[tuple[str, bytes | N
         >>> [(key, unpack(loss)) for key, loss in packed({"a": -0.0, "b": None})]
         [('a', -0.0), ('b', None)]
     """
-    for key, loss in answers.items():
-        if loss is not None and not math.isfinite(loss):
-            raise InvalidInputError(f"the journal keeps finite losses and None for a skipped query, got {loss!r}")
-        yield key, None if loss is None else NUMBER.pack(loss)
+    for key, answer in answers.items():
+        if answer is not None and not is_finite(answer):
+            raise InvalidInputError(f"the journal keeps finite answers and None for a skipped query, got {answer!r}")
+        yield key, None if answer is None else _bytes(answer)
 
 
-def unpack(stored: object) -> float | None:
-    """The answer in a row whose checksum was right."""
-    return float(NUMBER.unpack(stored)[0]) if isinstance(stored, bytes) else None
+def _bytes(answer: Answer) -> bytes:
+    if not isinstance(answer, np.ndarray):
+        return NUMBER.pack(answer)
+    header = f"{answer.dtype.newbyteorder('<').str} {','.join(map(str, answer.shape))};"
+    return ARRAY + header.encode() + answer.astype(answer.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def unpack(stored: object) -> Answer | None:
+    """The answer in a row whose checksum was right.
+
+    Example:
+        >>> ((_, stored),) = packed({"a": np.array([[1.5, -0.0]], dtype=np.float32)})
+        >>> unpack(stored)
+        array([[ 1.5, -0. ]], dtype=float32)
+    """
+    if not isinstance(stored, bytes):
+        return None
+    if not stored.startswith(ARRAY):
+        return float(NUMBER.unpack(stored)[0])
+    header, _, data = stored.removeprefix(ARRAY).partition(b";")
+    dtype, _, sizes = header.decode().partition(" ")
+    shape = [int(size) for size in sizes.split(",") if size]
+    return np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape).copy()
 
 
 def checksum(key: str, value: object) -> bytes:

@@ -52,6 +52,11 @@ def problem_of(box: BlackBox) -> str:
     return f"{_name(fn)} {digest.hexdigest()}"
 
 
+def problem_of_function(fn: Callable[..., Any]) -> str:
+    """A line that says which problem a plain function is: as for a black box, without parameters."""
+    return f"{_name(fn)} {hashlib.blake2b(_digest(fn), digest_size=DIGEST_BYTES).hexdigest()}"
+
+
 def _name(fn: Callable[..., Any]) -> str:
     while isinstance(fn, functools.partial):
         fn = fn.func

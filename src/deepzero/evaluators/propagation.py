@@ -37,6 +37,7 @@ from deepzero.graph.program import Program, compile_program, reads
 from deepzero.graph.propagate import Meter, loss_differences, propagated
 from deepzero.graph.recompute import Recomputation
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
+from deepzero.operator import standing_in
 from deepzero.objective import Batch, Evaluation, NetworkObjective, Objective, as_complex, device_of, keywords
 from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPerturbations
 from deepzero.randomness import Draws
@@ -520,14 +521,14 @@ class PropagationEvaluator(DivisibleEvaluator):
 
     def _footprint(self, entry: Entry, values: Values, offset: float) -> plan.Footprint:
         if entry.digest not in self._footprints:
-            with one_thread():
+            with one_thread(), standing_in():
                 self._footprints[entry.digest] = plan.footprint(entry.program, values, offset)
         return self._footprints[entry.digest]
 
     def _joint_footprint(self, entry: Entry, values: Values, one: Callable[[Meter], Tensor]) -> plan.Footprint:
         key = f"{entry.digest} {JOINT}"
         if key not in self._footprints:
-            with one_thread(), torch.no_grad():
+            with one_thread(), torch.no_grad(), standing_in():
                 self._footprints[key] = plan.joint_footprint(values, one, JOINT)
         return self._footprints[key]
 

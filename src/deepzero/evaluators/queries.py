@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,27 @@ BASE = 0
 KEY_BYTES = 16
 
 
+class Query(Protocol):
+    """One point at which an answer is wanted."""
+
+    @property
+    def place(self) -> int:
+        """Position in the step."""
+        ...
+
+    @property
+    def key(self) -> str | None:
+        """Content key; None where the point cannot be identified."""
+        ...
+
+    @property
+    def point(self) -> Any:
+        """The point as the payload takes it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Query:
+class LossQuery:
     """One point at which the loss is wanted.
 
     Attributes:
@@ -36,13 +55,28 @@ class Query:
     offset: float
     key: str | None
 
+    @property
+    def point(self) -> tuple[Displacement | None, float]:
+        """Displacement and offset."""
+        return self.displacement, self.offset
 
-def step_queries(perturbations: Perturbations, offsets: Sequence[float], identity: bytes | None) -> list[Query]:
+
+def is_finite(answer: float | np.ndarray[Any, Any]) -> bool:
+    """Whether an answer, a number or an array of them, is finite.
+
+    Example:
+        >>> is_finite(1.0), is_finite(np.array([1.0, np.nan]))
+        (True, False)
+    """
+    return bool(np.isfinite(answer).all())
+
+
+def step_queries(perturbations: Perturbations, offsets: Sequence[float], identity: bytes | None) -> list[LossQuery]:
     """All queries of a step by place: the base, then every direction at the first offset, and so on."""
     directions = [perturbations.displacement(k) for k in range(len(perturbations))]
     points: list[tuple[Displacement | None, float]] = [(None, 0.0)]
     points += [(direction, float(offset)) for offset in offsets for direction in directions]
-    return [Query(place, d, t, _key(identity, d, t)) for place, (d, t) in enumerate(points)]
+    return [LossQuery(place, d, t, _key(identity, d, t)) for place, (d, t) in enumerate(points)]
 
 
 def _key(identity: bytes | None, displacement: Displacement | None, offset: float) -> str | None:

@@ -14,6 +14,7 @@ from deepzero.errors import GraphError
 from deepzero.graph.calls import Value
 from deepzero.graph.capture import Graph, Node
 from deepzero.objective import NetworkObjective, Parameters, as_complex, keywords
+from deepzero.operator import TARGET, answering, narrowed
 from deepzero.randomness import Draws, matching, placed, without_draw
 
 Values = dict[Node, Value]
@@ -81,7 +82,7 @@ def run(graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], draws
     useful = graph.ancestors
     expiring = _last_uses(graph, kept)
     dealer = Dealer(graph, draws, wide=wide)
-    with torch.no_grad():
+    with torch.no_grad(), answering(draws.answers):
         for node in graph.nodes:
             if node not in useful:
                 continue
@@ -116,6 +117,9 @@ class Dealer:
     def call(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operation's result."""
         position = self._position.get(node)
+        if node.target is TARGET and self._wide:
+            with narrowed():
+                return node.target(*args, **kwargs)
         if position is None:
             certain = without_draw(node.target, args)
             return node.target(*args, **kwargs) if certain is None else certain

@@ -23,6 +23,7 @@ from deepzero.graph.program import Cone, Program, compile_program, reads
 from deepzero.graph.propagate import loss_differences
 from deepzero.graph.recompute import Recomputation
 from deepzero.objective import NetworkObjective, Parameters, as_real, displaced
+from deepzero.operator import standing_in
 from deepzero.randomness import Draws, derive_seed
 from deepzero.step_sizes import size_of
 
@@ -144,6 +145,20 @@ def verify(
     Raises:
         VerificationError: a rule is wrong.
     """
+    with standing_in():  # rules are checked, not black boxes: these are not asked
+        return _verified(program, objective, batch, sizes, seed, draws, refused, room)
+
+
+def _verified(
+    program: Program,
+    objective: NetworkObjective,
+    batch: tuple[Any, ...],
+    sizes: Mapping[str, float],
+    seed: int,
+    draws: Draws,
+    refused: Callable[[str, Exception], None] | None,
+    room: float,
+) -> Check:
     wide = compile_program(program.graph.widened, objective.parameters(), strict=False)
     wanted = {node for cone in wide.cones.values() for node in reads(wide.graph, cone)}
     inputs = graph_inputs(wide.graph, objective, batch, dtype=torch.float64)

@@ -1,0 +1,8 @@
+"""Black boxes inside of networks: see :class:`Opaque`."""
+
+from deepzero.opaque.locality import Colouring, Conv, Elementwise, Locality, PerChannel, PerToken
+from deepzero.opaque.module import Opaque
+from deepzero.opaque.rows import Ledger
+from deepzero.opaque.surrogate import Learned
+
+__all__ = ["Colouring", "Conv", "Elementwise", "Learned", "Ledger", "Locality", "Opaque", "PerChannel", "PerToken"]

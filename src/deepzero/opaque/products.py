@@ -1,0 +1,188 @@
+"""Vector-Jacobian products of something that can only be queried, from its outputs alone.
+
+For row b with cotangent :math:`v_b`, the scalar :math:`s_b(z) = \\langle v_b, f(z)_b \\rangle` is differenced along
+directions in the row's own inputs. The cotangent is known exactly, so an output of many entries costs no more than one
+of a single entry, and since rows do not depend on each other, all rows and directions travel together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from deepzero.errors import InvalidInputError
+from deepzero.opaque.directions import COORDINATES, UNIT, RowDirections
+from deepzero.opaque.locality import Colouring
+from deepzero.stencils import Stencil
+
+CHUNK_BYTES = 64 << 20
+"""Bytes of perturbed inputs that are made at a time."""
+
+Function = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n o"]]
+"""Rows of flat inputs to rows of flat outputs; a row that was skipped is NaN."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a product is wanted.
+
+    Attributes:
+        inputs: ``[b, d]``, flat.
+        output: the function there, ``[b, o]``.
+        cotangent: v, ``[b, o]``.
+    """
+
+    inputs: Float[Tensor, "b d"]
+    output: Float[Tensor, "b o"]
+    cotangent: Float[Tensor, "b o"]
+
+    def of(self, rows: Tensor) -> Point:
+        """Some of its rows."""
+        return Point(self.inputs[rows], self.output[rows], self.cotangent[rows])
+
+
+def usual_step(inputs: Tensor, stencil: Stencil) -> float:
+    """The step of an entry that balances rounding and curvature, from the dtype and the size of the entries.
+
+    .. math:: h = \\varepsilon^{1/(p+1)} \\max(\\mathrm{rms}(z), 10^{-3})
+
+    with p the order of the stencil (Dennis and Schnabel, 1983, section 5.4, with the size of all entries for each).
+
+    Example:
+        >>> from deepzero.stencils import CENTRAL
+        >>> f"{usual_step(torch.ones(4, dtype=torch.float64), CENTRAL):.1e}"
+        '6.1e-06'
+    """
+    size = float(inputs.double().square().mean().sqrt()) if inputs.numel() else 1.0
+    return float(torch.finfo(inputs.dtype).eps ** (1 / (stencil.order + 1)) * max(size, 1e-3))
+
+
+@dataclass
+class Differences:
+    """Differences of a function's rows along directions, contracted with the cotangent.
+
+    Attributes:
+        function: the function.
+        stencil: where along a direction it is asked.
+        step_size: length of a direction of unit scale; None: by :func:`usual_step`, times the square root of d for
+            directions of unit length, so that an entry moves as far in all distributions.
+        kind: the distribution of directions.
+        observed: told of all rows and answers.
+    """
+
+    function: Function
+    stencil: Stencil
+    step_size: float | None = None
+    kind: str = COORDINATES
+    observed: Callable[[Tensor, Tensor], None] = field(default=lambda rows, answers: None)
+
+    def step(self, inputs: Float[Tensor, "b d"]) -> float:
+        """The step at some inputs."""
+        if self.step_size is not None:
+            return self.step_size
+        unit = usual_step(inputs, self.stencil)
+        return unit * math.sqrt(inputs.shape[1]) if self.kind in UNIT else unit
+
+    def moved(self, inputs: Float[Tensor, "b k d"], direction: Tensor, offset: float) -> Tensor:
+        """``z + t u``, and a refusal where that is mostly rounding."""
+        moved = inputs + direction * offset
+        wide = direction.double() * offset
+        error = (moved.double() - inputs.double() - wide).square().sum()
+        if not bool(error <= 0.25 * wide.square().sum()):
+            raise InvalidInputError(
+                f"inputs of dtype {inputs.dtype} moved by {offset:g} are mostly rounding; give a larger step_size, or "
+                "inputs of a wider dtype"
+            )
+        return moved
+
+    def slopes(self, point: Point, directions: Float[Tensor, "b k d"], step: float) -> Float64[Tensor, "b k"]:
+        """Slopes of :math:`s_b` along the directions of each row; 0 along one that was skipped."""
+        count = directions.shape[1]
+        inputs = point.inputs.unsqueeze(1)
+        change = torch.zeros(len(inputs), count, dtype=torch.float64, device=inputs.device)
+        length = torch.zeros_like(change)
+        rows = torch.cat([self.moved(inputs, directions, node * step) for node in self.stencil.nodes], dim=1)
+        answers = self.function(rows.flatten(0, 1))
+        self.observed(rows.flatten(0, 1), answers)
+        differences = answers.double().unflatten(0, (len(inputs), -1)) - point.output.double().unsqueeze(1)
+        slopes = torch.einsum("bko,bo->bk", differences, point.cotangent.double())
+        taken = rows.double() - inputs.double()
+        squares = directions.double().square().sum(2)
+        for j, weight in enumerate(self.stencil.weights):
+            part = slice(j * count, (j + 1) * count)
+            change += weight * slopes[:, part]
+            length += weight * (taken[:, part] * directions.double()).sum(2) / squares
+        return (change / length).nan_to_num(nan=0.0)
+
+
+def along_random(
+    differences: Differences, point: Point, queries: int, seed: int, guess: Float[Tensor, "b d"] | None
+) -> Float[Tensor, "b d"]:
+    """The product by ``queries`` random directions of each row.
+
+    .. math:: \\hat g = \\tilde g + \\frac{c}{q} \\sum_k u_k (s_k - u_k^T \\tilde g)
+
+    with the guess :math:`\\tilde g` (0 without one) as control variate: unbiased whatever the guess, with an error in
+    proportion to :math:`\\|g - \\tilde g\\|^2`.
+    """
+    rows, dimension = point.inputs.shape
+    drawn = RowDirections(differences.kind, rows, dimension, queries, seed, point.inputs)
+    step = differences.step(point.inputs)
+    total = torch.zeros_like(point.inputs, dtype=torch.float64)
+    guessed = None if guess is None else guess.double()
+    for block in drawn.blocks(_at_once(point.inputs, differences.stencil)):
+        slopes = differences.slopes(point, block, step)
+        wide = block.double()
+        if guessed is not None:
+            slopes = slopes - torch.einsum("bkd,bd->bk", wide, guessed)
+        total += torch.einsum("bk,bkd->bd", slopes * drawn.scale, wide)
+    found = total if guessed is None else total + guessed
+    return found.to(point.inputs.dtype)
+
+
+def along_coordinates(differences: Differences, point: Point) -> Float[Tensor, "b d"]:
+    """The product by every coordinate: exact but for the stencil's own error."""
+    rows, dimension = point.inputs.shape
+    step = differences.step(point.inputs)
+    found = torch.zeros_like(point.inputs, dtype=torch.float64)
+    most = _at_once(point.inputs, differences.stencil)
+    for start in range(0, dimension, most):
+        count = min(most, dimension - start)
+        directions = point.inputs.new_zeros(count, dimension)
+        directions[torch.arange(count), torch.arange(start, start + count)] = 1
+        found[:, start : start + count] = differences.slopes(point, directions.expand(rows, -1, -1), step)
+    return found.to(point.inputs.dtype)
+
+
+def along_colours(differences: Differences, point: Point, colouring: Colouring) -> Float[Tensor, "b d"]:
+    """The product by every colour: what all coordinates give, in as many evaluations as there are colours."""
+    inputs, step = point.inputs, differences.step(point.inputs)
+    rows, dimension = inputs.shape
+    colours, seen = colouring.colours.to(inputs.device), colouring.seen.to(inputs.device)
+    change = torch.zeros(rows, dimension, dtype=torch.float64, device=inputs.device)
+    length = torch.zeros_like(change)
+    stencil, most = differences.stencil, _at_once(inputs, differences.stencil)
+    for start in range(0, colouring.count, most):
+        some = torch.arange(start, min(start + most, colouring.count), device=inputs.device)
+        directions = (colours.unsqueeze(0) == some.unsqueeze(1)).to(inputs.dtype)  # [k, d]
+        for node, weight in zip(stencil.nodes, stencil.weights, strict=True):
+            moved = differences.moved(inputs.unsqueeze(1), directions.unsqueeze(0), node * step)
+            answers = differences.function(moved.flatten(0, 1))
+            differences.observed(moved.flatten(0, 1), answers)
+            delta = answers.double().unflatten(0, (rows, -1)) - point.output.double().unsqueeze(1)
+            weighted = (weight * delta * point.cotangent.double().unsqueeze(1)).nan_to_num(nan=0.0)
+            for j, colour in enumerate(some.tolist()):
+                reached = seen[colour] >= 0
+                change.index_add_(1, seen[colour][reached], weighted[:, j, reached])
+            length += weight * ((moved.double() - inputs.double().unsqueeze(1)) * directions.unsqueeze(0)).sum(1)
+    return torch.where(length == 0, 0.0, change / length).to(inputs.dtype)
+
+
+def _at_once(inputs: Tensor, stencil: Stencil) -> int:
+    """Directions of each row whose perturbed inputs are made at a time."""
+    return max(1, CHUNK_BYTES // max(1, inputs.numel() * inputs.element_size() * len(stencil.nodes)))

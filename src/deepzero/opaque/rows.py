@@ -1,0 +1,291 @@
+"""Rows to a black box and back: cut into calls, counted, paid for, sent, checked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepzero.errors import InvalidInputError, NonFiniteLossError, QueryBudgetError
+from deepzero.evaluators import QueryJournal, QueryPolicy
+from deepzero.evaluators.executor_calls import Clock
+from deepzero.evaluators.executor_pool import ExecutorSource, Pool
+from deepzero.evaluators.executor_step import Step
+from deepzero.evaluators.executor_worker import PackedTensor
+from deepzero.evaluators.policy import RateLimit
+from deepzero.evaluators.queries import KEY_BYTES, tensor_bytes
+
+
+@dataclass(frozen=True)
+class RowFunction:
+    """A callable and how it wants to be called.
+
+    Attributes:
+        fn: takes inputs of N rows each, and the parameters by name if there are any; returns N rows.
+        numpy: it takes and gives NumPy arrays.
+        parameters: names of its parameters; empty: it is called with the inputs alone.
+    """
+
+    fn: Callable[..., Any]
+    numpy: bool = False
+    parameters: tuple[str, ...] = ()
+
+    def __call__(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+        """The output, N rows, on the device of the inputs."""
+        given: list[Any] = [self._given(value) for value in inputs]
+        if self.parameters:
+            given.append({name: self._given(p) for name, p in zip(self.parameters, parameters, strict=True)})
+        with torch.no_grad():
+            output = self.fn(*given)
+        return self._taken(output, inputs)
+
+    def _given(self, value: Tensor) -> Any:
+        value = value.detach()
+        return value.cpu().numpy() if self.numpy else value
+
+    def _taken(self, output: Any, inputs: Sequence[Tensor]) -> Tensor:
+        rows, device = len(inputs[0]), inputs[0].device
+        if isinstance(output, (list, tuple)) and len(output) == 1:
+            (output,) = output  # what an inference session returns
+        try:
+            found = torch.as_tensor(output)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidInputError(
+                f"the black box must return one array with a row for each of its {rows} rows, got "
+                f"{type(output).__name__}"
+            ) from error
+        if found.dim() == 0 or len(found) != rows:
+            raise InvalidInputError(
+                f"the black box must return a row for each of its {rows} rows, got an array of shape "
+                f"{tuple(found.shape)}"
+            )
+        if not found.is_floating_point():
+            raise InvalidInputError(
+                f"the black box must return floating-point numbers, got {found.dtype}; labels or counts have no slope: "
+                "return scores, probabilities or logits"
+            )
+        found = found.detach().to(device)
+        shared = {value.untyped_storage().data_ptr() for value in inputs}
+        return found.clone() if found.untyped_storage().data_ptr() in shared else found
+
+
+@dataclass(frozen=True, slots=True)
+class _RowQuery:
+    """One row on its way to an executor: the row's index, its content key, and its inputs."""
+
+    place: int
+    key: str | None
+    point: tuple[PackedTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _RowPayload:
+    """The function and its parameters, for a worker."""
+
+    function: RowFunction
+    parameters: tuple[PackedTensor, ...]
+
+    def unpack(self) -> _ReadyRows:
+        """With the tensors themselves."""
+        return _ReadyRows(self.function, [packed.unpack() for packed in self.parameters])
+
+
+@dataclass(frozen=True)
+class _ReadyRows:
+    """The function where its rows are answered."""
+
+    function: RowFunction
+    parameters: list[Tensor]
+
+    def answers(self, points: Sequence[tuple[PackedTensor, ...]]) -> list[np.ndarray[Any, Any]]:
+        """An array for each row."""
+        inputs = [torch.stack([row.unpack() for row in column]) for column in zip(*points, strict=True)]
+        return list(self.function(inputs, self.parameters).cpu().numpy())
+
+
+@dataclass
+class Ledger:
+    """What a black box was asked.
+
+    Attributes:
+        queries: rows that were answered, each of them once.
+        calls: calls of the function.
+        replayed: rows that a journal answered, at no cost.
+        skipped: rows that stayed without an answer, by the policy.
+        drawn: estimates so far: each draws directions of its own.
+    """
+
+    queries: int = 0
+    calls: int = 0
+    replayed: int = 0
+    skipped: int = 0
+    drawn: int = 0
+
+
+@dataclass
+class Rows:
+    """Gets rows answered.
+
+    Args:
+        function: the function.
+        most: rows of one call; None: all of them.
+        executor: sends calls to other threads, processes or machines.
+        policy: timeout, retries, limits.
+        journal: answers are recorded here before they are used, row by row, and known ones are not asked for again.
+        price: of a row.
+        max_queries: rows that may be asked for.
+        problem: what the journal answers.
+    """
+
+    function: RowFunction
+    most: int | None = None
+    executor: ExecutorSource | None = None
+    policy: QueryPolicy | None = None
+    journal: QueryJournal | None = None
+    price: float | None = None
+    max_queries: int | None = None
+    problem: str = ""
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        self._pool = None if self.executor is None else Pool(self.executor)
+        self._rate = RateLimit(None if self.policy is None else self.policy.per_second)
+
+    def ask(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], *, required: bool = True) -> Tensor:
+        """The output for all rows.
+
+        Args:
+            inputs: N rows each.
+            parameters: values of the function's parameters.
+            required: a row without an answer is an error; else, with a policy that skips, it is NaN.
+
+        Raises:
+            QueryBudgetError: that would be more than ``max_queries``; nothing was asked.
+            NonFiniteLossError: the function returned NaN or infinity.
+            QueryError: a call failed for good.
+        """
+        count = len(inputs[0])
+        keys = self._keys(inputs, parameters)
+        known = self._known(keys)
+        self._require_budget(count - len(known))
+        if self._pool is None and self.journal is None:
+            return self._here(inputs, parameters, range(count))
+        missing = [k for k in range(count) if k not in known]
+        if missing and self._pool is None:
+            some = [value[missing] for value in inputs]
+            found = self._here(some, parameters, missing)
+            self._record({k: row for k, row in zip(missing, found.cpu().numpy(), strict=True)}, keys, known)
+        elif missing:
+            self._elsewhere(inputs, parameters, missing, keys, known, required)
+        return self._together(known, count, inputs[0].device)
+
+    def _require_budget(self, count: int) -> None:
+        if self.max_queries is not None and self.ledger.queries + count > self.max_queries:
+            raise QueryBudgetError(
+                f"the black box was asked {self.ledger.queries} times and the next call would ask {count} more, with "
+                f"max_queries={self.max_queries}; nothing of it was asked"
+            )
+
+    def _here(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[int]) -> Tensor:
+        """Call the function in this process."""
+        count, most = len(inputs[0]), self.most or len(inputs[0]) or 1
+        parts = []
+        for start in range(0, count, most):
+            some = [value[start : start + most] for value in inputs] if most < count else list(inputs)
+            part = self.function(some, parameters)
+            self.ledger.calls += 1
+            self.ledger.queries += len(part)
+            finite = part.reshape(len(part), -1).isfinite().all(1)
+            if not bool(finite.all()):
+                row = names[start + int((~finite).nonzero()[0])]
+                raise NonFiniteLossError(
+                    f"the black box returned NaN or infinity for row {row}: no gradient can be estimated there; check "
+                    "the inputs, or give executor=... with a policy whose on_nan retries or skips"
+                )
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _elsewhere(
+        self,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        missing: Sequence[int],
+        keys: Sequence[str | None],
+        known: dict[int, Any],
+        required: bool,
+    ) -> None:
+        """Send calls to the executor; answers come in any order and are kept as they come."""
+        assert self._pool is not None
+        queries = [_RowQuery(k, keys[k], tuple(PackedTensor.pack(value[k]) for value in inputs)) for k in missing]
+        workers = self._pool.workers() or 1
+        most = self.most or -(-len(queries) // workers)
+        payload = _RowPayload(self.function, tuple(PackedTensor.pack(p) for p in parameters))
+
+        def accept(found: dict[int, Any]) -> None:
+            self.ledger.queries += sum(answer is not None for answer in found.values())
+            self.ledger.skipped += sum(answer is None for answer in found.values())
+            self._record(found, keys, known)
+
+        stacks = [queries[start : start + most] for start in range(0, len(queries), most)]
+        self.ledger.calls += len(stacks)
+        Step(
+            self._pool,
+            payload,
+            policy=self.policy or QueryPolicy(),
+            rate=self._rate,
+            accept=accept,
+            describe=lambda place: f"row {place}",
+            clock=Clock(),
+            required=lambda _: required,
+        ).run(stacks)
+
+    def _keys(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[str | None]:
+        """Content keys of the rows, where a journal or an executor wants them."""
+        count = len(inputs[0])
+        if self.journal is None and self._pool is None:
+            return []
+        shared = hashlib.blake2b(digest_size=32)
+        for value in parameters:
+            shared.update(f"{value.dtype} {tuple(value.shape)};".encode() + tensor_bytes(value))
+        shared.update(";".join(f"{value.dtype} {tuple(value.shape[1:])}" for value in inputs).encode())
+        identity = shared.digest()
+        return [
+            hashlib.blake2b(
+                b"".join(tensor_bytes(value[k]) for value in inputs), key=identity, digest_size=KEY_BYTES
+            ).hexdigest()
+            for k in range(count)
+        ]
+
+    def _known(self, keys: Sequence[str | None]) -> dict[int, Any]:
+        """Rows that the journal answers."""
+        if self.journal is None:
+            return {}
+        self.journal.answers_for(self.problem)
+        found = self.journal.lookup(key for key in keys if key is not None)
+        known: dict[int, Any] = {k: found[key] for k, key in enumerate(keys) if key is not None and key in found}
+        self.ledger.replayed += len(known)
+        return known
+
+    def _record(self, found: Mapping[int, Any], keys: Sequence[str | None], known: dict[int, Any]) -> None:
+        if self.journal is not None:
+            self.journal.record({str(keys[k]): answer for k, answer in found.items()})
+        known.update(found)
+
+    def _together(self, known: Mapping[int, Any], count: int, device: torch.device) -> Tensor:
+        """All rows in their order; NaN where one was skipped."""
+        like = next((answer for answer in known.values() if answer is not None), None)
+        if like is None:
+            raise NonFiniteLossError("the policy skipped every row of a call: nothing is left to estimate from")
+        blank = np.full_like(like, np.nan)
+        rows = [blank if known[k] is None else known[k] for k in range(count)]
+        return torch.from_numpy(np.stack(rows)).to(device)
+
+    def close(self) -> None:
+        """Shut down an executor that a function made."""
+        if self._pool is not None:
+            self._pool.close()

@@ -1,0 +1,221 @@
+"""The operation ``deepzero::opaque``: one call of something that can only be queried.
+
+Programs, autograd, ``torch.func.vmap`` and exported graphs see it as one operation of tensors. What it calls is known
+by a number, its handle, because an operation takes no Python objects.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from deepzero.errors import InvalidInputError
+
+
+class Answering(Protocol):
+    """What stands behind a handle."""
+
+    def answer(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+        """The output at some inputs and parameters: a row for each row of the inputs."""
+        ...
+
+    def answer_narrowed(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+        """The same, asked in the dtypes of the call before."""
+        ...
+
+    def output_like(self, inputs: Sequence[Tensor]) -> Tensor:
+        """An empty tensor of the output's shape and dtype, without a query."""
+        ...
+
+    def gradients(
+        self,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        output: Tensor,
+        cotangent: Tensor,
+        wanted: tuple[Sequence[bool], Sequence[bool]],
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Vector-Jacobian products with respect to the inputs and parameters that are ``wanted``."""
+        ...
+
+
+_handles = itertools.count(1)
+_answering: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_stand_in: ContextVar[bool] = ContextVar("deepzero_stand_in", default=False)
+_narrow: ContextVar[bool] = ContextVar("deepzero_narrow", default=False)
+_recalled: ContextVar[Answers | None] = ContextVar("deepzero_answers", default=None)
+
+
+@dataclass
+class Answers:
+    """What black boxes inside of a program answered in the base query of a step.
+
+    Whoever asks the same again in that step, as the forward of its graph does, and every query that moves nothing
+    in front of the black box, is told the same, and pays nothing.
+
+    Attributes:
+        entries: handle, inputs, parameters and output of each call.
+        open: whether calls are added.
+    """
+
+    entries: list[tuple[int, list[Tensor], list[Tensor], Tensor]] = field(default_factory=list)
+    open: bool = True
+
+    def find(self, handle: int, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor | None:
+        """The answer to the very same question."""
+        for known, *asked, output in self.entries:
+            if known == handle and all(map(_same, (inputs, parameters), asked)):
+                return output.clone()
+        return None
+
+    def add(self, handle: int, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor) -> None:
+        """Remember an answer, if calls are added."""
+        if self.open:
+            held = [[value.detach().clone() for value in values] for values in (inputs, parameters)]
+            self.entries.append((handle, held[0], held[1], output.detach().clone()))
+
+
+def _same(values: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(values) == len(others) and all(
+        one.dtype == other.dtype and torch.equal(one, other) for one, other in zip(values, others, strict=True)
+    )
+
+
+@contextmanager
+def answering(answers: Answers) -> Iterator[None]:
+    """A block in which what was answered once is not asked again."""
+    token = _recalled.set(answers)
+    try:
+        yield
+    finally:
+        _recalled.reset(token)
+
+
+@contextmanager
+def narrowed() -> Iterator[None]:
+    """A block of a graph in float64: black boxes are asked in the dtypes in which they live."""
+    token = _narrow.set(True)
+    try:
+        yield
+    finally:
+        _narrow.reset(token)
+
+
+def register(answering: Answering) -> int:
+    """A handle, by which the operation finds ``answering`` as long as it lives."""
+    handle = next(_handles)
+    _answering[handle] = answering
+    return handle
+
+
+def behind(handle: int) -> Answering:
+    """What stands behind a handle."""
+    found = _answering.get(handle)
+    if found is None:
+        raise InvalidInputError(
+            f"the dz.Opaque behind this graph (number {handle}) is gone, or lives in another process; keep the model "
+            "that holds it, and export where it lives"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+@contextmanager
+def standing_in() -> Iterator[None]:
+    """A block in which a smooth function of the same shape answers instead: rules are checked without a query."""
+    token = _stand_in.set(True)
+    try:
+        yield
+    finally:
+        _stand_in.reset(token)
+
+
+def _smooth(handle: int, inputs: Sequence[Tensor], parameters: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Rows of ``sin(W z + w)``, with ``W`` of the handle's own and ``w`` of the parameters; floats in their dtype."""
+    rows = like.shape[0]
+    floats = [value for value in inputs if value.is_floating_point()]
+    dtype = floats[0].dtype if floats else like.dtype
+    flat = torch.cat([value.reshape(rows, -1).to(dtype) for value in inputs], dim=1)
+    generator = torch.Generator().manual_seed(handle)
+    width = like[0].numel()
+    weight = torch.randn(flat.shape[1], width, generator=generator, dtype=torch.float64).to(flat)
+    shift = sum((value.to(flat).mean() for value in parameters), start=flat.new_zeros(()))
+    return torch.sin(flat @ weight / max(1, flat.shape[1]) ** 0.5 + shift).reshape(like.shape)
+
+
+@torch.library.custom_op("deepzero::opaque", mutates_args=())
+def opaque(handle: int, inputs: list[Tensor], parameters: list[Tensor]) -> Tensor:
+    """The output behind ``handle``."""
+    found = behind(handle)
+    if _stand_in.get():
+        return _smooth(handle, inputs, parameters, found.output_like(inputs))
+    if _narrow.get():
+        return found.answer_narrowed(inputs, parameters).to(inputs[0].dtype)
+    answers = _recalled.get()
+    known = None if answers is None else answers.find(handle, inputs, parameters)
+    if known is not None:
+        return known
+    output = found.answer(inputs, parameters)
+    if answers is not None:
+        answers.add(handle, inputs, parameters, output)
+    return output
+
+
+@opaque.register_fake
+def _(handle: int, inputs: list[Tensor], parameters: list[Tensor]) -> Tensor:
+    return behind(handle).output_like(inputs)
+
+
+@opaque.register_vmap
+def _(
+    info: Any, in_dims: tuple[Any, ...], handle: int, inputs: list[Tensor], parameters: list[Tensor]
+) -> tuple[Tensor, int]:
+    """Rows of all the batch in one call, where only inputs are batched; else one call after another."""
+    _, input_dims, parameter_dims = in_dims
+    count = info.batch_size
+
+    def at(values: Sequence[Tensor], dims: Sequence[int | None], k: int) -> list[Tensor]:
+        return [v if d is None else v.select(d, k) for v, d in zip(values, dims, strict=True)]
+
+    if any(dim is not None for dim in parameter_dims):
+        outputs = [opaque(handle, at(inputs, input_dims, k), at(parameters, parameter_dims, k)) for k in range(count)]
+        return torch.stack(outputs), 0
+    rows = [
+        (v.expand(count, *v.shape) if d is None else v.movedim(d, 0)).flatten(0, 1)
+        for v, d in zip(inputs, input_dims, strict=True)
+    ]
+    output = opaque(handle, rows, parameters)
+    return output.unflatten(0, (count, -1)), 0
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    handle, values, parameters = inputs
+    ctx.handle, ctx.count = handle, len(values)
+    ctx.save_for_backward(output, *values, *parameters)
+
+
+def _backward(ctx: Any, cotangent: Tensor) -> tuple[None, list[Tensor | None], list[Tensor | None]]:
+    output, *saved = ctx.saved_tensors
+    values, parameters = saved[: ctx.count], saved[ctx.count :]
+    _, wanted_values, wanted_parameters = ctx.needs_input_grad
+    wanted = (_each(wanted_values, len(values)), _each(wanted_parameters, len(parameters)))
+    with torch.no_grad():
+        found = behind(ctx.handle).gradients(values, parameters, output, cotangent, wanted)
+    return None, *found
+
+
+def _each(wanted: Any, count: int) -> list[bool]:
+    """PyTorch says for a list of tensors which of them want a gradient, or for all of them at once."""
+    return list(wanted) if isinstance(wanted, (list, tuple)) else [bool(wanted)] * count
+
+
+opaque.register_autograd(_backward, setup_context=_setup)
+
+TARGET = torch.ops.deepzero.opaque.default

@@ -1,0 +1,270 @@
+"""What a black box does wrong, and what is done about it: a clear error, or a call that is made again."""
+
+from __future__ import annotations
+
+import functools
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deepzero as dz
+from deepzero.errors import CoupledRowsError, InvalidInputError, NonFiniteLossError, QueryBudgetError, QueryError
+
+Z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def cube(z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return z**3
+
+
+def product(box: nn.Module, z: Tensor = Z) -> Tensor:
+    given = z.clone().requires_grad_()
+    (found,) = torch.autograd.grad(box(given).sum(), given)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fn", "error", "message"),
+    [
+        (lambda z: z[:2], InvalidInputError, r"a row for each of its 4 rows, got an array of shape \(2, 3\)"),
+        (lambda z: z.sum(), InvalidInputError, r"a row for each of its 4 rows, got an array of shape \(\)"),
+        (lambda z: "cat", InvalidInputError, r"one array with a row for each of its 4 rows, got str"),
+        (lambda z: z.argmax(1), InvalidInputError, r"floating-point numbers, got torch.int64"),
+        (lambda z: z * float("nan"), NonFiniteLossError, r"NaN or infinity for row 0"),
+    ],
+)
+def test_answers_that_are_none(fn: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        product(dz.Opaque(fn))
+
+
+def test_an_error_of_the_function_comes_out_as_it_is() -> None:
+    def fn(z: Tensor) -> Tensor:
+        raise ConnectionError("503 from the service")
+
+    with pytest.raises(ConnectionError, match="503"):
+        product(dz.Opaque(fn))
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [nn.BatchNorm1d(3, affine=False).double(), lambda z: z - z.mean(0), lambda z: z / z.norm()],
+    ids=["batch norm", "mean", "norm"],
+)
+def test_rows_that_depend_on_each_other(fn: Any) -> None:
+    with pytest.raises(CoupledRowsError, match="its first row changed with the rows beside it"):
+        product(dz.Opaque(fn))
+
+
+def test_rows_that_depend_on_each_other_are_estimated_together_on_request() -> None:
+    def fn(z: Tensor) -> Tensor:
+        return (z - z.mean(0)) ** 3
+
+    given = Z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(fn(given).sum(), given)
+    box = dz.Opaque(fn, coupled=True, directions="coordinates")
+    assert torch.allclose(product(box), expected, rtol=1e-6, atol=1e-8)
+    assert box.calls == 1 + 2 * 12
+    complete = dz.Opaque(fn, coupled=True, directions="orthogonal", queries=12)
+    assert torch.allclose(product(complete), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_probabilities_are_told() -> None:
+    box = dz.Opaque(lambda z: z.softmax(1))
+    with pytest.warns(dz.BlackBoxWarning, match="probabilities. cross_entropy expects logits"):
+        box(Z)
+    box(Z)  # a second warning would be an error
+
+
+def test_a_budget_stops_before_the_call() -> None:
+    box = dz.Opaque(cube, numpy=True, queries=2, max_queries=30, price=0.5)
+    product(box)
+    assert box.queries == 4 + 2 + 4 * 2 * 2
+    assert box.spent == pytest.approx(11.0)
+    box(Z)
+    with pytest.raises(QueryBudgetError, match=r"asked 26 times and the next call would ask 16 more, .*max_queries=30"):
+        product(box)
+    assert box.queries == 30
+
+
+def test_a_price_that_was_not_given() -> None:
+    with pytest.raises(InvalidInputError, match="give dz.Opaque"):
+        _ = dz.Opaque(cube, numpy=True).spent
+
+
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_an_executor_gives_the_same_bits(pool: Any) -> None:
+    with pool(2) as workers:
+        box = dz.Opaque(cube, numpy=True, executor=workers, rows=3)
+        found = product(box)
+    assert torch.equal(found, product(dz.Opaque(cube, numpy=True)))
+    assert box.queries == 4 + 2 + 4 * 2 * 16
+
+
+class Failing:
+    """Fails for a row with a certain number, until it was asked often enough."""
+
+    def __init__(self, times: int, answer: float | None = None) -> None:
+        self.left, self.answer = times, answer
+
+    def __call__(self, z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if self.left > 0 and len(z) == 1:
+            self.left -= 1
+            if self.answer is None:
+                raise ConnectionError("429 too many requests")
+            return z * self.answer
+        return z**3
+
+
+@pytest.mark.parametrize("answer", [None, float("nan")], ids=["429", "nan"])
+def test_failures_are_tried_again(answer: float | None) -> None:
+    policy = dz.QueryPolicy(retries=3, backoff=0.001, on_nan="retry")
+    with ThreadPoolExecutor(1) as pool:
+        box = dz.Opaque(Failing(2, answer), numpy=True, executor=pool, rows=1, policy=policy)
+        assert torch.equal(product(box), product(dz.Opaque(cube, numpy=True)))
+
+
+def test_failures_for_good_name_the_row() -> None:
+    policy = dz.QueryPolicy(retries=1, backoff=0.001)
+    with ThreadPoolExecutor(1) as pool:
+        box = dz.Opaque(Failing(99), numpy=True, executor=pool, rows=1, policy=policy)
+        with pytest.raises(QueryError, match=r"row 0, try 2: the black box raised ConnectionError: 429"):
+            product(box)
+
+
+def test_a_skipped_row_counts_as_a_slope_of_zero() -> None:
+    """A row of the forward is never skipped."""
+    failing = Failing(0)
+    policy = dz.QueryPolicy(on_error="skip")
+    with ThreadPoolExecutor(1) as pool:
+        box = dz.Opaque(
+            failing, numpy=True, executor=pool, rows=1, policy=policy, directions="coordinates", stencil="forward"
+        )
+        given = Z[:1].clone().requires_grad_()
+        output = box(given)
+        failing.left = 2 + 1  # the check, which may not fail, comes in one call of two rows
+        box_check = box._require_own_rows
+        assert box_check is not None
+        with pytest.raises(QueryError):
+            output.sum().backward()
+        failing.left = 0
+        box(given).sum().backward()
+        failing.left = 1
+        other = Z[:1].clone().requires_grad_()
+        box_output = torch.ones(1)
+        failing.left = 0
+        box_output = box(other)
+        failing.left = 1
+        box_output.sum().backward()
+    assert float(other.grad[0, 0]) == 0.0
+    assert torch.allclose(other.grad[0, 1:], 3 * Z[0, 1:] ** 2, rtol=1e-4)
+    assert box.ledger.skipped == 1
+
+
+def slow(z: np.ndarray[Any, Any], folder: str) -> np.ndarray[Any, Any]:
+    mark = Path(folder) / "hung"
+    if not mark.exists():
+        mark.touch()
+        time.sleep(60)
+    return z**3
+
+
+def test_a_call_that_hangs_is_made_again(tmp_path: Path) -> None:
+    policy = dz.QueryPolicy(timeout=2.0, retries=2, backoff=0.001)
+    box = dz.Opaque(
+        functools.partial(slow, folder=str(tmp_path)),
+        numpy=True,
+        executor=lambda: ProcessPoolExecutor(1),
+        policy=policy,
+    )
+    found = product(box)
+    box.close()
+    assert torch.equal(found, product(dz.Opaque(cube, numpy=True)))
+
+
+def test_a_journal_answers_what_was_paid_for(tmp_path: Path) -> None:
+    """A script that died is started again: the same bits, and only what is missing is asked."""
+    with dz.QueryJournal(tmp_path / "rows.sqlite") as journal:
+        first = dz.Opaque(cube, numpy=True, journal=journal, max_queries=20)
+        with pytest.raises(QueryBudgetError):
+            product(first)
+        assert first.queries == 6
+    with dz.QueryJournal(tmp_path / "rows.sqlite") as journal:
+        second = dz.Opaque(cube, numpy=True, journal=journal)
+        found = product(second)
+        assert second.ledger.replayed == 6
+        assert second.queries == 4 * 2 * 16
+    with dz.QueryJournal(tmp_path / "rows.sqlite") as journal:
+        third = dz.Opaque(cube, numpy=True, journal=journal)
+        assert torch.equal(product(third), found)
+        assert third.queries == 0
+    assert torch.equal(found, product(dz.Opaque(cube, numpy=True)))
+
+
+def test_a_journal_of_another_function(tmp_path: Path) -> None:
+    with dz.QueryJournal(tmp_path / "rows.sqlite") as journal:
+        product(dz.Opaque(cube, numpy=True, journal=journal))
+        with pytest.raises(dz.errors.JournalError, match="answers the problem"):
+            product(dz.Opaque(lambda z: z**2, numpy=True, journal=journal))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"directions": "sobol"}, "directions must be one of"),
+        ({"queries": 0}, "queries must be an integer of at least 1"),
+        ({"step_size": -1.0}, "step_size must be a finite number above 0"),
+        ({"directions": "coordinates", "queries": 3}, "queries=... goes with random directions"),
+        ({"directions": "coordinates", "surrogate": nn.Identity()}, "leave it nothing to do"),
+        ({"coupled": True, "surrogate": nn.Identity()}, "surrogate=... goes with rows"),
+        ({"max_queries": 0}, "max_queries must be an integer"),
+        ({"rows": -1}, "rows must be an integer"),
+        ({"stencil": "simpson"}, "stencil must be"),
+    ],
+)
+def test_options_are_checked_when_they_are_given(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        dz.Opaque(cube, **options)
+
+
+def test_what_it_is_called_with() -> None:
+    with pytest.raises(InvalidInputError, match="fn must be callable"):
+        dz.Opaque(3)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="as many rows each"):
+        dz.Opaque(lambda a, b: a)(Z, Z[:2])
+    with pytest.raises(InvalidInputError, match="called with tensors"):
+        dz.Opaque(cube)()
+
+
+def test_a_step_that_the_dtype_does_not_hold() -> None:
+    box = dz.Opaque(lambda z: z * 2, directions="coordinates", step_size=1e-9)
+    with pytest.raises(InvalidInputError, match="mostly rounding"):
+        product(box, Z.half())
+
+
+def test_a_surrogate_of_another_shape() -> None:
+    box = dz.Opaque(lambda z: z * 2, surrogate=nn.Linear(3, 2).double())
+    with pytest.raises(InvalidInputError, match=r"surrogate=... returns \(4, 2\), where the black box returns \(4, 3\)"):
+        product(box)
+
+
+def test_a_shape_that_was_promised() -> None:
+    with pytest.raises(InvalidInputError, match=r"output=\(7,\) was given"):
+        dz.Opaque(cube, numpy=True, output=(7,))(Z)
+
+
+def test_the_doctor_finds_a_black_box_that_is_not_deterministic() -> None:
+    noise = np.random.default_rng(0)
+    model = nn.Sequential(
+        nn.Linear(3, 3), dz.Opaque(lambda z: z + 0.1 * noise.normal(size=z.shape).astype(z.dtype), numpy=True)
+    )
+    found = dz.doctor.examine(
+        dz.CGE(model, loss=nn.functional.mse_loss, evaluator="sequential"), Z.float(), Z.float()
+    )
+    assert not found.determinism.repeatable

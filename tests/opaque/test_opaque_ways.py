@@ -1,0 +1,154 @@
+"""The same black box in every way through a network: autograd, CGE and RGE by every evaluator, another black box."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import deepzero as dz
+
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.tensor([0, 1, 2, 1, 0])
+W = np.random.default_rng(0).normal(size=(6, 6))
+
+
+def box_of_numpy(z: np.ndarray) -> np.ndarray:
+    return np.tanh(z @ W) * 2
+
+
+def network(**options: object) -> nn.Module:
+    torch.manual_seed(0)
+    box = dz.Opaque(box_of_numpy, numpy=True, **options)  # type: ignore[arg-type]
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), box, nn.LayerNorm(6), nn.Linear(6, 3)).double()
+
+
+def reference() -> dict[str, Tensor]:
+    """The gradient by autograd through the same arithmetic."""
+
+    class Torch(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return torch.tanh(z @ torch.from_numpy(W)) * 2
+
+    model = network()
+    model[2] = Torch()
+    F.cross_entropy(model(X), Y).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_backward() -> None:
+    model = network(directions="coordinates")
+    F.cross_entropy(model(X), Y).backward()
+    for name, expected in reference().items():
+        assert torch.allclose(model.get_parameter(name).grad, expected, rtol=1e-6, atol=1e-9), name
+
+
+@pytest.mark.parametrize("evaluator", ["auto", "sequential", "batched", dz.PropagationEvaluator()])
+def test_coordinates_of_what_lies_around_it(evaluator: object) -> None:
+    """No evaluator falls back or warns, and all give the sequential oracle's numbers."""
+    expected = reference()
+    model = network()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        zo = dz.CGE(model, loss=F.cross_entropy, step_size=1e-5, stencil="central", evaluator=evaluator)
+        found = zo.estimate(X, Y).gradients
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-5, atol=1e-8), name
+
+
+def test_random_directions() -> None:
+    found = [
+        dz.RGE(network(), loss=F.cross_entropy, queries=3, seed=1, step_size=1e-4, evaluator=evaluator).estimate(X, Y)
+        for evaluator in ("auto", "sequential", "batched", "propagation")
+    ]
+    for other in found[1:]:
+        for name, gradient in found[0].gradients.items():
+            assert torch.allclose(gradient, other.gradients[name], rtol=1e-5, atol=1e-8), name
+
+
+def test_propagation_asks_once_for_the_base_and_for_each_perturbation_in_front() -> None:
+    """Exact after it: parameters behind the black box cost it nothing."""
+    model = network()
+    zo = dz.CGE(model, loss=F.cross_entropy)
+    zo.estimate(X, Y)
+    before, calls = model[2].queries, model[2].calls
+    found = zo.estimate(X, Y)
+    in_front = 4 * 6 + 6
+    assert model[2].queries - before == len(X) * (1 + in_front)
+    assert model[2].calls - calls <= 1 + 2 + 6  # chunks share a parameter (and a channel), and each is one call
+    assert found.queries == 1 + sum(p.numel() for p in model.parameters())
+
+
+def test_samples_that_a_perturbation_does_not_reach_are_not_asked_about() -> None:
+    torch.manual_seed(0)
+    box = dz.Opaque(box_of_numpy, numpy=True)
+    model = nn.Sequential(nn.Embedding(9, 6), box, nn.Linear(6, 3)).double()
+    tokens = torch.tensor([0, 1, 2, 2])
+    zo = dz.CGE(model, loss=F.cross_entropy, step_size=1e-5)
+    zo.estimate(tokens, Y[:4])
+    before = box.queries
+    found = zo.estimate(tokens, Y[:4])
+    assert box.queries - before == 4 + 4 * 6  # the base, and each sample at the six entries of its own row
+    plain = dz.CGE(model, loss=F.cross_entropy, step_size=1e-5, evaluator="sequential").estimate(tokens, Y[:4])
+    assert torch.allclose(found.gradients["0.weight"], plain.gradients["0.weight"], rtol=1e-5, atol=1e-8)
+
+
+def test_one_by_one_what_lies_behind_costs_nothing_either() -> None:
+    """A question that was answered in the base query is not asked again in its step."""
+    model = network()
+    zo = dz.CGE(model, loss=F.cross_entropy, evaluator="sequential")
+    zo.estimate(X, Y)
+    before = model[2].queries
+    zo.estimate(X, Y)
+    assert model[2].queries - before == len(X) * (1 + 4 * 6 + 6)
+
+
+def test_a_noisy_black_box_has_its_base_answer_in_common() -> None:
+    """So behind it no slope is noise."""
+    noise = np.random.default_rng(1)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 6), dz.Opaque(lambda z: z + noise.normal(size=z.shape), numpy=True), nn.Linear(6, 3)
+    ).double()
+    zo = dz.CGE(model, loss=F.cross_entropy, evaluator=dz.PropagationEvaluator(verify=False))
+    found = zo.estimate(X, Y).gradients["2.bias"]
+    assert float(found.abs().max()) < 1
+
+
+def test_inside_of_a_black_box() -> None:
+    inner = dz.Opaque(box_of_numpy, numpy=True)
+
+    def fn(p: dict[str, Tensor]) -> float:
+        return float(inner(p["z"].reshape(1, 6)).sum())
+
+    box = dz.BlackBox(fn, {"z": torch.zeros(6, dtype=torch.float64)})
+    found = dz.CGE(box, step_size=1e-6).estimate().gradients["z"]
+    assert torch.allclose(found, torch.from_numpy(2 * W.sum(1)), rtol=1e-4)
+    assert inner.queries == 7
+
+
+def test_no_gradient_no_query_but_the_forward() -> None:
+    model = network()
+    with torch.no_grad():
+        model(X)
+    model[0].requires_grad_(False)
+    F.cross_entropy(model(X), Y).backward()
+    assert model[2].queries == 2 * len(X)
+
+
+def test_several_inputs() -> None:
+    def fn(a: Tensor, b: Tensor, index: Tensor) -> Tensor:
+        return torch.sin(a) @ torch.ones(4, 2, dtype=torch.float64) * b + index.unsqueeze(1)
+
+    box = dz.Opaque(fn, directions="orthogonal", queries=6)
+    a, b = X.clone().requires_grad_(), X[:, :2].clone().requires_grad_()
+    index = torch.arange(5)
+    box(a, b, index).square().sum().backward()
+    c, d = X.clone().requires_grad_(), X[:, :2].clone().requires_grad_()
+    fn(c, d, index).square().sum().backward()
+    assert torch.allclose(a.grad, c.grad, rtol=1e-6, atol=1e-8)
+    assert torch.allclose(b.grad, d.grad, rtol=1e-6, atol=1e-8)
