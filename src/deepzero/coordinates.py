@@ -104,8 +104,8 @@ class Coordinates(Mapping[str, Tensor]):
 def _checked(name: str, index: Int64[Tensor, " n"]) -> Int64[Tensor, " distinct"]:
     if index.dtype != torch.int64 or index.dim() != 1:
         raise InvalidInputError(
-            f"coordinates of {name} must be a 1-D int64 tensor of flat indices, "
-            f"got {index.dtype} of shape {tuple(index.shape)}"
+            f"coordinates of {name} must be a 1-D int64 tensor of flat indices, got {index.dtype} of shape "
+            f"{tuple(index.shape)}"
         )
     index = torch.unique(index.cpu())
     if int(index[0]) < 0:

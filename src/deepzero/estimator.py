@@ -342,9 +342,8 @@ def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Object
         )
     if missing:
         raise InvalidInputError(
-            f"model must be an nn.Module with loss=... or closure=..., a dz.BlackBox(fn, params), or an objective "
-            f"with parameters(), owners(), evaluate() "
-            f"and commit(); got {type(model).__name__}, which has no {missing[0]}()"
+            "model must be an nn.Module with loss=... or closure=..., a dz.BlackBox(fn, params), or an objective with "
+            f"parameters(), owners(), evaluate() and commit(); got {type(model).__name__}, which has no {missing[0]}()"
         )
     if loss is not None or closure is not None:
         raise InvalidInputError(f"a {type(model).__name__} returns its loss itself; leave out loss=... and closure=...")

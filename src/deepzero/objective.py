@@ -148,9 +148,8 @@ class NetworkObjective:
         if (loss is None) == (closure is None):
             raise InvalidInputError(
                 "a network needs either loss=..., called as loss(model(x), y), for example "
-                "loss=torch.nn.functional.cross_entropy, or "
-                "closure=..., called as closure(model, *batch), for example closure=lambda model, x: "
-                "model(x).square().mean()"
+                "loss=torch.nn.functional.cross_entropy, or closure=..., called as closure(model, *batch), for "
+                "example closure=lambda model, x: model(x).square().mean()"
             )
         for name, given, call in (
             ("loss", loss, "loss(output, target)"),
@@ -289,9 +288,8 @@ class NetworkObjective:
         for (name, tensor), version in zip(watched.items(), versions, strict=True):
             if written_so_far(tensor) != version:
                 raise InvalidInputError(
-                    f"the program has just written into {name}, as it did not before in this mode and on these "
-                    f"shapes: its values have changed. Restore "
-                    "them and make a new estimator, which will work on copies"
+                    f"the program has just written into {name}, as it did not before in this mode and on these shapes: "
+                    "its values have changed. Restore them and make a new estimator, which will work on copies"
                 )
 
     def _watched(self, batch: tuple[Any, ...]) -> dict[str, Tensor]:
@@ -499,8 +497,7 @@ def _checked_model(model: Any) -> nn.Module:
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         raise InvalidInputError(
             f"model is wrapped in {type(model).__name__}; pass the network itself, model.module, and start several "
-            f"processes with "
-            "torchrun (dz.DistributedEvaluator)"
+            "processes with torchrun (dz.DistributedEvaluator)"
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise InvalidInputError(
@@ -746,8 +743,7 @@ def split_batch(batch: tuple[Any, ...], options: Mapping[str, Any] | None = None
         named = f" and {', '.join(options)}" if options else ""
         raise InvalidInputError(
             f"a network with loss=... is estimated on two arguments, zo.backward(x, y); got {len(batch)}{named}. For "
-            f"any other "
-            "signature give closure=..., for example closure=lambda model, batch: model(**batch).loss"
+            "any other signature give closure=..., for example closure=lambda model, batch: model(**batch).loss"
         )
     return batch[0], batch[1]
 

@@ -152,9 +152,8 @@ def require_representable(sizes: Mapping[str, float], parameters: Mapping[str, T
         low, high = math.sqrt(info.tiny), math.sqrt(info.max)
         if not low <= size <= high:
             raise InvalidInputError(
-                f"step_size={size:g} for {name} ({parameters[name].dtype}) is out of what {info.dtype} differences "
-                f"can hold, {low:.1g} to {high:.1g}; "
-                f"try step_size={rounding_unit(parameters[name]) ** (1 / 3):.1g}"
+                f"step_size={size:g} for {name} ({parameters[name].dtype}) is out of what {info.dtype} differences can "
+                f"hold, {low:.1g} to {high:.1g}; try step_size={rounding_unit(parameters[name]) ** (1 / 3):.1g}"
             )
 
 

@@ -79,6 +79,6 @@ def known_names(what: str, names: Iterable[str], parameters: Mapping[str, Tensor
     if unknown:
         some = ", ".join(list(parameters)[:5])
         raise InvalidInputError(
-            f"{what} names {', '.join(unknown[:5])}, not among the trainable "
-            f"parameters; expected names as in model.named_parameters(): {some}, ..."
+            f"{what} names {', '.join(unknown[:5])}, not among the trainable parameters; expected names as in "
+            f"model.named_parameters(): {some}, ..."
         )

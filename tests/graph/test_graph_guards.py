@@ -10,13 +10,17 @@ import torch
 import torch.nn.functional as F
 from oracle import assert_close, initialize, normal, nothing_changes
 from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
 
 import deepzero as dz
 from deepzero.errors import GraphError, VerificationError
 from deepzero.evaluators import propagation
 from deepzero.graph.capture import capture
 from deepzero.graph.differences import Dense
+from deepzero.graph.forward import graph_inputs, run
+from deepzero.graph.program import compile_program
 from deepzero.graph.rules import RULES, rule
+from deepzero.randomness import Draws
 
 X, Y = normal(5, 4), torch.tensor([0, 1, 2, 1, 0])
 aten = torch.ops.aten
@@ -358,3 +362,36 @@ class TestCapture:
         graph = capture(dz.NetworkObjective(Net(lambda layer, x: layer(x).tanh()), F.cross_entropy), (X.float(), Y))
         node = next(n for n in graph.nodes if n.target is aten.tanh.default)
         assert "test_graph_guards.py" in node.source
+
+    def test_a_parameter_that_the_graph_does_not_hold(self) -> None:
+        """A parameter that was added behind the program's back has no difference to follow."""
+        objective = dz.NetworkObjective(nn.Linear(4, 3), F.cross_entropy)
+        graph = capture(objective, (X.float(), Y))
+        with pytest.raises(GraphError, match="parameters added do not appear in the exported graph"):
+            compile_program(graph, {**objective.parameters(), "added": torch.zeros(2)})
+
+    def test_draws_that_are_not_those_of_the_program(self) -> None:
+        """A graph that draws where the live program did not (or in another shape) has other random numbers."""
+        model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+        objective = dz.NetworkObjective(model, F.cross_entropy)
+        _, draws = objective.base(objective.parameters(), (X.float(), Y), seed=0)
+        graph = capture(objective, (X.float(), Y), draws)
+        program = compile_program(graph, objective.parameters())
+        inputs = graph_inputs(graph, objective, (X.float(), Y))
+        assert graph.output in run(graph, inputs, keep=program.kept, draws=draws)
+        with pytest.raises(GraphError, match=r"dropout.* is draw 0 of the graph, where the program drew otherwise"):
+            run(graph, inputs, keep=program.kept, draws=Draws(0))
+
+    def test_an_input_that_is_no_tensor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The exporter may lift objects of other kinds; their values could not be followed."""
+        export = torch.export.export
+
+        def with_an_object(*args: Any, **options: Any) -> Any:
+            program = export(*args, **options)
+            first = program.graph_signature.input_specs[0]
+            first.kind, first.target = InputKind.CUSTOM_OBJ, "tokenizer"
+            return program
+
+        monkeypatch.setattr(torch.export, "export", with_an_object)
+        with pytest.raises(GraphError, match="an input of a kind without a rule: CUSTOM_OBJ tokenizer"):
+            capture(dz.NetworkObjective(nn.Linear(4, 3), F.cross_entropy), (X.float(), Y))

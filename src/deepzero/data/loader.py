@@ -68,8 +68,8 @@ class BatchLoader:
         self._length = count // batch_size if drop_last else math.ceil(count / batch_size)
         if self._length == 0:
             raise InvalidInputError(
-                f"{dataset.name!r} has {count} images here, too few for one batch; "
-                f"choose a smaller batch_size than {batch_size}, or more data"
+                f"{dataset.name!r} has {count} images here, too few for one batch; choose a smaller batch_size than "
+                f"{batch_size}, or more data"
             )
         self.dataset, self.batch_size = dataset, batch_size
         self._shuffle, self._augmentation = shuffle, augmentation

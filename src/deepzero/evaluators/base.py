@@ -175,10 +175,9 @@ def require_repeatable(objective: Objective) -> None:
     if not getattr(objective, "repeatable", True):
         raise VerificationError(
             "the program is not a deterministic function of its parameters: twice the same parameters, batch and "
-            "random numbers gave two losses. It "
-            "may count its calls, read a clock or draw from a generator of its own; run `deepzero doctor`. To "
-            "estimate from noisy losses all the "
-            "same, evaluator=dz.SequentialEvaluator()"
+            "random numbers gave two losses. It may count its calls, read a clock or draw from a generator of its "
+            "own; run `deepzero doctor`. To estimate from noisy losses all the same, "
+            "evaluator=dz.SequentialEvaluator()"
         )
 
 

@@ -114,8 +114,7 @@ class BatchedEvaluator(DivisibleEvaluator):
         if not bool(((losses - single).abs() <= tolerance * (1 + single.abs())).all()):
             raise UnbatchableError(
                 f"the program gives the loss {float(losses[0]):g} under torch.func.vmap and {float(single):g} by "
-                f"itself; use "
-                "evaluator=dz.SequentialEvaluator()"
+                "itself; use evaluator=dz.SequentialEvaluator()"
             )
         return losses
 
@@ -178,8 +177,7 @@ def _stacked(
     except Exception as error:
         raise UnbatchableError(
             f"torch.func.vmap cannot run the program ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200] if str(error) else ''}); use "
-            "evaluator=dz.SequentialEvaluator()"
+            f"{str(error).splitlines()[0][:200] if str(error) else ''}); use evaluator=dz.SequentialEvaluator()"
         ) from error
     finally:
         before.restore()

@@ -127,8 +127,7 @@ class Dealer:
         if draw is None:
             raise GraphError(
                 f"{node.target} is draw {position} of the graph, where the program drew otherwise; the graph cannot "
-                f"have the "
-                "program's random numbers"
+                "have the program's random numbers"
             )
         if self._wide:
             draw = replace(draw, values=pytree.tree_map(lambda v: cast(v, torch.float64), draw.values))

@@ -62,8 +62,7 @@ class Check:
         blind = f"; without effect on the loss: {', '.join(self.silent[:5])}" if self.silent else ""
         return (
             f"{self.coordinates} coordinates in float64, worst relative error {self.worst:.1e} (sharp above "
-            f"{self.floor:.1e}); "
-            f"graph and program agree to {self.program:.1e}{blind}"
+            f"{self.floor:.1e}); graph and program agree to {self.program:.1e}{blind}"
         )
 
 
