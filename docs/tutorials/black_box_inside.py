@@ -36,7 +36,7 @@ model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), box)
 images, labels = load_digits(return_X_y=True)
 x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
 optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-for step in range(300):
+for _ in range(300):
     chosen = torch.randint(1500, (64,))
     optimizer.zero_grad()
     F.cross_entropy(model(x[chosen]), y[chosen]).backward()

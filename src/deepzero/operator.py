@@ -169,7 +169,7 @@ def opaque(handle: int, inputs: list[Tensor], parameters: list[Tensor]) -> Tenso
 
 
 @opaque.register_fake
-def _(handle: int, inputs: list[Tensor], parameters: list[Tensor]) -> Tensor:
+def _(handle: int, inputs: list[Tensor], parameters: list[Tensor]) -> Tensor:  # noqa: ARG001 - the operation's
     return behind(handle).output_like(inputs)
 
 

@@ -37,8 +37,8 @@ from deepzero.graph.program import Program, compile_program, reads
 from deepzero.graph.propagate import Meter, loss_differences, propagated
 from deepzero.graph.recompute import Recomputation
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
-from deepzero.operator import standing_in
 from deepzero.objective import Batch, Evaluation, NetworkObjective, Objective, as_complex, device_of, keywords
+from deepzero.operator import standing_in
 from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPerturbations
 from deepzero.randomness import Draws
 from deepzero.step_sizes import FromDtype

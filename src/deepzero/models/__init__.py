@@ -1,5 +1,6 @@
 """Plain PyTorch models: nothing in them knows how they are trained."""
 
+from deepzero.models.denoisers import AUTOENCODERS, Autoencoder, DnCNN, UNetDenoiser
 from deepzero.models.digits_cnn import DigitsCNN
 from deepzero.models.lenet import LeNet
 from deepzero.models.local_mixer import LocalMixer
@@ -10,13 +11,17 @@ from deepzero.models.simple_cnn import SimpleCNN
 from deepzero.models.wide_cnn import WideCNN
 
 __all__ = [
+    "AUTOENCODERS",
     "MLP",
+    "Autoencoder",
     "DigitsCNN",
+    "DnCNN",
     "LeNet",
     "LocalMixer",
     "PaddedShortcut",
     "ResNet",
     "SimpleCNN",
+    "UNetDenoiser",
     "WideCNN",
     "build",
     "cifar_resnet",

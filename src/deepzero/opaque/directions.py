@@ -2,7 +2,7 @@
 
 For all distributions :math:`E[c\\,u u^T] = I`, so that :math:`\\frac{c}{q} \\sum_k u_k u_k^T g` estimates :math:`g`
 without bias: :math:`c = 1` for gaussian and Rademacher directions, :math:`c = d` for those of unit length. The squared
-relative error of the estimate is :math:`(d + 1)/q` for gaussian, :math:`(d - 1)/q` for sphere and Rademacher directions,
+relative error of the estimate is :math:`(d + 1)/q` for gaussian, :math:`(d - 1)/q` for sphere and Rademacher ones,
 and :math:`d/q - 1` for orthonormal blocks, which are therefore exact at :math:`q = d`.
 """
 
@@ -31,7 +31,7 @@ class RowDirections:
         kind: the distribution.
         rows: b.
         dimension: d.
-        queries: q.
+        queries: q; no more than d of them are orthonormal, and d are exact already.
         seed: of their generator.
         like: dtype and device.
     """
@@ -44,9 +44,14 @@ class RowDirections:
     like: Tensor
 
     @property
+    def count(self) -> int:
+        """Directions that are drawn."""
+        return min(self.queries, self.dimension) if self.kind == ORTHOGONAL else self.queries
+
+    @property
     def scale(self) -> float:
         """:math:`c / q`."""
-        return (self.dimension if self.kind in UNIT else 1) / self.queries
+        return (self.dimension if self.kind in UNIT else 1) / self.count
 
     def blocks(self, most: int) -> Iterator[Float[Tensor, "b k d"]]:
         """All directions, at most ``most`` of each row at a time."""
@@ -54,8 +59,8 @@ class RowDirections:
         if self.kind == ORTHOGONAL:
             yield from self._orthogonal(most, generator)
             return
-        for start in range(0, self.queries, most):
-            shape = self.rows, min(most, self.queries - start), self.dimension
+        for start in range(0, self.count, most):
+            shape = self.rows, min(most, self.count - start), self.dimension
             if self.kind == RADEMACHER:
                 bits = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
                 yield (bits.to(self.like.dtype) * 2 - 1).to(self.like.device)
@@ -71,15 +76,10 @@ class RowDirections:
         With the rows uniformly drawn and the signs independent, :math:`E[u u^T] = I/d`, whatever the transform; the
         error of an unbiased block of orthonormal directions is the same for all of them, :math:`d/q - 1`.
         """
-        left = self.queries
-        while left:
-            count = min(left, self.dimension)
-            chosen = torch.rand(self.rows, self.dimension, generator=generator).argsort(1)[:, :count]
-            signs = torch.randint(0, 2, (self.rows, 1, self.dimension), generator=generator, dtype=torch.int8) * 2 - 1
-            for start in range(0, count, most):
-                made = cosines(chosen[:, start : start + most], self.dimension) * signs
-                yield made.to(self.like)
-            left -= count
+        chosen = torch.rand(self.rows, self.dimension, generator=generator).argsort(1)[:, : self.count]
+        signs = torch.randint(0, 2, (self.rows, 1, self.dimension), generator=generator, dtype=torch.int8) * 2 - 1
+        for start in range(0, self.count, most):
+            yield (cosines(chosen[:, start : start + most], self.dimension) * signs).to(self.like)
 
 
 def cosines(rows: Tensor, dimension: int) -> Float[Tensor, "*b d"]:

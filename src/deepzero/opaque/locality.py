@@ -1,8 +1,8 @@
 """Which inputs an output may depend on: positions far apart are perturbed together, and told apart by where they act.
 
 If no output depends on two inputs of the same colour, one evaluation with all inputs of a colour moved gives the slopes
-along every one of them: the Jacobian's columns are coloured (Curtis, Powell and Reid, 1974). A convolution of k x k over
-C channels needs :math:`C k^2` evaluations in place of :math:`C H W`, and the result is that of all coordinates.
+along every one of them: the Jacobian's columns are coloured (Curtis, Powell and Reid, 1974). A convolution of k x k
+over C channels needs :math:`C k^2` evaluations in place of :math:`C H W`, and the result is that of all coordinates.
 """
 
 from __future__ import annotations
@@ -173,8 +173,10 @@ def _product(grids: list[tuple[Tensor, Tensor]], sizes: torch.Size) -> tuple[Ten
 
 @dataclass(frozen=True)
 class PerChannel:
-    """Entry ``i`` of a parameter along ``dim`` acts on channel ``i`` of the output alone: weights of all output channels
-    are perturbed together, :math:`C k^2` evaluations for a convolution's weight, one for its bias.
+    """Entry ``i`` of a parameter along ``dim`` acts on channel ``i`` of the output alone.
+
+    So the weights of all channels are perturbed together: :math:`C k^2` evaluations for a convolution's weight over C
+    input channels, one for its bias.
 
     Args:
         dim: dimension of the parameter.
@@ -192,7 +194,9 @@ class PerChannel:
                 f"{self.dim} as a row of the output in dimension {self.output}, got {tuple(parameter)} and "
                 f"{tuple(outputs)}"
             )
-        entries = torch.arange(parameter.numel()).reshape(parameter).movedim(self.dim, 0).flatten(1)
+        entries = (
+            torch.arange(parameter.numel()).reshape(parameter).movedim(self.dim, 0).reshape(parameter[self.dim], -1)
+        )
         shape = [1] * len(outputs)
         shape[self.output] = outputs[self.output]
         channel = torch.arange(outputs[self.output]).reshape(shape).expand(outputs).reshape(-1)

@@ -21,7 +21,7 @@ from deepzero.evaluators.problem import problem_of_function
 from deepzero.objective import Objective
 from deepzero.opaque.directions import COORDINATES, ORTHOGONAL, RANDOM
 from deepzero.opaque.locality import Colouring, Locality, PerChannel
-from deepzero.opaque.parameters import Call, Contracted, by_channel, by_estimator, every_coordinate
+from deepzero.opaque.parameters import Call, Contracted, EveryCoordinate, by_channel, by_estimator
 from deepzero.opaque.products import Differences, Point, along_colours, along_coordinates, along_random
 from deepzero.opaque.rows import Ledger, RowFunction, Rows
 from deepzero.opaque.surrogate import Learned, pulled_back
@@ -148,7 +148,7 @@ class Opaque(nn.Module):
         self.values = nn.ParameterDict(
             {name: nn.Parameter(as_tensor(name, value)) for name, value in (parameters or {}).items()}
         )
-        self._estimator = estimator or every_coordinate(self.stencil, self.step_size)
+        self._estimator = estimator or EveryCoordinate(self.stencil, self.step_size)
         self._parameter_locality = dict(parameter_locality or {})
         self._names = tuple(self._own())
         unknown = sorted(set(self._parameter_locality) - set(self._names))
@@ -200,8 +200,8 @@ class Opaque(nn.Module):
         shape = output.shape[1:]
         if state.shape is not None and shape != state.shape and state.like is None:
             raise InvalidInputError(
-                f"output={tuple(state.shape)} was given as the shape of a row of the output, but the black box returned "
-                f"{tuple(shape)}"
+                f"output={tuple(state.shape)} was given as the shape of a row of the output, but the black box "
+                f"returned {tuple(shape)}"
             )
         if state.like is None:
             _tell_probabilities(output)
@@ -225,8 +225,8 @@ class Opaque(nn.Module):
         state = _states[self]
         if state.shape is None:
             raise InvalidInputError(
-                "the shape of a row of the output is not known yet: give dz.Opaque(fn, output=(...)), or call the model "
-                "once"
+                "the shape of a row of the output is not known yet: give dz.Opaque(fn, output=(...)), or call the "
+                "model once"
             )
         dtype = inputs[0].dtype if state.like is None else state.like.dtype
         return inputs[0].new_empty((len(inputs[0]), *state.shape), dtype=dtype)
@@ -273,7 +273,9 @@ class Opaque(nn.Module):
             rows = told.nonzero().flatten()
             if len(rows):
                 some = [value[rows] for value in inputs]
-                found[rows] = self._product(some, parameters, Parts([some[k] for k in moving]), point.of(rows), moving, seed)
+                found[rows] = self._product(
+                    some, parameters, Parts([some[k] for k in moving]), point.of(rows), moving, seed
+                )
         else:
             found = self._product(inputs, parameters, parts, point, moving, seed)
         split = iter(parts.split(found))
@@ -305,9 +307,16 @@ class Opaque(nn.Module):
         def ask_jointly(flat: Tensor) -> Tensor:
             return torch.stack([ask(one.reshape(count, -1)).reshape(-1) for one in flat])
 
-        def observed(flat: Tensor, answers: Tensor) -> None:
+        def observed(flat: Tensor, directions: Tensor, change: Tensor) -> None:
             if isinstance(surrogate, Learned):
-                surrogate.learn(rows(flat), answers.reshape(len(answers), *_states[self].shape or ()))
+                copies, shape = len(flat) // count, _states[self].shape or ()
+                still = {k: torch.zeros_like(value) for k, value in enumerate(inputs)}
+                moved = iter(parts.split(directions))
+                along = [
+                    next(moved) if k in moving else still[k].repeat_interleave(copies, 0) for k in range(len(inputs))
+                ]
+                values = point.output.repeat_interleave(copies, 0)
+                surrogate.learn(rows(flat), along, *(v.reshape(len(flat), *shape) for v in (values, change)))
 
         guess = None
         if surrogate is not None:
@@ -390,9 +399,9 @@ class Opaque(nn.Module):
             noise = float((state.asked.ask(pair, parameters)[0] - found[0]).abs().max())
             if float((found[0] - output[0]).abs().max()) > max(tolerance, 10 * noise):
                 raise CoupledRowsError(
-                    "the rows of the black box depend on each other: its first row changed with the rows beside it (batch "
-                    "normalization in train mode does so). Use its inference mode, or dz.Opaque(..., coupled=True), "
-                    "which estimates all rows together at one call a direction"
+                    "the rows of the black box depend on each other: its first row changed with the rows beside it "
+                    "(batch normalization in train mode does so). Use its inference mode, or dz.Opaque(..., "
+                    "coupled=True), which estimates all rows together at one call a direction"
                 )
         if self.locality is not None:
             self._require_local(inputs[0], parameters, output)
@@ -488,7 +497,9 @@ class Opaque(nn.Module):
         """A copy that asks the same function, with parameters and counters of its own."""
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        made.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items() if key != "_handle"})
+        made.__dict__.update(
+            {key: copy.deepcopy(value, memo) for key, value in self.__dict__.items() if key != "_handle"}
+        )
         _states[made] = _states[self].copied(made)
         made._handle = register(made)
         return made
@@ -498,7 +509,7 @@ class Opaque(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         pickled = state.pop("_pickled")
-        super().__setstate__(state)
+        self.__dict__.update(state)
         _states[self] = pickled
         self._handle = register(self)
 
@@ -559,12 +570,15 @@ class Parts:
     @property
     def flat(self) -> Tensor:
         """``[b, d]``."""
-        return torch.cat([value.detach().flatten(1) if value.dim() > 1 else value.detach().unsqueeze(1) for value in self.inputs], dim=1)
+        return torch.cat(
+            [value.detach().flatten(1) if value.dim() > 1 else value.detach().unsqueeze(1) for value in self.inputs],
+            dim=1,
+        )
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """``[n, d]`` in the inputs' shapes and dtypes."""
         sizes = [value[0].numel() for value in self.inputs]
-        parts = flat.split(sizes, dim=1)
+        parts = torch.split(flat, sizes, dim=1)
         return [p.reshape(len(flat), *v.shape[1:]).to(v.dtype) for p, v in zip(parts, self.inputs, strict=True)]
 
 
@@ -581,12 +595,12 @@ def _pair(value: Tensor) -> Tensor:
 
 def _tell_probabilities(output: Tensor) -> None:
     """Say so once where logits were probably meant."""
-    if output.dim() != 2 or output.shape[1] < 2:  # noqa: PLR2004 - rows of classes
+    if output.dim() != 2 or output.shape[1] < 2:
         return
     if bool((output >= 0).all()) and bool(((output.double().sum(1) - 1).abs() < 1e-3).all()):
         warnings.warn(
-            "the black box returns rows that are not negative and sum to 1: probabilities. cross_entropy expects logits; "
-            "take their logarithm, for example dz.Opaque(lambda z: torch.log(fn(z) + 1e-12))",
+            "the black box returns rows that are not negative and sum to 1: probabilities. cross_entropy expects "
+            "logits; take their logarithm, for example dz.Opaque(lambda z: torch.log(fn(z) + 1e-12))",
             BlackBoxWarning,
             stacklevel=2,
         )

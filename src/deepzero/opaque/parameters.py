@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,22 +53,23 @@ class Contracted:
         """It keeps no buffers."""
 
 
-def by_estimator(
-    make: Callable[[Objective], Estimator], objective: Contracted, step: int
-) -> dict[str, Tensor]:
+def by_estimator(make: Callable[[Objective], Estimator], objective: Contracted, step: int) -> dict[str, Tensor]:
     """The product with respect to the parameters, by an estimator of one's choice."""
     estimator = make(objective)
     estimator.step = step  # directions of its own for every product
     return dict(estimator.estimate().gradients)
 
 
-def every_coordinate(stencil: Stencil, step_size: float | None) -> Callable[[Objective], Estimator]:
-    """The estimator used where none is given."""
+@dataclass(frozen=True)
+class EveryCoordinate:
+    """Makes the estimator that is used where none is given."""
 
-    def make(objective: Objective) -> Estimator:
-        return CGE(objective, stencil=stencil, step_size=step_size, evaluator="sequential")
+    stencil: Stencil
+    step_size: float | None
 
-    return make
+    def __call__(self, objective: Objective) -> Estimator:
+        """Of every coordinate."""
+        return CGE(objective, stencil=self.stencil, step_size=self.step_size, evaluator="sequential")
 
 
 def by_channel(
@@ -84,7 +86,7 @@ def by_channel(
     parameter = values[index].detach()
     entries, channel = locality.colours(parameter.shape, output.shape[1:])
     entries, channel = entries.to(parameter.device), channel.to(parameter.device)
-    step = usual_step(parameter, stencil) if step_size is None else step_size
+    step = float(usual_step(parameter.reshape(1, -1), stencil)) if step_size is None else step_size
     flat = parameter.reshape(-1)
     change = torch.zeros(flat.numel(), dtype=torch.float64, device=flat.device)
     length = torch.zeros_like(change)

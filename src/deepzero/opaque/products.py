@@ -8,8 +8,8 @@ of a single entry, and since rows do not depend on each other, all rows and dire
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
@@ -46,20 +46,20 @@ class Point:
         return Point(self.inputs[rows], self.output[rows], self.cotangent[rows])
 
 
-def usual_step(inputs: Tensor, stencil: Stencil) -> float:
-    """The step of an entry that balances rounding and curvature, from the dtype and the size of the entries.
+def usual_step(inputs: Float[Tensor, "b d"], stencil: Stencil) -> Float64[Tensor, " b"]:
+    """The step of the entries of each row that balances rounding and curvature, from their dtype and size.
 
-    .. math:: h = \\varepsilon^{1/(p+1)} \\max(\\mathrm{rms}(z), 10^{-3})
+    .. math:: h_b = \\varepsilon^{1/(p+1)} \\max(\\mathrm{rms}(z_b), 10^{-3})
 
-    with p the order of the stencil (Dennis and Schnabel, 1983, section 5.4, with the size of all entries for each).
+    with p the order of the stencil (Dennis and Schnabel, 1983, section 5.4, with the size of a row for its entries).
 
     Example:
         >>> from deepzero.stencils import CENTRAL
-        >>> f"{usual_step(torch.ones(4, dtype=torch.float64), CENTRAL):.1e}"
+        >>> f"{float(usual_step(torch.ones(1, 4, dtype=torch.float64), CENTRAL)):.1e}"
         '6.1e-06'
     """
-    size = float(inputs.double().square().mean().sqrt()) if inputs.numel() else 1.0
-    return float(torch.finfo(inputs.dtype).eps ** (1 / (stencil.order + 1)) * max(size, 1e-3))
+    unit = float(torch.finfo(inputs.dtype).eps ** (1 / (stencil.order + 1)))
+    return inputs.double().square().mean(1).sqrt().clamp_min(1e-3) * unit
 
 
 @dataclass
@@ -72,52 +72,62 @@ class Differences:
         step_size: length of a direction of unit scale; None: by :func:`usual_step`, times the square root of d for
             directions of unit length, so that an entry moves as far in all distributions.
         kind: the distribution of directions.
-        observed: told of all rows and answers.
+        observed: told of rows, directions and slopes of the whole output along them.
     """
 
     function: Function
     stencil: Stencil
     step_size: float | None = None
     kind: str = COORDINATES
-    observed: Callable[[Tensor, Tensor], None] = field(default=lambda rows, answers: None)
+    observed: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
-    def step(self, inputs: Float[Tensor, "b d"]) -> float:
-        """The step at some inputs."""
+    def step(self, inputs: Float[Tensor, "b d"]) -> Float64[Tensor, "b 1 1"]:
+        """The step at each row."""
         if self.step_size is not None:
-            return self.step_size
-        unit = usual_step(inputs, self.stencil)
-        return unit * math.sqrt(inputs.shape[1]) if self.kind in UNIT else unit
+            found = torch.full((len(inputs),), self.step_size, dtype=torch.float64, device=inputs.device)
+        else:
+            found = usual_step(inputs, self.stencil)
+            found = found * math.sqrt(inputs.shape[1]) if self.kind in UNIT else found
+        return found.reshape(-1, 1, 1)
 
-    def moved(self, inputs: Float[Tensor, "b k d"], direction: Tensor, offset: float) -> Tensor:
+    def moved(self, inputs: Float[Tensor, "b 1 d"], directions: Tensor, offset: Float64[Tensor, "b 1 1"]) -> Tensor:
         """``z + t u``, and a refusal where that is mostly rounding."""
-        moved = inputs + direction * offset
-        wide = direction.double() * offset
+        wide = directions.double() * offset
+        moved = inputs + wide.to(inputs.dtype)
         error = (moved.double() - inputs.double() - wide).square().sum()
         if not bool(error <= 0.25 * wide.square().sum()):
             raise InvalidInputError(
-                f"inputs of dtype {inputs.dtype} moved by {offset:g} are mostly rounding; give a larger step_size, or "
-                "inputs of a wider dtype"
+                f"inputs of dtype {inputs.dtype} moved by {float(offset.abs().max()):g} are mostly rounding; give a "
+                "larger step_size, or inputs of a wider dtype"
             )
         return moved
 
-    def slopes(self, point: Point, directions: Float[Tensor, "b k d"], step: float) -> Float64[Tensor, "b k"]:
+    def slopes(
+        self, point: Point, directions: Float[Tensor, "b k d"], step: Float64[Tensor, "b 1 1"]
+    ) -> Float64[Tensor, "b k"]:
         """Slopes of :math:`s_b` along the directions of each row; 0 along one that was skipped."""
-        count = directions.shape[1]
-        inputs = point.inputs.unsqueeze(1)
-        change = torch.zeros(len(inputs), count, dtype=torch.float64, device=inputs.device)
-        length = torch.zeros_like(change)
+        count, inputs = directions.shape[1], point.inputs.unsqueeze(1)
         rows = torch.cat([self.moved(inputs, directions, node * step) for node in self.stencil.nodes], dim=1)
-        answers = self.function(rows.flatten(0, 1))
-        self.observed(rows.flatten(0, 1), answers)
-        differences = answers.double().unflatten(0, (len(inputs), -1)) - point.output.double().unsqueeze(1)
-        slopes = torch.einsum("bko,bo->bk", differences, point.cotangent.double())
-        taken = rows.double() - inputs.double()
-        squares = directions.double().square().sum(2)
-        for j, weight in enumerate(self.stencil.weights):
-            part = slice(j * count, (j + 1) * count)
-            change += weight * slopes[:, part]
-            length += weight * (taken[:, part] * directions.double()).sum(2) / squares
-        return (change / length).nan_to_num(nan=0.0)
+        answers = self.function(rows.flatten(0, 1)).double().reshape(len(inputs), -1, point.output.shape[1])
+        taken, wide = rows.double() - inputs.double(), directions.double()
+        weights = self.stencil.weights
+        change = sum_of(weights, answers - point.output.double().unsqueeze(1), count)
+        along = torch.einsum("bjkd,bkd->bjk", taken.reshape(len(inputs), -1, *wide.shape[1:]), wide)
+        length = sum_of(weights, along.flatten(1), count)
+        change = change / (length / wide.square().sum(2)).unsqueeze(2)  # [b, k, o]
+        if self.observed is not None:
+            flat = point.inputs.repeat_interleave(count, 0)
+            self.observed(flat, directions.reshape(len(flat), -1), change.flatten(0, 1))
+        return torch.einsum("bko,bo->bk", change, point.cotangent.double()).nan_to_num(nan=0.0)
+
+
+def sum_of(weights: Sequence[float], values: Float64[Tensor, "b jk ..."], count: int) -> Float64[Tensor, "b k ..."]:
+    """The weighted sum over the nodes of a stencil, which lie one after the other, ``count`` directions each."""
+    parts = torch.split(values, count, dim=1)
+    total: Tensor = weights[0] * parts[0]
+    for weight, part in zip(weights[1:], parts[1:], strict=True):
+        total = total + weight * part
+    return total
 
 
 def along_random(
@@ -173,8 +183,7 @@ def along_colours(differences: Differences, point: Point, colouring: Colouring) 
         for node, weight in zip(stencil.nodes, stencil.weights, strict=True):
             moved = differences.moved(inputs.unsqueeze(1), directions.unsqueeze(0), node * step)
             answers = differences.function(moved.flatten(0, 1))
-            differences.observed(moved.flatten(0, 1), answers)
-            delta = answers.double().unflatten(0, (rows, -1)) - point.output.double().unsqueeze(1)
+            delta = answers.double().reshape(rows, len(some), -1) - point.output.double().unsqueeze(1)
             weighted = (weight * delta * point.cotangent.double().unsqueeze(1)).nan_to_num(nan=0.0)
             for j, colour in enumerate(some.tolist()):
                 reached = seen[colour] >= 0

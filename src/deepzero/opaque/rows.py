@@ -179,7 +179,7 @@ class Rows:
         if missing and self._pool is None:
             some = [value[missing] for value in inputs]
             found = self._here(some, parameters, missing)
-            self._record({k: row for k, row in zip(missing, found.cpu().numpy(), strict=True)}, keys, known)
+            self._record(dict(zip(missing, found.cpu().numpy(), strict=True)), keys, known)
         elif missing:
             self._elsewhere(inputs, parameters, missing, keys, known, required)
         return self._together(known, count, inputs[0].device)

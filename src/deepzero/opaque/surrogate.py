@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from deepzero import validation
@@ -18,24 +17,28 @@ from deepzero.randomness import derive_seed
 class Learned:
     """A module that learns what a black box answers, while it is asked.
 
-    Every product's rows and answers go into a memory; then a few steps of Adam minimize the mean squared error on rows
-    drawn from it. What it is used for, a control variate, stays unbiased however badly it has learned.
+    A product tells values :math:`f(z)`, and slopes :math:`J u` of the whole output along the directions that it asked
+    along. Both go into a memory, and then a few steps of Adam minimize, on entries drawn from it,
+
+    .. math:: \\frac{\\|s(z) - f(z)\\|^2}{\\|f(z)\\|^2} + \\frac{\\|J_s(z) u - J u\\|^2}{\\|J u\\|^2}.
+
+    What the guess is used for, a control variate, stays unbiased however badly it has learned.
 
     Args:
         module: inputs of the black box to its output, differentiable. Its weights are no parameters of the network that
             holds the black box.
         lr: of Adam.
         steps: of Adam after each product; more cost time, not queries.
-        batch: rows of a step.
-        capacity: rows of the memory; older ones are overwritten.
-        seed: of the rows that are drawn.
+        batch: entries of a step.
+        capacity: of the memory; older entries are overwritten.
+        seed: of the entries that are drawn.
 
     Example:
         >>> from torch import nn
         >>> guess = Learned(nn.Linear(3, 2), steps=100, lr=0.1)
-        >>> rows = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
-        >>> first = guess.learn([rows], rows[:, :2])
-        >>> guess.learn([rows], rows[:, :2]) < 0.01 * first
+        >>> rows, along = torch.randn(2, 64, 3, generator=torch.Generator().manual_seed(0))
+        >>> first = guess.learn([rows], [along], rows[:, :2], along[:, :2])
+        >>> guess.learn([rows], [along], rows[:, :2], along[:, :2]) < 0.01 * first
         True
     """
 
@@ -55,46 +58,68 @@ class Learned:
         self.steps, self.batch = validation.count("steps", steps), validation.count("batch", batch)
         self.capacity, self.seed = validation.count("capacity", capacity), validation.integer("seed", seed)
         self._optimizer = torch.optim.Adam(module.parameters(), lr=validation.positive("lr", lr, hint="1e-3"))
-        self._inputs: list[Tensor] = []
-        self._answers = torch.empty(0)
+        self._memory: list[Tensor] = []
         self._filled = self._next = self._learned = 0
 
-    def learn(self, inputs: Sequence[Float[Tensor, "n ..."]], answers: Float[Tensor, "n ..."]) -> float:
-        """Remember rows with their answers, and learn; returns the last step's loss, before the step."""
-        self._remember(inputs, answers)
-        loss = float("nan")
+    def learn(self, inputs: Sequence[Tensor], directions: Sequence[Tensor], values: Tensor, slopes: Tensor) -> float:
+        """Remember values and slopes along directions, and learn; returns the first step's loss.
+
+        Args:
+            inputs: ``[n, ...]`` each.
+            directions: of the same shapes.
+            values: ``[n, *output]``.
+            slopes: ``[n, *output]``; entries that are not finite (skipped rows) are left out.
+        """
+        self._remember([*inputs, *directions, values, slopes])
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "surrogate", self._learned))
         self._learned += 1
-        with torch.enable_grad():
-            for _ in range(self.steps):
-                chosen = torch.randint(self._filled, (min(self.batch, self._filled),), generator=generator)
-                given = [value[chosen] for value in self._inputs]
-                error = F.mse_loss(self.module(*given), self._answers[chosen])
-                self._optimizer.zero_grad()
-                error.backward()
-                self._optimizer.step()
-                loss = float(error)
-        return loss
+        losses = [self._step(generator) for _ in range(self.steps)]
+        return losses[0]
 
-    def _remember(self, inputs: Sequence[Tensor], answers: Tensor) -> None:
-        finite = answers.reshape(len(answers), -1).isfinite().all(1)
-        inputs, answers = [value[finite].detach() for value in inputs], answers[finite].detach()
-        if not self._inputs:
-            self._inputs = [value.new_empty(self.capacity, *value.shape[1:]) for value in inputs]
-            self._answers = answers.new_empty(self.capacity, *answers.shape[1:])
-        fresh = min(len(answers), self.capacity)
-        places = (torch.arange(fresh) + self._next) % self.capacity
-        for memory, value in zip((*self._inputs, self._answers), (*inputs, answers), strict=True):
-            memory[places] = value[len(value) - fresh :].to(memory)
-        self._next = (self._next + fresh) % self.capacity
-        self._filled = min(self.capacity, self._filled + fresh)
+    def _step(self, generator: torch.Generator) -> float:
+        chosen = torch.randint(self._filled, (min(self.batch, self._filled),), generator=generator)
+        *given, values, slopes = [value[chosen] for value in self._memory]
+        cut = len(given) // 2
+        moving = [k for k in range(cut) if given[k].is_floating_point()]
+        weights = dict(self.module.named_parameters())
+        buffers = {name: value.clone() for name, value in self.module.named_buffers()}
+
+        def guessed(*floats: Tensor) -> Tensor:
+            there = list(given[:cut])
+            for k, value in zip(moving, floats, strict=True):
+                there[k] = value
+            found: Tensor = torch.func.functional_call(self.module, {**weights, **buffers}, tuple(there))
+            return found
+
+        with torch.enable_grad():
+            at, along = tuple(given[k] for k in moving), tuple(given[cut + k] for k in moving)
+            found, slope, *_ = torch.func.jvp(guessed, at, along)
+            loss = _relative(found, values) + _relative(slope, slopes)
+            torch.autograd.backward(loss, inputs=list(weights.values()))
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+        return float(loss.detach())
+
+    def _remember(self, fresh: Sequence[Tensor]) -> None:
+        finite = fresh[-1].reshape(len(fresh[-1]), -1).isfinite().all(1)
+        like = next(self.module.parameters())
+        kept = [value[finite].detach() for value in fresh]
+        kept = [value.to(like) if value.is_floating_point() else value.to(like.device) for value in kept]
+        if not self._memory:
+            self._memory = [value.new_empty(self.capacity, *value.shape[1:]) for value in kept]
+        count = min(len(kept[0]), self.capacity)
+        places = (torch.arange(count) + self._next) % self.capacity
+        for memory, value in zip(self._memory, kept, strict=True):
+            memory[places] = value[len(value) - count :]
+        self._next = (self._next + count) % self.capacity
+        self._filled = min(self.capacity, self._filled + count)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer and memory."""
         return {
             "module": self.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "memory": [*self._inputs, self._answers],
+            "memory": list(self._memory),
             "places": [self._filled, self._next, self._learned],
         }
 
@@ -102,8 +127,13 @@ class Learned:
         """Take over what :meth:`state_dict` returned."""
         self.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
-        *self._inputs, self._answers = state["memory"]
+        self._memory = list(state["memory"])
         self._filled, self._next, self._learned = state["places"]
+
+
+def _relative(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error in units of the mean square."""
+    return F.mse_loss(found, wanted) / wanted.square().mean().clamp_min(1e-12)
 
 
 def pulled_back(

@@ -46,7 +46,7 @@ def black_box(call: Call, handle: int, inputs: Sequence[Operand], parameters: Se
 
 def _with_entries(delta: Tensor) -> Tensor:
     """``[p, b, ...]`` with a dimension of entries, if samples are single numbers."""
-    return delta.unsqueeze(2) if delta.dim() == 2 else delta  # noqa: PLR2004 - p and b
+    return delta.unsqueeze(2) if delta.dim() == 2 else delta
 
 
 def _perturbed(operand: Operand, count: int) -> Tensor:
