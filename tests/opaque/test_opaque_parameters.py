@@ -31,6 +31,7 @@ def net(wrap: bool, **options: object) -> nn.Module:
             parameter_locality={"weight": dz.PerChannel(), "bias": dz.PerChannel()},
             stencil="forward",
             step_size=1e-2,
+            parameter_step_size=1e-2,
             **options,  # type: ignore[arg-type]
         )
 

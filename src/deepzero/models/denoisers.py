@@ -71,6 +71,7 @@ class UNetDenoiser(nn.Module):
         channels: of the images.
         width: channels at full size; twice as many at half of it.
 
+    >>> import torch
     >>> UNetDenoiser(channels=1, width=8)(torch.ones(2, 1, 8, 8)).shape
     torch.Size([2, 1, 8, 8])
     """

@@ -58,6 +58,7 @@ class Opaque(nn.Module):
         queries: directions of a row; with ``"coordinates"`` there are as many as entries.
         stencil: ``dz.CENTRAL`` or ``dz.FORWARD``.
         step_size: how far inputs move along a direction; by default from their dtype and size.
+        parameter_step_size: likewise of own parameters, where no ``estimator`` says so.
         locality: declares which inputs an output may depend on (:class:`Conv`, :class:`PerToken`,
             :class:`Elementwise`), which makes ``"coordinates"`` cheap. It is checked.
         estimator: makes the estimator of the own parameters from an objective, for example
@@ -107,6 +108,7 @@ class Opaque(nn.Module):
         queries: int | None = None,
         stencil: Stencil | str = CENTRAL,
         step_size: float | None = None,
+        parameter_step_size: float | None = None,
         locality: Locality | None = None,
         estimator: Callable[[Objective], Estimator] | None = None,
         parameter_locality: Mapping[str, PerChannel] | None = None,
@@ -133,6 +135,11 @@ class Opaque(nn.Module):
         self.step_size = (
             None if step_size is None else validation.positive("step_size", step_size, hint="1e-3, or leave it out")
         )
+        self.parameter_step_size = (
+            None
+            if parameter_step_size is None
+            else validation.positive("parameter_step_size", parameter_step_size, hint="1e-3, or leave it out")
+        )
         if locality is not None and (directions != COORDINATES or coupled):
             raise InvalidInputError('locality=... goes with directions="coordinates" and rows that are not coupled')
         if surrogate is not None and directions == COORDINATES:
@@ -148,7 +155,7 @@ class Opaque(nn.Module):
         self.values = nn.ParameterDict(
             {name: nn.Parameter(as_tensor(name, value)) for name, value in (parameters or {}).items()}
         )
-        self._estimator = estimator or EveryCoordinate(self.stencil, self.step_size)
+        self._estimator = estimator or EveryCoordinate(self.stencil, self.parameter_step_size)
         self._parameter_locality = dict(parameter_locality or {})
         self._names = tuple(self._own())
         unknown = sorted(set(self._parameter_locality) - set(self._names))
@@ -369,7 +376,8 @@ class Opaque(nn.Module):
             if one and k not in jointly:
                 local = self._parameter_locality[self._names[k]]
                 self._require_own_channels(call, parameters, k, local, output)
-                found[k] = by_channel(call, parameters, k, local, output, cotangent, self.stencil, self.step_size)
+                step = self.parameter_step_size
+                found[k] = by_channel(call, parameters, k, local, output, cotangent, self.stencil, step)
         if jointly:
 
             def some(values: Sequence[Tensor]) -> Tensor:
