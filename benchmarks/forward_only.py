@@ -69,8 +69,8 @@ class Options:
 class Analog(nn.Module):
     """A convolution as an analog array computes it.
 
-    The response of a cell saturates, ``w -> s tanh(w / s)`` with s twice the spread of the initial weights, and a gain of
-    the cell's own (5 % spread); inputs are clipped to [-4, 4] and rounded to 6 bits of it; reading adds noise.
+    The response of a cell saturates, ``w -> s tanh(w / s)`` with s twice the spread of the initial weights, and a gain
+    of the cell's own (5 % spread); inputs are clipped to [-4, 4] and rounded to 6 bits of it; reading adds noise.
     """
 
     def __init__(self, ideal: nn.Conv2d, seed: int) -> None:
