@@ -384,14 +384,14 @@ class TestCapture:
 
     def test_an_input_that_is_no_tensor(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The exporter may lift objects of other kinds; their values could not be followed."""
-        export = torch.export.export
+        decompose = torch.export.ExportedProgram.run_decompositions
 
         def with_an_object(*args: Any, **options: Any) -> Any:
-            program = export(*args, **options)
+            program = decompose(*args, **options)
             first = program.graph_signature.input_specs[0]
             first.kind, first.target = InputKind.CUSTOM_OBJ, "tokenizer"
             return program
 
-        monkeypatch.setattr(torch.export, "export", with_an_object)
+        monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", with_an_object)
         with pytest.raises(GraphError, match="an input of a kind without a rule: CUSTOM_OBJ tokenizer"):
             capture(dz.NetworkObjective(nn.Linear(4, 3), F.cross_entropy), (X.float(), Y))
