@@ -9,7 +9,7 @@ import deepzero as dz
 from deepzero import baselines
 from deepzero.objective import NetworkObjective
 
-QUERIES, DRAWS = 6, 2500
+QUERIES, DRAWS = 6, 1600
 
 
 def problem() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:

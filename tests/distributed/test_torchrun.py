@@ -39,12 +39,12 @@ def test_three_processes_give_the_bits_of_one(undisturbed, tmp_path):
     assert output.count("test accuracy") == 1, "rank 0 alone reports"
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_is_replaced_and_nothing_is_lost(undisturbed, tmp_path, rank):
+def test_a_killed_rank_is_replaced_and_nothing_is_lost(undisturbed, tmp_path):
+    """Rank 0, which holds the folder of the run: losing any other one loses less."""
     out = tmp_path / "run"
     with started(*torchrun(2, "--max-restarts", "2"), *TRAIN, "--out", str(out)) as process:
         wait_until(lambda: lines(out / "metrics.jsonl") >= 2, process)
-        os.kill(children(process.pid)[rank], signal.SIGKILL)
+        os.kill(children(process.pid)[0], signal.SIGKILL)
         output = finished(process)
     assert process.returncode == 0, output
     assert "continuing from" in output

@@ -57,15 +57,12 @@ def test_the_device_refuses_what_a_real_one_refuses() -> None:
 
 
 @pytest.mark.slow
-def test_evaluators_and_probes() -> None:
-    selected = "oracle_there and forward and propagation or agree_with_an"
-    run_on_the_pretended_device(str(GPU_TESTS / "test_gpu_conformance.py"), "-k", selected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("selected", ["encoder or structure and (residual or tied)"])
-def test_rules(selected: str) -> None:
-    run_on_the_pretended_device(str(GPU_TESTS / "test_gpu_rules.py"), "-k", selected)
+def test_evaluators_and_rules() -> None:
+    selected = (
+        "oracle_there and forward and propagation or agree_with_an or encoder or structure and (residual or tied)"
+    )
+    files = [str(GPU_TESTS / name) for name in ("test_gpu_conformance.py", "test_gpu_rules.py")]
+    run_on_the_pretended_device(*files, "-k", selected)
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def estimates(model: nn.Module, evaluators: list[Any], make: Callable[[Any], dz.
         return [make(evaluator).estimate(normal(BATCH, 2, SIZE, SIZE, seed=3), LABELS) for evaluator in evaluators]
 
 
-@settings(max_examples=35, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(model=NETWORKS, stencil=st.sampled_from([dz.FORWARD, dz.CENTRAL]), seed=st.integers(0, 1000))
 @example(model=chain("conv", "batch_norm", "relu", "conv", "batch_norm", "relu_of_sum"), stencil=dz.FORWARD, seed=0)
 @example(model=chain("batch_norm", "relu", "conv", "batch_norm", "relu", "conv", tied=True), stencil=dz.FORWARD, seed=1)
@@ -160,7 +160,7 @@ def test_propagation(model: Network, stencil: dz.Stencil, seed: int) -> None:
     assert_close(found.gradients, expected.gradients, TOLERANCE)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(model=NETWORKS, seed=st.integers(0, 1000), chunk=st.integers(1, 4))
 def test_batched(model: Network, seed: int, chunk: int) -> None:
     initialize(model, seed)
