@@ -13,7 +13,17 @@ from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError
 from deepzero.evaluators import Evaluator, ExecutorSource, QueryJournal, QueryPolicy, choose_evaluator
-from deepzero.objective import Batch, Closure, Loss, NetworkObjective, Objective, constrained, first_query, steady
+from deepzero.objective import (
+    Batch,
+    Closure,
+    Loss,
+    NetworkObjective,
+    Objective,
+    asks_black_boxes,
+    constrained,
+    first_query,
+    steady,
+)
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
 from deepzero.randomness import derive_seed
 from deepzero.stencils import FORWARD, Stencil, as_stencil
@@ -154,11 +164,15 @@ class Estimator:
         return str(told(self.objective, arguments))
 
     def _measure_noise(self, batch: tuple[Any, ...]) -> None:
-        """``step_size="auto"``: the noise of the loss, once; differences that are propagated have none but rounding."""
+        """``step_size="auto"``: the noise of the loss, once.
+
+        Differences that are propagated have none but rounding, unless a black box inside tells values alone.
+        """
         rule = self.step_rule
         if not isinstance(rule, FromNoise) or rule.noise is not None:
             return
-        if getattr(self.evaluator, "exact", False) and not isinstance(self.probes, RandomProbes):
+        exact = getattr(self.evaluator, "exact", False) and not isinstance(self.probes, RandomProbes)
+        if exact and not (isinstance(self.objective, NetworkObjective) and asks_black_boxes(self.objective)):
             rule.noise = 0.0
             return
         parameters = self.objective.parameters()

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from deepzero import validation
 from deepzero.arrays import Given, as_parameter, named
 from deepzero.errors import InvalidInputError, WrittenParameterWarning
-from deepzero.operator import answering
+from deepzero.operator import Answers, answering, asks
 from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
 from deepzero.writes import DRAWS, Watch, WriteNoticed, copied, overlaps_itself, written_so_far
@@ -334,7 +334,8 @@ class NetworkObjective:
             self._hidden = not self.follows(parameters, batch, seed, draws)
         if base is None:
             base, draws = self._recorded(parameters, batch, seed)  # the user's own error, if it is one
-        again = self.evaluate(parameters, batch, seed=seed, draws=draws)
+        with draws.replaying():  # black boxes inside of the program are asked again, too
+            again = self._evaluate(parameters, batch, draws)
         self.repeatable = _same_loss(base.loss, again.loss, parameters)
         self._settled = True
 
@@ -355,9 +356,9 @@ class NetworkObjective:
 
     def _both_ways(self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws) -> list[float]:
         """The loss with values in the places of parameters, and with values that the parameters point to."""
-        losses = []
+        losses, answers = [], Answers()
         for how in (Placing.HELD, Placing.POINTED):
-            with draws.replaying():
+            with draws.replaying(), answering(answers):
                 losses.append(float(self._evaluate(parameters, batch, draws, how=how).loss))
         return losses
 
@@ -546,6 +547,11 @@ def constrained(objective: Objective, gradients: dict[str, Tensor]) -> dict[str,
 def steady(objective: Objective) -> AbstractContextManager[None]:
     """A block in which the objective is the same: see :meth:`NetworkObjective.steady`."""
     return objective.steady() if isinstance(objective, NetworkObjective) else nullcontext()
+
+
+def asks_black_boxes(objective: NetworkObjective) -> bool:
+    """Whether a :class:`~deepzero.Opaque` is a part of the program: what it is asked has a price."""
+    return any(map(asks, objective.places().modules))
 
 
 def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict[str, Tensor]:

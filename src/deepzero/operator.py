@@ -69,6 +69,15 @@ class Answers:
     entries: list[tuple[int, list[Tensor], list[Tensor], Tensor]] = field(default_factory=list)
     open: bool = True
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """A block whose calls are added."""
+        before, self.open = self.open, True
+        try:
+            yield
+        finally:
+            self.open = before
+
     def find(self, handle: int, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor | None:
         """The answer to the very same question."""
         for known, *asked, output in self.entries:
@@ -114,6 +123,11 @@ def register(answering: Answering) -> int:
     handle = next(_handles)
     _answering[handle] = answering
     return handle
+
+
+def asks(module: object) -> bool:
+    """Whether a module asks a black box, so that what it is asked has a price."""
+    return getattr(module, "_handle", None) in _answering
 
 
 def behind(handle: int) -> Answering:

@@ -70,6 +70,45 @@ def test_random_directions() -> None:
             assert torch.allclose(gradient, other.gradients[name], rtol=1e-5, atol=1e-8), name
 
 
+def test_what_a_first_step_asks_besides() -> None:
+    """Whether it is repeatable, whether it follows its parameters, and two points nearby: four batches, once."""
+    model = network()
+    dz.CGE(model, loss=F.cross_entropy).estimate(X, Y)
+    assert model[2].queries == len(X) * (1 + 4 + 4 * 6 + 6)
+
+
+@pytest.mark.parametrize("evaluator", ["auto", "sequential", "batched", "propagation"])
+def test_parameters_of_its_own_are_estimated_with_the_others(evaluator: str) -> None:
+    torch.manual_seed(0)
+    inner = nn.Linear(6, 6)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), dz.Opaque(inner), nn.Linear(6, 3)).double()
+    zo = dz.CGE(model, loss=F.cross_entropy, step_size=1e-5, stencil="central", evaluator=evaluator)
+    found = zo.estimate(X, Y).gradients
+    F.cross_entropy(nn.Sequential(*model[:2], inner, model[3])(X), Y).backward()
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, model.get_parameter(name).grad, rtol=1e-5, atol=1e-8), name
+
+
+def test_noise_is_no_gradient_in_silence() -> None:
+    """A difference of noisy answers is noise over the step: refused, unless full forwards are asked for."""
+    noise = np.random.default_rng(1)
+    model = nn.Sequential(
+        nn.Linear(4, 6), dz.Opaque(lambda z: z + noise.normal(size=z.shape), numpy=True), nn.Linear(6, 3)
+    ).double()
+    with pytest.raises(dz.errors.VerificationError, match="not a deterministic function"):
+        dz.CGE(model, loss=F.cross_entropy).estimate(X, Y)
+    dz.CGE(model, loss=F.cross_entropy, evaluator="sequential").estimate(X, Y)
+
+
+def test_random_directions_ask_once_for_the_base_and_for_each_direction() -> None:
+    model = network()
+    zo = dz.RGE(model, loss=F.cross_entropy, queries=7)
+    zo.estimate(X, Y)
+    before = model[2].queries
+    zo.estimate(X, Y)
+    assert model[2].queries - before == len(X) * (1 + 7)
+
+
 def test_propagation_asks_once_for_the_base_and_for_each_perturbation_in_front() -> None:
     """Exact after it: parameters behind the black box cost it nothing."""
     model = network()
@@ -117,6 +156,16 @@ def test_a_noisy_black_box_has_its_base_answer_in_common() -> None:
     zo = dz.CGE(model, loss=F.cross_entropy, evaluator=dz.PropagationEvaluator(verify=False))
     found = zo.estimate(X, Y).gradients["2.bias"]
     assert float(found.abs().max()) < 1
+
+
+def test_a_step_from_the_noise_measures_it() -> None:
+    """Answers in float32 are rounded, however the differences around them are carried."""
+    torch.manual_seed(0)
+    box = dz.Opaque(lambda z: (np.tanh(z @ W) * 2).astype(np.float32), numpy=True)
+    model = nn.Sequential(nn.Linear(4, 6), box, nn.Linear(6, 3))
+    zo = dz.CGE(model, loss=F.cross_entropy, step_size="auto")
+    zo.estimate(X.float(), Y)
+    assert zo.state_dict()["noise"] > 0
 
 
 def test_inside_of_a_black_box() -> None:

@@ -100,6 +100,28 @@ def trainer(folder, *, source=fo, optimizer=sgd, batches=None, resume=False, sin
     return made
 
 
+def test_a_spent_budget_ends_a_run_with_everything_saved(tmp_path, monkeypatch):
+    """A black box inside of the network says stop; the weights are those of the last whole step."""
+
+    def with_a_black_box(budget):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 4), dz.Opaque(torch.tanh, queries=2, max_queries=budget), nn.Linear(4, 2))
+
+    a_step = 8 * (1 + 2 * 2)
+    monkeypatch.setitem(globals(), "network", lambda: with_a_black_box(3 * a_step + 2 + 10))
+    run = trainer(tmp_path, validate=False)
+    reason = run.fit(StopRequest())
+    assert "max_queries" in reason
+    assert run.step == 3
+    monkeypatch.setitem(globals(), "network", lambda: with_a_black_box(None))
+    again = trainer(tmp_path, validate=False, resume=True)
+    assert again.step == 3
+    assert torch.equal(again.model[0].weight, run.model[0].weight)
+    assert again.model[1].queries == run.model[1].queries
+    assert again.fit(StopRequest()) is None
+    assert again.step == 12
+
+
 class StopAfter(StopRequest):
     """Asks to stop once the trainer has made so many steps."""
 

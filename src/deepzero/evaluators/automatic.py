@@ -17,7 +17,7 @@ from deepzero.evaluators.sequential import SequentialEvaluator
 from deepzero.graph.library import shape_key
 from deepzero.graph.program import Program
 from deepzero.graph.verify import Check
-from deepzero.objective import NetworkObjective, Objective
+from deepzero.objective import NetworkObjective, Objective, asks_black_boxes
 from deepzero.probes import CoordinatePerturbations, Perturbations
 
 PROPAGATION = "propagation: differences are carried through the exported graph"
@@ -50,7 +50,8 @@ class AutomaticEvaluator(DivisibleEvaluator):
     evaluated at both values (the fallback), and for a parameter that differences cannot follow to the loss, the
     operations behind it are run again at each of its queries. Else batches of forwards under ``vmap``; else one forward
     a query. For random directions: ``vmap``, then propagation, then one forward
-    a query; on half-precision networks propagation first, because a forward there rounds away what a small step does.
+    a query; on half-precision networks propagation first, because a forward there rounds away what a small step does,
+    and with a :class:`~deepzero.Opaque` inside, because it asks least.
     Everything else, black boxes among it, is evaluated one by one.
 
     What is slower than propagation is said once, in a :class:`~deepzero.errors.SlowQueriesWarning`.
@@ -113,7 +114,8 @@ class AutomaticEvaluator(DivisibleEvaluator):
         if isinstance(perturbations, CoordinatePerturbations):
             return PROPAGATION, BATCHED, SEQUENTIAL
         half = any(p.dtype.itemsize <= HALF_TYPES for p in objective.parameters().values())
-        return (PROPAGATION, BATCHED, SEQUENTIAL) if half else (BATCHED, PROPAGATION, SEQUENTIAL)
+        priced = asks_black_boxes(objective)  # vmap asks for its base as often as for a chunk
+        return (PROPAGATION, BATCHED, SEQUENTIAL) if half or priced else (BATCHED, PROPAGATION, SEQUENTIAL)
 
     def _take(
         self,

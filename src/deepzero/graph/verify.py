@@ -94,7 +94,8 @@ def compare_with_program(
     worst, accepted = 0.0, tolerance_of(objective)
     for trial in range(3 if near else 1):
         moved = displaced(parameters, derive_seed(seed, "verify", trial), NEAR) if trial else dict(parameters)
-        live = objective.evaluate(moved, batch, seed=seed, draws=draws).loss if trial else base
+        with draws.answers.opened():
+            live = objective.evaluate(moved, batch, seed=seed, draws=draws).loss if trial else base
         found = graph_loss(program, objective, batch, draws, moved if trial else None)
         apart = abs(float(found) - float(live)) / (1e-3 + abs(float(live)) + abs(float(base)))
         if not apart <= accepted and (bool(live.isfinite()) or bool(found.isfinite())):

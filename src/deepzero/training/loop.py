@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deepzero.errors import CheckpointError, NonFiniteLossError
+from deepzero.errors import CheckpointError, NonFiniteLossError, QueryBudgetError
 from deepzero.evaluators.workers import one_thread
 from deepzero.training import state
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
@@ -93,7 +93,7 @@ class Trainer:
         return self.config.epochs * len(self.batches)
 
     def fit(self, stop: StopRequest | SharedStop) -> str | None:
-        """Train to the end, or until asked to stop; either way the last thing done is a checkpoint.
+        """Train to the end, until asked to stop, or until a black box's budget is spent; then comes a checkpoint.
 
         Returns:
             Why it stopped early, None if it came to its end.
@@ -110,7 +110,11 @@ class Trainer:
             if (reason := stop.reason) is not None:
                 self.save()
                 return reason
-            self._train_step()
+            try:
+                self._train_step()
+            except QueryBudgetError as spent:
+                self.save()
+                return str(spent)
             if self.step % len(self.batches) == 0:
                 self._end_epoch()
             if self._checkpoint_is_due():
