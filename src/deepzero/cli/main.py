@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 
 from deepzero.cli.bench import Bench
 from deepzero.cli.command import Command
+from deepzero.cli.defend import Certify, Defend
 from deepzero.cli.doctor import Doctor
 from deepzero.cli.recipes import Recipes
 from deepzero.cli.report import Report
@@ -30,6 +31,8 @@ DESCRIPTION = "Train deep networks from function values alone."
 COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train,
     "doctor": Doctor,
+    "defend": Defend,
+    "certify": Certify,
     "report": Report,
     "reproduce": Reproduce,
     "bench": Bench,

@@ -17,7 +17,10 @@ from deepzero.randomness import derive_seed, seeded_scope
 class GradientSource(Protocol):
     """Fills ``p.grad``. :class:`deepzero.Estimator` is one; :class:`Autograd` is another."""
 
-    queries: int
+    @property
+    def queries(self) -> int:
+        """Function values so far."""
+        ...
 
     def backward(self, *batch: Any) -> Tensor:
         """Add a gradient to ``p.grad`` of every trainable parameter and return the loss."""

@@ -1,5 +1,8 @@
 """A denoiser in front of a classifier that can only be queried, so that the pair is certifiably robust."""
 
+from deepzero.tasks.defense.certification import Certified, CertifyConfig, certify
+from deepzero.tasks.defense.config import METHODS, DefenseConfig, DenoiserConfig, StageConfig
+from deepzero.tasks.defense.run import Defended, defend
 from deepzero.tasks.defense.smoothing import (
     ABSTAIN,
     Certificate,
@@ -12,9 +15,18 @@ from deepzero.tasks.defense.smoothing import (
 
 __all__ = [
     "ABSTAIN",
+    "METHODS",
     "Certificate",
+    "Certified",
+    "CertifyConfig",
+    "Defended",
+    "DefenseConfig",
+    "DenoiserConfig",
     "Smoothed",
+    "StageConfig",
     "certified_accuracy",
+    "certify",
+    "defend",
     "largest_radius",
     "lower_bound",
     "require_reachable",

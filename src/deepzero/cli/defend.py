@@ -1,0 +1,143 @@
+"""``deepzero defend`` and ``deepzero certify``."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from deepzero.cli.train import DONE, RECIPES_OWN, STOPPED, Flag, Folder, Real, Whole
+from deepzero.recipes.defenses import DEFAULT, DEFENSES, find_defense
+from deepzero.tasks.defense import METHODS, Certified, CertifyConfig, certify, defend
+
+ROOT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Defend:
+    """Train a denoiser in front of a classifier that can only be queried, so that the pair is certifiably robust.
+
+    Ctrl-C or SIGTERM finishes the step, saves and exits with code 75; `deepzero defend --resume --out FOLDER` continues
+    the run. `deepzero certify FOLDER` then says on which balls around the test images the pair is certain.
+    """
+
+    recipe: Positional[
+        Annotated[str, arg(metavar="RECIPE", help_behavior_hint=f"(default: {DEFAULT}; {', '.join(DEFENSES)})")]
+    ] = DEFAULT
+    """Name of a recipe."""
+    method: Annotated[str | None, arg(metavar="METHOD", help_behavior_hint=RECIPES_OWN)] = None
+    """One of: smoothing, denoiser, fo-ds, zo-ds, zo-ae-ds, zo-ae-ds-cge, deepzero, distilled, opaque."""
+    classifier: Annotated[str | None, arg(metavar="FILE|URL", help_behavior_hint="(default: one of our own)")] = None
+    """An ONNX file, or the address of a service, that takes images in [0, 1] and gives a score for each class."""
+    sigma: Real = None
+    """Standard deviation of the noise, for pixels in [0, 1]."""
+    budget: Whole = None
+    """Queries of the classifier in the finetuning."""
+    directions: Whole = None
+    """Directions of a sample, or coordinates of a step."""
+    learning_rate: Real = None
+    """Peak learning rate of the finetuning."""
+    seed: Whole = None
+    """Seed of everything that is drawn."""
+    data_dir: Folder = None
+    """Where the data set lies (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
+    out: Folder = None
+    """Folder of the run (default: runs/defend-RECIPE-METHOD-seedN)."""
+    stages: Folder = None
+    """Where classifier and pretrained denoiser are kept, for several runs to share (default: in the run)."""
+    resume: Flag = False
+    """Continue the run in --out."""
+    max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
+    """Save and exit with code 75 after so many minutes."""
+
+    def run(self, console: Console) -> int:
+        """Train, and say how it went."""
+        config = find_defense(self.recipe).config()
+        given: dict[str, Any] = {
+            name: value
+            for name in ("method", "sigma", "budget", "directions", "seed")
+            if (value := getattr(self, name)) is not None
+        }
+        config = replace(config, **given)
+        if self.learning_rate is not None:
+            config = replace(config, finetuning=replace(config.finetuning, learning_rate=self.learning_rate))
+        out = self.out or ROOT / f"defend-{self.recipe}-{config.method}-seed{config.seed}"
+        found = defend(
+            config,
+            out=out,
+            resume=self.resume,
+            classifier=self.classifier,
+            stages=self.stages,
+            data_dir=self.data_dir,
+            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+            console=console,
+        )
+        if found.summary is None:
+            console.print(f"stopped by {found.stopped}; everything is saved in {found.folder}. To continue:")
+            console.print(f"  deepzero defend {self.recipe} --resume --out {shlex.quote(str(found.folder))} ...")
+            return STOPPED
+        console.print(
+            f"{config.method} ({METHODS[config.method]}): {found.summary['queries']:,} queries in "
+            f"{found.summary['seconds']:,.0f} s; now `deepzero certify {shlex.quote(str(found.folder))}`",
+            soft_wrap=True,
+        )
+        return DONE
+
+
+@dataclass(frozen=True)
+class Certify:
+    """Certify the pair of denoiser and classifier of a run by randomized smoothing; goes on where it was stopped."""
+
+    folder: Positional[Annotated[Path, arg(metavar="RUN")]]
+    """Folder of a run of `deepzero defend`."""
+    images: Annotated[int, arg(metavar="N")] = 100
+    """Test images, evenly spaced."""
+    trials: Annotated[int, arg(metavar="N")] = 10_000
+    """Noisy samples of an image."""
+    alpha: Annotated[float, arg(metavar="X")] = 0.001
+    """Chance that a certificate is wrong."""
+    radii: Annotated[tuple[float, ...] | None, arg(metavar="R", help_behavior_hint="(default: 0 to 3 sigma)")] = None
+    """Radii of the table."""
+    data_dir: Folder = None
+    """Where the data set lies."""
+    max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
+    """Save and exit with code 75 after so many minutes."""
+
+    def run(self, console: Console) -> int:
+        """Certify, and print the table."""
+        said = [time.monotonic()]
+
+        def progress(done: int, total: int, left: float) -> None:
+            if time.monotonic() - said[0] > 10 or done == total:
+                said[0] = time.monotonic()
+                console.print(f"{done} of {total} images, {left:,.0f} s left")
+
+        config = CertifyConfig(images=self.images, trials=self.trials, alpha=self.alpha, radii=self.radii)
+        found = certify(
+            self.folder,
+            config,
+            data_dir=self.data_dir,
+            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+            progress=progress,
+        )
+        if found.result is None:
+            console.print(f"stopped by {found.stopped}; the same command goes on")
+            return STOPPED
+        console.print(table_of(found))
+        return DONE
+
+
+def table_of(found: Certified) -> Table:
+    """Certified accuracy by radius."""
+    assert found.result is not None
+    table = Table(title=f"certified accuracy, sigma {found.result['sigma']:g}")
+    for radius in found.result["radii"]:
+        table.add_column(f"r = {radius:g}", justify="right")
+    table.add_row(*(f"{accuracy:.1%}" for accuracy in found.result["certified_accuracy"]))
+    return table

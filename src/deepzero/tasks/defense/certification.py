@@ -1,0 +1,164 @@
+"""The certified accuracy of a defense: image after image, kept as they come, resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepzero import validation
+from deepzero.errors import RunFolderError
+from deepzero.tasks.defense.parts import pixels
+from deepzero.tasks.defense.run import load_pair
+from deepzero.tasks.defense.smoothing import ABSTAIN, Certificate, Smoothed, certified_accuracy, require_reachable
+from deepzero.training import StopRequest
+from deepzero.training.files import replace_file, to_json
+
+CERTIFICATES, RESULT = "certificates.jsonl", "certified.json"
+RADII = (0.0, 0.25, 0.5, 0.75)
+"""Radii of Tab. 2 of the paper, for noise of 0.25; those of other noise are scaled with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifyConfig:
+    """How a defense is certified.
+
+    Attributes:
+        images: of the test set, evenly spaced; None: all.
+        trials: N, noisy samples of an image.
+        first: samples from which its class is guessed.
+        alpha: chance that a certificate is wrong.
+        radii: wanted in the table; None: :data:`RADII` in units of the noise of 0.25.
+        batch: images of one call.
+        seed: of the noise.
+    """
+
+    images: int | None = 100
+    trials: int = 10_000
+    first: int = 100
+    alpha: float = 0.001
+    radii: tuple[float, ...] | None = None
+    batch: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        validation.count("images", 1 if self.images is None else self.images)
+        validation.count("trials", self.trials)
+        validation.count("first", self.first)
+        validation.fraction("alpha", self.alpha)
+
+    def radii_for(self, sigma: float) -> tuple[float, ...]:
+        """The radii of the table."""
+        return tuple(radius * sigma / 0.25 for radius in RADII) if self.radii is None else self.radii
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What a certification found.
+
+    Attributes:
+        folder: of the run.
+        result: as in ``certified.json``; None if it was stopped before its end.
+        stopped: why.
+    """
+
+    folder: Path
+    result: dict[str, Any] | None
+    stopped: str | None = None
+
+
+def certify(
+    folder: str | Path,
+    config: CertifyConfig | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    max_seconds: float | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Certified:
+    """Certify the pair of denoiser and classifier in a run folder; goes on where it was interrupted.
+
+    Args:
+        folder: of a run of ``deepzero defend``.
+        config: how.
+        data_dir: where the data set lies.
+        max_seconds: stop after about so long; what is certified is kept.
+        progress: told of images done, images in all, and seconds left.
+
+    Raises:
+        InvalidInputError: a radius cannot be certified with this noise and so many samples.
+        RunFolderError: the folder holds no finished defense, or certificates of another configuration.
+    """
+    path, config = Path(folder), config or CertifyConfig()
+    task, front, target, splits = load_pair(path, data_dir)
+    radii = config.radii_for(task.sigma)
+    require_reachable(radii, task.sigma, config.trials, config.alpha)
+    images = pixels(splits.test)
+    count = len(images) if config.images is None else min(config.images, len(images))
+    chosen = [k * len(images) // count for k in range(count)]
+
+    def scores(x: Tensor) -> Tensor:
+        return target.ask(front(x))
+
+    smoothed = Smoothed(scores, task.sigma, images.num_classes, batch=config.batch, seed=config.seed)
+    known = _known(path, config)
+    started, before = time.perf_counter(), len(known)
+    with StopRequest(max_seconds=max_seconds) as stop, (path / CERTIFICATES).open("ab") as file:
+        for done, index in enumerate(chosen):
+            if index not in known:
+                if stop.reason is not None:
+                    return Certified(path, None, stop.reason)
+                x = images.images[index].to(torch.float32) / images.scale
+                known[index] = smoothed.certify(
+                    x, number=index, trials=config.trials, first=config.first, alpha=config.alpha
+                )
+                file.write(json.dumps({"image": index, **asdict(known[index])}).encode() + b"\n")
+                file.flush()
+            if progress is not None:
+                fresh = max(1, len(known) - before)
+                progress(done + 1, count, (time.perf_counter() - started) / fresh * (count - done - 1))
+    certificates = [known[index] for index in chosen]
+    labels = [int(images.labels[index]) for index in chosen]
+    result = {
+        "sigma": task.sigma,
+        "settings": asdict(config),
+        "radii": list(radii),
+        "certified_accuracy": certified_accuracy(certificates, labels, radii),
+        "abstained": sum(c.answer == ABSTAIN for c in certificates) / count,
+        "average_certified_radius": math.fsum(
+            c.radius for c, label in zip(certificates, labels, strict=True) if c.answer == label
+        )
+        / count,
+        "curve": curve(certificates, labels),
+    }
+    replace_file(path / RESULT, to_json(result))
+    return Certified(path, result)
+
+
+def curve(certificates: Sequence[Certificate], labels: Sequence[int]) -> list[list[float]]:
+    """Certified accuracy against radius: ``[radius, accuracy]`` where it falls."""
+    right = sorted(c.radius for c, label in zip(certificates, labels, strict=True) if c.answer == label)
+    return [[radius, (len(right) - k) / len(labels)] for k, radius in enumerate(right)]
+
+
+def _known(path: Path, config: CertifyConfig) -> dict[int, Certificate]:
+    """Certificates that are there already, of this very configuration."""
+    settings = path / "certify.json"
+    own = json.loads(json.dumps({**asdict(config), "images": None, "radii": None}))
+    if (path / CERTIFICATES).exists() and settings.exists():
+        if json.loads(settings.read_bytes()) != own:
+            raise RunFolderError(
+                f"{path} holds certificates of other settings ({settings.read_text().strip()}); move "
+                f"{CERTIFICATES} away, or certify with those"
+            )
+        lines = (path / CERTIFICATES).read_text().splitlines()
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        return {row.pop("image"): Certificate(**row) for row in rows}
+    replace_file(settings, to_json(own))
+    return {}

@@ -1,0 +1,132 @@
+"""What a defense consists of: frozen records, checked when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepzero import validation
+from deepzero.errors import InvalidInputError
+from deepzero.models import AUTOENCODERS
+from deepzero.tasks.config import DataConfig
+
+SMOOTHING, DENOISER = "smoothing", "denoiser"
+FO_DS, ZO_DS, ZO_AE_DS, DEEPZERO, DISTILLED, OPAQUE = "fo-ds", "zo-ds", "zo-ae-ds", "deepzero", "distilled", "opaque"
+METHODS = {
+    SMOOTHING: "the classifier itself under noise: nothing is trained",
+    DENOISER: "a denoiser that has only learned to denoise: no query",
+    FO_DS: "backpropagation through the classifier: what a white box allows, an upper bound",
+    ZO_DS: "random directions in the space of images (RGE)",
+    ZO_AE_DS: "random directions in the code of an autoencoder in front of the classifier (RGE)",
+    "zo-ae-ds-cge": "every coordinate of that code (CGE)",
+    DEEPZERO: "coordinate-wise estimates of the denoiser's last layer, by difference propagation",
+    DISTILLED: "a student that learned the classifier's answers, then backpropagation through it",
+    OPAQUE: "ours: orthonormal directions in the space of images, with a guess that learns from the answers",
+}
+"""Ways to train the denoiser, in one line each."""
+AUTOENCODED = (ZO_AE_DS, "zo-ae-ds-cge")
+QUERYING = (ZO_DS, *AUTOENCODED, DEEPZERO, DISTILLED, OPAQUE)
+"""Methods that ask the black box while they train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """A DnCNN.
+
+    Attributes:
+        depth: convolutions.
+        width: channels between them.
+    """
+
+    depth: int = 17
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        validation.count("depth", self.depth, minimum=2)
+        validation.count("width", self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of training, by Adam.
+
+    Attributes:
+        learning_rate: at its peak.
+        batch_size: images of a batch.
+        steps: of the optimizer; None: as many as the budget of queries allows.
+        schedule: of the learning rate.
+    """
+
+    learning_rate: float = 1e-3
+    batch_size: int = 64
+    steps: int | None = None
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        validation.positive("learning_rate", self.learning_rate, hint="1e-3")
+        validation.count("batch_size", self.batch_size)
+        if self.steps is not None:
+            validation.count("steps", self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseConfig:
+    """A defense: all that its result depends on, and nothing else.
+
+    Attributes:
+        data: which images.
+        method: one of :data:`METHODS`.
+        sigma: standard deviation of the noise, for pixels in [0, 1].
+        denoiser: the network in front of the classifier.
+        autoencoder: a name in :data:`deepzero.models.AUTOENCODERS`, for the methods that have one.
+        classifier: the stage that trains a classifier of our own, where none is given.
+        pretraining: of the denoiser, and of the autoencoder, by mean squared error.
+        finetuning: by the answers of the classifier.
+        budget: queries of the classifier in the finetuning.
+        directions: of a sample, or coordinates of a step; all of the code's for ``zo-ae-ds-cge``.
+        step_size: of the finite difference; None: by dtype and size.
+        seed: of everything that is drawn.
+
+    Raises:
+        InvalidInputError: a value is out of its domain.
+    """
+
+    data: DataConfig
+    method: str = OPAQUE
+    sigma: float = 0.25
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    autoencoder: str = "digits-32"
+    classifier: StageConfig = field(default_factory=lambda: StageConfig(steps=1000))
+    pretraining: StageConfig = field(default_factory=lambda: StageConfig(steps=2000))
+    finetuning: StageConfig = field(default_factory=lambda: StageConfig(learning_rate=1e-4))
+    budget: int = 2_000_000
+    directions: int = 192
+    step_size: float | None = 5e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        validation.choice("method", self.method, METHODS)
+        validation.positive("sigma", self.sigma, hint="0.25")
+        validation.choice("autoencoder", self.autoencoder, AUTOENCODERS)
+        validation.count("budget", self.budget)
+        validation.count("directions", self.directions)
+        validation.count("seed", self.seed, minimum=0)
+        if self.step_size is not None:
+            validation.positive("step_size", self.step_size, hint="5e-3")
+        for name in ("classifier", "pretraining"):
+            if getattr(self, name).steps is None:
+                raise InvalidInputError(f"{name} asks nothing that could end it: give it steps, for example steps=1000")
+
+
+def from_record(record: Mapping[str, Any]) -> DefenseConfig:
+    """The configuration that a run folder keeps as JSON.
+
+    Example:
+        >>> config = DefenseConfig(data=DataConfig(name="digits"), sigma=0.5)
+        >>> from_record(asdict(config)) == config
+        True
+    """
+    kinds = {"data": DataConfig, "denoiser": DenoiserConfig}
+    kinds |= dict.fromkeys(("classifier", "pretraining", "finetuning"), StageConfig)
+    return DefenseConfig(**{key: kinds[key](**value) if key in kinds else value for key, value in record.items()})

@@ -1,0 +1,187 @@
+"""How the denoiser is trained by a classifier that can only be asked: one gradient source a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deepzero.errors import InvalidInputError
+from deepzero.estimator import CGE
+from deepzero.models import Autoencoder, DnCNN
+from deepzero.opaque import Learned, Opaque
+from deepzero.sparsity import DynamicRatios
+from deepzero.tasks.defense import config as names
+from deepzero.tasks.defense.config import DefenseConfig
+from deepzero.tasks.defense.parts import Scores
+from deepzero.training.sources import Autograd, GradientSource
+
+
+@dataclass
+class Finetuning:
+    """A network with a classifier at its end, and what fills the gradients of its trainable part.
+
+    Attributes:
+        model: noisy images to the classifier's scores.
+        denoiser: the part that is kept: noisy images to what the classifier is given.
+        source: of gradients.
+        queries_per_step: of the classifier, for a batch of one image.
+    """
+
+    model: nn.Module
+    denoiser: nn.Module
+    source: GradientSource
+    queries_per_step: int
+
+    @property
+    def box(self) -> Opaque | None:
+        """The classifier, where it is asked."""
+        return next((module for module in self.model.modules() if isinstance(module, Opaque)), None)
+
+
+class Asking:
+    """A gradient source whose queries are those that the black box counts.
+
+    Args:
+        source: fills ``p.grad``.
+        box: is asked.
+    """
+
+    def __init__(self, source: GradientSource, box: Opaque) -> None:
+        self._source, self._box = source, box
+
+    @property
+    def queries(self) -> int:
+        """Answers of the black box so far."""
+        return self._box.queries
+
+    def backward(self, *batch: Any) -> Tensor:
+        """As the source does it."""
+        return self._source.backward(*batch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """As the source does it."""
+        self._source.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The source's; the black box's counters are in the model's."""
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self._source.load_state_dict(state)
+
+
+def finetuning(
+    config: DefenseConfig,
+    denoiser: DnCNN,
+    scores: Scores,
+    *,
+    white_box: nn.Module | None = None,
+    autoencoder: Autoencoder | None = None,
+    student: nn.Module | None = None,
+) -> Finetuning:
+    """The network and the gradient source of a method.
+
+    Args:
+        config: says which.
+        denoiser: pretrained.
+        scores: the classifier as it can be asked, on images in [0, 1].
+        white_box: the classifier itself, for ``fo-ds``.
+        autoencoder: pretrained, for the methods that have one.
+        student: a differentiable guess of the classifier: trained already for ``distilled``, as it learns for
+            ``opaque``.
+
+    Raises:
+        InvalidInputError: the method needs a part that is not there.
+    """
+    make = {
+        names.FO_DS: _white,
+        names.DISTILLED: _white,
+        names.ZO_DS: _random,
+        names.ZO_AE_DS: _coded,
+        "zo-ae-ds-cge": _coded,
+        names.DEEPZERO: _last_layer,
+        names.OPAQUE: _guided,
+    }
+    if config.method not in make:
+        raise InvalidInputError(f"{config.method} trains nothing by the classifier")
+    given = {names.FO_DS: white_box, names.DISTILLED: student, names.OPAQUE: student}
+    given |= dict.fromkeys(names.AUTOENCODED, autoencoder)
+    extra = given.get(config.method)
+    if config.method in given and extra is None:
+        raise InvalidInputError(f"{config.method} needs {_NEEDS[config.method]}, and there is none")
+    return make[config.method](config, denoiser, scores, extra)
+
+
+_NEEDS = {
+    names.FO_DS: "a classifier that can be differentiated (a white box)",
+    names.DISTILLED: "a student",
+    names.OPAQUE: "a student",
+    **dict.fromkeys(names.AUTOENCODED, "an autoencoder"),
+}
+
+
+def _around(config: DefenseConfig, model: nn.Module, denoiser: nn.Module, box: Opaque, directions: int) -> Finetuning:
+    """Autograd around a black box."""
+    source = Asking(Autograd(model, loss=F.cross_entropy, seed=config.seed), box)
+    return Finetuning(model, denoiser, source, 1 + directions * len(box.stencil.nodes))
+
+
+def _white(config: DefenseConfig, denoiser: DnCNN, _: Scores, classifier: Any) -> Finetuning:
+    classifier.eval().requires_grad_(False)
+    model = nn.Sequential(denoiser, classifier)
+    return Finetuning(model, denoiser, Autograd(model, loss=F.cross_entropy, seed=config.seed), 0)
+
+
+def _random(config: DefenseConfig, denoiser: DnCNN, scores: Scores, _: Any) -> Finetuning:
+    box = Opaque(
+        scores,
+        directions="sphere",
+        queries=config.directions,
+        stencil="forward",
+        step_size=config.step_size,
+        seed=config.seed,
+    )
+    return _around(config, nn.Sequential(denoiser, box), denoiser, box, config.directions)
+
+
+def _coded(config: DefenseConfig, denoiser: DnCNN, scores: Scores, autoencoder: Any) -> Finetuning:
+    """The decoder belongs to the black box, as in the authors' code; the encoder is trained with the denoiser."""
+    decoder = autoencoder.decoder.eval().requires_grad_(False)
+    coordinates = config.method == "zo-ae-ds-cge"
+    box = Opaque(
+        lambda z: scores(decoder(z)),
+        directions="coordinates" if coordinates else "sphere",
+        queries=None if coordinates else config.directions,
+        stencil="central" if coordinates else "forward",
+        step_size=config.step_size,
+        seed=config.seed,
+    )
+    front = nn.Sequential(denoiser, autoencoder.encoder)
+    size = int(config.autoencoder.split("-")[-1])
+    directions = size if coordinates else config.directions
+    return _around(config, nn.Sequential(front, box), nn.Sequential(front, decoder), box, directions)
+
+
+def _last_layer(config: DefenseConfig, denoiser: DnCNN, scores: Scores, _: Any) -> Finetuning:
+    """CGE over the last convolution; the features in front of it are computed once a step."""
+    denoiser.eval()  # as it will be used: statistics of the pretraining
+    denoiser.requires_grad_(False)
+    denoiser.last.requires_grad_(True)
+    box = Opaque(scores, seed=config.seed)
+    model = nn.Sequential(denoiser, box)
+    weights = denoiser.last.weight.numel()
+    count = min(config.directions, weights)
+    chosen: Any = None if count == weights else DynamicRatios({"0.last.weight": count / weights}, seed=config.seed)
+    zo = CGE(model, loss=F.cross_entropy, step_size=config.step_size, sparsity=chosen, seed=config.seed)
+    return Finetuning(model, denoiser, Asking(zo, box), 1 + count)
+
+
+def _guided(config: DefenseConfig, denoiser: DnCNN, scores: Scores, student: Any) -> Finetuning:
+    guess = Learned(student, lr=1e-3, steps=2, seed=config.seed)
+    box = Opaque(scores, queries=config.directions, stencil="forward", surrogate=guess, seed=config.seed)
+    return _around(config, nn.Sequential(denoiser, box), denoiser, box, config.directions)

@@ -1,0 +1,353 @@
+"""A defense from its data to a certified pair: classifier, denoiser, finetuning by queries, certification."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+
+from deepzero import data
+from deepzero.errors import RunFolderError
+from deepzero.models import Autoencoder, DnCNN, SimpleCNN
+from deepzero.opaque import HttpModel, OnnxModel
+from deepzero.randomness import derive_seed, seeded_scope
+from deepzero.tasks.defense import config as names
+from deepzero.tasks.defense.config import DefenseConfig, StageConfig, from_record
+from deepzero.tasks.defense.export import export_onnx
+from deepzero.tasks.defense.methods import Finetuning, finetuning
+from deepzero.tasks.defense.parts import Normalized, Scores, answers, batches
+from deepzero.tasks.defense.stages import trained
+from deepzero.training import Autograd, RunFolder, StopRequest, hardware, read_record, versions
+from deepzero.training.files import finite
+from deepzero.training.state import snapshot
+
+log = logging.getLogger("deepzero")
+
+CLASSIFIER = "classifier.onnx"
+"""The model file of a classifier of our own, in the folder of its stage."""
+OWN = "our own"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The classifier that is defended.
+
+    Attributes:
+        ask: images in [0, 1] to scores, as anybody may ask.
+        white_box: the network behind it, where there is one.
+        name: in words.
+    """
+
+    ask: Scores
+    white_box: nn.Module | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Defended:
+    """What a run left behind.
+
+    Attributes:
+        folder: of the run.
+        summary: as in ``summary.json``; None if it was stopped before its end.
+        stopped: why it was stopped.
+    """
+
+    folder: Path
+    summary: dict[str, Any] | None
+    stopped: str | None = None
+
+
+def defend(
+    config: DefenseConfig,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    classifier: str | Path | None = None,
+    stages: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    max_seconds: float | None = None,
+    console: Console | None = None,
+) -> Defended:
+    """Train a denoiser in front of a classifier, by one of :data:`~deepzero.tasks.defense.config.METHODS`.
+
+    Args:
+        config: all that the result depends on, beside the classifier.
+        out: a folder that is empty or not there; with ``resume``, that of a run with the same ``config``.
+        resume: go on with an interrupted run.
+        classifier: an ``.onnx`` file or the address of a service that takes images in [0, 1]; by default one of our own
+            is trained and exported.
+        stages: where stages that methods share (classifier, denoiser, autoencoder) are kept; by default in ``out``.
+        data_dir: where the data set lies.
+        max_seconds: stop after about so long, with everything saved.
+        console: where to show progress.
+
+    Raises:
+        InvalidInputError: the method needs a white box, and there is none.
+        RunFolderError: the folder holds another run.
+    """
+    path = Path(out)
+    if resume:
+        run = RunFolder.reopen(path, config=_record(config, classifier))
+    else:
+        RunFolder.require_free(path)
+        kept = Path(stages) if stages is not None else path / "stages"
+        run = RunFolder.create(
+            path,
+            config=_record(config, classifier),
+            notes={"versions": versions(), "stages": str(kept)},
+        )
+    if run.summary is not None:
+        return Defended(path, run.summary)
+    splits = load_images(config, data_dir)
+    with StopRequest(max_seconds=max_seconds) as stop:
+        work = _Work(config, splits, path, Path(run.record["stages"]), stop, console)
+        return work.defended(run, classifier)
+
+
+def load_images(config: DefenseConfig, data_dir: str | Path | None = None) -> data.Splits:
+    """The images of a defense."""
+    images = config.data
+    return data.load(
+        images.name,
+        data_dir=data_dir,
+        validation=images.validation,
+        image_size=images.image_size,
+        limit=images.limit,
+    )
+
+
+def _record(config: DefenseConfig, classifier: str | Path | None) -> dict[str, Any]:
+    return {"defense": asdict(config), "target": OWN if classifier is None else str(classifier)}
+
+
+def given_target(classifier: str | Path) -> Target:
+    """A classifier in a file or behind an address."""
+    text = str(classifier)
+    model = HttpModel(text) if text.startswith(("http://", "https://")) else OnnxModel(text)
+
+    def ask(x: Tensor) -> Tensor:
+        return torch.as_tensor(model(x.detach().cpu().numpy())).to(x.device)
+
+    return Target(ask, None, text)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A run while it goes on."""
+
+    config: DefenseConfig
+    splits: data.Splits
+    folder: Path
+    stages: Path
+    stop: StopRequest
+    console: Console | None
+
+    def defended(self, run: RunFolder, classifier: str | Path | None) -> Defended:
+        """All stages, one after the other."""
+        started = time.perf_counter()
+        try:
+            target = self.target() if classifier is None else given_target(classifier)
+            denoiser, queries = self.denoiser(target)
+        except _StoppedError as stopped:
+            return Defended(self.folder, None, str(stopped))
+        run.write_weights(snapshot(denoiser))
+        summary = {
+            "method": self.config.method,
+            "classifier": target.name,
+            "queries": queries,
+            "seconds": round(time.perf_counter() - started, 3),
+            "seed": self.config.seed,
+            "versions": versions(),
+            "hardware": hardware(torch.device("cpu")),
+            "config": run.record["config"],
+        }
+        run.write("summary.json", finite(summary))
+        return Defended(self.folder, summary)
+
+    def target(self) -> Target:
+        """Our own classifier, trained on clean images, exported, and asked through its file."""
+        train = self.splits.train
+        channels = train.image_shape[0]
+        model = Normalized(
+            self.built(lambda: SimpleCNN(depth=2, width=32, in_channels=channels, num_classes=train.num_classes)), train
+        )
+        stage = self.config.classifier
+        self.stage("classifier", model, stage, loss=F.cross_entropy, clean=False, sigma=0.0)
+        path = self.stages / "classifier" / CLASSIFIER
+        if not path.exists():
+            example = torch.zeros(2, *train.image_shape)
+            export_onnx(model, example, path)
+        given = given_target(path)
+        return Target(given.ask, model, "our own, exported to ONNX")
+
+    def denoiser(self, target: Target) -> tuple[nn.Module, int]:
+        """The network in front of the classifier, and what it asked."""
+        config, train = self.config, self.splits.train
+        channels = train.image_shape[0]
+        if config.method == names.SMOOTHING:
+            return nn.Identity(), 0
+        denoiser = self.built(
+            lambda: DnCNN(channels=channels, depth=config.denoiser.depth, width=config.denoiser.width)
+        )
+        self.stage("denoiser", denoiser, config.pretraining, loss=F.mse_loss, clean=True)
+        if config.method == names.DENOISER:
+            return denoiser, 0
+        autoencoder = None
+        if config.method in names.AUTOENCODED:
+            autoencoder = self.built(lambda: Autoencoder(config.autoencoder))
+            self.stage("autoencoder", autoencoder, config.pretraining, loss=F.mse_loss, clean=True, sigma=0.0)
+        labels = answers(target.ask, train)
+        spent = len(labels)
+        student = None
+        if config.method in (names.DISTILLED, names.OPAQUE):
+            student = self.built(
+                lambda: Normalized(
+                    SimpleCNN(depth=2, width=32, in_channels=channels, num_classes=train.num_classes), train
+                )
+            )
+            if config.method == names.DISTILLED:
+                spent += self.distil(student, target)
+        fine = finetuning(
+            config, denoiser, target.ask, white_box=target.white_box, autoencoder=autoencoder, student=student
+        )
+        labelled = data.Dataset(
+            images=train.images,
+            labels=labels,
+            num_classes=train.num_classes,
+            mean=train.mean,
+            std=train.std,
+            name=train.name,
+            scale=train.scale,
+        )
+        self.finetune(fine, labelled)
+        return fine.denoiser, spent + (0 if fine.box is None else fine.box.queries)
+
+    def distil(self, student: nn.Module, target: Target) -> int:
+        """A student that fits the classifier's scores of noisy images, for as many queries as the others have."""
+        config = self.config
+        size = config.finetuning.batch_size
+        steps = max(1, config.budget // size)
+
+        def loss(output: Tensor, x: Tensor) -> Tensor:
+            return F.mse_loss(output, target.ask(x))
+
+        stage = StageConfig(learning_rate=1e-3, batch_size=size, steps=min(steps, 4 * len(self.splits.train)))
+        self.stage("student", student, stage, loss=loss, clean=False, itself=True)
+        return int(stage.steps or 0) * size
+
+    def finetune(self, fine: Finetuning, images: data.Dataset) -> None:
+        """By the classifier's answers."""
+        config = self.config
+        stage = config.finetuning
+        size = min(stage.batch_size, len(images))
+        per_step = max(1, fine.queries_per_step) * size
+        steps = stage.steps or max(1, config.budget // per_step)
+        made = batches(config, stage, images, name="finetuning", steps=steps, clean=False)
+        reason = trained(
+            self.folder / "finetuning",
+            {"config": asdict(config)},
+            model=fine.model,
+            kept=fine.denoiser,
+            source=fine.source,
+            batches=made,
+            stage=stage,
+            stop=self.stop,
+            console=self.console,
+        )
+        if reason is not None:
+            raise _StoppedError(reason)
+
+    def stage(
+        self,
+        name: str,
+        model: nn.Module,
+        stage: StageConfig,
+        *,
+        loss: Any,
+        clean: bool,
+        sigma: float | None = None,
+        itself: bool = False,
+    ) -> None:
+        """A stage that methods share, by autograd; its weights are left in ``model``."""
+        config = self.config
+        made = batches(
+            config, stage, self.splits.train, name=name, steps=int(stage.steps or 1), clean=clean, sigma=sigma
+        )
+        made = _Itself(made) if itself else made  # type: ignore[assignment]
+        shared = {"data": asdict(config.data), "seed": config.seed, "sigma": config.sigma, "name": name}
+        more = {
+            "denoiser": asdict(config.denoiser),
+            "autoencoder": config.autoencoder,
+        }
+        reason = trained(
+            self.stages / name,
+            {**shared, **({name: more[name]} if name in more else {})},
+            model=model,
+            kept=model,
+            source=Autograd(model, loss=loss, seed=config.seed),
+            batches=made,
+            stage=stage,
+            stop=self.stop,
+            console=self.console,
+        )
+        if reason is not None:
+            raise _StoppedError(reason)
+
+    def built(self, make: Any) -> Any:
+        """A network at initial weights that are a function of the seed."""
+        with seeded_scope(derive_seed(self.config.seed, "weights"), torch.device("cpu")):
+            return make()
+
+
+class _Itself:
+    """Batches whose target is the noisy image itself."""
+
+    def __init__(self, made: Any) -> None:
+        self._made = made
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """Noisy images, twice."""
+        x, _ = self._made.batch(epoch, index)
+        return x, x
+
+
+class _StoppedError(Exception):
+    """A stage was asked to stop."""
+
+
+def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[DefenseConfig, nn.Module, Target, data.Splits]:
+    """The denoiser and the classifier of a run that has finished, its configuration and its images.
+
+    Raises:
+        RunFolderError: the folder holds no defense that has finished.
+    """
+    record = read_record(folder)["config"]
+    run = RunFolder.reopen(folder, config=record)
+    if run.summary is None or "target" not in record:
+        raise RunFolderError(
+            f"{folder} holds no defense that has finished; make one with `deepzero defend`, or go on with "
+            f"`deepzero defend --resume --out {folder}`"
+        )
+    config, classifier = from_record(record["defense"]), record["target"]
+    splits = load_images(config, data_dir)
+    channels = splits.train.image_shape[0]
+    front: nn.Module = DnCNN(channels=channels, depth=config.denoiser.depth, width=config.denoiser.width)
+    if config.method == names.SMOOTHING:
+        front = nn.Identity()
+    if config.method in names.AUTOENCODED:
+        halves = Autoencoder(config.autoencoder)
+        front = nn.Sequential(nn.Sequential(front, halves.encoder), halves.decoder)
+    front.load_state_dict(run.read_weights())
+    own = Path(run.record["stages"]) / "classifier" / CLASSIFIER
+    return config, front.eval(), given_target(own if classifier == OWN else classifier), splits

@@ -1,0 +1,156 @@
+"""Every way to train a denoiser by a classifier that can only be asked, at a size of seconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepzero.errors import DataNotFoundError, InvalidInputError, RunFolderError
+from deepzero.tasks.config import DataConfig
+from deepzero.tasks.defense import (
+    METHODS,
+    CertifyConfig,
+    DefenseConfig,
+    DenoiserConfig,
+    StageConfig,
+    certify,
+    defend,
+)
+from deepzero.tasks.defense.config import QUERYING, from_record
+from deepzero.tasks.defense.run import CLASSIFIER, load_pair
+from deepzero.training import read_metrics
+
+pytest.importorskip("onnx", reason="needs the extra onnx")
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+pytest.importorskip("onnxscript", reason="needs the extra onnx")
+
+
+def tiny(method: str, **options: object) -> DefenseConfig:
+    config = DefenseConfig(
+        data=DataConfig(name="digits", batch_size=16, limit=200),
+        method=method,
+        denoiser=DenoiserConfig(depth=3, width=4),
+        classifier=StageConfig(steps=60, batch_size=32),
+        pretraining=StageConfig(steps=20, batch_size=16),
+        finetuning=StageConfig(learning_rate=1e-3, batch_size=16),
+        budget=16 * 3 * 5 * 3,
+        directions=4,
+    )
+    return replace(config, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classifier, denoiser and autoencoder, which the methods share."""
+    return tmp_path_factory.mktemp("stages")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_within_its_budget(method: str, stages: Path, tmp_path: Path) -> None:
+    config = tiny(method)
+    found = defend(config, out=tmp_path / "run", stages=stages)
+    assert found.summary is not None
+    labels = 180  # of the training images, which every querying method asks for
+    spent = found.summary["queries"]
+    if method in QUERYING:
+        assert labels < spent <= labels + config.budget + 64
+    else:
+        assert spent in (0, labels)
+    if (tmp_path / "run" / "finetuning").exists():
+        records = read_metrics(tmp_path / "run" / "finetuning" / "metrics.jsonl")
+        assert all(record["loss"] > 0 for record in records if record["kind"] == "step")
+    task, front, target, splits = load_pair(tmp_path / "run")
+    assert task == config
+    x = splits.test.images[:3].float() / splits.test.scale
+    assert target.ask(front(x)).shape == (3, 10)
+
+
+def test_a_finetuned_denoiser_is_another_one(stages: Path, tmp_path: Path) -> None:
+    weights = []
+    for method in ("denoiser", "deepzero", "opaque"):
+        defend(tiny(method), out=tmp_path / method, stages=stages)
+        weights.append(dict(load_pair(tmp_path / method)[1].state_dict()))
+    before, last_layer, all_of_it = weights
+    assert not torch.equal(before["last.weight"], last_layer["last.weight"])
+    assert torch.equal(before["features.0.weight"], last_layer["features.0.weight"])
+    assert not torch.equal(before["features.0.weight"], all_of_it["features.0.weight"])
+
+
+def test_the_file_of_our_own_classifier_is_the_network(stages: Path, tmp_path: Path) -> None:
+    defend(tiny("smoothing"), out=tmp_path / "run", stages=stages)
+    _, _, target, splits = load_pair(tmp_path / "run")
+    images = splits.test.images.float() / splits.test.scale
+    right = (target.ask(images).argmax(1) == splits.test.labels).float().mean()
+    assert float(right) > 0.5
+    assert (stages / "classifier" / CLASSIFIER).stat().st_size > 1000
+
+
+def test_a_run_that_was_stopped_goes_on(stages: Path, tmp_path: Path) -> None:
+    whole = defend(tiny("zo-ds"), out=tmp_path / "whole", stages=stages)
+    assert whole.summary is not None
+    first = defend(tiny("zo-ds"), out=tmp_path / "parts", stages=stages, max_seconds=1e-6)
+    assert first.summary is None
+    assert "time limit" in str(first.stopped)
+    second = defend(tiny("zo-ds"), out=tmp_path / "parts", stages=stages, resume=True)
+    assert second.summary is not None
+    assert second.summary["queries"] == whole.summary["queries"]
+    one, other = (load_pair(tmp_path / name)[1].state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_certification_from_run_to_table(stages: Path, tmp_path: Path) -> None:
+    defend(tiny("denoiser"), out=tmp_path / "run", stages=stages)
+    config = CertifyConfig(images=4, trials=200, first=20, radii=(0.0, 0.25))
+    with pytest.raises(InvalidInputError, match=r"a radius of 0\.75 cannot be certified"):
+        certify(tmp_path / "run", replace(config, radii=None))
+    stopped = certify(tmp_path / "run", config, max_seconds=1e-6)
+    assert stopped.result is None
+    said: list[tuple[int, int]] = []
+    found = certify(tmp_path / "run", config, progress=lambda done, total, _: said.append((done, total)))
+    assert found.result is not None
+    assert said[-1] == (4, 4)
+    accuracy = found.result["certified_accuracy"]
+    assert 1 >= accuracy[0] >= accuracy[1] >= 0
+    lines = (tmp_path / "run" / "certificates.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    again = certify(tmp_path / "run", config)
+    assert again.result == found.result
+    assert (tmp_path / "run" / "certificates.jsonl").read_text().splitlines() == lines
+    with pytest.raises(RunFolderError, match="certificates of other settings"):
+        certify(tmp_path / "run", replace(config, trials=300))
+    assert json.loads((tmp_path / "run" / "certified.json").read_bytes())["sigma"] == 0.25
+
+
+def test_what_cannot_be(stages: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="method must be one of"):
+        tiny("magic")
+    with pytest.raises(InvalidInputError, match="give it steps"):
+        tiny("opaque", pretraining=StageConfig())
+    with pytest.raises(DataNotFoundError, match="there is no model file"):
+        defend(tiny("opaque"), out=tmp_path / "a", classifier=tmp_path / "missing.onnx")
+    defend(tiny("smoothing"), out=tmp_path / "b", stages=stages)
+    given = stages / "classifier" / CLASSIFIER
+    with pytest.raises(InvalidInputError, match=r"fo-ds needs a classifier that can be differentiated"):
+        defend(tiny("fo-ds"), out=tmp_path / "c", classifier=given)
+    with pytest.raises(RunFolderError, match="holds another run"):
+        defend(tiny("denoiser"), out=tmp_path / "b", stages=stages)
+    with pytest.raises(RunFolderError, match="holds no run"):
+        certify(tmp_path / "nowhere")
+
+
+def test_a_classifier_that_was_given(stages: Path, tmp_path: Path) -> None:
+    defend(tiny("smoothing"), out=tmp_path / "first", stages=stages)
+    given = stages / "classifier" / CLASSIFIER
+    found = defend(tiny("deepzero"), out=tmp_path / "run", classifier=given)
+    assert found.summary is not None
+    assert found.summary["classifier"] == str(given)
+    assert not (tmp_path / "run" / "stages" / "classifier").exists()
+
+
+def test_a_configuration_survives_its_folder() -> None:
+    config = tiny("opaque", step_size=None)
+    assert from_record(json.loads(json.dumps(config, default=vars))) == config
