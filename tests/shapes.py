@@ -27,8 +27,10 @@ CHECKED_MODULES = (
     "deepzero.graph.verify",
     "deepzero.losses",
     "deepzero.models",
+    "deepzero.opaque",
     "deepzero.sparsity",
     "deepzero.stencils",
+    "deepzero.tasks.defense",
     "deepzero.tasks.selection",
 )
 

@@ -137,6 +137,6 @@ def test_a_folder_is_no_journal(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_only_finite_answers_are_kept(path: Path, loss: float) -> None:
     with dz.QueryJournal(path) as journal:
-        with pytest.raises(InvalidInputError, match="finite losses"):
+        with pytest.raises(InvalidInputError, match="finite answers"):
             journal.record({"a": 1.0, "b": loss})
         assert len(journal) == 0

@@ -239,6 +239,13 @@ def test_a_step_that_the_dtype_does_not_hold() -> None:
         product(box, Z.half())
 
 
+def test_a_surrogate_with_batch_statistics() -> None:
+    with pytest.raises(InvalidInputError, match=r"in place of batch norm use nn\.GroupNorm"):
+        dz.Learned(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    with pytest.raises(InvalidInputError, match="takes an nn"):
+        dz.Learned(torch.sin)  # type: ignore[arg-type]
+
+
 def test_a_surrogate_of_another_shape() -> None:
     box = dz.Opaque(lambda z: z * 2, surrogate=nn.Linear(3, 2).double())
     with pytest.raises(

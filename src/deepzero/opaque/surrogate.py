@@ -54,6 +54,11 @@ class Learned:
     ) -> None:
         if not isinstance(module, nn.Module):
             raise InvalidInputError(f"Learned takes an nn.Module to learn with, got {type(module).__name__}")
+        if any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in module.modules()):
+            raise InvalidInputError(
+                "Learned takes a module that treats each row by itself; in place of batch norm use nn.GroupNorm or "
+                "nn.LayerNorm"
+            )
         self.module = module
         self.steps, self.batch = validation.count("steps", steps), validation.count("batch", batch)
         self.capacity, self.seed = validation.count("capacity", capacity), validation.integer("seed", seed)

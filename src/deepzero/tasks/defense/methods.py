@@ -144,6 +144,7 @@ def _random(config: DefenseConfig, denoiser: DnCNN, scores: Scores, _: Any) -> F
         queries=config.directions,
         stencil="forward",
         step_size=config.step_size,
+        max_queries=config.budget,
         seed=config.seed,
     )
     return _around(config, nn.Sequential(denoiser, box), denoiser, box, config.directions)
@@ -159,6 +160,7 @@ def _coded(config: DefenseConfig, denoiser: DnCNN, scores: Scores, autoencoder: 
         queries=None if coordinates else config.directions,
         stencil="central" if coordinates else "forward",
         step_size=config.step_size,
+        max_queries=config.budget,
         seed=config.seed,
     )
     front = nn.Sequential(denoiser, autoencoder.encoder)
@@ -172,7 +174,7 @@ def _last_layer(config: DefenseConfig, denoiser: DnCNN, scores: Scores, _: Any) 
     denoiser.eval()  # as it will be used: statistics of the pretraining
     denoiser.requires_grad_(False)
     denoiser.last.requires_grad_(True)
-    box = Opaque(scores, seed=config.seed)
+    box = Opaque(scores, max_queries=config.budget, seed=config.seed)
     model = nn.Sequential(denoiser, box)
     weights = denoiser.last.weight.numel()
     count = min(config.directions, weights)
@@ -183,5 +185,12 @@ def _last_layer(config: DefenseConfig, denoiser: DnCNN, scores: Scores, _: Any) 
 
 def _guided(config: DefenseConfig, denoiser: DnCNN, scores: Scores, student: Any) -> Finetuning:
     guess = Learned(student, lr=1e-3, steps=2, seed=config.seed)
-    box = Opaque(scores, queries=config.directions, stencil="forward", surrogate=guess, seed=config.seed)
+    box = Opaque(
+        scores,
+        queries=config.directions,
+        stencil="forward",
+        surrogate=guess,
+        max_queries=config.budget,
+        seed=config.seed,
+    )
     return _around(config, nn.Sequential(denoiser, box), denoiser, box, config.directions)

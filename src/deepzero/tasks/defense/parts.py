@@ -40,6 +40,16 @@ class Normalized(nn.Module):
         return logits
 
 
+def student_network(dataset: data.Dataset, width: int = 32) -> nn.Module:
+    """A small convolutional classifier without batch statistics, for images in [0, 1]."""
+    channels = dataset.image_shape[0]
+    layers: list[nn.Module] = []
+    for inward, outward, stride in ((channels, width, 1), (width, width, 2), (width, 2 * width, 2)):
+        layers += [nn.Conv2d(inward, outward, 3, stride=stride, padding=1), nn.GroupNorm(4, outward), nn.GELU()]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, dataset.num_classes)]
+    return Normalized(nn.Sequential(*layers), dataset)
+
+
 @dataclass(frozen=True)
 class NoisyBatches:
     """Batches of a stage, each with fresh noise; a pure function of the stage's seed and the step.

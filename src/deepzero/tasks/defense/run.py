@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from deepzero import data
-from deepzero.errors import RunFolderError
+from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.models import Autoencoder, DnCNN, SimpleCNN
 from deepzero.opaque import HttpModel, OnnxModel
 from deepzero.randomness import derive_seed, seeded_scope
@@ -22,7 +22,7 @@ from deepzero.tasks.defense import config as names
 from deepzero.tasks.defense.config import DefenseConfig, StageConfig, from_record
 from deepzero.tasks.defense.export import export_onnx
 from deepzero.tasks.defense.methods import Finetuning, finetuning
-from deepzero.tasks.defense.parts import Normalized, Scores, answers, batches
+from deepzero.tasks.defense.parts import Normalized, Scores, answers, batches, student_network
 from deepzero.tasks.defense.stages import trained
 from deepzero.training import Autograd, RunFolder, StopRequest, hardware, read_record, versions
 from deepzero.training.files import finite
@@ -208,11 +208,7 @@ class _Work:
         spent = len(labels)
         student = None
         if config.method in (names.DISTILLED, names.OPAQUE):
-            student = self.built(
-                lambda: Normalized(
-                    SimpleCNN(depth=2, width=32, in_channels=channels, num_classes=train.num_classes), train
-                )
-            )
+            student = self.built(lambda: student_network(train))
             if config.method == names.DISTILLED:
                 spent += self.distil(student, target)
         fine = finetuning(
@@ -249,6 +245,11 @@ class _Work:
         stage = config.finetuning
         size = min(stage.batch_size, len(images))
         per_step = max(1, fine.queries_per_step) * size
+        if config.method in names.QUERYING and config.method != names.DISTILLED and per_step > config.budget:
+            raise InvalidInputError(
+                f"a step of {config.method} asks {per_step:,} times ({size} images), more than the budget of "
+                f"{config.budget:,}; give a larger budget, smaller batches, or fewer directions"
+            )
         steps = stage.steps or max(1, config.budget // per_step)
         made = batches(config, stage, images, name="finetuning", steps=steps, clean=False)
         reason = trained(

@@ -1,0 +1,67 @@
+"""``deepzero defend`` and ``deepzero certify``, from words to a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deepzero.cli import main
+from deepzero.recipes import defenses
+from deepzero.recipes.defenses import DEFENSES, DefenseRecipe, digits
+from deepzero.tasks.config import DataConfig
+from deepzero.tasks.defense import DefenseConfig, DenoiserConfig, StageConfig
+
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+pytest.importorskip("onnxscript", reason="needs the extra onnx")
+
+
+def small() -> DefenseConfig:
+    return replace(
+        digits(),
+        data=DataConfig(name="digits", batch_size=16, limit=100),
+        denoiser=DenoiserConfig(depth=2, width=2),
+        classifier=StageConfig(steps=20, batch_size=16),
+        pretraining=StageConfig(steps=5, batch_size=16),
+        finetuning=StageConfig(batch_size=16),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _small_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(DEFENSES, "digits", DefenseRecipe("digits", small, "seconds"))
+
+
+def test_from_a_recipe_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["defend", "digits", "--method", "opaque", "--budget", "600", "--directions", "3", "--seed", "1"]
+    assert main([*words, "--max-minutes", "1e-9"]) == 75
+    assert "deepzero defend digits --resume --out" in capsys.readouterr().out
+    assert main([*words, "--resume", "--out", "runs/defend-digits-opaque-seed1"]) == 0
+    assert "now `deepzero certify runs/defend-digits-opaque-seed1`" in capsys.readouterr().out
+    command = ["certify", "runs/defend-digits-opaque-seed1", "--images", "2", "--trials", "50", "--radii", "0", "0.1"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "2 of 2 images" in out
+    assert "r = 0.1" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["defend", "digit"], "unknown defense 'digit' (did you mean digits?)"),
+        (["defend", "--method", "magic"], "method must be one of"),
+        (["defend", "--sigma", "0"], "sigma must be a finite number above 0"),
+        (["certify", "nowhere"], "nowhere holds no run to resume"),
+    ],
+)
+def test_bad_input_is_exit_code_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_recipe_can_be_made() -> None:
+    for name in ("digits", "cifar10"):
+        config = defenses.find_defense(name).config()
+        assert config.sigma == 0.25
