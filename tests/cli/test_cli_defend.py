@@ -37,14 +37,25 @@ def _small_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_a_recipe_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["defend", "digits", "--method", "opaque", "--budget", "600", "--directions", "3", "--seed", "1"]
     assert main([*words, "--max-minutes", "1e-9"]) == 75
-    assert "deepzero defend digits --resume --out" in capsys.readouterr().out
-    assert main([*words, "--resume", "--out", "runs/defend-digits-opaque-seed1"]) == 0
+    assert "deepzero defend --resume --out runs/defend-digits-opaque-seed1" in capsys.readouterr().out
+    assert main(["defend", "--resume", "--out", "runs/defend-digits-opaque-seed1"]) == 0
     assert "now `deepzero certify runs/defend-digits-opaque-seed1`" in capsys.readouterr().out
     command = ["certify", "runs/defend-digits-opaque-seed1", "--images", "2", "--trials", "50", "--radii", "0", "0.1"]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "2 of 2 images" in out
     assert "r = 0.1" in out
+    assert main(["report", "runs/defend-digits-opaque-seed1", "--out", "page.html"]) == 0
+    page = Path("page.html").read_text()
+    assert "Certified accuracy" in page
+    assert "Loss against queries" in page
+
+
+def test_a_page_of_what_is_not_certified_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["defend", "digits", "--method", "smoothing", "--out", "plain"]) == 0
+    assert main(["report", "plain", "--out", "page.html"]) == 0
+    assert "deepzero certify plain" in Path("page.html").read_text()
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
@@ -53,6 +64,7 @@ def test_from_a_recipe_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["defend", "digit"], "unknown defense 'digit' (did you mean digits?)"),
         (["defend", "--method", "magic"], "method must be one of"),
         (["defend", "--sigma", "0"], "sigma must be a finite number above 0"),
+        (["defend", "--resume"], "name the folder of the run to resume"),
         (["certify", "nowhere"], "nowhere holds no run to resume"),
     ],
 )

@@ -13,8 +13,9 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from deepzero.cli.train import DONE, RECIPES_OWN, STOPPED, Flag, Folder, Real, Whole
+from deepzero.errors import InvalidInputError
 from deepzero.recipes.defenses import DEFAULT, DEFENSES, find_defense
-from deepzero.tasks.defense import METHODS, Certified, CertifyConfig, certify, defend
+from deepzero.tasks.defense import METHODS, Certified, CertifyConfig, certify, defend, settings_of
 
 ROOT = Path("runs")
 
@@ -52,13 +53,17 @@ class Defend:
     stages: Folder = None
     """Where classifier and pretrained denoiser are kept, for several runs to share (default: in the run)."""
     resume: Flag = False
-    """Continue the run in --out."""
+    """Continue the run in --out; settings need not be repeated."""
     max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
     """Save and exit with code 75 after so many minutes."""
 
     def run(self, console: Console) -> int:
         """Train, and say how it went."""
-        config = find_defense(self.recipe).config()
+        if self.resume and self.out is None:
+            raise InvalidInputError("name the folder of the run to resume, for example --resume --out runs/...")
+        config, classifier = find_defense(self.recipe).config(), self.classifier
+        if self.resume and self.out is not None:
+            config, classifier = settings_of(self.out)
         given: dict[str, Any] = {
             name: value
             for name in ("method", "sigma", "budget", "directions", "seed")
@@ -72,7 +77,7 @@ class Defend:
             config,
             out=out,
             resume=self.resume,
-            classifier=self.classifier,
+            classifier=classifier,
             stages=self.stages,
             data_dir=self.data_dir,
             max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
@@ -80,7 +85,7 @@ class Defend:
         )
         if found.summary is None:
             console.print(f"stopped by {found.stopped}; everything is saved in {found.folder}. To continue:")
-            console.print(f"  deepzero defend {self.recipe} --resume --out {shlex.quote(str(found.folder))} ...")
+            console.print(f"  deepzero defend --resume --out {shlex.quote(str(found.folder))}", soft_wrap=True)
             return STOPPED
         console.print(
             f"{config.method} ({METHODS[config.method]}): {found.summary['queries']:,} queries in "

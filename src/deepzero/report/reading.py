@@ -106,10 +106,10 @@ def _run(path: Path) -> Run:
     summary, ratios = (
         json_object(path / name) if (path / name).exists() else None for name in ("summary.json", "ratios.json")
     )
-    return Run(path, record, _metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path))
+    return Run(path, record, metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path))
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a run; a last line that was cut off in the middle is left out."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     records: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzero.report.comparison import compare
+from deepzero.report.defenses import defense, is_defense
 from deepzero.report.layers import layer_table, parameters
 from deepzero.report.reading import Run, read
 from deepzero.report.records import Document, Figure, Series
@@ -29,9 +30,15 @@ def documents(paths: Sequence[Path]) -> list[Document]:
         RunFolderError: a folder holds neither.
     """
     found = [read(path) for path in dict.fromkeys(paths)]
-    runs = [item for item in found if isinstance(item, Run)]
+    runs = [item for item in found if isinstance(item, Run) and not is_defense(item)]
     comparison = [compare(runs)] if len(runs) > 1 else []
-    return comparison + [document(item) if isinstance(item, Run) else item for item in found]
+    return comparison + [_shown(item) for item in found]
+
+
+def _shown(item: Run | Document) -> Document:
+    if isinstance(item, Document):
+        return item
+    return defense(item) if is_defense(item) else document(item)
 
 
 def document(run: Run) -> Document:

@@ -2,7 +2,7 @@
 
 from deepzero.tasks.defense.certification import Certified, CertifyConfig, certify
 from deepzero.tasks.defense.config import METHODS, DefenseConfig, DenoiserConfig, StageConfig
-from deepzero.tasks.defense.run import Defended, defend
+from deepzero.tasks.defense.run import Defended, defend, settings_of
 from deepzero.tasks.defense.smoothing import (
     ABSTAIN,
     Certificate,
@@ -30,4 +30,5 @@ __all__ = [
     "largest_radius",
     "lower_bound",
     "require_reachable",
+    "settings_of",
 ]

@@ -112,6 +112,18 @@ def defend(
         return work.defended(run, classifier)
 
 
+def settings_of(folder: Path) -> tuple[DefenseConfig, str | None]:
+    """The configuration of a run, and the classifier that it was given.
+
+    Raises:
+        RunFolderError: the folder holds no defense.
+    """
+    record = read_record(folder)["config"]
+    if "defense" not in record:
+        raise RunFolderError(f"{folder} holds a run of another kind; continue that with `deepzero train --resume`")
+    return from_record(record["defense"]), None if record["target"] == OWN else record["target"]
+
+
 def load_images(config: DefenseConfig, data_dir: str | Path | None = None) -> data.Splits:
     """The images of a defense."""
     images = config.data
@@ -333,14 +345,13 @@ def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[Defense
     Raises:
         RunFolderError: the folder holds no defense that has finished.
     """
-    record = read_record(folder)["config"]
-    run = RunFolder.reopen(folder, config=record)
-    if run.summary is None or "target" not in record:
+    config, classifier = settings_of(folder)
+    run = RunFolder.reopen(folder, config=_record(config, classifier))
+    if run.summary is None:
         raise RunFolderError(
             f"{folder} holds no defense that has finished; make one with `deepzero defend`, or go on with "
             f"`deepzero defend --resume --out {folder}`"
         )
-    config, classifier = from_record(record["defense"]), record["target"]
     splits = load_images(config, data_dir)
     channels = splits.train.image_shape[0]
     front: nn.Module = DnCNN(channels=channels, depth=config.denoiser.depth, width=config.denoiser.width)
@@ -351,4 +362,4 @@ def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[Defense
         front = nn.Sequential(nn.Sequential(front, halves.encoder), halves.decoder)
     front.load_state_dict(run.read_weights())
     own = Path(run.record["stages"]) / "classifier" / CLASSIFIER
-    return config, front.eval(), given_target(own if classifier == OWN else classifier), splits
+    return config, front.eval(), given_target(own if classifier is None else classifier), splits

@@ -1,0 +1,85 @@
+"""Defended classifiers as documents: certified accuracy by radius, and the loss against queries."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from deepzero.report.reading import Run, metrics
+from deepzero.report.records import Document, Figure, Series, Table
+from deepzero.report.values import duration, shown
+from deepzero.training.files import json_object
+
+CERTIFIED = "certified.json"
+
+
+def is_defense(run: Run) -> bool:
+    """Whether a folder is that of a defense."""
+    return "defense" in run.config
+
+
+def defense(run: Run) -> Document:
+    """A defense as far as it went."""
+    config = run.config["defense"]
+    found = json_object(run.path / CERTIFIED) if (run.path / CERTIFIED).exists() else None
+    summary = run.summary or {}
+    return Document(
+        title=f"{run.path.resolve().name}: {config['method']} in front of {run.config['target']}",
+        caption=_caption(run, found),
+        headline={
+            "queries": shown(summary.get("queries")),
+            "time": duration(summary["seconds"]) if "seconds" in summary else "unfinished",
+            "sigma": f"{config['sigma']:g}",
+            **({} if found is None else {"average certified radius": f"{found['average_certified_radius']:.3f}"}),
+        },
+        tables=[] if found is None else [_table(found)],
+        figures=[*([] if found is None else [_curve(found)]), *_loss(run.path)],
+        facts={
+            "folder": str(run.path),
+            "configuration": run.config,
+            "certification": {} if found is None else found["settings"],
+            "hardware": summary.get("hardware", {}),
+            "versions": summary.get("versions", run.record.get("versions", {})),
+        },
+    )
+
+
+def _caption(run: Run, found: dict[str, Any] | None) -> str:
+    folder = shlex.quote(str(run.path))
+    if run.summary is None:
+        command = f"deepzero defend --resume --out {folder}"
+        return f"This run has not finished. Unless it is still running, continue it with\n\n    {command}"
+    if found is None:
+        return f"The pair of denoiser and classifier is not certified yet:\n\n    deepzero certify {folder}"
+    settings = found["settings"]
+    return (
+        f"Certified on {settings['images']} test images with {settings['trials']:,} noisy samples each, each "
+        f"certificate with confidence {1 - settings['alpha']:.1%}."
+    )
+
+
+def _table(found: dict[str, Any]) -> Table:
+    columns = [f"r = {radius:g}" for radius in found["radii"]]
+    return Table(
+        title="Certified accuracy",
+        columns=[*columns, "abstained"],
+        rows=[[f"{100 * a:.1f} %" for a in (*found["certified_accuracy"], found["abstained"])]],
+        note="the share of images that are answered rightly on the whole ball of radius r",
+    )
+
+
+def _curve(found: dict[str, Any]) -> Figure:
+    points = [(0.0, found["certified_accuracy"][0]), *((r, a) for r, a in found["curve"])]
+    curve = Series(name="certified accuracy", x=[r for r, _ in points], y=[100 * a for _, a in points])
+    return Figure(
+        title="Certified accuracy against radius", x_label="radius", y_label="certified accuracy (%)", series=[curve]
+    )
+
+
+def _loss(path: Path) -> list[Figure]:
+    steps = [record for record in metrics(path / "finetuning" / "metrics.jsonl") if record.get("kind") == "step"]
+    if not steps:
+        return []
+    curve = Series(name="finetuning", x=[s["queries"] for s in steps], y=[s["loss"] for s in steps])
+    return [Figure(title="Loss against queries", x_label="queries", y_label="stability loss", series=[curve])]
