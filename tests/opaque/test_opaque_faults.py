@@ -94,6 +94,27 @@ def test_a_budget_stops_before_the_call() -> None:
     assert box.queries == 30
 
 
+def test_repeated_queries_and_their_standard_error(tmp_path: Path) -> None:
+    """The mean of r answers, with the noise over the square root of r, which is told; a journal keeps each of them."""
+    noise = np.random.default_rng(0)
+
+    def noisy(z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return z + 0.1 * noise.normal(size=z.shape)
+
+    z = torch.zeros(200, 3, dtype=torch.float64)
+    with dz.QueryJournal(tmp_path / "rows.sqlite", problem="noisy") as journal, torch.no_grad():
+        box = dz.Opaque(noisy, numpy=True, repeats=16, journal=journal, max_queries=16 * 200)
+        found = box(z)
+        assert box.queries == 16 * 200
+        assert box.ledger.standard_error == pytest.approx(0.025, rel=0.1)
+        assert float(found.std()) == pytest.approx(0.025, rel=0.2)
+        assert torch.equal(box(z), found)  # from the journal
+        with pytest.raises(QueryBudgetError, match="asked 3200 times and the next call would ask 32 more"):
+            box(z[:2] + 1)
+    with pytest.raises(InvalidInputError, match="repeats must be an integer"):
+        dz.Opaque(noisy, repeats=0)
+
+
 def test_a_price_that_was_not_given() -> None:
     with pytest.raises(InvalidInputError, match=r"give dz\.Opaque"):
         _ = dz.Opaque(cube, numpy=True).spent

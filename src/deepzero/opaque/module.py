@@ -72,6 +72,8 @@ class Opaque(nn.Module):
         executor: sends calls to threads, processes or machines.
         policy: timeout, retries, limits of these calls.
         journal: keeps every answer on disk before it is used.
+        repeats: how often each row is asked, for answers with noise; they are averaged, and :attr:`ledger` keeps the
+            standard error.
         price: of a query, in units of your own; see :attr:`spent`.
         max_queries: an upper bound; the call that would exceed it raises, before it is made.
         seed: of the directions.
@@ -118,6 +120,7 @@ class Opaque(nn.Module):
         executor: ExecutorSource | None = None,
         policy: QueryPolicy | None = None,
         journal: QueryJournal | None = None,
+        repeats: int = 1,
         price: float | None = None,
         max_queries: int | None = None,
         seed: int = 0,
@@ -173,6 +176,7 @@ class Opaque(nn.Module):
             journal=journal,
             price=None if price is None else validation.positive("price", price, hint="0.001"),
             max_queries=budget,
+            repeats=validation.count("repeats", repeats),
             problem="" if journal is None else problem_of_function(fn),
         )
         _states[self] = _State(asked, surrogate, None if output is None else torch.Size(output))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,6 +119,7 @@ class Ledger:
         replayed: rows that a journal answered, at no cost.
         skipped: rows that stayed without an answer, by the policy.
         drawn: estimates so far: each draws directions of its own.
+        standard_error: of an entry of the last answers, root mean square, where rows are asked repeatedly; else NaN.
     """
 
     queries: int = 0
@@ -125,6 +127,7 @@ class Ledger:
     replayed: int = 0
     skipped: int = 0
     drawn: int = 0
+    standard_error: float = math.nan
 
 
 @dataclass
@@ -139,6 +142,7 @@ class Rows:
         journal: answers are recorded here before they are used, row by row, and known ones are not asked for again.
         price: of a row.
         max_queries: rows that may be asked for.
+        repeats: how often each row is asked; the answers are averaged.
         problem: what the journal answers.
     """
 
@@ -149,6 +153,7 @@ class Rows:
     journal: QueryJournal | None = None
     price: float | None = None
     max_queries: int | None = None
+    repeats: int = 1
     problem: str = ""
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -169,10 +174,22 @@ class Rows:
             NonFiniteLossError: the function returned NaN or infinity.
             QueryError: a call failed for good.
         """
+        if self.repeats == 1:
+            return self._once(inputs, parameters, required, 0, 1)
+        left = range(self.repeats, 0, -1)
+        answers = torch.stack([self._once(inputs, parameters, required, k, left[k]) for k in range(self.repeats)])
+        deviation = answers.double().std(0) / math.sqrt(self.repeats)
+        self.ledger.standard_error = float(deviation.square().mean().sqrt())
+        return answers.mean(0)
+
+    def _once(
+        self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], required: bool, turn: int, turns: int
+    ) -> Tensor:
+        """The output for all rows, asked once; ``turns`` of them are to come, this one included."""
         count = len(inputs[0])
-        keys = self._keys(inputs, parameters)
+        keys = self._keys(inputs, parameters, turn)
         known = self._known(keys)
-        self._require_budget(count - len(known))
+        self._require_budget((count - len(known)) * turns)
         if self._pool is None and self.journal is None:
             return self._here(inputs, parameters, range(count))
         missing = [k for k in range(count) if k not in known]
@@ -244,7 +261,7 @@ class Rows:
             required=lambda _: required,
         ).run(stacks)
 
-    def _keys(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[str | None]:
+    def _keys(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], turn: int) -> list[str | None]:
         """Content keys of the rows, where a journal or an executor wants them."""
         count = len(inputs[0])
         if self.journal is None and self._pool is None:
@@ -253,6 +270,7 @@ class Rows:
         for value in parameters:
             shared.update(f"{value.dtype} {tuple(value.shape)};".encode() + tensor_bytes(value))
         shared.update(";".join(f"{value.dtype} {tuple(value.shape[1:])}" for value in inputs).encode())
+        shared.update(f" asked {turn}".encode() if turn else b"")
         identity = shared.digest()
         return [
             hashlib.blake2b(
