@@ -123,6 +123,7 @@ def from_record(record: Mapping[str, Any]) -> DefenseConfig:
     """The configuration that a run folder keeps as JSON.
 
     Example:
+        >>> from dataclasses import asdict
         >>> config = DefenseConfig(data=DataConfig(name="digits"), sigma=0.5)
         >>> from_record(asdict(config)) == config
         True
