@@ -79,10 +79,11 @@ class RowDirections:
         chosen = torch.rand(self.rows, self.dimension, generator=generator).argsort(1)[:, : self.count]
         signs = torch.randint(0, 2, (self.rows, 1, self.dimension), generator=generator, dtype=torch.int8) * 2 - 1
         for start in range(0, self.count, most):
-            yield (cosines(chosen[:, start : start + most], self.dimension) * signs).to(self.like)
+            rows = cosines(chosen[:, start : start + most], self.dimension, self.like.dtype)
+            yield rows.mul_(signs).to(self.like)
 
 
-def cosines(rows: Tensor, dimension: int) -> Float[Tensor, "*b d"]:
+def cosines(rows: Tensor, dimension: int, dtype: torch.dtype = torch.float64) -> Float[Tensor, "*b d"]:
     """Rows of the orthonormal cosine transform (DCT-II) of size ``dimension``.
 
     .. math:: C_{kn} = \\sqrt{\\frac{2 - \\delta_{k0}}{d}} \\cos\\left(\\frac{\\pi}{d} (n + \\tfrac12) k\\right)
@@ -92,7 +93,7 @@ def cosines(rows: Tensor, dimension: int) -> Float[Tensor, "*b d"]:
         >>> bool(torch.allclose(matrix @ matrix.T, torch.eye(5, dtype=matrix.dtype)))
         True
     """
-    quarter = torch.cos(torch.arange(4 * dimension, dtype=torch.float64) * (math.pi / (2 * dimension)))
-    phase = (rows.unsqueeze(-1) * (2 * torch.arange(dimension) + 1)) % (4 * dimension)
-    size = torch.where(rows == 0, 1.0, math.sqrt(2.0)).double() / math.sqrt(dimension)
-    return quarter[phase] * size.unsqueeze(-1)
+    working = torch.promote_types(dtype, torch.float32)
+    phase = (rows.unsqueeze(-1) * (2 * torch.arange(dimension) + 1)).remainder_(4 * dimension).to(working)
+    size = torch.where(rows == 0, 1.0, math.sqrt(2.0)).to(working) / math.sqrt(dimension)
+    return phase.mul_(math.pi / (2 * dimension)).cos_().mul_(size.unsqueeze(-1))

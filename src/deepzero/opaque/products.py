@@ -90,8 +90,15 @@ class Differences:
             found = found * math.sqrt(inputs.shape[1]) if self.kind in UNIT else found
         return found.reshape(-1, 1, 1)
 
+    def rounds_little(self, inputs: Tensor, directions: Tensor, offset: Tensor) -> bool:
+        """Whether what rounding takes of a step is far below the step, so that it need not be looked at."""
+        entry = float(offset.abs().min()) * float(directions.square().mean(-1).min()) ** 0.5
+        return float(inputs.abs().max()) * float(torch.finfo(inputs.dtype).eps) < 1e-3 * entry
+
     def moved(self, inputs: Float[Tensor, "b 1 d"], directions: Tensor, offset: Float64[Tensor, "b 1 1"]) -> Tensor:
         """``z + t u``, and a refusal where that is mostly rounding."""
+        if self.rounds_little(inputs, directions, offset):
+            return inputs + directions * offset.to(inputs.dtype)
         wide = directions.double() * offset
         moved = inputs + wide.to(inputs.dtype)
         error = (moved.double() - inputs.double() - wide).square().sum()
@@ -109,12 +116,15 @@ class Differences:
         count, inputs = directions.shape[1], point.inputs.unsqueeze(1)
         rows = torch.cat([self.moved(inputs, directions, node * step) for node in self.stencil.nodes], dim=1)
         answers = self.function(rows.flatten(0, 1)).double().reshape(len(inputs), -1, point.output.shape[1])
-        taken, wide = rows.double() - inputs.double(), directions.double()
         weights = self.stencil.weights
         change = sum_of(weights, answers - point.output.double().unsqueeze(1), count)
-        along = torch.einsum("bjkd,bkd->bjk", taken.reshape(len(inputs), -1, *wide.shape[1:]), wide)
-        length = sum_of(weights, along.flatten(1), count)
-        change = change / (length / wide.square().sum(2)).unsqueeze(2)  # [b, k, o]
+        if self.rounds_little(inputs, directions, step):
+            change = change / step  # [b, k, o]
+        else:
+            taken, wide = rows.double() - inputs.double(), directions.double()
+            along = torch.einsum("bjkd,bkd->bjk", taken.reshape(len(inputs), -1, *wide.shape[1:]), wide)
+            length = sum_of(weights, along.flatten(1), count)
+            change = change / (length / wide.square().sum(2)).unsqueeze(2)
         if self.observed is not None:
             flat = point.inputs.repeat_interleave(count, 0)
             self.observed(flat, directions.reshape(len(flat), -1), change.flatten(0, 1))
@@ -147,10 +157,9 @@ def along_random(
     guessed = None if guess is None else guess.double()
     for block in drawn.blocks(_at_once(point.inputs, differences.stencil)):
         slopes = differences.slopes(point, block, step)
-        wide = block.double()
         if guessed is not None:
-            slopes = slopes - torch.einsum("bkd,bd->bk", wide, guessed)
-        total += torch.einsum("bk,bkd->bd", slopes * drawn.scale, wide)
+            slopes = slopes - torch.einsum("bkd,bd->bk", block.double(), guessed)
+        total += torch.einsum("bk,bkd->bd", (slopes * drawn.scale).to(block.dtype), block).double()
     found = total if guessed is None else total + guessed
     return found.to(point.inputs.dtype)
 
