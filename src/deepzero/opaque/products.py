@@ -93,7 +93,7 @@ class Differences:
     def rounds_little(self, inputs: Tensor, directions: Tensor, offset: Tensor) -> bool:
         """Whether what rounding takes of a step is far below the step, so that it need not be looked at."""
         entry = float(offset.abs().min()) * float(directions.square().mean(-1).min()) ** 0.5
-        return float(inputs.abs().max()) * float(torch.finfo(inputs.dtype).eps) < 1e-3 * entry
+        return bool(float(inputs.abs().max()) * float(torch.finfo(inputs.dtype).eps) < 1e-3 * entry)
 
     def moved(self, inputs: Float[Tensor, "b 1 d"], directions: Tensor, offset: Float64[Tensor, "b 1 1"]) -> Tensor:
         """``z + t u``, and a refusal where that is mostly rounding."""
