@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from deepzero import validation
 from deepzero.arrays import Given, as_parameter, named
 from deepzero.errors import InvalidInputError, WrittenParameterWarning
-from deepzero.operator import Answers, answering, asks
+from deepzero.operator import Answers, answering, asks, stirred
 from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
 from deepzero.writes import DRAWS, Watch, WriteNoticed, copied, overlaps_itself, written_so_far
@@ -334,7 +334,7 @@ class NetworkObjective:
             self._hidden = not self.follows(parameters, batch, seed, draws)
         if base is None:
             base, draws = self._recorded(parameters, batch, seed)  # the user's own error, if it is one
-        with draws.replaying():  # black boxes inside of the program are asked again, too
+        with draws.replaying(), stirred(python=draws.python):  # black boxes inside are asked again, too
             again = self._evaluate(parameters, batch, draws)
         self.repeatable = _same_loss(base.loss, again.loss, parameters)
         self._settled = True

@@ -7,6 +7,7 @@ by a number, its handle, because an operation takes no Python objects.
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +37,10 @@ class Answering(Protocol):
         """An empty tensor of the output's shape and dtype, without a query."""
         ...
 
+    def stackable(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor | None = None) -> bool:
+        """Whether rows may be asked together with rows of other queries: they depend on themselves alone."""
+        ...
+
     def gradients(
         self,
         inputs: Sequence[Tensor],
@@ -51,6 +57,7 @@ _handles = itertools.count(1)
 _answering: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _stand_in: ContextVar[bool] = ContextVar("deepzero_stand_in", default=False)
 _narrow: ContextVar[bool] = ContextVar("deepzero_narrow", default=False)
+_stirred: ContextVar[bool | None] = ContextVar("deepzero_stirred", default=None)
 _recalled: ContextVar[Answers | None] = ContextVar("deepzero_answers", default=None)
 
 
@@ -118,6 +125,30 @@ def narrowed() -> Iterator[None]:
         _narrow.reset(token)
 
 
+@contextmanager
+def stirred(*, python: bool) -> Iterator[None]:
+    """A block in which a black box finds the global generators elsewhere than the program does.
+
+    What it draws by itself is not the program's to have in common, so such a block shows whether it draws.
+
+    Args:
+        python: NumPy's and Python's generators are borrowed, too, and may be moved.
+    """
+    token = _stirred.set(python)
+    try:
+        yield
+    finally:
+        _stirred.reset(token)
+
+
+def _stir(device: torch.device, python: bool) -> None:
+    torch.rand(1)
+    torch.rand(1, device=device)
+    if python:
+        np.random.random()  # noqa: NPY002 - the generators that a black box would draw from
+        random.random()
+
+
 def register(answering: Answering) -> int:
     """A handle, by which the operation finds ``answering`` as long as it lives."""
     handle = next(_handles)
@@ -127,7 +158,8 @@ def register(answering: Answering) -> int:
 
 def asks(module: object) -> bool:
     """Whether a module asks a black box, so that what it is asked has a price."""
-    return getattr(module, "_handle", None) in _answering
+    handle = getattr(module, "_handle", None)
+    return isinstance(handle, int) and _answering.get(handle) is module
 
 
 def behind(handle: int) -> Answering:
@@ -149,6 +181,13 @@ def standing_in() -> Iterator[None]:
         yield
     finally:
         _stand_in.reset(token)
+
+
+def stackable(
+    handle: int, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor | None = None
+) -> bool:
+    """Whether rows of several queries may be asked in one call."""
+    return _stand_in.get() or behind(handle).stackable(inputs, parameters, output)
 
 
 def _smooth(handle: int, inputs: Sequence[Tensor], parameters: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -176,6 +215,8 @@ def opaque(handle: int, inputs: list[Tensor], parameters: list[Tensor]) -> Tenso
     known = None if answers is None else answers.find(handle, inputs, parameters)
     if known is not None:
         return known
+    if (python := _stirred.get()) is not None:
+        _stir(inputs[0].device, python)
     output = found.answer(inputs, parameters)
     if answers is not None:
         answers.add(handle, inputs, parameters, output)
@@ -191,14 +232,15 @@ def _(handle: int, inputs: list[Tensor], parameters: list[Tensor]) -> Tensor:  #
 def _(
     info: Any, in_dims: tuple[Any, ...], handle: int, inputs: list[Tensor], parameters: list[Tensor]
 ) -> tuple[Tensor, int]:
-    """Rows of all the batch in one call, where only inputs are batched; else one call after another."""
+    """Rows of all the batch in one call, where only inputs are batched and may be; else one call after another."""
     _, input_dims, parameter_dims = in_dims
     count = info.batch_size
 
     def at(values: Sequence[Tensor], dims: Sequence[int | None], k: int) -> list[Tensor]:
         return [v if d is None else v.select(d, k) for v, d in zip(values, dims, strict=True)]
 
-    if any(dim is not None for dim in parameter_dims):
+    batched = any(dim is not None for dim in parameter_dims)
+    if batched or not stackable(handle, at(inputs, input_dims, 0), parameters):
         outputs = [opaque(handle, at(inputs, input_dims, k), at(parameters, parameter_dims, k)) for k in range(count)]
         return torch.stack(outputs), 0
     rows = [
@@ -211,18 +253,21 @@ def _(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     handle, values, parameters = inputs
-    ctx.handle, ctx.count = handle, len(values)
+    ctx.answering, ctx.count = behind(handle), len(values)  # it lives as long as its history
     ctx.save_for_backward(output, *values, *parameters)
 
 
 def _backward(ctx: Any, cotangent: Tensor) -> tuple[None, list[Tensor | None], list[Tensor | None]]:
+    if torch.is_grad_enabled():
+        raise InvalidInputError(
+            "a dz.Opaque has no second derivatives: its gradient is an estimate from values (create_graph=True went "
+            "through it); keep the black box out of what is differentiated twice"
+        )
     output, *saved = ctx.saved_tensors
     values, parameters = saved[: ctx.count], saved[ctx.count :]
     _, wanted_values, wanted_parameters = ctx.needs_input_grad
     wanted = (_each(wanted_values, len(values)), _each(wanted_parameters, len(parameters)))
-    with torch.no_grad():
-        found = behind(ctx.handle).gradients(values, parameters, output, cotangent, wanted)
-    return None, *found
+    return None, *ctx.answering.gradients(values, parameters, output, cotangent, wanted)
 
 
 def _each(wanted: Any, count: int) -> list[bool]:

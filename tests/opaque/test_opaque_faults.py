@@ -76,6 +76,14 @@ def test_rows_that_depend_on_each_other_are_estimated_together_on_request() -> N
     assert torch.allclose(product(complete), expected, rtol=1e-6, atol=1e-8)
 
 
+def test_noise_is_told_once() -> None:
+    noise = np.random.default_rng(0)
+    box = dz.Opaque(lambda z: z + 0.1 * noise.normal(size=z.shape), numpy=True, queries=1)
+    with pytest.warns(dz.BlackBoxWarning, match="answers the same rows differently, by 0"):
+        product(box)
+    product(box)  # a second warning would be an error
+
+
 def test_probabilities_are_told() -> None:
     box = dz.Opaque(lambda z: z.softmax(1))
     with pytest.warns(dz.BlackBoxWarning, match="probabilities. cross_entropy expects logits"):

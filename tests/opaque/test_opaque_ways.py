@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 
 import numpy as np
@@ -71,10 +72,11 @@ def test_random_directions() -> None:
 
 
 def test_what_a_first_step_asks_besides() -> None:
-    """Once: the program by itself and again, whether it follows its parameters, two points nearby: five batches."""
+    """Once: the program by itself and again, whether it follows its parameters, two points nearby: five batches;
+    and whether its rows depend on each other: two rows."""
     model = network()
     dz.CGE(model, loss=F.cross_entropy).estimate(X, Y)
-    assert model[2].queries == len(X) * (1 + 5 + 4 * 6 + 6)
+    assert model[2].queries == len(X) * (1 + 5 + 4 * 6 + 6) + 2
 
 
 @pytest.mark.parametrize("evaluator", ["auto", "sequential", "batched", "propagation"])
@@ -98,6 +100,82 @@ def test_noise_is_no_gradient_in_silence() -> None:
     with pytest.raises(dz.errors.VerificationError, match="not a deterministic function"):
         dz.CGE(model, loss=F.cross_entropy).estimate(X, Y)
     dz.CGE(model, loss=F.cross_entropy, evaluator="sequential").estimate(X, Y)
+
+
+COUPLED = {
+    "batch norm": lambda: dz.Opaque(nn.BatchNorm1d(6, affine=False)),
+    "centred": lambda: dz.Opaque(lambda z: (z - z.mean(0)) ** 3),
+    "declared": lambda: dz.Opaque(lambda z: (z - z.mean(0)) ** 3, coupled=True),
+}
+
+
+def around(box: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), box, nn.Linear(6, 3)).double()
+
+
+@pytest.mark.parametrize("kind", COUPLED)
+def test_rows_that_depend_on_each_other_are_not_asked_with_those_of_other_queries(kind: str) -> None:
+    options = {"loss": F.cross_entropy, "step_size": 1e-5, "stencil": "central"}
+    expected = dz.CGE(around(COUPLED[kind]()), evaluator="sequential", **options).estimate(X, Y).gradients
+    for evaluator in ("auto", "propagation") if kind == "batch norm" else ("auto", "propagation", "batched"):
+        found = dz.CGE(around(COUPLED[kind]()), evaluator=evaluator, **options).estimate(X, Y).gradients
+        for name, gradient in expected.items():
+            assert torch.allclose(found[name], gradient, rtol=1e-6, atol=1e-9), (evaluator, name)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [nn.Dropout(0.5), lambda z: z + torch.rand_like(z), lambda z: z + torch.from_numpy(np.random.normal(size=z.shape))],  # noqa: NPY002
+    ids=["dropout", "torch", "numpy"],
+)
+def test_what_a_black_box_draws_is_not_had_in_common(box: object) -> None:
+    """Queries of other sizes draw other numbers; one forward a query draws the same, because it is seeded alike."""
+    with pytest.raises(dz.errors.VerificationError, match=r"so may a dz\.Opaque inside of it"):
+        dz.CGE(around(dz.Opaque(box)), loss=F.cross_entropy).estimate(X, Y)  # type: ignore[arg-type]
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    zo = dz.CGE(around(dz.Opaque(box)), loss=F.cross_entropy, evaluator="sequential", step_size=1e-6)  # type: ignore[arg-type]
+    found = zo.estimate(X, Y).gradients
+    assert all(float(gradient.abs().max()) < 10 for gradient in found.values())
+    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def test_one_call_at_a_time() -> None:
+    """Whatever the evaluator's workers: few functions can be called from several threads."""
+    inside, most = [0], [0]
+
+    def fn(z: Tensor) -> Tensor:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.002)
+        inside[0] -= 1
+        return torch.tanh(z)
+
+    evaluator = dz.PropagationEvaluator(workers=3, chunk_bytes=1)
+    dz.CGE(around(dz.Opaque(fn)), loss=F.cross_entropy, evaluator=evaluator).estimate(X, Y)
+    assert most == [1]
+
+
+def test_second_derivatives_are_refused() -> None:
+    box, z = dz.Opaque(torch.tanh), X.clone().requires_grad_()
+    with pytest.raises(dz.errors.InvalidInputError, match="no second derivatives"):
+        torch.autograd.grad(box(z).sum(), z, create_graph=True)
+
+
+def test_a_black_box_lives_as_long_as_its_history() -> None:
+    z = X.clone().requires_grad_()
+    dz.Opaque(torch.tanh, directions="coordinates")(z).sum().backward()
+    assert torch.allclose(z.grad, 1 - torch.tanh(X) ** 2, rtol=1e-6)
+
+
+def test_an_attribute_of_somebody_elses_is_no_handle() -> None:
+    class Held(nn.Linear):
+        _handle = [1]  # noqa: RUF012
+
+    held, number = Held(4, 3).double(), nn.Linear(4, 3).double()
+    number._handle = dz.Opaque(torch.tanh)._handle
+    for model in (held, number):
+        assert dz.RGE(model, loss=F.cross_entropy, queries=2).estimate(X, Y).queries == 3
 
 
 def test_random_directions_ask_once_for_the_base_and_for_each_direction() -> None:

@@ -176,8 +176,8 @@ def require_repeatable(objective: Objective) -> None:
         raise VerificationError(
             "the program is not a deterministic function of its parameters: twice the same parameters, batch and "
             "random numbers gave two losses. It may count its calls, read a clock or draw from a generator of its "
-            "own; run `deepzero doctor`. To estimate from noisy losses all the same, "
-            "evaluator=dz.SequentialEvaluator()"
+            "own, and so may a dz.Opaque inside of it; run `deepzero doctor`. To estimate from noisy losses all the "
+            "same, evaluator=dz.SequentialEvaluator()"
         )
 
 

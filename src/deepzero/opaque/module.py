@@ -151,7 +151,6 @@ class Opaque(nn.Module):
             raise InvalidInputError("surrogate=... goes with rows that do not depend on each other, not coupled=True")
         self.locality, self.coupled = locality, coupled
         self.seed = validation.integer("seed", seed)
-        self._shape = None if output is None else torch.Size(output)
         if parameters is not None and isinstance(fn, nn.Module):
             raise InvalidInputError("parameters=... goes with a function; a module brings its own")
         self.module = fn if isinstance(fn, nn.Module) else None
@@ -260,6 +259,7 @@ class Opaque(nn.Module):
         if any(wanted[0]):
             if not self.coupled:
                 self._require_own_rows(inputs, parameters, output)
+                self._require_declared(inputs, parameters, output)
             for_inputs = self._of_inputs(inputs, parameters, output, cotangent, wanted[0], seed)
         for_parameters: list[Tensor | None] = [None] * len(parameters)
         if any(wanted[1]):
@@ -398,26 +398,60 @@ class Opaque(nn.Module):
 
     # Checks -----------------------------------------------------------------------------------------------------------
 
+    def stackable(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor | None = None) -> bool:
+        """Whether rows of several queries may be asked in one call."""
+        return not self.coupled and self._apart(inputs, parameters, output) == 0.0
+
     def _require_own_rows(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor) -> None:
-        """The first row does not move when the row beside it does; with a locality, nor does what lies outside."""
-        state = _states[self]
-        key = tuple(value.shape[1:] for value in inputs), self.training
-        if key in state.checked:
+        """The first row does not move when the row beside it does."""
+        apart, key = self._apart(inputs, parameters, output), self._situation(inputs)
+        if apart == 0.0 or key in _states[self].told:
             return
-        pair = [_pair(value) for value in inputs]
-        found = state.asked.ask(pair, parameters)
-        tolerance = SAME * (float(output.double().square().mean().sqrt()) + 1e-30)
-        if float((found[0] - output[0]).abs().max()) > tolerance:
-            noise = float((state.asked.ask(pair, parameters)[0] - found[0]).abs().max())
-            if float((found[0] - output[0]).abs().max()) > max(tolerance, 10 * noise):
-                raise CoupledRowsError(
-                    "the rows of the black box depend on each other: its first row changed with the rows beside it "
-                    "(batch normalization in train mode does so). Use its inference mode, or dz.Opaque(..., "
-                    "coupled=True), which estimates all rows together at one call a direction"
-                )
-        if self.locality is not None:
+        pair = [_beside(value, 0) for value in inputs]
+        noise = self._distance(*(_states[self].asked.ask(pair, parameters) for _ in range(2)))
+        if apart > 10 * noise:
+            raise CoupledRowsError(
+                "the rows of the black box depend on each other: its first row changed with the rows beside it "
+                "(batch normalization in train mode does so). Use its inference mode, or dz.Opaque(..., "
+                "coupled=True), which estimates all rows together at one call a direction"
+            )
+        warnings.warn(
+            f"the black box answers the same rows differently, by {noise:.2g}: an estimate by differences carries that "
+            "over the step. Use its inference mode (dropout draws), repeats=..., or a larger step_size",
+            BlackBoxWarning,
+            stacklevel=2,
+        )
+        _states[self].told.add(key)
+
+    def _situation(self, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+        """For what a finding holds: shapes of rows, and modes of the modules."""
+        return *(value.shape[1:] for value in inputs), *(module.training for module in self.modules())
+
+    def _apart(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor | None) -> float:
+        """How far the first row of the output moves with the rows beside it; 0 if that is rounding. Asked once."""
+        state = _states[self]
+        key = self._situation(inputs)
+        with state.asked.lock:
+            if key not in state.apart:
+                if output is None:
+                    output = state.asked.ask([_beside(value, 1) for value in inputs], parameters)
+                found = state.asked.ask([_beside(value, 0) for value in inputs], parameters)
+                distance = self._distance(found, output)
+                size = float(output.double().square().mean().sqrt())
+                state.apart[key] = distance if distance > SAME * (size + 1e-30) else 0.0
+            return state.apart[key]
+
+    @staticmethod
+    def _distance(one: Tensor, other: Tensor) -> float:
+        """Between first rows."""
+        return float((one[0].double() - other[0].double()).abs().max())
+
+    def _require_declared(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor) -> None:
+        """What a locality says is true, checked once."""
+        key = self._situation(inputs)
+        if self.locality is not None and key not in _states[self].checked:
             self._require_local(inputs[0], parameters, output)
-        state.checked.add(key)
+            _states[self].checked.add(key)
 
     def _require_local(self, value: Tensor, parameters: Sequence[Tensor], output: Tensor) -> None:
         """A few entries of the first row are moved one by one: what the declaration says they do not reach stays."""
@@ -536,7 +570,9 @@ class _State:
         shape: of a row of the output, once known.
         like: a tensor of the output's dtype and device, once known.
         dtypes: of inputs and parameters in the last call.
-        checked: what was found to be true.
+        apart: how far rows move with those beside them, by situation.
+        told: situations in which noise was told.
+        checked: declarations that were found to be true.
         colourings: by shapes.
     """
 
@@ -545,6 +581,8 @@ class _State:
     shape: torch.Size | None = None
     like: Tensor | None = None
     dtypes: tuple[list[torch.dtype], list[torch.dtype]] | None = None
+    apart: dict[Any, float] = field(default_factory=dict)
+    told: set[Any] = field(default_factory=set)
     checked: set[Any] = field(default_factory=set)
     colourings: dict[Any, Colouring] = field(default_factory=dict)
 
@@ -554,7 +592,8 @@ class _State:
         if owner.module is not None:
             function = replace(function, fn=Functional(owner.module))
         asked = replace(self.asked, function=function, ledger=replace(self.asked.ledger))
-        return replace(self, asked=asked, checked=set(self.checked), colourings=dict(self.colourings))
+        own = {name: copy.copy(getattr(self, name)) for name in ("apart", "told", "checked", "colourings")}
+        return replace(self, asked=asked, **own)
 
 
 _states: WeakKeyDictionary[Opaque, _State] = WeakKeyDictionary()
@@ -594,13 +633,13 @@ class Parts:
         return [p.reshape(len(flat), *v.shape[1:]).to(v.dtype) for p, v in zip(parts, self.inputs, strict=True)]
 
 
-def _pair(value: Tensor) -> Tensor:
+def _beside(value: Tensor, seed: int) -> Tensor:
     """The first row beside another one that is not like it."""
     first = value[:1]
     if not value.is_floating_point():
         return torch.cat([first, value[-1:]])
     size = float(first.double().square().mean().sqrt()) or 1.0
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(first.shape, generator=generator, dtype=torch.float64).to(first)
     return torch.cat([first, first + size * noise])
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -160,9 +161,19 @@ class Rows:
     def __post_init__(self) -> None:
         self._pool = None if self.executor is None else Pool(self.executor)
         self._rate = RateLimit(None if self.policy is None else self.policy.per_second)
+        self.lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
 
     def ask(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], *, required: bool = True) -> Tensor:
         """The output for all rows.
+
+        One thread at a time: few functions can be called in several, and a budget is one number.
 
         Args:
             inputs: N rows each.
@@ -174,10 +185,11 @@ class Rows:
             NonFiniteLossError: the function returned NaN or infinity.
             QueryError: a call failed for good.
         """
+        with self.lock:
+            turns = [self._once(inputs, parameters, required, k, self.repeats - k) for k in range(self.repeats)]
         if self.repeats == 1:
-            return self._once(inputs, parameters, required, 0, 1)
-        left = range(self.repeats, 0, -1)
-        answers = torch.stack([self._once(inputs, parameters, required, k, left[k]) for k in range(self.repeats)])
+            return turns[0]
+        answers = torch.stack(turns)
         deviation = answers.double().std(0) / math.sqrt(self.repeats)
         self.ledger.standard_error = float(deviation.square().mean().sqrt())
         return answers.mean(0)

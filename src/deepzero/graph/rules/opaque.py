@@ -1,5 +1,7 @@
 """The rule of a black box inside a network: one call for all perturbations and all samples that differ.
 
+Where its rows depend on each other, or its own parameters move, it is one call a perturbation.
+
 A black box tells values, not differences, so :math:`f(z + d) - f(z)` is a subtraction of its answers; before it and
 after it differences are exact. A sample that a perturbation does not reach is not asked about.
 
@@ -17,7 +19,7 @@ from deepzero.graph.calls import Call, Operand
 from deepzero.graph.differences import Dense, difference_dtype
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.frames import perturbed
-from deepzero.operator import TARGET
+from deepzero.operator import TARGET, stackable
 
 
 @rule(TARGET)
@@ -28,7 +30,9 @@ def black_box(call: Call, handle: int, inputs: Sequence[Operand], parameters: Se
     count = moving[0].difference.count
     base: Tensor = call.output.base
     dtype = difference_dtype(base.dtype)
-    if any(operand.difference is not None for operand in parameters):
+    apart = any(operand.difference is not None for operand in parameters)
+    weights = [operand.base for operand in parameters]
+    if apart or not stackable(handle, [operand.base for operand in inputs], weights, base):
         values = [_perturbed(operand, count) for operand in (*inputs, *parameters)]
         cut = len(inputs)
         answers = [TARGET(handle, [v[p] for v in values[:cut]], [v[p] for v in values[cut:]]) for p in range(count)]
@@ -38,7 +42,7 @@ def black_box(call: Call, handle: int, inputs: Sequence[Operand], parameters: Se
     out = torch.zeros((count, *base.shape), dtype=dtype, device=base.device)
     if bool(reached.any()):
         rows = [_perturbed(operand, count)[reached] for operand in inputs]
-        answers = TARGET(handle, rows, [operand.base for operand in parameters])
+        answers = TARGET(handle, rows, weights)
         sample = reached.nonzero()[:, 1]
         out[reached] = answers.to(dtype) - base.to(dtype)[sample]
     return Dense(out)
