@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from deepzero.cli import main
-from deepzero.recipes import defenses
-from deepzero.recipes.defenses import DEFENSES, DefenseRecipe, digits
+from deepzero.recipes import Recipe, defenses
+from deepzero.recipes.defenses import DEFENSES, digits
 from deepzero.tasks.config import DataConfig
 from deepzero.tasks.defense import DefenseConfig, DenoiserConfig, StageConfig
 
@@ -31,7 +31,7 @@ def small() -> DefenseConfig:
 @pytest.fixture(autouse=True)
 def _small_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(DEFENSES, "digits", DefenseRecipe("digits", small, "seconds"))
+    monkeypatch.setitem(DEFENSES, "digits", Recipe("digits", small, "seconds"))
 
 
 def test_from_a_recipe_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

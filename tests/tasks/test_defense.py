@@ -21,7 +21,8 @@ from deepzero.tasks.defense import (
     defend,
 )
 from deepzero.tasks.defense.config import QUERYING, from_record
-from deepzero.tasks.defense.run import CLASSIFIER, load_images, load_pair
+from deepzero.tasks.defense.run import CLASSIFIER, load_pair
+from deepzero.tasks.parts import load_images
 from deepzero.training import read_metrics
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -117,6 +118,8 @@ def test_certification_from_run_to_table(stages: Path, tmp_path: Path) -> None:
     assert 1 >= accuracy[0] >= accuracy[1] >= 0
     lines = (tmp_path / "run" / "certificates.jsonl").read_text().splitlines()
     assert len(lines) == 4
+    with (tmp_path / "run" / "certificates.jsonl").open("a") as file:
+        file.write('{"image": 3, "ans')  # killed while it wrote
     again = certify(tmp_path / "run", config)
     assert again.result == found.result
     assert (tmp_path / "run" / "certificates.jsonl").read_text().splitlines() == lines

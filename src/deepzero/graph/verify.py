@@ -119,6 +119,7 @@ def graph_loss(
     return loss.double().mean()
 
 
+@standing_in()  # rules are checked, not black boxes: these are not asked
 def verify(
     program: Program,
     objective: NetworkObjective,
@@ -145,20 +146,6 @@ def verify(
     Raises:
         VerificationError: a rule is wrong.
     """
-    with standing_in():  # rules are checked, not black boxes: these are not asked
-        return _verified(program, objective, batch, sizes, seed, draws, refused, room)
-
-
-def _verified(
-    program: Program,
-    objective: NetworkObjective,
-    batch: tuple[Any, ...],
-    sizes: Mapping[str, float],
-    seed: int,
-    draws: Draws,
-    refused: Callable[[str, Exception], None] | None,
-    room: float,
-) -> Check:
     wide = compile_program(program.graph.widened, objective.parameters(), strict=False)
     wanted = {node for cone in wide.cones.values() for node in reads(wide.graph, cone)}
     inputs = graph_inputs(wide.graph, objective, batch, dtype=torch.float64)

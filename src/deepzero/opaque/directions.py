@@ -93,7 +93,8 @@ def cosines(rows: Tensor, dimension: int, dtype: torch.dtype = torch.float64) ->
         >>> bool(torch.allclose(matrix @ matrix.T, torch.eye(5, dtype=matrix.dtype)))
         True
     """
-    working = torch.promote_types(dtype, torch.float32)
+    exact = 4 * dimension <= 1 << 24  # integers that float32 holds
+    working = torch.promote_types(dtype, torch.float32) if exact else torch.float64
     phase = (rows.unsqueeze(-1) * (2 * torch.arange(dimension) + 1)).remainder_(4 * dimension).to(working)
     size = torch.where(rows == 0, 1.0, math.sqrt(2.0)).to(working) / math.sqrt(dimension)
     return phase.mul_(math.pi / (2 * dimension)).cos_().mul_(size.unsqueeze(-1))

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -305,29 +306,22 @@ class Opaque(nn.Module):
         asked, surrogate = _states[self].asked, _states[self].surrogate
         count = len(point.inputs)
 
-        def rows(flat: Tensor) -> list[Tensor]:
-            moved = iter(parts.split(flat))
-            copies = len(flat) // count
-            return [
-                next(moved) if k in moving else value.repeat_interleave(copies, 0) for k, value in enumerate(inputs)
-            ]
+        def placed(flat: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
+            """What moves, from flat rows, beside the others, repeated."""
+            moved, copies = iter(parts.split(flat)), len(flat) // count
+            return [next(moved) if k in moving else v.repeat_interleave(copies, 0) for k, v in enumerate(others)]
 
         def ask(flat: Tensor) -> Tensor:
-            return asked.ask(rows(flat), parameters, required=False).flatten(1)
+            return asked.ask(placed(flat, inputs), parameters, required=False).flatten(1)
 
         def ask_jointly(flat: Tensor) -> Tensor:
             return torch.stack([ask(one.reshape(count, -1)).reshape(-1) for one in flat])
 
-        def observed(flat: Tensor, directions: Tensor, change: Tensor) -> None:
-            if isinstance(surrogate, Learned):
-                copies, shape = len(flat) // count, _states[self].shape or ()
-                still = {k: torch.zeros_like(value) for k, value in enumerate(inputs)}
-                moved = iter(parts.split(directions))
-                along = [
-                    next(moved) if k in moving else still[k].repeat_interleave(copies, 0) for k in range(len(inputs))
-                ]
-                values = point.output.repeat_interleave(copies, 0)
-                surrogate.learn(rows(flat), along, *(v.reshape(len(flat), *shape) for v in (values, change)))
+        def observed(guess: Learned, flat: Tensor, directions: Tensor, change: Tensor) -> None:
+            along = placed(directions, [torch.zeros_like(value) for value in inputs])
+            values = point.output.repeat_interleave(len(flat) // count, 0)
+            shaped = (v.reshape(len(flat), *(_states[self].shape or ())) for v in (values, change))
+            guess.learn(placed(flat, inputs), along, *shaped)
 
         guess = None
         if surrogate is not None:
@@ -337,9 +331,12 @@ class Opaque(nn.Module):
         if self.coupled:
             point = Point(*(value.reshape(1, -1) for value in (point.inputs, point.output, point.cotangent)))
             guess = None if guess is None else guess.reshape(1, -1)
-        step = self.step_size
         differences = Differences(
-            ask_jointly if self.coupled else ask, self.stencil, step, self.directions, observed=observed
+            ask_jointly if self.coupled else ask,
+            self.stencil,
+            self.step_size,
+            self.directions,
+            observed=partial(observed, surrogate) if isinstance(surrogate, Learned) else None,
         )
         if self.locality is not None:
             found = along_colours(differences, point, self._colouring(inputs))

@@ -97,8 +97,6 @@ class Differences:
 
     def moved(self, inputs: Float[Tensor, "b 1 d"], directions: Tensor, offset: Float64[Tensor, "b 1 1"]) -> Tensor:
         """``z + t u``, and a refusal where that is mostly rounding."""
-        if self.rounds_little(inputs, directions, offset):
-            return inputs + directions * offset.to(inputs.dtype)
         wide = directions.double() * offset
         moved = inputs + wide.to(inputs.dtype)
         error = (moved.double() - inputs.double() - wide).square().sum()
@@ -114,11 +112,19 @@ class Differences:
     ) -> Float64[Tensor, "b k"]:
         """Slopes of :math:`s_b` along the directions of each row; 0 along one that was skipped."""
         count, inputs = directions.shape[1], point.inputs.unsqueeze(1)
-        rows = torch.cat([self.moved(inputs, directions, node * step) for node in self.stencil.nodes], dim=1)
+        little = self.rounds_little(inputs, directions, step)
+        offsets = [node * step for node in self.stencil.nodes]
+        rows = torch.cat(
+            [
+                inputs + directions * offset.to(inputs.dtype) if little else self.moved(inputs, directions, offset)
+                for offset in offsets
+            ],
+            dim=1,
+        )
         answers = self.function(rows.flatten(0, 1)).double().reshape(len(inputs), -1, point.output.shape[1])
         weights = self.stencil.weights
         change = sum_of(weights, answers - point.output.double().unsqueeze(1), count)
-        if self.rounds_little(inputs, directions, step):
+        if little:
             change = change / step  # [b, k, o]
         else:
             taken, wide = rows.double() - inputs.double(), directions.double()

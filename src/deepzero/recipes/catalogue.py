@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from deepzero.errors import InvalidInputError
 from deepzero.recipes.digits import digits, digits_dense
 from deepzero.recipes.images import cifar10_cnn, cifar10_resnet20, fashion_mnist_cnn
 from deepzero.tasks.config import ClassificationConfig
 
+Config = TypeVar("Config")
+
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Generic[Config]):
     """A named configuration.
 
     Attributes:
@@ -23,7 +26,7 @@ class Recipe:
     """
 
     name: str
-    config: Callable[[], ClassificationConfig]
+    config: Callable[[], Config]
     cost: str
 
     @property
@@ -40,10 +43,10 @@ _ALL = (
     Recipe("cifar10-resnet20", cifar10_resnet20, "days on a GPU"),
 )
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
+RECIPES: dict[str, Recipe[ClassificationConfig]] = {recipe.name: recipe for recipe in _ALL}
 
 
-def find(name: str) -> Recipe:
+def find(name: str) -> Recipe[ClassificationConfig]:
     """The recipe called ``name``.
 
     Raises:
@@ -53,8 +56,13 @@ def find(name: str) -> Recipe:
         >>> find("digits").config().sparsity.sparsity
         0.9
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
+    return named(name, RECIPES, "recipe")
+
+
+def named(name: str, recipes: Mapping[str, Recipe[Config]], what: str) -> Recipe[Config]:
+    """The one called ``name``, or an error that names the nearest."""
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes, n=1)
         guess = f" (did you mean {near[0]}?)" if near else ""
-        raise InvalidInputError(f"unknown recipe {name!r}{guess}; there are: {', '.join(RECIPES)}")
-    return RECIPES[name]
+        raise InvalidInputError(f"unknown {what} {name!r}{guess}; there are: {', '.join(recipes)}")
+    return recipes[name]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from deepzero.errors import InvalidInputError
+from deepzero.recipes.catalogue import Recipe, named
 from deepzero.tasks.config import DataConfig
 from deepzero.tasks.defense.config import DefenseConfig, DenoiserConfig, StageConfig
 
@@ -43,38 +39,19 @@ def cifar10() -> DefenseConfig:
     )
 
 
-@dataclass(frozen=True)
-class DefenseRecipe:
-    """A named defense.
-
-    Attributes:
-        name: what the command line calls it.
-        config: returns the configuration.
-        cost: what a run takes, in words.
-    """
-
-    name: str
-    config: Callable[[], DefenseConfig]
-    cost: str
-
-
 DEFENSES = {
     recipe.name: recipe
     for recipe in (
-        DefenseRecipe("digits", digits, "minutes on 2 cores"),
-        DefenseRecipe("cifar10", cifar10, "hours on a CPU"),
+        Recipe("digits", digits, "minutes on 2 cores"),
+        Recipe("cifar10", cifar10, "hours on a CPU"),
     )
 }
 
 
-def find_defense(name: str) -> DefenseRecipe:
+def find_defense(name: str) -> Recipe[DefenseConfig]:
     """The defense called ``name``.
 
     Raises:
         InvalidInputError: there is none; the message names the nearest.
     """
-    if name not in DEFENSES:
-        near = difflib.get_close_matches(name, DEFENSES, n=1)
-        guess = f" (did you mean {near[0]}?)" if near else ""
-        raise InvalidInputError(f"unknown defense {name!r}{guess}; there are: {', '.join(DEFENSES)}")
-    return DEFENSES[name]
+    return named(name, DEFENSES, "defense")

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from deepzero import data, models
 from deepzero.losses import LOSSES
-from deepzero.tasks.config import ClassificationConfig
+from deepzero.tasks.config import ClassificationConfig, DataConfig
 from deepzero.training.evaluation import Scores, evaluate
 
 EVALUATION_BATCH = 500
 
 
-def load_images(config: ClassificationConfig, data_dir: str | Path | None = None) -> data.Splits:
+class OnImages(Protocol):
+    """A configuration that says which images it is about."""
+
+    @property
+    def data(self) -> DataConfig:
+        """Which images."""
+        ...
+
+
+def load_images(config: OnImages, data_dir: str | Path | None = None) -> data.Splits:
     """The images of a run.
 
     Raises:

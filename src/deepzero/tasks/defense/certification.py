@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from deepzero.errors import RunFolderError
 from deepzero.tasks.defense.parts import pixels
 from deepzero.tasks.defense.run import load_pair
 from deepzero.tasks.defense.smoothing import ABSTAIN, Certificate, Smoothed, certified_accuracy, require_reachable
-from deepzero.training import StopRequest
+from deepzero.training import JsonLines, StopRequest
 from deepzero.training.files import replace_file, to_json
 
 CERTIFICATES, RESULT = "certificates.jsonl", "certified.json"
@@ -107,9 +108,10 @@ def certify(
         return target.ask(front(x))
 
     smoothed = Smoothed(scores, task.sigma, images.num_classes, batch=config.batch, seed=config.seed)
-    known = _known(path, config)
+    known, size = _known(path, config)
     started, before = time.perf_counter(), len(known)
-    with StopRequest(max_seconds=max_seconds) as stop, (path / CERTIFICATES).open("ab") as file:
+    lines = JsonLines(path / CERTIFICATES, start=size)
+    with StopRequest(max_seconds=max_seconds) as stop, closing(lines):
         for done, index in enumerate(chosen):
             if index not in known:
                 if stop.reason is not None:
@@ -118,8 +120,7 @@ def certify(
                 known[index] = smoothed.certify(
                     x, number=index, trials=config.trials, first=config.first, alpha=config.alpha
                 )
-                file.write(json.dumps({"image": index, **asdict(known[index])}).encode() + b"\n")
-                file.flush()
+                lines.write({"image": index, **asdict(known[index])})
             if progress is not None:
                 fresh = max(1, len(known) - before)
                 progress(done + 1, count, (time.perf_counter() - started) / fresh * (count - done - 1))
@@ -147,8 +148,8 @@ def curve(certificates: Sequence[Certificate], labels: Sequence[int]) -> list[li
     return [[radius, (len(right) - k) / len(labels)] for k, radius in enumerate(right)]
 
 
-def _known(path: Path, config: CertifyConfig) -> dict[int, Certificate]:
-    """Certificates that are there already, of this very configuration."""
+def _known(path: Path, config: CertifyConfig) -> tuple[dict[int, Certificate], int]:
+    """Certificates that are there already, of this very configuration, and the bytes of their whole lines."""
     settings = path / "certify.json"
     own = json.loads(json.dumps({**asdict(config), "images": None, "radii": None}))
     if (path / CERTIFICATES).exists() and settings.exists():
@@ -157,8 +158,9 @@ def _known(path: Path, config: CertifyConfig) -> dict[int, Certificate]:
                 f"{path} holds certificates of other settings ({settings.read_text().strip()}); move "
                 f"{CERTIFICATES} away, or certify with those"
             )
-        lines = (path / CERTIFICATES).read_text().splitlines()
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
-        return {row.pop("image"): Certificate(**row) for row in rows}
+        text = (path / CERTIFICATES).read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]  # a last line may have been cut off
+        rows = [json.loads(line) for line in whole.splitlines()]
+        return {row.pop("image"): Certificate(**row) for row in rows}, len(whole)
     replace_file(settings, to_json(own))
-    return {}
+    return {}, 0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ from deepzero.tasks.defense.export import export_onnx
 from deepzero.tasks.defense.methods import Finetuning, finetuning
 from deepzero.tasks.defense.parts import Normalized, Scores, answers, batches, student_network
 from deepzero.tasks.defense.stages import trained
+from deepzero.tasks.parts import load_images
 from deepzero.training import Autograd, RunFolder, StopRequest, hardware, read_record, versions
 from deepzero.training.files import finite
 from deepzero.training.state import snapshot
-
-log = logging.getLogger("deepzero")
 
 CLASSIFIER = "classifier.onnx"
 """The model file of a classifier of our own, in the folder of its stage."""
@@ -124,18 +122,6 @@ def settings_of(folder: Path) -> tuple[DefenseConfig, str | None]:
     return from_record(record["defense"]), None if record["target"] == OWN else record["target"]
 
 
-def load_images(config: DefenseConfig, data_dir: str | Path | None = None) -> data.Splits:
-    """The images of a defense."""
-    images = config.data
-    return data.load(
-        images.name,
-        data_dir=data_dir,
-        validation=images.validation,
-        image_size=images.image_size,
-        limit=images.limit,
-    )
-
-
 def _record(config: DefenseConfig, classifier: str | Path | None) -> dict[str, Any]:
     return {"defense": asdict(config), "target": OWN if classifier is None else str(classifier)}
 
@@ -226,16 +212,7 @@ class _Work:
         fine = finetuning(
             config, denoiser, target.ask, white_box=target.white_box, autoencoder=autoencoder, student=student
         )
-        labelled = data.Dataset(
-            images=train.images,
-            labels=labels,
-            num_classes=train.num_classes,
-            mean=train.mean,
-            std=train.std,
-            name=train.name,
-            scale=train.scale,
-        )
-        self.finetune(fine, labelled)
+        self.finetune(fine, replace(train, labels=labels))
         return fine.denoiser, spent + (0 if fine.box is None else fine.box.queries)
 
     def distil(self, student: nn.Module, target: Target) -> int:
@@ -247,9 +224,9 @@ class _Work:
         def loss(output: Tensor, x: Tensor) -> Tensor:
             return F.mse_loss(output, target.ask(x))
 
-        stage = StageConfig(learning_rate=1e-3, batch_size=size, steps=min(steps, 4 * len(self.splits.train)))
+        stage = StageConfig(learning_rate=1e-3, batch_size=size, steps=steps)
         self.stage("student", student, stage, loss=loss, clean=False, itself=True)
-        return int(stage.steps or 0) * size
+        return steps * size
 
     def finetune(self, fine: Finetuning, images: data.Dataset) -> None:
         """By the classifier's answers."""
@@ -296,10 +273,7 @@ class _Work:
         )
         made = _Itself(made) if itself else made  # type: ignore[assignment]
         shared = {"data": asdict(config.data), "seed": config.seed, "sigma": config.sigma, "name": name}
-        more = {
-            "denoiser": asdict(config.denoiser),
-            "autoencoder": config.autoencoder,
-        }
+        more = {"denoiser": asdict(config.denoiser), "autoencoder": config.autoencoder}
         reason = trained(
             self.stages / name,
             {**shared, **({name: more[name]} if name in more else {})},

@@ -25,6 +25,8 @@ from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.randomness import derive_seed
 
+DRAWN = 1000
+"""Samples whose noise is drawn at a time, whatever the size of a call: so it does not depend on that."""
 ABSTAIN = -1
 """The answer of a smoothed classifier that is not sure enough."""
 
@@ -115,7 +117,7 @@ class Smoothed:
         scores: images ``[n, *image]`` to scores ``[n, classes]``.
         sigma: standard deviation of the noise.
         classes: how many there are.
-        batch: images of one call.
+        batch: most images of one call.
         seed: of the noise; an image's noise is a function of the seed and the image's number.
 
     Example:
@@ -140,12 +142,13 @@ class Smoothed:
         """How often each class is answered among ``samples`` noisy copies of an image."""
         generator = torch.Generator().manual_seed(seed)
         found = torch.zeros(self.classes, dtype=torch.int64)
-        for start in range(0, samples, self.batch):
-            count = min(self.batch, samples - start)
+        for start in range(0, samples, DRAWN):
+            count = min(DRAWN, samples - start)
             noise = torch.randn((count, *image.shape), generator=generator, dtype=torch.float32).to(image)
-            with torch.no_grad():
-                answers = self.scores(image.unsqueeze(0) + self.sigma * noise).argmax(1).cpu()
-            found += torch.bincount(answers, minlength=self.classes)
+            for some in torch.split(noise, self.batch):
+                with torch.no_grad():
+                    answers = self.scores(image.unsqueeze(0) + self.sigma * some).argmax(1).cpu()
+                found += torch.bincount(answers, minlength=self.classes)
         return found
 
     def certify(
