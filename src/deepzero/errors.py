@@ -77,3 +77,16 @@ class SlowQueriesWarning(UserWarning):
 
 class WrittenParameterWarning(UserWarning):
     """A program writes into its parameters while it computes the loss; queries work on copies."""
+
+
+_FROM_BLACK_BOX = "_deepzero_from_black_box"
+
+
+def from_black_box(error: BaseException) -> bool:
+    """Whether asking a black box raised it: then no other way to evaluate the same query should be tried."""
+    return getattr(error, _FROM_BLACK_BOX, False)
+
+
+def mark_from_black_box(error: BaseException) -> None:
+    """Let :func:`from_black_box` know."""
+    setattr(error, _FROM_BLACK_BOX, True)

@@ -6,7 +6,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from deepzero import validation
 from deepzero.arrays import Given, as_parameter, named
-from deepzero.errors import InvalidInputError, WrittenParameterWarning
+from deepzero.errors import InvalidInputError, QueryError, WrittenParameterWarning, from_black_box
 from deepzero.operator import Answers, answering, asks, stirred
 from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
@@ -245,7 +245,7 @@ class NetworkObjective:
         """The base query, and the random numbers that it drew."""
         if not self._settled:
             self._settle(parameters, batch, seed)
-        with suppress(*(() if self._hidden else (Exception,))):
+        with nullcontext() if self._hidden else _tried():
             return self._recorded(parameters, batch, seed)
         self._settle(parameters, batch, seed)  # it may differentiate with respect to parameters since the last step
         return self._recorded(parameters, batch, seed)
@@ -329,7 +329,7 @@ class NetworkObjective:
         themselves; it is recognized by an error, or by a loss that does not follow when all parameters move.
         """
         self._hidden, base, draws = True, None, Draws(seed)
-        with suppress(Exception):
+        with _tried():
             base, draws = self._recorded(parameters, batch, seed, Placing.HELD)
             self._hidden = not self.follows(parameters, batch, seed, draws)
         if base is None:
@@ -347,7 +347,11 @@ class NetworkObjective:
         try:
             with torch.no_grad():
                 losses = self._both_ways(moved, batch, draws)
-        except Exception:  # a program that differentiates inside
+        except Exception as error:  # a program that differentiates inside
+            if isinstance(error, QueryError):
+                raise
+            if from_black_box(error):
+                return True  # it has no answer there: nothing can be said
             try:
                 losses = self._both_ways(moved, batch, draws)
             except Exception:
@@ -574,6 +578,16 @@ def copy_of(batch: tuple[Any, ...], *, tensors: bool = True) -> tuple[Any, ...]:
         lambda leaf: copied(leaf) if tensors and isinstance(leaf, Tensor) else leaf, (tuple(batch), options)
     )
     return Batch(arguments, options)
+
+
+@contextmanager
+def _tried() -> Iterator[None]:
+    """What the program raises is let pass, for there is another way to run it; not what a black box inside raises."""
+    try:
+        yield
+    except Exception as error:
+        if from_black_box(error):
+            raise
 
 
 def _same_loss(one: Tensor, other: Tensor, parameters: Parameters) -> bool:

@@ -15,7 +15,7 @@ def rows(dataset: Dataset) -> list[tuple[int, ...]]:
 
 
 def test_names() -> None:
-    assert data.names() == ("digits", "cifar10", "fashion-mnist")
+    assert data.names() == ("digits", "cifar10", "fashion-mnist", "image-folder")
 
 
 def test_digits_splits_are_disjoint_complete_and_stratified() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepzero as dz
@@ -296,3 +298,38 @@ def test_the_doctor_finds_a_black_box_that_is_not_deterministic() -> None:
     zo = dz.CGE(model, loss=nn.functional.mse_loss, evaluator="sequential")
     found = examine(zo, Z.float(), Z.float())
     assert not found.determinism.repeatable
+
+
+@pytest.mark.parametrize(
+    "evaluator", [None, dz.PropagationEvaluator(), dz.BatchedEvaluator()], ids=["default", "propagation", "batched"]
+)
+@pytest.mark.parametrize("calls", [1, 2, 3, 4])
+def test_what_the_black_box_raises_is_not_taken_for_a_fault_of_the_library(
+    calls: int, evaluator: dz.Evaluator | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whenever it fails, its own error comes out, and it is not asked again in other ways.
+
+    Only where the parameters are moved to see whether the program follows, no answer is an answer.
+    """
+    asked: list[int] = []
+
+    def service(z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        asked.append(len(z))
+        if len(asked) > calls:
+            raise ConnectionError("the line is dead")
+        return np.tanh(z)
+
+    model = nn.Sequential(nn.Linear(4, 3), dz.Opaque(service, numpy=True, output=(3,)))
+    zo = dz.CGE(model, loss=F.mse_loss, step_size=1e-2, evaluator=evaluator, seed=0)
+    batch = torch.randn(2, 4), torch.randn(2, 3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=dz.SlowQueriesWarning)
+        try:
+            for _ in range(20):
+                zo.estimate(*batch)
+        except ConnectionError as error:
+            assert str(error) == "the line is dead"
+        else:
+            pytest.fail("twenty estimates in so few calls")
+    assert len(asked) in (calls + 1, calls + 2)
+    assert not caplog.records

@@ -5,6 +5,7 @@ from deepzero.data.cifar10 import load_cifar10
 from deepzero.data.dataset import Dataset, Splits, split
 from deepzero.data.digits import load_digits
 from deepzero.data.fashion_mnist import load_fashion_mnist
+from deepzero.data.folder import load_image_folder
 from deepzero.data.images import channel_statistics, downsample
 from deepzero.data.loader import BatchLoader
 from deepzero.data.registry import load, names
@@ -20,6 +21,7 @@ __all__ = [
     "load_cifar10",
     "load_digits",
     "load_fashion_mnist",
+    "load_image_folder",
     "names",
     "split",
 ]

@@ -11,6 +11,7 @@ from deepzero.data.cifar10 import load_cifar10
 from deepzero.data.dataset import Dataset, Splits, check_fraction, split
 from deepzero.data.digits import load_digits
 from deepzero.data.fashion_mnist import load_fashion_mnist
+from deepzero.data.folder import load_image_folder
 from deepzero.data.images import resize
 from deepzero.errors import InvalidInputError
 
@@ -20,6 +21,7 @@ _LOADERS: dict[str, Loader] = {
     "digits": lambda _data_dir: load_digits(),
     "cifar10": load_cifar10,
     "fashion-mnist": load_fashion_mnist,
+    "image-folder": load_image_folder,
 }
 
 
@@ -27,7 +29,7 @@ def names() -> tuple[str, ...]:
     """The names that :func:`load` knows.
 
     >>> names()
-    ('digits', 'cifar10', 'fashion-mnist')
+    ('digits', 'cifar10', 'fashion-mnist', 'image-folder')
     """
     return tuple(_LOADERS)
 

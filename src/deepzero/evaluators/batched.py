@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero import validation
-from deepzero.errors import InvalidInputError, UnbatchableError
+from deepzero.errors import InvalidInputError, UnbatchableError, from_black_box
 from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
 from deepzero.evaluators.workers import without_batching_advice
 from deepzero.objective import (
@@ -175,6 +175,8 @@ def _stacked(
     except (UnbatchableError, InvalidInputError):
         raise
     except Exception as error:
+        if from_black_box(error):
+            raise
         raise UnbatchableError(
             f"torch.func.vmap cannot run the program ({type(error).__name__}: "
             f"{str(error).splitlines()[0][:200] if str(error) else ''}); use evaluator=dz.SequentialEvaluator()"

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from deepzero import validation
 from deepzero.announce import announced
-from deepzero.errors import DeepZeroError, GraphError, InvalidInputError
+from deepzero.errors import DeepZeroError, GraphError, InvalidInputError, from_black_box
 from deepzero.evaluators.base import (
     Answer,
     DivisibleEvaluator,
@@ -203,6 +203,8 @@ class PropagationEvaluator(DivisibleEvaluator):
             except (DeepZeroError, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
+                if from_black_box(error):
+                    raise
                 raise GraphError(
                     f"the program's graph cannot be evaluated ({type(error).__name__}: {str(error)[:200]})"
                 ) from error
@@ -321,7 +323,7 @@ class PropagationEvaluator(DivisibleEvaluator):
             try:
                 return loss_differences(cone, values, program.graph.output, chunk.indices, size)
             except Exception as error:
-                if self.strict or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                if self.strict or from_black_box(error) or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                     raise
                 log.warning("queries of %s run operations again: a rule raised %s", chunk.parameter, error)
                 rescue = self._recomputations(step, objective, [chunk.parameter])[chunk.parameter]

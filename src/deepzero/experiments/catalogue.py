@@ -7,6 +7,7 @@ import difflib
 from deepzero.errors import InvalidInputError
 from deepzero.experiments import (
     batch_sizes,
+    defenses,
     estimators,
     pruning,
     reuse,
@@ -34,6 +35,7 @@ _ALL = (
     batch_sizes.EXPERIMENT,
     workers.EXPERIMENT,
     schedules.EXPERIMENT,
+    defenses.EXPERIMENT,
 )
 """To add an experiment: write it in a file of its own, and name it here."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepzero.errors import GraphError, VerificationError
+from deepzero.errors import GraphError, VerificationError, from_black_box
 from deepzero.graph.capture import Node
 from deepzero.graph.forward import Values, graph_inputs, held_bytes, run
 from deepzero.graph.program import Cone, Program, compile_program, reads
@@ -163,7 +163,7 @@ def verify(
         except (VerificationError, MemoryError):
             raise
         except Exception as error:
-            if refused is None:
+            if refused is None or from_black_box(error):
                 raise
             refused(name, error)
             continue

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepzero.errors import InvalidInputError, NonFiniteLossError, QueryBudgetError
+from deepzero.errors import InvalidInputError, NonFiniteLossError, QueryBudgetError, mark_from_black_box
 from deepzero.evaluators import QueryJournal, QueryPolicy
 from deepzero.evaluators.executor_calls import Clock
 from deepzero.evaluators.executor_pool import ExecutorSource, Pool
@@ -185,8 +185,12 @@ class Rows:
             NonFiniteLossError: the function returned NaN or infinity.
             QueryError: a call failed for good.
         """
-        with self.lock:
-            turns = [self._once(inputs, parameters, required, k, self.repeats - k) for k in range(self.repeats)]
+        try:
+            with self.lock:
+                turns = [self._once(inputs, parameters, required, k, self.repeats - k) for k in range(self.repeats)]
+        except Exception as error:
+            mark_from_black_box(error)
+            raise
         if self.repeats == 1:
             return turns[0]
         answers = torch.stack(turns)

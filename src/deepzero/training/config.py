@@ -20,7 +20,8 @@ class TrainingConfig:
         momentum: momentum of SGD, in [0, 1).
         weight_decay: pulls every weight to 0, queried or not.
         warmup_epochs: length of the linear warm-up.
-        schedule: of the learning rate after it: ``cosine`` to 0, ``linear`` to 0, or ``constant``.
+        schedule: of the learning rate after it: ``cosine`` to 0, ``linear`` to 0, ``constant``, or a tenth
+            after each of the ``thirds`` or ``fifths`` of the steps.
         evaluate_every: epochs between two looks at the validation split.
         checkpoint_steps: steps between two checkpoints, None to go by the clock alone.
         checkpoint_minutes: minutes between two checkpoints.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
@@ -44,10 +45,22 @@ def warmup_constant(step: int, *, warmup: int, total: int) -> float:
     return _after_warmup(step, warmup, total, lambda _: 1.0)
 
 
+def warmup_tenths(step: int, *, warmup: int, total: int, parts: int) -> float:
+    """As :func:`warmup_cosine`, but divided by ten after each of ``parts`` equal parts of what follows the warm-up.
+
+    Example:
+        >>> [f"{warmup_tenths(t, warmup=0, total=6, parts=3):g}" for t in range(6)]
+        ['1', '1', '0.1', '0.1', '0.01', '0.01']
+    """
+    return _after_warmup(step, warmup, total, lambda done: 10.0 ** -min(parts - 1, math.floor(parts * done + 1e-9)))
+
+
 SCHEDULES: dict[str, Callable[..., float]] = {
     "constant": warmup_constant,
     "cosine": warmup_cosine,
+    "fifths": partial(warmup_tenths, parts=5),
     "linear": warmup_linear,
+    "thirds": partial(warmup_tenths, parts=3),
 }
 """Name in a configuration -> factor on the peak learning rate."""
 

@@ -30,19 +30,34 @@ QUERYING = (ZO_DS, *AUTOENCODED, DEEPZERO, DISTILLED, OPAQUE)
 """Methods that ask the black box while they train."""
 
 
+DENOISERS = ("dncnn", "unet")
+STABILITY, CLASSIFICATION = "stability", "classification"
+LOSSES = {
+    STABILITY: "cross-entropy with the label that the classifier gives to the clean image",
+    CLASSIFICATION: "cross-entropy with the true label",
+}
+"""What the finetuning minimizes, in words."""
+LAST_LAYER, ZO_GRASP = "last-layer", "zo-grasp"
+FINETUNED = (LAST_LAYER, ZO_GRASP)
+"""Which weights ``deepzero`` finetunes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenoiserConfig:
-    """A DnCNN.
+    """The network in front of the classifier.
 
     Attributes:
-        depth: convolutions.
+        kind: ``dncnn`` or ``unet``.
+        depth: convolutions of a DnCNN.
         width: channels between them.
     """
 
+    kind: str = "dncnn"
     depth: int = 17
     width: int = 64
 
     def __post_init__(self) -> None:
+        validation.choice("kind", self.kind, DENOISERS)
         validation.count("depth", self.depth, minimum=2)
         validation.count("width", self.width)
 
@@ -85,6 +100,9 @@ class DefenseConfig:
         finetuning: by the answers of the classifier.
         budget: queries of the classifier in the finetuning.
         directions: of a sample, or coordinates of a step; all of the code's for ``zo-ae-ds-cge``.
+        loss: of the finetuning, one of :data:`LOSSES`.
+        finetuned: by ``deepzero``: ``last-layer``, as the paper does, or ``zo-grasp``: the convolutions of all layers, as
+            many coordinates of each as ZO-GraSP keeps on the pretrained denoiser.
         step_size: of the finite difference; None: by dtype and size.
         seed: of everything that is drawn.
 
@@ -102,6 +120,8 @@ class DefenseConfig:
     finetuning: StageConfig = field(default_factory=lambda: StageConfig(learning_rate=1e-4))
     budget: int = 2_000_000
     directions: int = 192
+    loss: str = STABILITY
+    finetuned: str = LAST_LAYER
     step_size: float | None = 5e-3
     seed: int = 0
 
@@ -109,6 +129,8 @@ class DefenseConfig:
         validation.choice("method", self.method, METHODS)
         validation.positive("sigma", self.sigma, hint="0.25")
         validation.choice("autoencoder", self.autoencoder, AUTOENCODERS)
+        validation.choice("loss", self.loss, LOSSES)
+        validation.choice("finetuned", self.finetuned, FINETUNED)
         validation.count("budget", self.budget)
         validation.count("directions", self.directions)
         validation.count("seed", self.seed, minimum=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +13,18 @@ from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import CGE
-from deepzero.models import Autoencoder, DnCNN
+from deepzero.models import Autoencoder, DnCNN, UNetDenoiser
 from deepzero.opaque import Learned, Opaque
-from deepzero.sparsity import DynamicRatios
+from deepzero.sparsity import DynamicRatios, SparsityWarning, layer_ratios, zo_grasp
+from deepzero.sparsity.selection import counts_from_ratios
 from deepzero.tasks.defense import config as names
 from deepzero.tasks.defense.config import DefenseConfig
 from deepzero.tasks.defense.parts import Scores
 from deepzero.training.sources import Autograd, GradientSource
+
+Denoiser = DnCNN | UNetDenoiser
+RANKING = 192
+"""Directions by which ZO-GraSP ranks, as in the paper."""
 
 
 @dataclass
@@ -77,12 +84,13 @@ class Asking:
 
 def finetuning(
     config: DefenseConfig,
-    denoiser: DnCNN,
+    denoiser: Denoiser,
     scores: Scores,
     *,
     white_box: nn.Module | None = None,
     autoencoder: Autoencoder | None = None,
     student: nn.Module | None = None,
+    ratios: Mapping[str, float] | None = None,
 ) -> Finetuning:
     """The network and the gradient source of a method.
 
@@ -94,6 +102,8 @@ def finetuning(
         autoencoder: pretrained, for the methods that have one.
         student: a differentiable guess of the classifier: trained already for ``distilled``, as it learns for
             ``opaque``.
+        ratios: for ``deepzero``: which part of each convolution a step takes, as :func:`ranked` finds; None: of the
+            last one as many as there are directions.
 
     Raises:
         InvalidInputError: the method needs a part that is not there.
@@ -104,14 +114,14 @@ def finetuning(
         names.ZO_DS: _random,
         names.ZO_AE_DS: _coded,
         "zo-ae-ds-cge": _coded,
-        names.DEEPZERO: _last_layer,
+        names.DEEPZERO: _coordinates,
         names.OPAQUE: _guided,
     }
     if config.method not in make:
         raise InvalidInputError(f"{config.method} trains nothing by the classifier")
     given = {names.FO_DS: white_box, names.DISTILLED: student, names.OPAQUE: student}
     given |= dict.fromkeys(names.AUTOENCODED, autoencoder)
-    extra = given.get(config.method)
+    extra = ratios if config.method == names.DEEPZERO else given.get(config.method)
     if config.method in given and extra is None:
         raise InvalidInputError(f"{config.method} needs {_NEEDS[config.method]}, and there is none")
     return make[config.method](config, denoiser, scores, extra)
@@ -131,13 +141,13 @@ def _around(config: DefenseConfig, model: nn.Module, denoiser: nn.Module, box: O
     return Finetuning(model, denoiser, source, 1 + directions * len(box.stencil.nodes))
 
 
-def _white(config: DefenseConfig, denoiser: DnCNN, _: Scores, classifier: Any) -> Finetuning:
+def _white(config: DefenseConfig, denoiser: Denoiser, _: Scores, classifier: Any) -> Finetuning:
     classifier.eval().requires_grad_(False)
     model = nn.Sequential(denoiser, classifier)
     return Finetuning(model, denoiser, Autograd(model, loss=F.cross_entropy, seed=config.seed), 0)
 
 
-def _random(config: DefenseConfig, denoiser: DnCNN, scores: Scores, _: Any) -> Finetuning:
+def _random(config: DefenseConfig, denoiser: Denoiser, scores: Scores, _: Any) -> Finetuning:
     box = Opaque(
         scores,
         directions="sphere",
@@ -150,7 +160,7 @@ def _random(config: DefenseConfig, denoiser: DnCNN, scores: Scores, _: Any) -> F
     return _around(config, nn.Sequential(denoiser, box), denoiser, box, config.directions)
 
 
-def _coded(config: DefenseConfig, denoiser: DnCNN, scores: Scores, autoencoder: Any) -> Finetuning:
+def _coded(config: DefenseConfig, denoiser: Denoiser, scores: Scores, autoencoder: Any) -> Finetuning:
     """The decoder belongs to the black box, as in the authors' code; the encoder is trained with the denoiser."""
     decoder = autoencoder.decoder.eval().requires_grad_(False)
     coordinates = config.method == "zo-ae-ds-cge"
@@ -169,21 +179,51 @@ def _coded(config: DefenseConfig, denoiser: DnCNN, scores: Scores, autoencoder: 
     return _around(config, nn.Sequential(front, box), nn.Sequential(front, decoder), box, directions)
 
 
-def _last_layer(config: DefenseConfig, denoiser: DnCNN, scores: Scores, _: Any) -> Finetuning:
-    """CGE over the last convolution; the features in front of it are computed once a step."""
+def _coordinates(config: DefenseConfig, denoiser: Denoiser, scores: Scores, ratios: Any) -> Finetuning:
+    """CGE over convolutions of the denoiser; the features in front of them are computed once a step."""
     denoiser.eval()  # as it will be used: statistics of the pretraining
-    denoiser.requires_grad_(False)
-    denoiser.last.requires_grad_(True)
     box = Opaque(scores, max_queries=config.budget, seed=config.seed)
     model = nn.Sequential(denoiser, box)
-    weights = denoiser.last.weight.numel()
-    count = min(config.directions, weights)
-    chosen: Any = None if count == weights else DynamicRatios({"0.last.weight": count / weights}, seed=config.seed)
-    zo = CGE(model, loss=F.cross_entropy, step_size=config.step_size, sparsity=chosen, seed=config.seed)
-    return Finetuning(model, denoiser, Asking(zo, box), 1 + count)
+    denoiser.requires_grad_(False)
+    kept = {"0.last.weight"} if ratios is None else set(ratios)
+    weights = {name: p.requires_grad_() for name, p in model.named_parameters() if name in kept}
+    if ratios is None:
+        size = weights["0.last.weight"].numel()
+        ratios = {"0.last.weight": min(1.0, config.directions / size)}
+    counts = counts_from_ratios(ratios, weights)
+    zo = CGE(
+        model,
+        loss=F.cross_entropy,
+        step_size=config.step_size,
+        sparsity=DynamicRatios(ratios, every=1, seed=config.seed),
+        seed=config.seed,
+    )
+    return Finetuning(model, denoiser, Asking(zo, box), 1 + sum(counts.values()))
 
 
-def _guided(config: DefenseConfig, denoiser: DnCNN, scores: Scores, student: Any) -> Finetuning:
+def ranked(
+    config: DefenseConfig, denoiser: Denoiser, scores: Scores, batch: tuple[Tensor, Tensor]
+) -> tuple[dict[str, float], int]:
+    """How many coordinates of each convolution of the pretrained denoiser ZO-GraSP keeps, and what that asked.
+
+    The sparsity is such that ``config.directions`` coordinates are kept.
+    """
+    front = copy.deepcopy(denoiser).eval().requires_grad_(False)
+    model = nn.Sequential(front, Opaque(scores, seed=config.seed))
+    weights = {name: p.requires_grad_() for name, p in model.named_parameters() if p.dim() > 1}
+    size = sum(p.numel() for p in weights.values())
+    step = 5e-3 if config.step_size is None else config.step_size
+    found = zo_grasp(
+        model, F.cross_entropy, *batch, queries=RANKING, step_size=step, seed=config.seed, dtype=batch[0].dtype
+    )
+    keep = min(1.0, config.directions / size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SparsityWarning)  # the paper finds just that: most layers keep next to nothing
+        ratios = layer_ratios(found, sparsity=1 - keep) if keep < 1 else dict.fromkeys(weights, 1.0)
+    return ratios, 2 * (RANKING + 1) * len(batch[0])
+
+
+def _guided(config: DefenseConfig, denoiser: Denoiser, scores: Scores, student: Any) -> Finetuning:
     guess = Learned(student, lr=1e-3, steps=2, seed=config.seed)
     box = Opaque(
         scores,

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from deepzero import data
+from deepzero.models import DnCNN, UNetDenoiser
 from deepzero.randomness import derive_seed
-from deepzero.tasks.defense.config import DefenseConfig, StageConfig
+from deepzero.tasks.defense.config import DefenseConfig, DenoiserConfig, StageConfig
 
 Scores = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n classes"]]
 
@@ -48,6 +49,13 @@ def student_network(dataset: data.Dataset, width: int = 32) -> nn.Module:
         layers += [nn.Conv2d(inward, outward, 3, stride=stride, padding=1), nn.GroupNorm(4, outward), nn.GELU()]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, dataset.num_classes)]
     return Normalized(nn.Sequential(*layers), dataset)
+
+
+def make_denoiser(config: DenoiserConfig, channels: int) -> DnCNN | UNetDenoiser:
+    """The network in front of the classifier, at initial weights."""
+    if config.kind == "unet":
+        return UNetDenoiser(channels=channels, width=config.width)
+    return DnCNN(channels=channels, depth=config.depth, width=config.width)
 
 
 @dataclass(frozen=True)
@@ -103,3 +111,8 @@ def answers(scores: Scores, images: data.Dataset, batch: int = 500) -> Int64[Ten
     loader = data.BatchLoader(pixels(images), batch_size=batch)
     with torch.no_grad():
         return torch.cat([scores(x).argmax(1).cpu() for x, _ in loader.iterate()])
+
+
+def accuracy(scores: Scores, images: data.Dataset) -> float:
+    """The share of clean images whose label a classifier gives."""
+    return float((answers(scores, images) == images.labels.cpu()).double().mean())

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import Tensor, nn
 
 from deepzero import data
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.models import Autoencoder, DnCNN, SimpleCNN
+from deepzero.models import Autoencoder, SimpleCNN
 from deepzero.opaque import HttpModel, OnnxModel
 from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.tasks.defense import config as names
 from deepzero.tasks.defense.config import DefenseConfig, StageConfig, from_record
 from deepzero.tasks.defense.export import export_onnx
-from deepzero.tasks.defense.methods import Finetuning, finetuning
-from deepzero.tasks.defense.parts import Normalized, Scores, answers, batches, student_network
+from deepzero.tasks.defense.methods import Finetuning, finetuning, ranked
+from deepzero.tasks.defense.parts import Normalized, Scores, answers, batches, make_denoiser, student_network
 from deepzero.tasks.defense.stages import trained
 from deepzero.tasks.parts import load_images
 from deepzero.training import Autograd, RunFolder, StopRequest, hardware, read_record, versions
-from deepzero.training.files import finite
+from deepzero.training.files import finite, replace_file, to_json
 from deepzero.training.state import snapshot
 
 CLASSIFIER = "classifier.onnx"
 """The model file of a classifier of our own, in the folder of its stage."""
+RATIOS = "ratios.json"
+"""Where a run keeps which part of each layer a step takes."""
 OWN = "our own"
 
 
@@ -41,11 +48,13 @@ class Target:
         ask: images in [0, 1] to scores, as anybody may ask.
         white_box: the network behind it, where there is one.
         name: in words.
+        sha256: of the model file; None for a service.
     """
 
     ask: Scores
     white_box: nn.Module | None
     name: str
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,13 @@ def given_target(classifier: str | Path) -> Target:
     def ask(x: Tensor) -> Tensor:
         return torch.as_tensor(model(x.detach().cpu().numpy())).to(x.device)
 
-    return Target(ask, None, text)
+    return Target(ask, None, text, digest(text) if isinstance(model, OnnxModel) else None)
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -160,6 +175,7 @@ class _Work:
         summary = {
             "method": self.config.method,
             "classifier": target.name,
+            "classifier_sha256": target.sha256,
             "queries": queries,
             "seconds": round(time.perf_counter() - started, 3),
             "seed": self.config.seed,
@@ -180,11 +196,11 @@ class _Work:
         stage = self.config.classifier
         self.stage("classifier", model, stage, loss=F.cross_entropy, clean=False, sigma=0.0)
         path = self.stages / "classifier" / CLASSIFIER
-        if not path.exists():
-            example = torch.zeros(2, *train.image_shape)
-            export_onnx(model, example, path)
+        with self.alone(path.parent):
+            if not path.exists():
+                export_onnx(model, torch.zeros(2, *train.image_shape), path)
         given = given_target(path)
-        return Target(given.ask, model, "our own, exported to ONNX")
+        return Target(given.ask, model, "our own, exported to ONNX", given.sha256)
 
     def denoiser(self, target: Target) -> tuple[nn.Module, int]:
         """The network in front of the classifier, and what it asked."""
@@ -192,9 +208,7 @@ class _Work:
         channels = train.image_shape[0]
         if config.method == names.SMOOTHING:
             return nn.Identity(), 0
-        denoiser = self.built(
-            lambda: DnCNN(channels=channels, depth=config.denoiser.depth, width=config.denoiser.width)
-        )
+        denoiser = self.built(lambda: make_denoiser(config.denoiser, channels))
         self.stage("denoiser", denoiser, config.pretraining, loss=F.mse_loss, clean=True)
         if config.method == names.DENOISER:
             return denoiser, 0
@@ -202,17 +216,28 @@ class _Work:
         if config.method in names.AUTOENCODED:
             autoencoder = self.built(lambda: Autoencoder(config.autoencoder))
             self.stage("autoencoder", autoencoder, config.pretraining, loss=F.mse_loss, clean=True, sigma=0.0)
-        labels = answers(target.ask, train)
-        spent = len(labels)
-        student = None
+        spent = 0
+        if config.loss == names.STABILITY:
+            train = replace(train, labels=answers(target.ask, train))
+            spent += len(train)
+        student = ratios = None
         if config.method in (names.DISTILLED, names.OPAQUE):
             student = self.built(lambda: student_network(train))
             if config.method == names.DISTILLED:
                 spent += self.distil(student, target)
+        if config.method == names.DEEPZERO and config.finetuned == names.ZO_GRASP:
+            ratios, asked = self.ratios(denoiser, target, train)
+            spent += asked
         fine = finetuning(
-            config, denoiser, target.ask, white_box=target.white_box, autoencoder=autoencoder, student=student
+            config,
+            denoiser,
+            target.ask,
+            white_box=target.white_box,
+            autoencoder=autoencoder,
+            student=student,
+            ratios=ratios,
         )
-        self.finetune(fine, replace(train, labels=labels))
+        self.finetune(fine, train)
         return fine.denoiser, spent + (0 if fine.box is None else fine.box.queries)
 
     def distil(self, student: nn.Module, target: Target) -> int:
@@ -228,12 +253,23 @@ class _Work:
         self.stage("student", student, stage, loss=loss, clean=False, itself=True)
         return steps * size
 
+    def ratios(self, denoiser: Any, target: Target, images: data.Dataset) -> tuple[dict[str, float], int]:
+        """Which part of each convolution a step takes; asked for once, and kept."""
+        path = self.folder / RATIOS
+        if not path.exists():
+            stage = self.config.finetuning
+            made = batches(self.config, stage, images, name="ranking", steps=1, clean=False)
+            found, asked = ranked(self.config, denoiser, target.ask, made.batch(0, 0))
+            replace_file(path, to_json({"keep": found, "queries": asked}))
+        kept = json.loads(path.read_bytes())
+        return kept["keep"], kept["queries"]
+
     def finetune(self, fine: Finetuning, images: data.Dataset) -> None:
         """By the classifier's answers."""
         config = self.config
         stage = config.finetuning
         size = min(stage.batch_size, len(images))
-        per_step = max(1, fine.queries_per_step) * size
+        per_step = (fine.queries_per_step or 1 + config.directions) * size
         if config.method in names.QUERYING and config.method != names.DISTILLED and per_step > config.budget:
             raise InvalidInputError(
                 f"a step of {config.method} asks {per_step:,} times ({size} images), more than the budget of "
@@ -266,27 +302,49 @@ class _Work:
         sigma: float | None = None,
         itself: bool = False,
     ) -> None:
-        """A stage that methods share, by autograd; its weights are left in ``model``."""
+        """A stage by autograd, its weights left in ``model``; methods share all but those ``itself`` is true for.
+
+        With ``itself`` the target is the noisy image; the stage lies in the folder of the run.
+        """
         config = self.config
+        folder = (self.folder if itself else self.stages) / name
         made = batches(
             config, stage, self.splits.train, name=name, steps=int(stage.steps or 1), clean=clean, sigma=sigma
         )
         made = _Itself(made) if itself else made  # type: ignore[assignment]
         shared = {"data": asdict(config.data), "seed": config.seed, "sigma": config.sigma, "name": name}
         more = {"denoiser": asdict(config.denoiser), "autoencoder": config.autoencoder}
-        reason = trained(
-            self.stages / name,
-            {**shared, **({name: more[name]} if name in more else {})},
-            model=model,
-            kept=model,
-            source=Autograd(model, loss=loss, seed=config.seed),
-            batches=made,
-            stage=stage,
-            stop=self.stop,
-            console=self.console,
-        )
+        with self.alone(folder):
+            reason = trained(
+                folder,
+                {**shared, **({name: more[name]} if name in more else {})},
+                model=model,
+                kept=model,
+                source=Autograd(model, loss=loss, seed=config.seed),
+                batches=made,
+                stage=stage,
+                stop=self.stop,
+                console=self.console,
+            )
         if reason is not None:
             raise _StoppedError(reason)
+
+    @contextmanager
+    def alone(self, folder: Path) -> Iterator[None]:
+        """While no other process is at work in a folder that several runs share."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.parent / f".{folder.name}.lock")
+        while True:
+            try:
+                lock.acquire(timeout=0.5)
+                break
+            except Timeout:
+                if self.stop.reason is not None:
+                    raise _StoppedError(self.stop.reason) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def built(self, make: Any) -> Any:
         """A network at initial weights that are a function of the seed."""
@@ -328,7 +386,7 @@ def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[Defense
         )
     splits = load_images(config, data_dir)
     channels = splits.train.image_shape[0]
-    front: nn.Module = DnCNN(channels=channels, depth=config.denoiser.depth, width=config.denoiser.width)
+    front: nn.Module = make_denoiser(config.denoiser, channels)
     if config.method == names.SMOOTHING:
         front = nn.Identity()
     if config.method in names.AUTOENCODED:
@@ -336,4 +394,10 @@ def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[Defense
         front = nn.Sequential(nn.Sequential(front, halves.encoder), halves.decoder)
     front.load_state_dict(run.read_weights())
     own = Path(run.record["stages"]) / "classifier" / CLASSIFIER
-    return config, front.eval(), given_target(own if classifier is None else classifier), splits
+    target = given_target(own if classifier is None else classifier)
+    if target.sha256 != run.summary["classifier_sha256"]:
+        raise RunFolderError(
+            f"{target.name} is another classifier than the one that {folder} was trained for: its content has changed "
+            "since; put the old file back, or train a new defense"
+        )
+    return config, front.eval(), target, splits
