@@ -11,9 +11,10 @@ Two kinds of convolution, trained from the same weights on the same batches:
 
 - ``ideal``: an exact convolution. Backpropagation through it is the reference;
 - ``analog``: a simulated analog operator: inputs rounded to 6 bits, weights with a gain of their own each that depends
-  on the weight (a compressive response), read noise on the output. It is trained by ``dz.Opaque`` from its answers,
-  and, for comparison, by autograd through the *ideal* convolution in its place (what one does where only a model of the
-  chip can be differentiated).
+  on the weight (a compressive response) and on the cell (normal with mean 1 and deviation 1: a sixth of the cells
+  answers with the wrong sign, as miswired pairs do), read noise on the output. It is trained by ``dz.Opaque`` from its
+  answers, and, for comparison, by autograd through the *ideal* convolution in its place (what one does where only a
+  model of the chip can be differentiated).
 
 Everything is evaluated with the operator that it was trained for. Test accuracy for ``--seeds`` seeds, and the worst
 relative difference of a step's gradient from backpropagation in float64.
@@ -69,8 +70,9 @@ class Options:
 class Analog(nn.Module):
     """A convolution as an analog array computes it.
 
-    The response of a cell saturates, ``w -> s tanh(w / s)`` with s twice the spread of the initial weights, and a gain
-    of the cell's own (5 % spread); inputs are clipped to [-4, 4] and rounded to 6 bits of it; reading adds noise.
+    The response of a cell saturates, ``w -> s tanh(w / s)`` with s twice the spread of the initial weights, times a
+    gain of the cell's own, normal with mean 1 and deviation 1; inputs are clipped to [-4, 4] and rounded to 6 bits;
+    reading adds noise.
     """
 
     def __init__(self, ideal: nn.Conv2d, seed: int) -> None:
@@ -78,7 +80,7 @@ class Analog(nn.Module):
         self.weight = nn.Parameter(ideal.weight.detach().clone())
         self._stride, self._padding = ideal.stride, ideal.padding
         generator = torch.Generator().manual_seed(seed)
-        self._gain = 1 + 0.05 * torch.randn(ideal.weight.shape, generator=generator).to(ideal.weight)
+        self._gain = 1 + torch.randn(ideal.weight.shape, generator=generator).to(ideal.weight)
         self._bound = 2 * float(ideal.weight.detach().std())
         self._noise = torch.Generator().manual_seed(seed + 1)
 
@@ -128,7 +130,8 @@ def network(options: Options, method: str, seed: int) -> nn.Module:
                 continue
             number += 1
             if method == "ideal, Opaque":
-                setattr(parent, name, forward_only(child, child, stencil="forward"))
+                box = forward_only(child, child, stencil="forward", step_size=1.0, parameter_step_size=1.0)  # linear
+                setattr(parent, name, box)
             elif method == "analog, Opaque":
                 layer = Analog(child, 1000 * seed + number)
                 box = forward_only(layer, child, step_size=4 * LEAST, parameter_step_size=layer._bound / 4)

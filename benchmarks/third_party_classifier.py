@@ -6,12 +6,12 @@
 
 The package ``cifar-10-model`` (PyPI, S. Gudiduri, BSD/MIT) holds a convolutional network of Keras with 968,000 weights,
 trained on CIFAR-10 by its author. Nothing of the package is run: the layers and weights in its HDF5 file are read and
-written down as an ONNX graph that takes images in [0, 1], ``[n, 3, 32, 32]``, and gives scores ``[n, 10]``. The graph is
-checked by its accuracy on the 10,000 test images, which is 76.57 %; with any other the script ends with an error and
-leaves no file.
+written down as an ONNX graph that takes images in [0, 1], ``[n, 3, 32, 32]``, and gives scores ``[n, 10]``. Its
+accuracy on the 10,000 test images, 76.57 %, is the check; with any other the script ends with an error and leaves no
+file.
 
-A plain ``.h5`` file of a Keras ``Sequential`` of convolutions, batch norm, maximum pooling, flattening, dense layers and
-dropout is taken as well; ``--expected`` then says its accuracy.
+A plain ``.h5`` file of a Keras ``Sequential`` of convolutions, batch norm, maximum pooling, flattening, dense layers
+and dropout is taken as well; ``--expected`` then says its accuracy.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def weights_of(kept: Any, layer: str) -> Weights:
 
     def take(name: str, value: Any) -> None:
         if isinstance(value, h5py.Dataset):
-            found[name.rsplit("/", 1)[-1].split(":")[0]] = value[()]
+            found[name.rsplit("/", 1)[-1].split(":", maxsplit=1)[0]] = value[()]
 
     if layer in kept:
         kept[layer].visititems(take)

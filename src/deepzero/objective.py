@@ -245,7 +245,7 @@ class NetworkObjective:
         """The base query, and the random numbers that it drew."""
         if not self._settled:
             self._settle(parameters, batch, seed)
-        with nullcontext() if self._hidden else _tried():
+        with _Tried(last=self._hidden):
             return self._recorded(parameters, batch, seed)
         self._settle(parameters, batch, seed)  # it may differentiate with respect to parameters since the last step
         return self._recorded(parameters, batch, seed)
@@ -329,7 +329,7 @@ class NetworkObjective:
         themselves; it is recognized by an error, or by a loss that does not follow when all parameters move.
         """
         self._hidden, base, draws = True, None, Draws(seed)
-        with _tried():
+        with _Tried():
             base, draws = self._recorded(parameters, batch, seed, Placing.HELD)
             self._hidden = not self.follows(parameters, batch, seed, draws)
         if base is None:
@@ -580,14 +580,18 @@ def copy_of(batch: tuple[Any, ...], *, tensors: bool = True) -> tuple[Any, ...]:
     return Batch(arguments, options)
 
 
-@contextmanager
-def _tried() -> Iterator[None]:
+@dataclass(frozen=True)
+class _Tried:
     """What the program raises is let pass, for there is another way to run it; not what a black box inside raises."""
-    try:
-        yield
-    except Exception as error:
-        if from_black_box(error):
-            raise
+
+    last: bool = False
+    """There is no other way: let nothing pass."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        return not self.last and isinstance(error, Exception) and not from_black_box(error)
 
 
 def _same_loss(one: Tensor, other: Tensor, parameters: Parameters) -> bool:

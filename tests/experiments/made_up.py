@@ -20,6 +20,7 @@ from deepzero.experiments import (
     Training,
 )
 from deepzero.experiments.cells import Place
+from deepzero.experiments.defenses import Defense
 from deepzero.experiments.schedules import cost_table
 from deepzero.experiments.stopwatch import STAGES
 from deepzero.report import Figure, Series, Table
@@ -127,6 +128,8 @@ def made_up(cell: Cell, number: int) -> Outcome:
     work = cell.work
     if isinstance(work, Training):
         return Outcome(cell.labels, training_result(work.config, number))
+    if isinstance(work, Defense):
+        return Outcome(cell.labels, defense_result(work, number))
     assert isinstance(work, Measurement)
     return Outcome(cell.labels, measured(work, number))
 
@@ -204,3 +207,18 @@ MEASURED: dict[str, Callable[[Mapping[str, Any], int], dict[str, Any]]] = {
     "measured": _workers,
     cost_table.__name__: _cost_table,
 }
+
+
+def defense_result(work: Defense, number: int) -> dict[str, Any]:
+    radii = work.certification.radii_for(work.config.sigma)
+    accuracies = [0.9 - 0.2 * k - 0.001 * number for k in range(len(radii))]
+    return {
+        "radii": list(radii),
+        "certified_accuracy": accuracies,
+        "average_certified_radius": 0.4 - 0.001 * number,
+        "curve": [[0.1, 0.8], [0.5, 0.3]],
+        "queries": work.config.budget,
+        "seconds": 10.0 + number,
+        "classifier_sha256": "0" * 64,
+        "loss": [[100, 2.0], [200, 1.5]],
+    }

@@ -123,3 +123,37 @@ def test_a_declaration_of_other_shapes(locality: dz.opaque.Locality, message: st
 def test_locality_goes_with_coordinates() -> None:
     with pytest.raises(InvalidInputError, match='goes with directions="coordinates"'):
         dz.Opaque(torch.sin, locality=dz.Elementwise())
+
+
+def test_noise_is_not_taken_for_a_wider_field() -> None:
+    """Read noise moves all outputs; a declaration is refused only for what moves more."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(1, 2, 3, padding=1, bias=False)
+    wide = nn.Conv2d(1, 2, 5, padding=2, bias=False)
+    noise = torch.Generator().manual_seed(0)
+
+    def noisy(conv: nn.Conv2d) -> dz.Opaque:
+        def run(z: Tensor, own: dict[str, Tensor]) -> Tensor:
+            y = F.conv2d(z, own["weight"], padding=conv.padding)
+            return y + 0.01 * torch.randn(y.shape, generator=noise)
+
+        return dz.Opaque(
+            run,
+            parameters={"weight": conv.weight.detach().clone()},
+            parameter_locality={"weight": dz.PerChannel()},
+            directions="coordinates",
+            step_size=1.0,
+            parameter_step_size=1.0,
+            locality=dz.Conv(3, padding=1),
+        )
+
+    x = torch.randn(4, 1, 8, 8, requires_grad=True)
+    box = noisy(layer)
+    with pytest.warns(dz.BlackBoxWarning, match="answers the same rows differently"):
+        box(x).sum().backward()
+    (exact,) = torch.autograd.grad(layer(x).sum(), layer.weight)
+    found = next(box.parameters()).grad
+    assert found is not None
+    assert float((found - exact).norm() / exact.norm()) < 0.1
+    with pytest.raises(CoupledRowsError, match="is not true of this black box"), pytest.warns(dz.BlackBoxWarning):
+        noisy(wide)(x).sum().backward()

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from deepzero.cli.train import DONE, RECIPES_OWN, STOPPED, Flag, Folder, Real, Whole
 from deepzero.errors import InvalidInputError
-from deepzero.recipes.defenses import DEFAULT, DEFENSES, find_defense
+from deepzero.recipes.defenses import DEFAULT, DEFENSES, find_defense, with_method
 from deepzero.tasks.defense import METHODS, Certified, CertifyConfig, certify, defend, settings_of
 
 ROOT = Path("runs")
@@ -42,6 +42,10 @@ class Defend:
     """Queries of the classifier in the finetuning."""
     directions: Whole = None
     """Directions of a sample, or coordinates of a step."""
+    loss: Annotated[str | None, arg(metavar="LOSS", help_behavior_hint=RECIPES_OWN)] = None
+    """What the finetuning minimizes: stability (the classifier's own labels) or classification (the true ones)."""
+    finetuned: Annotated[str | None, arg(metavar="WHICH", help_behavior_hint=RECIPES_OWN)] = None
+    """What the method deepzero finetunes: last-layer, or zo-grasp (all convolutions, in the ratios of ZO-GraSP)."""
     learning_rate: Real = None
     """Peak learning rate of the finetuning."""
     seed: Whole = None
@@ -64,11 +68,10 @@ class Defend:
         config, classifier = find_defense(self.recipe).config(), self.classifier
         if self.resume and self.out is not None:
             config, classifier = settings_of(self.out)
-        given: dict[str, Any] = {
-            name: value
-            for name in ("method", "sigma", "budget", "directions", "seed")
-            if (value := getattr(self, name)) is not None
-        }
+        if self.method is not None and not self.resume:
+            config = with_method(config, self.method)
+        changed = ("method", "sigma", "budget", "directions", "loss", "finetuned", "seed")
+        given: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}
         config = replace(config, **given)
         if self.learning_rate is not None:
             config = replace(config, finetuning=replace(config.finetuning, learning_rate=self.learning_rate))

@@ -7,8 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from jaxtyping import Int64, UInt8
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from deepzero.data.dataset import Dataset
 from deepzero.data.files import candidate_folders, not_found
@@ -54,19 +57,19 @@ def load_image_folder(data_dir: str | os.PathLike[str] | None = None, *, size: i
         raise InvalidInputError(f"{root / TRAIN} and {test} must hold the same classes; only one of them has: {odd}")
     train_images, train_labels = _read(root / TRAIN, classes, size)
     mean, std = channel_statistics(train_images, scale=255.0)
-    known = {"num_classes": len(classes), "mean": mean, "std": std, "name": "image-folder"}
     test_images, test_labels = _read(test, classes, size)
-    return (
-        Dataset(images=train_images, labels=train_labels, **known),
-        Dataset(images=test_images, labels=test_labels, **known),
-    )
+
+    def dataset(images: Tensor, labels: Tensor) -> Dataset:
+        return Dataset(images=images, labels=labels, num_classes=len(classes), mean=mean, std=std, name="image-folder")
+
+    return dataset(train_images, train_labels), dataset(test_images, test_labels)
 
 
 def _classes(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _read(folder: Path, classes: list[str], size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _read(folder: Path, classes: list[str], size: int) -> tuple[UInt8[Tensor, "n 3 h w"], Int64[Tensor, " n"]]:
     paths, labels = [], []
     for label, name in enumerate(classes):
         found = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in ENDINGS)
@@ -79,7 +82,7 @@ def _read(folder: Path, classes: list[str], size: int) -> tuple[torch.Tensor, to
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
-def _pixels(path: Path, size: int) -> np.ndarray:
+def _pixels(path: Path, size: int) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")

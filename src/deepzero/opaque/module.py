@@ -34,6 +34,10 @@ QUERIES = 16
 """Random directions of a row, unless it is said how many."""
 PROBES = 8
 """Entries that are moved to see whether a declared locality is true."""
+NOISES = 10
+"""So many times further than it differs from itself must a row move with another to be found coupled."""
+OUTSIDE = 3
+"""The same for outputs that a declared locality says stay: there the noise is the largest of many."""
 SAME = 1e-3
 """How far a row may move with the rows beside it, relative to the output: rounding of a batch of another size."""
 
@@ -406,7 +410,7 @@ class Opaque(nn.Module):
             return
         pair = [_beside(value, 0) for value in inputs]
         noise = self._distance(*(_states[self].asked.ask(pair, parameters) for _ in range(2)))
-        if apart > 10 * noise:
+        if apart > NOISES * noise:
             raise CoupledRowsError(
                 "the rows of the black box depend on each other: its first row changed with the rows beside it "
                 "(batch normalization in train mode does so). Use its inference mode, or dz.Opaque(..., "
@@ -459,12 +463,17 @@ class Opaque(nn.Module):
         rows = value[:1].repeat(PROBES, *(1 for _ in value.shape[1:]))
         flat = rows.reshape(PROBES, -1)
         flat[torch.arange(PROBES), entries] += size
-        found = _states[self].asked.ask([flat.reshape(rows.shape)], parameters)
-        change = (found - output[:1]).abs().flatten(1)
+        moved = flat.reshape(rows.shape)
+        found = _states[self].asked.ask([moved], parameters)
+        change, noise = (found - output[:1]).abs().flatten(1), None
         for k, entry in enumerate(entries.tolist()):
             reached = colouring.seen[colouring.colours[entry]] == entry
             outside = change[k][~reached.to(change.device)]
-            if outside.numel() and float(outside.max()) > SAME * float(output.abs().max() + change[k].max()):
+            if not outside.numel() or float(outside.max()) <= SAME * float(output.abs().max() + change[k].max()):
+                continue
+            if noise is None:  # asked again, it may answer as differently
+                noise = float((_states[self].asked.ask([moved], parameters) - found).abs().max())
+            if float(outside.max()) > OUTSIDE * noise:
                 raise CoupledRowsError(
                     f"locality={self.locality} is not true of this black box: moving entry {entry} of a row's input "
                     "moves outputs that it should not reach; declare a wider field, or leave locality out"
@@ -481,10 +490,12 @@ class Opaque(nn.Module):
         moved = parameters[index].detach().clone()
         flat = moved.view(-1)
         flat[entries[:, 0]] += float(moved.double().square().mean().sqrt()) or 1.0
-        found = call([moved if k == index else value for k, value in enumerate(parameters)])
+        some = [moved if k == index else value for k, value in enumerate(parameters)]
+        found = call(some)
         change = (found - output).abs().flatten(1).amax(0)
         others = change[(channel != 0).to(change.device)]
-        if others.numel() and float(others.max()) > SAME * float(output.abs().max() + change.max()):
+        told = others.numel() and float(others.max()) > SAME * float(output.abs().max() + change.max())
+        if told and float(others.max()) > OUTSIDE * float((call(some) - found).abs().max()):
             raise CoupledRowsError(
                 f"{locality} is not true of {self._names[index]}: entries of its first channel move other channels of "
                 "the output; leave it out of parameter_locality"

@@ -189,22 +189,30 @@ def along_colours(differences: Differences, point: Point, colouring: Colouring) 
     inputs, step = point.inputs, differences.step(point.inputs)
     rows, dimension = inputs.shape
     colours, seen = colouring.colours.to(inputs.device), colouring.seen.to(inputs.device)
-    change = torch.zeros(rows, dimension, dtype=torch.float64, device=inputs.device)
-    length = torch.zeros_like(change)
-    stencil, most = differences.stencil, _at_once(inputs, differences.stencil)
+    wide = torch.promote_types(inputs.dtype, torch.float32)  # of differences, which are exact in their own dtype
+    output, cotangent = point.output.to(wide).unsqueeze(1), point.cotangent.to(wide).unsqueeze(1)
+    change = torch.zeros(rows, dimension, dtype=wide, device=inputs.device)
+    length = torch.zeros(rows, dimension, dtype=torch.float64, device=inputs.device)
+    stencil, most, origin = differences.stencil, _at_once(inputs, differences.stencil), inputs.unsqueeze(1)
+    little = differences.rounds_little(origin, torch.ones_like(inputs[:1]), step)
+    reached = [(row >= 0).nonzero().flatten() for row in seen]
+    entries = [row[there] for row, there in zip(seen, reached, strict=True)]
     for start in range(0, colouring.count, most):
         some = torch.arange(start, min(start + most, colouring.count), device=inputs.device)
-        directions = (colours.unsqueeze(0) == some.unsqueeze(1)).to(inputs.dtype)  # [k, d]
+        directions = (colours.unsqueeze(0) == some.unsqueeze(1)).to(inputs.dtype).unsqueeze(0)  # [1, k, d]
         for node, weight in zip(stencil.nodes, stencil.weights, strict=True):
-            moved = differences.moved(inputs.unsqueeze(1), directions.unsqueeze(0), node * step)
-            answers = differences.function(moved.flatten(0, 1))
-            delta = answers.double().reshape(rows, len(some), -1) - point.output.double().unsqueeze(1)
-            weighted = (weight * delta * point.cotangent.double().unsqueeze(1)).nan_to_num(nan=0.0)
+            offset = node * step
+            if little:
+                moved = torch.addcmul(origin, directions, offset.to(inputs.dtype))
+            else:
+                moved = differences.moved(origin, directions, offset)
+                length += weight * ((moved.double() - origin.double()) * directions).sum(1)
+            answers = differences.function(moved.flatten(0, 1)).to(wide).reshape(rows, len(some), -1)
+            weighted = (answers - output).mul_(weight * cotangent)
             for j, colour in enumerate(some.tolist()):
-                reached = seen[colour] >= 0
-                change.index_add_(1, seen[colour][reached], weighted[:, j, reached])
-            length += weight * ((moved.double() - inputs.double().unsqueeze(1)) * directions.unsqueeze(0)).sum(1)
-    return torch.where(length == 0, 0.0, change / length).to(inputs.dtype)
+                change.index_add_(1, entries[colour], weighted[:, j].index_select(1, reached[colour]))
+    slopes = change / step.flatten(1) if little else torch.where(length == 0, 0.0, change / length)
+    return slopes.nan_to_num(nan=0.0).to(inputs.dtype)  # 0 along a direction that was skipped
 
 
 def _at_once(inputs: Tensor, stencil: Stencil) -> int:

@@ -233,8 +233,8 @@ class Rows:
             part = self.function(some, parameters)
             self.ledger.calls += 1
             self.ledger.queries += len(part)
-            finite = part.reshape(len(part), -1).isfinite().all(1)
-            if not bool(finite.all()):
+            finite = None if bool(part.sum().isfinite()) else part.reshape(len(part), -1).isfinite().all(1)
+            if finite is not None and not bool(finite.all()):  # a sum of finite numbers may be too large
                 row = names[start + int((~finite).nonzero()[0])]
                 raise NonFiniteLossError(
                     f"the black box returned NaN or infinity for row {row}: no gradient can be estimated there; check "

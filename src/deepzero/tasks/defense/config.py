@@ -101,8 +101,8 @@ class DefenseConfig:
         budget: queries of the classifier in the finetuning.
         directions: of a sample, or coordinates of a step; all of the code's for ``zo-ae-ds-cge``.
         loss: of the finetuning, one of :data:`LOSSES`.
-        finetuned: by ``deepzero``: ``last-layer``, as the paper does, or ``zo-grasp``: the convolutions of all layers, as
-            many coordinates of each as ZO-GraSP keeps on the pretrained denoiser.
+        finetuned: by ``deepzero``: ``last-layer``, as the paper does, or ``zo-grasp``: the convolutions of all
+            layers, as many coordinates of each as ZO-GraSP keeps on the pretrained denoiser.
         step_size: of the finite difference; None: by dtype and size.
         seed: of everything that is drawn.
 

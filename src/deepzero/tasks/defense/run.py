@@ -37,6 +37,8 @@ CLASSIFIER = "classifier.onnx"
 """The model file of a classifier of our own, in the folder of its stage."""
 RATIOS = "ratios.json"
 """Where a run keeps which part of each layer a step takes."""
+DISTILLED_BATCH = 256
+"""Images of a step of a student: its queries are one an image, so larger batches than a denoiser's cost less time."""
 OWN = "our own"
 
 
@@ -138,7 +140,11 @@ def _record(config: DefenseConfig, classifier: str | Path | None) -> dict[str, A
 def given_target(classifier: str | Path) -> Target:
     """A classifier in a file or behind an address."""
     text = str(classifier)
-    model = HttpModel(text) if text.startswith(("http://", "https://")) else OnnxModel(text)
+    model = (
+        HttpModel(text)
+        if text.startswith(("http://", "https://"))
+        else OnnxModel(text, threads=torch.get_num_threads())
+    )
 
     def ask(x: Tensor) -> Tensor:
         return torch.as_tensor(model(x.detach().cpu().numpy())).to(x.device)
@@ -243,7 +249,7 @@ class _Work:
     def distil(self, student: nn.Module, target: Target) -> int:
         """A student that fits the classifier's scores of noisy images, for as many queries as the others have."""
         config = self.config
-        size = config.finetuning.batch_size
+        size = min(DISTILLED_BATCH, len(self.splits.train))
         steps = max(1, config.budget // size)
 
         def loss(output: Tensor, x: Tensor) -> Tensor:
@@ -386,12 +392,13 @@ def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[Defense
         )
     splits = load_images(config, data_dir)
     channels = splits.train.image_shape[0]
-    front: nn.Module = make_denoiser(config.denoiser, channels)
-    if config.method == names.SMOOTHING:
-        front = nn.Identity()
-    if config.method in names.AUTOENCODED:
-        halves = Autoencoder(config.autoencoder)
-        front = nn.Sequential(nn.Sequential(front, halves.encoder), halves.decoder)
+    with seeded_scope(config.seed, torch.device("cpu")):  # initial weights, which are not kept
+        front: nn.Module = make_denoiser(config.denoiser, channels)
+        if config.method == names.SMOOTHING:
+            front = nn.Identity()
+        if config.method in names.AUTOENCODED:
+            halves = Autoencoder(config.autoencoder)
+            front = nn.Sequential(nn.Sequential(front, halves.encoder), halves.decoder)
     front.load_state_dict(run.read_weights())
     own = Path(run.record["stages"]) / "classifier" / CLASSIFIER
     target = given_target(own if classifier is None else classifier)
