@@ -11,7 +11,7 @@ from deepzero.cli import main
 from deepzero.recipes import Recipe, defenses
 from deepzero.recipes.defenses import DEFENSES, digits
 from deepzero.tasks.config import DataConfig
-from deepzero.tasks.defense import DefenseConfig, DenoiserConfig, StageConfig
+from deepzero.tasks.defense import METHODS, DefenseConfig, DenoiserConfig, StageConfig, settings_of
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
@@ -73,7 +73,23 @@ def test_bad_input_is_exit_code_2(words: list[str], message: str, capsys: pytest
     assert message in capsys.readouterr().err
 
 
-def test_every_recipe_can_be_made() -> None:
-    for name in ("digits", "cifar10"):
-        config = defenses.find_defense(name).config()
-        assert config.sigma == 0.25
+def test_every_recipe_can_be_made_for_every_method() -> None:
+    for name in DEFENSES:
+        own = defenses.find_defense(name).config()
+        for method in METHODS:
+            config = defenses.with_method(own, method)
+            assert config.method == method
+            rate = defenses.RATES.get(method, 1.0) * own.finetuning.learning_rate
+            assert config.finetuning == replace(own.finetuning, learning_rate=rate)
+            per_step = config.finetuning.batch_size * (1 + config.directions)
+            assert 20 * per_step <= config.budget  # room for some steps
+
+
+def test_options_reach_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--method", "deepzero", "--loss", "classification", "--finetuned", "last-layer", "--budget", "400"]
+    assert main(["defend", "digits", *words, "--directions", "3", "--out", "run"]) == 0
+    config, classifier = settings_of(Path("run"))
+    assert (config.loss, config.finetuned, config.budget, classifier) == ("classification", "last-layer", 400, None)
+    assert config.finetuning.learning_rate == pytest.approx(0.3 * small().finetuning.learning_rate)
+    assert main(["defend", "--loss", "mse"]) == 2
+    assert "loss must be one of classification, stability; got 'mse'" in capsys.readouterr().err

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from deepzero.errors import DataNotFoundError, InvalidInputError, RunFolderError
+from deepzero.models import UNetDenoiser
 from deepzero.tasks.config import DataConfig
 from deepzero.tasks.defense import (
     METHODS,
@@ -19,11 +22,13 @@ from deepzero.tasks.defense import (
     StageConfig,
     certify,
     defend,
+    run,
 )
 from deepzero.tasks.defense.config import QUERYING, from_record
+from deepzero.tasks.defense.export import export_onnx
 from deepzero.tasks.defense.run import CLASSIFIER, load_pair
 from deepzero.tasks.parts import load_images
-from deepzero.training import read_metrics
+from deepzero.training import StopRequest, read_metrics
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -90,15 +95,39 @@ def test_the_file_of_our_own_classifier_is_the_network(stages: Path, tmp_path: P
     assert (stages / "classifier" / CLASSIFIER).stat().st_size > 1000
 
 
-def test_a_run_that_was_stopped_goes_on(stages: Path, tmp_path: Path) -> None:
-    whole = defend(tiny("zo-ds"), out=tmp_path / "whole", stages=stages)
+class _Later(StopRequest):
+    """Stops a run after so many looks at it."""
+
+    looks = 4
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._left = self.looks
+
+    @property
+    def reason(self) -> str | None:
+        self._left -= 1
+        return "a test" if self._left < 0 else None
+
+
+@pytest.mark.parametrize("method", ["zo-ds", "deepzero", "opaque"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    method: str, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(method, budget=16 * 5 * 12, finetuning=StageConfig(learning_rate=1e-3, batch_size=16, steps=8))
+    whole = defend(config, out=tmp_path / "whole", stages=stages)
     assert whole.summary is not None
-    first = defend(tiny("zo-ds"), out=tmp_path / "parts", stages=stages, max_seconds=1e-6)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "StopRequest", _Later)
+        first = defend(config, out=tmp_path / "parts", stages=stages)
     assert first.summary is None
-    assert "time limit" in str(first.stopped)
-    second = defend(tiny("zo-ds"), out=tmp_path / "parts", stages=stages, resume=True)
+    assert first.stopped == "a test"
+    steps = [r for r in read_metrics(tmp_path / "parts" / "finetuning" / "metrics.jsonl") if r["kind"] == "step"]
+    assert 0 < len(steps) < 8
+    second = defend(config, out=tmp_path / "parts", stages=stages, resume=True)
     assert second.summary is not None
-    assert second.summary["queries"] == whole.summary["queries"]
+    checks = second.summary["queries"] - whole.summary["queries"]
+    assert 0 < checks <= 16 * 6  # the second process looks for itself whether rows and rules are what they should be
     one, other = (load_pair(tmp_path / name)[1].state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -159,3 +188,56 @@ def test_a_classifier_that_was_given(stages: Path, tmp_path: Path) -> None:
 def test_a_configuration_survives_its_folder() -> None:
     config = tiny("opaque", step_size=None)
     assert from_record(json.loads(json.dumps(config, default=vars))) == config
+
+
+def test_zo_grasp_says_how_many_coordinates_of_each_layer_a_step_takes(stages: Path, tmp_path: Path) -> None:
+    """Its ratios are asked for once, and kept; a step then takes as many coordinates as there are directions."""
+    config = tiny("deepzero", finetuned="zo-grasp", directions=12, budget=16 * 13 * 4)
+    found = defend(config, out=tmp_path / "run", stages=stages)
+    assert found.summary is not None
+    kept = json.loads((tmp_path / "run" / "ratios.json").read_bytes())
+    assert kept["queries"] == 2 * (192 + 1) * 16
+    weights = {name: p for name, p in load_pair(tmp_path / "run")[1].named_parameters() if p.dim() > 1}
+    assert set(kept["keep"]) == {f"0.{name}" for name in weights}
+    counts = [round(kept["keep"][f"0.{name}"] * p.numel()) for name, p in weights.items()]
+    assert min(counts) >= 1
+    assert 12 <= sum(counts) <= 12 + 2  # a layer of which nothing is kept has one
+    before = defend(tiny("denoiser"), out=tmp_path / "before", stages=stages)
+    assert before.summary is not None
+    old = dict(load_pair(tmp_path / "before")[1].named_parameters())
+    moved = {name for name, p in weights.items() if not torch.equal(p, old[name])}
+    assert moved == set(weights)
+
+
+def test_a_u_net_in_front_and_true_labels(stages: Path, tmp_path: Path) -> None:
+    config = tiny("deepzero", denoiser=DenoiserConfig(kind="unet", width=4), loss="classification")
+    found = defend(config, out=tmp_path / "run", stages=tmp_path / "stages")
+    assert found.summary is not None
+    assert 0 < found.summary["queries"] <= config.budget  # no label was asked for
+    _, front, target, splits = load_pair(tmp_path / "run")
+    assert isinstance(front, UNetDenoiser)
+    assert target.ask(front(splits.test.images[:2].float() / splits.test.scale)).shape == (2, 10)
+
+
+def test_a_classifier_that_has_changed_is_not_certified(stages: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given.onnx"
+    defend(tiny("smoothing"), out=tmp_path / "own", stages=stages)
+    given.write_bytes((stages / "classifier" / CLASSIFIER).read_bytes())
+    defend(tiny("denoiser"), out=tmp_path / "run", stages=stages, classifier=given)
+    load_pair(tmp_path / "run")
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    export_onnx(other, torch.zeros(2, 1, 8, 8), given)
+    with pytest.raises(RunFolderError, match=r"given\.onnx is another classifier than the one that"):
+        load_pair(tmp_path / "run")
+
+
+def test_a_stage_that_another_process_works_on_is_waited_for(tmp_path: Path) -> None:
+    """The run waits, and can be stopped while it does."""
+    stages = tmp_path / "stages"
+    stages.mkdir()
+    with FileLock(stages / ".classifier.lock"):
+        found = defend(tiny("smoothing"), out=tmp_path / "run", stages=stages, max_seconds=0.2)
+    assert found.summary is None
+    assert "time limit" in str(found.stopped)
+    assert not (stages / "classifier").exists()
+    assert defend(tiny("smoothing"), out=tmp_path / "run", stages=stages, resume=True).summary is not None

@@ -299,7 +299,7 @@ EXPERIMENT = Experiment(
         "paper": Scale(
             caption=(
                 "ImageNet-10 from a folder of images, a classifier from a model file, a DnCNN of 17 layers of 64 "
-                "channels, 1,152 queries an estimate. The paper states neither the noise nor the batch: 0.25 and 64 here."
+                "channels, 1,152 queries an estimate. The paper states neither noise nor batch: 0.25 and 64 here."
             ),
             data=find_defense("imagenet10").config().data,
             grid={

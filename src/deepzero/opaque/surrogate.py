@@ -62,7 +62,7 @@ class Learned:
         self.module = module
         self.steps, self.batch = validation.count("steps", steps), validation.count("batch", batch)
         self.capacity, self.seed = validation.count("capacity", capacity), validation.integer("seed", seed)
-        self._optimizer = torch.optim.Adam(module.parameters(), lr=validation.positive("lr", lr, hint="1e-3"))
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=validation.positive("lr", lr, hint="1e-3"))
         self._memory: list[Tensor] = []
         self._filled = self._next = self._learned = 0
 
@@ -101,8 +101,8 @@ class Learned:
             found, slope, *_ = torch.func.jvp(guessed, at, along)
             loss = _relative(found, values) + _relative(slope, slopes)
             torch.autograd.backward(loss, inputs=list(weights.values()))
-            self._optimizer.step()
-            self._optimizer.zero_grad()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         return float(loss.detach())
 
     def _remember(self, fresh: Sequence[Tensor]) -> None:
@@ -120,20 +120,22 @@ class Learned:
         self._filled = min(self.capacity, self._filled + count)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimizer and memory."""
+        """Weights, optimizer and what is filled of the memory."""
         return {
             "module": self.module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "memory": list(self._memory),
+            "optimizer": self.optimizer.state_dict(),
+            "memory": [value[: self._filled] for value in self._memory],
             "places": [self._filled, self._next, self._learned],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
         self.module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._memory = list(state["memory"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self._filled, self._next, self._learned = state["places"]
+        self._memory = [value.new_empty(self.capacity, *value.shape[1:]) for value in state["memory"]]
+        for memory, value in zip(self._memory, state["memory"], strict=True):
+            memory[: self._filled] = value
 
 
 def _relative(found: Tensor, wanted: Tensor) -> Tensor:

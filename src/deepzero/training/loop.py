@@ -19,7 +19,7 @@ from deepzero.training.config import TrainingConfig
 from deepzero.training.evaluation import Scores
 from deepzero.training.metrics import JsonLines, Sink
 from deepzero.training.schedule import SCHEDULES
-from deepzero.training.sources import GradientSource
+from deepzero.training.sources import GradientSource, HoldsTensors
 from deepzero.training.stop import SharedStop, StopRequest
 
 ADVICE = (
@@ -205,6 +205,8 @@ class Trainer:
             self.model.load_state_dict(state.selected("model", tensors))
             state.restore_optimizer(self.optimizer, values["optimizer"], state.selected("optimizer", tensors))
             self.source.load_state_dict(values["source"])
+            if isinstance(self.source, HoldsTensors):
+                self.source.load_tensors(state.selected("source", tensors))
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint of step {checkpoint.step} does not fit this run: {error}") from error
         self.step, self.seconds, self._losses = checkpoint.step, values["seconds"], values["losses"]
@@ -227,6 +229,7 @@ class Trainer:
             **state.prefixed("model", state.snapshot(self.model)),
             **state.prefixed("optimizer", state.optimizer_tensors(self.optimizer)),
             **state.prefixed("best", self.best.tensors if self.best else {}),
+            **state.prefixed("source", self.source.tensors() if isinstance(self.source, HoldsTensors) else {}),
         }
 
     def _require_finite_weights(self) -> None:

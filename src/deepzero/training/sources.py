@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,19 @@ class GradientSource(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
+        ...
+
+
+@runtime_checkable
+class HoldsTensors(Protocol):
+    """A gradient source with state that is not JSON-able."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, copied to the CPU."""
+        ...
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`tensors` returned, after ``load_state_dict``."""
         ...
 
 
