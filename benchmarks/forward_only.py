@@ -16,8 +16,9 @@ Two kinds of convolution, trained from the same weights on the same batches:
   answers, and, for comparison, by autograd through the *ideal* convolution in its place (what one does where only a
   model of the chip can be differentiated).
 
-Everything is evaluated with the operator that it was trained for. Test accuracy for ``--seeds`` seeds, and the worst
-relative difference of a step's gradient from backpropagation in float64.
+The ideal network is trained in float64, so that what differs is how it is trained and not how it is rounded; the
+analog one in float32. Everything is evaluated with the operator that it was trained for. Test accuracy for ``--seeds``
+seeds, and the worst relative difference of a step's gradient from backpropagation in float64.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ def deviation(options: Options) -> float:
 
 def trained(options: Options, method: str, seed: int, splits: data.Splits) -> dict[str, Any]:
     """Accuracy, seconds, and runs of the layers a step."""
-    model = network(options, method, seed)
+    dtype = torch.float64 if method.startswith("ideal") else torch.float32
+    model = network(options, method, seed).to(dtype)
     loader = data.BatchLoader(splits.train, batch_size=options.batch, shuffle=True, drop_last=True, seed=seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=options.rate, momentum=0.9, weight_decay=5e-4)
     steps = options.epochs * len(loader)
@@ -166,7 +168,7 @@ def trained(options: Options, method: str, seed: int, splits: data.Splits) -> di
     for epoch in range(options.epochs):
         for x, y in loader.iterate(epoch):
             optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+            F.cross_entropy(model(x.to(dtype)), y).backward()
             optimizer.step()
             rates.step()
     seconds = time.perf_counter() - start
@@ -176,7 +178,7 @@ def trained(options: Options, method: str, seed: int, splits: data.Splits) -> di
     right = 0
     with torch.no_grad():
         for x, y in data.BatchLoader(splits.test, batch_size=500).iterate():
-            right += int((model(x).argmax(1) == y).sum())
+            right += int((model(x.to(dtype)).argmax(1) == y).sum())
     return {
         "method": method,
         "seed": seed,

@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 
+from deepzero.cli.allocator import reuse_freed_memory
 from deepzero.cli.bench import Bench
 from deepzero.cli.command import Command
 from deepzero.cli.defend import Certify, Defend
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except SystemExit as leaving:  # --help, or words that are no command; tyro has said so
         return leaving.code if isinstance(leaving.code, int) else BAD_INPUT
+    if arguments is None and not isinstance(command, Bench):  # the process is ours; a benchmark is of the usual one
+        reuse_freed_memory()
     console = Console(highlight=False)
     try:
         with _messages_on(console):

@@ -14,7 +14,7 @@ from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Prese
 from deepzero.recipes.defenses import find_defense, with_method
 from deepzero.report import Figure, Series, Table
 from deepzero.tasks.defense import METHODS, CertifyConfig, DefenseConfig, DenoiserConfig, StageConfig, certify, defend
-from deepzero.tasks.defense.config import DENOISER, QUERYING, SMOOTHING
+from deepzero.tasks.defense.config import DENOISER, FO_DS, QUERYING, SMOOTHING
 from deepzero.training.metrics import read_metrics
 
 CLASSIFIER = "classifier.onnx"
@@ -114,6 +114,8 @@ def cells(scale: Scale) -> Iterator[Cell]:
     for name, target in scale["targets"].items():
         for seed in range(target.get("seeds", scale.seeds)):
             for method in METHODS:
+                if method == FO_DS and target["given"]:
+                    continue  # a model file is no white box
                 budgets = target["budgets"] if method in QUERYING else target["budgets"][-1:]
                 for budget in budgets:
                     config = with_method(target["config"](), method)
