@@ -9,6 +9,9 @@
    answers. Both methods train the front for ``--epochs`` epochs from the same weights: autograd with the head's product
    by 16 orthonormal directions, and ``dz.CGE`` over all parameters of the front, by propagation. Seconds of an epoch,
    queries of the head, and test accuracy, for ``--seeds`` seeds.
+3. **A step of DeepZero's defense.** Coordinate-wise estimates of a denoiser's last layer in front of the classifier of
+   the first part: seconds of a step, over those of as many images asked by ``session.run`` in one call. The features in
+   front of the last layer are computed once a step, so a query should cost little more than the classifier.
 
 Leave the machine alone meanwhile.
 """
@@ -35,7 +38,11 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.bench.timing import Spread
+from deepzero.models import DnCNN
 from deepzero.opaque import OnnxModel
+from deepzero.tasks.config import DataConfig
+from deepzero.tasks.defense import DefenseConfig, DenoiserConfig
+from deepzero.tasks.defense.methods import finetuning
 from deepzero.training import hardware, versions
 
 BATCH = 64
@@ -129,6 +136,34 @@ def overhead(options: Options, folder: Path) -> dict[str, Any]:
     }
 
 
+def defense_step(options: Options, folder: Path) -> dict[str, Any]:
+    """Seconds of a step of the method ``deepzero``, over those of its images by the session alone."""
+    config = DefenseConfig(
+        data=DataConfig(name="cifar10"),
+        method="deepzero",
+        denoiser=DenoiserConfig(depth=7, width=32),
+        directions=32,
+        budget=10**9,
+    )
+    model = OnnxModel(classifier(folder / "classifier.onnx"), threads=options.threads)
+    fine = finetuning(
+        config, DnCNN(channels=3, depth=7, width=32), lambda x: torch.from_numpy(model(x.detach().numpy()))
+    )
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(BATCH, 3, 32, 32, generator=generator), torch.arange(BATCH) % 10
+    fine.source.backward(x, y)
+    many = x.repeat(fine.queries_per_step, 1, 1, 1).numpy()
+    found: dict[str, list[float]] = {"step": [], "session": []}
+    for _ in range(max(3, options.rounds // 4)):
+        found["step"].append(seconds(lambda: fine.source.backward(x, y)))
+        found["session"].append(seconds(lambda: model(many)))
+    return {
+        "queries of a step": fine.queries_per_step,
+        "seconds": {name: asdict(Spread.of(values)) for name, values in found.items()},
+        "step over session": statistics.median(a / b for a, b in zip(*found.values(), strict=True)),
+    }
+
+
 class Head(nn.Module):
     """What answers for 64 features, of fixed weights: it stands for a service."""
 
@@ -199,7 +234,9 @@ def main(options: Options) -> None:
             "environment": {**hardware(torch.device("cpu")), "versions": versions()},
             "settings": {**asdict(options), "out": None, "batch": BATCH},
             "overhead": overhead(options, Path(folder)),
+            "defense": defense_step(options, Path(folder)),
         }
+    print(f"step of the defense over session: {record['defense']['step over session']:.3f}", flush=True)
     for key in ("forward over session", "product over session"):
         print(f"{key}: {record['overhead'][key]:.3f}", flush=True)
     found, labels = load_digits(return_X_y=True)

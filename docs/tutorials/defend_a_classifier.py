@@ -45,11 +45,11 @@ results = {}
 for method in ("smoothing", "denoiser", "opaque"):
     defended = defend(replace(config, method=method), out=folder / method, stages=folder / "stages")
     assert defended.summary is not None
-    found = certify(folder / method, CertifyConfig(images=60, trials=1000, radii=(0.0, 0.35, 0.7)))
+    found = certify(folder / method, CertifyConfig(images=50, trials=1000, radii=(0.0, 0.35, 0.7)))
     assert found.result is not None
     results[method] = found.result
     shown = ", ".join(
-        f"{a:.0%} at r = {r:g}" for r, a in zip(found.result["radii"], found.result["certified_accuracy"])
+        f"{a:.0%} at r = {r:g}" for r, a in zip(found.result["radii"], found.result["certified_accuracy"], strict=True)
     )
     print(f"{method}: {defended.summary['queries']:,} queries; certified accuracy {shown}")
 
@@ -61,7 +61,7 @@ for method in ("smoothing", "denoiser", "opaque"):
 # that are answered rightly on a ball of each radius; its end is what 1,000 samples can certify at most.
 
 for method, result in results.items():
-    radii, shares = zip((0.0, result["certified_accuracy"][0]), *result["curve"])
+    radii, shares = zip((0.0, result["certified_accuracy"][0]), *result["curve"], strict=True)
     plt.step(radii, shares, where="post", label=method)
 plt.xlabel("radius")
 plt.ylabel("certified accuracy")

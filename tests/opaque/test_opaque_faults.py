@@ -329,3 +329,66 @@ def test_what_the_black_box_raises_is_not_taken_for_a_fault_of_the_library(
             collections.deque((zo.estimate(*batch) for _ in range(20)), maxlen=0)
     assert len(asked) in (calls + 1, calls + 2)
     assert not caplog.records
+
+
+def _reuses(buffers: dict[int, np.ndarray[Any, Any]], z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """One array for all answers of a size, as simulators give their state."""
+    answer = buffers.setdefault(len(z), np.empty_like(z))
+    answer[:] = np.tanh(z)
+    return answer
+
+
+def _writes(z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    z *= 2.0
+    return np.tanh(z / 2)
+
+
+def _returns_what_it_wrote_into(z: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.tanh(z, out=z)
+
+
+@pytest.mark.parametrize("evaluator", ["autograd", "auto", "propagation", "batched", "sequential"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dz.Opaque(functools.partial(_reuses, {}), numpy=True, directions="coordinates"),
+        lambda: dz.Opaque(_writes, numpy=True, directions="coordinates"),
+        lambda: dz.Opaque(_returns_what_it_wrote_into, numpy=True, directions="coordinates"),
+        lambda: dz.Opaque(lambda z: z.tanh_(), directions="coordinates"),
+    ],
+    ids=["reuses its answer", "writes into its input", "answers in its input", "in place"],
+)
+def test_a_function_may_write_into_its_arrays(make: Any, evaluator: str) -> None:
+    """Its input is a copy, and so is what is kept of its answer: two uses in one forward do not touch each other."""
+
+    class Twice(nn.Module):
+        def __init__(self, box: nn.Module) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.front, self.box = nn.Linear(3, 3).double(), box
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.front(x)
+            return self.box(h) + h * self.box(0.5 * h + 1)
+
+    y = torch.ones(4, 3, dtype=torch.float64)
+    reference = Twice(nn.Tanh())
+    F.mse_loss(reference(Z), y).backward()
+    exact, model = reference.front.weight.grad, Twice(make())
+    assert exact is not None
+    if evaluator == "autograd":
+        F.mse_loss(model(Z), y).backward()
+        found = model.front.weight.grad
+    else:
+        zo = dz.CGE(model, loss=F.mse_loss, step_size=1e-6, evaluator=evaluator)
+        found = zo.estimate(Z, y).gradients["front.weight"]
+    assert found is not None
+    assert float((found - exact).norm() / exact.norm()) < 1e-5
+
+
+def test_a_wrapped_module_may_work_in_place() -> None:
+    layer = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)).double()
+    given = Z.clone().requires_grad_()
+    (found,) = torch.autograd.grad(dz.Opaque(layer, directions="coordinates")(given + 0.0).sum(), given)
+    (exact,) = torch.autograd.grad(layer(given + 0.0).sum(), given)
+    assert torch.allclose(found, exact, atol=1e-6)

@@ -33,7 +33,7 @@ class OnnxModel:
         InvalidInputError: ONNX Runtime is not installed, or cannot read the file.
     """
 
-    numpy = True
+    numpy = reads_only = True
 
     def __init__(self, path: str | Path, *, output: str | None = None, threads: int | None = None) -> None:
         self.path = Path(path)
@@ -90,7 +90,7 @@ class HttpModel:
         headers: further ones, such as a token.
     """
 
-    numpy = True
+    numpy = reads_only = True
 
     def __init__(self, url: str, *, timeout: float = 60.0, headers: dict[str, str] | None = None) -> None:
         if not url.startswith(("http://", "https://")):

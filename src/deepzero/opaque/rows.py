@@ -27,6 +27,9 @@ from deepzero.evaluators.queries import KEY_BYTES, tensor_bytes
 class RowFunction:
     """A callable and how it wants to be called.
 
+    It works on copies and its answer is copied: a function may write into what it is given (``nn.ReLU(inplace=True)``
+    does) and may give the same array at every call. One that says ``reads_only = True`` does neither.
+
     Attributes:
         fn: takes inputs of N rows each, and the parameters by name if there are any; returns N rows.
         numpy: it takes and gives NumPy arrays.
@@ -46,8 +49,12 @@ class RowFunction:
             output = self.fn(*given)
         return self._taken(output, inputs)
 
+    @property
+    def _reads_only(self) -> bool:
+        return getattr(self.fn, "reads_only", False)
+
     def _given(self, value: Tensor) -> Any:
-        value = value.detach()
+        value = value.detach() if self._reads_only else value.detach().clone()
         return value.cpu().numpy() if self.numpy else value
 
     def _taken(self, output: Any, inputs: Sequence[Tensor]) -> Tensor:
@@ -72,8 +79,7 @@ class RowFunction:
                 "return scores, probabilities or logits"
             )
         found = found.detach().to(device)
-        shared = {value.untyped_storage().data_ptr() for value in inputs}
-        return found.clone() if found.untyped_storage().data_ptr() in shared else found
+        return found if self._reads_only else found.clone()
 
 
 @dataclass(frozen=True, slots=True)
