@@ -26,6 +26,7 @@ from deepzero.opaque.parameters import Call, Contracted, EveryCoordinate, by_cha
 from deepzero.opaque.products import Differences, Point, along_colours, along_coordinates, along_random
 from deepzero.opaque.rows import Ledger, RowFunction, Rows
 from deepzero.opaque.surrogate import Learned, pulled_back
+from deepzero.opaque.tangents import pushed_forward, unpacked
 from deepzero.operator import TARGET, register
 from deepzero.randomness import derive_seed
 from deepzero.stencils import CENTRAL, Stencil, as_stencil
@@ -192,11 +193,30 @@ class Opaque(nn.Module):
         """The output; a query a row."""
         if not inputs or any(not isinstance(value, Tensor) or value.dim() == 0 for value in inputs):
             raise InvalidInputError("a dz.Opaque is called with tensors whose first dimension is the batch")
+        if any(value.is_complex() for value in inputs):
+            raise InvalidInputError("a dz.Opaque takes real tensors; give it torch.view_as_real(z) of complex ones")
         if len({len(value) for value in inputs}) > 1:
             sizes = ", ".join(str(tuple(value.shape)) for value in inputs)
             raise InvalidInputError(f"the inputs must have as many rows each, got shapes {sizes}")
-        output: Tensor = TARGET(self._handle, list(inputs), list(self._own().values()))
+        given = [*inputs, *self._own().values()]
+        values, tangents = unpacked(given)
+        if all(tangent is None for tangent in tangents):
+            return self._called(given, len(inputs))
+        return self._pushed_forward(values, tangents, len(inputs))
+
+    def _called(self, given: Sequence[Tensor], count: int) -> Tensor:
+        """The output, by the operation; ``count`` of what is given are inputs, the rest its own parameters."""
+        output: Tensor = TARGET(self._handle, list(given[:count]), list(given[count:]))
         return output
+
+    def _pushed_forward(self, values: Sequence[Tensor], tangents: Sequence[Tensor | None], count: int) -> Tensor:
+        """The output and its tangent, where forward-mode differentiation goes through."""
+        inputs, parameters = values[:count], values[count:]
+        by_row = not self.coupled and all(tangent is None for tangent in tangents[count:])
+        if by_row:
+            self._require_own_rows(inputs, parameters, self._called(values, count))
+        call = partial(self._called, count=count)
+        return pushed_forward(call, values, tangents, self.stencil, self.step_size, by_row=by_row)
 
     def _own(self) -> dict[str, Tensor]:
         """The black box's own parameters."""

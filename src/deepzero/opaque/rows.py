@@ -55,6 +55,10 @@ class RowFunction:
 
     def _given(self, value: Tensor) -> Any:
         value = value.detach() if self._reads_only else value.detach().clone()
+        if self.numpy and value.dtype == torch.bfloat16:
+            raise InvalidInputError(
+                "NumPy has no bfloat16: give the black box float32, for example box(z.float()).to(z.dtype)"
+            )
         return value.cpu().numpy() if self.numpy else value
 
     def _taken(self, output: Any, inputs: Sequence[Tensor]) -> Tensor:
