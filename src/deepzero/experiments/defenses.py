@@ -14,7 +14,7 @@ from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Prese
 from deepzero.recipes.defenses import find_defense, with_method
 from deepzero.report import Figure, Series, Table
 from deepzero.tasks.defense import METHODS, CertifyConfig, DefenseConfig, DenoiserConfig, StageConfig, certify, defend
-from deepzero.tasks.defense.config import DENOISER, FO_DS, QUERYING, SMOOTHING
+from deepzero.tasks.defense.config import DENOISER, FO_DS, OPAQUE, QUERYING, SMOOTHING, ZO_DS
 from deepzero.training.metrics import read_metrics
 
 CLASSIFIER = "classifier.onnx"
@@ -119,7 +119,9 @@ def cells(scale: Scale) -> Iterator[Cell]:
                 budgets = target["budgets"] if method in QUERYING else target["budgets"][-1:]
                 for budget in budgets:
                     config = with_method(target["config"](), method)
-                    config = replace(config, budget=budget, seed=seed)
+                    rate = target.get("rates", {}).get(method, 1.0) * config.finetuning.learning_rate
+                    finetuning = replace(config.finetuning, learning_rate=rate)
+                    config = replace(config, budget=budget, seed=seed, finetuning=finetuning)
                     labels: Labels = {TARGET: name, METHOD: method, BUDGET: budget, "seed": seed}
                     shared = f"stages-{config.data.name}-{seed}"
                     yield Cell(labels=labels, work=Defense(config, target["certification"], target["given"], shared))
@@ -294,6 +296,7 @@ EXPERIMENT = Experiment(
                         "certification": CertifyConfig(images=50, trials=1000, radii=(0.0, 0.25, 0.5)),
                         "given": True,
                         "seeds": 1,
+                        "rates": {ZO_DS: 0.1, OPAQUE: 0.1},  # few directions in 3,072 dimensions: noisy
                     },
                 }
             },
