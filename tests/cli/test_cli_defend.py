@@ -93,3 +93,10 @@ def test_options_reach_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.finetuning.learning_rate == pytest.approx(0.3 * small().finetuning.learning_rate)
     assert main(["defend", "--loss", "mse"]) == 2
     assert "loss must be one of classification, stability; got 'mse'" in capsys.readouterr().err
+
+
+def test_the_recipes_of_defenses_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert "deepzero defend RECIPE" in listed
+    assert all(name in listed for name in DEFENSES)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from deepzero.recipes import RECIPES
+from deepzero.recipes import RECIPES, Recipe
+from deepzero.recipes.defenses import DEFENSES
 
 
 @dataclass(frozen=True)
@@ -15,9 +18,11 @@ class Recipes:
     """List the recipes: what each is, the data it needs, what it costs."""
 
     def run(self, console: Console) -> int:
-        """Print the table."""
-        table = Table("recipe", "what it is", "data", "cost")
-        for recipe in RECIPES.values():
-            table.add_row(recipe.name, recipe.summary, recipe.config().data.name, recipe.cost)
-        console.print(table)
+        """Print a table for each command that takes recipes."""
+        tables: dict[str, Iterable[Recipe[Any]]] = {"train": RECIPES.values(), "defend": DEFENSES.values()}
+        for command, recipes in tables.items():
+            table = Table(command, "what it is", "data", "cost", title=f"deepzero {command} RECIPE")
+            for recipe in recipes:
+                table.add_row(recipe.name, recipe.summary, recipe.config().data.name, recipe.cost)
+            console.print(table)
         return 0
