@@ -109,7 +109,7 @@ def test_an_error_in_a_worker_comes_out_and_stops_the_rest(workers: int) -> None
 
     with pytest.raises(ValueError, match="item 0"):
         parallel_map(work, range(1000), workers, torch.device("cpu"))
-    assert len(started) < 1000
+    assert len(started) <= workers  # each had begun one when the first failed
     assert parallel_map(lambda i: -i, range(3), workers, torch.device("cpu")) == [0, -1, -2]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ R = TypeVar("R")
 def parallel_map(function: Callable[[T], R], items: Iterable[T], workers: int, device: torch.device) -> list[R]:
     """``[function(item) for item in items]`` without autograd, on ``workers`` threads where the device is a CPU.
 
-    A single worker is the calling thread. PyTorch's own thread count is as before afterwards.
+    The first error comes out, and nothing is begun after it. A single worker is the calling thread. PyTorch's own thread count is as before afterwards.
     """
 
     def quiet(item: T) -> R:
@@ -30,8 +31,19 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], workers: int, d
     if workers == 1:
         with one_thread():
             return [quiet(item) for item in items]
+    failed = threading.Event()
+
+    def unless_failed(item: T) -> R:
+        if failed.is_set():
+            raise CancelledError  # nobody sees it: an item before this one has raised
+        try:
+            return quiet(item)
+        except BaseException:
+            failed.set()
+            raise
+
     threads, pool = torch.get_num_threads(), _pool(workers)
-    futures = [pool.submit(quiet, item) for item in items]
+    futures = [pool.submit(unless_failed, item) for item in items]
     try:
         return [future.result() for future in futures]
     finally:
