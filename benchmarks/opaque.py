@@ -11,7 +11,8 @@
    queries of the head, and test accuracy, for ``--seeds`` seeds.
 3. **A step of DeepZero's defense.** Coordinate-wise estimates of a denoiser's last layer in front of the classifier of
    the first part: seconds of a step, over those of as many images asked by ``session.run`` in one call. The features in
-   front of the last layer are computed once a step, so a query should cost little more than the classifier.
+   front of the last layer are computed once a step, so with many coordinates a query costs little more than the
+   classifier.
 
 Leave the machine alone meanwhile.
 """
@@ -136,13 +137,13 @@ def overhead(options: Options, folder: Path) -> dict[str, Any]:
     }
 
 
-def defense_step(options: Options, folder: Path) -> dict[str, Any]:
+def defense_step(options: Options, folder: Path, directions: int) -> dict[str, Any]:
     """Seconds of a step of the method ``deepzero``, over those of its images by the session alone."""
     config = DefenseConfig(
         data=DataConfig(name="cifar10"),
         method="deepzero",
         denoiser=DenoiserConfig(depth=7, width=32),
-        directions=32,
+        directions=directions,
         budget=10**9,
     )
     model = OnnxModel(classifier(folder / "classifier.onnx"), threads=options.threads)
@@ -234,9 +235,11 @@ def main(options: Options) -> None:
             "environment": {**hardware(torch.device("cpu")), "versions": versions()},
             "settings": {**asdict(options), "out": None, "batch": BATCH},
             "overhead": overhead(options, Path(folder)),
-            "defense": defense_step(options, Path(folder)),
+            "defense": [defense_step(options, Path(folder), directions) for directions in (32, 192)],
         }
-    print(f"step of the defense over session: {record['defense']['step over session']:.3f}", flush=True)
+    for step in record["defense"]:
+        queries, ratio = step["queries of a step"], step["step over session"]
+        print(f"step of the defense with {queries} queries over session: {ratio:.3f}", flush=True)
     for key in ("forward over session", "product over session"):
         print(f"{key}: {record['overhead'][key]:.3f}", flush=True)
     found, labels = load_digits(return_X_y=True)

@@ -19,7 +19,8 @@ R = TypeVar("R")
 def parallel_map(function: Callable[[T], R], items: Iterable[T], workers: int, device: torch.device) -> list[R]:
     """``[function(item) for item in items]`` without autograd, on ``workers`` threads where the device is a CPU.
 
-    The first error comes out, and nothing is begun after it. A single worker is the calling thread. PyTorch's own thread count is as before afterwards.
+    The first error comes out, and nothing is begun after it. A single worker is the calling thread. PyTorch's own
+    thread count is as before afterwards.
     """
 
     def quiet(item: T) -> R:

@@ -169,7 +169,7 @@ def _table(outcomes: Outcomes, name: str) -> Table:
         title=f"Certified accuracy, %: {name}",
         columns=["method", "queries", *(f"r = {radius:g}" for radius in radii), "average radius", "time of a run"],
         rows=rows,
-        note="Mean ± standard deviation (runs).",
+        note="Mean ± standard deviation (runs). Times hold no certification, and the stages that runs share only once.",
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand
-from deepzero.graph.differences import Dense, difference_dtype
+from deepzero.graph.differences import Channel, Dense, Difference, difference_dtype
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.frames import perturbed
 from deepzero.operator import TARGET, stackable
@@ -37,8 +37,11 @@ def black_box(call: Call, handle: int, inputs: Sequence[Operand], parameters: Se
         cut = len(inputs)
         answers = [TARGET(handle, [v[p] for v in values[:cut]], [v[p] for v in values[cut:]]) for p in range(count)]
         return Dense(torch.stack(answers).to(dtype) - base.to(dtype))
-    deltas = [operand.difference.dense() for operand in moving if operand.difference is not None]
-    reached = torch.stack([delta.flatten(2).ne(0).any(2) for delta in map(_with_entries, deltas)]).any(0)  # [p, b]
+    reached = torch.stack([_reaches(operand.difference) for operand in moving if operand.difference]).any(0)  # [p, b]
+    if bool(reached.all()):
+        everything = [_perturbed(operand, count).flatten(0, 1) for operand in inputs]
+        answers = TARGET(handle, everything, weights).to(dtype)
+        return Dense(answers.unflatten(0, (count, -1)) - base.to(dtype))
     out = torch.zeros((count, *base.shape), dtype=dtype, device=base.device)
     if bool(reached.any()):
         rows = [_perturbed(operand, count)[reached] for operand in inputs]
@@ -48,13 +51,23 @@ def black_box(call: Call, handle: int, inputs: Sequence[Operand], parameters: Se
     return Dense(out)
 
 
-def _with_entries(delta: Tensor) -> Tensor:
-    """``[p, b, ...]`` with a dimension of entries, if samples are single numbers."""
-    return delta.unsqueeze(2) if delta.dim() == 2 else delta
+def _reaches(difference: Difference) -> Tensor:
+    """``[p, b]``: whether a perturbation moves a sample."""
+    channel = isinstance(difference, Channel) and difference.axis > 0
+    delta = difference.delta if channel else difference.dense()  # type: ignore[union-attr]
+    return (delta.unsqueeze(2) if delta.dim() == 2 else delta).flatten(2).ne(0).any(2)
 
 
 def _perturbed(operand: Operand, count: int) -> Tensor:
     """``z + d`` for each perturbation, ``[p, *shape]``, in the dtype of z."""
-    if operand.difference is None:
-        return operand.base.expand(count, *operand.base.shape)
-    return perturbed(operand.base, operand.difference.dense()).to(operand.base.dtype)
+    base, difference = operand.base, operand.difference
+    rows = base.expand(count, *base.shape)
+    if difference is None:
+        return rows
+    if isinstance(difference, Channel) and base.is_floating_point():  # all but a channel is only copied
+        rows = rows.clone()
+        for channel, start, stop in difference.runs:
+            moved = perturbed(base.select(difference.axis, channel), difference.delta[start:stop])
+            rows[start:stop].select(difference.axis + 1, channel).copy_(moved)
+        return rows
+    return perturbed(base, difference.dense()).to(base.dtype)
