@@ -37,7 +37,7 @@ def test_the_tangent_is_that_of_the_function(stencil: str, bound: float, size: f
     assert bool((error[[0, 1, 3, 4]] < bound).all())
     assert bool((tangent[2] == 0).all())
     nodes = 2 if stencil == "central" else 1
-    assert box.queries <= (1 + nodes + 1) * 5 + 4  # and the check of rows
+    assert box.queries <= (1 + nodes) * 5 + 4  # and the check of rows
 
 
 def test_single_precision() -> None:

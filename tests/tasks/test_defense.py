@@ -241,3 +241,9 @@ def test_a_stage_that_another_process_works_on_is_waited_for(tmp_path: Path) -> 
     assert "time limit" in str(found.stopped)
     assert not (stages / "classifier").exists()
     assert defend(tiny("smoothing"), out=tmp_path / "run", stages=stages, resume=True).summary is not None
+
+
+def test_a_student_asks_no_more_than_a_small_budget(stages: Path, tmp_path: Path) -> None:
+    found = defend(tiny("distilled", budget=100), out=tmp_path / "run", stages=stages)
+    assert found.summary is not None
+    assert found.summary["queries"] - len(load_images(tiny("distilled")).train) == 100

@@ -212,11 +212,12 @@ class Opaque(nn.Module):
     def _pushed_forward(self, values: Sequence[Tensor], tangents: Sequence[Tensor | None], count: int) -> Tensor:
         """The output and its tangent, where forward-mode differentiation goes through."""
         inputs, parameters = values[:count], values[count:]
+        call = partial(self._called, count=count)
+        output = call(values)
         by_row = not self.coupled and all(tangent is None for tangent in tangents[count:])
         if by_row:
-            self._require_own_rows(inputs, parameters, self._called(values, count))
-        call = partial(self._called, count=count)
-        return pushed_forward(call, values, tangents, self.stencil, self.step_size, by_row=by_row)
+            self._require_own_rows(inputs, parameters, output)
+        return pushed_forward(call, output, values, tangents, self.stencil, self.step_size, by_row=by_row)
 
     def _own(self) -> dict[str, Tensor]:
         """The black box's own parameters."""

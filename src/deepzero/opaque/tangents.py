@@ -27,6 +27,7 @@ def unpacked(values: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None
 
 def pushed_forward(
     call: Callable[[Sequence[Tensor]], Tensor],
+    output: Tensor,
     values: Sequence[Tensor],
     tangents: Sequence[Tensor | None],
     stencil: Stencil,
@@ -34,10 +35,11 @@ def pushed_forward(
     *,
     by_row: bool,
 ) -> Tensor:
-    """The output of ``call``, with its tangent.
+    """The output, with its tangent.
 
     Args:
         call: values to the output.
+        output: at ``values``.
         values: where.
         tangents: along what; None: a value stays.
         stencil: where along it is asked.
@@ -60,7 +62,6 @@ def pushed_forward(
     def shaped(like: Tensor) -> Tensor:
         return step.reshape(-1, *(1 for _ in like.shape[1:])) if by_row else step
 
-    output = call(values)
     total = torch.zeros_like(output, dtype=torch.float64)
     for node, weight in zip(stencil.nodes, stencil.weights, strict=True):
         moved = [

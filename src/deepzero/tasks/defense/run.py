@@ -249,7 +249,7 @@ class _Work:
     def distil(self, student: nn.Module, target: Target) -> int:
         """A student that fits the classifier's scores of noisy images, for as many queries as the others have."""
         config = self.config
-        size = min(DISTILLED_BATCH, len(self.splits.train))
+        size = min(DISTILLED_BATCH, len(self.splits.train), config.budget)
         steps = max(1, config.budget // size)
 
         def loss(output: Tensor, x: Tensor) -> Tensor:
