@@ -16,8 +16,8 @@ def reuse_freed_memory() -> bool:
     """Tell glibc's allocator to keep what is freed in place of giving it back to the system; whether it did.
 
     A forward frees and allocates its activations again and again. By default glibc returns blocks of some MiB to the
-    system at once, and every page of the next one is a fault: with batches of 1,000 small images most of a
-    convolution's time. The most memory that is held at a time stays as it is. Elsewhere than on glibc nothing happens.
+    system at once, and every page of the next one is a fault, which can take as long as the arithmetic. The most memory
+    that is held at a time stays as it is. Elsewhere than on glibc nothing happens.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
