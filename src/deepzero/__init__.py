@@ -16,7 +16,7 @@ from deepzero.evaluators import (
     query_key,
 )
 from deepzero.objective import BlackBox, NetworkObjective
-from deepzero.opaque import Conv, Elementwise, Learned, Opaque, PerChannel, PerToken
+from deepzero.opaque import Conv, Corrected, Elementwise, Learned, Opaque, PerChannel, PerToken, Simulator
 from deepzero.sparsity import Alternating, DynamicRatios
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
 from deepzero.team import Team, joined
@@ -35,6 +35,7 @@ __all__ = [
     "BlackBoxWarning",
     "Conv",
     "Coordinates",
+    "Corrected",
     "DeepZeroError",
     "DistributedEvaluator",
     "DynamicRatios",
@@ -51,6 +52,7 @@ __all__ = [
     "QueryJournal",
     "QueryPolicy",
     "SequentialEvaluator",
+    "Simulator",
     "SlowQueriesWarning",
     "Stencil",
     "Team",

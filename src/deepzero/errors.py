@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class DeepZeroError(Exception):
     """Base class of every error that deepzero raises on purpose."""
@@ -45,6 +48,27 @@ class DataNotFoundError(DeepZeroError, FileNotFoundError):
 
 class QueryError(DeepZeroError):
     """A black box, or the executor that it runs on, left a query unanswered for good."""
+
+
+class RowError(QueryError):
+    """A black box inside of a network failed for good on one of its rows.
+
+    Attributes:
+        row: its number in the call.
+        inputs: what it was asked, each of one row.
+        job: of an evaluator, in which it was asked; None outside of an estimate.
+        perturbation: of that job.
+    """
+
+    def __init__(self, message: str, *, row: int, inputs: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.row, self.inputs = row, inputs
+        self.job: Any = None
+        self.perturbation = 0
+
+    def during(self, query: str) -> None:
+        """Say in which query of an estimate it happened."""
+        self.args = (f"{self.args[0]} (asked for {query})",)
 
 
 class QueryBudgetError(QueryError):

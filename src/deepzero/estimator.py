@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
-from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError
+from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RowError
 from deepzero.evaluators import Evaluator, ExecutorSource, QueryJournal, QueryPolicy, choose_evaluator
 from deepzero.objective import (
     Batch,
@@ -22,6 +22,7 @@ from deepzero.objective import (
     asks_black_boxes,
     constrained,
     first_query,
+    forgives_black_boxes,
     steady,
 )
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
@@ -46,12 +47,14 @@ class Estimate:
         gradients: by parameter name, in the parameters' shapes and dtypes; 0 on coordinates that were not queried.
         queries: function values it took, the base included.
         buffers: the model's buffers as the base query leaves them.
+        skipped: directions without a slope, because a black box inside gave no answer and its policy skips.
     """
 
     loss: Tensor
     gradients: dict[str, Tensor]
     queries: int
     buffers: Mapping[str, Tensor]
+    skipped: int = 0
 
 
 class Estimator:
@@ -63,6 +66,8 @@ class Estimator:
     Attributes:
         queries: function values used so far.
         step: estimates made by :meth:`backward` so far.
+        skipped: directions so far that a black box inside gave no answer for, and that its policy skips: they
+            contribute nothing.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Estimator:
         self.queries = 0
         self.step = 0
         self.epoch = 0
+        self.skipped = 0
         require_representable(self.step_rule.of(objective.parameters()), objective.parameters())
 
     @property
@@ -107,12 +113,28 @@ class Estimator:
         perturbations = self.probes.draw(context)
         offsets = [node * context.step_size for node in self.stencil.nodes]
         seed = derive_seed(self.seed, "objective", self.step)
-        answers = self.evaluator.measure(self.objective, arguments, perturbations, offsets, seed)
+        try:
+            answers = self.evaluator.measure(self.objective, arguments, perturbations, offsets, seed)
+        except RowError as error:
+            if error.job is not None:
+                k = error.job.start + error.perturbation
+                error.during(f"{perturbations.describe(k)} moved by {offsets[error.job.row]:g}")
+            raise
+        skipped = self._unanswered(answers.differences)
+        answers.differences[:, skipped] = 0.0
         _require_finite(answers.differences, perturbations, offsets)
         with torch.no_grad():
             slopes = self.stencil.slopes(answers.differences, answers.taken(perturbations, offsets))
             gradients = constrained(self.objective, perturbations.combine(slopes, self.dtype))
-        return Estimate(answers.loss, gradients, 1 + answers.differences.numel(), answers.buffers)
+        queries = 1 + answers.differences.numel()
+        return Estimate(answers.loss, gradients, queries, answers.buffers, int(skipped.sum()))
+
+    def _unanswered(self, differences: Tensor) -> Tensor:
+        """``[q]``: directions that a black box's policy leaves out; all of them would be no estimate."""
+        bad = (~differences.isfinite()).any(0)
+        if not bool(bad.any()) or bool(bad.all()) or not forgives_black_boxes(self.objective):
+            return torch.zeros_like(bad)
+        return bad
 
     def context(self, batch: tuple[Any, ...]) -> StepContext:
         """What the directions of the next step are drawn from, steps of the parameters included."""
@@ -146,6 +168,7 @@ class Estimator:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         self.objective.commit(estimate.buffers)
         self.queries += estimate.queries
+        self.skipped += estimate.skipped
         self.step += 1
         return estimate.loss
 
@@ -191,6 +214,7 @@ class Estimator:
             "step": self.step,
             "epoch": self.epoch,
             "queries": self.queries,
+            "skipped": self.skipped,
             "fixed": self._fixed(),
             "evaluator": self.evaluator.state_dict(),
             **({"noise": self.step_rule.noise} if isinstance(self.step_rule, FromNoise) else {}),
@@ -205,6 +229,7 @@ class Estimator:
                 f"the checkpoint was made by another estimator ({changed}); resume with the same options"
             )
         self.step, self.epoch, self.queries = state["step"], state["epoch"], state["queries"]
+        self.skipped = state.get("skipped", 0)
         if isinstance(self.step_rule, FromNoise):
             self.step_rule.noise = state.get("noise")
         self.evaluator.load_state_dict(state["evaluator"])

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from deepzero import validation
 from deepzero.arrays import Given, as_parameter, named
 from deepzero.errors import InvalidInputError, QueryError, WrittenParameterWarning, from_black_box
-from deepzero.operator import Answers, answering, asks, stirred
+from deepzero.operator import Answers, answering, asks, forgives, perturbed_query, stirred
 from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
 from deepzero.writes import DRAWS, Watch, WriteNoticed, copied, overlaps_itself, written_so_far
@@ -537,7 +537,12 @@ def first_query(
     """The base query of a step, and a function that makes the others with the same random numbers."""
     if isinstance(objective, NetworkObjective):
         evaluation, draws = objective.base(parameters, batch, seed=seed)
-        return evaluation, lambda moved: objective.evaluate(moved, batch, seed=seed, draws=draws).loss
+
+        def query(moved: Parameters) -> Tensor:
+            with perturbed_query():
+                return objective.evaluate(moved, batch, seed=seed, draws=draws).loss
+
+        return evaluation, query
     evaluation = objective.evaluate(parameters, batch, seed=seed)
     return evaluation, lambda moved: objective.evaluate(moved, batch, seed=seed).loss
 
@@ -556,6 +561,11 @@ def steady(objective: Objective) -> AbstractContextManager[None]:
 def asks_black_boxes(objective: NetworkObjective) -> bool:
     """Whether a :class:`~deepzero.Opaque` is a part of the program: what it is asked has a price."""
     return any(map(asks, objective.places().modules))
+
+
+def forgives_black_boxes(objective: Objective) -> bool:
+    """Whether a perturbed query may stay without a loss, because a black box inside has skipped an answer."""
+    return isinstance(objective, NetworkObjective) and any(map(forgives, objective.places().modules))
 
 
 def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict[str, Tensor]:

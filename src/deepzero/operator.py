@@ -25,8 +25,11 @@ from deepzero.errors import InvalidInputError
 class Answering(Protocol):
     """What stands behind a handle."""
 
-    def answer(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-        """The output at some inputs and parameters: a row for each row of the inputs."""
+    def answer(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], *, required: bool = True) -> Tensor:
+        """The output at some inputs and parameters: a row for each row of the inputs.
+
+        One that is not ``required`` is NaN where the policy skips it.
+        """
         ...
 
     def answer_narrowed(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
@@ -57,6 +60,7 @@ _handles = itertools.count(1)
 _answering: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _stand_in: ContextVar[bool] = ContextVar("deepzero_stand_in", default=False)
 _narrow: ContextVar[bool] = ContextVar("deepzero_narrow", default=False)
+_perturbed: ContextVar[bool] = ContextVar("deepzero_perturbed", default=False)
 _stirred: ContextVar[bool | None] = ContextVar("deepzero_stirred", default=None)
 _recalled: ContextVar[Answers | None] = ContextVar("deepzero_answers", default=None)
 
@@ -126,6 +130,16 @@ def narrowed() -> Iterator[None]:
 
 
 @contextmanager
+def perturbed_query() -> Iterator[None]:
+    """A block of queries that an estimator can do without: what a black box's policy skips is NaN, and no error."""
+    token = _perturbed.set(True)
+    try:
+        yield
+    finally:
+        _perturbed.reset(token)
+
+
+@contextmanager
 def stirred(*, python: bool) -> Iterator[None]:
     """A block in which a black box finds the global generators elsewhere than the program does.
 
@@ -149,6 +163,20 @@ def _stir(device: torch.device, python: bool) -> None:
         random.random()
 
 
+_PLAIN = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+
+
+@contextmanager
+def as_called_alone() -> Iterator[None]:
+    """A block inside of the operation that PyTorch runs as it runs any program, whoever called the operation.
+
+    Inside an operation some of PyTorch's dispatch is switched off, so that a black box which compiles or traces itself
+    would fail, though it works when it is called by itself.
+    """
+    with torch._C._ForceDispatchKeyGuard(*_PLAIN):
+        yield
+
+
 def register(answering: Answering) -> int:
     """A handle, by which the operation finds ``answering`` as long as it lives."""
     handle = next(_handles)
@@ -160,6 +188,11 @@ def asks(module: object) -> bool:
     """Whether a module asks a black box, so that what it is asked has a price."""
     handle = getattr(module, "_handle", None)
     return isinstance(handle, int) and _answering.get(handle) is module
+
+
+def forgives(module: object) -> bool:
+    """Whether a module asks a black box whose failed answers are left out: a query with one of them has no loss."""
+    return asks(module) and bool(getattr(module, "forgiving", False))
 
 
 def behind(handle: int) -> Answering:
@@ -217,7 +250,7 @@ def opaque(handle: int, inputs: list[Tensor], parameters: list[Tensor]) -> Tenso
         return known
     if (python := _stirred.get()) is not None:
         _stir(inputs[0].device, python)
-    output = found.answer(inputs, parameters)
+    output = found.answer(inputs, parameters, required=not _perturbed.get())
     if answers is not None:
         answers.add(handle, inputs, parameters, output)
     return output

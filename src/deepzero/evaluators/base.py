@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from deepzero.errors import NonFiniteLossError, VerificationError
+from deepzero.errors import NonFiniteLossError, RowError, VerificationError
 from deepzero.objective import Objective
 from deepzero.probes import Perturbations
 
@@ -184,4 +184,8 @@ def require_repeatable(objective: Objective) -> None:
 def timed_answer(difference: Callable[[Job], Tensor], job: Job) -> Answer:
     """The answer to a job; on a GPU the seconds are those of handing it over."""
     start = time.perf_counter()
-    return Answer(difference(job), time.perf_counter() - start)
+    try:
+        return Answer(difference(job), time.perf_counter() - start)
+    except RowError as error:
+        error.job = job
+        raise

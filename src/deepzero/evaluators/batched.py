@@ -22,6 +22,7 @@ from deepzero.objective import (
     keywords,
     one_number,
 )
+from deepzero.operator import perturbed_query
 from deepzero.placement import Attributes
 from deepzero.probes import CoordinatePerturbations, Perturbations
 from deepzero.randomness import Draws
@@ -192,6 +193,7 @@ def _vectorized(
     draws: Draws,
 ) -> Tensor:
     """``vmap`` under the step's random numbers."""
-    with objective.scope(draws, device_of(dict(stacked))), draws.replaying(strict=True), without_batching_advice():
+    scope = objective.scope(draws, device_of(dict(stacked)))
+    with scope, draws.replaying(strict=True), without_batching_advice(), perturbed_query():
         result: Tensor = torch.func.vmap(loss, randomness="same")(dict(stacked))
     return result

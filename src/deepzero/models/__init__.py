@@ -1,5 +1,6 @@
 """Plain PyTorch models: nothing in them knows how they are trained."""
 
+from deepzero.models.correctors import FlowCorrector
 from deepzero.models.denoisers import AUTOENCODERS, Autoencoder, DnCNN, UNetDenoiser
 from deepzero.models.digits_cnn import DigitsCNN
 from deepzero.models.lenet import LeNet
@@ -16,6 +17,7 @@ __all__ = [
     "Autoencoder",
     "DigitsCNN",
     "DnCNN",
+    "FlowCorrector",
     "LeNet",
     "LocalMixer",
     "PaddedShortcut",

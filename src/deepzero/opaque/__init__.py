@@ -4,11 +4,13 @@ from deepzero.opaque.endpoints import HttpModel, OnnxModel
 from deepzero.opaque.locality import Colouring, Conv, Elementwise, Locality, PerChannel, PerToken
 from deepzero.opaque.module import Opaque
 from deepzero.opaque.rows import Ledger
+from deepzero.opaque.simulation import Corrected, Simulator
 from deepzero.opaque.surrogate import Learned
 
 __all__ = [
     "Colouring",
     "Conv",
+    "Corrected",
     "Elementwise",
     "HttpModel",
     "Learned",
@@ -18,4 +20,5 @@ __all__ = [
     "Opaque",
     "PerChannel",
     "PerToken",
+    "Simulator",
 ]

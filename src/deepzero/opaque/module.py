@@ -76,7 +76,8 @@ class Opaque(nn.Module):
             call a direction.
         rows: most rows of one call; by default all.
         executor: sends calls to threads, processes or machines.
-        policy: timeout, retries, limits of these calls.
+        policy: timeout, retries, limits of these calls. Without an executor it says what follows an exception or an
+            answer that is not finite; timeouts and limits need an executor.
         journal: keeps every answer on disk before it is used.
         repeats: how often each row is asked, for answers with noise; they are averaged, and :attr:`ledger` keeps the
             standard error.
@@ -92,7 +93,7 @@ class Opaque(nn.Module):
         CoupledRowsError: rows depend on each other without ``coupled=True``, or on more than ``locality`` says.
         NonFiniteLossError: NaN or infinity came back.
         QueryBudgetError: ``max_queries`` would be exceeded.
-        QueryError: a call failed for good.
+        QueryError: a call failed for good; a :class:`~deepzero.errors.RowError` holds what was asked.
 
     Example:
         >>> import numpy as np, torch, deepzero as dz
@@ -170,6 +171,8 @@ class Opaque(nn.Module):
         if unknown:
             some = ", ".join(self._names) or "(none)"
             raise InvalidInputError(f"parameter_locality names {', '.join(unknown)}, not among the parameters {some}")
+        if policy is not None and executor is None:
+            _require_no_limits(policy)
         if numpy is None:
             numpy = self.module is None and bool(getattr(fn, "numpy", False))
         budget = None if max_queries is None else validation.count("max_queries", max_queries)
@@ -227,12 +230,12 @@ class Opaque(nn.Module):
         found = dict(self.module.named_parameters())
         return {n: p for n, p in found.items() if (p.requires_grad if names is None else n in names)}
 
-    def answer(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-        """The output at some inputs and parameters."""
+    def answer(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], *, required: bool = True) -> Tensor:
+        """The output at some inputs and parameters; where it is not ``required``, NaN in rows that the policy skips."""
         state = _states[self]
         if len(inputs[0]) == 0:
             return self.output_like(inputs)
-        output = state.asked.ask(inputs, parameters)
+        output = state.asked.ask(inputs, parameters, required=required)
         shape = output.shape[1:]
         if state.shape is not None and shape != state.shape and state.like is None:
             raise InvalidInputError(
@@ -526,6 +529,12 @@ class Opaque(nn.Module):
     # State ------------------------------------------------------------------------------------------------------------
 
     @property
+    def forgiving(self) -> bool:
+        """Whether the policy skips rows: the output is NaN there, and an estimator leaves such a query out."""
+        policy = _states[self].asked.policy
+        return policy is not None and "skip" in (policy.on_error, policy.on_nan, policy.exhausted)
+
+    @property
     def ledger(self) -> Ledger:
         """What the black box was asked so far."""
         return _states[self].asked.ledger
@@ -587,6 +596,16 @@ class Opaque(nn.Module):
         self.__dict__.update(state)
         _states[self] = pickled
         self._handle = register(self)
+
+
+def _require_no_limits(policy: QueryPolicy) -> None:
+    """Without an executor nothing can be given up or sent later."""
+    given = [name for name in ("timeout", "per_second", "in_flight") if getattr(policy, name) is not None]
+    if given:
+        raise InvalidInputError(
+            f"policy has {' and '.join(f'{name}=...' for name in given)}, which needs an executor, for example "
+            "dz.Opaque(fn, executor=ThreadPoolExecutor(1), policy=...)"
+        )
 
 
 @dataclass

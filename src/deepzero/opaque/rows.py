@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -13,7 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepzero.errors import InvalidInputError, NonFiniteLossError, QueryBudgetError, mark_from_black_box
+from deepzero.errors import (
+    DeepZeroError,
+    InvalidInputError,
+    NonFiniteLossError,
+    QueryBudgetError,
+    RowError,
+    mark_from_black_box,
+)
 from deepzero.evaluators import QueryJournal, QueryPolicy
 from deepzero.evaluators.executor_calls import Clock
 from deepzero.evaluators.executor_pool import ExecutorSource, Pool
@@ -21,6 +30,9 @@ from deepzero.evaluators.executor_step import Step
 from deepzero.evaluators.executor_worker import PackedTensor
 from deepzero.evaluators.policy import RateLimit
 from deepzero.evaluators.queries import KEY_BYTES, tensor_bytes
+from deepzero.operator import as_called_alone
+
+log = logging.getLogger("deepzero")
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class RowFunction:
         given: list[Any] = [self._given(value) for value in inputs]
         if self.parameters:
             given.append({name: self._given(p) for name, p in zip(self.parameters, parameters, strict=True)})
-        with torch.no_grad():
+        with torch.no_grad(), as_called_alone():
             output = self.fn(*given)
         return self._taken(output, inputs)
 
@@ -217,11 +229,11 @@ class Rows:
         known = self._known(keys)
         self._require_budget((count - len(known)) * turns)
         if self._pool is None and self.journal is None:
-            return self._here(inputs, parameters, range(count))
+            return self._here(inputs, parameters, range(count), required)
         missing = [k for k in range(count) if k not in known]
         if missing and self._pool is None:
             some = [value[missing] for value in inputs]
-            found = self._here(some, parameters, missing)
+            found = self._here(some, parameters, missing, required)
             self._record(dict(zip(missing, found.cpu().numpy(), strict=True)), keys, known)
         elif missing:
             self._elsewhere(inputs, parameters, missing, keys, known, required)
@@ -234,24 +246,95 @@ class Rows:
                 f"max_queries={self.max_queries}; nothing of it was asked"
             )
 
-    def _here(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[int]) -> Tensor:
+    def _here(
+        self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[int], required: bool
+    ) -> Tensor:
         """Call the function in this process."""
         count, most = len(inputs[0]), self.most or len(inputs[0]) or 1
         parts = []
         for start in range(0, count, most):
             some = [value[start : start + most] for value in inputs] if most < count else list(inputs)
-            part = self.function(some, parameters)
-            self.ledger.calls += 1
-            self.ledger.queries += len(part)
-            finite = None if bool(part.sum().isfinite()) else part.reshape(len(part), -1).isfinite().all(1)
-            if finite is not None and not bool(finite.all()):  # a sum of finite numbers may be too large
-                row = names[start + int((~finite).nonzero()[0])]
-                raise NonFiniteLossError(
-                    f"the black box returned NaN or infinity for row {row}: no gradient can be estimated there; check "
-                    "the inputs, or give executor=... with a policy whose on_nan retries or skips"
-                )
-            parts.append(part)
+            answers = self._answered(some, parameters, names[start:], required)
+            parts.append(self._finite(answers, names[start:], required))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _answered(
+        self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[int], required: bool
+    ) -> Tensor:
+        """One call, made again as the policy says; a row that is skipped is NaN."""
+        policy = self.policy
+        if policy is None or policy.on_error == "stop":
+            return self._counted(self.function(inputs, parameters))
+        tries = 1 + (policy.retries if policy.on_error == "retry" else 0)
+        for attempt in range(1, tries + 1):
+            try:
+                return self._counted(self.function(inputs, parameters))
+            except DeepZeroError:
+                raise  # what the function may not return
+            except Exception as error:
+                cause = error
+            if attempt < tries:
+                log.info("row %d: %r; again", names[0], cause)
+                time.sleep(policy.delay(attempt, place=names[0]))
+        resort = policy.on_error if policy.on_error == "skip" else policy.exhausted
+        return self._one_by_one(inputs, parameters, names, cause, tries, skips=resort == "skip" and not required)
+
+    def _one_by_one(
+        self,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        names: Sequence[int],
+        cause: Exception,
+        tries: int,
+        *,
+        skips: bool,
+    ) -> Tensor:
+        """The rows of a call that failed for good, each by itself, so that an error names the one at fault."""
+        rows: list[Tensor | None] = []
+        for k in range(len(inputs[0])):
+            one = [value[k : k + 1] for value in inputs]
+            try:
+                if len(inputs[0]) == 1:
+                    raise cause
+                rows.append(self._counted(self.function(one, parameters)))
+            except DeepZeroError:
+                raise
+            except Exception as error:
+                if not skips:
+                    raise RowError(
+                        f"row {names[k]}, after {tries} {'try' if tries == 1 else 'tries'}: the black box raised "
+                        f"{error!r}; what it was asked is in this error's .inputs",
+                        row=names[k],
+                        inputs=[value.detach().clone() for value in one],
+                    ) from error
+                log.warning("row %d: %r; skipped", names[k], error)
+                rows.append(None)
+                self.ledger.skipped += 1
+        like = next((row for row in rows if row is not None), None)
+        if like is None:
+            raise NonFiniteLossError("the policy skipped every row of a call: nothing is left to estimate from")
+        return torch.cat([like.new_full(like.shape, math.nan) if row is None else row for row in rows])
+
+    def _counted(self, answers: Tensor) -> Tensor:
+        self.ledger.calls += 1
+        self.ledger.queries += len(answers)
+        return answers
+
+    def _finite(self, part: Tensor, names: Sequence[int], required: bool) -> Tensor:
+        """The answers; a row that is not finite is NaN as a whole if it is skipped, and else an error."""
+        if bool(part.sum().isfinite()):
+            return part
+        odd = ~part.reshape(len(part), -1).isfinite().all(1)
+        if not bool(odd.any()):  # a sum of finite numbers may be too large
+            return part
+        if required or self.policy is None or self.policy.on_nan != "skip":
+            row = names[int(odd.nonzero()[0])]
+            raise NonFiniteLossError(
+                f"the black box returned NaN or infinity for row {row}: no gradient can be estimated there; check "
+                'the inputs, or give policy=dz.QueryPolicy(on_nan="skip"), which leaves such queries out'
+            )
+        self.ledger.skipped += int(odd.sum())
+        return part.masked_fill(odd.reshape(-1, *(1 for _ in part.shape[1:])), math.nan)
 
     def _elsewhere(
         self,

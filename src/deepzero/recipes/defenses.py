@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from deepzero.recipes.catalogue import Recipe, named
 from deepzero.tasks.config import DataConfig
-from deepzero.tasks.defense.config import DEEPZERO, DefenseConfig, DenoiserConfig, StageConfig
+from deepzero.tasks.defense.config import DEEPZERO, DefenseConfig, DenoiserConfig
+from deepzero.tasks.stages import StageConfig
 
 DEFAULT = "digits"
 RATES = {DEEPZERO: 0.3}

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deepzero.errors import RowError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.differences import Channel, Dense, Difference, difference_dtype
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.frames import perturbed
-from deepzero.operator import TARGET, stackable
+from deepzero.operator import TARGET, perturbed_query, stackable
 
 
 @rule(TARGET)
@@ -35,20 +36,31 @@ def black_box(call: Call, handle: int, inputs: Sequence[Operand], parameters: Se
     if apart or not stackable(handle, [operand.base for operand in inputs], weights, base):
         values = [_perturbed(operand, count) for operand in (*inputs, *parameters)]
         cut = len(inputs)
-        answers = [TARGET(handle, [v[p] for v in values[:cut]], [v[p] for v in values[cut:]]) for p in range(count)]
+        with perturbed_query():
+            answers = [TARGET(handle, [v[p] for v in values[:cut]], [v[p] for v in values[cut:]]) for p in range(count)]
         return Dense(torch.stack(answers).to(dtype) - base.to(dtype))
     reached = torch.stack([_reaches(operand.difference) for operand in moving if operand.difference]).any(0)  # [p, b]
     if bool(reached.all()):
         everything = [_perturbed(operand, count).flatten(0, 1) for operand in inputs]
-        answers = TARGET(handle, everything, weights).to(dtype)
-        return Dense(answers.unflatten(0, (count, -1)) - base.to(dtype))
+        asked = _asked(handle, everything, weights, reached).to(dtype)
+        return Dense(asked.unflatten(0, (count, -1)) - base.to(dtype))
     out = torch.zeros((count, *base.shape), dtype=dtype, device=base.device)
     if bool(reached.any()):
         rows = [_perturbed(operand, count)[reached] for operand in inputs]
-        answers = TARGET(handle, rows, weights)
+        asked = _asked(handle, rows, weights, reached)
         sample = reached.nonzero()[:, 1]
-        out[reached] = answers.to(dtype) - base.to(dtype)[sample]
+        out[reached] = asked.to(dtype) - base.to(dtype)[sample]
     return Dense(out)
+
+
+def _asked(handle: int, rows: Sequence[Tensor], weights: Sequence[Tensor], reached: Tensor) -> Tensor:
+    """Answers for all rows in one call."""
+    try:
+        with perturbed_query():
+            return TARGET(handle, list(rows), list(weights))  # type: ignore[no-any-return]
+    except RowError as error:
+        error.perturbation = int(reached.nonzero()[error.row, 0])
+        raise
 
 
 def _reaches(difference: Difference) -> Tensor:

@@ -1,7 +1,7 @@
 """A denoiser in front of a classifier that can only be queried, so that the pair is certifiably robust."""
 
 from deepzero.tasks.defense.certification import Certified, CertifyConfig, certify
-from deepzero.tasks.defense.config import METHODS, DefenseConfig, DenoiserConfig, StageConfig
+from deepzero.tasks.defense.config import METHODS, DefenseConfig, DenoiserConfig
 from deepzero.tasks.defense.run import Defended, defend, settings_of
 from deepzero.tasks.defense.smoothing import (
     ABSTAIN,
@@ -12,6 +12,7 @@ from deepzero.tasks.defense.smoothing import (
     lower_bound,
     require_reachable,
 )
+from deepzero.tasks.stages import StageConfig
 
 __all__ = [
     "ABSTAIN",

@@ -10,6 +10,7 @@ from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.models import AUTOENCODERS
 from deepzero.tasks.config import DataConfig
+from deepzero.tasks.stages import StageConfig
 
 SMOOTHING, DENOISER = "smoothing", "denoiser"
 FO_DS, ZO_DS, ZO_AE_DS, DEEPZERO, DISTILLED, OPAQUE = "fo-ds", "zo-ds", "zo-ae-ds", "deepzero", "distilled", "opaque"
@@ -60,29 +61,6 @@ class DenoiserConfig:
         validation.choice("kind", self.kind, DENOISERS)
         validation.count("depth", self.depth, minimum=2)
         validation.count("width", self.width)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """One stage of training, by Adam.
-
-    Attributes:
-        learning_rate: at its peak.
-        batch_size: images of a batch.
-        steps: of the optimizer; None: as many as the budget of queries allows.
-        schedule: of the learning rate.
-    """
-
-    learning_rate: float = 1e-3
-    batch_size: int = 64
-    steps: int | None = None
-    schedule: str = "cosine"
-
-    def __post_init__(self) -> None:
-        validation.positive("learning_rate", self.learning_rate, hint="1e-3")
-        validation.count("batch_size", self.batch_size)
-        if self.steps is not None:
-            validation.count("steps", self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ from deepzero.models import Autoencoder, DnCNN, UNetDenoiser
 from deepzero.opaque import Learned, Opaque
 from deepzero.sparsity import DynamicRatios, SparsityWarning, layer_ratios, zo_grasp
 from deepzero.sparsity.selection import counts_from_ratios
+from deepzero.tasks.asking import Asking
 from deepzero.tasks.defense import config as names
 from deepzero.tasks.defense.config import DefenseConfig
 from deepzero.tasks.defense.parts import Scores
-from deepzero.training import state
 from deepzero.training.sources import Autograd, GradientSource
 
 Denoiser = DnCNN | UNetDenoiser
@@ -48,72 +48,6 @@ class Finetuning:
     def box(self) -> Opaque | None:
         """The classifier, where it is asked."""
         return next((module for module in self.model.modules() if isinstance(module, Opaque)), None)
-
-
-class Asking:
-    """A gradient source whose queries are those that the black box counts.
-
-    Args:
-        source: fills ``p.grad``.
-        box: is asked.
-        guess: learns from its answers.
-    """
-
-    def __init__(self, source: GradientSource, box: Opaque, guess: Learned | None = None) -> None:
-        self._source, self._box, self._guess = source, box, guess
-        self._values: Mapping[str, Any] | None = None
-
-    @property
-    def queries(self) -> int:
-        """Answers of the black box so far."""
-        return self._box.queries
-
-    def backward(self, *batch: Any) -> Tensor:
-        """As the source does it."""
-        return self._source.backward(*batch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """As the source does it."""
-        self._source.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The source's, and the guess's numbers; the black box's counters are in the model's."""
-        found = {"source": self._source.state_dict()}
-        if self._guess is not None:
-            values = state.optimizer_values(self._guess.optimizer)
-            found["guess"] = {"places": self._guess.state_dict()["places"], "optimizer": values}
-        return found
-
-    def load_state_dict(self, values: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self._source.load_state_dict(values["source"])
-        self._values = values.get("guess")
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The guess's: weights, optimizer and memory."""
-        if self._guess is None:
-            return {}
-        memory = self._guess.state_dict()["memory"]
-        return {
-            **state.prefixed("module", state.snapshot(self._guess.module)),
-            **state.prefixed("optimizer", state.optimizer_tensors(self._guess.optimizer)),
-            **state.prefixed("memory", {str(k): value.detach().cpu().clone() for k, value in enumerate(memory)}),
-        }
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`tensors` returned, after :meth:`load_state_dict`."""
-        if self._guess is None or self._values is None:
-            return
-        memory = state.selected("memory", tensors)
-        state.restore_optimizer(self._guess.optimizer, self._values["optimizer"], state.selected("optimizer", tensors))
-        self._guess.load_state_dict(
-            {
-                "module": state.selected("module", tensors),
-                "optimizer": self._guess.optimizer.state_dict(),
-                "memory": [memory[str(k)] for k in range(len(memory))],
-                "places": self._values["places"],
-            }
-        )
 
 
 def finetuning(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from deepzero import data
 from deepzero.models import DnCNN, UNetDenoiser
 from deepzero.randomness import derive_seed
-from deepzero.tasks.defense.config import DefenseConfig, DenoiserConfig, StageConfig
+from deepzero.tasks.defense.config import DefenseConfig, DenoiserConfig
+from deepzero.tasks.stages import StageConfig
 
 Scores = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n classes"]]
 

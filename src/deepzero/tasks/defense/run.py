@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -23,12 +20,12 @@ from deepzero.models import Autoencoder, SimpleCNN
 from deepzero.opaque import HttpModel, OnnxModel
 from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.tasks.defense import config as names
-from deepzero.tasks.defense.config import DefenseConfig, StageConfig, from_record
+from deepzero.tasks.defense.config import DefenseConfig, from_record
 from deepzero.tasks.defense.export import export_onnx
 from deepzero.tasks.defense.methods import Finetuning, finetuning, ranked
 from deepzero.tasks.defense.parts import Normalized, Scores, answers, batches, make_denoiser, student_network
-from deepzero.tasks.defense.stages import trained
 from deepzero.tasks.parts import load_images
+from deepzero.tasks.stages import StageConfig, StoppedError, alone, trained
 from deepzero.training import Autograd, RunFolder, StopRequest, hardware, read_record, versions
 from deepzero.training.files import finite, replace_file, to_json
 from deepzero.training.state import snapshot
@@ -175,7 +172,7 @@ class _Work:
         try:
             target = self.target() if classifier is None else given_target(classifier)
             denoiser, queries = self.denoiser(target)
-        except _StoppedError as stopped:
+        except StoppedError as stopped:
             return Defended(self.folder, None, str(stopped))
         run.write_weights(snapshot(denoiser))
         summary = {
@@ -202,7 +199,7 @@ class _Work:
         stage = self.config.classifier
         self.stage("classifier", model, stage, loss=F.cross_entropy, clean=False, sigma=0.0)
         path = self.stages / "classifier" / CLASSIFIER
-        with self.alone(path.parent):
+        with alone(path.parent, self.stop):
             if not path.exists():
                 export_onnx(model, torch.zeros(2, *train.image_shape), path)
         given = given_target(path)
@@ -295,7 +292,7 @@ class _Work:
             console=self.console,
         )
         if reason is not None:
-            raise _StoppedError(reason)
+            raise StoppedError(reason)
 
     def stage(
         self,
@@ -320,7 +317,7 @@ class _Work:
         made = _Itself(made) if itself else made  # type: ignore[assignment]
         shared = {"data": asdict(config.data), "seed": config.seed, "sigma": config.sigma, "name": name}
         more = {"denoiser": asdict(config.denoiser), "autoencoder": config.autoencoder}
-        with self.alone(folder):
+        with alone(folder, self.stop):
             reason = trained(
                 folder,
                 {**shared, **({name: more[name]} if name in more else {})},
@@ -333,24 +330,7 @@ class _Work:
                 console=self.console,
             )
         if reason is not None:
-            raise _StoppedError(reason)
-
-    @contextmanager
-    def alone(self, folder: Path) -> Iterator[None]:
-        """While no other process is at work in a folder that several runs share."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.parent / f".{folder.name}.lock")
-        while True:
-            try:
-                lock.acquire(timeout=0.5)
-                break
-            except Timeout:
-                if self.stop.reason is not None:
-                    raise _StoppedError(self.stop.reason) from None
-        try:
-            yield
-        finally:
-            lock.release()
+            raise StoppedError(reason)
 
     def built(self, make: Any) -> Any:
         """A network at initial weights that are a function of the seed."""
@@ -371,10 +351,6 @@ class _Itself:
         """Noisy images, twice."""
         x, _ = self._made.batch(epoch, index)
         return x, x
-
-
-class _StoppedError(Exception):
-    """A stage was asked to stop."""
 
 
 def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[DefenseConfig, nn.Module, Target, data.Splits]:

@@ -1,24 +1,76 @@
-"""One stage of a defense: a network trained by the loop of all runs, in a folder of its own, resumable."""
+"""One stage of training: a network trained by the loop of all runs, in a folder of its own, resumable."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import nn
 
-from deepzero.tasks.defense.config import StageConfig
-from deepzero.tasks.defense.parts import NoisyBatches
+from deepzero import validation
 from deepzero.training import JsonLines, ProgressBar, RunFolder, StopRequest, Trainer, TrainingConfig
+from deepzero.training.loop import Batches
 from deepzero.training.metrics import Sink
 from deepzero.training.run_folder import RECORD
+from deepzero.training.schedule import SCHEDULES
 from deepzero.training.sources import GradientSource
 from deepzero.training.state import snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of training, by Adam.
+
+    Attributes:
+        learning_rate: at its peak.
+        batch_size: samples of a batch.
+        steps: of the optimizer; None: as many as the budget of queries allows.
+        schedule: of the learning rate.
+    """
+
+    learning_rate: float = 1e-3
+    batch_size: int = 64
+    steps: int | None = None
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        validation.positive("learning_rate", self.learning_rate, hint="1e-3")
+        validation.count("batch_size", self.batch_size)
+        validation.choice("schedule", self.schedule, SCHEDULES)
+        if self.steps is not None:
+            validation.count("steps", self.steps)
+
+
+class StoppedError(Exception):
+    """A stage was asked to stop, with everything saved."""
+
+
+@contextmanager
+def alone(folder: Path, stop: StopRequest) -> Iterator[None]:
+    """A block in which no other process is at work in a folder that several runs share.
+
+    Raises:
+        StoppedError: that was asked for while another process was at work.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    while True:
+        try:
+            lock.acquire(timeout=0.5)
+            break
+        except Timeout:
+            if stop.reason is not None:
+                raise StoppedError(stop.reason) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def trained(
@@ -28,10 +80,12 @@ def trained(
     model: nn.Module,
     kept: nn.Module,
     source: GradientSource,
-    batches: NoisyBatches,
+    batches: Batches,
     stage: StageConfig,
     stop: StopRequest,
     console: Console | None = None,
+    epochs: int = 1,
+    more: Sequence[Sink] = (),
 ) -> str | None:
     """Train ``model`` in ``folder``, or go on with it there; a stage that is done only gives its weights.
 
@@ -41,10 +95,12 @@ def trained(
         model: what is trained, with all that its gradient needs.
         kept: the part whose weights are the result.
         source: of the gradient.
-        batches: of one epoch, which is the whole stage.
+        batches: of one epoch.
         stage: of training.
         stop: ends it early.
         console: where to show progress.
+        epochs: parts of the stage, at whose ends ``more`` are told.
+        more: further places for measurements.
 
     Returns:
         Why it stopped early; None if it is done. A stage whose queries are spent is done.
@@ -58,7 +114,7 @@ def trained(
     store = run.checkpoints()
     checkpoint = store.load().checkpoint if store.paths() else None
     training = TrainingConfig(
-        epochs=1, learning_rate=stage.learning_rate, schedule=stage.schedule, warmup_epochs=0.0, weight_decay=0.0
+        epochs=epochs, learning_rate=stage.learning_rate, schedule=stage.schedule, warmup_epochs=0.0, weight_decay=0.0
     )
     with ExitStack() as stack:
         metrics = JsonLines(run.metrics, start=checkpoint.state["metrics_bytes"] if checkpoint else 0)
@@ -75,10 +131,10 @@ def trained(
         )
         if checkpoint is not None:
             trainer.restore(checkpoint)
-        sinks: list[Sink] = []
+        sinks: list[Sink] = list(more)
         if console is not None:
             sinks.append(ProgressBar(total=trainer.total_steps, done=trainer.step, console=console))
-            stack.callback(sinks[0].close)
+            stack.callback(sinks[-1].close)
         trainer.sinks = sinks
         reason = trainer.fit(stop)
         if reason is not None and reason == stop.reason:
