@@ -19,6 +19,7 @@ from rich.logging import RichHandler
 from deepzero.cli.allocator import reuse_freed_memory
 from deepzero.cli.bench import Bench
 from deepzero.cli.command import Command
+from deepzero.cli.correct import Correct
 from deepzero.cli.defend import Certify, Defend
 from deepzero.cli.doctor import Doctor
 from deepzero.cli.recipes import Recipes
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "doctor": Doctor,
     "defend": Defend,
     "certify": Certify,
+    "correct": Correct,
     "report": Report,
     "reproduce": Reproduce,
     "bench": Bench,

@@ -9,6 +9,7 @@ from typing import Any
 from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.tasks.correction.wake import TEST_REYNOLDS, TRAINING_REYNOLDS
+from deepzero.training.schedule import SCHEDULES
 
 SRC, NON, FO_SOL, ZO_SOL, ZO_SOL_RGE = "src", "non", "fo-sol", "zo-sol", "zo-sol-rge"
 OPAQUE, EMULATOR = "opaque", "opaque-emulator"
@@ -27,6 +28,10 @@ QUERYING = (ZO_SOL_RGE, ZO_SOL, OPAQUE, EMULATOR)
 UNIFORM, ZO_GRASP = "uniform", "zo-grasp"
 RATIOS = {UNIFORM: "the same part of every layer", ZO_GRASP: "as ZO-GraSP ranks the layers"}
 """How ``zo-sol`` divides its coordinates among the layers."""
+
+GLOROT, ZERO = "glorot", "zero"
+STARTS = {GLOROT: "uniform as in Glorot and Bengio, like the others", ZERO: "0: training starts from the solver alone"}
+"""Where the last layer starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +77,12 @@ class CorrectionConfig:
         widths: hidden channels of the network.
         unroll: n, steps of the solver in the objective; ``non`` has one.
         batch_size: simulations of a batch.
-        pretraining: steps of Adam on pairs, at ``pretraining_rate``, from which every method starts; the paper has none.
-        pretraining_rate: learning rate there.
+        start: of the last layer's weights, one of :data:`STARTS`.
         steps: of Adam, for methods that do not count solver calls.
         budget: solver calls (steps of single simulations) of the methods that can only run it; None: no bound but
             ``steps``.
-        learning_rate: of Adam.
+        learning_rate: of Adam, at its peak.
+        schedule: of the learning rate.
         sparsity: share of the weights that a step of ``zo-sol`` leaves out.
         ratios: how its coordinates are divided among the layers, one of :data:`RATIOS`.
         directions: of a state and step, for ``opaque`` and ``opaque-emulator``.
@@ -93,11 +98,11 @@ class CorrectionConfig:
     widths: tuple[int, ...] = (32, 64)
     unroll: int = 16
     batch_size: int = 3
-    pretraining: int = 0
-    pretraining_rate: float = 1e-3
+    start: str = GLOROT
     steps: int = 9680
     budget: int | None = None
     learning_rate: float = 1e-4
+    schedule: str = "constant"
     sparsity: float = 0.95
     ratios: str = UNIFORM
     directions: int = 16
@@ -107,6 +112,8 @@ class CorrectionConfig:
     def __post_init__(self) -> None:
         validation.choice("method", self.method, METHODS)
         validation.choice("ratios", self.ratios, RATIOS)
+        validation.choice("start", self.start, STARTS)
+        validation.choice("schedule", self.schedule, SCHEDULES)
         validation.count("unroll", self.unroll)
         if self.unroll >= self.flow.frames:
             raise InvalidInputError(
@@ -114,9 +121,8 @@ class CorrectionConfig:
             )
         for name in ("batch_size", "steps", "directions"):
             validation.count(name, getattr(self, name))
-        validation.count("pretraining", self.pretraining, minimum=0)
         validation.count("seed", self.seed, minimum=0)
-        for name, hint in (("learning_rate", "1e-4"), ("pretraining_rate", "1e-3"), ("step_size", "1e-3")):
+        for name, hint in (("learning_rate", "1e-4"), ("step_size", "1e-3")):
             validation.positive(name, getattr(self, name), hint=hint)
         validation.fraction("sparsity", self.sparsity)
         if self.budget is not None:

@@ -1,0 +1,100 @@
+"""``deepzero correct``."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from deepzero.cli.train import DONE, RECIPES_OWN, STOPPED, Flag, Folder, Real, Whole
+from deepzero.errors import InvalidInputError
+from deepzero.experiments.experiment import seconds_text
+from deepzero.recipes.corrections import CORRECTIONS, DEFAULT, find_correction
+from deepzero.tasks.correction import METHODS, CorrectionConfig, correct, settings_of
+from deepzero.tasks.correction.forecast import correction_seconds
+
+ROOT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Correct:
+    """Train a network that corrects a coarse flow solver after every step, while the solver can only be run.
+
+    The solver is PhiFlow's (pip install 'deepzero[physics]'). Reference simulations are made once and kept. Ctrl-C or
+    SIGTERM saves and exits with code 75; `deepzero correct --resume --out FOLDER` continues the run. `deepzero report
+    FOLDER` then shows errors and pictures of the flow.
+    """
+
+    recipe: Positional[
+        Annotated[str, arg(metavar="RECIPE", help_behavior_hint=f"(default: {DEFAULT}; {', '.join(CORRECTIONS)})")]
+    ] = DEFAULT
+    """Name of a recipe."""
+    method: Annotated[str | None, arg(metavar="METHOD", help_behavior_hint=RECIPES_OWN)] = None
+    """One of: src, non, zo-sol-rge, zo-sol, opaque, opaque-emulator, fo-sol."""
+    unroll: Whole = None
+    """Steps of the solver in the objective."""
+    steps: Whole = None
+    """Steps of Adam, for methods that do not count solver calls."""
+    budget: Whole = None
+    """Solver calls, for methods that can only run the solver."""
+    directions: Whole = None
+    """Directions of a state and step, for opaque and opaque-emulator."""
+    sparsity: Real = None
+    """Share of the weights that a step of zo-sol leaves out."""
+    ratios: Annotated[str | None, arg(metavar="WHICH", help_behavior_hint=RECIPES_OWN)] = None
+    """How zo-sol divides its coordinates among the layers: uniform, or zo-grasp."""
+    learning_rate: Real = None
+    """Learning rate of Adam."""
+    seed: Whole = None
+    """Seed of everything that is drawn."""
+    data_dir: Folder = None
+    """Where reference simulations are kept (default: $DEEPZERO_DATA/wake-flow, else data/wake-flow)."""
+    out: Folder = None
+    """Folder of the run (default: runs/correct-RECIPE-METHOD-seedN)."""
+    resume: Flag = False
+    """Continue the run in --out; settings need not be repeated."""
+    max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
+    """Save and exit with code 75 after so many minutes."""
+
+    def run(self, console: Console) -> int:
+        """Say how long it takes, train, and say how it went."""
+        if self.resume and self.out is None:
+            raise InvalidInputError("name the folder of the run to resume, for example --resume --out runs/...")
+        config = settings_of(self.out) if self.resume and self.out is not None else self._config()
+        if not self.resume:
+            about = seconds_text(correction_seconds(config, self.data_dir))
+            console.print(f"{config.method}: {METHODS[config.method]}; about {about}", soft_wrap=True, highlight=False)
+        found = correct(
+            config,
+            out=self.out or ROOT / f"correct-{self.recipe}-{config.method}-seed{config.seed}",
+            resume=self.resume,
+            data_dir=self.data_dir,
+            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+            console=console,
+        )
+        folder = shlex.quote(str(found.folder))
+        if found.summary is None:
+            console.print(f"stopped by {found.stopped}; everything is saved in {found.folder}. To continue:")
+            console.print(f"  deepzero correct --resume --out {folder}", soft_wrap=True)
+            return STOPPED
+        console.print(_told(found.summary), highlight=False, soft_wrap=True)
+        console.print(f"now `deepzero report {folder}`", soft_wrap=True)
+        return DONE
+
+    def _config(self) -> CorrectionConfig:
+        changed = ("method", "unroll", "steps", "budget", "directions", "sparsity", "ratios", "learning_rate", "seed")
+        given: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}
+        return replace(find_correction(self.recipe).config(), **given)
+
+
+def _told(summary: dict[str, Any]) -> str:
+    """The error beside the source's."""
+    source = summary["source_mae"]
+    if summary["mae"] is None or source is None:
+        return "a test flow blew up"
+    text = f"mean absolute error {summary['mae']:.4f}, of the solver alone {source:.4f} (ratio {summary['mae'] / source:.3f})"
+    return f"{text}; {summary['solver_calls']:,} solver calls, {summary['skipped']:,} of them without an answer"

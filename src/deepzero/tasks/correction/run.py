@@ -1,0 +1,348 @@
+"""A correction from its reference simulations to test flows: data, training inside of the solver, evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.models import FlowCorrector
+from deepzero.randomness import derive_seed, seeded_scope
+from deepzero.tasks.correction import config as names
+from deepzero.tasks.correction.config import CorrectionConfig, from_record
+from deepzero.tasks.correction.evaluation import Rollouts, roll_out
+from deepzero.tasks.correction.methods import FlowBatches, Method, make_network, method, ratios_of
+from deepzero.tasks.correction.reference import Reference, reference
+from deepzero.tasks.correction.wake import Flows, WakeFlow
+from deepzero.tasks.stages import StageConfig, StoppedError, trained
+from deepzero.training import RunFolder, StopRequest, hardware, read_record, versions
+from deepzero.training.files import finite, replace_file, to_json
+from deepzero.training.run_folder import writing
+from deepzero.training.state import snapshot
+
+TRAINING = "training"
+SNAPSHOTS, RATIOS, ERRORS, FIELDS = "snapshots", "ratios.json", "errors.json", "fields.safetensors"
+PARTS = 4
+"""Equal parts of the training, after each of which the network is kept for the curve of the error."""
+
+
+@dataclass(frozen=True)
+class CorrectionRun:
+    """What a run left behind.
+
+    Attributes:
+        folder: of the run.
+        summary: as in ``summary.json``; None if it was stopped before its end.
+        stopped: why it was stopped.
+    """
+
+    folder: Path
+    summary: dict[str, Any] | None
+    stopped: str | None = None
+
+
+def correct(
+    config: CorrectionConfig,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    data_dir: str | Path | None = None,
+    max_seconds: float | None = None,
+    console: Console | None = None,
+) -> CorrectionRun:
+    """Train a network that corrects a coarse solver, by one of :data:`~deepzero.tasks.correction.config.METHODS`.
+
+    Reference simulations are made first, if they are not on disk. At the end the test flows are simulated with the
+    network, with the networks of three earlier points of the training, and without any.
+
+    Args:
+        config: all that the result depends on.
+        out: a folder that is empty or not there; with ``resume``, that of a run with the same ``config``.
+        resume: go on with an interrupted run.
+        data_dir: where reference simulations are kept; by default ``$DEEPZERO_DATA/wake-flow``, else
+            ``data/wake-flow``.
+        max_seconds: stop after about so long, with everything saved.
+        console: where to show progress.
+
+    Raises:
+        InvalidInputError: PhiFlow is not installed, or the budget is below one step.
+        RunFolderError: the folder holds another run.
+    """
+    path = Path(out)
+    record = {"correction": asdict(config)}
+    flow = WakeFlow(config.flow.resolution, tolerance=config.flow.tolerance)
+    if resume:
+        run = RunFolder.reopen(path, config=record)
+    else:
+        RunFolder.require_free(path)
+        run = RunFolder.create(path, config=record, notes={"versions": versions()})
+    if run.summary is not None:
+        return CorrectionRun(path, run.summary)
+    with StopRequest(max_seconds=max_seconds) as stop:
+        try:
+            frames = reference(config.flow, data_dir=data_dir, stop=stop, progress=_teller(console, "reference, step"))
+            work = _Work(config, flow, frames, path, stop, console)
+            summary = work.summary(run)
+        except StoppedError as stopped:
+            return CorrectionRun(path, None, str(stopped))
+    run.write("summary.json", finite(summary))
+    return CorrectionRun(path, finite(summary))
+
+
+def settings_of(folder: Path) -> CorrectionConfig:
+    """The configuration of a run.
+
+    Raises:
+        RunFolderError: the folder holds no correction.
+    """
+    record = read_record(folder)["config"]
+    if "correction" not in record:
+        raise RunFolderError(f"{folder} holds a run of another kind; continue that with its own command")
+    return from_record(record["correction"])
+
+
+def load_network(folder: Path) -> FlowCorrector:
+    """The network of a run that has finished.
+
+    Raises:
+        RunFolderError: the folder holds no correction that has finished, or one that trained nothing.
+    """
+    config = settings_of(folder)
+    run = RunFolder.reopen(folder, config={"correction": asdict(config)})
+    if run.summary is None or config.method == names.SRC:
+        raise RunFolderError(
+            f"{folder} holds no trained network; make one with `deepzero correct`, or go on with "
+            f"`deepzero correct --resume --out {folder}`"
+        )
+    network = FlowCorrector(widths=config.widths)
+    network.load_state_dict(run.read_weights())
+    return network.eval()
+
+
+def _teller(console: Console | None, what: str, interval: float = 10.0) -> Callable[[int, int], None]:
+    """Says how far something is, now and then."""
+    said, begun = [time.monotonic()], time.monotonic()
+    first: list[int] = []
+
+    def tell(done: int, total: int) -> None:
+        first.append(done) if not first else None
+        now = time.monotonic()
+        if console is None or (now - said[0] < interval and done < total):
+            return
+        said[0] = now
+        left = (now - begun) / max(1, done - first[0]) * (total - done)
+        console.print(f"{what} {done:,}/{total:,}, {left:,.0f} s left", highlight=False)
+
+    return tell
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A run while it goes on."""
+
+    config: CorrectionConfig
+    flow: WakeFlow
+    reference: Reference
+    folder: Path
+    stop: StopRequest
+    console: Console | None
+
+    def summary(self, run: RunFolder) -> dict[str, Any]:
+        """All stages, one after the other."""
+        started = time.perf_counter()
+        config, network = self.config, None
+        if config.method != names.SRC:
+            with seeded_scope(derive_seed(config.seed, "weights"), torch.device("cpu")):
+                network = make_network(config, self.reference.scales)
+            self.train(network)
+            run.write_weights(snapshot(network))
+        curve = self.evaluate(network)
+        errors = json.loads((self.folder / ERRORS).read_bytes())
+        mae = errors["mae"]
+        return {
+            "method": config.method,
+            "mae": _mean(mae),
+            "spread": statistics.stdev(mae) if len(mae) > 1 and None not in mae else None,
+            "source_mae": _mean(errors["source_mae"]),
+            "parameters": 0 if network is None else sum(p.numel() for p in network.parameters()),
+            "solver_calls": curve[-1]["solver_calls"] if curve else 0,
+            "skipped": curve[-1]["skipped"] if curve else 0,
+            "curve": curve,
+            "training_seconds": curve[-1]["seconds"] if curve else 0.0,
+            "seconds": round(time.perf_counter() - started, 3),
+            "seed": config.seed,
+            "versions": versions(),
+            "hardware": hardware(torch.device("cpu")),
+            "config": run.record["config"],
+        }
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def train(self, network: FlowCorrector) -> None:
+        """Train the network in its surroundings."""
+        config = self.config
+        ratios, ranking = self.ratios(network)
+        work = method(config, network, self.flow, self.reference, ratios)
+        steps = config.steps
+        if config.budget is not None and config.method in names.QUERYING:
+            steps = (config.budget - ranking) // work.calls
+            if steps < 1:
+                raise InvalidInputError(
+                    f"a step of {config.method} takes {work.calls:,} solver calls, more than the budget of "
+                    f"{config.budget:,}; give a larger budget, a shorter unroll, or a higher sparsity"
+                )
+        parts = min(PARTS, steps)
+        stage = StageConfig(
+            learning_rate=config.learning_rate,
+            batch_size=config.batch_size,
+            steps=steps // parts * parts,
+            schedule=config.schedule,
+        )
+        reason = trained(
+            self.folder / TRAINING,
+            {"config": asdict(config)},
+            model=work.model,
+            kept=network,
+            source=work.source,
+            batches=self.batches(work, steps // parts),
+            stage=stage,
+            stop=self.stop,
+            console=self.console,
+            epochs=parts,
+            more=[_Snapshots(self.folder / SNAPSHOTS, network, work)],
+        )
+        if reason is not None:
+            raise StoppedError(reason)
+
+    def batches(self, work: Method, steps: int) -> FlowBatches:
+        """Those of the method."""
+        config, frames = self.config, self.reference
+        advanced = None
+        if config.method == names.NON:
+            count, total = frames.training.shape[:2]
+            given = frames.training[:, :-1].flatten(0, 1)
+            numbers = frames.training_reynolds.repeat_interleave(total - 1, 0)
+            advanced = self.flow.step(given, numbers).unflatten(0, (count, total - 1))
+        return FlowBatches(
+            frames=frames.training,
+            reynolds=frames.training_reynolds,
+            unroll=work.unroll,
+            size=config.batch_size,
+            steps=steps,
+            seed=derive_seed(config.seed, "batches"),
+            advanced=advanced,
+        )
+
+    def ratios(self, network: FlowCorrector) -> tuple[dict[str, float], int]:
+        """Which part of each weight a step of ``zo-sol`` takes; found once, and kept."""
+        path = self.folder / RATIOS
+        if self.config.method not in (names.ZO_SOL, names.ZO_SOL_RGE):
+            return {}, 0
+        if not path.exists():
+            starts = Flows(self.reference.training[:, 0], self.reference.training_reynolds)
+            following = self.reference.training[:, 1 : 1 + self.config.unroll]
+            found, calls = ratios_of(self.config, network, self.flow, self.reference, (starts, following))
+            replace_file(path, to_json({"keep": found, "solver_calls": calls}))
+        kept = json.loads(path.read_bytes())
+        return kept["keep"], kept["solver_calls"]
+
+    # Evaluation -------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, network: FlowCorrector | None) -> list[dict[str, Any]]:
+        """Test flows with the network, with those of earlier points, and without any; returns the curve of the error."""
+        points = [] if network is None else _points(self.folder)
+        correctors: list[nn.Module | None] = [self.network_at(point["step"]) for point in points]
+        found = roll_out(
+            [*correctors, None],
+            self.flow,
+            self.reference,
+            shown=len(self.config.flow.test) // 2,
+            told=_teller(self.console, "test flows, step"),
+        )
+        last, source = max(0, len(correctors) - 1), len(correctors)
+        maes = [found.mae(k) for k in range(len(correctors) + 1)]
+        errors = {
+            "reynolds": list(self.config.flow.test),
+            "mae": maes[last],
+            "source_mae": maes[source],
+            "by_step": found.errors[last].double().mean(0).tolist(),
+            "source_by_step": found.errors[source].double().mean(0).tolist(),
+        }
+        replace_file(self.folder / ERRORS, to_json(finite(errors)))
+        self.keep_fields(found, last, source)
+        return [
+            {
+                "step": point["step"],
+                "solver_calls": point["queries"],
+                "seconds": point["seconds"],
+                "skipped": point["skipped"],
+                "training_loss": point["training_loss"],
+                "mae": _mean(mae),
+            }
+            for point, mae in zip(points, maes, strict=False)
+        ]
+
+    def network_at(self, step: int) -> FlowCorrector:
+        """The network as it was at an earlier step."""
+        network = FlowCorrector(widths=self.config.widths)
+        network.load_state_dict(safetensors.torch.load_file(_snapshot_path(self.folder / SNAPSHOTS, step)))
+        return network.eval()
+
+    def keep_fields(self, found: Rollouts, last: int, source: int) -> None:
+        """Vorticity of one flow, for pictures."""
+        tensors: dict[str, Tensor] = {
+            "source": found.fields[source].contiguous(),
+            "corrected": found.fields[last].contiguous(),
+            "reference": found.fields[-1].contiguous(),
+            "times": torch.tensor(found.times),
+        }
+        with writing(self.folder):
+            replace_file(self.folder / FIELDS, safetensors.torch.save(tensors))
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """None where a simulation has blown up."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return statistics.fmean(known) if len(known) == len(values) else None
+
+
+@dataclass(frozen=True)
+class _Snapshots:
+    """Keeps the network at the end of every part of the training, with where it was."""
+
+    folder: Path
+    network: nn.Module
+    work: Method
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Look out for the end of an epoch."""
+        if record["kind"] != "epoch":
+            return
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            replace_file(
+                _snapshot_path(self.folder, record["step"]), safetensors.torch.save(snapshot(self.network))
+            )
+            replace_file(self.folder / f"{record['step']:08d}.json", to_json({**record, "skipped": self.work.skipped}))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _snapshot_path(folder: Path, step: int) -> Path:
+    return folder / f"{step:08d}.safetensors"
+
+
+def _points(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_bytes()) for path in sorted((folder / SNAPSHOTS).glob("*.json"))]
