@@ -96,5 +96,6 @@ def _told(summary: dict[str, Any]) -> str:
     source = summary["source_mae"]
     if summary["mae"] is None or source is None:
         return "a test flow blew up"
-    text = f"mean absolute error {summary['mae']:.4f}, of the solver alone {source:.4f} (ratio {summary['mae'] / source:.3f})"
+    text = f"mean absolute error {summary['mae']:.4f}, of the solver alone {source:.4f}"
+    text = f"{text} (ratio {summary['mae'] / source:.3f})"
     return f"{text}; {summary['solver_calls']:,} solver calls, {summary['skipped']:,} of them without an answer"

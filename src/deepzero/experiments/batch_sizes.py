@@ -19,7 +19,7 @@ BATCH = "batch size"
 def config(scale: Scale, size: int, seed: int) -> ClassificationConfig:
     """DeepZero at 90 % sparsity with batches of one size; all else is the same."""
     return ClassificationConfig(
-        data=replace(scale.data, batch_size=size),
+        data=replace(scale.images, batch_size=size),
         model=scale["model"],
         estimator=EstimatorConfig(method="cge", step_size=5e-3),
         sparsity=SparsityConfig(sparsity=0.9, ratios="smart-ratio", every=scale["every"], unit="epoch"),

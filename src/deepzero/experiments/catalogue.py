@@ -7,6 +7,7 @@ import difflib
 from deepzero.errors import InvalidInputError
 from deepzero.experiments import (
     batch_sizes,
+    corrections,
     defenses,
     estimators,
     pruning,
@@ -36,6 +37,7 @@ _ALL = (
     workers.EXPERIMENT,
     schedules.EXPERIMENT,
     defenses.EXPERIMENT,
+    corrections.EXPERIMENT,
 )
 """To add an experiment: write it in a file of its own, and name it here."""
 

@@ -31,7 +31,7 @@ NOTE = (
 
 def parameters(scale: Scale, depth: int) -> int:
     """Number of parameters of the network at a depth."""
-    channels, _ = image_shape(scale.data.name)
+    channels, _ = image_shape(scale.images.name)
     network = models.build("simple_cnn", in_channels=channels, depth=depth)
     return sum(p.numel() for p in network.parameters())
 
@@ -46,7 +46,7 @@ def config(scale: Scale, depth: int, method: str, seed: int) -> ClassificationCo
         LIMIT: EstimatorConfig(method="rge-limit", options={"queries": d}),
     }[method]
     return ClassificationConfig(
-        data=scale.data,
+        data=scale.images,
         model=ModelConfig(name="simple_cnn", options={"depth": depth}),
         estimator=estimator,
         training=TrainingConfig(epochs=scale.epochs, learning_rate=0.1, momentum=0.9, warmup_epochs=1.0),
@@ -57,7 +57,7 @@ def config(scale: Scale, depth: int, method: str, seed: int) -> ClassificationCo
 def cells(scale: Scale) -> Iterator[Cell]:
     """Every method at every depth, and the error of single estimates."""
     for depth in scale["errors"]:
-        options = {"depth": depth, "batch_size": scale["error_batch"], "data_name": scale.data.name}
+        options = {"depth": depth, "batch_size": scale["error_batch"], "data_name": scale.images.name}
         yield Cell(
             labels={"d": parameters(scale, depth), "method": "errors"},
             work=Measurement(estimate_errors, {**options, "estimates": scale["estimates"]}),

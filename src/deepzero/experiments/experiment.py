@@ -9,7 +9,7 @@ from typing import Any
 
 from deepzero.errors import InvalidInputError
 from deepzero.experiments.cells import Cell, Outcome
-from deepzero.report import Figure, Table
+from deepzero.report import Figure, Picture, Table
 from deepzero.tasks.config import DataConfig
 
 SCALES = ("smoke", "small", "paper")
@@ -21,7 +21,7 @@ class Scale:
 
     Attributes:
         caption: what was run, and how it differs from the paper.
-        data: which images, and batches of how many.
+        data: which images, and batches of how many; None for an experiment without images.
         epochs: passes over the training images.
         seeds: runs of each kind.
         grid: what is compared: values by name. Names that begin with ``epochs of`` or ``images of`` say how some of the
@@ -29,7 +29,7 @@ class Scale:
     """
 
     caption: str
-    data: DataConfig
+    data: DataConfig | None = None
     epochs: int = 1
     seeds: int = 1
     grid: Mapping[str, Any] = field(default_factory=dict)
@@ -37,9 +37,19 @@ class Scale:
     def __getitem__(self, name: str) -> Any:
         return self.grid[name]
 
+    @property
+    def images(self) -> DataConfig:
+        """The data of an experiment that has images."""
+        assert self.data is not None
+        return self.data
+
     def changed(self, *, epochs: int | None = None, seeds: int | None = None, limit: int | None = None) -> Scale:
         """The scale with some of its numbers changed, which its caption then says."""
-        changes = {"epochs": (self.epochs, epochs), "seeds": (self.seeds, seeds), "limit": (self.data.limit, limit)}
+        changes = {
+            "epochs": (self.epochs, epochs),
+            "seeds": (self.seeds, seeds),
+            "limit": (self.data and self.data.limit, limit),
+        }
         given = {name: new for name, (own, new) in changes.items() if new is not None and new != own}
         if not given:
             return self
@@ -54,7 +64,7 @@ class Scale:
             self,
             grid=grid,
             caption=f"{self.caption} Changed here: {said}.",
-            data=replace(self.data, limit=given.get("limit", self.data.limit)),
+            data=self.data and replace(self.data, limit=given.get("limit", self.data.limit)),
             epochs=given.get("epochs", self.epochs),
             seeds=given.get("seeds", self.seeds),
         )
@@ -66,6 +76,7 @@ class Presentation:
 
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
+    pictures: Sequence[Picture] = ()
 
 
 class Outcomes(Sequence[Outcome]):

@@ -31,7 +31,7 @@ PERCENT = "pruned, %"
 def config(scale: Scale, sparsity: SparsityConfig, seed: int) -> ClassificationConfig:
     """First-order training under a sparsity pattern."""
     return ClassificationConfig(
-        data=scale.data,
+        data=scale.images,
         model=scale["model"],
         estimator=EstimatorConfig(method="fo"),
         sparsity=sparsity,

@@ -53,8 +53,8 @@ def cells(scale: Scale) -> Iterator[Cell]:
     for depth in scale["depths"]:
         options = {
             "depth": depth,
-            "data_name": scale.data.name,
-            "batch_size": scale.data.batch_size,
+            "data_name": scale.images.name,
+            "batch_size": scale.images.batch_size,
             "rounds": scale["rounds"],
             "seconds": scale["seconds"],
         }

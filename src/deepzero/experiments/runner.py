@@ -273,6 +273,7 @@ def _assemble(
         caption=request.size.caption,
         tables=shown.tables,
         figures=shown.figures,
+        pictures=shown.pictures,
         facts={
             "experiment": request.experiment.name,
             "scale": request.scale,

@@ -27,7 +27,7 @@ SEARCH_TRAINING = TrainingConfig(
 
 def queries_of_step(scale: Scale) -> int:
     """Perturbed losses of a step of DeepZero, which is what Pattern Search gets for each batch too."""
-    channels, _ = image_shape(scale.data.name)
+    channels, _ = image_shape(scale.images.name)
     network = models.build(scale["model"].name, in_channels=channels, **scale["model"].options)
     return random_coordinates(network, smart_ratio(network, SPARSITY)).count
 
@@ -45,7 +45,7 @@ def config(scale: Scale, method: str, images: int, seed: int) -> ClassificationC
         sparsity = SparsityConfig()
         training = replace(SEARCH_TRAINING, epochs=scale.epochs)
     return ClassificationConfig(
-        data=replace(scale.data, limit=images),
+        data=replace(scale.images, limit=images),
         model=scale["model"],
         estimator=estimator,
         sparsity=sparsity,

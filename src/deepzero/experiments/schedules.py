@@ -48,7 +48,7 @@ def config(scale: Scale, network: str, rule: str, source: str, seed: int) -> Cla
     """A run of one rule; a network stands with the size of its images, None for their own."""
     model, size = scale["networks"][network]
     return ClassificationConfig(
-        data=replace(scale.data, image_size=size),
+        data=replace(scale.images, image_size=size),
         model=model,
         estimator=EstimatorConfig(method=SOURCES[source]),
         sparsity=RULES[rule],
@@ -63,9 +63,9 @@ def cells(scale: Scale) -> Iterator[Cell]:
         options = {
             "model": model.name,
             "options": dict(model.options),
-            "data": scale.data.name,
+            "data": scale.images.name,
             "image_size": size,
-            "batch_size": scale.data.batch_size,
+            "batch_size": scale.images.batch_size,
         }
         yield Cell(labels={"network": network, "gradient": "costs"}, work=Measurement(cost_table, options))
     for source, rules in scale["rules"].items():

@@ -31,7 +31,7 @@ def config(scale: Scale, method: str, percent: int, seed: int) -> Classification
         DENSE: (EstimatorConfig(method="fo"), SparsityConfig()),
     }[method]
     return ClassificationConfig(
-        data=scale.data,
+        data=scale.images,
         model=scale["model"],
         estimator=estimator,
         sparsity=sparsity,

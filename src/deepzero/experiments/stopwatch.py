@@ -142,7 +142,7 @@ def _problem(depth: int, data_name: str, batch_size: int, device: str) -> tuple[
 def cells(scale: Scale) -> Iterator[Cell]:
     """Both estimators one by one, and coordinates by propagation, at every depth."""
     for depth in scale["depths"]:
-        common = {"depth": depth, "data_name": scale.data.name, "batch_size": scale.data.batch_size}
+        common = {"depth": depth, "data_name": scale.images.name, "batch_size": scale.images.batch_size}
         for method in ("RGE", "CGE"):
             options = {**common, "method": method, "queries": scale["queries"]}
             yield Cell(labels={"depth": depth, "method": method}, work=Measurement(stages, options))

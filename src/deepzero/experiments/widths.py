@@ -28,7 +28,7 @@ def config(scale: Scale, method: str, width: int, seed: int) -> ClassificationCo
     """A run of one method on the 8-layer CNN."""
     deepzero = method == DEEPZERO
     return ClassificationConfig(
-        data=scale.data,
+        data=scale.images,
         model=ModelConfig(name="wide_cnn", options={"width": width}),
         estimator=EstimatorConfig(method="cge", step_size=5e-3) if deepzero else EstimatorConfig(method=RULES[method]),
         sparsity=SparsityConfig(sparsity=0.9, ratios="smart-ratio", every=scale["every"], unit="epoch")

@@ -26,14 +26,14 @@ def config(scale: Scale, method: str, seed: int) -> ClassificationConfig:
     """Each method on the network that it is made for."""
     if method == "DeepZero":
         run = sparsities.config(scale, sparsities.DEEPZERO, 90, seed)
-        return replace(run, data=replace(scale.grid.get("data of DeepZero", scale.data), limit=scale.data.limit))
+        return replace(run, data=replace(scale.grid.get("data of DeepZero", scale.images), limit=scale.images.limit))
     if method == "Align-ada":
         run = widths.config(scale, method, scale["width"], seed)
         return replace(run, training=replace(run.training, epochs=scale["epochs of alignment"]))
     if method == "Pattern Search":
         return _pattern_search(scale, seed)
     return ClassificationConfig(
-        data=replace(scale.data, flip=True),
+        data=replace(scale.images, flip=True),
         model=scale["mixer"],
         estimator=FORWARD_GRADIENTS[method],
         training=TrainingConfig(
@@ -52,7 +52,7 @@ def _pattern_search(scale: Scale, seed: int) -> ClassificationConfig:
     """The fast variant on a normalized LeNet, one batch of all its samples, as its authors configure it."""
     images = scale["images of Pattern Search"]
     return ClassificationConfig(
-        data=replace(scale.data, limit=images, batch_size=images),
+        data=replace(scale.images, limit=images, batch_size=images),
         model=scale["lenet"],
         estimator=EstimatorConfig(method="pattern-search-fast", options={"queries": scale["queries"]}),
         training=replace(

@@ -75,7 +75,7 @@ def cells(scale: Scale) -> Iterator[Cell]:
     """One measurement of all."""
     options = {
         **scale["problem"],
-        "batch_size": scale.data.batch_size,
+        "batch_size": scale.images.batch_size,
         "counts": list(THREADS),
         "repeats": scale["repeats"],
     }

@@ -125,8 +125,8 @@ class Corrected(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if not isinstance(simulator, Simulator):
-            missing = [name for name in ("arrays", "step") if not callable(getattr(simulator, name, None))]
+        missing = [name for name in ("arrays", "step") if not callable(getattr(simulator, name, None))]
+        if missing:
             raise InvalidInputError(
                 "a simulator has two functions, arrays(state) and step(values, *constants); "
                 f"{type(simulator).__name__} has no {' and no '.join(missing)}"
@@ -161,4 +161,5 @@ class Corrected(nn.Module):
                 f"the network must return an increment of the values, of shape {tuple(advanced.shape)}; it returned "
                 f"{tuple(increment.shape)}"
             )
-        return advanced + increment
+        corrected: Tensor = advanced + increment
+        return corrected

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
-from deepzero.report.records import Document, Figure, Series, Table
+from deepzero.report.records import Document, Figure, Picture, Series, Table
 from deepzero.report.svg import draw
 from deepzero.report.values import MISSING, flat, numeric_columns, shown
 
@@ -60,6 +60,7 @@ def _section(document: Document, number: int, page_title: str) -> str:
         + _headline(document.headline)
         + "".join(_table(table) for table in document.tables)
         + (f'<div class="figures">\n{figures}</div>\n' if figures else "")
+        + "".join(_picture(picture) for picture in document.pictures)
         + "".join(_facts(name, value) for name, value in [("How it was run", single), *facts.items()] if value)
         + _cells(document.cells)
         + "</section>\n"
@@ -123,6 +124,14 @@ def _class(is_number: bool) -> str:
 
 def _figure(figure: Figure, name: str) -> str:
     return f"<figure>\n{draw(figure, name=name)}{_numbers(figure)}</figure>\n"
+
+
+def _picture(picture: Picture) -> str:
+    title = escape(picture.title)
+    return (
+        f'<figure class="picture">\n<img src="{escape(picture.source)}" alt="{title}">\n'
+        f"<figcaption>{title}</figcaption>\n</figure>\n"
+    )
 
 
 def _numbers(figure: Figure) -> str:

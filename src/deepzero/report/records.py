@@ -82,6 +82,19 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image.
+
+    Attributes:
+        title: what it shows.
+        source: its address: that of a file, or the image itself as a ``data:`` address.
+    """
+
+    title: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Document:
     """Results with everything a reader needs to judge them; the content of ``results.json``.
 
@@ -92,6 +105,7 @@ class Document:
         headline: the few texts to see first, by name, such as the test accuracy.
         tables: tables.
         figures: figures.
+        pictures: images.
         facts: command, date, versions, hardware, configuration, ...: JSON-able values by name.
         cells: the single measurements, each with its labels and numbers.
     """
@@ -101,6 +115,7 @@ class Document:
     headline: Mapping[str, str] = field(default_factory=dict)
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
+    pictures: Sequence[Picture] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     cells: Sequence[Mapping[str, Any]] = ()
 
@@ -120,6 +135,7 @@ class Document:
         content = {key: value for key, value in values.items() if key != "format"}
         try:
             content["tables"] = [Table(**table) for table in content.get("tables", ())]
+            content["pictures"] = [Picture(**picture) for picture in content.get("pictures", ())]
             content["figures"] = [_figure(figure) for figure in content.get("figures", ())]
             return cls(**content)
         except (KeyError, TypeError, AttributeError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzero.report.comparison import compare
+from deepzero.report.corrections import correction, is_correction
 from deepzero.report.defenses import defense, is_defense
 from deepzero.report.layers import layer_table, parameters
 from deepzero.report.reading import Run, read
@@ -30,7 +31,7 @@ def documents(paths: Sequence[Path]) -> list[Document]:
         RunFolderError: a folder holds neither.
     """
     found = [read(path) for path in dict.fromkeys(paths)]
-    runs = [item for item in found if isinstance(item, Run) and not is_defense(item)]
+    runs = [item for item in found if isinstance(item, Run) and not (is_defense(item) or is_correction(item))]
     comparison = [compare(runs)] if len(runs) > 1 else []
     return comparison + [_shown(item) for item in found]
 
@@ -38,6 +39,8 @@ def documents(paths: Sequence[Path]) -> list[Document]:
 def _shown(item: Run | Document) -> Document:
     if isinstance(item, Document):
         return item
+    if is_correction(item):
+        return correction(item)
     return defense(item) if is_defense(item) else document(item)
 
 

@@ -42,8 +42,8 @@ def black_box(call: Call, handle: int, inputs: Sequence[Operand], parameters: Se
     reached = torch.stack([_reaches(operand.difference) for operand in moving if operand.difference]).any(0)  # [p, b]
     if bool(reached.all()):
         everything = [_perturbed(operand, count).flatten(0, 1) for operand in inputs]
-        asked = _asked(handle, everything, weights, reached).to(dtype)
-        return Dense(asked.unflatten(0, (count, -1)) - base.to(dtype))
+        asked: Tensor = _asked(handle, everything, weights, reached).to(dtype)
+        return Dense(asked.reshape(count, *base.shape) - base.to(dtype))
     out = torch.zeros((count, *base.shape), dtype=dtype, device=base.device)
     if bool(reached.any()):
         rows = [_perturbed(operand, count)[reached] for operand in inputs]

@@ -140,5 +140,5 @@ def from_record(record: Mapping[str, Any]) -> CorrectionConfig:
         >>> from_record(asdict(config)) == config
         True
     """
-    flow = {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in record["flow"].items()}
+    flow: dict[str, Any] = {**record["flow"], **{name: tuple(record["flow"][name]) for name in ("training", "test")}}
     return CorrectionConfig(**{**record, "flow": FlowConfig(**flow), "widths": tuple(record["widths"])})

@@ -52,6 +52,7 @@ class UnrolledError(nn.Module):
         self.register_buffer("scales", torch.tensor(scales[:2]))
 
     def forward(self, trajectory: Float[Tensor, "n m 2 x1 y1"], reference: Float[Tensor, "n m 2 x1 y1"]) -> Tensor:
+        """The objective."""
         error = (trajectory - reference) / self.scales[:, None, None]
         return 0.5 * error.square().sum() / trajectory.shape[1]
 
@@ -209,9 +210,9 @@ def method(
     loss = UnrolledError(reference.scales)
     if config.method == names.NON:
         pairs = reference.training.shape[0] * (reference.training.shape[1] - 1)
-        model = Once(network)
-        source = CountedCalls(Autograd(model, loss=loss, seed=config.seed), before=pairs, each=0)
-        return Method(model, source, 1, 0, None)
+        once = Once(network)
+        on_pairs = CountedCalls(Autograd(once, loss=loss, seed=config.seed), before=pairs, each=0)
+        return Method(once, on_pairs, 1, 0, None)
     rows = config.batch_size * config.unroll
     if config.method == names.FO_SOL:
         exact = Corrected(flow, network, steps=config.unroll, differentiable=True)

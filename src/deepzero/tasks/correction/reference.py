@@ -176,5 +176,7 @@ def shedding(probe: Float[Tensor, " steps"]) -> float:
         >>> round(shedding(torch.sin(2 * torch.pi * times / 125)), 4)
         0.008
     """
-    spectrum = torch.fft.rfft((probe - probe.mean()) * torch.hann_window(len(probe), dtype=probe.dtype), n=8 * len(probe))
+    spectrum = torch.fft.rfft(
+        (probe - probe.mean()) * torch.hann_window(len(probe), dtype=probe.dtype), n=8 * len(probe)
+    )
     return int(spectrum.abs().argmax()) / (8 * len(probe))

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -260,7 +260,7 @@ class _Work:
     # Evaluation -------------------------------------------------------------------------------------------------------
 
     def evaluate(self, network: FlowCorrector | None) -> list[dict[str, Any]]:
-        """Test flows with the network, with those of earlier points, and without any; returns the curve of the error."""
+        """Test flows with the network, with those of earlier points, and without any; the curve of the error."""
         points = [] if network is None else _points(self.folder)
         correctors: list[nn.Module | None] = [self.network_at(point["step"]) for point in points]
         found = roll_out(
@@ -311,7 +311,7 @@ class _Work:
             replace_file(self.folder / FIELDS, safetensors.torch.save(tensors))
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     """None where a simulation has blown up."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return statistics.fmean(known) if len(known) == len(values) else None
@@ -331,9 +331,7 @@ class _Snapshots:
             return
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
-            replace_file(
-                _snapshot_path(self.folder, record["step"]), safetensors.torch.save(snapshot(self.network))
-            )
+            replace_file(_snapshot_path(self.folder, record["step"]), safetensors.torch.save(snapshot(self.network)))
             replace_file(self.folder / f"{record['step']:08d}.json", to_json({**record, "skipped": self.work.skipped}))
 
     def close(self) -> None:

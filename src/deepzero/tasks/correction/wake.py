@@ -137,8 +137,8 @@ class WakeFlow:
     def _in_parts(self, values: Tensor, reynolds: Tensor) -> Tensor:
         with _one_thread():
             parts = [
-                self._filled_up(*part)
-                for part in zip(values.float().split(AT_ONCE), reynolds.float().split(AT_ONCE), strict=True)
+                self._filled_up(values[start : start + AT_ONCE].float(), reynolds[start : start + AT_ONCE].float())
+                for start in range(0, len(values), AT_ONCE)
             ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -149,7 +149,8 @@ class WakeFlow:
             more = [size - count] + [-1] * (values.dim() - 1)
             values = torch.cat([values, values[:1].expand(more)])
             reynolds = torch.cat([reynolds, reynolds[:1].expand(size - count, -1)])
-        return self._program(values, reynolds)[:count]
+        advanced: Tensor = self._program(values, reynolds)
+        return advanced[:count]
 
     def _require_shapes(self, values: Tensor, reynolds: Tensor) -> None:
         wanted = (2, self.resolution + 1, 2 * self.resolution + 1)
@@ -172,9 +173,7 @@ class WakeFlow:
         cells, along = self.resolution, 2 * self.resolution
         bounds = Box(x=WIDTH, y=LENGTH)
         cylinder = fluid.Obstacle(Sphere(x=WIDTH / 2, y=WIDTH / 2, radius=RADIUS))
-        solve = Solve(
-            "CG", rel_tol=0, abs_tol=self.tolerance, max_iterations=1000, suppress=[Diverged, NotConverged]
-        )
+        solve = Solve("CG", rel_tol=0, abs_tol=self.tolerance, max_iterations=1000, suppress=[Diverged, NotConverged])
         free = np.ones((cells, along + 1), np.float32)
         free[:, :2] = free[0] = free[-1] = 0
 
@@ -193,12 +192,11 @@ class WakeFlow:
             velocity, _ = fluid.make_incompressible(velocity, cylinder, solve)
             return components(velocity)
 
-        if self.numpy:
-            backend, convert, compiled = numpy_backend, Tensor.numpy, step
-        else:
+        backend, compiled = numpy_backend, step
+        if not self.numpy:
             from phiml.backend.torch import TORCH as torch_backend  # noqa: PLC0415, N811
 
-            backend, convert, compiled = torch_backend, Tensor.clone, pm.jit_compile(step)
+            backend, compiled = torch_backend, pm.jit_compile(step)
 
         def program(values: Tensor, reynolds: Tensor) -> Tensor:
             viscosity = 1e5 / (16384 * reynolds[:, 0])
@@ -206,7 +204,7 @@ class WakeFlow:
             with backend, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # sparse tensors are in beta, traces hold constants: PhiFlow's matter
                 wrapped = [
-                    pm.wrap(convert(value), batch("flow"), *([spatial(names)] if names else []))
+                    pm.wrap(value.numpy() if self.numpy else value, batch("flow"), *([spatial(names)] if names else []))
                     for value, names in given
                 ]
                 v_x, v_y = (torch.as_tensor(one.native("flow,x,y")) for one in compiled(*wrapped))
@@ -228,7 +226,7 @@ class _Differentiated(torch.autograd.Function):
         return advanced
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor, None]:
         """The vector-Jacobian product."""
         from phiml.backend.torch import TORCH as torch_backend  # noqa: PLC0415, N811
 
