@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,8 +18,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from deepzero.errors import InvalidInputError
+from deepzero.errors import InvalidInputError, RowError
 
 
 class Answering(Protocol):
@@ -140,6 +141,20 @@ def perturbed_query() -> Iterator[None]:
 
 
 @contextmanager
+def in_perturbation(of_row: Callable[[int], int]) -> Iterator[None]:
+    """A block that asks for several perturbations at once: a row that fails for good says which of them it belongs to.
+
+    Args:
+        of_row: number of a row in the call to that of its perturbation.
+    """
+    try:
+        yield
+    except RowError as error:
+        error.perturbation = of_row(error.row)
+        raise
+
+
+@contextmanager
 def stirred(*, python: bool) -> Iterator[None]:
     """A block in which a black box finds the global generators elsewhere than the program does.
 
@@ -170,10 +185,10 @@ _PLAIN = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_loca
 def as_called_alone() -> Iterator[None]:
     """A block inside of the operation that PyTorch runs as it runs any program, whoever called the operation.
 
-    Inside an operation some of PyTorch's dispatch is switched off, so that a black box which compiles or traces itself
-    would fail, though it works when it is called by itself.
+    Inside an operation some of PyTorch's dispatch is switched off, and ``vmap`` may be under way, so that a black box
+    which traces itself, or differentiates inside, would fail, though it works when it is called by itself.
     """
-    with torch._C._ForceDispatchKeyGuard(*_PLAIN):
+    with torch._C._ForceDispatchKeyGuard(*_PLAIN), temporarily_clear_interpreter_stack():
         yield
 
 
@@ -274,13 +289,17 @@ def _(
 
     batched = any(dim is not None for dim in parameter_dims)
     if batched or not stackable(handle, at(inputs, input_dims, 0), parameters):
-        outputs = [opaque(handle, at(inputs, input_dims, k), at(parameters, parameter_dims, k)) for k in range(count)]
+        outputs = []
+        for k in range(count):
+            with in_perturbation(lambda _, k=k: k):  # type: ignore[misc]
+                outputs.append(opaque(handle, at(inputs, input_dims, k), at(parameters, parameter_dims, k)))
         return torch.stack(outputs), 0
     rows = [
         (v.expand(count, *v.shape) if d is None else v.movedim(d, 0)).flatten(0, 1)
         for v, d in zip(inputs, input_dims, strict=True)
     ]
-    output = opaque(handle, rows, parameters)
+    with in_perturbation(lambda row: row * count // len(rows[0])):
+        output = opaque(handle, rows, parameters)
     return output.unflatten(0, (count, -1)), 0
 
 

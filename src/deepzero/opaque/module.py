@@ -682,14 +682,19 @@ class Parts:
 
 
 def _beside(value: Tensor, seed: int) -> Tensor:
-    """The first row beside another one that is not like it."""
-    first = value[:1]
+    """The first row beside one that no batch holds: between it and the last, so that a black box can make sense of it.
+
+    Where the last is like the first, noise of a tenth of its size is added.
+    """
+    first, last = value[:1], value[-1:]
     if not value.is_floating_point():
-        return torch.cat([first, value[-1:]])
+        return torch.cat([first, last])
+    if not torch.equal(first, last):
+        return torch.cat([first, torch.lerp(first, last, 0.5 if seed else 0.25)])
     size = float(first.double().square().mean().sqrt()) or 1.0
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(first.shape, generator=generator, dtype=torch.float64).to(first)
-    return torch.cat([first, first + size * noise])
+    return torch.cat([first, first + 0.1 * size * noise])
 
 
 def _tell_probabilities(output: Tensor) -> None:

@@ -209,6 +209,8 @@ class Rows:
         """
         try:
             with self.lock:
+                if (sound := self._sound(inputs, required)) is not None:
+                    return self._of_sound(inputs, parameters, sound)
                 turns = [self._once(inputs, parameters, required, k, self.repeats - k) for k in range(self.repeats)]
         except Exception as error:
             mark_from_black_box(error)
@@ -219,6 +221,23 @@ class Rows:
         deviation = answers.double().std(0) / math.sqrt(self.repeats)
         self.ledger.standard_error = float(deviation.square().mean().sqrt())
         return answers.mean(0)
+
+    def _sound(self, inputs: Sequence[Tensor], required: bool) -> Tensor | None:
+        """Rows to ask about, where some come from an answer that was skipped before; None for all."""
+        if required or self.policy is None:
+            return None
+        floats = [value.flatten(1) for value in inputs if value.is_floating_point()]
+        if all(bool(value.sum().isfinite()) for value in floats):
+            return None
+        sound = torch.stack([value.isfinite().all(1) for value in floats]).all(0)
+        return None if bool(sound.all()) or not bool(sound.any()) else sound
+
+    def _of_sound(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], sound: Tensor) -> Tensor:
+        """The output, NaN in the rows that nobody is asked about."""
+        found = self.ask([value[sound] for value in inputs], parameters, required=False)
+        output = found.new_full((len(sound), *found.shape[1:]), math.nan)
+        output[sound] = found
+        return output
 
     def _once(
         self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], required: bool, turn: int, turns: int
@@ -254,21 +273,21 @@ class Rows:
         parts = []
         for start in range(0, count, most):
             some = [value[start : start + most] for value in inputs] if most < count else list(inputs)
-            answers = self._answered(some, parameters, names[start:], required)
-            parts.append(self._finite(answers, names[start:], required))
+            answers, skipped = self._answered(some, parameters, names[start:], required)
+            parts.append(self._finite(answers, names[start:], required, skipped))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _answered(
         self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], names: Sequence[int], required: bool
-    ) -> Tensor:
-        """One call, made again as the policy says; a row that is skipped is NaN."""
+    ) -> tuple[Tensor, list[int]]:
+        """One call, made again as the policy says; rows that are skipped are NaN, and are named."""
         policy = self.policy
         if policy is None or policy.on_error == "stop":
-            return self._counted(self.function(inputs, parameters))
+            return self._counted(self.function(inputs, parameters)), []
         tries = 1 + (policy.retries if policy.on_error == "retry" else 0)
         for attempt in range(1, tries + 1):
             try:
-                return self._counted(self.function(inputs, parameters))
+                return self._counted(self.function(inputs, parameters)), []
             except DeepZeroError:
                 raise  # what the function may not return
             except Exception as error:
@@ -288,7 +307,7 @@ class Rows:
         tries: int,
         *,
         skips: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, list[int]]:
         """The rows of a call that failed for good, each by itself, so that an error names the one at fault."""
         rows: list[Tensor | None] = []
         for k in range(len(inputs[0])):
@@ -313,18 +332,20 @@ class Rows:
         like = next((row for row in rows if row is not None), None)
         if like is None:
             raise NonFiniteLossError("the policy skipped every row of a call: nothing is left to estimate from")
-        return torch.cat([like.new_full(like.shape, math.nan) if row is None else row for row in rows])
+        answers = torch.cat([like.new_full(like.shape, math.nan) if row is None else row for row in rows])
+        return answers, [k for k, row in enumerate(rows) if row is None]
 
     def _counted(self, answers: Tensor) -> Tensor:
         self.ledger.calls += 1
         self.ledger.queries += len(answers)
         return answers
 
-    def _finite(self, part: Tensor, names: Sequence[int], required: bool) -> Tensor:
+    def _finite(self, part: Tensor, names: Sequence[int], required: bool, skipped: Sequence[int]) -> Tensor:
         """The answers; a row that is not finite is NaN as a whole if it is skipped, and else an error."""
         if bool(part.sum().isfinite()):
             return part
         odd = ~part.reshape(len(part), -1).isfinite().all(1)
+        odd[list(skipped)] = False
         if not bool(odd.any()):  # a sum of finite numbers may be too large
             return part
         if required or self.policy is None or self.policy.on_nan != "skip":

@@ -16,19 +16,20 @@ def wake_small() -> CorrectionConfig:
     return CorrectionConfig(
         widths=(8, 8),
         unroll=2,
-        batch_size=3,
+        batch_size=1,
         start=ZERO,
-        steps=1000,
-        budget=120_000,
+        steps=900,
+        budget=135_200,  # 900 steps of zo-sol
         learning_rate=1e-3,
         schedule="cosine",
+        directions=64,
     )
 
 
 def wake_tiny() -> CorrectionConfig:
     """A sixteenth of the cells and a few steps, to see that everything works; its errors mean nothing."""
     flow = FlowConfig(resolution=8, warmup=20, frames=12, training=(97.7, 390.6), test=(146.5, 293.0))
-    return replace(wake_small(), flow=flow, widths=(2,), batch_size=2, steps=4, budget=400, directions=2)
+    return replace(wake_small(), flow=flow, widths=(2,), batch_size=2, steps=4, budget=500, directions=2)
 
 
 def wake() -> CorrectionConfig:

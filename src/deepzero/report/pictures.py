@@ -7,11 +7,12 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from deepzero.report.records import Picture
 from deepzero.report.svg import STYLE
@@ -20,6 +21,7 @@ COLORMAP = "RdBu_r"
 WIDTH, HEIGHT = 7.2, 2.2  # inches
 DPI = 110
 FRAME_MS = 120
+PANEL, GAP, LINE = 240, 10, 14  # pixels of an animation
 
 Fields = Mapping[str, np.ndarray[Any, Any]]
 """Name of a panel -> ``[x, y]``, drawn with y to the right."""
@@ -64,15 +66,36 @@ def svg(canvas: Canvas) -> bytes:
 
 
 def animation(frames: Sequence[Fields], titles: Sequence[str]) -> bytes:
-    """Panels one after the other as a GIF file, over one scale of colours."""
+    """Panels side by side, one moment after the other, as a GIF file over one scale of colours.
+
+    Args:
+        frames: fields of equal shapes.
+        titles: of each moment.
+    """
     most = max(float(np.nanmax(np.abs(list(fields.values())[-1]))) for fields in frames) or 1.0
-    drawn = []
-    for fields, title in zip(frames, titles, strict=True):
-        picture = png(panels(fields, title=title, limit=most))
-        drawn.append(Image.open(io.BytesIO(picture)).convert("P", palette=Image.Palette.ADAPTIVE, colors=64))
+    drawn = [_frame(fields, title, most) for fields, title in zip(frames, titles, strict=True)]
     buffer = io.BytesIO()
     drawn[0].save(buffer, format="GIF", save_all=True, append_images=drawn[1:], duration=FRAME_MS, loop=0)
     return buffer.getvalue()
+
+
+def _frame(fields: Fields, title: str, most: float) -> Image.Image:
+    """One moment: colours by hand, which is many times faster than a drawing for each."""
+    colors = matplotlib.colormaps[COLORMAP]
+    height, width = next(iter(fields.values())).shape
+    scale = max(1, PANEL // width)
+    canvas = Image.new("RGB", (len(fields) * (scale * width + GAP) + GAP, scale * height + 3 * LINE), "white")
+    words = ImageDraw.Draw(canvas)
+    words.text((GAP, 2), title, fill="black")
+    for k, (name, field) in enumerate(fields.items()):
+        shades = colors((field[::-1] / most + 1) / 2, bytes=True)[..., :3]
+        panel = Image.fromarray(np.ascontiguousarray(shades)).resize(
+            (scale * width, scale * height), Image.Resampling.NEAREST
+        )
+        left = GAP + k * (scale * width + GAP)
+        words.text((left, LINE + 2), name, fill="black")
+        canvas.paste(panel, (left, 2 * LINE + 4))
+    return canvas.convert("P", palette=Image.Palette.ADAPTIVE, colors=64)
 
 
 def embedded(data: bytes, *, title: str, kind: str) -> Picture:

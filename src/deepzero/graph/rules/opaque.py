@@ -15,12 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepzero.errors import RowError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.differences import Channel, Dense, Difference, difference_dtype
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.frames import perturbed
-from deepzero.operator import TARGET, perturbed_query, stackable
+from deepzero.operator import TARGET, in_perturbation, perturbed_query, stackable
 
 
 @rule(TARGET)
@@ -36,8 +35,10 @@ def black_box(call: Call, handle: int, inputs: Sequence[Operand], parameters: Se
     if apart or not stackable(handle, [operand.base for operand in inputs], weights, base):
         values = [_perturbed(operand, count) for operand in (*inputs, *parameters)]
         cut = len(inputs)
-        with perturbed_query():
-            answers = [TARGET(handle, [v[p] for v in values[:cut]], [v[p] for v in values[cut:]]) for p in range(count)]
+        answers = []
+        for p in range(count):
+            with perturbed_query(), in_perturbation(lambda _, p=p: p):  # type: ignore[misc]
+                answers.append(TARGET(handle, [v[p] for v in values[:cut]], [v[p] for v in values[cut:]]))
         return Dense(torch.stack(answers).to(dtype) - base.to(dtype))
     reached = torch.stack([_reaches(operand.difference) for operand in moving if operand.difference]).any(0)  # [p, b]
     if bool(reached.all()):
@@ -55,12 +56,8 @@ def black_box(call: Call, handle: int, inputs: Sequence[Operand], parameters: Se
 
 def _asked(handle: int, rows: Sequence[Tensor], weights: Sequence[Tensor], reached: Tensor) -> Tensor:
     """Answers for all rows in one call."""
-    try:
-        with perturbed_query():
-            return TARGET(handle, list(rows), list(weights))  # type: ignore[no-any-return]
-    except RowError as error:
-        error.perturbation = int(reached.nonzero()[error.row, 0])
-        raise
+    with perturbed_query(), in_perturbation(lambda row: int(reached.nonzero()[row, 0])):
+        return TARGET(handle, list(rows), list(weights))  # type: ignore[no-any-return]
 
 
 def _reaches(difference: Difference) -> Tensor:

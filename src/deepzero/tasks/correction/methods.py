@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,8 @@ from deepzero.estimator import CGE, RGE
 from deepzero.evaluators import QueryPolicy
 from deepzero.models import FlowCorrector
 from deepzero.opaque import Corrected, Learned
-from deepzero.randomness import derive_seed
-from deepzero.sparsity import DynamicRatios, layer_ratios, zo_grasp
+from deepzero.randomness import derive_seed, seeded_scope
+from deepzero.sparsity import DynamicRatios, SparsityWarning, layer_ratios, zo_grasp
 from deepzero.sparsity.selection import counts_from_ratios
 from deepzero.stencils import FORWARD
 from deepzero.tasks.asking import Asking
@@ -230,7 +231,9 @@ def _by_autograd(
     """The network is differentiated, the solver asked along directions in its states."""
     guess = None
     if config.method == names.EMULATOR:
-        guess = Learned(Emulator(reference.scales), lr=1e-3, steps=1, batch=32, capacity=512, seed=config.seed)
+        with seeded_scope(derive_seed(config.seed, "emulator"), torch.device("cpu")):
+            emulator = Emulator(reference.scales)
+        guess = Learned(emulator, lr=1e-3, steps=1, batch=32, capacity=512, seed=config.seed)
     model = Corrected(
         flow,
         network,
@@ -284,8 +287,8 @@ def ratios_of(
     weights = {name: p for name, p in network.named_parameters() if p.dim() > 1}
     if config.ratios == names.UNIFORM or config.sparsity == 0:
         return dict.fromkeys(weights, 1 - config.sparsity), 0
-    model = Corrected(flow, network, steps=config.unroll, seed=config.seed)
-    assert model.solver is not None
+    counted = _Counted(flow)
+    model = Corrected(counted, network, steps=config.unroll, seed=config.seed)
     scores = zo_grasp(
         model,
         UnrolledError(reference.scales),
@@ -296,4 +299,28 @@ def ratios_of(
         dtype=torch.float32,
     )
     own = {name: scores[f"network.{name}"] for name in weights}
-    return layer_ratios(own, sparsity=config.sparsity), model.solver.queries
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SparsityWarning)  # a layer may keep next to nothing
+        return layer_ratios(own, sparsity=config.sparsity), counted.calls
+
+
+class _Counted:
+    """A solver whose calls are counted, whoever copies it."""
+
+    reads_only = True
+
+    def __init__(self, flow: WakeFlow) -> None:
+        self.flow, self.calls = flow, 0
+
+    def __deepcopy__(self, memo: object) -> _Counted:
+        return self
+
+    def arrays(self, state: Flows) -> tuple[Tensor, Tensor]:
+        """As the solver gives them."""
+        return self.flow.arrays(state)
+
+    def step(self, values: Tensor, reynolds: Tensor) -> Tensor:
+        """A step, counted."""
+        self.calls += len(values)
+        advanced: Tensor = self.flow.step(values, reynolds)
+        return advanced

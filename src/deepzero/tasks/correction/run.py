@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -27,12 +26,14 @@ from deepzero.tasks.correction.reference import Reference, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
 from deepzero.tasks.stages import StageConfig, StoppedError, trained
 from deepzero.training import RunFolder, StopRequest, hardware, read_record, versions
-from deepzero.training.files import finite, replace_file, to_json
+from deepzero.training.files import finite, json_object, replace_file, to_json
 from deepzero.training.run_folder import writing
 from deepzero.training.state import snapshot
 
 TRAINING = "training"
 SNAPSHOTS, RATIOS, ERRORS, FIELDS = "snapshots", "ratios.json", "errors.json", "fields.safetensors"
+CHECKS = 8
+"""Batches that the checks of a first step may take."""
 PARTS = 4
 """Equal parts of the training, after each of which the network is kept for the curve of the error."""
 
@@ -168,7 +169,7 @@ class _Work:
             self.train(network)
             run.write_weights(snapshot(network))
         curve = self.evaluate(network)
-        errors = json.loads((self.folder / ERRORS).read_bytes())
+        errors = json_object(self.folder / ERRORS)
         mae = errors["mae"]
         return {
             "method": config.method,
@@ -196,11 +197,12 @@ class _Work:
         work = method(config, network, self.flow, self.reference, ratios)
         steps = config.steps
         if config.budget is not None and config.method in names.QUERYING:
-            steps = (config.budget - ranking) // work.calls
+            steps = max(0, config.budget - ranking - CHECKS * config.batch_size * config.unroll) // work.calls
             if steps < 1:
                 raise InvalidInputError(
-                    f"a step of {config.method} takes {work.calls:,} solver calls, more than the budget of "
-                    f"{config.budget:,}; give a larger budget, a shorter unroll, or a higher sparsity"
+                    f"a step of {config.method} takes {work.calls:,} solver calls, and its checks some more, which a "
+                    f"budget of {config.budget:,} does not allow; give a larger budget, a shorter unroll, or a higher "
+                    "sparsity"
                 )
         parts = min(PARTS, steps)
         stage = StageConfig(
@@ -224,6 +226,9 @@ class _Work:
         )
         if reason is not None:
             raise StoppedError(reason)
+        ended = json_object(self.folder / TRAINING / "summary.json")
+        if ended["steps"] not in [point["step"] for point in _points(self.folder)]:  # the budget was spent before
+            _Snapshots(self.folder / SNAPSHOTS, network, work).write({"kind": "epoch", "step": ended["steps"], **ended})
 
     def batches(self, work: Method, steps: int) -> FlowBatches:
         """Those of the method."""
@@ -254,7 +259,7 @@ class _Work:
             following = self.reference.training[:, 1 : 1 + self.config.unroll]
             found, calls = ratios_of(self.config, network, self.flow, self.reference, (starts, following))
             replace_file(path, to_json({"keep": found, "solver_calls": calls}))
-        kept = json.loads(path.read_bytes())
+        kept = json_object(path)
         return kept["keep"], kept["solver_calls"]
 
     # Evaluation -------------------------------------------------------------------------------------------------------
@@ -287,7 +292,7 @@ class _Work:
                 "solver_calls": point["queries"],
                 "seconds": point["seconds"],
                 "skipped": point["skipped"],
-                "training_loss": point["training_loss"],
+                "training_loss": point.get("training_loss"),
                 "mae": _mean(mae),
             }
             for point, mae in zip(points, maes, strict=False)
@@ -302,9 +307,9 @@ class _Work:
     def keep_fields(self, found: Rollouts, last: int, source: int) -> None:
         """Vorticity of one flow, for pictures."""
         tensors: dict[str, Tensor] = {
-            "source": found.fields[source].contiguous(),
-            "corrected": found.fields[last].contiguous(),
-            "reference": found.fields[-1].contiguous(),
+            "source": found.fields[source].clone(),
+            "corrected": found.fields[last].clone(),
+            "reference": found.fields[-1].clone(),
             "times": torch.tensor(found.times),
         }
         with writing(self.folder):
@@ -343,4 +348,4 @@ def _snapshot_path(folder: Path, step: int) -> Path:
 
 
 def _points(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_bytes()) for path in sorted((folder / SNAPSHOTS).glob("*.json"))]
+    return [json_object(path) for path in sorted((folder / SNAPSHOTS).glob("*.json"))]

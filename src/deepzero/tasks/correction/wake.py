@@ -8,9 +8,9 @@ all in single precision.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,9 +77,6 @@ class WakeFlow:
         self.backend = validation.choice("backend", backend, (TORCH, NUMPY))
         self.tolerance = validation.positive("tolerance", tolerance, hint="1e-5")
         require_phiflow()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_program"}
 
     @property
     def numpy(self) -> bool:
@@ -160,57 +157,62 @@ class WakeFlow:
                 f"Reynolds numbers [n, 1], got {tuple(values.shape)} and {tuple(reynolds.shape)}"
             )
 
-    @cached_property
-    def _program(self) -> Any:
-        """Velocities and Reynolds numbers to velocities, of native tensors."""
-        import phi.math as pm  # noqa: PLC0415 - optional
-        from phi.field import StaggeredGrid  # noqa: PLC0415
-        from phi.geom import Box, Sphere  # noqa: PLC0415
-        from phi.physics import advect, diffuse, fluid  # noqa: PLC0415
-        from phiml.backend import NUMPY as numpy_backend  # noqa: PLC0415, N811
-        from phiml.math import Diverged, NotConverged, Solve, batch, dual, extrapolation, spatial, stack  # noqa: PLC0415
+    def _program(self, values: Tensor, reynolds: Tensor) -> Tensor:
+        """Velocities and Reynolds numbers to velocities."""
+        with _quietly():
+            return _program(self.resolution, self.numpy, self.tolerance)(values, reynolds)
 
-        cells, along = self.resolution, 2 * self.resolution
-        bounds = Box(x=WIDTH, y=LENGTH)
-        cylinder = fluid.Obstacle(Sphere(x=WIDTH / 2, y=WIDTH / 2, radius=RADIUS))
-        solve = Solve("CG", rel_tol=0, abs_tol=self.tolerance, max_iterations=1000, suppress=[Diverged, NotConverged])
-        free = np.ones((cells, along + 1), np.float32)
-        free[:, :2] = free[0] = free[-1] = 0
 
-        def grid(v_x: Any, v_y: Any) -> Any:
-            faces = stack([v_x, v_y], dual(vector="x,y"))
-            return StaggeredGrid(faces, extrapolation.ZERO_GRADIENT, bounds=bounds, x=cells, y=along)
+@cache
+def _program(resolution: int, numpy: bool, tolerance: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The step, of PhiFlow's operations; compiled for each number of flows when it is first needed."""
+    import phi.math as pm  # noqa: PLC0415 - optional
+    from phi.field import StaggeredGrid  # noqa: PLC0415
+    from phi.geom import Box, Sphere  # noqa: PLC0415
+    from phi.physics import advect, diffuse, fluid  # noqa: PLC0415
+    from phiml.backend import NUMPY as numpy_backend  # noqa: PLC0415, N811
+    from phiml.math import Diverged, NotConverged, Solve, batch, dual, extrapolation, spatial, stack  # noqa: PLC0415
 
-        def components(velocity: Any) -> tuple[Any, Any]:
-            return velocity.values[{"~vector": "x"}], velocity.values[{"~vector": "y"}]
+    cells, along = resolution, 2 * resolution
+    bounds = Box(x=WIDTH, y=LENGTH)
+    cylinder = fluid.Obstacle(Sphere(x=WIDTH / 2, y=WIDTH / 2, radius=RADIUS))
+    solve = Solve("CG", rel_tol=0, abs_tol=tolerance, max_iterations=1000, suppress=[Diverged, NotConverged])
+    free = np.ones((cells, along + 1), np.float32)
+    free[:, :2] = free[0] = free[-1] = 0
 
-        def step(v_x: Any, v_y: Any, viscosity: Any) -> tuple[Any, Any]:
-            v_x, v_y = components(diffuse.explicit(grid(v_x, v_y), viscosity, STEP))
-            mask = pm.wrap(free, spatial("x,y"))
-            velocity = grid(v_x, v_y * mask + (1 - mask))
-            velocity = advect.semi_lagrangian(velocity, velocity, STEP)
-            velocity, _ = fluid.make_incompressible(velocity, cylinder, solve)
-            return components(velocity)
+    def grid(v_x: Any, v_y: Any) -> Any:
+        faces = stack([v_x, v_y], dual(vector="x,y"))
+        return StaggeredGrid(faces, extrapolation.ZERO_GRADIENT, bounds=bounds, x=cells, y=along)
 
-        backend, compiled = numpy_backend, step
-        if not self.numpy:
-            from phiml.backend.torch import TORCH as torch_backend  # noqa: PLC0415, N811
+    def components(velocity: Any) -> tuple[Any, Any]:
+        return velocity.values[{"~vector": "x"}], velocity.values[{"~vector": "y"}]
 
-            backend, compiled = torch_backend, pm.jit_compile(step)
+    def step(v_x: Any, v_y: Any, viscosity: Any) -> tuple[Any, Any]:
+        v_x, v_y = components(diffuse.explicit(grid(v_x, v_y), viscosity, STEP))
+        mask = pm.wrap(free, spatial("x,y"))
+        velocity = grid(v_x, v_y * mask + (1 - mask))
+        velocity = advect.semi_lagrangian(velocity, velocity, STEP)
+        velocity, _ = fluid.make_incompressible(velocity, cylinder, solve)
+        return components(velocity)
 
-        def program(values: Tensor, reynolds: Tensor) -> Tensor:
-            viscosity = 1e5 / (16384 * reynolds[:, 0])
-            given = ((values[:, 0, :, :-1], "x,y"), (values[:, 1, :-1, :], "x,y"), (viscosity, ""))
-            with backend, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # sparse tensors are in beta, traces hold constants: PhiFlow's matter
-                wrapped = [
-                    pm.wrap(value.numpy() if self.numpy else value, batch("flow"), *([spatial(names)] if names else []))
-                    for value, names in given
-                ]
-                v_x, v_y = (torch.as_tensor(one.native("flow,x,y")) for one in compiled(*wrapped))
-            return torch.stack([F.pad(v_x, (0, 1)), F.pad(v_y, (0, 0, 0, 1))], dim=1)
+    backend, compiled = numpy_backend, step
+    if not numpy:
+        from phiml.backend.torch import TORCH as torch_backend  # noqa: PLC0415, N811
 
-        return program
+        backend, compiled = torch_backend, pm.jit_compile(step)
+
+    def program(values: Tensor, reynolds: Tensor) -> Tensor:
+        viscosity = 1e5 / (16384 * reynolds[:, 0])
+        given = ((values[:, 0, :, :-1], "x,y"), (values[:, 1, :-1, :], "x,y"), (viscosity, ""))
+        with backend:
+            wrapped = [
+                pm.wrap(value.numpy() if numpy else value, batch("flow"), *([spatial(names)] if names else []))
+                for value, names in given
+            ]
+            v_x, v_y = (torch.as_tensor(one.native("flow,x,y")) for one in compiled(*wrapped))
+        return torch.stack([F.pad(v_x, (0, 1)), F.pad(v_y, (0, 0, 0, 1))], dim=1)
+
+    return program
 
 
 class _Differentiated(torch.autograd.Function):
@@ -230,8 +232,7 @@ class _Differentiated(torch.autograd.Function):
         """The vector-Jacobian product."""
         from phiml.backend.torch import TORCH as torch_backend  # noqa: PLC0415, N811
 
-        with _one_thread(), torch_backend, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _one_thread(), torch_backend, _quietly():
             [found] = torch.autograd.grad(ctx.advanced, ctx.values, cotangent)
         return None, found, None
 
@@ -248,12 +249,19 @@ def _one_thread() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without warnings of what is PhiFlow's matter: deprecated imports, sparse tensors in beta, constants in traces."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def require_phiflow() -> None:
     """Raise unless PhiFlow can be imported."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import phi.physics  # noqa: PLC0415 - optional
+        with _quietly():
+            import phi.physics.fluid  # noqa: PLC0415 - optional
     except ImportError as error:
         raise InvalidInputError(
             "the wake flow needs PhiFlow, which is not installed; try pip install 'deepzero[physics]'"
