@@ -542,3 +542,42 @@ def test_a_solver_may_trace_itself(way: Callable[..., Tensor], evaluator: str) -
     exact = gradients(corrected, state_of())["network.push"]
     found = cge(corrected, evaluator).estimate(state_of(), Y).gradients["network.push"]
     assert torch.allclose(found, exact, rtol=1e-6)
+
+
+def test_a_locality_is_declared_of_the_values_beside_constants() -> None:
+    """The step of a ring couples neighbours; its constant wants no gradient and does not count."""
+
+    class Diffusing:
+        def arrays(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return state["u"], state["k"]
+
+        def step(self, u: Tensor, k: Tensor) -> Tensor:
+            around = torch.nn.functional.pad(u, (1, 1))
+            return u + k.unsqueeze(2) * (around[..., 2:] + around[..., :-2] - 2 * u) + 0.1 * u**2
+
+    network = nn.Conv1d(1, 1, 3, padding=1).double()
+
+    class Correct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = network
+
+        def forward(self, u: Tensor, k: Tensor) -> Tensor:
+            found: Tensor = self.conv(u)
+            return found
+
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        "u": torch.randn(2, 1, 12, generator=generator, dtype=torch.float64),
+        "k": torch.full((2, 1), 0.1, dtype=torch.float64),
+    }
+    found = {}
+    for name, options in (("local", {"locality": dz.Conv(kernel=3)}), ("all", {})):
+        corrected = dz.Corrected(Diffusing(), Correct(), steps=2, directions="coordinates", **options)
+        network.zero_grad()
+        corrected(state).square().sum().backward()
+        assert network.weight.grad is not None
+        assert corrected.solver is not None
+        found[name] = network.weight.grad.clone(), corrected.solver.queries
+    assert torch.allclose(found["local"][0], found["all"][0], rtol=1e-6)
+    assert found["local"][1] < found["all"][1]

@@ -31,8 +31,8 @@ class Reproduce:
     name: Positional[Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: list them)")]] = None
     """Name of a table or figure, such as fig2."""
     scale: Literal["smoke", "small", "paper"] = "small"
-    """Seconds (smoke), about 15 minutes on two cores (small; tab2 2 hours), or the paper's full settings (paper), which
-    first says how long it will take."""
+    """Seconds (smoke), about 15 minutes on two cores (small; fig6 1 hour, tab2 2 hours), or the paper's full settings
+    (paper), which first says how long it will take."""
     seeds: Whole = None
     """Runs of each kind."""
     epochs: Whole = None

@@ -288,7 +288,7 @@ class Opaque(nn.Module):
         if any(wanted[0]):
             if not self.coupled:
                 self._require_own_rows(inputs, parameters, output)
-                self._require_declared(inputs, parameters, output)
+                self._require_declared(inputs, parameters, output, wanted[0])
             for_inputs = self._of_inputs(inputs, parameters, output, cotangent, wanted[0], seed)
         for_parameters: list[Tensor | None] = [None] * len(parameters)
         if any(wanted[1]):
@@ -367,7 +367,7 @@ class Opaque(nn.Module):
             observed=partial(observed, surrogate) if isinstance(surrogate, Learned) else None,
         )
         if self.locality is not None:
-            found = along_colours(differences, point, self._colouring(inputs))
+            found = along_colours(differences, point, self._colouring([inputs[k] for k in moving]))
         elif self.directions == COORDINATES:
             found = along_coordinates(differences, point)
         else:
@@ -377,7 +377,9 @@ class Opaque(nn.Module):
     def _colouring(self, inputs: Sequence[Tensor]) -> Colouring:
         assert self.locality is not None
         if len(inputs) != 1:
-            raise InvalidInputError(f"locality=... is for one input, got {len(inputs)}")
+            raise InvalidInputError(
+                f"locality=... is for one input that wants a gradient, got {len(inputs)}; detach the others"
+            )
         key = inputs[0].shape[1:], _states[self].shape
         found = _states[self].colourings.get(key)
         if found is None:
@@ -471,16 +473,21 @@ class Opaque(nn.Module):
         """Between first rows."""
         return float((one[0].double() - other[0].double()).abs().max())
 
-    def _require_declared(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor) -> None:
+    def _require_declared(
+        self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor, wanted: Sequence[bool]
+    ) -> None:
         """What a locality says is true, checked once."""
         key = self._situation(inputs)
         if self.locality is not None and key not in _states[self].checked:
-            self._require_local(inputs[0], parameters, output)
+            self._require_local(inputs, parameters, output, [k for k, asked in enumerate(wanted) if asked])
             _states[self].checked.add(key)
 
-    def _require_local(self, value: Tensor, parameters: Sequence[Tensor], output: Tensor) -> None:
+    def _require_local(
+        self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor, moving: Sequence[int]
+    ) -> None:
         """A few entries of the first row are moved one by one: what the declaration says they do not reach stays."""
-        colouring = self._colouring([value])
+        colouring = self._colouring([inputs[k] for k in moving])
+        value = inputs[moving[0]]
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "locality"))
         entries = torch.randint(value[0].numel(), (PROBES,), generator=generator)
         size = float(value.double().square().mean().sqrt()) or 1.0
@@ -488,7 +495,8 @@ class Opaque(nn.Module):
         flat = rows.reshape(PROBES, -1)
         flat[torch.arange(PROBES), entries] += size
         moved = flat.reshape(rows.shape)
-        found = _states[self].asked.ask([moved], parameters)
+        asked = [moved if k == moving[0] else v[:1].expand(PROBES, *v.shape[1:]) for k, v in enumerate(inputs)]
+        found = _states[self].asked.ask(asked, parameters)
         change, noise = (found - output[:1]).abs().flatten(1), None
         for k, entry in enumerate(entries.tolist()):
             reached = colouring.seen[colouring.colours[entry]] == entry
@@ -496,7 +504,7 @@ class Opaque(nn.Module):
             if not outside.numel() or float(outside.max()) <= SAME * float(output.abs().max() + change[k].max()):
                 continue
             if noise is None:  # asked again, it may answer as differently
-                noise = float((_states[self].asked.ask([moved], parameters) - found).abs().max())
+                noise = float((_states[self].asked.ask(asked, parameters) - found).abs().max())
             if float(outside.max()) > OUTSIDE * noise:
                 raise CoupledRowsError(
                     f"locality={self.locality} is not true of this black box: moving entry {entry} of a row's input "

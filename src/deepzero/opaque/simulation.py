@@ -36,7 +36,7 @@ class Simulator(Protocol):
         """A state as arrays of n rows.
 
         Args:
-            state: of n simulations, in any form.
+            state: of n simulations, in any form; of tensors, if an estimator is to propagate through it.
 
         Returns:
             First the values that a step changes, ``[n, ...]``, then what a simulation keeps as it is (a viscosity, a

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -65,3 +66,42 @@ class ProgressBar:
             self._start = (seconds, queries)
         elapsed = seconds - self._start[0]
         return f", {(queries - self._start[1]) / elapsed:,.0f} queries/s" if elapsed > 0 else ""
+
+
+@contextmanager
+def counting(console: Console | None, what: str, *, interval: float = 10.0) -> Iterator[Callable[[int, int], None]]:
+    """A bar for anything that is counted; without a terminal, a line now and then; without a console, nothing.
+
+    Args:
+        console: where to show it.
+        what: is counted, in a word or two.
+        interval: least number of seconds between two lines without a terminal.
+
+    Yields:
+        A function of what is done and of all there is to do.
+
+    Example:
+        >>> with counting(Console(width=60), "steps", interval=0.0) as tell:
+        ...     tell(5, 5)
+        steps 5/5
+    """
+    if console is None:
+        yield lambda _done, _total: None
+    elif console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        with Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True
+        ) as progress:
+            task = progress.add_task(what, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+    else:
+        said = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if done == total or now - said >= interval:
+                said = now
+                console.print(f"{what} {done}/{total}", highlight=False)
+
+        yield tell

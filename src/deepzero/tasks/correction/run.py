@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from deepzero.tasks.correction.wake import Flows, WakeFlow
 from deepzero.tasks.stages import StageConfig, StoppedError, trained
 from deepzero.training import RunFolder, StopRequest, hardware, read_record, versions
 from deepzero.training.files import finite, json_object, replace_file, to_json
+from deepzero.training.progress import counting
 from deepzero.training.run_folder import writing
 from deepzero.training.state import snapshot
 
@@ -92,7 +93,8 @@ def correct(
         return CorrectionRun(path, run.summary)
     with StopRequest(max_seconds=max_seconds) as stop:
         try:
-            frames = reference(config.flow, data_dir=data_dir, stop=stop, progress=_teller(console, "reference, step"))
+            with counting(console, "reference simulations, step") as tell:
+                frames = reference(config.flow, data_dir=data_dir, stop=stop, progress=tell)
             work = _Work(config, flow, frames, path, stop, console)
             summary = work.summary(run)
         except StoppedError as stopped:
@@ -129,23 +131,6 @@ def load_network(folder: Path) -> FlowCorrector:
     network = FlowCorrector(widths=config.widths)
     network.load_state_dict(run.read_weights())
     return network.eval()
-
-
-def _teller(console: Console | None, what: str, interval: float = 10.0) -> Callable[[int, int], None]:
-    """Says how far something is, now and then."""
-    said, begun = [time.monotonic()], time.monotonic()
-    first: list[int] = []
-
-    def tell(done: int, total: int) -> None:
-        first.append(done) if not first else None
-        now = time.monotonic()
-        if console is None or (now - said[0] < interval and done < total):
-            return
-        said[0] = now
-        left = (now - begun) / max(1, done - first[0]) * (total - done)
-        console.print(f"{what} {done:,}/{total:,}, {left:,.0f} s left", highlight=False)
-
-    return tell
 
 
 @dataclass(frozen=True)
@@ -268,13 +253,9 @@ class _Work:
         """Test flows with the network, with those of earlier points, and without any; the curve of the error."""
         points = [] if network is None else _points(self.folder)
         correctors: list[nn.Module | None] = [self.network_at(point["step"]) for point in points]
-        found = roll_out(
-            [*correctors, None],
-            self.flow,
-            self.reference,
-            shown=len(self.config.flow.test) // 2,
-            told=_teller(self.console, "test flows, step"),
-        )
+        shown = len(self.config.flow.test) // 2
+        with counting(self.console, "test flows, step") as tell:
+            found = roll_out([*correctors, None], self.flow, self.reference, shown=shown, told=tell)
         last, source = max(0, len(correctors) - 1), len(correctors)
         maes = [found.mae(k) for k in range(len(correctors) + 1)]
         errors = {

@@ -1,0 +1,153 @@
+"""The solver of the wake flow: what a step costs, whether its physics is right, and what asking in batches gains.
+
+    python benchmarks/wake_flow.py --data-dir FOLDER --out benchmarks/records/wake-flow.json
+
+1. **Physics**, from the reference simulations of the recipe ``wake-small`` (made first if they are not in
+   ``--data-dir``): the Strouhal number St = f D / U of the shedding, from the probe behind the cylinder over the last
+   1,000 steps, with the cylinder's diameter D = 20 and the inflow's speed U = 1; mean kinetic energy of the frames; and
+   the largest divergence after a coarse step, away from the cylinder, in units of U over the size of a cell.
+2. **A step** of the coarse and the fine solver, milliseconds, by the number of flows side by side.
+3. **A step of ZO-SOL**: coordinate-wise estimates of the recipe's network inside of the coarse solver, by difference
+   propagation, where all perturbed networks advance together, and one perturbed simulation after the other
+   (``evaluator="sequential"``), in turns: queries a second and their ratio.
+
+One thread. Leave the machine alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+import deepzero as dz
+from deepzero.bench.timing import Spread
+from deepzero.recipes.corrections import find_correction
+from deepzero.tasks.correction import Flows, Reference, WakeFlow, divergence, reference, shedding
+from deepzero.tasks.correction.methods import FlowBatches, UnrolledError, make_network
+from deepzero.tasks.correction.wake import RADIUS, WIDTH
+from deepzero.training import StopRequest, hardware, versions
+
+SHED = 1000
+"""Steps at the end of a reference simulation over which vortices are counted."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    data_dir: Path = Path("data")
+    rounds: int = 7
+    out: Path | None = None
+
+
+def physics(frames: Reference, flow: WakeFlow) -> list[dict[str, float]]:
+    """Of every reference simulation."""
+    numbers = torch.cat([frames.training_reynolds, frames.test_reynolds])
+    fields = torch.cat([frames.training, frames.test])
+    after = flow.step(fields[:, -1], numbers)
+    x, y = torch.meshgrid(torch.arange(flow.resolution) + 0.5, torch.arange(2 * flow.resolution) + 0.5, indexing="ij")
+    cell = WIDTH / flow.resolution
+    away = torch.hypot(x * cell - WIDTH / 2, y * cell - WIDTH / 2) > RADIUS + 3 * cell
+    energy = fields.square().sum(2).flatten(2).mean(2) / 2
+    return [
+        {
+            "reynolds": float(number),
+            "strouhal": 2 * RADIUS * shedding(frames.probe[-SHED:, k]),
+            "probe_deviation": float(frames.probe[-SHED:, k].std()),
+            "least_energy": float(energy[k].min()),
+            "most_energy": float(energy[k].max()),
+            "divergence": float(divergence(after[k : k + 1], flow.resolution)[0][away].abs().max()) * cell,
+        }
+        for k, number in enumerate(numbers)
+    ]
+
+
+def milliseconds(call: Callable[[], object], rounds: int) -> dict[str, Any]:
+    """Of a call, after two that compile."""
+    found = []
+    for _ in range(2 + rounds):
+        begun = time.perf_counter()
+        call()
+        found.append(1e3 * (time.perf_counter() - begun))
+    return asdict(Spread.of(found[2:]))
+
+
+def estimates(frames: Reference, flow: WakeFlow, rounds: int) -> dict[str, Any]:
+    """Queries a second of a step of ZO-SOL, together and one by one."""
+    config = find_correction("wake-small").config()
+    batches = FlowBatches(frames.training, frames.training_reynolds, config.unroll, config.batch_size, rounds + 1, 0)
+    torch.manual_seed(0)
+    network = make_network(config, frames.scales)
+    ratios = {f"network.{name}": 1 - config.sparsity for name, p in network.named_parameters() if p.dim() > 1}
+    sides = {
+        name: dz.CGE(
+            dz.Corrected(flow, network, steps=config.unroll),
+            loss=UnrolledError(frames.scales),
+            step_size=config.step_size,
+            sparsity=dz.DynamicRatios(ratios, every=1),
+            evaluator=evaluator,
+        )
+        for name, evaluator in (("together", "propagation"), ("one by one", "sequential"))
+    }
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    worst = 0.0
+    for index in range(rounds + 1):
+        batch = batches.batch(0, index)
+        gradients = {}
+        for name, zo in sides.items():
+            network.zero_grad()
+            before, begun = zo.queries, time.perf_counter()
+            zo.backward(*batch)
+            if index:  # the first checks and compiles
+                rates[name].append((zo.queries - before) / (time.perf_counter() - begun))
+            gradients[name] = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        apart = (gradients["together"] - gradients["one by one"]).norm() / gradients["one by one"].norm()
+        worst = max(worst, float(apart))
+    return {
+        "queries_per_step": int(sides["together"].estimate(*batches.batch(0, 0)).queries),
+        "queries_per_second": {name: asdict(Spread.of(found)) for name, found in rates.items()},
+        "ratio": asdict(Spread.of([a / b for a, b in zip(rates["together"], rates["one by one"], strict=True)])),
+        "relative_difference_of_the_estimates": worst,
+    }
+
+
+def main(options: Options) -> None:
+    """Measure, print, write."""
+    torch.set_num_threads(1)
+    config = find_correction("wake-small").config().flow
+    frames = reference(config, data_dir=options.data_dir, stop=StopRequest())
+    coarse, fine = WakeFlow(config.resolution), WakeFlow(2 * config.resolution)
+    record: dict[str, Any] = {
+        "command": "python benchmarks/wake_flow.py",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": {**hardware(torch.device("cpu")), "versions": versions(), "python": sys.version.split()[0]},
+        "settings": {"rounds": options.rounds, "flow": asdict(config), "threads": 1},
+        "physics": physics(frames, coarse),
+        "milliseconds_of_a_step": [],
+    }
+    for one in record["physics"]:
+        print({name: round(value, 5) for name, value in one.items()}, flush=True)
+    for flow, counts in ((coarse, (1, 16, 64)), (fine, (1, 11))):
+        for count in counts:
+            state = Flows(*flow.initial([390.6] * count))
+            took = milliseconds(lambda flow=flow, state=state: flow.step(*state), options.rounds)  # type: ignore[misc]
+            record["milliseconds_of_a_step"].append({"cells_across": flow.resolution, "flows": count, **took})
+            print(flow.resolution, count, took, flush=True)
+    record["estimates"] = estimates(frames, coarse, options.rounds)
+    rates = record["estimates"]["queries_per_second"]
+    print({name: rate["median"] for name, rate in rates.items()}, record["estimates"]["ratio"])
+    if options.out is not None:
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
