@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from deepzero.errors import InvalidInputError
-from deepzero.report import Document, Figure, Series, Table, markdown, rich_table
+from deepzero.report import Document, Figure, Picture, Series, Table, markdown, rich_table
 from deepzero.report.values import numeric_columns
 
 TABLE = Table(title="Speed", columns=["method", "seconds"], rows=[["cge", "1.5"], ["rge [b]x[/b]", "—"]], note="Cold.")
@@ -28,6 +28,7 @@ DOCUMENT = Document(
             y_log=True,
         ),
     ],
+    pictures=[Picture(title="flow", source="data:image/png;base64,AA==")],
     facts={"hardware": {"cores": 2, "gpu": None}},
     cells=[{"labels": {"seed": 1}, "result": {"x": [1.5]}}],
 )

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.training import JsonLines, ProgressBar, TensorBoard, plot_run, read_metrics
+from deepzero.training.progress import counting
 
 
 def step(number, *, kind="step", **values):
@@ -119,3 +120,22 @@ def test_the_plot_is_a_png_and_leaves_pyplot_alone():
 def test_a_run_without_validation_can_be_plotted():
     records = [training_step(1), step(1, kind="epoch", epoch=0, training_loss=1.0), RECORDS[-1]]
     assert plot_run(records, title="no validation").startswith(b"\x89PNG")
+
+
+def test_what_is_counted_is_shown_as_a_bar_or_in_lines():
+    lines = io.StringIO()
+    with counting(Console(file=lines, width=60), "frames", interval=0.0) as tell:
+        tell(1, 3)
+        tell(3, 3)
+    assert lines.getvalue().splitlines() == ["frames 1/3", "frames 3/3"]
+    seldom = io.StringIO()
+    with counting(Console(file=seldom, width=60), "frames", interval=3600) as tell:
+        tell(1, 3)
+        tell(3, 3)
+    assert seldom.getvalue().splitlines() == ["frames 3/3"]
+    bar = io.StringIO()
+    with counting(Console(file=bar, width=60, force_terminal=True), "frames") as tell:
+        tell(2, 3)
+    assert "frames" in bar.getvalue()
+    with counting(None, "frames") as tell:
+        tell(1, 3)
