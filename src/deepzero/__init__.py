@@ -17,6 +17,7 @@ from deepzero.evaluators import (
 )
 from deepzero.objective import BlackBox, NetworkObjective
 from deepzero.opaque import Conv, Corrected, Elementwise, Learned, Opaque, PerChannel, PerToken, Simulator
+from deepzero.optimize import minimize, value_and_grad
 from deepzero.sparsity import Alternating, DynamicRatios
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
 from deepzero.team import Team, joined
@@ -59,6 +60,8 @@ __all__ = [
     "WrittenParameterWarning",
     "errors",
     "joined",
+    "minimize",
     "query_key",
     "sparsity",
+    "value_and_grad",
 ]

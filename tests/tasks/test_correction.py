@@ -22,7 +22,7 @@ from deepzero.tasks.correction import METHODS, CorrectionConfig, FlowConfig, cor
 from deepzero.tasks.correction.config import EMULATOR, FO_SOL, NON, OPAQUE, QUERYING, SRC, ZO_GRASP, ZO_SOL, from_record
 from deepzero.tasks.correction.evaluation import roll_out
 from deepzero.tasks.correction.forecast import correction_seconds
-from deepzero.tasks.correction.methods import FlowBatches, UnrolledError, make_network, method
+from deepzero.tasks.correction.methods import FlowBatches, UnrolledError, make_network, surroundings
 from deepzero.tasks.correction.reference import FRAMES, STATE, Reference, folder_of
 from deepzero.tasks.correction.wake import Flows, WakeFlow
 from deepzero.tasks.stages import StoppedError
@@ -158,7 +158,7 @@ def test_batches_visit_every_pair_once_and_are_followed_by_their_future() -> Non
 def gradient(config: CorrectionConfig, flows: Reference, flow: WakeFlow, **ratios: float) -> tuple[torch.Tensor, Any]:
     torch.manual_seed(0)
     network = make_network(replace(config, start="glorot"), flows.scales)
-    work = method(config, network, flow, flows, ratios)
+    work = surroundings(config, network, flow, flows, ratios)
     frames = Flows(flows.training[:, 3], flows.training_reynolds), flows.training[:, 4 : 4 + config.unroll]
     work.source.backward(*frames)
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]), work
@@ -182,7 +182,7 @@ def test_all_methods_estimate_the_gradient_through_the_solver(flows: Reference, 
 def test_non_never_meets_the_solver(flows: Reference, flow: WakeFlow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Opaque, "forward", None)
     network = make_network(TINY, flows.scales)
-    work = method(replace(TINY, method=NON), network, flow, flows, {})
+    work = surroundings(replace(TINY, method=NON), network, flow, flows, {})
     batches = FlowBatches(flows.training, flows.training_reynolds, 1, 2, 1, 0, advanced=flows.training[:, :-1])
     work.source.backward(*batches.batch(0, 0))
     assert work.corrected is None
@@ -270,7 +270,7 @@ def test_a_solver_that_crashes_is_run_once_more_then_reported_with_its_parameter
     flows: Reference, flow: WakeFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = make_network(replace(TINY, start="glorot"), flows.scales)
-    work = method(replace(TINY, method=ZO_SOL, budget=None), network, flow, flows, {"layers.2.weight": 0.02})
+    work = surroundings(replace(TINY, method=ZO_SOL, budget=None), network, flow, flows, {"layers.2.weight": 0.02})
     batch = Flows(flows.training[:, 3], flows.training_reynolds), flows.training[:, 4:6]
     whole = WakeFlow.step
     crashes = {"once": 1}
@@ -310,7 +310,7 @@ def test_a_blow_up_costs_a_query_and_stops_nothing(
     flows: Reference, flow: WakeFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = make_network(replace(TINY, start="glorot"), flows.scales)
-    work = method(replace(TINY, method=ZO_SOL, budget=None), network, flow, flows, {"layers.2.weight": 0.02})
+    work = surroundings(replace(TINY, method=ZO_SOL, budget=None), network, flow, flows, {"layers.2.weight": 0.02})
     batch = Flows(flows.training[:, 3], flows.training_reynolds), flows.training[:, 4:6]
     whole = WakeFlow.step
     worked = []

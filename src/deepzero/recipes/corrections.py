@@ -18,8 +18,8 @@ def wake_small() -> CorrectionConfig:
         unroll=2,
         batch_size=1,
         start=ZERO,
-        steps=900,
-        budget=135_200,  # 900 steps of zo-sol
+        steps=700,
+        budget=105_100,  # 700 steps of zo-sol
         learning_rate=1e-3,
         schedule="cosine",
         directions=64,

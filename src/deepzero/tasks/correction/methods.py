@@ -196,10 +196,10 @@ def make_network(config: CorrectionConfig, scales: tuple[float, ...]) -> FlowCor
     return network
 
 
-def method(
+def surroundings(
     config: CorrectionConfig, network: nn.Module, flow: WakeFlow, reference: Reference, ratios: Mapping[str, float]
 ) -> Method:
-    """The surroundings of the network by a method that trains.
+    """What the network is trained in, by a method that trains.
 
     Args:
         config: says which.
@@ -233,7 +233,7 @@ def _by_autograd(
     if config.method == names.EMULATOR:
         with seeded_scope(derive_seed(config.seed, "emulator"), torch.device("cpu")):
             emulator = Emulator(reference.scales)
-        guess = Learned(emulator, lr=1e-3, steps=1, batch=32, capacity=512, seed=config.seed)
+        guess = Learned(emulator, lr=1e-3, steps=1, batch=8, capacity=512, seed=config.seed)
     model = Corrected(
         flow,
         network,
@@ -263,7 +263,8 @@ def _by_estimate(
     assert model.solver is not None
     parameters = {f"network.{name}": p for name, p in network.named_parameters()}
     kept = {f"network.{name}": ratio for name, ratio in ratios.items()}
-    count = sum(counts_from_ratios(kept, parameters).values())
+    whole = sum(p.numel() for name, p in parameters.items() if name not in kept)  # biases
+    count = whole + sum(counts_from_ratios(kept, parameters).values())
     if config.method == names.ZO_SOL:
         zo = CGE(
             model,

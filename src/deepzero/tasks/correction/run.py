@@ -21,7 +21,7 @@ from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.tasks.correction import config as names
 from deepzero.tasks.correction.config import CorrectionConfig, from_record
 from deepzero.tasks.correction.evaluation import Rollouts, roll_out
-from deepzero.tasks.correction.methods import FlowBatches, Method, make_network, method, ratios_of
+from deepzero.tasks.correction.methods import FlowBatches, Method, make_network, ratios_of, surroundings
 from deepzero.tasks.correction.reference import Reference, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
 from deepzero.tasks.stages import StageConfig, StoppedError, trained
@@ -179,7 +179,7 @@ class _Work:
         """Train the network in its surroundings."""
         config = self.config
         ratios, ranking = self.ratios(network)
-        work = method(config, network, self.flow, self.reference, ratios)
+        work = surroundings(config, network, self.flow, self.reference, ratios)
         steps = config.steps
         if config.budget is not None and config.method in names.QUERYING:
             steps = max(0, config.budget - ranking - CHECKS * config.batch_size * config.unroll) // work.calls

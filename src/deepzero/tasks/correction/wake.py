@@ -64,10 +64,11 @@ class WakeFlow:
     Raises:
         InvalidInputError: PhiFlow is not installed, or an argument is out of its domain.
 
-    Example:
-        >>> flow = WakeFlow(8)  # doctest: +SKIP
-        >>> flow.step(*flow.initial([390.6])).shape  # doctest: +SKIP
-        torch.Size([1, 2, 9, 17])
+    Example::
+
+        flow = WakeFlow(32)
+        velocity, reynolds = flow.initial([390.6, 781.3])
+        velocity = flow.step(velocity, reynolds)  # [2, 2, 33, 65]
     """
 
     reads_only = True

@@ -1,0 +1,483 @@
+"""A function in place of a training: :func:`minimize` in SciPy's convention, :func:`value_and_grad` in JAX's."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import scipy.optimize
+import torch
+from scipy.optimize import OptimizeResult
+from torch import Tensor, nn
+
+from deepzero import validation
+from deepzero.arrays import BARE, Given
+from deepzero.errors import InvalidInputError
+from deepzero.estimator import CGE, RGE, Estimator
+from deepzero.evaluators import ExecutorEvaluator, QueryJournal, QueryPolicy
+from deepzero.evaluators.executor_pool import ExecutorSource
+from deepzero.objective import BlackBox
+from deepzero.stencils import CENTRAL, Stencil, as_stencil
+from deepzero.step_sizes import StepSizeLike
+
+METHODS = ("cge", "rge")
+QUASI_NEWTON, ADAM, SGD = "l-bfgs-b", "adam", "sgd"
+OPTIMIZERS = (QUASI_NEWTON, ADAM, SGD)
+FINAL_REPEATS = 8
+"""Queries of the result of a noisy function, whose mean and standard error are reported."""
+CONVERGED, STEPS_SPENT, QUERIES_SPENT, STOPPED = 0, 1, 2, 3
+MESSAGES = {
+    CONVERGED: "the gradient, or the change of the function, is as small as it can be told",
+    STEPS_SPENT: "max_steps were taken",
+    QUERIES_SPENT: "the next step would take more than max_queries",
+    STOPPED: "the callback raised StopIteration",
+}
+Bounds: TypeAlias = Any
+"""``scipy.optimize.Bounds``, one pair ``(low, high)``, or a sequence of pairs; None in a pair for no bound."""
+
+
+def minimize(
+    fn: Callable[..., Any],
+    x0: Given,
+    args: tuple[Any, ...] = (),
+    *,
+    method: str = "cge",
+    optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    lr: float = 1e-2,
+    step: StepSizeLike = None,
+    stencil: Stencil | str = CENTRAL,
+    queries: int = 32,
+    bounds: Bounds | None = None,
+    max_steps: int = 1000,
+    max_queries: int | None = None,
+    repeats: int = 1,
+    workers: int | ExecutorSource = 1,
+    policy: QueryPolicy | None = None,
+    journal: QueryJournal | str | Path | None = None,
+    callback: Callable[[OptimizeResult], Any] | None = None,
+    seed: int = 0,
+) -> OptimizeResult:
+    """Minimize a function of which only values are known.
+
+    Args:
+        fn: called as ``fn(x, *args)``; returns a number. ``x`` is what ``x0`` is: an array, a tensor, or a dict of
+            them; for a module a dict of its trainable parameters by name.
+        x0: where to begin. It stays as it is, but for a module, whose parameters are moved.
+        args: further arguments of ``fn``.
+        method: ``"cge"``, every coordinate, or ``"rge"``, ``queries`` random directions a step.
+        optimizer: ``"l-bfgs-b"`` (SciPy's, which wants a gradient almost without noise: the default with ``"cge"`` and
+            ``repeats=1``), ``"adam"`` (the default otherwise), ``"sgd"``, or a function that makes any ``torch.optim``
+            optimizer: ``lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)``.
+        lr: of ``"adam"`` and ``"sgd"``.
+        step: of the finite differences, in the forms of :func:`deepzero.CGE`; ``"auto"`` measures the noise of ``fn``
+            first (7 queries) and chooses by it. Default: by dtype and size, and ``"auto"`` with ``repeats`` above 1.
+        stencil: ``dz.CENTRAL`` (two queries a direction) or ``dz.FORWARD`` (one).
+        queries: random directions of a step, for ``"rge"``.
+        bounds: ``(low, high)`` for all entries, a pair for each, or ``scipy.optimize.Bounds``; None for no bound. No
+            query leaves them: where one would, the point that is differenced is moved inwards by the step.
+        max_steps: of the optimizer.
+        max_queries: calls of ``fn``; the step that would exceed them is not begun.
+        repeats: how often a noisy ``fn`` is called at each point; the mean is taken.
+        workers: processes that call ``fn`` at the same time (it must be importable there), or an executor, or a
+            function that makes one.
+        policy: time-outs, retries and limits of these calls.
+        journal: a file that keeps every answer, so that a run that is started again pays for none twice.
+        callback: called after every step with an ``OptimizeResult`` of ``x``, ``fun``, ``nit`` and ``nfev``; may raise
+            ``StopIteration``.
+        seed: of random directions.
+
+    Returns:
+        ``x`` (the best point that was seen), ``fun``, ``jac`` (the estimate at the last point), ``nfev``, ``nit``,
+        ``success``, ``status`` and ``message``; with ``repeats`` above 1 ``fun`` is the mean of 8 further calls at
+        ``x``, and ``standard_error`` its standard error.
+
+    Raises:
+        InvalidInputError: an argument is out of its domain, or ``max_queries`` does not allow a single step.
+        NonFiniteLossError: ``fn`` returned NaN or infinity.
+        QueryError: a call failed for good.
+
+    Example:
+        >>> import numpy as np, deepzero as dz
+        >>> found = dz.minimize(lambda x: float(((x - 3.0) ** 2).sum()), np.zeros(4), bounds=(0.0, 2.5))
+        >>> found.x.round(3), found.success
+        (array([2.5, 2.5, 2.5, 2.5]), True)
+    """
+    if not callable(fn):
+        raise InvalidInputError(f"fn must be callable as fn(x, *args) -> float, got {type(fn).__name__}")
+    validation.choice("method", method, METHODS)
+    noisy = validation.count("repeats", repeats) > 1
+    chosen = optimizer if optimizer is not None else (QUASI_NEWTON if method == "cge" and not noisy else ADAM)
+    if isinstance(chosen, str):
+        validation.choice("optimizer", chosen, OPTIMIZERS)
+    elif not callable(chosen):
+        raise InvalidInputError(
+            "optimizer must be a name or a function of a list of parameters, for example "
+            f"lambda parameters: torch.optim.SGD(parameters, lr=0.1); got {type(chosen).__name__}"
+        )
+    if chosen == QUASI_NEWTON and method == "rge":
+        raise InvalidInputError('optimizer="l-bfgs-b" wants a gradient without noise: use method="cge", or "adam"')
+    validation.count("max_steps", max_steps)
+    if max_queries is not None:
+        validation.count("max_queries", max_queries)
+    with ExitStack() as stack:
+        box = BlackBox(Repeated(fn, repeats), _own(x0))
+        options: dict[str, Any] = {
+            "step_size": "auto" if step is None and noisy else step,
+            "stencil": stencil,
+            "seed": seed,
+            **_execution(workers, policy, journal, stack),
+        }
+        make = CGE if method == "cge" else partial(RGE, queries=queries)
+        search = _Search(
+            fn=fn,
+            x0=x0,
+            box=box,
+            zo=make(box, **options),
+            args=args,
+            limits=_limits(bounds, box),
+            per_step=repeats * (1 + len(as_stencil(stencil).nodes) * (_size(box) if method == "cge" else queries)),
+            repeats=repeats,
+            max_steps=max_steps,
+            max_queries=max_queries,
+            callback=callback,
+        )
+        search.require_a_step()
+        if chosen == QUASI_NEWTON:
+            search.by_scipy()
+        else:
+            made = chosen if callable(chosen) else _named(chosen, validation.positive("lr", lr, hint="1e-2"))
+            search.by_torch(made(box.optimizer_parameters()))
+        return search.result()
+
+
+def value_and_grad(
+    fn: Callable[..., Any],
+    *,
+    method: str = "cge",
+    step: StepSizeLike = None,
+    stencil: Stencil | str = CENTRAL,
+    queries: int = 192,
+    workers: int | ExecutorSource = 1,
+    policy: QueryPolicy | None = None,
+    seed: int = 0,
+) -> Callable[..., tuple[float, Any]]:
+    """A function that gives a value and an estimate of the gradient, from values alone.
+
+    Args:
+        fn: called as ``fn(x, *args)``; returns a number. ``x`` is an array, a tensor, or a dict of them.
+        method: ``"cge"``, every coordinate, or ``"rge"``, ``queries`` random directions; those of the k-th call follow
+            from ``seed`` and k.
+        step: of the finite differences, in the forms of :func:`deepzero.CGE`.
+        stencil: ``dz.CENTRAL`` or ``dz.FORWARD``.
+        queries: random directions, for ``"rge"``.
+        workers: as for :func:`minimize`.
+        policy: as for :func:`minimize`.
+        seed: of random directions.
+
+    Returns:
+        ``g(x, *args, **keywords) -> (value, gradient)``, the gradient in the form, shapes and dtypes of ``x``.
+
+    Example:
+        >>> import numpy as np, deepzero as dz
+        >>> value, gradient = dz.value_and_grad(lambda p: float((p["w"] ** 2).sum()))({"w": np.array([1.0, 2.0])})
+        >>> value, gradient["w"].round(6)
+        (5.0, array([2., 4.]))
+    """
+    validation.choice("method", method, METHODS)
+    make = CGE if method == "cge" else partial(RGE, queries=queries)
+    calls = 0
+
+    def estimated(x: Given, *args: Any, **keywords: Any) -> tuple[float, Any]:
+        nonlocal calls
+        with ExitStack() as stack:
+            box = BlackBox(fn, _own(x))
+            execution = _execution(workers, policy, None, stack)
+            zo = make(box, step_size=step, stencil=stencil, seed=seed, **execution)
+            zo.step, calls = calls, calls + 1
+            estimate = zo.estimate(*args, **keywords)
+        return float(estimate.loss), _like(x, estimate.gradients)
+
+    return estimated
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The mean of several calls of a noisy function; can be sent to workers if the function can.
+
+    Attributes:
+        fn: the function.
+        repeats: calls.
+    """
+
+    fn: Callable[..., Any]
+    repeats: int
+
+    def __call__(self, x: Any, *args: Any, **keywords: Any) -> Any:
+        """The mean; of a single call what it returned."""
+        if self.repeats == 1:
+            return self.fn(x, *args, **keywords)
+        return math.fsum(float(self.fn(x, *args, **keywords)) for _ in range(self.repeats)) / self.repeats
+
+
+@dataclass
+class _Search:
+    """A minimization while it goes on."""
+
+    fn: Callable[..., Any]
+    x0: Given
+    box: BlackBox
+    zo: Estimator
+    args: tuple[Any, ...]
+    limits: tuple[Tensor, Tensor] | None
+    per_step: int
+    repeats: int
+    max_steps: int
+    max_queries: int | None
+    callback: Callable[[OptimizeResult], Any] | None
+    steps: int = 0
+    status: int = CONVERGED
+    best: float = math.inf
+    best_point: Tensor | None = None
+    slopes: Tensor | None = None
+
+    @property
+    def calls(self) -> int:
+        """Of the function so far."""
+        return self.repeats * self.zo.queries
+
+    def require_a_step(self) -> None:
+        """Raise unless the budget allows one."""
+        if self.max_queries is not None and self.per_step > self.max_queries:
+            raise InvalidInputError(
+                f"a step takes {self.per_step:,} queries, more than max_queries={self.max_queries:,}; give more, "
+                'dz.FORWARD, or fewer directions: method="rge", queries=...'
+            )
+
+    def estimate(self, point: Tensor) -> tuple[float, Tensor]:
+        """Value and slopes near a point, flat, in float64; raises :class:`_Spent` before it would exceed the budget."""
+        if self.max_queries is not None and self.calls + self.per_step > self.max_queries:
+            raise _SpentError
+        at = self.inside(point)
+        self.move(at)
+        found = self.zo.estimate(*self.args)
+        self.zo.queries += found.queries
+        self.zo.step += 1
+        value, slopes = float(found.loss), torch.cat([g.double().flatten() for g in found.gradients.values()])
+        if value < self.best:
+            self.best, self.best_point = value, at.clone()
+        self.slopes = slopes
+        return value, slopes
+
+    def inside(self, point: Tensor) -> Tensor:
+        """The point, moved inwards so far that no query leaves the bounds."""
+        if self.limits is None:
+            return point
+        low, high = self.limits
+        self.move(point)
+        sizes = self.zo.step_sizes()  # which may depend on the point
+        room = torch.cat([torch.full((p.numel(),), sizes[name]) for name, p in self.box.parameters().items()]).double()
+        room = torch.minimum(room * 1.01, (high - low) / 2)
+        return torch.minimum(torch.maximum(point, low + room), high - room)
+
+    def move(self, point: Tensor) -> None:
+        """Set the parameters."""
+        for part, p in zip(self.parts(point), self.box.parameters().values(), strict=True):
+            p.copy_(part)
+
+    def flat(self) -> Tensor:
+        """The parameters, in float64."""
+        return torch.cat([p.double().flatten() for p in self.box.parameters().values()])
+
+    def tell(self, point: Tensor, value: float) -> None:
+        """Count a step, and tell the callback."""
+        self.steps += 1
+        if self.callback is not None:
+            x = _like(self.x0, self.named(point))
+            try:
+                self.callback(OptimizeResult(x=x, fun=value, nit=self.steps, nfev=self.calls))
+            except StopIteration as asked:
+                raise _StoppedError from asked  # which SciPy does not take for its own
+
+    def parts(self, flat: Tensor) -> list[Tensor]:
+        """Flat numbers in the shapes and dtypes of the parameters."""
+        parameters = list(self.box.parameters().values())
+        parts = torch.split(flat, [p.numel() for p in parameters])
+        return [part.reshape(p.shape).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
+
+    def named(self, flat: Tensor) -> dict[str, Tensor]:
+        """The same by name."""
+        return dict(zip(self.box.values, self.parts(flat), strict=True))
+
+    def by_scipy(self) -> None:
+        """SciPy's L-BFGS-B, with estimates as gradients."""
+        values: dict[bytes, float] = {}
+
+        def value_and_slopes(x: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+            value, slopes = self.estimate(torch.from_numpy(x.copy()))
+            values[x.tobytes()] = value
+            return value, slopes.numpy()
+
+        def each(x: np.ndarray[Any, Any]) -> None:
+            self.tell(torch.from_numpy(x.copy()), values.get(x.tobytes(), self.best))
+
+        bounds = None if self.limits is None else scipy.optimize.Bounds(*(limit.numpy() for limit in self.limits))
+        try:
+            found = scipy.optimize.minimize(
+                value_and_slopes,
+                self.flat().numpy(),
+                jac=True,
+                method="L-BFGS-B",
+                bounds=bounds,
+                callback=each,
+                options={"maxiter": self.max_steps, "maxfun": 10**9},
+            )
+        except _SpentError:
+            self.status = QUERIES_SPENT
+        except _StoppedError:
+            self.status = STOPPED
+        else:
+            self.status = STEPS_SPENT if found.nit >= self.max_steps else CONVERGED
+            if self.limits is not None and float(found.fun) <= self.best:
+                self.best_point = torch.from_numpy(np.array(found.x))  # on the bounds, not a step inside
+
+    def by_torch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Any ``torch.optim`` optimizer; points are put back into the bounds."""
+        owners = list(self.box.owners().values())
+        self.status = STEPS_SPENT
+        try:
+            while self.steps < self.max_steps:
+                point = self.flat()
+                value, slopes = self.estimate(point)
+                self.move(point)
+                for owner, part in zip(owners, self.parts(slopes), strict=True):
+                    owner.grad = part.to(owner.dtype)
+                optimizer.step()
+                if self.limits is not None:
+                    low, high = self.limits
+                    self.move(torch.minimum(torch.maximum(self.flat(), low), high))
+                self.tell(point, value)
+        except _SpentError:
+            self.status = QUERIES_SPENT
+        except _StoppedError:
+            self.status = STOPPED
+
+    def result(self) -> OptimizeResult:
+        """The best point; a noisy function is asked there some more, and one with bounds once: it was asked inside."""
+        assert self.best_point is not None
+        assert self.slopes is not None
+        self.move(self.best_point)
+        best = self.x0 if isinstance(self.x0, nn.Module) else _like(self.x0, self.named(self.best_point))
+        single, more, seen = BlackBox(self.fn, best), {}, [self.best]
+        count = FINAL_REPEATS if self.repeats > 1 else int(self.limits is not None)
+        if count:
+            seen = [float(single.evaluate(single.parameters(), self.args, seed=0).loss) for _ in range(count)]
+        if self.repeats > 1:
+            more["standard_error"] = float(np.std(seen, ddof=1)) / math.sqrt(count)
+        return OptimizeResult(
+            x=_like(self.x0, self.named(self.best_point)),
+            fun=math.fsum(seen) / len(seen),
+            jac=_like(self.x0, self.named(self.slopes)),
+            nfev=self.calls + count,
+            nit=self.steps,
+            success=self.status == CONVERGED or (self.status == STEPS_SPENT and self.repeats > 1),
+            status=self.status,
+            message=MESSAGES[self.status],
+            **more,
+        )
+
+
+class _SpentError(Exception):
+    """The next step would exceed the budget."""
+
+
+class _StoppedError(Exception):
+    """The callback has had enough."""
+
+
+def _own(x: Any) -> Any:
+    """Copies that may be moved; a module is moved itself."""
+    if isinstance(x, nn.Module):
+        return x
+    if isinstance(x, Tensor):
+        return x.detach().clone()
+    if isinstance(x, np.ndarray):
+        return x.copy() if np.issubdtype(x.dtype, np.floating) else x.astype(np.float64)
+    if isinstance(x, Mapping):
+        return {name: _own(value) for name, value in x.items()}
+    return x
+
+
+def _like(x: Given, values: dict[str, Tensor]) -> Any:
+    """Tensors by name in the form of ``x``."""
+    if isinstance(x, (Tensor, np.ndarray)):
+        return _as(x, values[BARE])
+    known = dict(x.named_parameters()) if isinstance(x, nn.Module) else x
+    return {name: _as(known[name], value) for name, value in values.items()}
+
+
+def _as(like: Any, value: Tensor) -> Any:
+    return value.detach().clone() if isinstance(like, Tensor) else value.detach().numpy().copy()
+
+
+def _size(box: BlackBox) -> int:
+    return sum(p.numel() for p in box.parameters().values())
+
+
+def _named(name: str, lr: float) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
+    return partial(torch.optim.Adam if name == ADAM else torch.optim.SGD, lr=lr)
+
+
+def _execution(
+    workers: int | ExecutorSource,
+    policy: QueryPolicy | None,
+    journal: QueryJournal | str | Path | None,
+    stack: ExitStack,
+) -> dict[str, Any]:
+    """Options of an estimator that say where queries run."""
+    source: ExecutorSource | None = None
+    if isinstance(workers, int):
+        validation.count("workers", workers)
+        if workers > 1:
+            way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+            source = partial(ProcessPoolExecutor, workers, mp_context=multiprocessing.get_context(way))
+        elif policy is not None or journal is not None:
+            source = stack.enter_context(ThreadPoolExecutor(1))
+    else:
+        source = workers
+    if source is None:
+        return {}
+    kept = QueryJournal(journal) if isinstance(journal, (str, Path)) else journal
+    evaluator = stack.enter_context(ExecutorEvaluator(source, policy=policy, journal=kept))
+    return {"evaluator": evaluator}
+
+
+def _limits(bounds: Bounds | None, box: BlackBox) -> tuple[Tensor, Tensor] | None:
+    """Lower and upper bounds of all entries, flat."""
+    if bounds is None:
+        return None
+    size = _size(box)
+    if isinstance(bounds, scipy.optimize.Bounds):
+        low, high = (np.broadcast_to(np.asarray(side, np.float64), size) for side in (bounds.lb, bounds.ub))
+    else:
+        given = [bounds] * size if len(bounds) == 2 and not isinstance(bounds[0], (tuple, list)) else list(bounds)
+        if len(given) != size or any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in given):
+            raise InvalidInputError(
+                f"bounds must be (low, high) for all entries, or such a pair for each of the {size} entries, got "
+                f"{len(given)} of them"
+            )
+        low = np.array([-math.inf if pair[0] is None else float(pair[0]) for pair in given])
+        high = np.array([math.inf if pair[1] is None else float(pair[1]) for pair in given])
+    if not (low < high).all():
+        k = int(np.flatnonzero(~(low < high))[0])
+        raise InvalidInputError(
+            f"bounds of entry {k} are {low[k]:g} and {high[k]:g}; the first must be less than the second"
+        )
+    return torch.from_numpy(low.copy()), torch.from_numpy(high.copy())
