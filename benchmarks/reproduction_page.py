@@ -8,6 +8,7 @@ benchmarks/records/reproduce-NAME.json holds; a test compares the two.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -41,18 +42,25 @@ def section(name: str) -> str:
         f"{document.caption} Recorded by `{facts['command']}`, {facts['date'][:10]}, {machine}; {facts['cells']}.\n",
         *map(markdown, document.tables),
         *(f"![{figure.title}](figures/{name}-{k}.svg)\n" for k, figure in enumerate(document.figures, start=1)),
+        *(
+            f"![{picture.title}](figures/{name}-picture-{k}.png)\n\n{picture.title[:1].upper()}{picture.title[1:]}.\n"
+            for k, picture in enumerate(document.pictures, start=1)
+        ),
     ]
     return "\n" + "\n".join(lines) + "\n"
 
 
 def draw_figures() -> None:
-    """Every figure of every record as an SVG file beside the page."""
+    """Every figure of every record as an SVG file beside the page, and every picture as a PNG file."""
     FIGURES.mkdir(exist_ok=True)
     for path in sorted(RECORDS.glob("reproduce-*.json")):
         document = Document.from_dict(json.loads(path.read_text(encoding="utf-8")))
         name = path.stem.removeprefix("reproduce-")
         for number, figure in enumerate(document.figures, start=1):
             (FIGURES / f"{name}-{number}.svg").write_text(draw(figure, name=f"{name}-{number}"), encoding="utf-8")
+        for number, picture in enumerate(document.pictures, start=1):
+            encoded = picture.source.removeprefix("data:image/png;base64,")
+            (FIGURES / f"{name}-picture-{number}.png").write_bytes(base64.b64decode(encoded, validate=True))
 
 
 if __name__ == "__main__":

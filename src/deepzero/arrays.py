@@ -205,3 +205,15 @@ def _not_real(name: str, dtype: Any, *, complex_: bool) -> InvalidInputError:
         else f"convert it with {name}.astype(float) or {name}.float()"
     )
     return InvalidInputError(f"params[{name!r}] must hold real numbers, got {dtype}; {hint}")
+
+
+def described(fn: Function) -> str:
+    """A function's name, as a person knows it.
+
+    Example:
+        >>> described(np.linalg.norm), described(OnBareArray(lambda x: x))
+        ('norm', 'a lambda')
+    """
+    inner = fn.fn if isinstance(fn, OnBareArray) else fn
+    name = getattr(inner, "__qualname__", None) or type(inner).__name__
+    return "a lambda" if name.endswith("<lambda>") else str(name).rpartition(".")[2]

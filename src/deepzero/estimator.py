@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,15 @@ class Estimate:
     buffers: Mapping[str, Tensor]
     skipped: int = 0
 
+    def __repr__(self) -> str:
+        size = sum(g.numel() for g in self.gradients.values())
+        norm = math.sqrt(sum(float(g.abs().double().square().sum()) for g in self.gradients.values()))
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        return (
+            f"Estimate(loss={float(self.loss):.6g}, gradient of norm {norm:.4g} and {size:,} entries, "
+            f"queries={self.queries:,}{skipped})"
+        )
+
 
 class Estimator:
     """A zeroth-order gradient estimator: four independent choices, composed.
@@ -93,6 +103,14 @@ class Estimator:
         self.epoch = 0
         self.skipped = 0
         require_representable(self.step_rule.of(objective.parameters()), objective.parameters())
+
+    def __repr__(self) -> str:
+        asked = self.step_rule.describe()
+        return (
+            f"{type(self).__name__}({self.objective!r}, probes={self.probes!r}, stencil={self.stencil.name}, "
+            f"step_size={'by dtype' if asked is None else asked}, evaluator={type(self.evaluator).__name__}, "
+            f"seed={self.seed}; {self.step:,} steps, {self.queries:,} queries so far)"
+        )
 
     @property
     def step_size(self) -> float:

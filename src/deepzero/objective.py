@@ -19,7 +19,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from deepzero import validation
-from deepzero.arrays import Given, as_parameter, named
+from deepzero.arrays import Given, as_parameter, described, named
 from deepzero.errors import InvalidInputError, QueryError, WrittenParameterWarning, from_black_box
 from deepzero.operator import Answers, answering, asks, forgives, perturbed_query, stirred
 from deepzero.placement import Attributes, Places, put_back
@@ -206,6 +206,14 @@ class NetworkObjective:
     def owners(self) -> dict[str, nn.Parameter]:
         """The trainable parameters themselves; tied ones appear once, under their first name."""
         return self.places().trainable
+
+    def __repr__(self) -> str:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        how = "closure" if self.closure is not None else "loss"
+        fn = self.closure if self.closure is not None else self._loss
+        name = type(fn).__name__ if isinstance(fn, nn.Module) else described(fn)  # type: ignore[arg-type]
+        size = sum(p.numel() for p in parameters)
+        return f"NetworkObjective({type(self.model).__name__} of {size:,} trainable parameters, {how}={name})"
 
     def parameters(self) -> dict[str, Tensor]:
         """Trainable parameters by name; complex ones as real and imaginary parts along a last dimension."""
@@ -724,6 +732,11 @@ class BlackBox:
         self.fn, self.values = named(fn, params)
         self.batched = None if batched is None else validation.count("batched", batched)
         self._tensors = {name: as_parameter(name, value) for name, value in self.values.items()}
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}: {list(p.shape)}" for name, p in self._tensors.items())
+        many = "" if self.batched is None else f", batched={self.batched}"
+        return f"BlackBox({described(self.fn)}, {{{shapes}}}{many})"
 
     def function(self) -> BlackBoxFunction:
         """What a worker needs in order to query this black box, beside the values."""
