@@ -88,7 +88,6 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path, capsys, arguments, e
         (["train", "--estimator", "ceg"], "cge"),
         (["train", "--epochs", "many"], "--epochs"),
         (["trian"], "train"),
-        ([], "train"),
     ],
 )
 def test_words_that_are_no_command_name_what_there_is(capsys, arguments, near):

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import tyro
 from rich.console import Console
@@ -26,6 +27,7 @@ from deepzero.cli.recipes import Recipes
 from deepzero.cli.report import Report
 from deepzero.cli.reproduce import Reproduce
 from deepzero.cli.train import Train
+from deepzero.cli.words import check
 from deepzero.errors import DataNotFoundError, DeepZeroError, InvalidInputError, RunFolderError
 
 DESCRIPTION = "Train deep networks from function values alone."
@@ -53,13 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: words of the command line, by default those of this process.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if words[0] in ("--version", "-V"):
+        print(f"deepzero {version('deepzero')}")
+        return 0
     try:
+        check(words, COMMANDS)
         command: Command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="deepzero", description=DESCRIPTION, args=words
         )
     except SystemExit as leaving:  # --help, or words that are no command; tyro has said so
         return leaving.code if isinstance(leaving.code, int) else BAD_INPUT
+    except InvalidInputError as error:
+        return _fail(str(error), BAD_INPUT)
     if arguments is None and not isinstance(command, Bench):  # the process is ours; a benchmark is of the usual one
         reuse_freed_memory()
     console = Console(highlight=False)
