@@ -125,7 +125,7 @@ def main(options: Options) -> None:
     torch.set_num_threads(1)
     config = find_correction("wake-small").config().flow
     frames = reference(config, data_dir=options.data_dir, stop=StopRequest())
-    coarse, fine = WakeFlow(config.resolution), WakeFlow(config.fine)
+    coarse, fine = WakeFlow(config.resolution), WakeFlow(2 * config.resolution)
     record: dict[str, Any] = {
         "command": "python benchmarks/wake_flow.py",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

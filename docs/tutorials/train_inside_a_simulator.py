@@ -67,7 +67,7 @@ def right_step(x, rho):
 def reference(rhos, steps, seed):
     generator = np.random.default_rng(seed)
     rho = np.repeat(np.array(rhos), 16)[:, None]
-    x = [*generator.normal(size=(len(rho), 3)), 1.0, 1.0, 20.0]
+    x = generator.normal((1.0, 1.0, 20.0), 1.0, size=(len(rho), 3))
     frames = []
     for k in range(200 + steps):
         x = right_step(x, rho)

@@ -36,11 +36,10 @@ STARTS = {GLOROT: "uniform as in Glorot and Bengio, like the others", ZERO: "0: 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """The wake flows: on a fine grid as reference, on a coarse one as source.
+    """The wake flows: on a fine grid as reference, on one of half the resolution as source.
 
     Attributes:
-        resolution: cells across of the source.
-        factor: the reference has so many times as many, a power of 2; the paper's has twice as many.
+        resolution: cells across of the source; the reference has twice as many.
         warmup: steps of the reference before its first frame, so that vortices shed.
         frames: of the reference that are kept, one a step.
         training: Reynolds numbers to train on.
@@ -49,7 +48,6 @@ class FlowConfig:
     """
 
     resolution: int = 32
-    factor: int = 2
     warmup: int = 2500
     frames: int = 500
     training: tuple[float, ...] = TRAINING_REYNOLDS
@@ -58,11 +56,6 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         validation.count("resolution", self.resolution, minimum=8)
-        validation.count("factor", self.factor, minimum=2)
-        if self.factor & (self.factor - 1):
-            raise InvalidInputError(
-                f"factor must be a power of 2, since grids are halved, got {self.factor}; try 2 or 4"
-            )
         validation.count("warmup", self.warmup, minimum=0)
         validation.count("frames", self.frames, minimum=2)
         validation.positive("tolerance", self.tolerance, hint="1e-5")
@@ -72,11 +65,6 @@ class FlowConfig:
                 raise InvalidInputError(f"{name} needs at least one Reynolds number, for example ({TEST_REYNOLDS[0]},)")
             for number in numbers:
                 validation.positive(f"a Reynolds number of {name}", number, hint="390.6")
-
-    @property
-    def fine(self) -> int:
-        """Cells across of the reference."""
-        return self.factor * self.resolution
 
 
 @dataclass(frozen=True, kw_only=True)

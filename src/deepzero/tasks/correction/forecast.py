@@ -59,7 +59,7 @@ def correction_seconds(config: CorrectionConfig, data_dir: str | Path | None = N
 
 
 def _reference_step(config: CorrectionConfig) -> float:
-    flow = WakeFlow(config.flow.fine, tolerance=config.flow.tolerance)
+    flow = WakeFlow(2 * config.flow.resolution, tolerance=config.flow.tolerance)
     state = flow.initial([*config.flow.training, *config.flow.test])
     return _seconds(lambda: flow.step(*state))
 

@@ -104,15 +104,15 @@ def _make(config: FlowConfig, folder: Path, stop: StopRequest, progress: Progres
         if (folder / SETTINGS).exists() and (folder / SETTINGS).read_bytes() != _settings(config):
             raise RunFolderError(f"{folder} holds simulations of other settings; move it away")
         replace_file(folder / SETTINGS, _settings(config))
-    flow = WakeFlow(config.fine, tolerance=config.tolerance)
+    flow = WakeFlow(2 * config.resolution, tolerance=config.tolerance)
     begin = flow.initial([*config.training, *config.test])
     work = _Unfinished.load(folder, begin)
     total, saved = config.warmup + config.frames, time.monotonic()
     while work.step < total:
         if work.step >= config.warmup:
-            work.frames.append(_coarse(work.velocity, config.factor))
+            work.frames.append(downsampled(work.velocity))
         work.velocity = flow.step(work.velocity, begin.reynolds)
-        work.probe.append(work.velocity[:, 0, config.fine // 2, 5 * config.fine // 4].clone())
+        work.probe.append(work.velocity[:, 0, config.resolution, 5 * config.resolution // 2].clone())
         work.step += 1
         if progress is not None:
             progress(work.step, total)
@@ -131,13 +131,6 @@ def _make(config: FlowConfig, folder: Path, stop: StopRequest, progress: Progres
     with writing(folder):
         replace_file(folder / FRAMES, safetensors.torch.save(tensors))
         (folder / STATE).unlink(missing_ok=True)
-
-
-def _coarse(velocity: Tensor, factor: int) -> Tensor:
-    """On the grid of the source."""
-    while factor > 1:
-        velocity, factor = downsampled(velocity), factor // 2
-    return velocity
 
 
 @dataclass
