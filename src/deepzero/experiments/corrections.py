@@ -222,8 +222,8 @@ EXPERIMENT = Experiment(
                 "frames), a network of 2,618 weights in place of 56,898 whose last layer starts at 0, 2 unrolled "
                 "steps in place of 16, one simulation a batch in place of 3, Adam at 1e-3 with cosine decay in place "
                 "of 1e-4. Steps of Adam: 700 for non, zo-sol and zo-sol-rge; 1,600 for fo-sol and non, longer, about "
-                "as many as opaque and opaque-emulator take within the solver calls of zo-sol. The coordinates of zo- "
-                "sol are the same part of every layer, and all biases."
+                "as many as opaque and opaque-emulator take within the solver calls of zo-sol. The coordinates of "
+                "zo-sol are the same part of every layer, and all biases."
             ),
             seeds=3,
             grid={
