@@ -30,6 +30,7 @@ CHECKED_MODULES = (
     "deepzero.opaque",
     "deepzero.sparsity",
     "deepzero.stencils",
+    "deepzero.tasks.correction",
     "deepzero.tasks.defense",
     "deepzero.tasks.selection",
 )

@@ -20,6 +20,7 @@ from deepzero.experiments import (
     Training,
 )
 from deepzero.experiments.cells import Place
+from deepzero.experiments.corrections import Correction
 from deepzero.experiments.defenses import Defense
 from deepzero.experiments.schedules import cost_table
 from deepzero.experiments.stopwatch import STAGES
@@ -130,6 +131,8 @@ def made_up(cell: Cell, number: int) -> Outcome:
         return Outcome(cell.labels, training_result(work.config, number))
     if isinstance(work, Defense):
         return Outcome(cell.labels, defense_result(work, number))
+    if isinstance(work, Correction):
+        return Outcome(cell.labels, correction_result(work, number))
     assert isinstance(work, Measurement)
     return Outcome(cell.labels, measured(work, number))
 
@@ -207,6 +210,22 @@ MEASURED: dict[str, Callable[[Mapping[str, Any], int], dict[str, Any]]] = {
     "measured": _workers,
     cost_table.__name__: _cost_table,
 }
+
+
+def correction_result(work: Correction, number: int) -> dict[str, Any]:
+    """Errors and the curve of a training; the solver alone has none."""
+    mae = 0.1 / (1 + number)
+    points = [] if work.config.method == "src" else [0.5, 1.0]
+    return {
+        "mae": mae,
+        "source_mae": 0.15,
+        "maes": [mae] * len(work.config.flow.test),
+        "by_step": [mae] * max(1, work.config.flow.frames // 10),
+        "solver_calls": 1000 + number,
+        "skipped": 0,
+        "seconds": 1.0 + number,
+        "curve": [{"mae": mae / part, "solver_calls": part * 1000, "training_loss": 1.0} for part in points],
+    }
 
 
 def defense_result(work: Defense, number: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from deepzero.randomness import seeded_scope
 from deepzero.tasks.correction import config as names
 from deepzero.tasks.correction.config import CorrectionConfig
 from deepzero.tasks.correction.methods import make_network
@@ -33,7 +34,8 @@ def correction_seconds(config: CorrectionConfig, data_dir: str | Path | None = N
     flow = WakeFlow(config.flow.resolution, tolerance=config.flow.tolerance)
     state = flow.initial([390.6] * AT_ONCE)
     solver = _seconds(lambda: flow.step(*state)) / AT_ONCE
-    network = make_network(config, (1.0, 1.0, 1.0))
+    with seeded_scope(config.seed, torch.device("cpu")):
+        network = make_network(config, (1.0, 1.0, 1.0))
     with torch.no_grad():
         forward = _seconds(lambda: network(state.velocity[:8], state.reynolds[:8])) / 8
     rows = config.batch_size * config.unroll

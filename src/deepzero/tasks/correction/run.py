@@ -128,9 +128,15 @@ def load_network(folder: Path) -> FlowCorrector:
             f"{folder} holds no trained network; make one with `deepzero correct`, or go on with "
             f"`deepzero correct --resume --out {folder}`"
         )
-    network = FlowCorrector(widths=config.widths)
+    network = _unfilled(config)
     network.load_state_dict(run.read_weights())
     return network.eval()
+
+
+def _unfilled(config: CorrectionConfig) -> FlowCorrector:
+    """A network whose weights are about to be loaded; the global generator stays where it is."""
+    with seeded_scope(config.seed, torch.device("cpu")):
+        return FlowCorrector(widths=config.widths)
 
 
 @dataclass(frozen=True)
@@ -281,7 +287,7 @@ class _Work:
 
     def network_at(self, step: int) -> FlowCorrector:
         """The network as it was at an earlier step."""
-        network = FlowCorrector(widths=self.config.widths)
+        network = _unfilled(self.config)
         network.load_state_dict(safetensors.torch.load_file(_snapshot_path(self.folder / SNAPSHOTS, step)))
         return network.eval()
 
