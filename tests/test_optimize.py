@@ -156,6 +156,20 @@ def test_a_budget_is_not_exceeded() -> None:
     assert len(calls) == 44
 
 
+@pytest.mark.parametrize("options", [{"repeats": 3}, {"bounds": (0.0, 2.0)}, {"repeats": 2, "step": "auto"}])
+def test_a_budget_holds_what_the_noise_and_the_result_take(options: dict[str, Any]) -> None:
+    calls = []
+
+    def counted(x: Any) -> float:
+        calls.append(1)
+        return bowl(x)
+
+    for most in range(60, 120, 7):
+        calls.clear()
+        found = dz.minimize(counted, np.zeros(2), max_queries=most, **options)
+        assert found.nfev == len(calls) <= most
+
+
 def test_a_callback_sees_every_step_and_may_stop() -> None:
     told: list[OptimizeResult] = []
 

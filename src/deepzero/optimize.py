@@ -26,7 +26,7 @@ from deepzero.evaluators import ExecutorEvaluator, QueryJournal, QueryPolicy
 from deepzero.evaluators.executor_pool import ExecutorSource
 from deepzero.objective import BlackBox
 from deepzero.stencils import CENTRAL, Stencil, as_stencil
-from deepzero.step_sizes import StepSizeLike
+from deepzero.step_sizes import NOISE_POINTS, FromNoise, StepSizeLike
 
 METHODS = ("cge", "rge")
 QUASI_NEWTON, ADAM, SGD = "l-bfgs-b", "adam", "sgd"
@@ -84,7 +84,7 @@ def minimize(
         bounds: ``(low, high)`` for all entries, a pair for each, or ``scipy.optimize.Bounds``; None for no bound. No
             query leaves them: where one would, the point that is differenced is moved inwards by the step.
         max_steps: of the optimizer.
-        max_queries: calls of ``fn``; the step that would exceed them is not begun.
+        max_queries: calls of ``fn``, those at the result included; the step that would exceed them is not begun.
         repeats: how often a noisy ``fn`` is called at each point; the mean is taken.
         workers: processes that call ``fn`` at the same time (it must be importable there), or an executor, or a
             function that makes one.
@@ -253,24 +253,41 @@ class _Search:
         """Of the function so far."""
         return self.repeats * self.zo.queries
 
+    @property
+    def final(self) -> int:
+        """Calls at the result."""
+        return FINAL_REPEATS if self.repeats > 1 else int(self.limits is not None)
+
+    @property
+    def next(self) -> int:
+        """Calls of the next step; before the first one a step size may ask for the noise."""
+        rule = self.zo.step_rule
+        measures = isinstance(rule, FromNoise) and rule.noise is None
+        return self.per_step + (self.repeats * (NOISE_POINTS + 1) if measures else 0)
+
     def require_a_step(self) -> None:
         """Raise unless the budget allows one."""
-        if self.max_queries is not None and self.per_step > self.max_queries:
+        least = self.next + self.final
+        if self.max_queries is not None and least > self.max_queries:
             raise InvalidInputError(
-                f"a step takes {self.per_step:,} queries, more than max_queries={self.max_queries:,}; give more, "
+                f"a step takes {least:,} queries, more than max_queries={self.max_queries:,}; give more, "
                 'dz.FORWARD, or fewer directions: method="rge", queries=...'
             )
 
     def estimate(self, point: Tensor) -> tuple[float, Tensor]:
-        """Value and slopes near a point, flat, in float64; raises :class:`_Spent` before it would exceed the budget."""
-        if self.max_queries is not None and self.calls + self.per_step > self.max_queries:
+        """Value and slopes near a point, flat, in float64; raises before it would exceed the budget.
+
+        The slopes are left in ``.grad`` of the parameters, too.
+        """
+        if self.max_queries is not None and self.calls + self.next + self.final > self.max_queries:
             raise _SpentError
         at = self.inside(point)
         self.move(at)
-        found = self.zo.estimate(*self.args)
-        self.zo.queries += found.queries
-        self.zo.step += 1
-        value, slopes = float(found.loss), torch.cat([g.double().flatten() for g in found.gradients.values()])
+        owners = self.box.optimizer_parameters()
+        for owner in owners:
+            owner.grad = None
+        value = float(self.zo.backward(*self.args))
+        slopes = torch.cat([owner.grad.double().flatten() for owner in owners if owner.grad is not None])
         if value < self.best:
             self.best, self.best_point = value, at.clone()
         self.slopes = slopes
@@ -350,15 +367,12 @@ class _Search:
 
     def by_torch(self, optimizer: torch.optim.Optimizer) -> None:
         """Any ``torch.optim`` optimizer; points are put back into the bounds."""
-        owners = list(self.box.owners().values())
         self.status = STEPS_SPENT
         try:
             while self.steps < self.max_steps:
                 point = self.flat()
-                value, slopes = self.estimate(point)
+                value, _ = self.estimate(point)
                 self.move(point)
-                for owner, part in zip(owners, self.parts(slopes), strict=True):
-                    owner.grad = part.to(owner.dtype)
                 optimizer.step()
                 if self.limits is not None:
                     low, high = self.limits
@@ -376,16 +390,15 @@ class _Search:
         self.move(self.best_point)
         best = self.x0 if isinstance(self.x0, nn.Module) else _like(self.x0, self.named(self.best_point))
         single, more, seen = BlackBox(self.fn, best), {}, [self.best]
-        count = FINAL_REPEATS if self.repeats > 1 else int(self.limits is not None)
-        if count:
-            seen = [float(single.evaluate(single.parameters(), self.args, seed=0).loss) for _ in range(count)]
+        if self.final:
+            seen = [float(single.evaluate(single.parameters(), self.args, seed=0).loss) for _ in range(self.final)]
         if self.repeats > 1:
-            more["standard_error"] = float(np.std(seen, ddof=1)) / math.sqrt(count)
+            more["standard_error"] = float(np.std(seen, ddof=1)) / math.sqrt(self.final)
         return OptimizeResult(
             x=_like(self.x0, self.named(self.best_point)),
             fun=math.fsum(seen) / len(seen),
             jac=_like(self.x0, self.named(self.slopes)),
-            nfev=self.calls + count,
+            nfev=self.calls + self.final,
             nit=self.steps,
             success=self.status == CONVERGED or (self.status == STEPS_SPENT and self.repeats > 1),
             status=self.status,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
@@ -16,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import deepzero as dz
 from deepzero.errors import InvalidInputError, NonFiniteLossError, QueryError, RowError
+from deepzero.opaque.rows import RowFunction, Rows
 
 ROWS, CELLS = 3, 4
 EVALUATORS = ["auto", "batched", "sequential"]
@@ -581,3 +583,21 @@ def test_a_locality_is_declared_of_the_values_beside_constants() -> None:
         found[name] = network.weight.grad.clone(), corrected.solver.queries
     assert torch.allclose(found["local"][0], found["all"][0], rtol=1e-6)
     assert found["local"][1] < found["all"][1]
+
+
+def test_a_row_keeps_its_number_behind_rows_that_are_not_asked() -> None:
+    """Where an earlier answer was skipped, the rows after it are called as they stand in the call."""
+
+    def fails(z: Tensor) -> Tensor:
+        if bool((z > 5).any()):
+            raise OSError("the solver died")
+        return z**2
+
+    rows = torch.tensor([[torch.nan], [1.0], [9.0]])
+    asked = Rows(RowFunction(fails), policy=dz.QueryPolicy(retries=0, on_nan="skip"))
+    answers = asked.ask([rows[:2]], [], required=False).flatten().tolist()
+    assert math.isnan(answers[0])
+    assert answers[1] == 1.0
+    with pytest.raises(RowError, match=r"^row 2, after 1 try") as caught:
+        asked.ask([rows], [], required=False)
+    assert caught.value.row == 2

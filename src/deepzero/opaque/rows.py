@@ -192,7 +192,14 @@ class Rows:
         self.__dict__.update(state)
         self.__post_init__()
 
-    def ask(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], *, required: bool = True) -> Tensor:
+    def ask(
+        self,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        *,
+        required: bool = True,
+        names: Sequence[int] | None = None,
+    ) -> Tensor:
         """The output for all rows.
 
         One thread at a time: few functions can be called in several, and a budget is one number.
@@ -201,6 +208,7 @@ class Rows:
             inputs: N rows each.
             parameters: values of the function's parameters.
             required: a row without an answer is an error; else, with a policy that skips, it is NaN.
+            names: what messages call the rows; by default their numbers.
 
         Raises:
             QueryBudgetError: that would be more than ``max_queries``; nothing was asked.
@@ -211,7 +219,10 @@ class Rows:
             with self.lock:
                 if (sound := self._sound(inputs, required)) is not None:
                     return self._of_sound(inputs, parameters, sound)
-                turns = [self._once(inputs, parameters, required, k, self.repeats - k) for k in range(self.repeats)]
+                known_as = range(len(inputs[0])) if names is None else names
+                turns = [
+                    self._once(inputs, parameters, required, known_as, k, self.repeats - k) for k in range(self.repeats)
+                ]
         except Exception as error:
             mark_from_black_box(error)
             raise
@@ -234,13 +245,20 @@ class Rows:
 
     def _of_sound(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], sound: Tensor) -> Tensor:
         """The output, NaN in the rows that nobody is asked about."""
-        found = self.ask([value[sound] for value in inputs], parameters, required=False)
+        asked = [value[sound] for value in inputs]
+        found = self.ask(asked, parameters, required=False, names=sound.nonzero().flatten().tolist())
         output = found.new_full((len(sound), *found.shape[1:]), math.nan)
         output[sound] = found
         return output
 
     def _once(
-        self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], required: bool, turn: int, turns: int
+        self,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        required: bool,
+        names: Sequence[int],
+        turn: int,
+        turns: int,
     ) -> Tensor:
         """The output for all rows, asked once; ``turns`` of them are to come, this one included."""
         count = len(inputs[0])
@@ -248,14 +266,14 @@ class Rows:
         known = self._known(keys)
         self._require_budget((count - len(known)) * turns)
         if self._pool is None and self.journal is None:
-            return self._here(inputs, parameters, range(count), required)
+            return self._here(inputs, parameters, names, required)
         missing = [k for k in range(count) if k not in known]
         if missing and self._pool is None:
             some = [value[missing] for value in inputs]
-            found = self._here(some, parameters, missing, required)
+            found = self._here(some, parameters, [names[k] for k in missing], required)
             self._record(dict(zip(missing, found.cpu().numpy(), strict=True)), keys, known)
         elif missing:
-            self._elsewhere(inputs, parameters, missing, keys, known, required)
+            self._elsewhere(inputs, parameters, missing, keys, known, required, names)
         return self._together(known, count, inputs[0].device)
 
     def _require_budget(self, count: int) -> None:
@@ -365,6 +383,7 @@ class Rows:
         keys: Sequence[str | None],
         known: dict[int, Any],
         required: bool,
+        names: Sequence[int],
     ) -> None:
         """Send calls to the executor; answers come in any order and are kept as they come."""
         assert self._pool is not None
@@ -386,7 +405,7 @@ class Rows:
             policy=self.policy or QueryPolicy(),
             rate=self._rate,
             accept=accept,
-            describe=lambda place: f"row {place}",
+            describe=lambda place: f"row {names[place]}",
             clock=Clock(),
             required=lambda _: required,
         ).run(stacks)
