@@ -159,8 +159,7 @@ class _Work:
                 network = make_network(config, self.reference.scales)
             self.train(network)
             run.write_weights(snapshot(network))
-        curve = self.evaluate(network)
-        errors = json_object(self.folder / ERRORS)
+        curve, errors = self.evaluate(network)
         mae = errors["mae"]
         return {
             "method": config.method,
@@ -255,8 +254,8 @@ class _Work:
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
-    def evaluate(self, network: FlowCorrector | None) -> list[dict[str, Any]]:
-        """Test flows with the network, with those of earlier points, and without any; the curve of the error."""
+    def evaluate(self, network: FlowCorrector | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Test flows with the network, with those of earlier points, and without any: curve, and errors at its end."""
         points = [] if network is None else _points(self.folder)
         correctors: list[nn.Module | None] = [self.network_at(point["step"]) for point in points]
         shown = len(self.config.flow.test) // 2
@@ -264,16 +263,17 @@ class _Work:
             found = roll_out([*correctors, None], self.flow, self.reference, shown=shown, told=tell)
         last, source = max(0, len(correctors) - 1), len(correctors)
         maes = [found.mae(k) for k in range(len(correctors) + 1)]
-        errors = {
+        errors: dict[str, Any] = {
             "reynolds": list(self.config.flow.test),
             "mae": maes[last],
             "source_mae": maes[source],
             "by_step": found.errors[last].double().mean(0).tolist(),
             "source_by_step": found.errors[source].double().mean(0).tolist(),
         }
-        replace_file(self.folder / ERRORS, to_json(finite(errors)))
+        errors = finite(errors)
+        replace_file(self.folder / ERRORS, to_json(errors))
         self.keep_fields(found, last, source)
-        return [
+        curve = [
             {
                 "step": point["step"],
                 "solver_calls": point["queries"],
@@ -284,6 +284,7 @@ class _Work:
             }
             for point, mae in zip(points, maes, strict=False)
         ]
+        return curve, errors
 
     def network_at(self, step: int) -> FlowCorrector:
         """The network as it was at an earlier step."""
