@@ -12,7 +12,7 @@ from deepzero.experiments.cells import Cell, Outcome, Place
 from deepzero.experiments.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
 from deepzero.recipes.corrections import find_correction
 from deepzero.report import Figure, Picture, Series, Table
-from deepzero.report.corrections import still
+from deepzero.report.corrections import ERRORS, still
 from deepzero.tasks.correction import METHODS, CorrectionConfig, correct
 from deepzero.tasks.correction.config import FO_SOL, NON, QUERYING, SRC
 from deepzero.tasks.correction.forecast import correction_seconds
@@ -53,7 +53,7 @@ class Correction:
         )
         if done.summary is None:
             return None
-        errors = json_object(out / "errors.json")
+        errors = json_object(out / ERRORS)
         pictured = self.config.seed == PICTURED and self.config.method != SRC
         return {
             **{name: done.summary[name] for name in ("mae", "source_mae", "solver_calls", "skipped", "curve")},

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from deepzero import validation
-from deepzero.training import JsonLines, ProgressBar, RunFolder, StopRequest, Trainer, TrainingConfig
+from deepzero.training import JsonLines, ProgressBar, RunFolder, StopRequest, Trainer, TrainingConfig, versions
 from deepzero.training.loop import Batches
 from deepzero.training.metrics import Sink
 from deepzero.training.run_folder import RECORD
@@ -45,6 +45,33 @@ class StageConfig:
         validation.choice("schedule", self.schedule, SCHEDULES)
         if self.steps is not None:
             validation.count("steps", self.steps)
+
+
+@dataclass(frozen=True)
+class StagedRun:
+    """What a run of several stages left behind.
+
+    Attributes:
+        folder: of the run.
+        summary: as in ``summary.json``; None if it was stopped before its end.
+        stopped: why it was stopped.
+    """
+
+    folder: Path
+    summary: dict[str, Any] | None
+    stopped: str | None = None
+
+
+def opened(path: Path, *, config: Mapping[str, Any], notes: Mapping[str, Any], resume: bool) -> RunFolder:
+    """The folder of a run: a new one, or with ``resume`` that of a run with the same ``config``.
+
+    Raises:
+        RunFolderError: it holds another run, or is not free.
+    """
+    if resume:
+        return RunFolder.reopen(path, config=config)
+    RunFolder.require_free(path)
+    return RunFolder.create(path, config=config, notes={"versions": versions(), **notes})
 
 
 class StoppedError(Exception):

@@ -2,13 +2,12 @@
 
 from deepzero.tasks.correction.config import METHODS, CorrectionConfig, FlowConfig
 from deepzero.tasks.correction.reference import Reference, reference, shedding
-from deepzero.tasks.correction.run import CorrectionRun, correct, load_network, settings_of
+from deepzero.tasks.correction.run import correct, load_network, settings_of
 from deepzero.tasks.correction.wake import Flows, WakeFlow, divergence, downsampled, vorticity
 
 __all__ = [
     "METHODS",
     "CorrectionConfig",
-    "CorrectionRun",
     "FlowConfig",
     "Flows",
     "Reference",

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.models import FlowCorrector
 from deepzero.randomness import derive_seed, seeded_scope
+from deepzero.report.corrections import ERRORS, FIELDS
 from deepzero.tasks.correction import config as names
 from deepzero.tasks.correction.config import CorrectionConfig, from_record
 from deepzero.tasks.correction.evaluation import Rollouts, roll_out
 from deepzero.tasks.correction.methods import FlowBatches, Method, make_network, ratios_of, surroundings
 from deepzero.tasks.correction.reference import Reference, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
-from deepzero.tasks.stages import StageConfig, StoppedError, trained
+from deepzero.tasks.stages import StageConfig, StagedRun, StoppedError, opened, trained
 from deepzero.training import RunFolder, StopRequest, hardware, read_record, versions
 from deepzero.training.files import finite, json_object, replace_file, to_json
 from deepzero.training.progress import counting
@@ -32,26 +33,11 @@ from deepzero.training.run_folder import writing
 from deepzero.training.state import snapshot
 
 TRAINING = "training"
-SNAPSHOTS, RATIOS, ERRORS, FIELDS = "snapshots", "ratios.json", "errors.json", "fields.safetensors"
+SNAPSHOTS, RATIOS = "snapshots", "ratios.json"
 CHECKS = 8
 """Batches that the checks of a first step may take."""
 PARTS = 4
 """Equal parts of the training, after each of which the network is kept for the curve of the error."""
-
-
-@dataclass(frozen=True)
-class CorrectionRun:
-    """What a run left behind.
-
-    Attributes:
-        folder: of the run.
-        summary: as in ``summary.json``; None if it was stopped before its end.
-        stopped: why it was stopped.
-    """
-
-    folder: Path
-    summary: dict[str, Any] | None
-    stopped: str | None = None
 
 
 def correct(
@@ -62,7 +48,7 @@ def correct(
     data_dir: str | Path | None = None,
     max_seconds: float | None = None,
     console: Console | None = None,
-) -> CorrectionRun:
+) -> StagedRun:
     """Train a network that corrects a coarse solver, by one of :data:`~deepzero.tasks.correction.config.METHODS`.
 
     Reference simulations are made first, if they are not on disk. At the end the test flows are simulated with the
@@ -84,13 +70,9 @@ def correct(
     path = Path(out)
     record = {"correction": asdict(config)}
     flow = WakeFlow(config.flow.resolution, tolerance=config.flow.tolerance)
-    if resume:
-        run = RunFolder.reopen(path, config=record)
-    else:
-        RunFolder.require_free(path)
-        run = RunFolder.create(path, config=record, notes={"versions": versions()})
+    run = opened(path, config=record, notes={}, resume=resume)
     if run.summary is not None:
-        return CorrectionRun(path, run.summary)
+        return StagedRun(path, run.summary)
     with StopRequest(max_seconds=max_seconds) as stop:
         try:
             with counting(console, "reference simulations, step") as tell:
@@ -98,9 +80,9 @@ def correct(
             work = _Work(config, flow, frames, path, stop, console)
             summary = work.summary(run)
         except StoppedError as stopped:
-            return CorrectionRun(path, None, str(stopped))
+            return StagedRun(path, None, str(stopped))
     run.write("summary.json", finite(summary))
-    return CorrectionRun(path, finite(summary))
+    return StagedRun(path, finite(summary))
 
 
 def settings_of(folder: Path) -> CorrectionConfig:

@@ -2,7 +2,7 @@
 
 from deepzero.tasks.defense.certification import Certified, CertifyConfig, certify
 from deepzero.tasks.defense.config import METHODS, DefenseConfig, DenoiserConfig
-from deepzero.tasks.defense.run import Defended, defend, settings_of
+from deepzero.tasks.defense.run import defend, settings_of
 from deepzero.tasks.defense.smoothing import (
     ABSTAIN,
     Certificate,
@@ -20,7 +20,6 @@ __all__ = [
     "Certificate",
     "Certified",
     "CertifyConfig",
-    "Defended",
     "DefenseConfig",
     "DenoiserConfig",
     "Smoothed",

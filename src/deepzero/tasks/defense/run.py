@@ -25,7 +25,7 @@ from deepzero.tasks.defense.export import export_onnx
 from deepzero.tasks.defense.methods import Finetuning, finetuning, ranked
 from deepzero.tasks.defense.parts import Normalized, Scores, answers, batches, make_denoiser, student_network
 from deepzero.tasks.parts import load_images
-from deepzero.tasks.stages import StageConfig, StoppedError, alone, trained
+from deepzero.tasks.stages import StageConfig, StagedRun, StoppedError, alone, opened, trained
 from deepzero.training import Autograd, RunFolder, StopRequest, hardware, read_record, versions
 from deepzero.training.files import finite, replace_file, to_json
 from deepzero.training.state import snapshot
@@ -56,21 +56,6 @@ class Target:
     sha256: str | None = None
 
 
-@dataclass(frozen=True)
-class Defended:
-    """What a run left behind.
-
-    Attributes:
-        folder: of the run.
-        summary: as in ``summary.json``; None if it was stopped before its end.
-        stopped: why it was stopped.
-    """
-
-    folder: Path
-    summary: dict[str, Any] | None
-    stopped: str | None = None
-
-
 def defend(
     config: DefenseConfig,
     *,
@@ -81,7 +66,7 @@ def defend(
     data_dir: str | Path | None = None,
     max_seconds: float | None = None,
     console: Console | None = None,
-) -> Defended:
+) -> StagedRun:
     """Train a denoiser in front of a classifier, by one of :data:`~deepzero.tasks.defense.config.METHODS`.
 
     Args:
@@ -100,18 +85,10 @@ def defend(
         RunFolderError: the folder holds another run.
     """
     path = Path(out)
-    if resume:
-        run = RunFolder.reopen(path, config=_record(config, classifier))
-    else:
-        RunFolder.require_free(path)
-        kept = Path(stages) if stages is not None else path / "stages"
-        run = RunFolder.create(
-            path,
-            config=_record(config, classifier),
-            notes={"versions": versions(), "stages": str(kept)},
-        )
+    kept = Path(stages) if stages is not None else path / "stages"
+    run = opened(path, config=_record(config, classifier), notes={"stages": str(kept)}, resume=resume)
     if run.summary is not None:
-        return Defended(path, run.summary)
+        return StagedRun(path, run.summary)
     splits = load_images(config, data_dir)
     with StopRequest(max_seconds=max_seconds) as stop:
         work = _Work(config, splits, path, Path(run.record["stages"]), stop, console)
@@ -166,14 +143,14 @@ class _Work:
     stop: StopRequest
     console: Console | None
 
-    def defended(self, run: RunFolder, classifier: str | Path | None) -> Defended:
+    def defended(self, run: RunFolder, classifier: str | Path | None) -> StagedRun:
         """All stages, one after the other."""
         started = time.perf_counter()
         try:
             target = self.target() if classifier is None else given_target(classifier)
             denoiser, queries = self.denoiser(target)
         except StoppedError as stopped:
-            return Defended(self.folder, None, str(stopped))
+            return StagedRun(self.folder, None, str(stopped))
         run.write_weights(snapshot(denoiser))
         summary = {
             "method": self.config.method,
@@ -187,7 +164,7 @@ class _Work:
             "config": run.record["config"],
         }
         run.write("summary.json", finite(summary))
-        return Defended(self.folder, summary)
+        return StagedRun(self.folder, summary)
 
     def target(self) -> Target:
         """Our own classifier, trained on clean images, exported, and asked through its file."""
