@@ -140,9 +140,15 @@ def _table(outcomes: Outcomes, methods: Sequence[str]) -> Table:
         note=(
             "Mean ± standard deviation over seeds (runs), over all steps of a flow and over the first. "
             + " ".join(f"{name}: {METHODS[name]}." for name in dict.fromkeys(map(_base, methods)))
-            + " The paper's errors are 0.180, 0.153 (non), 0.119 (zo-sol) and 0.074 (fo-sol)."
+            + f" The paper's errors are {_published()}."
         ),
     )
+
+
+def _published() -> str:
+    """The paper's errors in words."""
+    texts = [f"{mae:.3f}" + ("" if name == SRC else f" ({name})") for name, mae in paper.FIG6.items()]
+    return f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def _spread(outcomes: Outcomes, key: str) -> str:
