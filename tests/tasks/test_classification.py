@@ -61,6 +61,7 @@ def test_a_run_leaves_a_complete_record(tmp_path):
     assert files == [
         "checkpoints",
         "metrics.jsonl",
+        "model.json",
         "model.safetensors",
         "plot.png",
         "ratios.json",
@@ -227,7 +228,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_says_so(tmp_pat
 
 def test_other_versions_are_pointed_out(tmp_path, monkeypatch, caplog):
     train(config("fo"), out=tmp_path, max_seconds=1e-6)
-    monkeypatch.setattr("deepzero.tasks.shared_run.versions", lambda: {"torch": "3.0"})
+    monkeypatch.setattr("deepzero.training.shared_run.versions", lambda: {"torch": "3.0"})
     train(config("fo"), out=tmp_path, resume=True)
     assert "goes on under {'torch': '3.0'}: its bits may differ" in caplog.text
 

@@ -14,6 +14,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from deepzero.recipes import SETTINGS, start_of_team
 from deepzero.tasks import classification
 from deepzero.team import joined, launch_name
+from deepzero.training import Result
 
 DONE = 0
 
@@ -102,7 +103,7 @@ class Train:
             return _report(result, console) if team.leads else DONE
 
 
-def _report(result: classification.Result, console: Console) -> int:
+def _report(result: Result, console: Console) -> int:
     if result.summary is None:
         console.print(f"stopped by {result.stopped}; everything is saved in {result.folder}. To continue:")
         console.print(f"  deepzero train --resume --out {shlex.quote(str(result.folder))}", soft_wrap=True)

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from deepzero import data
 from deepzero.experiments.forecast import training_seconds
 from deepzero.tasks import classification
+from deepzero.tasks.classification import RATIOS
 from deepzero.tasks.config import ClassificationConfig
 from deepzero.tasks.parts import load_images
-from deepzero.tasks.shared_run import RATIOS
 from deepzero.training.metrics import read_metrics
 from deepzero.training.stop import StopRequest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,9 +16,11 @@ from deepzero.models.digits_cnn import IMAGE_SIZE, DigitsCNN
 from deepzero.models.lenet import LeNet
 from deepzero.models.local_mixer import LocalMixer
 from deepzero.models.mlp import MLP
+from deepzero.models.own_network import own_network
 from deepzero.models.resnet import CIFAR_DEPTHS, cifar_resnet, resnet18
 from deepzero.models.simple_cnn import SimpleCNN
 from deepzero.models.wide_cnn import WideCNN
+from deepzero.own import is_own
 
 Builder = Callable[..., nn.Module]
 
@@ -39,7 +42,8 @@ def build(
     The global random state is the same afterwards as before.
 
     Args:
-        name: one of :func:`names`.
+        name: one of :func:`names`; or ``file.py:Net`` or ``module:Net``, a class or function of one's own, which is
+            called with those of the arguments below that it has parameters for.
         num_classes: number of logits.
         in_channels: channels of the images.
         image_size: height and width of the images, in pixels.
@@ -54,14 +58,26 @@ def build(
     >>> sum(p.numel() for p in build("simple_cnn", depth=1, image_size=16).parameters())
     730
     """
-    if name not in _BUILDERS:
-        raise InvalidInputError(f"unknown model {name!r}; choose one of {', '.join(names())}")
+    require_known(name)
     require_positive(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     with _seeded(seed):
+        if is_own(name):
+            known = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+            return own_network(name, known, options)
         try:
             return _BUILDERS[name](num_classes=num_classes, in_channels=in_channels, image_size=image_size, **options)
         except TypeError as error:
             raise InvalidInputError(f"model {name!r} does not take these options: {error}") from error
+
+
+def require_known(name: str) -> None:
+    """Raise :class:`~deepzero.errors.InvalidInputError` unless ``name`` is of a model, or of one's own."""
+    if name not in _BUILDERS and not is_own(name):
+        near = difflib.get_close_matches(name, _BUILDERS, n=1)
+        raise InvalidInputError(
+            f"unknown model {name!r}{f' (did you mean {near[0]}?)' if near else ''}; choose one of "
+            f"{', '.join(names())}, or one of your own as file.py:Net"
+        )
 
 
 @contextmanager

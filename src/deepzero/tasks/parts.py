@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from torch import nn
 from deepzero import data, models
 from deepzero.losses import LOSSES
 from deepzero.tasks.config import ClassificationConfig, DataConfig
-from deepzero.training.evaluation import Scores, evaluate
+from deepzero.training import ModelFile, evaluate
 
 EVALUATION_BATCH = 500
 
@@ -81,8 +82,27 @@ def make_optimizer(config: ClassificationConfig, model: nn.Module) -> torch.opti
 
 
 def scorer(
-    config: ClassificationConfig, images: data.Dataset, model: nn.Module, device: torch.device
-) -> Callable[[], Scores]:
-    """What finds accuracy and loss of the model, as it then is, on some images."""
+    config: ClassificationConfig, images: data.Dataset, device: torch.device
+) -> Callable[[nn.Module], dict[str, float]]:
+    """What finds accuracy and loss of a model on some images."""
     batches = data.BatchLoader(images, batch_size=EVALUATION_BATCH, device=device)
-    return lambda: evaluate(model, batches.iterate(), LOSSES[config.loss])
+    return lambda model: asdict(evaluate(model, batches.iterate(), LOSSES[config.loss]))
+
+
+def model_file(config: ClassificationConfig, images: data.Dataset) -> ModelFile:
+    """How the network is made again, and what goes in and comes out."""
+    channels, size, _ = images.image_shape
+    return ModelFile(
+        target=config.model.name,
+        arguments={
+            "num_classes": images.num_classes,
+            "in_channels": channels,
+            "image_size": size,
+            "seed": config.seed,
+            **config.model.options,
+        },
+        preprocessing=None,
+        classes=tuple(str(label) for label in range(images.num_classes)),
+        loss=config.loss,
+        inputs={"shape": list(images.image_shape), "dtype": "float32"},
+    )

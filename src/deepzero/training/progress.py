@@ -15,13 +15,15 @@ class ProgressBar:
     """A bar with queries a second and the time left; without a terminal, a line now and then.
 
     Args:
-        total: steps of the run.
+        total: steps of the run; None if that is not known.
         done: steps made before, by an interrupted run.
         console: where to show it.
         interval: least number of seconds between two lines without a terminal.
     """
 
-    def __init__(self, *, total: int, done: int = 0, console: Console | None = None, interval: float = 10.0) -> None:
+    def __init__(
+        self, *, total: int | None, done: int = 0, console: Console | None = None, interval: float = 10.0
+    ) -> None:
         self.console = console or Console()
         self.total = total
         self._interval = interval
@@ -57,7 +59,8 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.update(self._task, completed=record["step"], description=text)
         elif time.monotonic() - self._said >= self._interval or record["step"] == self.total:
-            self.console.print(f"step {record['step']}/{self.total}: {text}", highlight=False)
+            of = "" if self.total is None else f"/{self.total}"
+            self.console.print(f"step {record['step']}{of}: {text}", highlight=False)
             self._said = time.monotonic()
 
     def _rate(self, seconds: float, queries: int) -> str:

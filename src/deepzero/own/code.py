@@ -1,4 +1,4 @@
-"""A function of the user's own, named at the command line: ``file.py``, ``file.py:function`` or ``module:function``."""
+"""A function or class of the user's own by its name: ``file.py``, ``file.py:function`` or ``module:function``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from deepzero.cli.arguments import arguments, guess
 from deepzero.errors import DeepZeroError, InvalidInputError
+from deepzero.own.arguments import arguments, guess
 
 T = TypeVar("T")
 FORMS = "file.py, file.py:function or module:function"

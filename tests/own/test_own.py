@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import pytest
 
-from deepzero.cli.arguments import settings_of
-from deepzero.cli.own import called, imported, is_own, located, require_kind
+from deepzero.own.arguments import settings_of
+from deepzero.own.code import called, imported, is_own, located, require_kind
 from deepzero.errors import DataNotFoundError, InvalidInputError
 
 
