@@ -225,4 +225,4 @@ def _finish(
 
 def _title(config: ClassificationConfig, test: Scores) -> str:
     sparsity = f", {config.sparsity.sparsity:.0%} sparse" if config.sparsity.sparsity else ""
-    return f"{config.model.name} on {config.data.name}, {config.estimator.method}{sparsity}: {test.accuracy:.2%}"
+    return f"{config.model.name} on {config.data.title}, {config.estimator.method}{sparsity}: {test.accuracy:.2%}"

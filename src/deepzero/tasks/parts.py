@@ -35,21 +35,22 @@ def load_images(config: OnImages, data_dir: str | Path | None = None) -> data.Sp
     images = config.data
     return data.load(
         images.name,
+        path=images.path,
         data_dir=data_dir,
         validation=images.validation,
+        test=images.test,
+        target=images.target,
         image_size=images.image_size,
         limit=images.limit,
     )
 
 
 def make_model(config: ClassificationConfig, train_set: data.Dataset) -> nn.Module:
-    """The network at its initial weights, for images such as these."""
-    channels, size, _ = train_set.image_shape
+    """The network at its initial weights, for inputs such as these."""
     return models.build(
         config.model.name,
         num_classes=train_set.num_classes,
-        in_channels=channels,
-        image_size=size,
+        input_shape=train_set.input_shape,
         seed=config.seed,
         **config.model.options,
     )
