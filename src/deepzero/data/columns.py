@@ -29,7 +29,9 @@ def read_columns(path: Path) -> Any:
     try:
         table = _parquet(path) if _starts(path, PARQUET_MAGIC) else _csv(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{path} cannot be read as a table ({error}); mend it or write it again") from error
+        raise InvalidInputError(
+            f"{path} cannot be read as a table ({error}); write it again, as UTF-8 text or Parquet"
+        ) from error
     names = table.column_names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidInputError(f"{path} has several columns called {', '.join(twice)}; give each a name of its own")

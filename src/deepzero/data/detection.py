@@ -145,6 +145,9 @@ def _why_not(path: Path) -> str:
     if tables:
         return f"name a file in it: {path / tables[0]}"
     deeper = next((folder for child in class_folders(path) for folder in _with_images(child)), None)
+    parts = [child.name for child in class_folders(path) if child.name.lower().startswith(("train", "test", "val"))]
+    if deeper is not None and parts and deeper.parent.parent == path:
+        return f"it holds {', '.join(parts)} with folders of images; rename these to train and test (or train and val)"
     if deeper is not None:
         return (
             f"its images lie too deep, as in {deeper}; images belong right into the folder of their class, and "

@@ -144,6 +144,11 @@ def _listed(parts: Mapping[str, Path]) -> tuple[list[str], Files]:
     for part, folder in parts.items():
         names = [entry.name for entry in class_folders(folder)]
         if names != classes:
+            if not names and image_files(folder):
+                raise InvalidInputError(
+                    f"the images in {folder} have no class: there is no folder for each; take it away, and a part of "
+                    "the training images is held out instead"
+                )
             odd = ", ".join(sorted(set(classes) ^ set(names)))
             raise InvalidInputError(
                 f"{parts[TRAIN]} and {folder} must hold the same classes; only one of them has: {odd}"

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Real
 from torch import Tensor
 
-from deepzero.data.dataset import Dataset, Splits, check_fraction, split
+from deepzero.data.dataset import Dataset, Splits, split
 from deepzero.data.images import downsample, statistics
 from deepzero.data.labels import classes_of
 from deepzero.data.seeding import generator
@@ -74,7 +74,10 @@ def splits_of(
     if test is not None and TEST in found.parts:
         raise InvalidInputError(f"{name!r} has a test set of its own, so test={test} has no effect; leave it out")
     fraction = TEST_FRACTION if test is None else test
-    check_fraction(fraction)
+    if not 0 < fraction < 1:
+        raise InvalidInputError(
+            f"test, the part of each class to hold out, must be in (0, 1), got {test!r}; 0.2 is usual"
+        )
     sets, notes = _datasets(found, name), list(found.notes)
     if TEST not in sets:
         sets[TRAIN], sets[TEST] = split(sets[TRAIN], fraction, seed=TEST_SEED)
