@@ -21,6 +21,7 @@ from deepzero.cli.allocator import reuse_freed_memory
 from deepzero.cli.bench import Bench
 from deepzero.cli.command import Command
 from deepzero.cli.correct import Correct
+from deepzero.cli.data import Data
 from deepzero.cli.defend import Certify, Defend
 from deepzero.cli.doctor import Doctor
 from deepzero.cli.recipes import Recipes
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "reproduce": Reproduce,
     "bench": Bench,
     "recipes": Recipes,
+    "data": Data,
 }
 """To add a command: write its class in a file of its own, and name it here."""
 

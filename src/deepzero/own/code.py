@@ -30,6 +30,17 @@ def is_own(word: str) -> bool:
     return word.endswith(".py") or ":" in word
 
 
+def absolute(word: str) -> str:
+    """The word with the path of its file made absolute, so that it can be found from other folders.
+
+    Example:
+        >>> absolute("package.box:make")
+        'package.box:make'
+    """
+    place, colon, name = word.rpartition(":") if not word.endswith(".py") else (word, "", "")
+    return f"{Path(place).expanduser().absolute()}{colon}{name}" if place.endswith(".py") else word
+
+
 def imported(word: str, default: str = "recipe") -> Any:
     """What a word names: a function, a class, or whatever else stands under that name.
 

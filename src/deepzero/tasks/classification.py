@@ -146,4 +146,4 @@ def _tensorboard(folder: Path | None, step: int) -> TensorBoard:
 
 def _name(config: ClassificationConfig) -> str:
     sparsity = f", {config.sparsity.sparsity:.0%} sparse" if config.sparsity.sparsity else ""
-    return f"{config.model.name} on {config.data.name}, {config.estimator.method}{sparsity}"
+    return f"{config.model.title} on {config.data.title}, {config.estimator.method}{sparsity}"

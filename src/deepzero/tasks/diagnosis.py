@@ -88,7 +88,7 @@ def write(diagnosis: Diagnosis, folder: Path, config: ClassificationConfig) -> N
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / REPORT, to_json(record))
         if diagnosis.sweep is not None:
-            title = f"{config.model.name} on {config.data.name}"
+            title = f"{config.model.name} on {config.data.title}"
             replace_file(folder / PLOT, plot_sweep(diagnosis, title=title))
     except OSError as error:
         raise RunFolderError(f"{folder} could not be written ({error}); choose another --out") from error

@@ -36,21 +36,22 @@ def load_images(config: OnImages, data_dir: str | Path | None = None) -> data.Sp
     images = config.data
     return data.load(
         images.name,
+        path=images.path,
         data_dir=data_dir,
         validation=images.validation,
+        test=images.test,
+        target=images.target,
         image_size=images.image_size,
         limit=images.limit,
     )
 
 
 def make_model(config: ClassificationConfig, train_set: data.Dataset) -> nn.Module:
-    """The network at its initial weights, for images such as these."""
-    channels, size, _ = train_set.image_shape
+    """The network at its initial weights, for inputs such as these."""
     return models.build(
         config.model.name,
         num_classes=train_set.num_classes,
-        in_channels=channels,
-        image_size=size,
+        input_shape=train_set.input_shape,
         seed=config.seed,
         **config.model.options,
     )
@@ -91,18 +92,17 @@ def scorer(
 
 def model_file(config: ClassificationConfig, images: data.Dataset) -> ModelFile:
     """How the network is made again, and what goes in and comes out."""
-    channels, size, _ = images.image_shape
+    shape = list(images.input_shape)
     return ModelFile(
         target=config.model.name,
         arguments={
             "num_classes": images.num_classes,
-            "in_channels": channels,
-            "image_size": size,
+            "input_shape": shape,
             "seed": config.seed,
             **config.model.options,
         },
-        preprocessing=None,
-        classes=tuple(str(label) for label in range(images.num_classes)),
+        preprocessing=images.preprocessing.to_json(),
+        classes=images.class_names,
         loss=config.loss,
-        inputs={"shape": list(images.image_shape), "dtype": "float32"},
+        inputs={"shape": shape, "dtype": "float32"},
     )
