@@ -18,9 +18,11 @@ from deepzero.evaluators import (
 from deepzero.objective import BlackBox, NetworkObjective
 from deepzero.opaque import Conv, Corrected, Elementwise, Learned, Opaque, PerChannel, PerToken, Simulator
 from deepzero.optimize import minimize, value_and_grad
+from deepzero.run import Run, load_run
 from deepzero.sparsity import Alternating, DynamicRatios
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
 from deepzero.team import Team, joined
+from deepzero.training import EarlyStopping, Trainer
 
 __version__ = "0.1.0"
 
@@ -40,6 +42,7 @@ __all__ = [
     "DeepZeroError",
     "DistributedEvaluator",
     "DynamicRatios",
+    "EarlyStopping",
     "Elementwise",
     "Estimate",
     "Estimator",
@@ -52,14 +55,17 @@ __all__ = [
     "PropagationEvaluator",
     "QueryJournal",
     "QueryPolicy",
+    "Run",
     "SequentialEvaluator",
     "Simulator",
     "SlowQueriesWarning",
     "Stencil",
     "Team",
+    "Trainer",
     "WrittenParameterWarning",
     "errors",
     "joined",
+    "load_run",
     "minimize",
     "query_key",
     "sparsity",

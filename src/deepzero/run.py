@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,9 +19,10 @@ from deepzero.team import Team
 from deepzero.training import RunFolder, measured, read_metrics, read_record
 from deepzero.training.batches import Batches, reader
 from deepzero.training.evaluation import Metric, eval_mode
-from deepzero.training.model_file import ModelFile
+from deepzero.training.model_file import NAME, ModelFile, export_program
 from deepzero.training.onnx_file import export_onnx
 
+FORMATS = (".onnx", ".pt2")
 BATCH = 500
 """Samples that are predicted at a time."""
 
@@ -91,7 +91,7 @@ class Run:
     def outputs(self, x: Any) -> Tensor:
         """What the network gives for raw inputs, ``[n, ...]``, in eval mode."""
         with torch.no_grad(), eval_mode(self.model):
-            return torch.cat([self.model(part) for part in self.inputs(x).split(BATCH)])
+            return torch.cat([self.model(part) for part in torch.split(self.inputs(x), BATCH)])
 
     def predict(self, x: Any) -> list[Any]:
         """The class of each input, by name; for a network that gives no classes: its outputs, as nested lists.
@@ -144,9 +144,71 @@ class Run:
     def export(self, path: str | Path) -> Path:
         """Write the network for other programs: ``.onnx``, or ``.pt2`` (a program of ``torch.export``).
 
-        The file takes inputs as the network does, after preprocessing; ``model_card`` in the folder says what that is.
+        The file takes batches of any size, of what :meth:`inputs` gives: preprocessing is left to its user, and stands
+        in ``model.json``.
 
         Raises:
             InvalidInputError: the ending is another one, or the network cannot be written in that format.
         """
-'''
+        path = Path(path)
+        if path.suffix not in FORMATS:
+            raise InvalidInputError(f"{path} must end in {' or '.join(FORMATS)}, which say the format")
+        if not path.parent.is_dir():
+            raise InvalidInputError(f"there is no folder {path.parent}; make it, or choose another place")
+        if self._file.inputs is None:
+            raise InvalidInputError(f"{self.folder} does not say what its input is, so it cannot be exported")
+        example = torch.zeros(2, *self._file.inputs["shape"], dtype=getattr(torch, self._file.inputs["dtype"]))
+        if path.suffix == ".onnx":
+            export_onnx(self.model, example, path, names=("input", "output"))
+        elif (problem := export_program(self.model, example, path)) is not None:
+            raise InvalidInputError(f"the network cannot be written: {problem}")
+        return path
+
+
+def load_run(folder: str | Path, *, model: nn.Module | None = None) -> Run:
+    """A finished run: its network with the selected weights, and everything to use it.
+
+    The network is made again from ``model.json`` in the folder: from the registry, from the user's own file (of which
+    the folder has a copy), or from the exported network. Load only folders that you trust: the user's file is executed,
+    and an exported network is in PyTorch's own format.
+
+    Args:
+        folder: of the run.
+        model: the network to load the weights into, for a run whose network could not be exported, or to train on.
+
+    Raises:
+        RunFolderError: the folder holds no finished run, or its network cannot be made again; the message says what to
+            do.
+
+    Example:
+        >>> import tempfile, torch, torch.nn.functional as F, deepzero as dz
+        >>> model = torch.nn.Linear(3, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> batch = torch.randn(8, 3), torch.randint(0, 2, (8,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = dz.Trainer(model, dz.CGE(model, loss=F.cross_entropy), optimizer, [batch], out=folder).fit(epochs=2)
+        ...     run = dz.load_run(folder)
+        >>> torch.equal(run.outputs(batch[0]), model(batch[0])), run.steps
+        (True, 2)
+    """
+    path = Path(folder)
+    record = read_record(path)
+    run = RunFolder(path, record)
+    summary = run.summary
+    if summary is None:
+        raise RunFolderError(
+            f"the run in {path} has not finished; continue it first (deepzero train --resume --out {path}, or "
+            "fit(resume=True)). Its newest weights are in the folder checkpoints"
+        )
+    weights = run.read_weights()
+    if model is None:
+        file = ModelFile.read(path)
+        model = file.build(path)
+    else:
+        file = ModelFile.read(path) if (path / NAME).exists() else ModelFile()
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunFolderError(f"the weights of {path} do not fit {type(model).__name__}: {error}") from error
+    preprocessing = None if file.preprocessing is None else Preprocessing.from_json(file.preprocessing)
+    return Run(path, model.eval(), record["config"], summary, file.classes, preprocessing, file)

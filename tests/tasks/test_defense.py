@@ -25,10 +25,10 @@ from deepzero.tasks.defense import (
     run,
 )
 from deepzero.tasks.defense.config import QUERYING, from_record
-from deepzero.tasks.defense.export import export_onnx
 from deepzero.tasks.defense.run import CLASSIFIER, load_pair
 from deepzero.tasks.parts import load_images
 from deepzero.training import StopRequest, read_metrics
+from deepzero.training.onnx_file import export_onnx
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")

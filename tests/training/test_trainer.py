@@ -802,5 +802,5 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path):
     own(tmp_path).fit(epochs=1)
     with pytest.raises(RunFolderError, match=r"resume=True.*out="):
         own(tmp_path).fit(epochs=1)
-    with pytest.raises(RunFolderError, match="clip_norm: None there, 1.0 asked"):
+    with pytest.raises(RunFolderError, match=r"clip_norm: None there, 1\.0 asked"):
         own(tmp_path, clip_norm=1.0).fit(epochs=2, resume=True)

@@ -135,6 +135,21 @@ def _export(folder: RunFolder, model: nn.Module, inputs: Mapping[str, Any] | Non
     if inputs is None:
         return "its input is not one tensor of samples"
     example = torch.zeros(2, *inputs["shape"], dtype=getattr(torch, inputs["dtype"]))
+    with writing(folder.path / PROGRAM):
+        return export_program(model, example, folder.path / PROGRAM)
+
+
+def export_program(model: nn.Module, example: Tensor, path: Path) -> str | None:
+    """Write a network, in eval mode on the CPU, as a program of ``torch.export`` for batches of any size.
+
+    Args:
+        model: takes one tensor.
+        example: a batch of at least two.
+        path: of the file.
+
+    Returns:
+        Why it cannot be; None if it was written.
+    """
     buffer, model = io.BytesIO(), copy.deepcopy(model).cpu()
     try:
         with eval_mode(model), warnings.catch_warnings():
@@ -143,8 +158,7 @@ def _export(folder: RunFolder, model: nn.Module, inputs: Mapping[str, Any] | Non
             torch.export.save(program, buffer)
     except Exception as error:  # the exporter's own, of many kinds
         return f"torch.export cannot express it: {str(error).splitlines()[0][:300]}"
-    with writing(folder.path / PROGRAM):
-        replace_file(folder.path / PROGRAM, buffer.getvalue())
+    replace_file(path, buffer.getvalue())
     return None
 
 
