@@ -1,0 +1,65 @@
+from . import errors, sparsity
+from .coordinates import Coordinates
+from .errors import BlackBoxWarning, DeepZeroError, SlowQueriesWarning, WrittenParameterWarning
+from .estimator import CGE, RGE, Estimate, Estimator
+from .evaluators import (
+    AutomaticEvaluator,
+    BatchedEvaluator,
+    DistributedEvaluator,
+    ExecutorEvaluator,
+    PropagationEvaluator,
+    QueryJournal,
+    QueryPolicy,
+    SequentialEvaluator,
+    query_key,
+)
+from .objective import BlackBox, NetworkObjective
+from .opaque import Conv, Corrected, Elementwise, Learned, Opaque, PerChannel, PerToken, Simulator
+from .optimize import minimize, value_and_grad
+from .sparsity import Alternating, DynamicRatios
+from .stencils import CENTRAL, FORWARD, Stencil
+from .team import Team, joined
+
+__version__: str
+
+__all__ = [
+    "CENTRAL",
+    "CGE",
+    "FORWARD",
+    "RGE",
+    "Alternating",
+    "AutomaticEvaluator",
+    "BatchedEvaluator",
+    "BlackBox",
+    "BlackBoxWarning",
+    "Conv",
+    "Coordinates",
+    "Corrected",
+    "DeepZeroError",
+    "DistributedEvaluator",
+    "DynamicRatios",
+    "Elementwise",
+    "Estimate",
+    "Estimator",
+    "ExecutorEvaluator",
+    "Learned",
+    "NetworkObjective",
+    "Opaque",
+    "PerChannel",
+    "PerToken",
+    "PropagationEvaluator",
+    "QueryJournal",
+    "QueryPolicy",
+    "SequentialEvaluator",
+    "Simulator",
+    "SlowQueriesWarning",
+    "Stencil",
+    "Team",
+    "WrittenParameterWarning",
+    "errors",
+    "joined",
+    "minimize",
+    "query_key",
+    "sparsity",
+    "value_and_grad",
+]
