@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from deepzero import data, models
-from deepzero.data.description import description, named_sets
-from deepzero.errors import DataNotFoundError, InvalidInputError
+from deepzero.cli.options import DONE, Json, Quiet
+from deepzero.cli.output import Output
+from deepzero.errors import InvalidInputError
 
-DONE, BAD_INPUT = 0, 2
 MOST_CLASSES = 30
 """Rows of the table of classes; --json has all."""
 
@@ -47,25 +43,31 @@ class Data:
         Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: $DEEPZERO_DATA, else data)")
     ] = None
     """Where to look for the files of named sets."""
-    json: FlagCreatePairsOff[bool] = False
-    """Print one JSON object instead."""
+    quiet: Quiet = False
+    json: Json = False
 
-    def run(self, console: Console) -> int:
+    def run(self, output: Output) -> int:
         """Print what there is."""
-        if self.json:
-            logging.getLogger("deepzero").setLevel(logging.ERROR)
         if self.path is None:
-            return self._named(console)
-        return self._own(self.path, console)
+            return self._named(output)
+        told = self._told(self.path)
+        if output.as_json:
+            output.result("", **told)
+        else:
+            _show(told, Console(highlight=False))
+        return DONE
 
-    def _named(self, console: Console) -> int:
+    def _named(self, output: Output) -> int:
+        from deepzero.data.description import named_sets  # noqa: PLC0415 - with PyTorch
+
         for option in ("target", "image_size", "test"):
             if getattr(self, option) is not None:
                 raise InvalidInputError(f"--{option.replace('_', '-')} is for a PATH: deepzero data PATH --...")
         sets = named_sets(self.data_dir)
-        if self.json:
-            _print_json({"sets": sets})
+        if output.as_json:
+            output.result("", sets=sets)
             return DONE
+        console = Console(highlight=False)
         table = Table("name", "what it is", "here?", title="named data sets")
         for one in sets:
             table.add_row(one["name"], one["summary"], escape(one["folder"] or "yes") if one["found"] else "no")
@@ -76,20 +78,11 @@ class Data:
         console.print("Data of your own: deepzero data PATH says what is there.", markup=False)
         return DONE
 
-    def _own(self, path: Path, console: Console) -> int:
-        if not self.json:
-            _show(self._told(path), console)
-            return DONE
-        try:
-            told = self._told(path)
-        except (InvalidInputError, DataNotFoundError) as error:
-            _print_json({"path": str(path), "error": str(error)})
-            return BAD_INPUT
-        _print_json(told)
-        return DONE
-
     def _told(self, path: Path) -> dict[str, Any]:
         """All that is known about the data at a path, or about the named set that is called so."""
+        from deepzero import data  # noqa: PLC0415 - with PyTorch
+        from deepzero.data.description import description  # noqa: PLC0415
+
         named = str(path) in data.names() and not path.exists()
         if named and self.data_dir is not None and data.NAMED[str(path)].find is None:
             raise InvalidInputError(f"{path} needs no files, so --data-dir has no effect; leave it out")
@@ -122,6 +115,10 @@ class Data:
 
 def _networks(shape: tuple[int, ...], classes: int) -> list[str]:
     """Names of the networks that take such inputs without further options."""
+    import torch  # noqa: PLC0415
+
+    from deepzero import models  # noqa: PLC0415
+
     fitting = []
     for name in models.names():
         try:
@@ -179,7 +176,3 @@ def _form(told: dict[str, Any]) -> str:
     channels, height, width = told["shape"]
     colors = {1: "gray", 3: "color"}.get(channels, f"{channels} channels")
     return f"{count:,} images of {height}x{width} pixels, {colors}"
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=2))

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.console import Console
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from deepzero.recipes import SETTINGS, start_of_team
-from deepzero.tasks import classification
-from deepzero.team import joined, launch_name
-from deepzero.training import Result
+from deepzero.cli.options import DONE, RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole
+from deepzero.cli.output import Output, tell_stopped
 
-DONE = 0
-
-STOPPED = 75
-"""Exit code of a run that was stopped early with everything saved (EX_TEMPFAIL of sysexits.h: try again). Under
-torchrun, which would take it for a failure and start the processes again, the exit code is 0."""
-
-RECIPES_OWN = "(default: the recipe's)"
-Whole = Annotated[int | None, arg(metavar="N", help_behavior_hint=RECIPES_OWN)]
-Real = Annotated[float | None, arg(metavar="X", help_behavior_hint=RECIPES_OWN)]
-Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
-Flag = FlagCreatePairsOff[bool]
+if TYPE_CHECKING:
+    from deepzero.training import Result
 
 
 @dataclass(frozen=True)
@@ -80,9 +66,15 @@ class Train:
     """Minutes to wait for another process of torchrun before giving up."""
     tensorboard: Flag = False
     """Write event files for TensorBoard too."""
+    quiet: Quiet = False
+    json: Json = False
 
-    def run(self, console: Console) -> int:
+    def run(self, output: Output) -> int:
         """Train, and say how it went."""
+        from deepzero.recipes import SETTINGS, start_of_team  # noqa: PLC0415 - with PyTorch
+        from deepzero.tasks import classification  # noqa: PLC0415
+        from deepzero.team import joined  # noqa: PLC0415
+
         settings: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS if hasattr(self, name)}
         with joined(self.device, timeout=60 * self.rank_timeout) as team:
             if not team.leads:
@@ -96,22 +88,25 @@ class Train:
                 device=self.device,
                 max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
                 tensorboard=self.tensorboard,
-                console=console if team.leads else None,
+                console=output.console if team.leads else None,
                 notes=start.notes,
                 team=team,
             )
-            return _report(result, console) if team.leads else DONE
+            return _report(result, output) if team.leads else DONE
 
 
-def _report(result: Result, console: Console) -> int:
+def _report(result: Result, output: Output) -> int:
+    from deepzero.team import launch_name  # noqa: PLC0415
+
     if result.summary is None:
-        console.print(f"stopped by {result.stopped}; everything is saved in {result.folder}. To continue:")
-        console.print(f"  deepzero train --resume --out {shlex.quote(str(result.folder))}", soft_wrap=True)
-        return STOPPED if launch_name() is None else DONE
+        code = tell_stopped(output, "train", result.folder, result.stopped)
+        return code if launch_name() is None else DONE
     summary = result.summary
-    console.print(
+    output.result(
         f"test accuracy {summary['test_accuracy']:.2%} with the weights of epoch {summary['selected_epoch'] + 1}; "
         f"{summary['queries']:,} queries in {summary['seconds']:,.0f} s; see {result.folder}",
-        soft_wrap=True,
+        folder=result.folder,
+        stopped=None,
+        summary=summary,
     )
     return DONE
