@@ -25,7 +25,22 @@ class Train:
     """
 
     recipe: Positional[Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: digits)")]] = None
-    """Name of a recipe."""
+    """Name of a recipe; or file.py, file.py:function or module:function of your own, which returns a configuration or a
+    dz.Trainer (function: recipe, by default)."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Take the settings from a run's run.json, or from a .json or .toml file of your own, in place of a recipe."""
+    data: Annotated[str | None, arg(metavar="PATH", help_behavior_hint=RECIPES_OWN)] = None
+    """Data of your own (`deepzero data PATH` says what is there), or the name of a set."""
+    target: Annotated[str | None, arg(metavar="COLUMN", help_behavior_hint="")] = None
+    """With --data: column of a table that holds the classes."""
+    image_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """With --data: height and width to bring images to."""
+    test: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    """With --data: part of each class to hold out as the test set, where there is none."""
+    model: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=RECIPES_OWN)] = None
+    """Name of a network, or file.py:Net of your own, which is called with num_classes, input_shape, ..."""
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE", help_behavior_hint="")] = ()
+    """Arguments of your own recipe's function."""
     epochs: Whole = None
     """Passes over the training images."""
     estimator: Annotated[
@@ -71,42 +86,30 @@ class Train:
 
     def run(self, output: Output) -> int:
         """Train, and say how it went."""
-        from deepzero.recipes import SETTINGS, start_of_team  # noqa: PLC0415 - with PyTorch
-        from deepzero.tasks import classification  # noqa: PLC0415
-        from deepzero.team import joined  # noqa: PLC0415
+        from deepzero.team import joined  # noqa: PLC0415 - with PyTorch
 
-        settings: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS if hasattr(self, name)}
         with joined(self.device, timeout=60 * self.rank_timeout) as team:
             if not team.leads:
                 logging.getLogger("deepzero").setLevel(logging.ERROR)
-            start = start_of_team(self.recipe, settings, self.out, resume=self.resume, team=team)
-            result = classification.train(
-                start.config,
-                out=start.out,
-                resume=start.resume,
-                data_dir=self.data_dir,
-                device=self.device,
-                max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
-                tensorboard=self.tensorboard,
-                console=output.console if team.leads else None,
-                notes=start.notes,
-                team=team,
-            )
-            return _report(result, output) if team.leads else DONE
+            word, words = self._own(team)
+            if word is None:
+                return self._configured(None, output, team)
+            made = called(imported(word), settings_of(words))
+            require_kind(made, (Trainer, ClassificationConfig), word, "a dz.Trainer or a ClassificationConfig")
+            if isinstance(made, Trainer):
+                return self._own_trainer(made, word, words, output, team)
+            return self._configured((Path(word.partition(":")[0]).stem, made), output, team)
 
+    def _own(self, team: Team) -> tuple[str | None, tuple[str, ...]]:
+        """The user's own recipe, if one is asked for or is resumed, and its arguments."""
+        from deepzero.own import absolute, is_own  # noqa: PLC0415
 
-def _report(result: Result, output: Output) -> int:
-    from deepzero.team import launch_name  # noqa: PLC0415
-
-    if result.summary is None:
-        code = tell_stopped(output, "train", result.folder, result.stopped)
-        return code if launch_name() is None else DONE
-    summary = result.summary
-    output.result(
-        f"test accuracy {summary['test_accuracy']:.2%} with the weights of epoch {summary['selected_epoch'] + 1}; "
-        f"{summary['queries']:,} queries in {summary['seconds']:,.0f} s; see {result.folder}",
-        folder=result.folder,
-        stopped=None,
-        summary=summary,
-    )
-    return DONE
+        if self.recipe is not None and is_own(self.recipe):
+            return absolute(self.recipe), self.set
+        if self.set:
+            raise InvalidInputError("--set is for a recipe of your own; name its file: deepzero train FILE.py --set ...")
+        if self.recipe is None and self.resume:
+            record = team.from_leader(lambda: read_record(self.out or latest(ROOT, None)))
+            if "own" in record:
+                return record["own"]["recipe"], tuple(record["own"]["set"])
+        return None, ()

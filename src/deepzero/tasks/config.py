@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from deepzero import baselines, data, models, validation
 from deepzero.errors import InvalidInputError
 from deepzero.losses import LOSSES
-from deepzero.own import absolute, is_own
+from deepzero.own import absolute, guess, is_own
 from deepzero.probes import DISTRIBUTIONS
 from deepzero.sparsity.schedules import UNITS
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
@@ -236,3 +236,44 @@ class ClassificationConfig:
                 f"random directions (rge) move every parameter, so sparsity={self.sparsity.sparsity} cannot apply; "
                 "use sparsity 0, or the estimator cge"
             )
+
+
+def from_record(record: Mapping[str, Any]) -> ClassificationConfig:
+    """The configuration that a run folder keeps as JSON, or that a user has written.
+
+    Raises:
+        InvalidInputError: a setting is unknown, missing, or out of its domain.
+
+    Example:
+        >>> from dataclasses import asdict
+        >>> config = ClassificationConfig(data=DataConfig(name="digits"), model=ModelConfig(name="mlp"))
+        >>> from_record(asdict(config)) == config
+        True
+    """
+    made: ClassificationConfig = _made(ClassificationConfig, record, "")
+    return made
+
+
+def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    """A frozen record from settings by name, its own records made first."""
+    hints, known = get_type_hints(kind), {field.name: field for field in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise InvalidInputError(
+                f"unknown setting {where}{name}{guess(name, known)}; there are: {', '.join(where + k for k in known)}"
+            )
+    given = {}
+    for name, value in values.items():
+        if is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise InvalidInputError(f"{where}{name} must hold settings by name, got {value!r}")
+            given[name] = _made(hints[name], value, f"{where}{name}.")
+        else:
+            given[name] = value
+    missing = [name for name, one in known.items() if one.default is one.default_factory is MISSING and name not in given]
+    if missing:
+        raise InvalidInputError(f"the setting {where}{missing[0]} is missing")
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise InvalidInputError(f"a setting of {where.rstrip('.') or 'the configuration'} is of the wrong kind: {error}") from error

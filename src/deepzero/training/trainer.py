@@ -229,7 +229,9 @@ class Trainer:
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.validate_every, self.max_queries, self.max_minutes = validate_every, max_queries, max_minutes
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
-        self.team, self._divides = team or Team(), team is not None
+        self.team, self._divides = Team(), False
+        if team is not None:
+            self.join(team)
         self.progress, self.model_file = progress, model_file
         self.name, self.notes, self.facts = name or type(model).__name__, dict(notes or {}), dict(facts or {})
         self.keep, self.queries_before = keep or model, queries_before
@@ -238,7 +240,7 @@ class Trainer:
         self.best: Best | None = None
         self._at = _Position()
         self._limit: tuple[int, int] = (0, 0)
-        self._reader = reader(train, self._device, self.team)
+        reader(train, self._device, self.team)  # refuses what is no data
         self._run: SharedRun | None = out if isinstance(out, SharedRun) else None
         self._store: CheckpointStore | None = None
         self._start_of_metrics: int | None = None
@@ -279,6 +281,7 @@ class Trainer:
             if stop is None:
                 seconds = None if self.max_minutes is None else 60 * self.max_minutes
                 stop = stack.enter_context(StopRequest(max_seconds=seconds, once=self.team.size == 1))
+            self._reader = reader(self.train, self._device, self.team)
             self._open(resume)
             if self._over() and self._run is not None and self._run.summary is not None:
                 self.keep.load_state_dict(self._run.weights())
@@ -288,6 +291,10 @@ class Trainer:
             if stopped is not None:
                 return Result(self.model, self.folder, None, stopped)
             return Result(self.model, self.folder, self._finish())
+
+    def join(self, team: Team) -> None:
+        """Divide the queries of the estimator among the processes of a team, which may be this one alone."""
+        self.team, self._divides = team, True
 
     def stop(self, why: str) -> None:
         """End the run after the current step as if it were complete; for callbacks."""
