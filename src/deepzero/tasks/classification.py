@@ -114,7 +114,8 @@ def train(
     started = time.perf_counter()
     path, place, team = Path(out), own_device(validation.device(device)), team or Team()
     run = SharedRun.open(path, config=asdict(config), resume=resume, team=team)
-    with StopRequest(max_seconds=max_seconds, once=team.size == 1) as stop:
+    alone = team.size == 1
+    with StopRequest(max_seconds=max_seconds, once=alone, console=console, waits=alone) as stop:
         splits = splits or load_images(config, data_dir)
         model = make_model(config, splits.train).to(place)
         if run.summary is not None:

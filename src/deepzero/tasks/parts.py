@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from deepzero import data, models
+from deepzero.announce import announced
 from deepzero.losses import LOSSES
 from deepzero.tasks.config import ClassificationConfig, DataConfig
 from deepzero.training.evaluation import Scores, evaluate
@@ -33,13 +34,14 @@ def load_images(config: OnImages, data_dir: str | Path | None = None) -> data.Sp
         DataNotFoundError: the data set is not there.
     """
     images = config.data
-    return data.load(
-        images.name,
-        data_dir=data_dir,
-        validation=images.validation,
-        image_size=images.image_size,
-        limit=images.limit,
-    )
+    with announced(f"reading {images.name}"):
+        return data.load(
+            images.name,
+            data_dir=data_dir,
+            validation=images.validation,
+            image_size=images.image_size,
+            limit=images.limit,
+        )
 
 
 def make_model(config: ClassificationConfig, train_set: data.Dataset) -> nn.Module:

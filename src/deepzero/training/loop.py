@@ -115,6 +115,7 @@ class Trainer:
             except QueryBudgetError as spent:
                 self.save()
                 return str(spent)
+            stop.begin()  # before the first step there is nothing to finish and to save: an interrupt ends it at once
             if self.step % len(self.batches) == 0:
                 self._end_epoch()
             if self._checkpoint_is_due():
