@@ -59,7 +59,6 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 BAD_INPUT_ERRORS = (InvalidInputError, DataNotFoundError, RunFolderError)
 JSON = "--json"
-USAGE = "usage:"
 INDENT = 16 * " "
 
 
@@ -115,16 +114,11 @@ def _wrapped(text: str) -> str:
     """Help whose paragraphs are as wide as the screen; its boxes are already."""
     text = text.replace("{" + ",".join(COMMANDS) + "}", "COMMAND ...")
     width = shutil.get_terminal_size().columns
-    lines = [
-        textwrap.fill(
-            line,
-            width,
-            break_long_words=False,
-            break_on_hyphens=False,
-            subsequent_indent=INDENT * line.startswith(USAGE),
-        )
-        for line in text.splitlines()
-    ]
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    lines = []
+    for line in text.splitlines():
+        wrapper.subsequent_indent = INDENT * line.startswith("usage:")
+        lines.append(wrapper.fill(line))
     return "\n".join(lines) + "\n"
 
 

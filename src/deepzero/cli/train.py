@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from deepzero.cli.options import DONE, RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole
-from deepzero.cli.output import Output, tell_stopped
+from deepzero.cli.options import RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole
+from deepzero.cli.output import Output
 
 if TYPE_CHECKING:
-    from deepzero.training import Result
+    pass
 
 
 @dataclass(frozen=True)
@@ -86,30 +86,6 @@ class Train:
 
     def run(self, output: Output) -> int:
         """Train, and say how it went."""
-        from deepzero.team import joined  # noqa: PLC0415 - with PyTorch
+        from deepzero.cli.training import run_training  # noqa: PLC0415 - with PyTorch
 
-        with joined(self.device, timeout=60 * self.rank_timeout) as team:
-            if not team.leads:
-                logging.getLogger("deepzero").setLevel(logging.ERROR)
-            word, words = self._own(team)
-            if word is None:
-                return self._configured(None, output, team)
-            made = called(imported(word), settings_of(words))
-            require_kind(made, (Trainer, ClassificationConfig), word, "a dz.Trainer or a ClassificationConfig")
-            if isinstance(made, Trainer):
-                return self._own_trainer(made, word, words, output, team)
-            return self._configured((Path(word.partition(":")[0]).stem, made), output, team)
-
-    def _own(self, team: Team) -> tuple[str | None, tuple[str, ...]]:
-        """The user's own recipe, if one is asked for or is resumed, and its arguments."""
-        from deepzero.own import absolute, is_own  # noqa: PLC0415
-
-        if self.recipe is not None and is_own(self.recipe):
-            return absolute(self.recipe), self.set
-        if self.set:
-            raise InvalidInputError("--set is for a recipe of your own; name its file: deepzero train FILE.py --set ...")
-        if self.recipe is None and self.resume:
-            record = team.from_leader(lambda: read_record(self.out or latest(ROOT, None)))
-            if "own" in record:
-                return record["own"]["recipe"], tuple(record["own"]["set"])
-        return None, ()
+        return run_training(self, output)

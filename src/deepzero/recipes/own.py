@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from deepzero import data, models
+from deepzero import data
 from deepzero.errors import InvalidInputError
 from deepzero.recipes.catalogue import find
 from deepzero.tasks.config import (

@@ -145,7 +145,12 @@ def interrupted_run(out: Path | None, root: Path = ROOT) -> Path | None:
     return next((path for path in begun if read_record(path).get("launch") == launch), None)
 
 
-def latest(root: Path, recipe: str | None) -> Path:
+def latest(root: Path, recipe: str | None = None) -> Path:
+    """The run below ``root`` that was started last and has not finished.
+
+    Raises:
+        RunFolderError: there is none.
+    """
     runs = [record.parent for record in root.glob("*/run.json") if not (record.parent / "summary.json").exists()]
     runs = [run for run in runs if recipe is None or read_record(run).get("recipe") == recipe]
     if not runs:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deepzero import data, models
+from deepzero.announce import announced
 from deepzero.losses import LOSSES
 from deepzero.tasks.config import ClassificationConfig, DataConfig
 from deepzero.training import ModelFile, evaluate
@@ -34,16 +35,17 @@ def load_images(config: OnImages, data_dir: str | Path | None = None) -> data.Sp
         DataNotFoundError: the data set is not there.
     """
     images = config.data
-    return data.load(
-        images.name,
-        path=images.path,
-        data_dir=data_dir,
-        validation=images.validation,
-        test=images.test,
-        target=images.target,
-        image_size=images.image_size,
-        limit=images.limit,
-    )
+    with announced(f"reading {images.title}"):
+        return data.load(
+            images.name,
+            path=images.path,
+            data_dir=data_dir,
+            validation=images.validation,
+            test=images.test,
+            target=images.target,
+            image_size=images.image_size,
+            limit=images.limit,
+        )
 
 
 def make_model(config: ClassificationConfig, train_set: data.Dataset) -> nn.Module:

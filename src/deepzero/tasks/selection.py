@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from deepzero.announce import announced
 from deepzero.coordinates import CoordinateSchedule
 from deepzero.data import BatchLoader, Dataset
 from deepzero.data.loader import Batch
@@ -178,17 +179,18 @@ class _Start:
                 return magnitude(self.model)
             case "fo-grasp":
                 return fo_grasp(self.model, self.loss, *self._sample(sparse.per_class), seed=seed)
-        log.info("scoring %s weights by ZO-GraSP with %s directions", self.config.model.name, sparse.queries)
-        self.queries += 2 * (sparse.queries + 1)
-        return zo_grasp(
-            self.model,
-            self.loss,
-            *self._sample(sparse.per_class),
-            queries=sparse.queries,
-            step_size=self.config.estimator.step_size,
-            seed=seed,
-            evaluator=divided(self._one_by_one_or_batched(), self.team),
-        )
+        cost = 2 * (sparse.queries + 1)
+        self.queries += cost
+        with announced(f"scoring {self.config.model.name} weights by ZO-GraSP ({cost} queries)"):
+            return zo_grasp(
+                self.model,
+                self.loss,
+                *self._sample(sparse.per_class),
+                queries=sparse.queries,
+                step_size=self.config.estimator.step_size,
+                seed=seed,
+                evaluator=divided(self._one_by_one_or_batched(), self.team),
+            )
 
     def _one_by_one_or_batched(self) -> DivisibleEvaluator:
         """How scores are asked: float64 convolutions on a CPU take half the time one by one."""

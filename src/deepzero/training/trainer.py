@@ -279,8 +279,9 @@ class Trainer:
         with ExitStack() as stack:
             stack.callback(self._stop_the_clock)
             if stop is None:
-                seconds = None if self.max_minutes is None else 60 * self.max_minutes
-                stop = stack.enter_context(StopRequest(max_seconds=seconds, once=self.team.size == 1))
+                seconds, alone = None if self.max_minutes is None else 60 * self.max_minutes, self.team.size == 1
+                request = StopRequest(max_seconds=seconds, once=alone, console=self._console, waits=alone)
+                stop = stack.enter_context(request)
             self._reader = reader(self.train, self._device, self.team)
             self._open(resume)
             if self._over() and self._run is not None and self._run.summary is not None:
@@ -355,6 +356,7 @@ class Trainer:
                     exhausted = not self._step(itertools.islice(batches, self.accumulate)) or self._is_epoch_read()
                 except QueryBudgetError as spent:
                     self.stop(f"{BUDGET} a black box is spent: {spent}")
+                stop.begin()  # before the first step there is nothing to save: an interrupt ends it at once
                 if not exhausted and self._checkpoint_is_due():
                     self.save()
             self._end_epoch(complete=exhausted or self._is_epoch_read())
@@ -577,6 +579,12 @@ class Trainer:
     # Beginning and end
 
     @property
+    def _console(self) -> Console | None:
+        if isinstance(self.progress, Console):
+            return self.progress
+        return Console(stderr=True) if self.progress else None
+
+    @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -633,8 +641,7 @@ class Trainer:
         path = None if folder is None else folder.path
         for logger in self.loggers:
             self._sinks.append(logger if hasattr(logger, "write") else logger(path, self.step))  # type: ignore[arg-type]
-        if self.progress:
-            console = self.progress if isinstance(self.progress, Console) else Console(stderr=True)
+        if (console := self._console) is not None:
             self._sinks.append(ProgressBar(total=self.total_steps, done=self.step, console=console))
         for sink in self._sinks:
             stack.callback(sink.close)
