@@ -95,9 +95,7 @@ def base_of(command: Any, own: tuple[str, ClassificationConfig] | None) -> Base 
         name, config = _before(command, own)
         model = None if command.model is None else _network(command)
         if command.data is not None:
-            images = data_config(
-                command.data, target=command.target, image_size=command.image_size, test=command.test
-            )
+            images = data_config(command.data, target=command.target, image_size=command.image_size, test=command.test)
             name = Path(command.data).stem if config is None else name
             config = own_config(images, model) if config is None else with_data(config, images)
         elif config is None:
@@ -158,16 +156,14 @@ def require_effect(command: Any, config: ClassificationConfig) -> None:
         raise InvalidInputError(f"--step-size has no effect: {method} takes no finite differences; leave it out")
 
 
-def _trained(
-    command: Train, trainer: Trainer, word: str, words: tuple[str, ...], output: Output, team: Team
-) -> Result:
+def _trained(command: Train, trainer: Trainer, word: str, words: tuple[str, ...], output: Output, team: Team) -> Result:
     """Train by a trainer that the user's own recipe has made."""
     for name in FOR_CONFIGURATIONS:
         if getattr(command, name, None) is not None:
             option = name.replace("_", "-")
             raise InvalidInputError(
-                f"--{option} has no effect: {Path(word).name} returns a dz.Trainer, which holds what it trains. Make it "
-                f"a parameter of your function and type --set {name}=VALUE"
+                f"--{option} has no effect: {Path(word).name} returns a dz.Trainer, which holds what it trains. Make "
+                f"it a parameter of your function and type --set {name}=VALUE"
             )
     if command.device != "cpu":
         raise InvalidInputError("--device has no effect on a dz.Trainer: move the model in your function")
