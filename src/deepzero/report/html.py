@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
+from deepzero import __version__
 from deepzero.report.records import Document, Figure, Picture, Series, Table
 from deepzero.report.svg import draw
 from deepzero.report.values import MISSING, flat, numeric_columns, shown
@@ -39,7 +39,7 @@ def page(documents: Sequence[Document], *, title: str) -> str:
         f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
         f"<style>\n{style}</style>\n</head>\n<body>\n<header>\n<h1>{escape(title)}</h1>\n</header>\n{contents}"
         f"<main>\n{sections}</main>\n"
-        f"<footer>Made by deepzero {escape(version('deepzero'))}.</footer>\n</body>\n</html>\n"
+        f"<footer>Made by deepzero {escape(__version__)}.</footer>\n</body>\n</html>\n"
     )
 
 
