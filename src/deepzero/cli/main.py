@@ -36,6 +36,7 @@ from deepzero.cli.recipes import Recipes
 from deepzero.cli.report import Report
 from deepzero.cli.reproduce import Reproduce
 from deepzero.cli.train import Train
+from deepzero.cli.use import Evaluate, Export, Predict
 from deepzero.cli.words import HELP, check
 from deepzero.errors import DataNotFoundError, DeepZeroError, InvalidInputError, RunFolderError
 
@@ -43,6 +44,9 @@ DESCRIPTION = "Train deep networks from function values alone."
 
 COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train,
+    "predict": Predict,
+    "evaluate": Evaluate,
+    "export": Export,
     "doctor": Doctor,
     "defend": Defend,
     "certify": Certify,

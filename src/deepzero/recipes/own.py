@@ -25,6 +25,8 @@ from deepzero.training import TrainingConfig
 
 RUN = "deepzero run"
 ENDINGS = (".json", ".toml")
+BATCH = 32
+"""Samples of a batch, for data of one's own: small sets fill one, too."""
 
 
 def own_config(images: DataConfig, model: ModelConfig | None = None) -> ClassificationConfig:
@@ -42,7 +44,7 @@ def own_config(images: DataConfig, model: ModelConfig | None = None) -> Classifi
         model = _suggested(load_images(_Of(images)).train)
     sparsity = 0.0 if model.name == "mlp" else 0.9
     return ClassificationConfig(
-        data=images,
+        data=replace(images, batch_size=BATCH),
         model=model,
         estimator=EstimatorConfig(method="cge", step_size=5e-3),
         sparsity=SparsityConfig(sparsity=sparsity, ratios="smart-ratio", every=1, unit="step"),
