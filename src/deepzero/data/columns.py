@@ -27,7 +27,8 @@ def read_columns(path: Path) -> Any:
     if not path.is_file():
         raise DataNotFoundError(f"there is no file {path}")
     try:
-        table = _parquet(path) if _starts(path, PARQUET_MAGIC) else _csv(path)
+        is_parquet = path.suffix.lower() in PARQUET_ENDINGS or _starts(path, PARQUET_MAGIC)
+        table = _parquet(path) if is_parquet else _csv(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(
             f"{path} cannot be read as a table ({error}); write it again, as UTF-8 text or Parquet"

@@ -53,7 +53,9 @@ def description(splits: Splits) -> dict[str, Any]:
             {"name": name, **{part: numbers[label] for part, numbers in counts.items()}}
             for label, name in enumerate(train.class_names)
         ],
-        "balance": _balance(train, [sum(numbers) for numbers in zip(*counts.values(), strict=True)], splits.test),
+        "balance": _balance(
+            train.class_names, [sum(numbers) for numbers in zip(*counts.values(), strict=True)], splits.test
+        ),
         "notes": list(splits.notes),
     }
 
@@ -68,12 +70,11 @@ def _search(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, Any
         return {"found": False, "folder": None, "advice": str(error)}
 
 
-def _balance(train: Dataset, counts: list[int], test: Dataset) -> dict[str, Any]:
+def _balance(names: tuple[str, ...], counts: list[int], test: Dataset) -> dict[str, Any]:
     largest, smallest = (choose(range(len(counts)), key=counts.__getitem__) for choose in (max, min))
-    always = int((test.labels == train.labels.bincount().argmax()).sum())
     return {
-        "largest": train.class_names[largest],
-        "smallest": train.class_names[smallest],
+        "largest": names[largest],
+        "smallest": names[smallest],
         "ratio": counts[largest] / counts[smallest] if counts[smallest] else None,
-        "baseline": always / len(test) if len(test) else None,
+        "baseline": int((test.labels == largest).sum()) / len(test),
     }

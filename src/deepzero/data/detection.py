@@ -141,22 +141,27 @@ def _why_not(path: Path) -> str:
             f"its images, such as {images[0].name}, lie in the folder itself; put those of each class into a folder of "
             f"its own, such as {path / 'cats' / images[0].name}"
         )
-    tables = [name for name in entries if Path(name).suffix.lower() in (".npz", *CSV_ENDINGS, *PARQUET_ENDINGS)]
-    if tables:
-        return f"name a file in it: {path / tables[0]}"
-    deeper = next((folder for child in class_folders(path) for folder in _with_images(child)), None)
-    parts = [child.name for child in class_folders(path) if child.name.lower().startswith(("train", "test", "val"))]
-    if deeper is not None and parts and deeper.parent.parent == path:
+    endings = {Path(name).suffix.lower(): name for name in reversed(entries)}
+    if tables := endings.keys() & {".npz", *CSV_ENDINGS, *PARQUET_ENDINGS}:
+        return f"name a file in it: {path / endings[min(tables)]}"
+    if archives := endings.keys() & set(ARCHIVES):
+        return f"it holds the archive {endings[min(archives)]}; unpack it first"
+    return _too_deep(path) or f"it holds {', '.join(entries[:5])}; expected {UNDERSTOOD}"
+
+
+def _too_deep(path: Path) -> str | None:
+    """What to do if there are images further down."""
+    children = class_folders(path)
+    deep = next((folder for child in children for folder in _with_images(child)), None)
+    if deep is None:
+        return None
+    parts = [child.name for child in children if child.name.lower().startswith(("train", "test", "val"))]
+    if parts and deep.parent.parent == path:
         return f"it holds {', '.join(parts)} with folders of images; rename these to train and test (or train and val)"
-    if deeper is not None:
-        return (
-            f"its images lie too deep, as in {deeper}; images belong right into the folder of their class, and "
-            f"{deeper.parent} looks like the one to name"
-        )
-    archives = [name for name in entries if Path(name).suffix.lower() in ARCHIVES]
-    if archives:
-        return f"it holds the archive {archives[0]}; unpack it first"
-    return f"it holds {', '.join(entries[:5])}; expected {UNDERSTOOD}"
+    return (
+        f"its images lie too deep, as in {deep}; images belong right into the folder of their class, and {deep.parent} "
+        "looks like the one to name"
+    )
 
 
 def _with_images(folder: Path) -> list[Path]:

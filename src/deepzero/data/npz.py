@@ -80,16 +80,18 @@ def _array(archive: Any, name: str, path: Path) -> Array:
 
 def _role(name: str) -> tuple[str, bool] | None:
     """The part that an array belongs to and whether it holds labels; None if its name says neither."""
-    words = name.lower()
-    part = TRAIN
-    for word, meaning in PARTS.items():
-        for rest in (words.removeprefix(f"{word}_"), words.removesuffix(f"_{word}")):
-            if rest != words:
-                part, words = meaning, rest
-    if words in INPUTS + LABELS:
-        return part, words in LABELS
-    compact = {f"{word}{letter}": (meaning, letter == "y") for word, meaning in PARTS.items() for letter in "xy"}
-    return compact.get(words)
+    words = name.lower().split("_")
+    part = next((PARTS[word] for word in words if word in PARTS), TRAIN)
+    what = "_".join(word for word in words if word not in PARTS)
+    if what in INPUTS + LABELS:
+        return part, what in LABELS
+    joined = {
+        form: (part, letter == "y")
+        for word, part in PARTS.items()
+        for letter in "xy"
+        for form in (letter + word, word + letter)
+    }
+    return joined.get(name.lower())
 
 
 def _pair(part: str, roles: dict[str, tuple[str, bool] | None], path: Path) -> tuple[str, str]:

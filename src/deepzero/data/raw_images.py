@@ -91,6 +91,8 @@ class RawImages:
         size = self.shape[1:]
         if raw.size == 0:
             raise InvalidInputError(f"an array of images must hold at least one pixel, got shape {list(raw.shape)}")
+        if raw.dtype.kind not in "iuf":
+            raise InvalidInputError(f"pixels must be integers or floating-point numbers, got {raw.dtype}")
         if self.shorter_side is None or np.issubdtype(raw.dtype, np.floating):
             return self._in_units(channels_first(raw, self.shape[0], size))
         images = channels_first(raw, self.shape[0], None)
@@ -105,8 +107,6 @@ class RawImages:
         return torch.cat([self._of_image(_image(one)) for one in self._in_units(images)])
 
     def _in_units(self, images: Shaped[Tensor, "b c h w"]) -> Real[Tensor, "b c h w"]:
-        if images.dtype == torch.bool or images.is_complex():
-            raise InvalidInputError(f"pixels must be integers or floating-point numbers, got {images.dtype}")
         if images.is_floating_point():
             if not images.isfinite().all():
                 raise InvalidInputError("pixels must be finite, got NaN or infinity")

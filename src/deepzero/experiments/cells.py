@@ -43,7 +43,7 @@ class Place:
     def images(self, config: ClassificationConfig) -> data.Splits:
         """The images of a run, which are read once: the cells of an experiment share a few sets."""
         wanted = config.data
-        key = (wanted.name, wanted.path, wanted.validation, wanted.image_size, wanted.limit)
+        key = (wanted.name, wanted.path, wanted.target, wanted.test, wanted.validation, wanted.image_size, wanted.limit)
         if key not in self._images:
             self._images[key] = load_images(config, self.data_dir)
         return self._images[key]
