@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.errors import InvalidInputError
+from deepzero.objective import parameters_of
 
 
 def square(params: dict[str, Any]) -> float:
@@ -26,7 +27,7 @@ def step(box: dz.BlackBox) -> torch.Tensor:
     """One step of gradient descent at rate 0.1 with exact differences; returns the gradient."""
     zo = dz.CGE(box, step_size=0.5, stencil=dz.CENTRAL)
     zo.backward()
-    (parameter,) = box.optimizer_parameters()
+    (parameter,) = box.parameters()
     torch.optim.SGD([parameter], lr=0.125).step()
     assert parameter.grad is not None
     return parameter.grad
@@ -179,7 +180,7 @@ def test_a_bare_array_is_handed_on_as_it_is(array: Any, kind: type) -> None:
 def test_a_bare_array_travels_to_other_processes() -> None:
     box = dz.BlackBox(scaled_sum, np.ones(3))
     function = pickle.loads(pickle.dumps(box.function()))
-    assert function.losses([box.parameters()], (2.0,)) == [6.0]
+    assert function.losses([parameters_of(box)], (2.0,)) == [6.0]
 
 
 def test_bare_arrays_are_stacked() -> None:

@@ -24,7 +24,7 @@ from deepzero.errors import InvalidInputError
 from deepzero.estimator import CGE, RGE, Estimator
 from deepzero.evaluators import ExecutorEvaluator, QueryJournal, QueryPolicy
 from deepzero.evaluators.executor_pool import ExecutorSource
-from deepzero.objective import BlackBox
+from deepzero.objective import BlackBox, parameters_of
 from deepzero.stencils import CENTRAL, Stencil, as_stencil
 from deepzero.step_sizes import NOISE_POINTS, FromNoise, StepSizeLike
 
@@ -154,7 +154,7 @@ def minimize(
             search.by_scipy()
         else:
             made = chosen if callable(chosen) else _named(chosen, validation.positive("lr", lr, hint="1e-2"))
-            search.by_torch(made(box.optimizer_parameters()))
+            search.by_torch(made(list(box.parameters())))
         return search.result()
 
 
@@ -283,11 +283,11 @@ class _Search:
             raise _SpentError
         at = self.inside(point)
         self.move(at)
-        owners = self.box.optimizer_parameters()
-        for owner in owners:
-            owner.grad = None
+        parameters = list(self.box.parameters())
+        for parameter in parameters:
+            parameter.grad = None
         value = float(self.zo.backward(*self.args))
-        slopes = torch.cat([owner.grad.double().flatten() for owner in owners if owner.grad is not None])
+        slopes = torch.cat([p.grad.double().flatten() for p in parameters if p.grad is not None])
         if value < self.best:
             self.best, self.best_point = value, at.clone()
         self.slopes = slopes
@@ -300,18 +300,18 @@ class _Search:
         low, high = self.limits
         self.move(point)
         sizes = self.zo.step_sizes()  # which may depend on the point
-        room = torch.cat([torch.full((p.numel(),), sizes[name]) for name, p in self.box.parameters().items()]).double()
+        room = torch.cat([torch.full((p.numel(),), sizes[name]) for name, p in self.box.named_parameters()]).double()
         room = torch.minimum(room * 1.01, (high - low) / 2)
         return torch.minimum(torch.maximum(point, low + room), high - room)
 
     def move(self, point: Tensor) -> None:
         """Set the parameters."""
-        for part, p in zip(self.parts(point), self.box.parameters().values(), strict=True):
+        for part, p in zip(self.parts(point), parameters_of(self.box).values(), strict=True):
             p.copy_(part)
 
     def flat(self) -> Tensor:
         """The parameters, in float64."""
-        return torch.cat([p.double().flatten() for p in self.box.parameters().values()])
+        return torch.cat([p.double().flatten() for p in parameters_of(self.box).values()])
 
     def tell(self, point: Tensor, value: float) -> None:
         """Count a step, and tell the callback."""
@@ -325,7 +325,7 @@ class _Search:
 
     def parts(self, flat: Tensor) -> list[Tensor]:
         """Flat numbers in the shapes and dtypes of the parameters."""
-        parameters = list(self.box.parameters().values())
+        parameters = list(parameters_of(self.box).values())
         parts = torch.split(flat, [p.numel() for p in parameters])
         return [part.reshape(p.shape).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
 
@@ -391,7 +391,7 @@ class _Search:
         best = self.x0 if isinstance(self.x0, nn.Module) else _like(self.x0, self.named(self.best_point))
         single, more, seen = BlackBox(self.fn, best), {}, [self.best]
         if self.final:
-            seen = [float(single.evaluate(single.parameters(), self.args, seed=0).loss) for _ in range(self.final)]
+            seen = [float(single.evaluate(parameters_of(single), self.args, seed=0).loss) for _ in range(self.final)]
         if self.repeats > 1:
             more["standard_error"] = float(np.std(seen, ddof=1)) / math.sqrt(self.final)
         return OptimizeResult(
@@ -441,7 +441,7 @@ def _as(like: Any, value: Tensor) -> Any:
 
 
 def _size(box: BlackBox) -> int:
-    return sum(p.numel() for p in box.parameters().values())
+    return sum(p.numel() for p in box.parameters())
 
 
 def _named(name: str, lr: float) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:

@@ -11,6 +11,7 @@ from torch import nn
 import deepzero as dz
 from deepzero.coordinates import StepContext
 from deepzero.errors import CheckpointError, NonFiniteLossError
+from deepzero.objective import parameters_of
 from deepzero.sparsity import DynamicRatios
 from deepzero.step_sizes import as_step_size
 from deepzero.training import (
@@ -378,7 +379,7 @@ def test_the_source_is_told_each_epoch_so_that_coordinates_are_drawn_for_it(tmp_
 
     made.source.backward = note
     fit(made)
-    shapes = {name: p.shape for name, p in made.source.objective.parameters().items()}
+    shapes = {name: p.shape for name, p in parameters_of(made.source.objective).items()}
     sets = [ratios.coordinates(StepContext(0, epoch, made.source.objective, ())).masks(shapes) for epoch in range(3)]
     assert not torch.equal(sets[0]["4.weight"], sets[1]["4.weight"])
     assert len(touched) == 12
