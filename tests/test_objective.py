@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -169,10 +171,48 @@ class TestBlackBox:
         assert box.values["w"] is start
         np.testing.assert_allclose(start, 0, atol=1e-3)
 
+    @pytest.mark.parametrize("kind", ["array", "tensor", "dict", "module"])
+    def test_torch_optim_just_works(self, kind: str) -> None:
+        """Parameters are those of a module; the next query sees the step; what was given holds the result."""
+        module = nn.Linear(2, 1)
+        given: Any = {
+            "array": np.ones(2),
+            "tensor": torch.ones(2, dtype=torch.float64),
+            "dict": {"n": np.ones(2), "t": torch.ones((), dtype=torch.float64)},
+            "module": module.double(),
+        }[kind]
+        seen: list[float] = []
+
+        def fn(params: Any) -> float:
+            arrays = params.values() if isinstance(params, dict) else [params]
+            seen.append(float(sum((np.asarray(array) ** 2).sum() for array in arrays)))
+            return seen[-1]
+
+        box = dz.BlackBox(fn, given)
+        zo = dz.CGE(box, step_size=0.5, stencil=dz.CENTRAL)  # exact on a quadratic function
+        start = float(zo.backward())
+        torch.optim.SGD(box.parameters(), lr=0.25).step()
+        seen.clear()
+        assert float(zo.backward()) == seen[0] == pytest.approx(start / 4)
+        torch.optim.Adam(box.named_parameters(), lr=1e-3).step()
+        assert box.value is given
+        names = {"array": ["x"], "tensor": ["x"], "dict": ["n", "t"], "module": ["weight", "bias"]}[kind]
+        assert [name for name, _ in box.named_parameters()] == names
+        assert all(isinstance(p, nn.Parameter) for p in box.parameters())
+        if kind in ("array", "tensor"):
+            assert given.tolist() == pytest.approx([0.5 - 1e-3] * 2)
+
     @pytest.mark.parametrize("answer", [1, 1.0, np.float32(1), np.array([1.0]), torch.tensor(1.0), torch.ones(1, 1)])
     def test_answers_that_are_one_number(self, answer: object) -> None:
         box = dz.BlackBox(lambda p: answer, {"w": np.zeros(1)})
         assert float(box.evaluate(parameters_of(box), (), seed=0).loss) == 1.0
+
+    def test_parameters_can_be_iterated_over_again(self) -> None:
+        """As of a module: an iterator each time, of the same tensors."""
+        box = dz.BlackBox(lambda p: 0.0, {"a": np.ones(2), "b": np.ones(1)})
+        first, second = list(box.parameters()), list(box.parameters())
+        assert [id(p) for p in first] == [id(p) for p in second] == [id(p) for _, p in box.named_parameters()]
+        assert next(box.parameters()) is first[0]
 
     @pytest.mark.parametrize("answer", [None, "one", np.ones(2), torch.ones(0), {"loss": 1.0}])
     def test_answers_that_are_not(self, answer: object) -> None:

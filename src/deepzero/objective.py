@@ -19,7 +19,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from deepzero import validation
-from deepzero.arrays import Given, as_parameter, described, named
+from deepzero.arrays import Given, as_parameters, described, named
 from deepzero.errors import InvalidInputError, QueryError, WrittenParameterWarning, from_black_box
 from deepzero.operator import Answers, answering, asks, forgives, perturbed_query, stirred
 from deepzero.placement import Attributes, Places, put_back
@@ -762,7 +762,7 @@ class BlackBox:
         self.fn, self.values = named(fn, params)
         self.value = params
         self.batched = None if batched is None else validation.count("batched", batched)
-        self._tensors = {name: as_parameter(name, value) for name, value in self.values.items()}
+        self._tensors = as_parameters(self.values)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {list(p.shape)}" for name, p in self._tensors.items())

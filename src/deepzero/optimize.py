@@ -19,7 +19,7 @@ from scipy.optimize import OptimizeResult
 from torch import Tensor, nn
 
 from deepzero import validation
-from deepzero.arrays import BARE, Given
+from deepzero.arrays import BARE, Given, is_like_array
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import CGE, RGE, Estimator
 from deepzero.evaluators import ExecutorEvaluator, QueryJournal, QueryPolicy
@@ -70,7 +70,8 @@ def minimize(
     Args:
         fn: called as ``fn(x, *args)``; returns a number. ``x`` is what ``x0`` is: an array, a tensor, or a dict of
             them; for a module a dict of its trainable parameters by name.
-        x0: where to begin. It stays as it is, but for a module, whose parameters are moved.
+        x0: where to begin. It stays as it is, but for a module, whose parameters are moved. Numbers and lists become
+            arrays.
         args: further arguments of ``fn``.
         method: ``"cge"``, every coordinate, or ``"rge"``, ``queries`` random directions a step.
         optimizer: ``"l-bfgs-b"`` (SciPy's, which wants a gradient almost without noise: the default with ``"cge"`` and
@@ -127,6 +128,7 @@ def minimize(
     validation.count("max_steps", max_steps)
     if max_queries is not None:
         validation.count("max_queries", max_queries)
+    x0 = _arrays(x0)
     with ExitStack() as stack:
         box = BlackBox(Repeated(fn, repeats), _own(x0))
         options: dict[str, Any] = {
@@ -197,6 +199,7 @@ def value_and_grad(
 
     def estimated(x: Given, *args: Any, **keywords: Any) -> tuple[float, Any]:
         nonlocal calls
+        x = _arrays(x)
         with ExitStack() as stack:
             box = BlackBox(fn, _own(x))
             execution = _execution(workers, policy, None, stack)
@@ -416,16 +419,21 @@ class _StoppedError(Exception):
 
 
 def _own(x: Any) -> Any:
-    """Copies that may be moved; a module is moved itself."""
-    if isinstance(x, nn.Module):
-        return x
+    """Copies that may be moved, of whole numbers in float64; a module is moved itself."""
     if isinstance(x, Tensor):
         return x.detach().clone()
     if isinstance(x, np.ndarray):
-        return x.copy() if np.issubdtype(x.dtype, np.floating) else x.astype(np.float64)
+        return x.astype(np.float64) if x.dtype.kind in "iu" else x.copy()
     if isinstance(x, Mapping):
         return {name: _own(value) for name, value in x.items()}
     return x
+
+
+def _arrays(x: Any) -> Any:
+    """Arrays in place of numbers and lists, as SciPy takes them."""
+    if isinstance(x, Mapping):
+        return {name: _arrays(value) for name, value in x.items()}
+    return np.array(x, dtype=np.float64) if is_like_array(x) else x
 
 
 def _like(x: Given, values: dict[str, Tensor]) -> Any:
