@@ -63,10 +63,10 @@ def named(fn: Function, params: Given) -> tuple[Function, dict[str, Array]]:
             raise InvalidInputError("the module has no trainable parameter (requires_grad=True): nothing to estimate")
         return _with_numbers(fn, trainable)
     if not isinstance(params, Mapping):
-        hint = "pass np.array(params, dtype=float)" if is_like_array(params) else 'for example {"w": np.zeros(3)}'
         raise InvalidInputError(
             "params must be arrays by name, one array or tensor, or a torch.nn.Module, which are updated in place; got "
-            f"{type(params).__name__}; {hint}"
+            f"{type(params).__name__}; "
+            + ("pass np.array(params, dtype=float)" if is_like_array(params) else 'for example {"w": np.zeros(3)}')
         )
     if not params:
         raise InvalidInputError('params must name at least one array, for example {"w": np.zeros(3)}')

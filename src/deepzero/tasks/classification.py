@@ -23,8 +23,9 @@ from deepzero.team import Team, own_device
 from deepzero.training.environment import hardware, versions
 from deepzero.training.evaluation import Scores
 from deepzero.training.files import finite
+from deepzero.training.loggers import TensorBoard
 from deepzero.training.loop import Trainer
-from deepzero.training.metrics import JsonLines, Sink, TensorBoard, read_metrics
+from deepzero.training.metrics import JsonLines, Sink, read_metrics
 from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RunFolder
@@ -185,7 +186,7 @@ def _sinks(folder: RunFolder | None, trainer: Trainer, tensorboard: bool, consol
     if folder is None:
         return sinks
     if tensorboard:
-        sinks.append(TensorBoard(folder.path / "tensorboard", start=trainer.step))
+        sinks.append(TensorBoard(folder.path / "tensorboard", config=folder.record["config"]))
     if console is not None:
         sinks.append(ProgressBar(total=trainer.total_steps, done=trainer.step, console=console))
     return sinks

@@ -4,8 +4,9 @@ from deepzero.training.checkpoint import Checkpoint, CheckpointStore, Restored, 
 from deepzero.training.config import TrainingConfig
 from deepzero.training.environment import hardware, versions
 from deepzero.training.evaluation import Scores, eval_mode, evaluate
+from deepzero.training.loggers import MLflow, TensorBoard, WandB, open_logger
 from deepzero.training.loop import Best, Trainer
-from deepzero.training.metrics import JsonLines, Sink, TensorBoard, read_metrics
+from deepzero.training.metrics import JsonLines, Sink, read_metrics
 from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RunFolder, read_record
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointStore",
     "GradientSource",
     "JsonLines",
+    "MLflow",
     "ProgressBar",
     "Restored",
     "RunFolder",
@@ -30,9 +32,11 @@ __all__ = [
     "TensorBoard",
     "Trainer",
     "TrainingConfig",
+    "WandB",
     "eval_mode",
     "evaluate",
     "hardware",
+    "open_logger",
     "plot_run",
     "read_checkpoint",
     "read_metrics",
