@@ -27,7 +27,8 @@ from deepzero.training.run_folder import writing
 PROJECT = "deepzero"
 """Name of the project or experiment where none is given."""
 FLUSH_SECONDS = 2.0
-"""MLflow is told at most so often: a call of its tracking store takes long beside a small step."""
+"""Least time between two calls of MLflow's tracking store, which take long beside a small step, and between two writes
+of Weights & Biases' file."""
 MLFLOW_BATCH = 1000
 """Most numbers that MLflow takes in one call, by its REST interface."""
 MLFLOW_PARAMS = 100
@@ -97,7 +98,8 @@ class TensorBoard:
 class WandB:
     """A run of Weights & Biases.
 
-    A run that was resumed offline lies in several folders of one id, which ``wandb sync`` uploads in their order.
+    A run that was resumed offline lies in several folders of one id, to be given to ``wandb sync`` in their order. A
+    process that is killed outright loses the points of its last two seconds.
 
     Args:
         folder: of the run: keeps the run's id, so that a resumed run is the same one there. None: always a new run.
@@ -137,7 +139,11 @@ class WandB:
         if mode is not None:
             validation.choice("mode", mode, ("online", "offline", "disabled"))
         self._kept = Kept(folder, "wandb")
+        self._open: list[Record] = []  # of the newest step, which W&B holds back until there is a newer one
         place = dir if dir is not None else folder
+        if place is not None:
+            with writing(Path(place)):
+                Path(place).mkdir(parents=True, exist_ok=True)  # or its files would go elsewhere
         try:
             self._run = wandb.init(
                 id=self._kept.id or uuid.uuid4().hex[:12],
@@ -148,9 +154,9 @@ class WandB:
                 dir=None if place is None else str(place),
                 config=None if config is None else dict(config),
                 reinit="create_new",
-                settings=wandb.Settings(console="off"),  # progress bars are none of its business
+                settings=_wandb_settings(wandb),
             )
-        except wandb.errors.Error as error:
+        except Exception as error:  # of many kinds: not logged in, no network, another process has the run
             raise InvalidInputError(
                 f"Weights & Biases cannot start the run: {error}; try `wandb login`, or mode='offline', which is "
                 "WANDB_MODE=offline in the environment"
@@ -161,20 +167,28 @@ class WandB:
         """Add a point to each curve."""
         if self._kept.has(record):
             return
+        if self._open and self._open[0]["step"] < record["step"]:
+            self._note()
         self._run.log(numbers_of(record), step=record["step"])
-        self._kept.note(record)
+        self._open.append(record)
+
+    def _note(self) -> None:
+        for record in self._open:
+            self._kept.note(record)
+        self._open.clear()
 
     def close(self) -> None:
         """Finish the run; as failed, if an error is on its way."""
         self._run.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
+        self._note()
         self._kept.close()
 
 
 class MLflow:
     """A run of MLflow.
 
-    Numbers are handed over every two seconds. If the tracking store does not answer, they are kept until it does, and a
-    warning is logged: the training goes on.
+    Numbers are handed over every two seconds; a process that is killed outright loses those of the last two. If the
+    tracking store does not answer, they are kept until it does, and a warning is logged: the training goes on.
 
     Args:
         folder: of the run: keeps the run's id, so that a resumed run is the same one there. None: always a new run.
@@ -321,7 +335,7 @@ def open_logger(name: str, folder: str | Path, *, config: Mapping[str, Any] | No
 class Kept:
     """What a logger keeps in the folder of a run: the run's id, and how far each kind of record has been told.
 
-    A file of JSON lines, the id first. A line is handed to the system after its record, so a killed process loses none.
+    A file of JSON lines, the id first; a line is added after its record was told.
 
     Args:
         folder: of the run; None keeps nothing.
@@ -363,6 +377,13 @@ class Kept:
         """No more will come."""
         if self._file is not None:
             self._file.close()
+
+
+def _wandb_settings(wandb: Any) -> Any:
+    """Nothing of the console, which belongs to progress bars; its file is written often, if it can be told so."""
+    often = "x_transaction_log_flush_interval"
+    known = often in wandb.Settings.model_fields
+    return wandb.Settings(console="off", **({often: FLUSH_SECONDS} if known else {}))
 
 
 def _name_of(folder: str | Path | None) -> str | None:
