@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from deepzero.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from deepzero.objective import Objective
+from deepzero.objective import Objective, parameters_of
 
 
 class Coordinates(Mapping[str, Tensor]):
@@ -160,7 +158,7 @@ class Dense:
 
     def coordinates(self, context: StepContext) -> Coordinates:
         """All coordinates of the objective."""
-        return Coordinates.dense({name: value.shape for name, value in context.objective.parameters().items()})
+        return Coordinates.dense({name: value.shape for name, value in parameters_of(context.objective).items()})
 
 
 def as_schedule(sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None) -> CoordinateSchedule:

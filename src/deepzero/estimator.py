@@ -24,6 +24,7 @@ from deepzero.objective import (
     constrained,
     first_query,
     forgives_black_boxes,
+    parameters_of,
     steady,
 )
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
@@ -102,7 +103,7 @@ class Estimator:
         self.step = 0
         self.epoch = 0
         self.skipped = 0
-        require_representable(self.step_rule.of(objective.parameters()), objective.parameters())
+        require_representable(self.step_rule.of(parameters_of(objective)), parameters_of(objective))
 
     def __repr__(self) -> str:
         asked = self.step_rule.describe()
@@ -119,7 +120,7 @@ class Estimator:
 
     def step_sizes(self) -> dict[str, float]:
         """Step size of each parameter at the present parameters."""
-        return self.step_rule.of(self.objective.parameters())
+        return self.step_rule.of(parameters_of(self.objective))
 
     def estimate(self, *batch: Any, **keywords: Any) -> Estimate:
         """The estimate at the current parameters; changes nothing, so a second call gives the same bits."""
@@ -158,7 +159,7 @@ class Estimator:
         """What the directions of the next step are drawn from, steps of the parameters included."""
         self._measure_noise(batch)
         sizes = self.step_sizes()
-        require_representable(sizes, self.objective.parameters())
+        require_representable(sizes, parameters_of(self.objective))
         unit = max(sizes.values())
         scales = {name: size / unit for name, size in sizes.items() if size != unit}
         return StepContext(self.step, self.epoch, self.objective, batch, scales, unit)
@@ -181,7 +182,7 @@ class Estimator:
         """
         estimate = self.estimate(*batch, **keywords)
         with torch.no_grad():
-            for name, parameter in self.objective.owners().items():
+            for name, parameter in self.objective.named_parameters():
                 gradient = estimate.gradients[name].reshape(parameter.shape)
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         self.objective.commit(estimate.buffers)
@@ -216,7 +217,7 @@ class Estimator:
         if exact and not (isinstance(self.objective, NetworkObjective) and asks_black_boxes(self.objective)):
             rule.noise = 0.0
             return
-        parameters = self.objective.parameters()
+        parameters = parameters_of(self.objective)
         seed = derive_seed(self.seed, "objective", self.step)
         _, query = first_query(self.objective, parameters, batch, seed)
         rule.noise = relative_noise(lambda moved: float(query(moved)), parameters, derive_seed(self.seed, "noise"))
@@ -389,9 +390,7 @@ def RGE(  # noqa: N802 - the field's name
 def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Objective:
     if isinstance(model, nn.Module):
         return NetworkObjective(model, loss, closure=closure)
-    missing = [
-        name for name in ("parameters", "owners", "evaluate", "commit") if not callable(getattr(model, name, None))
-    ]
+    missing = [name for name in ("named_parameters", "evaluate", "commit") if not callable(getattr(model, name, None))]
     if missing and callable(model):
         raise InvalidInputError(
             f"model must be an nn.Module, got the {type(model).__name__} {model!r}; for a function of parameters use "
@@ -400,7 +399,7 @@ def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Object
     if missing:
         raise InvalidInputError(
             "model must be an nn.Module with loss=... or closure=..., a dz.BlackBox(fn, params), or an objective with "
-            f"parameters(), owners(), evaluate() and commit(); got {type(model).__name__}, which has no {missing[0]}()"
+            f"named_parameters(), evaluate() and commit(); got {type(model).__name__}, which has no {missing[0]}()"
         )
     if loss is not None or closure is not None:
         raise InvalidInputError(f"a {type(model).__name__} returns its loss itself; leave out loss=... and closure=...")

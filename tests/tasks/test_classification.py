@@ -316,5 +316,5 @@ def test_an_unusable_device_is_refused_before_anything_is_written(tmp_path, devi
 
 def test_tensorboard_is_written_on_request(tmp_path):
     pytest.importorskip("tensorboard")
-    train(config("fo"), out=tmp_path, tensorboard=True)
+    train(config("fo"), out=tmp_path, loggers=["tensorboard"])
     assert list((tmp_path / "tensorboard").iterdir())

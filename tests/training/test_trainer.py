@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import deepzero as dz
 from deepzero.coordinates import StepContext
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RunFolderError
+from deepzero.objective import parameters_of
 from deepzero.sparsity import DynamicRatios
 from deepzero.step_sizes import as_step_size
 from deepzero.training import (
@@ -403,7 +404,7 @@ def test_the_source_is_told_each_epoch_so_that_coordinates_are_drawn_for_it(tmp_
 
     made.source.backward = note
     fit(made)
-    shapes = {name: p.shape for name, p in made.source.objective.parameters().items()}
+    shapes = {name: p.shape for name, p in parameters_of(made.source.objective).items()}
     sets = [ratios.coordinates(StepContext(0, epoch, made.source.objective, ())).masks(shapes) for epoch in range(3)]
     assert not torch.equal(sets[0]["4.weight"], sets[1]["4.weight"])
     assert len(touched) == 12

@@ -79,8 +79,8 @@ class Train:
     """Minutes between two checkpoints."""
     rank_timeout: Annotated[float, arg(metavar="X")] = 10.0
     """Minutes to wait for another process of torchrun before giving up."""
-    tensorboard: Flag = False
-    """Write event files for TensorBoard too."""
+    logger: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], arg(help_behavior_hint="")] = ()
+    """Write to TensorBoard, Weights & Biases or MLflow too."""
     quiet: Quiet = False
     json: Json = False
 

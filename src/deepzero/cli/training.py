@@ -129,7 +129,7 @@ def _configured(command: Train, base: Base | None, output: Output, team: Team) -
         data_dir=command.data_dir,
         device=command.device,
         max_seconds=None if command.max_minutes is None else 60 * command.max_minutes,
-        tensorboard=command.tensorboard,
+        loggers=command.logger,
         console=output.console if team.leads else None,
         notes=start.notes,
         team=team,
@@ -174,6 +174,7 @@ def _trained(command: Train, trainer: Trainer, word: str, words: tuple[str, ...]
     for name in ("max_minutes", "checkpoint_steps", "checkpoint_minutes"):
         if getattr(command, name) is not None:
             setattr(trainer, name, getattr(command, name))
+    trainer.loggers += command.logger
     trainer.progress = output.console if team.leads else False
     trainer.join(team)
     return trainer.fit(command.epochs, resume=command.resume or interrupted is not None)

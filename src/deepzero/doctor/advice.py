@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.doctor.records import LEVELS, Finding, StepChoice
-from deepzero.objective import NetworkObjective, Objective
+from deepzero.objective import NetworkObjective, Objective, parameters_of
 
 SERIOUS = 0.1
 """Relative errors and relative noise from which on a warning is due."""
@@ -188,7 +188,7 @@ def _trial(found: Diagnosis) -> Iterator[Finding]:
 def _values(found: Diagnosis, objective: Objective, batch: tuple[Any, ...]) -> Iterator[Finding]:
     if found.determinism.loss is not None:
         return
-    named = {f"parameter {name}": p for name, p in objective.parameters().items()}
+    named = {f"parameter {name}": p for name, p in parameters_of(objective).items()}
     if isinstance(objective, NetworkObjective):
         named |= {f"buffer {name}": b for name, b in objective.model.named_buffers()}
     named |= {f"batch tensor {i}": t for i, t in enumerate(pytree.tree_leaves(batch)) if isinstance(t, Tensor)}
@@ -202,7 +202,7 @@ def _values(found: Diagnosis, objective: Objective, batch: tuple[Any, ...]) -> I
 
 
 def _dtypes(found: Diagnosis, objective: Objective) -> Iterator[Finding]:
-    parameters = objective.parameters()
+    parameters = parameters_of(objective)
     half = sorted({str(p.dtype) for p in parameters.values() if torch.finfo(p.dtype).bits < 32})
     if half:
         yield Finding(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepzero.doctor.records import Determinism
 from deepzero.errors import DeepZeroError, InvalidInputError
-from deepzero.objective import NetworkObjective, Objective
+from deepzero.objective import NetworkObjective, Objective, parameters_of
 from deepzero.stencils import Stencil
 
 REPEATS = 4
@@ -19,7 +19,7 @@ REPEATS = 4
 
 def check_determinism(objective: Objective, batch: tuple[Any, ...], *, seed: int) -> Determinism:
     """Evaluate the objective a few times with one seed, and once with another."""
-    parameters = objective.parameters()
+    parameters = parameters_of(objective)
     _require_running(objective, batch, seed)
     losses = [float(objective.evaluate(parameters, batch, seed=seed).loss) for _ in range(REPEATS)]
     other = float(objective.evaluate(parameters, batch, seed=seed + 1).loss)
@@ -37,7 +37,7 @@ def check_determinism(objective: Objective, batch: tuple[Any, ...], *, seed: int
 def _require_running(objective: Objective, batch: tuple[Any, ...], seed: int) -> None:
     """Raise an error that says what does not run, if the objective does not run at all."""
     try:
-        objective.evaluate(objective.parameters(), batch, seed=seed)
+        objective.evaluate(parameters_of(objective), batch, seed=seed)
     except DeepZeroError:
         raise
     except Exception as error:

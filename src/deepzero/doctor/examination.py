@@ -35,7 +35,7 @@ from deepzero.evaluators import (
 )
 from deepzero.evaluators.costs import timed
 from deepzero.graph.watch import watch_fallbacks
-from deepzero.objective import BlackBox, Closure, Loss, NetworkObjective, Objective, first_query, steady
+from deepzero.objective import BlackBox, Closure, Loss, NetworkObjective, Objective, first_query, parameters_of, steady
 from deepzero.probes import CoordinatePerturbations, Perturbations
 from deepzero.randomness import derive_seed
 from deepzero.stencils import FORWARD, Stencil
@@ -213,7 +213,7 @@ class _Visit:
     def query_seconds(self) -> float:
         """Seconds of one full evaluation as a perturbed query makes it, not of the base query, which does more."""
         objective = self.zo.objective
-        parameters = objective.parameters()
+        parameters = parameters_of(objective)
         with steady(objective):
             _, query = first_query(objective, parameters, self.batch, self.seed)
             return timed(lambda: query(parameters), repeats=3)
@@ -221,7 +221,7 @@ class _Visit:
     def _measure(self, perturbations: Perturbations) -> None:
         """A first measurement, of a few directions."""
         zo = self.zo
-        few = sample(zo, perturbations, max(MOST_SAMPLES, len(zo.objective.parameters())), self.context)
+        few = sample(zo, perturbations, max(MOST_SAMPLES, len(parameters_of(zo.objective))), self.context)
         zo.evaluator.measure(zo.objective, self.batch, few, [zo.step_size], self.seed)
 
     def sweep(
@@ -288,7 +288,7 @@ def evaluator_name(evaluator: Evaluator, objective: Objective) -> str:
 
 def _expected_cosine(zo: Estimator, queries: int) -> float:
     """The mean cosine of a gradient to its estimate from ``q`` gaussian directions, to first order in ``1 / d``."""
-    dimension = sum(p.numel() for p in zo.objective.parameters().values())
+    dimension = sum(p.numel() for p in parameters_of(zo.objective).values())
     return math.sqrt(queries / (dimension + queries + 1))
 
 

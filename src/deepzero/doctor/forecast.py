@@ -15,7 +15,7 @@ from deepzero.errors import GraphError
 from deepzero.estimator import Estimate, Estimator
 from deepzero.evaluators import CostTable
 from deepzero.evaluators.costs import timed, wait_for_devices
-from deepzero.objective import NetworkObjective
+from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.probes import CoordinatePerturbations, Perturbations
 
 LONG_STEP = 5.0
@@ -87,7 +87,7 @@ def _from_table(
         return None
     if not isinstance(zo.objective, NetworkObjective):
         return None
-    slow = query_seconds * len(zo.objective.parameters()) > LONG_STEP
+    slow = query_seconds * len(parameters_of(zo.objective)) > LONG_STEP
     try:
         table = evaluator.costs(zo.objective, *batch, offset=zo.step_size, repeats=1 if slow else 3)
     except GraphError:

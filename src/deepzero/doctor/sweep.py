@@ -14,7 +14,7 @@ from deepzero.doctor.records import Curve, Point, StepChoice, Sweep
 from deepzero.doctor.reference import agreed_slopes
 from deepzero.errors import InvalidInputError
 from deepzero.evaluators import Evaluator
-from deepzero.objective import Objective
+from deepzero.objective import Objective, parameters_of
 from deepzero.probes import Perturbations
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
 
@@ -88,7 +88,7 @@ def _felt(
     objective: Objective, perturbations: Perturbations, steps: Sequence[float], nodes: Sequence[float]
 ) -> list[float]:
     """The steps that do not vanish when they are added to the parameters."""
-    parameters, kept = objective.parameters(), []
+    parameters, kept = parameters_of(objective), []
     for step in steps:
         with suppress(InvalidInputError):
             perturbations.taken(parameters, [node * step for node in nodes])

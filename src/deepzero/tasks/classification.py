@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from deepzero.tasks.gradients import gradient_source
 from deepzero.tasks.parts import load_images, make_model, make_optimizer, model_file, scorer, training_batches
 from deepzero.tasks.selection import Ratios, select
 from deepzero.team import Team, own_device
-from deepzero.training import Result, SharedRun, StopRequest, TensorBoard, Trainer, TrainingConfig
+from deepzero.training import Result, SharedRun, Sink, StopRequest, Trainer, TrainingConfig
 from deepzero.training.schedule import learning_rate
 
 RATIOS = "ratios.json"
@@ -36,7 +36,7 @@ def train(
     splits: data.Splits | None = None,
     device: str = "cpu",
     max_seconds: float | None = None,
-    tensorboard: bool = False,
+    loggers: Sequence[str | Sink] = (),
     console: Console | None = None,
     notes: Mapping[str, Any] | None = None,
     team: Team | None = None,
@@ -56,7 +56,7 @@ def train(
         splits: the images, as :func:`deepzero.tasks.parts.load_images` gives them; loaded by default.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         max_seconds: stop after about so long.
-        tensorboard: write event files for TensorBoard too.
+        loggers: further places for measurements, as in :class:`deepzero.Trainer`.
         console: where to show progress; None to be silent.
         notes: JSON-able values to keep in ``run.json``.
         team: the processes that divide the queries, from :func:`deepzero.team.joined`; by default this one alone. All
@@ -114,7 +114,7 @@ def train(
             scheduler=_schedule(config.training, optimizer, len(batches)),
             scheduler_interval="step",
             monitor="validation_accuracy",
-            loggers=[_tensorboard] if tensorboard else [],
+            loggers=loggers,
             out=run,
             validate_every=config.training.evaluate_every,
             checkpoint_steps=config.training.checkpoint_steps,
@@ -138,11 +138,6 @@ def train(
 def _schedule(config: TrainingConfig, optimizer: Optimizer, batches: int) -> LambdaLR:
     warmup = round(config.warmup_epochs * batches)
     return learning_rate(optimizer, config.schedule, warmup=warmup, total=config.epochs * batches)
-
-
-def _tensorboard(folder: Path | None, step: int) -> TensorBoard:
-    assert folder is not None
-    return TensorBoard(folder / "tensorboard", start=step)
 
 
 def _name(config: ClassificationConfig) -> str:

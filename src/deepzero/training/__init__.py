@@ -6,7 +6,8 @@ from deepzero.training.checkpoint import Checkpoint, CheckpointStore, Restored, 
 from deepzero.training.config import TrainingConfig
 from deepzero.training.environment import hardware, versions
 from deepzero.training.evaluation import Scores, accuracy, eval_mode, evaluate, measured
-from deepzero.training.metrics import JsonLines, Sink, TensorBoard, read_metrics
+from deepzero.training.loggers import MLflow, TensorBoard, WandB, open_logger
+from deepzero.training.metrics import JsonLines, Sink, read_metrics
 from deepzero.training.model_file import ModelFile
 from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
@@ -27,6 +28,7 @@ __all__ = [
     "EarlyStopping",
     "GradientSource",
     "JsonLines",
+    "MLflow",
     "ModelFile",
     "ProgressBar",
     "Restored",
@@ -40,11 +42,13 @@ __all__ = [
     "TensorBoard",
     "Trainer",
     "TrainingConfig",
+    "WandB",
     "accuracy",
     "eval_mode",
     "evaluate",
     "hardware",
     "measured",
+    "open_logger",
     "plot_run",
     "read_checkpoint",
     "read_metrics",

@@ -16,6 +16,7 @@ from deepzero.estimator import Estimator
 from deepzero.objective import NetworkObjective
 from deepzero.training import state
 from deepzero.training.batches import Batches
+from deepzero.training.loggers import LOGGERS
 
 if TYPE_CHECKING:
     from deepzero.training.trainer import Trainer
@@ -58,6 +59,7 @@ def check(trainer: Trainer) -> None:
     _check_numbers(trainer)
     _check_schedule(trainer)
     _check_validation(trainer)
+    _check_loggers(trainer)
 
 
 def _check_optimizer(trainer: Trainer, held: set[int]) -> None:
@@ -119,6 +121,21 @@ def _check_validation(trainer: Trainer) -> None:
             if name not in names:
                 there = ", ".join(names)
                 raise InvalidInputError(f"monitor={name!r} is no number of the validation; there are: {there}")
+
+
+def _check_loggers(trainer: Trainer) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, str):
+            validation.choice("a name of loggers", logger, LOGGERS)
+            if trainer.out is None:
+                raise InvalidInputError(
+                    f"the logger {logger!r} writes into the folder of the run; give out='runs/mine'"
+                )
+        elif not callable(getattr(logger, "write", None)):
+            raise InvalidInputError(
+                f"loggers must be names ({', '.join(LOGGERS)}) or objects with write(record) and close(), got "
+                f"{type(logger).__name__}"
+            )
 
 
 def _owned(source: Any) -> set[int]:

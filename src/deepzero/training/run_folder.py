@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepzero.errors import RunFolderError
 from deepzero.training.checkpoint import CheckpointStore
-from deepzero.training.files import finite, json_object, leftovers, replace_file, to_json
+from deepzero.training.files import finite, flat, json_object, leftovers, replace_file, to_json
 
 FORMAT = "deepzero run 1"
 RECORD = "run.json"
@@ -72,7 +72,7 @@ class RunFolder:
             RunFolderError: it holds no run, or one with other settings; the message names them.
         """
         record = read_record(path)
-        started, asked = _flat(record["config"]), _flat(json.loads(to_json(config)))
+        started, asked = flat(record["config"]), flat(json.loads(to_json(config)))
         changed = sorted(key for key in started.keys() | asked.keys() if started.get(key) != asked.get(key))
         if changed:
             listed = ", ".join(f"{key}: {started.get(key)!r} there, {asked.get(key)!r} asked" for key in changed[:5])
@@ -164,10 +164,3 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} could not be written ({error}); the last checkpoint is intact: "
             "make room and continue with --resume"
         ) from error
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat

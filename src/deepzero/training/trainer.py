@@ -33,6 +33,7 @@ from deepzero.training.checkpoint import Checkpoint, CheckpointStore
 from deepzero.training.environment import hardware, versions
 from deepzero.training.evaluation import Metric, measured
 from deepzero.training.files import finite
+from deepzero.training.loggers import open_logger
 from deepzero.training.metrics import JsonLines, Sink, read_metrics
 from deepzero.training.model_file import EXPORTED, ModelFile
 from deepzero.training.plot import plot_run
@@ -138,8 +139,8 @@ class Trainer:
         mode: ``min``, ``max``, or ``auto``: losses and errors are to fall, all else is to rise.
         callbacks: :class:`~deepzero.training.Callback` objects or functions of ``(trainer, record)``;
             :class:`~deepzero.training.EarlyStopping` is one.
-        loggers: further places for measurements: :class:`~deepzero.training.Sink` objects, or functions of
-            ``(folder, step)`` that open one when the run starts or goes on.
+        loggers: further places for measurements: ``tensorboard``, ``wandb`` or ``mlflow``, which are opened in ``out``
+            when the run starts, or :class:`~deepzero.training.Sink` objects, which are closed when it ends.
         out: the folder of the run, empty or not there; None: nothing is written.
         accumulate: batches of an optimizer step; their gradients are averaged.
         clip_norm: what the norm of the whole gradient is scaled down to.
@@ -200,7 +201,7 @@ class Trainer:
         monitor: str = "validation_loss",
         mode: str = "auto",
         callbacks: Sequence[Callback | Callable[[Trainer, Mapping[str, Any]], None]] = (),
-        loggers: Sequence[Sink | Callable[[Path | None, int], Sink]] = (),
+        loggers: Sequence[Sink | str] = (),
         out: str | Path | SharedRun | None = None,
         accumulate: int = 1,
         clip_norm: float | None = None,
@@ -639,9 +640,12 @@ class Trainer:
             folder.discard_result()
             self._written = JsonLines(folder.metrics, start=self._start_of_metrics or 0)
             self._sinks.append(self._written)
-        path = None if folder is None else folder.path
         for logger in self.loggers:
-            self._sinks.append(logger if hasattr(logger, "write") else logger(path, self.step))  # type: ignore[arg-type]
+            if isinstance(logger, str):
+                assert folder is not None  # as the arguments' check asks for
+                self._sinks.append(open_logger(logger, folder.path, config=self.config))
+            else:
+                self._sinks.append(logger)
         if (console := self._console) is not None:
             self._sinks.append(ProgressBar(total=self.total_steps, done=self.step, console=console))
         for sink in self._sinks:
