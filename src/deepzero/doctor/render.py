@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Column, Table
@@ -10,45 +11,44 @@ from rich.text import Text
 
 from deepzero.doctor.records import (
     Determinism,
-    Finding,
     Forecast,
     GradientCheck,
     LayerCheck,
     Operations,
+    QueryCheck,
+    RunCost,
     StepChoice,
     Sweep,
 )
+
+if TYPE_CHECKING:
+    from deepzero.doctor.diagnosis import Diagnosis
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "good": "green"}
 SHOWN = 8
 """Rows of a table of layers; the most notable ones."""
 
 
-def render(
-    determinism: Determinism,
-    operations: Operations | None,
-    plan: Sequence[str],
-    sweep: Sweep | None,
-    step: StepChoice | None,
-    gradients: GradientCheck | None,
-    forecast: Forecast | None,
-    findings: Sequence[Finding],
-) -> Iterator[RenderableType]:
-    """One block after another; advice comes last, where a terminal shows it."""
-    yield _lines("Objective", _objective(determinism))
-    if operations is not None:
-        yield _lines("Operations", _operations(operations))
-    if plan:
-        yield _lines("Plan", iter(plan))
-    if sweep is not None:
-        yield _sweep(sweep)
-        yield _lines("Step size", _step(step))
-    if gradients is not None:
-        yield _gradients(gradients)
-    if forecast is not None:
-        yield _lines("Forecast", _forecast(forecast))
+def render(found: Diagnosis) -> Iterator[RenderableType]:
+    """The verdict, then one block after another; advice comes last, where a terminal shows it."""
+    style = STYLES["error" if not found.healthy else "warning" if found.verdict.startswith("fit, but") else "good"]
+    yield Text.assemble(("verdict: ", "bold"), (found.verdict, style))
+    yield _lines("Objective", _objective(found.determinism, found.queries))
+    if found.queries is not None:
+        yield _lines("Queries", _queries(found.queries))
+    if found.operations is not None:
+        yield _lines("Operations", _operations(found.operations))
+    if found.plan:
+        yield _lines("Plan", iter(found.plan))
+    if found.sweep is not None:
+        yield _sweep(found.sweep)
+        yield _lines("Step size", _step(found.step))
+    if found.gradients is not None:
+        yield _gradients(found.gradients)
+    if found.forecast is not None:
+        yield _lines("Forecast", _forecast(found.forecast, found.run))
     yield Text("Advice", style="bold")
-    for finding in findings:
+    for finding in found.findings:
         yield Text.assemble("  ", (f"{finding.level}: ", STYLES[finding.level]), finding.text)
 
 
@@ -56,14 +56,29 @@ def _lines(title: str, lines: Iterator[str]) -> Text:
     return Text.assemble((title, "bold"), *(f"\n  {line}" for line in lines))
 
 
-def _objective(found: Determinism) -> Iterator[str]:
+def _objective(found: Determinism, queries: QueryCheck | None) -> Iterator[str]:
     mode = f", {found.mode} mode" if found.mode else ""
     yield f"loss {'not finite' if found.loss is None else f'{found.loss:.6g}'}{mode}"
+    same = "with the same seed" if queries is None else "at the same parameters"
+    if found.repeatable:
+        yield f"deterministic: evaluations {same} agree bitwise"
+    else:
+        spread = (
+            "" if queries is None else f" (give or take {queries.noise_uncertainty:.0%}, {queries.repeats} queries)"
+        )
+        yield f"NOT deterministic: evaluations {same} scatter by {found.noise:.1e}{spread}"
+
+
+def _queries(found: QueryCheck) -> Iterator[str]:
+    yield f"{found.queries} were made, of {found.max_queries} allowed"
     yield (
-        "deterministic: evaluations with the same seed agree bitwise"
-        if found.repeatable
-        else (f"NOT deterministic: evaluations with the same seed scatter by {found.noise:.1e}")
+        f"{duration(found.seconds)} each (median; {duration(found.fastest)} to {duration(found.slowest)}, the first "
+        f"{duration(found.first)})"
     )
+    if found.rounding is not None:
+        yield f"noise between points close together: {found.rounding:.1e}"
+    if found.failures:
+        yield f"failed: {len(found.failures)}"
 
 
 def _operations(found: Operations) -> Iterator[str]:
@@ -98,7 +113,12 @@ def _step(choice: StepChoice | None) -> Iterator[str]:
         yield "none can be recommended (see advice)"
         return
     yield f"recommended: {choice.step_size:.1e} ({choice.evaluator}, {choice.stencil}): {choice.reason}"
-    yield f"configured: {choice.configured:.1e}, relative error {_number(choice.configured_error)}"
+    yield f"there: relative error {_number(choice.error)} ({choice.samples} directions)" + (
+        "" if choice.plain_error is None else f"; by plain differences {_number(choice.plain_error)}"
+    )
+    yield f"configured: {choice.configured:.1e}, relative error {_number(choice.configured_error)}: " + (
+        "as good (a step loses at most that share of its descent)" if choice.as_good else "worse"
+    )
 
 
 def _gradients(found: GradientCheck) -> Table:
@@ -121,13 +141,21 @@ def _concern(layer: LayerCheck) -> float:
     return -(layer.relative_error if layer.relative_error is not None else layer.zeros)
 
 
-def _forecast(found: Forecast) -> Iterator[str]:
+def _forecast(found: Forecast, run: RunCost | None) -> Iterator[str]:
     how = {
         "timed": "mean of whole estimates",
         "cost table": "added up from the measured cost table",
         "one query": "queries times one query",
     }[found.method]
     yield f"{found.queries:,} queries and {duration(found.seconds_per_step)} a step ({how})"
+    if run is not None:
+        price = "" if run.price is None else f", price {run.price:,.2f}"
+        yield f"{run.steps:,} steps: {run.queries:,} queries, {duration(run.seconds)}{price}"
+        for way in run.methods:
+            yield (
+                f"{way.method} with {way.directions:,} directions: {way.queries:,} queries a step, {way.steps:,} steps "
+                f"for as many, cosine {way.cosine:.2f}"
+            )
     if found.seconds_per_epoch is not None and found.loop is not None:
         loop = found.loop
         whole = loop.startup + loop.epochs * found.seconds_per_epoch
