@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.doctor.noise import repeats_for
-from deepzero.doctor.records import LEVELS, Finding, StepChoice
+from deepzero.doctor.records import LEVELS, Finding, StepChoice, Sweep
 from deepzero.doctor.sweep import AS_GOOD
 from deepzero.objective import NetworkObjective, Objective
 
@@ -84,12 +84,15 @@ def _noise_of_black_box(found: Diagnosis) -> Finding:
         mend += f" and repeat each query {repeats_for(choice)} times"
     elif not larger:
         mend += f" ({repeats_for(choice)} times each)"
+    if found.queries is not None and found.queries.reseeded:
+        mend = f"seed {_named(found.queries.drawn)} in the function, or {mend}"
     level = "error" if share >= 1 else "warning" if share >= SERIOUS else "note"
     return Finding(
         level,
         f"the loss is noisy: at the same parameters it scatters by {result.noise:.1e}, which puts noise of "
-        f"{result.slope_noise:.1e} into every slope at the step {choice.configured:.1e}, {share:.0%} of the slopes' "
-        "own size. " + ("That is little" if level == "note" else f"To have little of it, {mend}"),
+        f"{result.slope_noise:.1e} into every slope at the step {choice.configured:.1e}, "
+        f"{_times(share)} the slopes' own size. "
+        + ("That is little" if level == "note" else f"To have little of it, {mend}"),
         "" if level == "note" else f"{noisy}: {mend}",
     )
 
@@ -106,22 +109,22 @@ def _queries(found: Diagnosis) -> Iterator[Finding]:
             f"the black box fails at some points ({len(result.failures)} of {result.queries})",
         )
     if result.drawn:
-        names = " and ".join(GENERATORS[name] for name in result.drawn)
+        names = _named(result.drawn)
         if result.reseeded:
             yield Finding(
                 "warning",
                 f"the noise comes from {names}: seed that at the beginning of the function from a fixed number, and "
                 "all queries see the same random numbers, so the noise is gone from their differences",
-                "its random numbers can be shared: seed them in the function",
             )
         else:
             yield Finding("note", f"the function draws from {names}")
-    if result.ordered:
+    if result.drift:
         yield Finding(
-            "error",
-            "the loss depends on what was asked before: the same parameters gave another loss after other points had "
-            "been asked. The function keeps something (a warm start, a counter, a cache): reset it in every call",
-            "the loss depends on what was asked before: reset what the function keeps",
+            "warning",
+            f"the loss depends on what was asked before: the same parameters gave another loss, by {result.drift:.1e}, "
+            "after other points had been asked. The function keeps something (a warm start, a counter, a cache): reset "
+            "it in every call, or take steps whose differences are much larger",
+            f"the loss depends on what was asked before (by {result.drift:.0e})",
         )
     if result.slowest > UNEVEN * result.seconds and result.slowest > 1.0:
         yield Finding(
@@ -211,7 +214,7 @@ def _step(found: Diagnosis) -> Iterator[Finding]:
             f"the loss is flat below steps of {flat_below:.1e}",
         )
     elif choice is None:
-        if found.queries is None or found.determinism.repeatable:
+        if found.determinism.repeatable or found.queries is None:
             yield Finding(
                 "warning",
                 "no step size gives slopes that can be trusted: the differences are mostly noise",
@@ -267,12 +270,12 @@ def _gradients(found: Diagnosis) -> Iterator[Finding]:
     check, trusted = found.gradients, found.sweep is not None and not found.sweep.autograd_disagrees
     if check is None:
         if found.sweep is not None and all(p.zeros == 1 for curve in found.sweep.curves for p in curve.points):
-            yield _nothing_changes()
+            yield _nothing_changes(found.sweep)
         return
     if check.cosine is not None and trusted and check.cosine < ALIGNED:
         yield _misaligned(check.cosine, check.expected_cosine)
     if all(layer.zeros == 1 for layer in check.layers):
-        yield _nothing_changes()
+        yield _nothing_changes(found.sweep)
         return
     dead = [f"{layer.name} ({layer.zeros:.0%})" for layer in check.layers if layer.zeros >= 0.5]
     if dead:
@@ -280,12 +283,32 @@ def _gradients(found: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"dead coordinates, whose perturbation leaves the loss exactly as it is: {', '.join(dead[:8])}{more} of "
-            "those tried. ReLUs that never fire do that, biases in front of a norm, and steps that are rounded away",
+            "those tried"
+            + (
+                ". ReLUs that never fire do that, biases in front of a norm, and steps that are rounded away"
+                if found.queries is None
+                else ""
+            ),
         )
 
 
-def _nothing_changes() -> Finding:
+def _nothing_changes(sweep: Sweep | None) -> Finding:
+    if sweep is not None and sweep.flat_below is not None:
+        return Finding(
+            "error",
+            "no coordinate that was tried changes the loss at the configured step: there is nothing to train by; raise "
+            f"it to {sweep.flat_below:.1e} at least",
+            f"the loss is flat at this step: raise it to {sweep.flat_below:.1e} at least",
+        )
     return Finding("error", "no coordinate that was tried changes the loss: there is nothing to train by")
+
+
+def _named(generators: Iterable[str]) -> str:
+    return " and ".join(GENERATORS[name] for name in generators)
+
+
+def _times(share: float) -> str:
+    return f"{share:.0%} of" if share < 10 else f"{share:,.0f} times"
 
 
 def _misaligned(cosine: float, expected: float | None) -> Finding:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from deepzero import validation
-from deepzero.coordinates import StepContext
+from deepzero.coordinates import Coordinates, StepContext
 from deepzero.doctor.asked import Asked
 from deepzero.doctor.determinism import check_determinism, with_effect
 from deepzero.doctor.diagnosis import Diagnosis
@@ -28,7 +28,7 @@ from deepzero.doctor.sampling import sample
 from deepzero.doctor.sweep import PLAIN, STEPS, USELESS, choose_step, compared, measured_slopes, with_step
 from deepzero.doctor.trial import try_step
 from deepzero.errors import InvalidInputError, NonFiniteLossError
-from deepzero.estimator import Estimator
+from deepzero.estimator import Estimate, Estimator
 from deepzero.evaluators import ExecutorEvaluator, SequentialEvaluator
 from deepzero.objective import BlackBox, Objective
 from deepzero.probes import CoordinatePerturbations, Perturbations, RandomProbes
@@ -161,9 +161,14 @@ class _Visit:
         perturbations = self.zo.probes.draw(self.context)
         if len(perturbations) == 0:
             raise InvalidInputError("no coordinate is queried: give sparsity at least one coordinate")
-        found = self.swept(determinism, perturbations, steps)
-        if self.whole(perturbations) <= asked.left - AFTER:
-            found = self.estimated(found, learning_rate)
+        estimate, failure = self.estimate(perturbations)
+        found = replace(self.swept(determinism, self.telling(perturbations, estimate), steps), failure=failure)
+        if estimate is not None:
+            gradients = check_gradients(estimated_pairs(estimate.gradients, None), None)
+            trial = None
+            if learning_rate is not None:
+                trial = try_step(asked, self.batch, estimate, learning_rate, seed=self.seed)
+            found = replace(found, gradients=gradients, trial=trial)
         return replace(found, queries=self.query_check(determinism, reseeded, rounding))
 
     def repeats_when_seeded(self) -> bool:
@@ -174,9 +179,27 @@ class _Visit:
                 losses.append(self.loss(self.asked.parameters()))
         return losses[0] == losses[1]
 
-    def whole(self, perturbations: Perturbations) -> int:
-        """Queries of a whole estimate."""
-        return 1 + len(self.zo.stencil.nodes) * len(perturbations)
+    def estimate(self, perturbations: Perturbations) -> tuple[Estimate | None, str | None]:
+        """A whole estimate, if it takes less than a third of the queries that are left; and why it failed."""
+        if 1 + len(self.zo.stencil.nodes) * len(perturbations) > self.asked.left // 3:
+            return None, None
+        try:
+            return self.zo.estimate(*self.batch), None
+        except (NonFiniteLossError, InvalidInputError) as error:
+            return None, str(error)
+
+    def telling(self, perturbations: Perturbations, estimate: Estimate | None) -> Perturbations:
+        """The directions of a sweep: of coordinates those with the largest slopes, as far as they are known."""
+        if estimate is None or not isinstance(perturbations, CoordinatePerturbations):
+            return perturbations
+        sizes = {n: estimate.gradients[n].reshape(-1)[i].abs().double() for n, i in perturbations.coordinates.items()}
+        every = torch.cat(list(sizes.values()))
+        least = float(every.topk(min(MOST_DIRECTIONS, len(every))).values[-1])
+        kept = {n: i[(sizes[n] >= least) & (sizes[n] > 0)] for n, i in perturbations.coordinates.items()}
+        few = {n: i for n, i in kept.items() if len(i)}
+        if not few:
+            return perturbations
+        return CoordinatePerturbations(Coordinates(few), self.asked.parameters(), perturbations.scales)
 
     def swept(self, determinism: Determinism, perturbations: Perturbations, steps: Sequence[float] | None) -> Diagnosis:
         """The sweep and the choice of a step."""
@@ -185,8 +208,7 @@ class _Visit:
             unit = math.sqrt(statistics.fmean(size_of(p) ** 2 for p in parameters.values())) or 1.0
             steps = [step * unit for step in STEPS]
         nodes = len({node for stencil in (FORWARD, CENTRAL, zo.stencil) for node in stencil.nodes})
-        whole = self.whole(perturbations)
-        room = self.asked.left - AFTER - 1 - (whole if whole <= self.asked.left // 3 else 0)
+        room = self.asked.left - AFTER - 1
         if room // (nodes * (len(steps) + 1)) < 2:
             steps = steps[:: -(-2 * nodes * (len(steps) + 1) // max(room, 1))]
         grid = with_step(steps, zo.step_size)
@@ -209,23 +231,12 @@ class _Visit:
         determinism = with_effect(determinism, zo.stencil, zo.step_size, known)
         return Diagnosis(determinism, sweep=sweep, step=choice)
 
-    def estimated(self, found: Diagnosis, learning_rate: float | None) -> Diagnosis:
-        """A whole estimate, and a step along it."""
-        try:
-            estimate = self.zo.estimate(*self.batch)
-        except (NonFiniteLossError, InvalidInputError) as error:
-            return replace(found, failure=str(error))
-        gradients = check_gradients(estimated_pairs(estimate.gradients, None), None)
-        trial = None
-        if learning_rate is not None:
-            trial = try_step(self.asked, self.batch, estimate, learning_rate, seed=self.seed)
-        return replace(found, gradients=gradients, trial=trial)
-
     def query_check(self, determinism: Determinism, reseeded: bool | None, rounding: float | None) -> QueryCheck:
         """What the queries were like; asks a last one, at the parameters as they are."""
-        asked, ordered = self.asked, None
+        asked, drift = self.asked, None
         if determinism.repeatable and determinism.loss is not None:
-            ordered = self.loss(asked.parameters()) != determinism.loss
+            drift = abs(self.loss(asked.parameters()) - determinism.loss)
+            drift = drift if math.isfinite(drift) else None
         times = asked.seconds[1:]
         return QueryCheck(
             queries=asked.queries,
@@ -239,7 +250,7 @@ class _Visit:
             rounding=rounding,
             drawn=tuple(sorted(asked.drawn)),
             reseeded=reseeded,
-            ordered=ordered,
+            drift=drift,
             sendable=_sendable(self.function),
             failures=tuple(asked.failures),
         )

@@ -242,7 +242,8 @@ class QueryCheck:
             where queries at the same point differ already.
         drawn: global random number generators that queries draw from: ``numpy``, ``python``, ``torch``.
         reseeded: whether seeding them before each query makes the answers repeat; None where they repeat anyway.
-        ordered: whether the loss depends on what was asked before; None where it is noisy anyway.
+        drift: by how much the loss at the parameters as they are had changed after all other queries, where it should
+            not have; None where it is noisy anyway.
         sendable: whether the function can be sent to other processes; why not, if it cannot.
         failures: queries that raised an error, in words.
     """
@@ -258,7 +259,7 @@ class QueryCheck:
     rounding: float | None
     drawn: tuple[str, ...]
     reseeded: bool | None
-    ordered: bool | None
+    drift: float | None
     sendable: str
     failures: tuple[str, ...]
 
