@@ -2,6 +2,7 @@
 
 from deepzero import errors, sparsity
 from deepzero.coordinates import Coordinates
+from deepzero.doctor import Diagnosis, diagnose
 from deepzero.errors import BlackBoxWarning, DeepZeroError, SlowQueriesWarning, WrittenParameterWarning
 from deepzero.estimator import CGE, RGE, Estimate, Estimator
 from deepzero.evaluators import (
@@ -38,6 +39,7 @@ __all__ = [
     "Coordinates",
     "Corrected",
     "DeepZeroError",
+    "Diagnosis",
     "DistributedEvaluator",
     "DynamicRatios",
     "Elementwise",
@@ -58,6 +60,7 @@ __all__ = [
     "Stencil",
     "Team",
     "WrittenParameterWarning",
+    "diagnose",
     "errors",
     "joined",
     "minimize",

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import deepzero as dz
 from deepzero.doctor import LoopCosts, diagnose, plot_sweep
-from deepzero.doctor.render import duration
+from deepzero.doctor.duration import duration
 from deepzero.errors import InvalidInputError
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_an_epoch_includes_what_the_loop_does_besides(found):
 
 def test_report_and_plot_are_written_and_replaced(tmp_path, found, config):
     for _ in range(2):
-        diagnosis.write(found, tmp_path / "new", config)
+        diagnosis.write(found, tmp_path / "new", asdict(config), title="digits")
     record = json.loads((tmp_path / "new" / "diagnosis.json").read_text())
     assert record["diagnosis"]["forecast"]["queries"] == 4955
     assert record["config"]["data"]["batch_size"] == 16
@@ -50,7 +51,7 @@ def test_report_and_plot_are_written_and_replaced(tmp_path, found, config):
 def test_a_folder_that_cannot_be_written(tmp_path, found, config):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="choose another --out"):
-        diagnosis.write(found, tmp_path / "file" / "below", config)
+        diagnosis.write(found, tmp_path / "file" / "below", asdict(config))
 
 
 def test_autograd_needs_no_doctor(config):

@@ -40,7 +40,8 @@ log = logging.getLogger("deepzero")
 
 REPEATS = 8
 """Queries at the same point, from which the noise is told: its own uncertainty is then 27 %."""
-LEAST_QUERIES = 64
+MAX_QUERIES, LEAST_QUERIES = 128, 64
+"""Queries that an examination may make by default, and that it must be allowed to make."""
 MOST_DIRECTIONS = 16
 AFTER = 3
 """Queries kept for the step of the learning rate and the last look at the parameters as they are."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext
 from deepzero.doctor.advice import advise
-from deepzero.doctor.black_box import RunPlan, examine_black_box
+from deepzero.doctor.black_box import MAX_QUERIES, RunPlan, examine_black_box
 from deepzero.doctor.determinism import check_determinism, with_effect
 from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.doctor.forecast import forecast
@@ -61,7 +61,7 @@ def diagnose(
     steps: Sequence[float] | None = None,
     loop: LoopCosts | None = None,
     seconds: float = 20.0,
-    max_queries: int = 128,
+    max_queries: int | None = None,
     run_steps: int | None = None,
     budget: int | None = None,
     price_per_query: float | None = None,
@@ -144,7 +144,7 @@ def examine(
     steps: Sequence[float] | None = None,
     loop: LoopCosts | None = None,
     seconds: float = 20.0,
-    max_queries: int = 128,
+    max_queries: int | None = None,
     run_steps: int | None = None,
     budget: int | None = None,
     price_per_query: float | None = None,
@@ -173,10 +173,21 @@ def examine(
     if not isinstance(zo.objective, NetworkObjective):
         plan = RunPlan(run_steps, budget, price_per_query)
         found, asked = examine_black_box(
-            zo, batch, learning_rate=learning_rate, steps=steps, loop=loop, max_queries=max_queries, plan=plan
+            zo,
+            batch,
+            learning_rate=learning_rate,
+            steps=steps,
+            loop=loop,
+            max_queries=MAX_QUERIES if max_queries is None else max_queries,
+            plan=plan,
         )
         return _with_advice(found, asked, batch)
-    for name, value in (("run_steps", run_steps), ("budget", budget), ("price_per_query", price_per_query)):
+    for name, value in {
+        "max_queries": max_queries,
+        "run_steps": run_steps,
+        "budget": budget,
+        "price_per_query": price_per_query,
+    }.items():
         if value is not None:
             raise InvalidInputError(f"{name} is for black boxes; leave it out for a network")
     steps = list(STEPS) if steps is None else steps

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from deepzero.doctor.duration import duration
 from deepzero.doctor.records import (
     Determinism,
     Forecast,
@@ -160,11 +161,10 @@ def _forecast(found: Forecast, run: RunCost | None) -> Iterator[str]:
         loop = found.loop
         whole = loop.startup + loop.epochs * found.seconds_per_epoch
         yield f"{duration(found.seconds_per_epoch)} an epoch of {loop.steps_per_epoch} steps"
-        yield f"{duration(whole)} for {loop.epochs} epochs and the scores before them ({duration(loop.startup)})"
-        yield (
-            f"beside the estimates: {duration(loop.step_overhead)} a step (batch, optimizer), "
-            f"{duration(loop.epoch_overhead)} an epoch (validation)"
-        )
+        scores = f" and the scores before them ({duration(loop.startup)})" if loop.startup else ""
+        yield f"{duration(whole)} for {loop.epochs} epochs{scores}"
+        validation = f", {duration(loop.epoch_overhead)} an epoch (validation)" if loop.epoch_overhead else ""
+        yield f"beside the estimates: {duration(loop.step_overhead)} a step{validation}"
     if found.memory is not None and found.memory_budget is not None:
         used, allowed = (f"{size / 2**20:,.0f} MiB" for size in (found.memory, found.memory_budget))
         yield f"memory beyond model and batch: {used} of {allowed} allowed"
@@ -177,20 +177,3 @@ def _forecast(found: Forecast, run: RunCost | None) -> Iterator[str]:
 
 def _number(value: float | None, form: str = ".1e") -> str:
     return "-" if value is None else format(value, form)
-
-
-def duration(seconds: float) -> str:
-    """A time in a unit that suits it.
-
-    Example:
-        >>> duration(0.0123), duration(75), duration(7500), duration(400_000)
-        ('12.3 ms', '75.0 s', '2.1 h', '4.6 days')
-    """
-    if seconds < 1e-4:
-        return f"{seconds * 1e6:.0f} us"
-    if seconds < 1:
-        return f"{seconds * 1e3:.1f} ms"
-    for limit, unit, name in ((600, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds / 86_400:.1f} days"
