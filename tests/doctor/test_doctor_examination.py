@@ -248,7 +248,7 @@ def test_a_loss_that_is_nan_names_the_culprit():
 def test_perturbed_losses_that_are_not_finite():
     box = dz.BlackBox(lambda p: float(p["w"][0]) if p["w"][0] < 0.5 else math.inf, {"w": np.zeros(1)})
     found = diagnose(box, step_size=1.0)
-    assert "perturbed losses are not finite" in texts(found, "error")
+    assert "no estimate can be made at the step size 1.0e+00: 1 of 1 perturbed losses are not" in texts(found, "error")
     assert "losses are not finite at the step size 1.0e+00; use" in texts(found, "error")
     json.dumps(found.as_dict(), allow_nan=False)
 

@@ -214,6 +214,8 @@ def _step(found: Diagnosis) -> Iterator[Finding]:
             f"the loss is flat below steps of {flat_below:.1e}",
         )
     elif choice is None:
+        if _is_flat(sweep):
+            return
         if found.determinism.repeatable or found.queries is None:
             yield Finding(
                 "warning",
@@ -240,10 +242,11 @@ def _good_step(choice: StepChoice, error: float) -> Finding:
     text = f"step size {choice.configured:.1e}: relative error {error:.1e}"
     if not choice.low <= choice.configured <= choice.high:
         text += (
-            f", as good as {choice.error:.1e} at {choice.step_size:.1e}: a step loses at most that share of its descent"
+            f", at the recommended {choice.step_size:.1e} {choice.error:.1e}; no matter, since a step of training "
+            f"loses at most {error:.1%} of its descent by it"
         )
         if choice.plain_error is not None and choice.plain_error > 2 * error:
-            text += f", and by plain differences {choice.step_size:.1e} would have {choice.plain_error:.1e}"
+            text += f", and by plain differences the recommended step would have {choice.plain_error:.1e}"
     return Finding("good", text)
 
 
@@ -269,8 +272,13 @@ def _bad_step(choice: StepChoice, error: float) -> Finding:
 def _gradients(found: Diagnosis) -> Iterator[Finding]:
     check, trusted = found.gradients, found.sweep is not None and not found.sweep.autograd_disagrees
     if check is None:
-        if found.sweep is not None and all(p.zeros == 1 for curve in found.sweep.curves for p in curve.points):
-            yield _nothing_changes(found.sweep)
+        if found.sweep is not None and _is_flat(found.sweep):
+            yield Finding(
+                "warning",
+                f"none of the {found.sweep.samples} directions that were tried changes the loss, at any step; they are "
+                "few of many: allow more queries (max_queries), or look at the function",
+                "none of the few directions that were tried changes the loss",
+            )
         return
     if check.cosine is not None and trusted and check.cosine < ALIGNED:
         yield _misaligned(check.cosine, check.expected_cosine)
@@ -301,6 +309,11 @@ def _nothing_changes(sweep: Sweep | None) -> Finding:
             f"the loss is flat at this step: raise it to {sweep.flat_below:.1e} at least",
         )
     return Finding("error", "no coordinate that was tried changes the loss: there is nothing to train by")
+
+
+def _is_flat(sweep: Sweep) -> bool:
+    """Whether no query of a sweep told another loss."""
+    return all(point.zeros == 1 for curve in sweep.curves for point in curve.points)
 
 
 def _named(generators: Iterable[str]) -> str:

@@ -163,7 +163,7 @@ class _Visit:
         if len(perturbations) == 0:
             raise InvalidInputError("no coordinate is queried: give sparsity at least one coordinate")
         estimate, failure = self.estimate(perturbations)
-        found = replace(self.swept(determinism, self.telling(perturbations, estimate), steps), failure=failure)
+        found = replace(self.swept(determinism, perturbations, estimate, steps), failure=failure)
         if estimate is not None:
             gradients = check_gradients(estimated_pairs(estimate.gradients, None), None)
             trial = None
@@ -181,28 +181,40 @@ class _Visit:
         return losses[0] == losses[1]
 
     def estimate(self, perturbations: Perturbations) -> tuple[Estimate | None, str | None]:
-        """A whole estimate, if it takes less than a third of the queries that are left; and why it failed."""
-        if 1 + len(self.zo.stencil.nodes) * len(perturbations) > self.asked.left // 3:
+        """A whole estimate, if it takes no more than half of the queries that are left; and why it failed."""
+        if 1 + len(self.zo.stencil.nodes) * len(perturbations) > self.asked.left // 2:
             return None, None
+        failed = len(self.asked.failures)
         try:
             return self.zo.estimate(*self.batch), None
         except (NonFiniteLossError, InvalidInputError) as error:
-            return None, str(error)
+            what = (self.asked.failures[failed:] or [str(error).partition(";")[0]])[0]
+            return (
+                None,
+                f"no estimate can be made at the step size {self.zo.step_size:.1e}: {what}; lower the step size",
+            )
 
-    def telling(self, perturbations: Perturbations, estimate: Estimate | None) -> Perturbations:
-        """The directions of a sweep: of coordinates those with the largest slopes, as far as they are known."""
+    def telling(self, perturbations: Perturbations, estimate: Estimate | None, count: int) -> Perturbations:
+        """Directions for a sweep, about ``count``: of coordinates those with the largest slopes, if they are known."""
         if estimate is None or not isinstance(perturbations, CoordinatePerturbations):
-            return perturbations
+            return sample(self.zo, perturbations, count, self.context)
         sizes = {n: estimate.gradients[n].reshape(-1)[i].abs().double() for n, i in perturbations.coordinates.items()}
         every = torch.cat(list(sizes.values()))
-        least = float(every.topk(min(MOST_DIRECTIONS, len(every))).values[-1])
+        least = float(every.topk(min(count, len(every))).values[-1])
         kept = {n: i[(sizes[n] >= least) & (sizes[n] > 0)] for n, i in perturbations.coordinates.items()}
         few = {n: i for n, i in kept.items() if len(i)}
         if not few:
-            return perturbations
-        return CoordinatePerturbations(Coordinates(few), self.asked.parameters(), perturbations.scales)
+            return sample(self.zo, perturbations, count, self.context)
+        largest = CoordinatePerturbations(Coordinates(few), self.asked.parameters(), perturbations.scales)
+        return sample(self.zo, largest, count, self.context) if len(largest) > count else largest  # there may be ties
 
-    def swept(self, determinism: Determinism, perturbations: Perturbations, steps: Sequence[float] | None) -> Diagnosis:
+    def swept(
+        self,
+        determinism: Determinism,
+        perturbations: Perturbations,
+        estimate: Estimate | None,
+        steps: Sequence[float] | None,
+    ) -> Diagnosis:
         """The sweep and the choice of a step."""
         zo, parameters = self.zo, self.asked.parameters()
         if steps is None:
@@ -214,7 +226,7 @@ class _Visit:
             steps = steps[:: -(-2 * nodes * (len(steps) + 1) // max(room, 1))]
         grid = with_step(steps, zo.step_size)
         count = max(1, min(MOST_DIRECTIONS, room // (nodes * len(grid))))
-        few = sample(zo, perturbations, count, self.context)
+        few = self.telling(perturbations, estimate, count)
         slopes, felt = measured_slopes(
             {PLAIN: zo.evaluator}, self.asked, self.batch, few, steps=grid, stencil=zo.stencil, seed=self.seed
         )

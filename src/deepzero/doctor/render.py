@@ -118,7 +118,7 @@ def _step(choice: StepChoice | None) -> Iterator[str]:
         "" if choice.plain_error is None else f"; by plain differences {_number(choice.plain_error)}"
     )
     yield f"configured: {choice.configured:.1e}, relative error {_number(choice.configured_error)}: " + (
-        "as good (a step loses at most that share of its descent)" if choice.as_good else "worse"
+        "good enough" if choice.as_good else "worse"
     )
 
 
