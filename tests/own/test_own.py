@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import pytest
 
+from deepzero.errors import DataNotFoundError, InvalidInputError
 from deepzero.own.arguments import settings_of
 from deepzero.own.code import called, imported, is_own, located, require_kind
-from deepzero.errors import DataNotFoundError, InvalidInputError
 
 
 @pytest.fixture(autouse=True)

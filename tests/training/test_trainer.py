@@ -467,7 +467,7 @@ class Noisy:
 
     def __getitem__(self, index):
         x, y = self.data[index]
-        return x + torch.randn(3) + np.random.rand() + random.random(), y  # noqa: NPY002, S311
+        return x + torch.randn(3) + np.random.rand() + random.random(), y  # noqa: NPY002
 
 
 class Stream(IterableDataset):

@@ -90,7 +90,8 @@ def diagnose_trainer(trainer: Trainer, *, seconds: float = 20.0) -> Diagnosis:
     zo = trainer.source
     if not isinstance(zo, Estimator):
         raise InvalidInputError(
-            f"the doctor examines estimates from function values; the trainer's estimator is a {type(zo).__name__}, "
+            f"the doctor examines estimates from function values; the trainer takes its gradients "
+            f"from {type(zo).__name__}, "
             "not dz.CGE or dz.RGE"
         )
     device = next(iter(trainer.model.parameters())).device
