@@ -1,5 +1,6 @@
 from . import errors, sparsity
 from .coordinates import Coordinates
+from .doctor import Diagnosis, diagnose
 from .errors import BlackBoxWarning, DeepZeroError, SlowQueriesWarning, WrittenParameterWarning
 from .estimator import CGE, RGE, Estimate, Estimator
 from .evaluators import (
@@ -38,6 +39,7 @@ __all__ = [
     "Coordinates",
     "Corrected",
     "DeepZeroError",
+    "Diagnosis",
     "DistributedEvaluator",
     "DynamicRatios",
     "EarlyStopping",
@@ -61,6 +63,7 @@ __all__ = [
     "Team",
     "Trainer",
     "WrittenParameterWarning",
+    "diagnose",
     "errors",
     "joined",
     "load_run",

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from deepzero.cli.options import RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole
+from deepzero.cli.options import (
+    RECIPES_OWN,
+    Flag,
+    Folder,
+    ImageSize,
+    Json,
+    OwnConfig,
+    OwnData,
+    OwnModel,
+    Quiet,
+    Real,
+    Settings,
+    Target,
+    TestPart,
+    Whole,
+)
 from deepzero.cli.output import Output
 
 if TYPE_CHECKING:
@@ -27,20 +41,13 @@ class Train:
     recipe: Positional[Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: digits)")]] = None
     """Name of a recipe; or file.py, file.py:function or module:function of your own, which returns a configuration or a
     dz.Trainer (function: recipe, by default)."""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Take the settings from a run's run.json, or from a .json or .toml file of your own, in place of a recipe."""
-    data: Annotated[str | None, arg(metavar="PATH", help_behavior_hint=RECIPES_OWN)] = None
-    """Data of your own (`deepzero data PATH` says what is there), or the name of a set."""
-    target: Annotated[str | None, arg(metavar="COLUMN", help_behavior_hint="")] = None
-    """With --data: column of a table that holds the classes."""
-    image_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """With --data: height and width to bring images to."""
-    test: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
-    """With --data: part of each class to hold out as the test set, where there is none."""
-    model: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=RECIPES_OWN)] = None
-    """Name of a network, or file.py:Net of your own, which is called with num_classes, input_shape, ..."""
-    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE", help_behavior_hint="")] = ()
-    """Arguments of your own recipe's function."""
+    config: OwnConfig = None
+    data: OwnData = None
+    target: Target = None
+    image_size: ImageSize = None
+    test: TestPart = None
+    model: OwnModel = None
+    set: Settings = ()
     epochs: Whole = None
     """Passes over the training images."""
     estimator: Annotated[

@@ -72,6 +72,10 @@ class ExecutorEvaluator:
         self._rate = RateLimit(self.policy.per_second)
         self._clock = Clock()
 
+    def workers(self) -> int | None:
+        """Queries that run at the same time; None where the executor does not say."""
+        return self._pool.workers()
+
     def measure(
         self,
         objective: Objective,
