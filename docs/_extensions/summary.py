@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
-from sphinx.ext.autosummary import Autosummary, extract_summary
+from sphinx.ext.autosummary import Autosummary
 from sphinx.pycode import ModuleAnalyzer
 
 
@@ -75,7 +75,7 @@ class Summary(Autosummary):
             home, _, attribute = real_name.rpartition(".")
             value = getattr(importlib.import_module(home), attribute)
             if not (inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value)):
-                said = extract_summary([described_values(home).get(attribute, "")], self.state.document)
+                said = described_values(home).get(attribute, "").partition(". ")[0]
             items.append((name, signature, said, real_name))
         return items
 
