@@ -1,6 +1,7 @@
-"""``.. summary:: MODULE``: a table of a module's public names, each with its first sentence and a link to its entry.
+"""``.. summary:: MODULE [NAME ...]``: a table of a module's public names, each with its first sentence and a link.
 
-The names are those of ``__all__``, or what the module itself defines if it has none, so that no table can miss one.
+The names are those of ``__all__``, or what the module itself defines if it has none, so that no table can miss one;
+where a page describes some of them only, they are named.
 """
 
 from __future__ import annotations
@@ -57,15 +58,20 @@ class Summary(Autosummary):
     """The directive."""
 
     required_arguments = 1
+    optional_arguments = 1
+    final_argument_whitespace = True
     has_content = False
     option_spec: ClassVar[dict[str, Any]] = {}
 
     def run(self) -> list[nodes.Node]:
         """The table of an autosummary over the names of the module."""
         module = importlib.import_module(self.arguments[0])
-        self.content = StringList([f"~{place(module, name)}" for name in public_names(module)])
+        names = self.arguments[1].split() if len(self.arguments) > 1 else public_names(module)
+        self.content = StringList([f"~{place(module, name)}" for name in names])
         self.options["nosignatures"] = None
-        self.env.ref_context.pop("py:module", None)  # an entry before this table may have named one; ours are full names
+        self.env.ref_context.pop(
+            "py:module", None
+        )  # an entry before this table may have named one; ours are full names
         return super().run()
 
     def get_items(self, names: list[str]) -> list[tuple[str, str | None, str, str]]:
@@ -75,8 +81,9 @@ class Summary(Autosummary):
             home, _, attribute = real_name.rpartition(".")
             value = getattr(importlib.import_module(home), attribute)
             if not (inspect.isclass(value) or inspect.isroutine(value) or inspect.ismodule(value)):
-                said = described_values(home).get(attribute, "").partition(". ")[0]
-            items.append((name, signature, said, real_name))
+                items.append((name, signature, described_values(home).get(attribute, "").partition(". ")[0], real_name))
+            else:
+                items.append((name, signature, said, real_name))
         return items
 
 
