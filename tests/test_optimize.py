@@ -226,6 +226,12 @@ def test_workers_and_a_journal(tmp_path: Path) -> None:
     assert np.array_equal(first.x, again.x)
 
 
+def test_a_journal_given_by_its_path_is_closed_at_the_end(tmp_path: Path) -> None:
+    first = dz.minimize(bowl, np.zeros(2), journal=tmp_path / "answers.sqlite")
+    again = dz.minimize(bowl, np.zeros(2), journal=tmp_path / "answers.sqlite")  # in use, if it were not closed
+    assert np.array_equal(first.x, again.x)
+
+
 def test_bad_arguments_are_named() -> None:
     for options, said in (
         ({"method": "bfgs"}, "method"),

@@ -475,7 +475,7 @@ def _execution(
         source = workers
     if source is None:
         return {}
-    kept = QueryJournal(journal) if isinstance(journal, (str, Path)) else journal
+    kept = stack.enter_context(QueryJournal(journal)) if isinstance(journal, (str, Path)) else journal
     evaluator = stack.enter_context(ExecutorEvaluator(source, policy=policy, journal=kept))
     return {"evaluator": evaluator}
 

@@ -28,6 +28,7 @@ def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 DISTRIBUTIONS: dict[str, Draw] = {"gaussian": _gaussian, "rademacher": _rademacher, "sphere": _gaussian}
+"""How the directions of RGE are drawn, by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,5 +140,5 @@ def _check_loggers(trainer: Trainer) -> None:
 
 def _owned(source: Any) -> set[int]:
     """The parameters that a source estimates, as far as it tells."""
-    owners = getattr(getattr(source, "objective", None), "owners", None)
-    return {id(p) for p in owners().values()} if callable(owners) else set()
+    named = getattr(getattr(source, "objective", None), "named_parameters", None)
+    return {id(p) for _, p in named()} if callable(named) else set()
