@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -71,13 +72,36 @@ def _short(key: str) -> str:
 
 
 def _results(runs: Sequence[Run], names: Sequence[str], with_folder: bool) -> Table:
-    columns = ["run", "test accuracy", "validation accuracy", "queries", "time", "parameters", "sparsity"]
+    columns = [
+        "run",
+        "test accuracy",
+        "validation accuracy",
+        "queries",
+        "time",
+        "to the end of step 1",
+        "parameters",
+        "sparsity",
+    ]
     rows = [[name, *_result(run)] for run, name in zip(runs, names, strict=True)]
     if with_folder:
         columns.append("folder")
         rows = [[*row, name] for row, name in zip(rows, folders(runs), strict=True)]
-    note = "" if all(run.summary for run in runs) else "Runs without a test accuracy have not finished."
-    return Table(title="Results", columns=columns, rows=rows, note=note)
+    return Table(title="Results", columns=columns, rows=rows, note=_note(runs))
+
+
+def _note(runs: Sequence[Run]) -> str:
+    unfinished = [] if all(run.summary for run in runs) else ["Runs without a test accuracy have not finished."]
+    same = [f"Same settings: {', '.join(group)}." for group in _same(runs)]
+    return " ".join([*unfinished, *same])
+
+
+def _same(runs: Sequence[Run]) -> list[list[str]]:
+    """Groups of runs with the same settings, by their folders."""
+    groups: dict[str, list[str]] = {}
+    for run, folder in zip(runs, folders(runs), strict=True):
+        settings = {key: value for key, value in flat(run.config).items() if key not in WITHOUT_EFFECT}
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(folder)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _result(run: Run) -> list[str]:
@@ -89,6 +113,7 @@ def _result(run: Run) -> list[str]:
         _percent(summary.get("validation_accuracy", best)),
         shown(last["queries"]),
         duration(last["seconds"]),
+        MISSING if run.start_up is None else duration(run.start_up),
         shown(parameters(run)),
         f"{flat(run.config).get('sparsity.sparsity') or 0:.1%}",
     ]
@@ -114,6 +139,7 @@ def _overlaid(runs: Sequence[Run], names: Sequence[str], title: str, label: str,
         y_label=label,
         series=[Series(name=name, x=x, y=y) for name, x, y in curves],
         x_log=bool(ends) and min(ends) > 0 and max(ends) > DECADE * min(ends),
+        x_from_zero=True,
     )
 
 

@@ -53,7 +53,9 @@ def _style() -> str:
     """The style sheet: that of the page, and that of tables as blocks, for every width below which a table is one."""
     sheets = files("deepzero.report")
     plain, blocks = (sheets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "blocks.css"))
-    narrow = [f"@container (max-width: {room}rem) {{\n{blocks.replace('.blocks', f'.blocks-{room}')}}}\n" for room in ROOMS]
+    narrow = [
+        f"@container (max-width: {room}rem) {{\n{blocks.replace('.blocks', f'.blocks-{room}')}}}\n" for room in ROOMS
+    ]
     return plain + blocks.replace(".blocks", ".blocks-always") + "".join(narrow)
 
 
@@ -159,7 +161,9 @@ def _figure(figure: Figure, name: str) -> str:
 
 def _map(shown: HeatMap, name: str) -> str:
     columns = [shown.y_label, shown.x_label, shown.value_label]
-    points = [[y, x, v] for y, row in zip(shown.y, shown.values, strict=True) for x, v in zip(shown.x, row, strict=True)]
+    points = [
+        [y, x, v] for y, row in zip(shown.y, shown.values, strict=True) for x, v in zip(shown.x, row, strict=True)
+    ]
     numbers = _records("Numbers", columns, points, f"{shown.title}: numbers") if points else ""
     return f"<figure>\n{draw_map(shown, name=name)}{_note(shown.note)}{numbers}</figure>\n"
 

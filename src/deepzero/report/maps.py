@@ -33,9 +33,8 @@ def draw_map(shown: HeatMap, *, name: str | None = None, sheet: Sheet = NARROW) 
         name: begins all identifiers inside, so that they are unique in a page; by default it follows from the map.
         sheet: how wide it is, and how high; rows that have names make it as high as they need.
 
-    >>> grid = HeatMap(
-    ...     title="Kept", x_label="epoch", y_label="", value_label="%", x=[1, 2], y=["a", "b"], values=[[1, 2], [3, None]]
-    ... )
+    >>> labels = {"title": "Kept", "x_label": "epoch", "y_label": "layer", "value_label": "%"}
+    >>> grid = HeatMap(**labels, x=[1, 2], y=["a", "b"], values=[[1, 2], [3, None]])
     >>> text = draw_map(grid)
     >>> text.startswith("<svg"), ">a</text>" in text, ">b</text>" in text
     (True, True, True)
@@ -59,7 +58,7 @@ def _plotted(shown: HeatMap, sheet: Sheet) -> Canvas:
         _colours(canvas, axes, shown, values, named=bool(names))
     else:
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color="#6b6b6b")
-    axes.xaxis.set_major_locator(MaxNLocator(sheet.ticks, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(sheet.ticks, integer=all(isinstance(x, int) for x in shown.x)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     if names:
         every = -(-len(names) // MOST_NAMES)
@@ -89,9 +88,7 @@ def _colours(canvas: Canvas, axes: Axes, shown: HeatMap, values: np.ndarray[Any,
     if shown.contours and np.isfinite(values).all() and min(values.shape) > 1 and values.min() < values.max():
         axes.contour(shown.x, rows, values, levels=LEVELS, colors="white", linewidths=0.7)
     for number, (what, place) in enumerate(shown.marks.items()):
-        axes.plot(
-            [place[0]], [place[1]], ls="", marker="ox+"[number % 3], mec="white", mfc="#d55e00", ms=8, label=what
-        )
+        axes.plot([place[0]], [place[1]], ls="", marker="ox+"[number % 3], mec="white", mfc="#d55e00", ms=8, label=what)
     if shown.marks:
         canvas.legend(loc="outside lower left", ncols=2)
     bar = canvas.colorbar(image, ax=axes, pad=0.02, label=shown.value_label)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from deepzero.report.comparison import compare
+from deepzero.report.comparison import compare, folders
 from deepzero.report.corrections import correction, is_correction
 from deepzero.report.defenses import defense, is_defense
-from deepzero.report.layers import layer_table, parameters
-from deepzero.report.reading import Run, read
-from deepzero.report.records import Document, Figure, Series
-from deepzero.report.values import duration, flat, shown
+from deepzero.report.layers import layer_maps, layer_table, parameters
+from deepzero.report.reading import Run, how_to_continue, read, surroundings
+from deepzero.report.records import Document, Figure, Series, Span
+from deepzero.report.values import MISSING, duration, flat, shown
 
 POINTS = 200
 """Of a curve, at most; neighbouring steps are averaged."""
@@ -30,28 +29,33 @@ def documents(paths: Sequence[Path]) -> list[Document]:
     Raises:
         RunFolderError: a folder holds neither.
     """
-    found = [read(path) for path in dict.fromkeys(paths)]
+    distinct: dict[Path, Path] = {}
+    for path in paths:
+        distinct.setdefault(path.resolve(), path)
+    found = [read(path) for path in distinct.values()]
     runs = [item for item in found if isinstance(item, Run) and not (is_defense(item) or is_correction(item))]
     comparison = [compare(runs)] if len(runs) > 1 else []
-    return comparison + [_shown(item) for item in found]
+    names = {run.path: name for run, name in zip(runs, folders(runs), strict=True)}
+    return comparison + [_shown(item, names) for item in found]
 
 
-def _shown(item: Run | Document) -> Document:
+def _shown(item: Run | Document, names: Mapping[Path, str]) -> Document:
     if isinstance(item, Document):
         return item
     if is_correction(item):
         return correction(item)
-    return defense(item) if is_defense(item) else document(item)
+    return defense(item) if is_defense(item) else document(item, names[item.path])
 
 
-def document(run: Run) -> Document:
+def document(run: Run, name: str) -> Document:
     """A run as far as it went: headline, curves, layers, and everything it depends on."""
     return Document(
-        title=f"{run.path.resolve().name}: {_what(run.config)}",
+        title=f"{name}: {_what(run.config)}",
         caption=_caption(run),
         headline=_headline(run),
         tables=layer_table(run),
         figures=[_accuracy(run, "queries"), _accuracy(run, "seconds"), _losses(run), *_schedules(run)],
+        maps=layer_maps(run),
         facts=_facts(run),
     )
 
@@ -73,8 +77,7 @@ def _caption(run: Run) -> str:
     state = f"This run has not finished: {so_far}, of {flat(run.config).get('training.epochs')} epochs."
     if "recipe" not in run.record:
         return f"{state} It was started from Python; to continue it, call train again with resume=True."
-    command = f"deepzero train --resume --out {shlex.quote(str(run.path))}"
-    return f"{state} Unless it is still running, continue it with\n\n    {command}"
+    return f"{state} {how_to_continue(run, 'train')}"
 
 
 def _headline(run: Run) -> dict[str, str]:
@@ -85,6 +88,7 @@ def _headline(run: Run) -> dict[str, str]:
         "queries": shown(last["queries"]),
         "queries of a step": _queries_of_a_step(run),
         "time": duration(last["seconds"]),
+        "of it, to the end of step 1": MISSING if run.start_up is None else duration(run.start_up),
         "parameters": shown(counted),
         "sparsity": f"{flat(run.config).get('sparsity.sparsity') or 0:.1%}",
     }
@@ -123,7 +127,20 @@ def _accuracy(run: Run, axis: str) -> Figure:
     for test in run.tests:
         accuracy = 100 * test["test_accuracy"]
         curves.append(Series(name=f"test {accuracy:.2f}%", x=[test[axis]], y=[accuracy]))
-    return Figure(title=f"Accuracy against {axis}", x_label=axis, y_label="accuracy (%)", series=curves)
+    return Figure(
+        title=f"Accuracy against {axis}",
+        x_label=axis,
+        y_label="accuracy (%)",
+        series=curves,
+        x_from_zero=True,
+        spans=_start_up(run) if axis == "seconds" else [],
+    )
+
+
+def _start_up(run: Run) -> list[Span]:
+    if run.start_up is None:
+        return []
+    return [Span(name=f"start-up and first step: {duration(run.start_up)}", start=0.0, end=run.start_up)]
 
 
 def _losses(run: Run) -> Figure:
@@ -133,7 +150,7 @@ def _losses(run: Run) -> Figure:
         _loss("training, epoch mean", run.epochs, "training_loss"),
         _loss("validation", run.validations, "validation_loss"),
     ]
-    return Figure(title="Loss against queries", x_label="queries", y_label="loss", series=curves)
+    return Figure(title="Loss against queries", x_label="queries", y_label="loss", series=curves, x_from_zero=True)
 
 
 def _loss(name: str, records: Sequence[Mapping[str, Any]], key: str) -> Series:
@@ -170,7 +187,5 @@ def _facts(run: Run) -> dict[str, Any]:
         "recipe": run.record.get("recipe"),
         "changed settings": ", ".join(f"{name} {shown(value)}" for name, value in settings.items()),
         **{key: summary[key] for key in ("steps", "queries_for_ratios", "test_loss", "processes") if key in summary},
-        "configuration": run.config,
-        "hardware": summary.get("hardware", {}),
-        "versions": summary.get("versions", run.record.get("versions", {})),
+        **surroundings(run),
     }

@@ -33,15 +33,16 @@ DASHES = ("--", ":", "-.")
 AGAIN = "--"
 """Of a curve that runs where another one does: what lies below shows through its gaps, and through its empty marks."""
 
-SPAN = {"facecolor": "#ece7d9", "edgecolor": "#b9ae8d", "hatch": "///", "linewidth": 0}
+SPAN = "#e6dfc8"
 MANY_POINTS = 30
 LEGEND_LINE = 0.2  # inches
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a figure is drawn on. Letters are 9 points high on all sheets, so they are the larger on a page, the
-    narrower the sheet is.
+    """What a figure is drawn on.
+
+    Letters are 9 points high on all sheets, so they are the larger on a page, the narrower the sheet is.
 
     Attributes:
         width: inches.
@@ -85,8 +86,8 @@ def draw(figure: Figure, *, name: str | None = None, sheet: Sheet = WIDE) -> str
 
     Colours are for any colour vision; published curves are grey and broken. A curve that runs where an earlier one does
     is broken, and has empty marks. A spread is drawn as error bars, or as a band where points are many. Points that an
-    axis cannot show (not finite, or not above 0 on a logarithmic one) are left out. The same figure gives the same bytes
-    under the same version of matplotlib.
+    axis cannot show (not finite, or not above 0 on a logarithmic one) are left out. The same figure gives the same
+    bytes under the same version of matplotlib.
 
     Args:
         figure: what to draw.
@@ -134,12 +135,12 @@ def _plotted(figure: Figure, sheet: Sheet) -> Canvas:
     axes = titled(canvas, figure.title, figure.x_label, figure.y_label, sheet.letters)
     visible = [_visible(series, figure) for series in figure.series]
     _scale(axes, figure, visible, sheet)
-    spans = [axes.axvspan(span.start, span.end, zorder=0, **SPAN) for span in figure.spans]
+    spans = [axes.axvspan(span.start, span.end, zorder=0, color=SPAN, linewidth=0) for span in figure.spans]
     handles: list[Artist] = [*starmap(partial(_curve, axes), zip(visible, _looks(visible), strict=True))]
     _widen(axes, figure, visible)
     if not any(len(series.x) for series in visible):
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color="#6b6b6b")
-    handles += [Patch(**SPAN) for _ in spans]
+    handles += [Patch(color=SPAN) for _ in spans]
     if handles:
         legend = canvas.legend(handles, [str(i) for i in range(len(handles))], loc="outside lower left", ncols=columns)
         for text, label in zip(legend.get_texts(), labels, strict=True):
@@ -222,8 +223,10 @@ def _curve(axes: Axes, series: Series, look: dict[str, str]) -> Artist:
         axes.fill_between(series.x, low, high, color=look["color"], alpha=0.2, linewidth=0)
     elif series.spread is not None and len(series.x):
         axes.errorbar(series.x, series.y, yerr=series.spread, fmt="none", ecolor=look["color"], capsize=2.5)
-    [line] = axes.plot(series.x, series.y, **({**look, "marker": ""} if many else look))
-    line.set(gid="series", zorder=3 if series.reference else 4)
+    [line] = axes.plot(series.x, series.y)
+    line.set(**look, gid="series", zorder=3 if series.reference else 4)
+    if many:
+        line.set_marker("")
     if len(series.x) == 1 or look["markerfacecolor"] == "none":
         line.set_markersize(7)
     return line

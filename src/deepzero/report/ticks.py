@@ -43,6 +43,7 @@ class LogTicks(LogFormatter):
 
     def _is_between(self, x: float) -> bool:
         """Whether its neighbours are to have a label and it has not."""
+        assert self.axis is not None
         low, high = sorted(self.axis.get_view_interval())
         decades = math.log10(high / low)
         digit = round(x / 10 ** math.floor(math.log10(x) + 1e-9))

@@ -29,7 +29,7 @@ from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RunFolder
 from deepzero.training.sources import GradientSource
-from deepzero.training.state import snapshot
+from deepzero.training.state import parameter_shapes, snapshot
 from deepzero.training.stop import SharedStop, StopRequest
 
 log = logging.getLogger("deepzero")
@@ -124,7 +124,8 @@ def train(
         batches = training_batches(config, splits.train, place)
         selection = select(config, model, splits.train, place, team, run.ratios)
         source = gradient_source(config, model, selection, team)
-        run.start(config=asdict(config), notes=notes or {}, ratios=selection.ratios)
+        noted = {"parameters": parameter_shapes(model), **(notes or {})}
+        run.start(config=asdict(config), notes=noted, ratios=selection.ratios)
         with _trainer(config, source, model, splits, batches, selection, run, started, tensorboard, console) as trainer:
             reason = trainer.fit(SharedStop(stop, team))
             if reason is not None:

@@ -19,7 +19,7 @@ from deepzero.training.config import TrainingConfig
 from deepzero.training.evaluation import Scores
 from deepzero.training.metrics import JsonLines, Sink
 from deepzero.training.schedule import SCHEDULES
-from deepzero.training.sources import GradientSource, HoldsTensors
+from deepzero.training.sources import GradientSource, HoldsTensors, kept_ratios
 from deepzero.training.stop import SharedStop, StopRequest
 
 ADVICE = (
@@ -167,7 +167,7 @@ class Trainer:
         record = {"epoch": epoch, "training_loss": _mean(self._losses)}
         self._losses = []
         looks = (epoch + 1) % self.config.evaluate_every == 0 or self.step == self.total_steps
-        self.record("epoch", **record, **(self._select(epoch) if looks else {}))
+        self.record("epoch", **record, **(self._select(epoch) if looks else {}), **kept_ratios(self.source))
 
     def _select(self, epoch: int) -> dict[str, float]:
         """Look at the validation split, and keep the weights if they are the best so far."""
