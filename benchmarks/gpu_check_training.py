@@ -120,5 +120,5 @@ def made_up(count: int, size: int, seed: int) -> data.Dataset:
     noise = torch.randn(count, 3, size, size, generator=generator)
     pixels = (128 + 40 * (patterns[labels] + noise)).clamp(0, 255).to(torch.uint8)
     return data.Dataset(
-        images=pixels, labels=labels, num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, name="made-up patterns"
+        inputs=pixels, labels=labels, num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, name="made-up patterns"
     )

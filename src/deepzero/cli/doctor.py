@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
-from deepzero.cli.train import RECIPES_OWN, Folder, Real, Whole
+from deepzero.cli.options import RECIPES_OWN, Folder, Json, Quiet, Real, Whole
+from deepzero.cli.output import Output
 from deepzero.errors import RunFolderError
-from deepzero.recipes import SETTINGS, started
-from deepzero.recipes.runs import ROOT
-from deepzero.tasks import diagnosis
 
 UNHEALTHY = 1
 """Exit code if a finding is an error: the run cannot work as it is."""
@@ -56,9 +53,15 @@ class Doctor:
     """Where to compute: cpu, cuda or cuda:<number>."""
     seconds: float = 20.0
     """About how long each part of the examination may take; large networks are sampled more thinly."""
+    quiet: Quiet = False
+    json: Json = False
 
-    def run(self, console: Console) -> int:
+    def run(self, output: Output) -> int:
         """Examine, print the diagnosis, and write it."""
+        from deepzero.recipes import SETTINGS, started  # noqa: PLC0415 - with PyTorch
+        from deepzero.recipes.runs import ROOT  # noqa: PLC0415
+        from deepzero.tasks import diagnosis  # noqa: PLC0415
+
         settings: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS if hasattr(self, name)}
         start = started(self.recipe, settings, self.out)
         config = start.config
@@ -66,7 +69,7 @@ class Doctor:
         if folder.exists() and not folder.is_dir():
             raise RunFolderError(f"--out must be a folder, but {folder} is a file; choose another --out")
         found = diagnosis.diagnose(config, data_dir=self.data_dir, device=self.device, seconds=self.seconds)
-        console.print(found)
         diagnosis.write(found, folder, config)
-        console.print(f"report and plot: {folder}", soft_wrap=True)
+        output.result(found, folder=folder, healthy=found.healthy)
+        output.console.print(f"report and plot: {folder}", soft_wrap=True)
         return 0 if found.healthy else UNHEALTHY

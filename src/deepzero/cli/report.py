@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
-from deepzero.cli.train import DONE, Folder
+from deepzero.cli.options import DONE, Folder, Json, Quiet
+from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.report import documents, page
-from deepzero.training.files import replace_file
 
 FILE = "report.html"
 
@@ -28,9 +26,14 @@ class Report:
     """Folders of runs."""
     out: Annotated[Folder, arg(metavar="FILE")] = None
     """The page (default: report.html in the folder of a single run, in the current folder for several)."""
+    quiet: Quiet = False
+    json: Json = False
 
-    def run(self, console: Console) -> int:
+    def run(self, output: Output) -> int:
         """Write the page, and say where."""
+        from deepzero.report import documents, page  # noqa: PLC0415 - with PyTorch
+        from deepzero.training.files import replace_file  # noqa: PLC0415
+
         out = self._out()
         found = documents(self.runs)
         title = found[0].title if len(self.runs) == 1 else f"Report on {len(self.runs)} runs"
@@ -38,7 +41,7 @@ class Report:
             replace_file(out, page(found, title=title).encode())
         except OSError as error:
             raise RunFolderError(f"{out} could not be written ({error}); choose another --out") from error
-        console.print(f"report: {out}", soft_wrap=True, markup=False)
+        output.result(f"report: {out}", report=out)
         return DONE
 
     def _out(self) -> Path:

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -87,7 +88,7 @@ def write(diagnosis: Diagnosis, folder: Path, config: ClassificationConfig) -> N
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / REPORT, to_json(record))
         if diagnosis.sweep is not None:
-            title = f"{config.model.name} on {config.data.name}"
+            title = f"{config.model.name} on {config.data.title}"
             replace_file(folder / PLOT, plot_sweep(diagnosis, title=title))
     except OSError as error:
         raise RunFolderError(f"{folder} could not be written ({error}); choose another --out") from error
@@ -111,7 +112,7 @@ def _loop_costs(
         function()  # the first call allocates
         return mean_seconds(function, seconds=WINDOW, most=10_000)
 
-    validate = scorer(config, splits.validation, trial, next(trial.parameters()).device)
+    validate = partial(scorer(config, splits.validation, next(trial.parameters()).device), trial)
     return LoopCosts(
         steps_per_epoch=len(batches),
         step_overhead=mean(step),

@@ -42,7 +42,10 @@ class RunFolder:
         if not path.exists() or (path.is_dir() and not set(path.iterdir()) - set(leftovers(path / RECORD))):
             return
         if (path / RECORD).exists():
-            raise RunFolderError(f"{path} holds another run; continue that with --resume, or choose another --out")
+            raise RunFolderError(
+                f"{path} holds another run; continue that with --resume (in Python: resume=True), or choose another "
+                "--out (out=...)"
+            )
         raise RunFolderError(f"{path} is not an empty folder; choose another --out")
 
     @classmethod
@@ -122,6 +125,11 @@ class RunFolder:
             return safetensors.torch.load_file(self.weights)
         except (OSError, safetensors.SafetensorError) as error:
             raise RunFolderError(f"{self.weights} cannot be read: {error}; choose another --out") from error
+
+    def discard_result(self) -> None:
+        """Take away the summary of a run that goes on after it had finished."""
+        with writing(self.path / "summary.json"):
+            (self.path / "summary.json").unlink(missing_ok=True)
 
     def write_plot(self, image: bytes) -> None:
         """Write the picture of the run."""
