@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -43,9 +44,8 @@ def pixels(svg: str) -> np.ndarray:
     image = next(element for element in ET.fromstring(svg).iter(f"{SVG}image") if "png" in element.get("href", ""))
     data = base64.b64decode(image.get("href").partition(",")[2])
     seen = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
-    transform = image.get("transform", "")
-    scale = float(transform.partition("scale(")[2].split()[1].rstrip(")")) if "scale(" in transform else 1.0
-    return seen[::-1] if scale < 0 else seen
+    [scale] = re.findall(r"matrix\(\S+ \S+ \S+ (\S+)", image.get("transform"))
+    return seen[::-1] if float(scale) < 0 else seen
 
 
 def texts(svg: str) -> list[str]:
@@ -94,7 +94,7 @@ def test_many_rows_name_as_many_as_can_be_read() -> None:
 def test_a_page_holds_a_map_with_its_numbers_and_asks_for_nothing() -> None:
     document = Document(title="Run", maps=[replace(NAMED, note="What it is."), BOWL])
     text = page([document, document], title="Run")
-    assert text.count("Queried: numbers") == 2
+    assert text.count("<caption>Queried: numbers</caption>") == 2
     assert "What it is." in text
     ids = [part.split('"')[0] for part in text.split(' id="')[1:]]
     assert len(ids) == len(set(ids))

@@ -157,7 +157,6 @@ def test_a_run_that_has_only_begun(unfinished):
     assert "no step yet" in shown.caption
     assert shown.headline["parameters"] == "610"
     assert shown.headline["of it, to the end of step 1"] == "—"
-    assert figure_named(shown, "Accuracy against seconds").spans == []
     assert column(shown.tables[0], "layer")[:2] == ["hidden.0.weight", "fc.weight"]
     (unfinished / "ratios.json").unlink()
     assert document(unfinished).tables == []

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deepzero.report.layers import parameters
-from deepzero.report.reading import Run
-from deepzero.report.records import Document, Figure, Series, Table
+from deepzero.report.reading import Run, points
+from deepzero.report.records import Document, Figure, Table, curve
 from deepzero.report.values import MISSING, duration, flat, shown
 
 LABEL = 40
@@ -16,7 +16,7 @@ LABEL = 40
 
 WITHOUT_EFFECT = ("training.checkpoint_minutes", "training.checkpoint_steps")
 DECADE = 10
-Points = Callable[[Run, str], tuple[list[float], list[float]]]
+Points = Callable[[Run, str], list[tuple[float, float]]]
 
 
 def compare(runs: Sequence[Run]) -> Document:
@@ -107,10 +107,9 @@ def _same(runs: Sequence[Run]) -> list[list[str]]:
 def _result(run: Run) -> list[str]:
     summary = run.summary or {}
     last = run.records[-1] if run.records else {"queries": 0, "seconds": 0.0}
-    best = max((record["validation_accuracy"] for record in run.validations), default=None)
     return [
         _percent(summary.get("test_accuracy")),
-        _percent(summary.get("validation_accuracy", best)),
+        _percent(summary.get("validation_accuracy", run.best("accuracy"))),
         shown(last["queries"]),
         duration(last["seconds"]),
         MISSING if run.start_up is None else duration(run.start_up),
@@ -130,22 +129,22 @@ def _settings(runs: Sequence[Run], names: Sequence[str]) -> list[Table]:
     return [Table(title="What differs", columns=["setting", *names], rows=rows)] if rows else []
 
 
-def _overlaid(runs: Sequence[Run], names: Sequence[str], title: str, label: str, points: Points, axis: str) -> Figure:
-    curves = [(name, *points(run, axis)) for run, name in zip(runs, names, strict=True)]
-    ends = [max(x) for _, x, _ in curves if x]
+def _overlaid(runs: Sequence[Run], names: Sequence[str], title: str, label: str, found: Points, axis: str) -> Figure:
+    curves = [curve(name, found(run, axis)) for run, name in zip(runs, names, strict=True)]
+    ends = [max(series.x) for series in curves if series.x]
     return Figure(
         title=f"{title} against {axis}",
         x_label=axis,
         y_label=label,
-        series=[Series(name=name, x=x, y=y) for name, x, y in curves],
+        series=curves,
         x_log=bool(ends) and min(ends) > 0 and max(ends) > DECADE * min(ends),
         x_from_zero=True,
     )
 
 
-def _accuracies(run: Run, axis: str) -> tuple[list[float], list[float]]:
-    return [r[axis] for r in run.validations], [100 * r["validation_accuracy"] for r in run.validations]
+def _accuracies(run: Run, axis: str) -> list[tuple[float, float]]:
+    return points(run.validations, axis, "validation_accuracy", scale=100)
 
 
-def _losses(run: Run, axis: str) -> tuple[list[float], list[float]]:
-    return [r[axis] for r in run.epochs], [r["training_loss"] for r in run.epochs]
+def _losses(run: Run, axis: str) -> list[tuple[float, float]]:
+    return points(run.epochs, axis, "training_loss")

@@ -37,15 +37,32 @@ def page(documents: Sequence[Document], *, title: str) -> str:
     >>> "<h1>Runs &lt;1&gt;</h1>" in text, "97.1%" in text, "<script" in text
     (True, True, False)
     """
-    contents = _contents(documents) if len(documents) > 1 else ""
-    sections = "".join(_section(document, number, title) for number, document in enumerate(documents, 1))
+    return framed(content(documents, title=title), title=title)
+
+
+def framed(body: str, *, title: str, head: str = "") -> str:
+    """An HTML file around what is to be seen.
+
+    Args:
+        body: markup.
+        title: of the page.
+        head: further markup of the head.
+    """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
-        f"<style>\n{_style()}</style>\n</head>\n<body>\n<header>\n<h1>{escape(title)}</h1>\n</header>\n{contents}"
-        f"<main>\n{sections}</main>\n"
-        f"<footer>Made by deepzero {escape(version('deepzero'))}.</footer>\n</body>\n</html>\n"
+        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n{head}'
+        f"<style>\n{_style()}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    )
+
+
+def content(documents: Sequence[Document], *, title: str) -> str:
+    """Documents below each other, with a heading and a table of contents, as markup."""
+    contents = _contents(documents) if len(documents) > 1 else ""
+    sections = "".join(_section(document, number, title) for number, document in enumerate(documents, 1))
+    return (
+        f"<header>\n<h1>{escape(title)}</h1>\n</header>\n{contents}<main>\n{sections}</main>\n"
+        f"<footer>Made by deepzero {escape(version('deepzero'))}.</footer>\n"
     )
 
 
@@ -110,7 +127,7 @@ def _table(table: Table) -> str:
         "<tr>" + "".join(_cell(*cell) for cell in zip(row, names, numeric, bars, strict=True)) + "</tr>\n"
         for row in table.rows
     )
-    return f"{_framed(table.title, heads, rows, room)}{_note(table.note)}"
+    return f"{_table_of(table.title, heads, rows, room)}{_note(table.note)}"
 
 
 def _note(text: str) -> str:
@@ -126,7 +143,7 @@ def _room(table: Table) -> str:
     return "" if fitting == ROOMS[0] and len(columns) < 4 else f"blocks-{fitting or 'always'}"
 
 
-def _framed(title: str, heads: str, rows: str, room: str = "") -> str:
+def _table_of(title: str, heads: str, rows: str, room: str = "") -> str:
     """A table that becomes blocks, or else scrolls by itself, where it is wider than the page."""
     kind = f' class="{room}"' if room else ""
     return (
@@ -208,7 +225,7 @@ def _label(cell: Mapping[str, Any], number: int) -> str:
 def _records(summary: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str) -> str:
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     lines = "".join("<tr>" + "".join(_value(value) for value in row) + "</tr>\n" for row in rows)
-    return f"<details>\n<summary>{escape(summary)}</summary>\n{_framed(title, heads, lines)}</details>\n"
+    return f"<details>\n<summary>{escape(summary)}</summary>\n{_table_of(title, heads, lines)}</details>\n"
 
 
 def _value(value: Any) -> str:
@@ -224,4 +241,4 @@ def _facts(name: str, values: Mapping[str, Any]) -> str:
     )
     heads = '<th scope="col">name</th><th scope="col">value</th>'
     title = name[:1].upper() + name[1:]
-    return f'<details class="facts">\n<summary>{escape(title)}</summary>\n{_framed(title, heads, rows)}</details>\n'
+    return f'<details class="facts">\n<summary>{escape(title)}</summary>\n{_table_of(title, heads, rows)}</details>\n'

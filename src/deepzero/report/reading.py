@@ -19,6 +19,7 @@ from deepzero.training.files import json_object
 from deepzero.training.run_folder import FORMAT, RECORD
 
 RESULTS = "results.json"
+VALIDATION, TEST = "validation_", "test_"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,18 @@ class Run:
     @cached_property
     def validations(self) -> list[dict[str, Any]]:
         """Records of epochs at whose end the validation split was looked at."""
-        return [record for record in self.epochs if "validation_accuracy" in record]
+        return [record for record in self.epochs if any(key.startswith(VALIDATION) for key in record)]
+
+    @property
+    def measures(self) -> list[str]:
+        """What is measured on the validation and test splits besides the loss, such as ``accuracy``."""
+        keys = dict.fromkeys(key for record in self.validations + self.tests for key in record)
+        names = [key.removeprefix(start) for key in keys for start in (VALIDATION, TEST) if key.startswith(start)]
+        return [name for name in dict.fromkeys(names) if name != "loss"]
+
+    def best(self, name: str) -> float | None:
+        """The largest value so far of what is measured on the validation split."""
+        return max((y for _, y in points(self.validations, "step", VALIDATION + name)), default=None)
 
     @cached_property
     def tests(self) -> list[dict[str, Any]]:
@@ -75,6 +87,16 @@ class Run:
 
     def _of_kind(self, kind: str) -> list[dict[str, Any]]:
         return [record for record in self.records if record.get("kind") == kind]
+
+
+def points(records: Iterable[Mapping[str, Any]], x: str, y: str, *, scale: float = 1.0) -> list[tuple[float, float]]:
+    """Two entries of each record that has both; numbers that were not finite, which a file holds as null, are left out.
+
+    >>> points([{"step": 1, "loss": 2.5}, {"step": 2, "loss": None}, {"step": 3}], "step", "loss")
+    [(1, 2.5)]
+    """
+    known = [record for record in records if record.get(x) is not None and record.get(y) is not None]
+    return [(record[x], scale * record[y] if scale != 1 else record[y]) for record in known]
 
 
 def how_to_continue(run: Run, command: str) -> str:

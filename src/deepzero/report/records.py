@@ -34,6 +34,15 @@ class Series:
             raise InvalidInputError(f"series {self.name!r} needs as many y and spread values as x values")
 
 
+def curve(name: str, points: Sequence[tuple[float, float]]) -> Series:
+    """A series through points.
+
+    >>> curve("cge", [(1, 0.5), (2, 0.7)])
+    Series(name='cge', x=[1, 2], y=[0.5, 0.7], spread=None, reference=False)
+    """
+    return Series(name=name, x=[x for x, _ in points], y=[y for _, y in points])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Span:
     """A stretch of the abscissa that is marked, such as the start-up of a run.
