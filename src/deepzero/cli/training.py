@@ -162,8 +162,8 @@ def _trained(command: Train, trainer: Trainer, word: str, words: tuple[str, ...]
         if getattr(command, name, None) is not None:
             option = name.replace("_", "-")
             raise InvalidInputError(
-                f"--{option} has no effect: {Path(word).name} returns a dz.Trainer, which holds what it trains. Make it "
-                f"a parameter of your function and type --set {name}=VALUE"
+                f"--{option} has no effect: {Path(word).name} returns a dz.Trainer, which holds what it trains. Make "
+                f"it a parameter of your function and type --set {name}=VALUE"
             )
     if command.device != "cpu":
         raise InvalidInputError("--device has no effect on a dz.Trainer: move the model in your function")

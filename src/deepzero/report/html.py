@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
+from deepzero import __version__
 from deepzero.report.maps import draw_map
 from deepzero.report.records import Document, Figure, HeatMap, Picture, Series, Table
 from deepzero.report.svg import NARROW, draw
@@ -62,7 +62,7 @@ def content(documents: Sequence[Document], *, title: str) -> str:
     sections = "".join(_section(document, number, title) for number, document in enumerate(documents, 1))
     return (
         f"<header>\n<h1>{escape(title)}</h1>\n</header>\n{contents}<main>\n{sections}</main>\n"
-        f"<footer>Made by deepzero {escape(version('deepzero'))}.</footer>\n"
+        f"<footer>Made by deepzero {escape(__version__)}.</footer>\n"
     )
 
 

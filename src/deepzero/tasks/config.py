@@ -270,14 +270,12 @@ def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
             given[name] = _made(hints[name], value, f"{where}{name}.")
         else:
             given[name] = value
-    missing = [
-        name for name, one in known.items() if one.default is one.default_factory is MISSING and name not in given
-    ]
+    needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
+    missing = [name for name in needed if name not in given]
     if missing:
         raise InvalidInputError(f"the setting {where}{missing[0]} is missing")
     try:
         return kind(**given)
     except TypeError as error:
-        raise InvalidInputError(
-            f"a setting of {where.rstrip('.') or 'the configuration'} is of the wrong kind: {error}"
-        ) from error
+        what = where.rstrip(".") or "the configuration"
+        raise InvalidInputError(f"a setting of {what} is of the wrong kind: {error}") from error

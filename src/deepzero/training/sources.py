@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -70,6 +71,17 @@ def kept_ratios(source: GradientSource) -> dict[str, float]:
     return {f"kept/{name}": share for name, share in kept.items()}
 
 
+@contextmanager
+def repeatable_convolutions() -> Iterator[None]:
+    """A block in which cuDNN takes only algorithms that give the same bits twice: gradients of weights else do not."""
+    chosen = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = chosen
+
+
 class Autograd:
     """The exact gradient on the chosen coordinates, by backpropagation: what zeroth-order training is compared with.
 
@@ -133,7 +145,7 @@ class Autograd:
         self, parameters: Mapping[str, nn.Parameter], x: Any, y: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         seed = derive_seed(self.seed, "objective", self.step)
-        with torch.enable_grad(), seeded_scope(seed, device_of(parameters)):
+        with torch.enable_grad(), seeded_scope(seed, device_of(parameters)), repeatable_convolutions():
             value = self.objective.loss_value(self.objective.model(x), y)
             gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
         loss = value.detach()

@@ -274,6 +274,7 @@ class Trainer:
             NonFiniteLossError: training diverged; the last good checkpoint is kept.
             TeamError: another process of the team hangs or has ended.
         """
+        check(self)  # attributes may have been set since
         self._set_limit(epochs, steps)
         self.started = time.perf_counter() if self.started is None else self.started
         with ExitStack() as stack:
