@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -13,6 +13,8 @@ from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError, RunFolderError
 
 FILE = "report.html"
+WATCHING, MEASURING = ("port", "interval"), ("points", "radius", "data_dir")
+"""Options that only --watch and only --surface look at."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,40 @@ class Report:
     """Port of the page, for --watch."""
     interval: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: 2)")] = None
     """Seconds between two looks at the runs, for --watch."""
+    surface: Flag = False
+    """Measure the loss around the weights of every run first, along the estimated gradient and a random direction."""
+    points: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 21)")] = None
+    """Points of the surface along each axis, an odd number: N x N forwards, for --surface."""
+    radius: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: a tenth of the weights' norm)")] = (
+        None
+    )
+    """How far from the weights the surface reaches, for --surface."""
+    data_dir: Folder = None
+    """Where the data set lies, for --surface."""
     quiet: Quiet = False
     json: Json = False
 
     def run(self, output: Output) -> int:
         """Write the page, and say where."""
         out = self._out()
+        if self.surface:
+            self._measure(output)
         if self.watch and not self._watched(output):
             return DONE
         self._write(out)
         output.result(f"report: {out}", report=out)
         return DONE
+
+    def _measure(self, output: Output) -> None:
+        from deepzero.tasks.surface import surface  # noqa: PLC0415 - with PyTorch
+        from deepzero.training.progress import counting  # noqa: PLC0415
+
+        options: dict[str, Any] = {} if self.points is None else {"points": self.points}
+        for run in self.runs:
+            with counting(output.console, "forwards for the loss surface") as tell:
+                found = surface(run, data_dir=self.data_dir, radius=self.radius, tell=tell, **options)
+            spent = f"{len(found['losses']) ** 2:,} forwards, and {found['gradient_queries']:,} for the gradient"
+            output.console.print(f"surface: {run / 'surface.json'}: {spent}", soft_wrap=True, markup=False)
 
     def _write(self, out: Path) -> None:
         from deepzero.report import documents, page  # noqa: PLC0415 - with PyTorch
@@ -77,9 +102,10 @@ class Report:
         """Where the page goes; a place that cannot be is refused before any work."""
         if not self.runs:
             raise InvalidInputError("expected the folder of a run, or several: deepzero report runs/digits-cge-seed0")
-        for option in ("port", "interval"):
-            if not self.watch and getattr(self, option) is not None:
-                raise InvalidInputError(f"--{option} has an effect only with --watch; add --watch, or leave it out")
+        for option, of in (*((o, "watch") for o in WATCHING), *((o, "surface") for o in MEASURING)):
+            if not getattr(self, of) and getattr(self, option) is not None:
+                name = option.replace("_", "-")
+                raise InvalidInputError(f"--{name} has an effect only with --{of}; add --{of}, or leave out --{name}")
         for run in self.runs if self.watch else ():
             if run.exists() and not run.is_dir():
                 raise RunFolderError(f"{run} is not a folder; name the folder of a run")

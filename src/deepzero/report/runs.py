@@ -14,6 +14,7 @@ from deepzero.report.defenses import defense, is_defense
 from deepzero.report.layers import layer_maps, layer_table, parameters
 from deepzero.report.reading import TEST, VALIDATION, Run, how_to_continue, points, read, surroundings
 from deepzero.report.records import Document, Figure, Span, curve
+from deepzero.report.surfaces import surface_maps
 from deepzero.report.values import MISSING, duration, flat, shown
 
 ACCURACY = "accuracy"
@@ -56,7 +57,7 @@ def document(run: Run, name: str) -> Document:
         headline=_headline(run),
         tables=layer_table(run),
         figures=[*_measures(run), _losses(run), *_schedules(run)],
-        maps=layer_maps(run),
+        maps=[*layer_maps(run), *surface_maps(run)],
         facts=_facts(run),
     )
 

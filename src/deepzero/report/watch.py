@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -89,12 +90,10 @@ class Watch:
         self._drawn: tuple[str, str] = ("", "")
         self._told_end = threading.Event()
         try:
-            self._server = ThreadingHTTPServer((HERE, port), _handler(self))
+            self._server = _Server((HERE, port), _handler(self))
         except OSError as error:
             why = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
             raise InvalidInputError(f"port {port} {why}; choose another --port, or leave it out") from error
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
         self.address = f"http://{HERE}:{self._server.server_port}/"
 
     def __enter__(self) -> Self:
@@ -161,6 +160,18 @@ class Watch:
         if quiet < QUIET:
             return "Running."
         return f"Nothing was written for {duration(quiet // 10 * 10)}: starting, in a long step, or stopped."
+
+
+class _Server(ThreadingHTTPServer):
+    """Ends at once, whatever browsers are waiting for, and says nothing of those that have gone away."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report what went wrong, unless it is that nobody waits for the answer any more."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _stat(file: Path) -> Any:
