@@ -67,6 +67,18 @@ class Coordinates(Mapping[str, Tensor]):
             masks[name] = mask.reshape(shape)
         return masks
 
+    def shares(self, parameters: Mapping[str, Tensor]) -> dict[str, float]:
+        """Which part of each parameter of two or more dimensions is in the set; empty if all of them are, entirely.
+
+        Example:
+            >>> chosen = Coordinates({"weight": torch.tensor([0, 3])})
+            >>> chosen.shares({"weight": torch.zeros(2, 4), "bias": torch.zeros(2), "head": torch.zeros(1, 2)})
+            {'weight': 0.25, 'head': 0.0}
+        """
+        none = torch.empty(0)
+        shares = {n: self._indices.get(n, none).numel() / p.numel() for n, p in parameters.items() if p.dim() > 1}
+        return shares if any(share < 1 for share in shares.values()) else {}
+
     def check_fits(self, parameters: Mapping[str, Tensor]) -> None:
         """Raise unless every coordinate exists in ``parameters``."""
         for name, index in self._indices.items():

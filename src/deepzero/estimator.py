@@ -28,6 +28,7 @@ from deepzero.objective import (
     steady,
 )
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
+from deepzero.probes.coordinate import CoordinatePerturbations
 from deepzero.randomness import derive_seed
 from deepzero.stencils import FORWARD, Stencil, as_stencil
 from deepzero.step_sizes import (
@@ -103,6 +104,7 @@ class Estimator:
         self.step = 0
         self.epoch = 0
         self.skipped = 0
+        self._kept: dict[str, float] = {}
         require_representable(self.step_rule.of(parameters_of(objective)), parameters_of(objective))
 
     def __repr__(self) -> str:
@@ -130,6 +132,8 @@ class Estimator:
     def _estimate(self, arguments: Batch) -> Estimate:
         context = self.context(arguments)
         perturbations = self.probes.draw(context)
+        if isinstance(perturbations, CoordinatePerturbations):
+            self._kept = perturbations.coordinates.shares(parameters_of(self.objective))
         offsets = [node * context.step_size for node in self.stencil.nodes]
         seed = derive_seed(self.seed, "objective", self.step)
         try:
@@ -222,6 +226,14 @@ class Estimator:
         _, query = first_query(self.objective, parameters, batch, seed)
         rule.noise = relative_noise(lambda moved: float(query(moved)), parameters, derive_seed(self.seed, "noise"))
         self.queries += NOISE_POINTS + 1
+
+    def kept(self) -> dict[str, float]:
+        """Which part of each layer's coordinates the last estimate was of, in [0, 1], in the objective's order.
+
+        Layers are parameters of two or more dimensions. Empty before the first estimate, for random directions, and
+        where no coordinate was left out.
+        """
+        return dict(self._kept)
 
     def set_epoch(self, epoch: int) -> None:
         """Announce the epoch to schedules that count epochs."""

@@ -21,6 +21,7 @@ from deepzero.tasks.selection import Ratios, select
 from deepzero.team import Team, own_device
 from deepzero.training import Result, SharedRun, Sink, StopRequest, Trainer, TrainingConfig
 from deepzero.training.schedule import learning_rate
+from deepzero.training.state import parameter_shapes
 
 RATIOS = "ratios.json"
 
@@ -101,7 +102,8 @@ def train(
         known = Ratios(**run.files[RATIOS]) if RATIOS in run.files else None
         selection = select(config, model, splits.train, place, team, known)
         source = gradient_source(config, model, selection, team)
-        run.start(config=asdict(config), notes=notes or {}, files={RATIOS: asdict(selection.ratios)})
+        noted = {"parameters": parameter_shapes(model), **(notes or {})}
+        run.start(config=asdict(config), notes=noted, files={RATIOS: asdict(selection.ratios)})
         optimizer = make_optimizer(config, model)
         trainer = Trainer(
             model,

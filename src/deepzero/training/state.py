@@ -20,6 +20,11 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: _copy(value) for name, value in model.state_dict().items()}
 
 
+def parameter_shapes(model: nn.Module) -> list[tuple[str, list[int]]]:
+    """Name and shape of every trainable parameter, in the model's own order, which files of weights do not keep."""
+    return [(name, list(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
+
+
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``name`` -> ``prefix/name``."""
     return {f"{prefix}/{name}": value for name, value in tensors.items()}

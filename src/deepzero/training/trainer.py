@@ -40,7 +40,7 @@ from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RECORD, RunFolder
 from deepzero.training.shared_run import SharedRun
-from deepzero.training.sources import GradientSource, HoldsTensors
+from deepzero.training.sources import GradientSource, HoldsTensors, kept_ratios
 from deepzero.training.stop import SharedStop, StopRequest
 
 BUDGET = "the budget of"
@@ -425,7 +425,7 @@ class Trainer:
             self._require_finite_weights()
             if self.validation is not None:
                 record |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
-        self.record("epoch", **record)
+        self.record("epoch", **record, **kept_ratios(self.source))
         if self.scheduler is not None and self.scheduler_interval == "epoch" and complete:
             self._step_scheduler(record)
 
@@ -621,7 +621,7 @@ class Trainer:
             there = self.team.from_leader((folder / RECORD).exists)
             goes_on = there if resume == "auto" else bool(resume)
             run = SharedRun.open(folder, config=self.config, resume=goes_on, team=self.team)
-            run.start(config=self.config, notes=self.notes)
+            run.start(config=self.config, notes={"parameters": state.parameter_shapes(self.model), **self.notes})
             self._run = run
         if run.folder is not None:
             self._store = run.folder.checkpoints()
