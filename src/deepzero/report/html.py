@@ -16,10 +16,10 @@ from deepzero.report.values import MISSING, flat, numeric_columns, shown
 LONG = 60
 """Letters from which a list of values is folded away."""
 
-ROOMS = (22, 30, 40, 52, 66, 80)
+ROOMS = range(20, 77, 4)
 """Widths, in letters' heights, below which a table is laid out as one block a row: what does not fit is never cut."""
 
-WORD, LETTER, PADDING = 24, 0.55, 1.6
+WORD, LETTER, PADDING = 24, 0.53, 1.1
 """Letters of a cell that stay on a line; height of a letter over its width; space between columns."""
 
 

@@ -48,8 +48,8 @@ def _note(found: dict[str, Any], losses: list[list[float | None]]) -> str:
         f"{found['gradient_queries']:,} for the gradient.",
         f"Distances are between all weights together, whose norm is {found['weight_norm']:.3g}; both directions have "
         "length 1 and are at right angles.",
-        f"To the right of the weights the loss should rise, by {found['gradient_norm']:.3g} a unit of distance "
-        f"according to the estimate; according to the grid it is {slope}.",
+        f"To the right of the weights the loss should rise: by {found['gradient_norm']:.3g} a unit of distance "
+        f"according to the estimate, by {slope} between the points beside the weights.",
     ]
     if missing:
         parts.append(f"Grey: {missing} places where the loss is not finite.")
