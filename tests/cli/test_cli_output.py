@@ -16,6 +16,8 @@ from deepzero.cli.options import Json, Quiet
 from deepzero.cli.output import Output, tell_stopped
 from deepzero.errors import InvalidInputError
 
+pytestmark = pytest.mark.filterwarnings("default:a warning")
+
 TINY = ["--estimator", "fo", "--sparsity", "0", "--limit", "64", "--batch-size", "32", "--epochs", "1"]
 
 
