@@ -19,7 +19,7 @@ class Completion:
     For bash: deepzero completion bash > ~/.local/share/bash-completion/completions/deepzero
     """
 
-    shell: Positional[Literal["bash", "zsh", "tcsh"]]
+    shell: Positional[Literal["bash", "zsh", "fish"]]
     """The shell."""
     quiet: Quiet = False
     json: Json = False

@@ -91,7 +91,7 @@ def train(
     started = time.perf_counter()
     run = SharedRun.open(path, config=asdict(config), resume=resume, team=team, files=[RATIOS])
     alone = team.size == 1
-    with StopRequest(max_seconds=max_seconds, once=alone, console=console, waits=alone) as stop:
+    with StopRequest(max_seconds=max_seconds, once=alone, waits=alone) as stop:
         splits = splits or load_images(config, data_dir)
         model = make_model(config, splits.train).to(place)
         if run.summary is not None:

@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import signal
 import threading
 import time
 from types import FrameType
 from typing import Any, Self
 
-from rich.console import Console
-
 from deepzero.team import Team
 from deepzero.validation import positive
 
+log = logging.getLogger("deepzero")
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-FINISHING, AT_ONCE = "finishing this step, then saving", " (Ctrl-C again: stop at once)"
+AGAIN = " (Ctrl-C again: stop at once)"
 
 
 class StopRequest:
     """Tells a loop to stop after the current step; used as a context manager.
 
-    Inside the block the first SIGINT or SIGTERM is only noted; a second one acts as usual, for the impatient. Signals
-    are left alone outside the main thread, where Python does not deliver them.
+    Inside the block the first SIGINT or SIGTERM is noted, and answered in the logger ``deepzero`` at once; a second one
+    acts as usual, for the impatient. Signals are left alone outside the main thread, where Python does not deliver them.
 
     Args:
         max_seconds: a time limit from entering the block, None for none.
         once: whether a second signal acts as usual. torchrun sends signals of its own after those of a terminal, so
             there the second one is noted like the first.
-        console: where a signal is answered at once, with what happens now; None to be silent.
         waits: whether signals act as usual until :meth:`begin`, because there is nothing to save yet.
 
     Raises:
         InvalidInputError: the time limit is not above 0.
     """
 
-    def __init__(
-        self,
-        *,
-        max_seconds: float | None = None,
-        once: bool = True,
-        console: Console | None = None,
-        waits: bool = False,
-    ) -> None:
+    def __init__(self, *, max_seconds: float | None = None, once: bool = True, waits: bool = False) -> None:
         self.max_seconds = None if max_seconds is None else positive("max_seconds", max_seconds, hint="3600")
         self._once = once
-        self._console = console
         self._waits = waits
         self._received: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
@@ -83,19 +74,14 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Note a signal, and tell a request around this one, which has its own work to end."""
-        self._answer()
-        self._received = signal.Signals(number).name
+        first, self._received = self._received is None, signal.Signals(number).name
         around = getattr(self._previous.get(signal.Signals(number)), "__self__", None)
         if self._once:
             self._restore()
         if isinstance(around, StopRequest):
             around._note(number, frame)
-
-    def _answer(self) -> None:
-        if self._console is None or self._received is not None:
-            return
-        with contextlib.suppress(RuntimeError):  # the signal came while this very stream was being written to
-            self._console.print(FINISHING + AT_ONCE * self._once, highlight=False, soft_wrap=True)
+        elif first:
+            log.warning("%s: finishing this step, then saving%s", self._received, AGAIN * self._once)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
