@@ -282,7 +282,7 @@ class Trainer:
             stack.callback(self._stop_the_clock)
             if stop is None:
                 seconds, alone = None if self.max_minutes is None else 60 * self.max_minutes, self.team.size == 1
-                request = StopRequest(max_seconds=seconds, once=alone, console=self._console, waits=alone)
+                request = StopRequest(max_seconds=seconds, once=alone, waits=alone)
                 stop = stack.enter_context(request)
             self._reader = reader(self.train, self._device, self.team)
             self._open(resume)
