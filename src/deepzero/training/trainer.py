@@ -31,7 +31,7 @@ from deepzero.training.batches import Batches, reader
 from deepzero.training.callbacks import Callback, direction, monitored
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
 from deepzero.training.environment import hardware, versions
-from deepzero.training.evaluation import Metric, measured
+from deepzero.training.evaluation import Metric, eval_mode, measured
 from deepzero.training.files import finite
 from deepzero.training.loggers import open_logger
 from deepzero.training.metrics import JsonLines, Sink, read_metrics
@@ -127,8 +127,9 @@ class Trainer:
             ``batch(epoch, index)`` and a length; None for a problem without data. A batch that is a tuple or list is
             what ``estimator.backward(*batch)`` is called with, anything else (a dict) is its one argument; tensors are
             brought to the model's device.
-        validation: the same kinds of data, or a function of the model that returns numbers by name; after every
-            ``validate_every`` epochs it is looked at, and the weights that are best by ``monitor`` are the result.
+        validation: the same kinds of data, or a function of the model, which is in eval mode then, that returns numbers
+            by name; after every ``validate_every`` epochs it is looked at, and the weights that are best by ``monitor``
+            are the result.
         test: likewise; looked at once, at the end, with the selected weights.
         epochs: passes over the data; what :meth:`fit` takes by default.
         scheduler: any of ``torch.optim.lr_scheduler``; ``ReduceLROnPlateau`` is given the monitored number.
@@ -450,7 +451,8 @@ class Trainer:
 
     def _scores(self, data: Any) -> dict[str, float]:
         if callable(data) and not isinstance(data, (Iterable, Batches)):
-            return {name: float(value) for name, value in data(self.model).items()}
+            with eval_mode(self.model):
+                return {name: float(value) for name, value in data(self.model).items()}
         return measured(self.source.objective, reader(data, self._device, Team()).read(0, 0), self.metrics)  # type: ignore[attr-defined]
 
     def record(self, kind: str, **values: Any) -> None:
