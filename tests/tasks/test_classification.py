@@ -59,6 +59,7 @@ def test_a_run_leaves_a_complete_record(tmp_path):
     result = train(config(), out=tmp_path / "run")
     files = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert files == [
+        "README.md",
         "checkpoints",
         "metrics.jsonl",
         "model.json",
