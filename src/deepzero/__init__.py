@@ -1,67 +1,11 @@
-"""deepzero: train deep networks from function values alone."""
+"""deepzero: train deep networks from function values alone.
 
-from deepzero import errors, sparsity
-from deepzero.coordinates import Coordinates
-from deepzero.errors import BlackBoxWarning, DeepZeroError, SlowQueriesWarning, WrittenParameterWarning
-from deepzero.estimator import CGE, RGE, Estimate, Estimator
-from deepzero.evaluators import (
-    AutomaticEvaluator,
-    BatchedEvaluator,
-    DistributedEvaluator,
-    ExecutorEvaluator,
-    PropagationEvaluator,
-    QueryJournal,
-    QueryPolicy,
-    SequentialEvaluator,
-    query_key,
-)
-from deepzero.objective import BlackBox, NetworkObjective
-from deepzero.opaque import Conv, Corrected, Elementwise, Learned, Opaque, PerChannel, PerToken, Simulator
-from deepzero.optimize import minimize, value_and_grad
-from deepzero.sparsity import Alternating, DynamicRatios
-from deepzero.stencils import CENTRAL, FORWARD, Stencil
-from deepzero.team import Team, joined
+What the package offers is listed in ``__init__.pyi``, and imported when it is first used: ``import deepzero`` takes no
+time, and the command line can answer before PyTorch is there.
+"""
+
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CENTRAL",
-    "CGE",
-    "FORWARD",
-    "RGE",
-    "Alternating",
-    "AutomaticEvaluator",
-    "BatchedEvaluator",
-    "BlackBox",
-    "BlackBoxWarning",
-    "Conv",
-    "Coordinates",
-    "Corrected",
-    "DeepZeroError",
-    "DistributedEvaluator",
-    "DynamicRatios",
-    "Elementwise",
-    "Estimate",
-    "Estimator",
-    "ExecutorEvaluator",
-    "Learned",
-    "NetworkObjective",
-    "Opaque",
-    "PerChannel",
-    "PerToken",
-    "PropagationEvaluator",
-    "QueryJournal",
-    "QueryPolicy",
-    "SequentialEvaluator",
-    "Simulator",
-    "SlowQueriesWarning",
-    "Stencil",
-    "Team",
-    "WrittenParameterWarning",
-    "errors",
-    "joined",
-    "minimize",
-    "query_key",
-    "sparsity",
-    "value_and_grad",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -98,3 +98,30 @@ def test_a_team_stops_if_any_of_it_is_asked_to(reasons, expected):
     for one in shared:
         assert one.reason is None  # collects what each rank says
     assert [one.reason for one in shared] == [expected] * 3
+
+
+def test_a_signal_is_answered_at_once(caplog):
+    with StopRequest() as outer, StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caplog.messages == ["SIGINT: finishing this step, then saving (Ctrl-C again: stop at once)"]
+        assert outer.reason == "SIGINT"
+    with StopRequest(once=False):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert caplog.messages[1:] == ["SIGINT: finishing this step, then saving"]
+
+
+def test_before_there_is_anything_to_save_signals_act_as_usual():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest(waits=True) as stop:
+        assert signal.getsignal(signal.SIGINT) is before
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        SharedStop(stop, SimpleNamespace(size=1)).begin()
+        stop.begin()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.reason == "SIGINT"
+        stop.begin()  # a second interrupt still acts as usual
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -10,14 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
-from rich.console import Console
+from rich.console import Group
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from deepzero import bench
+from deepzero.cli.options import Json, Quiet
+from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError
-from deepzero.training import hardware, versions
-from deepzero.training.files import replace_file, to_json
 
 ALL = "all"
 CASES_OWN = "(default: the case's)"
@@ -57,26 +55,28 @@ class Bench:
     """Seed of weights, batch and coordinates."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write a JSON record to this file."""
+    quiet: Quiet = False
+    json: Json = False
 
-    def run(self, console: Console) -> int:
+    def run(self, output: Output) -> int:
         """Measure, print the tables, and write the record."""
+        from deepzero import bench  # noqa: PLC0415 - with PyTorch
+        from deepzero.training.files import replace_file, to_json  # noqa: PLC0415
+
         self._check_out()
         settings = bench.Settings(**{f.name: getattr(self, f.name) for f in fields(bench.Settings)})
         names = list(bench.CASES) if self.case == ALL else [self.case]
         for name in names:
             bench.problem(name, **settings.problem)  # bad input is found before anything is measured
         environment = _environment()
-        reports = []
-        for name in names:
-            reports.append(bench.run(name, settings))
-            for table in bench.tables(reports[-1]):
-                console.print(table)
+        reports = [bench.run(name, settings) for name in names]
+        record = bench.record(
+            reports, settings, command=shlex.join(["deepzero", *sys.argv[1:]]), environment=environment
+        )
         if self.out is not None:
-            record = bench.record(
-                reports, settings, command=shlex.join(["deepzero", *sys.argv[1:]]), environment=environment
-            )
             replace_file(self.out, to_json(record))
-            console.print(f"record: {self.out}", soft_wrap=True)
+            output.console.print(f"record: {self.out}", soft_wrap=True)
+        output.result(Group(*(table for report in reports for table in bench.tables(report))), **record)
         return 0
 
     def _check_out(self) -> None:
@@ -88,6 +88,10 @@ class Bench:
 
 def _environment() -> dict[str, Any]:
     """Hardware, versions, and the load before anything is measured: other processes distort all sides."""
+    import torch  # noqa: PLC0415
+
+    from deepzero.training import hardware, versions  # noqa: PLC0415
+
     load = os.getloadavg() if hasattr(os, "getloadavg") else None
     libraries = {name: version(name) for name in ("numba", "numpy")}
     return {**hardware(torch.device("cpu")), "versions": {**versions(), **libraries}, "load_average_before": load}

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from rich.console import Console
+from deepzero.cli.output import Output
 
 
 class Command(Protocol):
-    """A command; its fields are its options, and its docstring is its help."""
+    """A command; its fields are its options, and its docstring is its help.
 
-    def run(self, console: Console) -> int:
+    Its module imports nothing that takes long: PyTorch, and what needs it, is imported inside of ``run``, when the
+    words are known to be right.
+    """
+
+    @property
+    def quiet(self) -> bool:
+        """Whether to say only the result, warnings and errors."""
+        ...
+
+    @property
+    def json(self) -> bool:
+        """Whether the result is for a program."""
+        ...
+
+    def run(self, output: Output) -> int:
         """Run the command and return the exit code of the process."""
         ...

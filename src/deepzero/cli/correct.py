@@ -5,17 +5,16 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
-from deepzero.cli.train import DONE, RECIPES_OWN, STOPPED, Flag, Folder, Real, Whole
+from deepzero.cli.options import DONE, RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole
+from deepzero.cli.output import Output, tell_stopped
 from deepzero.errors import InvalidInputError
-from deepzero.experiments.experiment import seconds_text
-from deepzero.recipes.corrections import CORRECTIONS, DEFAULT, find_correction
-from deepzero.tasks.correction import METHODS, CorrectionConfig, correct, settings_of
-from deepzero.tasks.correction.forecast import correction_seconds
+
+if TYPE_CHECKING:
+    from deepzero.tasks.correction import CorrectionConfig
 
 ROOT = Path("runs")
 
@@ -29,10 +28,8 @@ class Correct:
     FOLDER` then shows errors and pictures of the flow.
     """
 
-    recipe: Positional[
-        Annotated[str, arg(metavar="RECIPE", help_behavior_hint=f"(default: {DEFAULT}; {', '.join(CORRECTIONS)})")]
-    ] = DEFAULT
-    """Name of a recipe."""
+    recipe: Positional[Annotated[str, arg(metavar="RECIPE")]] = "wake-small"
+    """Name of a recipe (see `deepzero recipes`)."""
     method: Annotated[str | None, arg(metavar="METHOD", help_behavior_hint=RECIPES_OWN)] = None
     """One of: src, non, zo-sol-rge, zo-sol, opaque, opaque-emulator, fo-sol."""
     unroll: Whole = None
@@ -59,9 +56,16 @@ class Correct:
     """Continue the run in --out; settings need not be repeated."""
     max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
     """Save and exit with code 75 after so many minutes."""
+    quiet: Quiet = False
+    json: Json = False
 
-    def run(self, console: Console) -> int:
+    def run(self, output: Output) -> int:
         """Say how long it takes, train, and say how it went."""
+        from deepzero.experiments.experiment import seconds_text  # noqa: PLC0415 - with PyTorch
+        from deepzero.tasks.correction import METHODS, correct, settings_of  # noqa: PLC0415
+        from deepzero.tasks.correction.forecast import correction_seconds  # noqa: PLC0415
+
+        console = output.console
         if self.resume and self.out is None:
             raise InvalidInputError("name the folder of the run to resume, for example --resume --out runs/...")
         config = settings_of(self.out) if self.resume and self.out is not None else self._config()
@@ -78,14 +82,14 @@ class Correct:
         )
         folder = shlex.quote(str(found.folder))
         if found.summary is None:
-            console.print(f"stopped by {found.stopped}; everything is saved in {found.folder}. To continue:")
-            console.print(f"  deepzero correct --resume --out {folder}", soft_wrap=True)
-            return STOPPED
-        console.print(_told(found.summary), highlight=False, soft_wrap=True)
+            return tell_stopped(output, "correct", found.folder, found.stopped)
+        output.result(_told(found.summary), folder=found.folder, stopped=None, summary=found.summary)
         console.print(f"now `deepzero report {folder}`", soft_wrap=True)
         return DONE
 
     def _config(self) -> CorrectionConfig:
+        from deepzero.recipes.corrections import find_correction  # noqa: PLC0415
+
         changed = ("method", "unroll", "steps", "budget", "directions", "sparsity", "ratios", "learning_rate", "seed")
         given: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}
         return replace(find_correction(self.recipe).config(), **given)

@@ -6,16 +6,17 @@ import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from deepzero.cli.train import DONE, RECIPES_OWN, STOPPED, Flag, Folder, Real, Whole
+from deepzero.cli.options import DONE, RECIPES_OWN, STOPPED, Flag, Folder, Json, Quiet, Real, Whole
+from deepzero.cli.output import Output, tell_stopped
 from deepzero.errors import InvalidInputError
-from deepzero.recipes.defenses import DEFAULT, DEFENSES, find_defense, with_method
-from deepzero.tasks.defense import METHODS, Certified, CertifyConfig, certify, defend, settings_of
+
+if TYPE_CHECKING:
+    from deepzero.tasks.defense import Certified, DefenseConfig
 
 ROOT = Path("runs")
 
@@ -28,10 +29,8 @@ class Defend:
     the run. `deepzero certify FOLDER` then says on which balls around the test images the pair is certain.
     """
 
-    recipe: Positional[
-        Annotated[str, arg(metavar="RECIPE", help_behavior_hint=f"(default: {DEFAULT}; {', '.join(DEFENSES)})")]
-    ] = DEFAULT
-    """Name of a recipe."""
+    recipe: Positional[Annotated[str, arg(metavar="RECIPE")]] = "digits"
+    """Name of a recipe (see `deepzero recipes`)."""
     method: Annotated[str | None, arg(metavar="METHOD", help_behavior_hint=RECIPES_OWN)] = None
     """One of: smoothing, denoiser, fo-ds, zo-ds, zo-ae-ds, zo-ae-ds-cge, deepzero, distilled, opaque."""
     classifier: Annotated[str | None, arg(metavar="FILE|URL", help_behavior_hint="(default: one of our own)")] = None
@@ -60,9 +59,41 @@ class Defend:
     """Continue the run in --out; settings need not be repeated."""
     max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
     """Save and exit with code 75 after so many minutes."""
+    quiet: Quiet = False
+    json: Json = False
 
-    def run(self, console: Console) -> int:
+    def run(self, output: Output) -> int:
         """Train, and say how it went."""
+        from deepzero.tasks.defense import METHODS, defend  # noqa: PLC0415 - with PyTorch
+
+        config, classifier = self._settings()
+        out = self.out or ROOT / f"defend-{self.recipe}-{config.method}-seed{config.seed}"
+        found = defend(
+            config,
+            out=out,
+            resume=self.resume,
+            classifier=classifier,
+            stages=self.stages,
+            data_dir=self.data_dir,
+            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+            console=output.console,
+        )
+        if found.summary is None:
+            return tell_stopped(output, "defend", found.folder, found.stopped)
+        output.result(
+            f"{config.method} ({METHODS[config.method]}): {found.summary['queries']:,} queries in "
+            f"{found.summary['seconds']:,.0f} s; now `deepzero certify {shlex.quote(str(found.folder))}`",
+            folder=found.folder,
+            stopped=None,
+            summary=found.summary,
+        )
+        return DONE
+
+    def _settings(self) -> tuple[DefenseConfig, str | None]:
+        """The configuration and the classifier of the run."""
+        from deepzero.recipes.defenses import find_defense, with_method  # noqa: PLC0415
+        from deepzero.tasks.defense import settings_of  # noqa: PLC0415
+
         if self.resume and self.out is None:
             raise InvalidInputError("name the folder of the run to resume, for example --resume --out runs/...")
         config, classifier = find_defense(self.recipe).config(), self.classifier
@@ -75,27 +106,7 @@ class Defend:
         config = replace(config, **given)
         if self.learning_rate is not None:
             config = replace(config, finetuning=replace(config.finetuning, learning_rate=self.learning_rate))
-        out = self.out or ROOT / f"defend-{self.recipe}-{config.method}-seed{config.seed}"
-        found = defend(
-            config,
-            out=out,
-            resume=self.resume,
-            classifier=classifier,
-            stages=self.stages,
-            data_dir=self.data_dir,
-            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
-            console=console,
-        )
-        if found.summary is None:
-            console.print(f"stopped by {found.stopped}; everything is saved in {found.folder}. To continue:")
-            console.print(f"  deepzero defend --resume --out {shlex.quote(str(found.folder))}", soft_wrap=True)
-            return STOPPED
-        console.print(
-            f"{config.method} ({METHODS[config.method]}): {found.summary['queries']:,} queries in "
-            f"{found.summary['seconds']:,.0f} s; now `deepzero certify {shlex.quote(str(found.folder))}`",
-            soft_wrap=True,
-        )
-        return DONE
+        return config, classifier
 
 
 @dataclass(frozen=True)
@@ -116,15 +127,19 @@ class Certify:
     """Where the data set lies."""
     max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
     """Save and exit with code 75 after so many minutes."""
+    quiet: Quiet = False
+    json: Json = False
 
-    def run(self, console: Console) -> int:
+    def run(self, output: Output) -> int:
         """Certify, and print the table."""
+        from deepzero.tasks.defense import CertifyConfig, certify  # noqa: PLC0415 - with PyTorch
+
         said = [time.monotonic()]
 
         def progress(done: int, total: int, left: float) -> None:
             if time.monotonic() - said[0] > 10 or done == total:
                 said[0] = time.monotonic()
-                console.print(f"{done} of {total} images, {left:,.0f} s left")
+                output.console.print(f"{done} of {total} images, {left:,.0f} s left")
 
         config = CertifyConfig(images=self.images, trials=self.trials, alpha=self.alpha, radii=self.radii)
         found = certify(
@@ -135,9 +150,9 @@ class Certify:
             progress=progress,
         )
         if found.result is None:
-            console.print(f"stopped by {found.stopped}; the same command goes on")
+            output.result(f"stopped by {found.stopped}; the same command goes on", stopped=found.stopped)
             return STOPPED
-        console.print(table_of(found))
+        output.result(table_of(found), stopped=None, **found.result)
         return DONE
 
 

@@ -6,34 +6,47 @@ everything saved, to be continued with ``--resume``; 130, interrupted before the
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from typing import Annotated, Any, Union
 
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 
+from deepzero import __version__
+from deepzero.announce import is_reminder
 from deepzero.cli.allocator import reuse_freed_memory
 from deepzero.cli.bench import Bench
 from deepzero.cli.command import Command
+from deepzero.cli.completion import Completion
 from deepzero.cli.correct import Correct
+from deepzero.cli.data import Data
 from deepzero.cli.defend import Certify, Defend
 from deepzero.cli.doctor import Doctor
+from deepzero.cli.output import Output, say_json
 from deepzero.cli.recipes import Recipes
 from deepzero.cli.report import Report
 from deepzero.cli.reproduce import Reproduce
 from deepzero.cli.train import Train
-from deepzero.cli.words import check
+from deepzero.cli.use import Evaluate, Export, Predict
+from deepzero.cli.words import HELP, check
 from deepzero.errors import DataNotFoundError, DeepZeroError, InvalidInputError, RunFolderError
 
 DESCRIPTION = "Train deep networks from function values alone."
 
 COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train,
+    "predict": Predict,
+    "evaluate": Evaluate,
+    "export": Export,
     "doctor": Doctor,
     "defend": Defend,
     "certify": Certify,
@@ -42,11 +55,15 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "reproduce": Reproduce,
     "bench": Bench,
     "recipes": Recipes,
+    "data": Data,
+    "completion": Completion,
 }
 """To add a command: write its class in a file of its own, and name it here."""
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 BAD_INPUT_ERRORS = (InvalidInputError, DataNotFoundError, RunFolderError)
+JSON = "--json"
+INDENT = 16 * " "
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,43 +74,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if words[0] in ("--version", "-V"):
-        print(f"deepzero {version('deepzero')}")
+        print(f"deepzero {__version__}")
         return 0
+    as_json = JSON in words
     try:
         check(words, COMMANDS)
-        command: Command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="deepzero", description=DESCRIPTION, args=words
-        )
+        command = _parsed(words)
+        if arguments is None and not isinstance(command, Bench):  # the process is ours; a benchmark is of the usual one
+            reuse_freed_memory()
+        output = Output.of(quiet=command.quiet, as_json=command.json)
+        with _messages_on(output.console, quiet=command.quiet):
+            if "torch" not in sys.modules and not isinstance(command, Completion):
+                output.console.print(f"deepzero {__version__}: loading PyTorch")
+            return command.run(output)
     except SystemExit as leaving:  # --help, or words that are no command; tyro has said so
         return leaving.code if isinstance(leaving.code, int) else BAD_INPUT
-    except InvalidInputError as error:
-        return _fail(str(error), BAD_INPUT)
-    if arguments is None and not isinstance(command, Bench):  # the process is ours; a benchmark is of the usual one
-        reuse_freed_memory()
-    console = Console(highlight=False)
-    try:
-        with _messages_on(console):
-            return command.run(console)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return _fail("interrupted", INTERRUPTED, as_json=as_json)
     except DeepZeroError as error:
-        return _fail(str(error), BAD_INPUT if isinstance(error, BAD_INPUT_ERRORS) else FAILED)
+        return _fail(str(error), BAD_INPUT if isinstance(error, BAD_INPUT_ERRORS) else FAILED, as_json=as_json)
 
 
-def _fail(message: str, code: int) -> int:
+def _parsed(words: Sequence[str]) -> Command:
+    """The command that the words are; help is wrapped, and that of the whole program tells one sentence of each."""
+    in_brief = words[0] in HELP
+    kinds: Any = Union[tuple(_kind(name, command, in_brief=in_brief) for name, command in COMMANDS.items())]  # noqa: UP007
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            command: Command = tyro.cli(kinds, prog="deepzero", description=DESCRIPTION, args=words)
+    except SystemExit:
+        print(_wrapped(said.getvalue()) if set(words) & set(HELP) else said.getvalue(), end="")
+        raise
+    return command
+
+
+def _kind(name: str, command: Callable[..., Command], *, in_brief: bool) -> Any:
+    description = (command.__doc__ or "").partition("\n")[0] if in_brief else None
+    return Annotated[command, tyro.conf.subcommand(name, description=description, prefix_name=False)]
+
+
+def _wrapped(text: str) -> str:
+    """Help whose paragraphs are as wide as the screen; its boxes are already."""
+    text = text.replace("{" + ",".join(COMMANDS) + "}", "COMMAND ...")
+    width = shutil.get_terminal_size().columns
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    lines = []
+    for line in text.splitlines():
+        wrapper.subsequent_indent = INDENT * line.startswith("usage:")
+        lines.append(wrapper.fill(line))
+    return "\n".join(lines) + "\n"
+
+
+def completion_script(shell: str) -> str:
+    """What a shell has to read to complete the words of this program."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        _parsed(["--tyro-print-completion", shell])
+    return said.getvalue()
+
+
+def _fail(message: str, code: int, *, as_json: bool) -> int:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"error: {message}", style="red", markup=False)
+    if as_json:
+        say_json({"error": message, "exit_code": code})
     return code
 
 
 @contextmanager
-def _messages_on(console: Console) -> Iterator[None]:
-    """Show what the library has to say, warnings included, above the progress bar."""
+def _messages_on(console: Console, *, quiet: bool) -> Iterator[None]:
+    """Show what the library has to say, warnings included, above the progress bar; when quiet, warnings on stderr."""
     log = logging.getLogger("deepzero")
-    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    shown = Console(stderr=True, highlight=False) if quiet else console
+    handler = RichHandler(console=shown, show_time=False, show_level=False, show_path=False)
+    handler.addFilter(lambda record: not is_reminder(record))
     level = log.level
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)

@@ -4,33 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Group
 from rich.table import Table
 
-from deepzero.recipes import RECIPES, Recipe
-from deepzero.recipes.corrections import CORRECTIONS
-from deepzero.recipes.defenses import DEFENSES
+from deepzero.cli.options import Json, Quiet
+from deepzero.cli.output import Output
+
+if TYPE_CHECKING:
+    from deepzero.recipes import Recipe
 
 
 @dataclass(frozen=True)
 class Recipes:
     """List the recipes: what each is, the data it needs, what it costs."""
 
-    def run(self, console: Console) -> int:
+    quiet: Quiet = False
+    json: Json = False
+
+    def run(self, output: Output) -> int:
         """Print a table for each command that takes recipes."""
-        tables: dict[str, Iterable[Recipe[Any]]] = {
+        from deepzero.recipes import RECIPES  # noqa: PLC0415 - with PyTorch
+        from deepzero.recipes.corrections import CORRECTIONS  # noqa: PLC0415
+        from deepzero.recipes.defenses import DEFENSES  # noqa: PLC0415
+
+        commands: dict[str, Iterable[Recipe[Any]]] = {
             "train": RECIPES.values(),
             "defend": DEFENSES.values(),
             "correct": CORRECTIONS.values(),
         }
-        for command, recipes in tables.items():
+        tables = []
+        for command, recipes in commands.items():
             table = Table(command, "what it is", "data", "cost", title=f"deepzero {command} RECIPE")
             for recipe in recipes:
                 table.add_row(recipe.name, recipe.summary, _data(recipe.config()), recipe.cost)
-            console.print(table)
+            tables.append(table)
+        told = {command: [_told(recipe) for recipe in recipes] for command, recipes in commands.items()}
+        output.result(Group(*tables), **told)
         return 0
+
+
+def _told(recipe: Recipe[Any]) -> dict[str, str]:
+    return {"name": recipe.name, "summary": recipe.summary, "data": _data(recipe.config()), "cost": recipe.cost}
 
 
 def _data(config: Any) -> str:

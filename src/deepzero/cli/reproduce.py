@@ -6,17 +6,20 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.console import Console
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import Positional, arg
 
+from deepzero.cli.options import DONE, STOPPED, Json, Quiet
+from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError
-from deepzero.experiments import EXPERIMENTS, Reproduction, Request, find, reproduce
-from deepzero.report.console import rich_table
 
-DONE, STOPPED = 0, 75
+if TYPE_CHECKING:
+    from deepzero.experiments import Reproduction
+
 SCALES_OWN = "(default: the scale's)"
 Whole = Annotated[int | None, arg(metavar="N", help_behavior_hint=SCALES_OWN)]
 
@@ -53,11 +56,15 @@ class Reproduce:
     """Where to compute: cpu, cuda or cuda:<number>."""
     max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
     """Save and exit with code 75 after so many minutes."""
+    quiet: Quiet = False
+    json: Json = False
 
-    def run(self, console: Console) -> int:
+    def run(self, output: Output) -> int:
         """Run what is left, and print the tables."""
+        from deepzero.experiments import Request, find, reproduce  # noqa: PLC0415 - with PyTorch
+
         if self.name is None:
-            return _list(console)
+            return _list(output)
         experiment = find(self.name)
         request = Request(
             experiment=experiment,
@@ -77,7 +84,7 @@ class Reproduce:
             known=self.known,
             command=self.command,
         )
-        return _report(outcome, console)
+        return _report(outcome, output)
 
     @property
     def command(self) -> str:
@@ -90,11 +97,14 @@ class Reproduce:
         return shlex.join([*words, *(("--only", *self.only) if self.only else ())])
 
 
-def _list(console: Console) -> int:
+def _list(output: Output) -> int:
+    from deepzero.experiments import EXPERIMENTS  # noqa: PLC0415
+
     table = Table("name", "what it compares")
     for experiment in EXPERIMENTS.values():
         table.add_row(", ".join([experiment.name, *experiment.also]), experiment.title)
-    console.print(table)
+    told = [{"name": e.name, "also": list(e.also), "compares": e.title} for e in EXPERIMENTS.values()]
+    output.result(table, experiments=told)
     return DONE
 
 
@@ -115,16 +125,21 @@ def _share(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _report(outcome: Reproduction, console: Console) -> int:
-    console.print(outcome.document.caption, markup=False)
-    for table in outcome.document.tables:
-        console.print(rich_table(table))
-    console.print(f"see {outcome.folder / 'report.html'}", soft_wrap=True, markup=False)
-    for name in outcome.document.facts.get("diverged", ()):
-        console.print(f"diverged, and left out: {name}", soft_wrap=True, markup=False)
+def _report(outcome: Reproduction, output: Output) -> int:
+    from deepzero.report.console import rich_table  # noqa: PLC0415
+
+    diverged = list(outcome.document.facts.get("diverged", ()))
+    shown: list[RenderableType] = [Text(outcome.document.caption), *map(rich_table, outcome.document.tables)]
+    lines = [f"see {outcome.folder / 'report.html'}", *(f"diverged, and left out: {name}" for name in diverged)]
     if outcome.stopped:
-        console.print(f"stopped; {outcome.missing} cells are left: the same command continues")
-        return STOPPED
-    if outcome.missing:
-        console.print(f"this share is done; {outcome.missing} cells are left to the others")
-    return DONE
+        lines.append(f"stopped; {outcome.missing} cells are left: the same command continues")
+    elif outcome.missing:
+        lines.append(f"this share is done; {outcome.missing} cells are left to the others")
+    output.result(
+        Group(*shown, *(Text(line, overflow="ignore", no_wrap=True) for line in lines)),
+        folder=outcome.folder,
+        stopped=outcome.stopped,
+        missing=outcome.missing,
+        diverged=diverged,
+    )
+    return STOPPED if outcome.stopped else DONE

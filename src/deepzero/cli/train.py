@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-import shlex
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.console import Console
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from deepzero.recipes import SETTINGS, start_of_team
-from deepzero.tasks import classification
-from deepzero.team import joined, launch_name
+from deepzero.cli.options import (
+    RECIPES_OWN,
+    Flag,
+    Folder,
+    ImageSize,
+    Json,
+    OwnConfig,
+    OwnData,
+    OwnModel,
+    Quiet,
+    Real,
+    Settings,
+    Target,
+    TestPart,
+    Whole,
+)
+from deepzero.cli.output import Output
 
-DONE = 0
-
-STOPPED = 75
-"""Exit code of a run that was stopped early with everything saved (EX_TEMPFAIL of sysexits.h: try again). Under
-torchrun, which would take it for a failure and start the processes again, the exit code is 0."""
-
-RECIPES_OWN = "(default: the recipe's)"
-Whole = Annotated[int | None, arg(metavar="N", help_behavior_hint=RECIPES_OWN)]
-Real = Annotated[float | None, arg(metavar="X", help_behavior_hint=RECIPES_OWN)]
-Folder = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")]
-Flag = FlagCreatePairsOff[bool]
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,15 @@ class Train:
     """
 
     recipe: Positional[Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: digits)")]] = None
-    """Name of a recipe."""
+    """Name of a recipe; or file.py, file.py:function or module:function of your own, which returns a configuration or a
+    dz.Trainer (function: recipe, by default)."""
+    config: OwnConfig = None
+    data: OwnData = None
+    target: Target = None
+    image_size: ImageSize = None
+    test: TestPart = None
+    model: OwnModel = None
+    set: Settings = ()
     epochs: Whole = None
     """Passes over the training images."""
     estimator: Annotated[
@@ -77,40 +86,13 @@ class Train:
     """Minutes between two checkpoints."""
     rank_timeout: Annotated[float, arg(metavar="X")] = 10.0
     """Minutes to wait for another process of torchrun before giving up."""
-    tensorboard: Flag = False
-    """Write event files for TensorBoard too."""
+    logger: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], arg(help_behavior_hint="")] = ()
+    """Write to TensorBoard, Weights & Biases or MLflow too."""
+    quiet: Quiet = False
+    json: Json = False
 
-    def run(self, console: Console) -> int:
+    def run(self, output: Output) -> int:
         """Train, and say how it went."""
-        settings: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS if hasattr(self, name)}
-        with joined(self.device, timeout=60 * self.rank_timeout) as team:
-            if not team.leads:
-                logging.getLogger("deepzero").setLevel(logging.ERROR)
-            start = start_of_team(self.recipe, settings, self.out, resume=self.resume, team=team)
-            result = classification.train(
-                start.config,
-                out=start.out,
-                resume=start.resume,
-                data_dir=self.data_dir,
-                device=self.device,
-                max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
-                tensorboard=self.tensorboard,
-                console=console if team.leads else None,
-                notes=start.notes,
-                team=team,
-            )
-            return _report(result, console) if team.leads else DONE
+        from deepzero.cli.training import run_training  # noqa: PLC0415 - with PyTorch
 
-
-def _report(result: classification.Result, console: Console) -> int:
-    if result.summary is None:
-        console.print(f"stopped by {result.stopped}; everything is saved in {result.folder}. To continue:")
-        console.print(f"  deepzero train --resume --out {shlex.quote(str(result.folder))}", soft_wrap=True)
-        return STOPPED if launch_name() is None else DONE
-    summary = result.summary
-    console.print(
-        f"test accuracy {summary['test_accuracy']:.2%} with the weights of epoch {summary['selected_epoch'] + 1}; "
-        f"{summary['queries']:,} queries in {summary['seconds']:,.0f} s; see {result.folder}",
-        soft_wrap=True,
-    )
-    return DONE
+        return run_training(self, output)

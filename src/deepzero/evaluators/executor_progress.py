@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 
 class QueryProgress:
@@ -32,8 +35,11 @@ class QueryProgress:
             self.close()
 
     def _open(self, done: int, total: int) -> Progress:
-        columns = TextColumn("queries"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-        bar = Progress(*columns, console=self._console, transient=True)
+        from rich import progress  # noqa: PLC0415 - only where it is shown
+
+        columns = (progress.TextColumn("queries"), progress.BarColumn(), progress.MofNCompleteColumn())
+        times = progress.TimeElapsedColumn(), progress.TimeRemainingColumn()
+        bar = progress.Progress(*columns, *times, console=self._console, transient=True)
         bar.add_task("queries", total=total, completed=done)
         bar.start()
         return bar

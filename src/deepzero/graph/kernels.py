@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
-from deepzero.graph import loops
 from deepzero.graph.calls import Operand, Value
 from deepzero.graph.differences import Channel, Dense
 
@@ -36,9 +36,22 @@ class Window:
     dilation: tuple[int, int]
 
 
+@cache
+def compiled() -> Any:
+    """The compiled loops, imported with numba where a kernel first runs."""
+    from deepzero.graph import loops  # noqa: PLC0415 - numba is slow to import, and many networks need none
+
+    return loops
+
+
 def applies(*tensors: Tensor) -> bool:
     """Whether the compiled loops take these tensors."""
     return all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors)
+
+
+def indices(numbers: Int64[Tensor, " p"]) -> Any:
+    """An array of indices in contiguous memory: a loop is compiled once for each layout of its arguments."""
+    return numbers.contiguous().numpy()
 
 
 def channels_last(stacked: Shaped[Tensor, "p b c *rest"]) -> Shaped[Tensor, "p b *rest c"]:
@@ -89,14 +102,14 @@ def normalize_relu_channel(
     channels, delta = difference.channels, difference.delta.contiguous().flatten(1)
     base, pre = base_channels(centred), base_channels(before)
     sums = torch.zeros(difference.count, 3, dtype=torch.float64)
-    index = channels.numpy()
-    loops.channel_sums(delta.numpy(), base.numpy(), index, sums.numpy())
+    index = indices(channels)
+    compiled().channel_sums(delta.numpy(), base.numpy(), index, sums.numpy())
     residue = centred.remember("residue", lambda: base.mean(1, dtype=torch.float64))[channels]
     picked = None if gamma is None else gamma[channels]
     coefficients = _coefficients(sums, delta.shape[1], scale[channels], picked, residue)
     out = torch.empty_like(delta)
     parts = [c.to(delta.dtype).numpy() for c in coefficients]
-    loops.channel_affine_relu(delta.numpy(), base.numpy(), pre.numpy(), index, *parts, out.numpy())
+    compiled().channel_affine_relu(delta.numpy(), base.numpy(), pre.numpy(), index, *parts, out.numpy())
     return out.view(difference.delta.shape)
 
 
@@ -121,7 +134,7 @@ def normalize_relu_dense(
     flat, base, pre = source.view(count, *shape), base_rows(centred).view(shape), base_rows(before).view(shape)
     sums = torch.zeros(count, 3, shape[1], dtype=torch.float64)
     partial = torch.empty(count, 3, shape[1], dtype=delta.dtype)
-    loops.column_sums(flat.numpy(), base.numpy(), partial.numpy(), sums.numpy())
+    compiled().column_sums(flat.numpy(), base.numpy(), partial.numpy(), sums.numpy())
     residue = centred.remember("residue", lambda: base_rows(centred).flatten(0, -2).mean(0, dtype=torch.float64))
     sums = sums.view(count, 3, side, width).sum(2)
     coefficients = _coefficients(sums, rows, scale, gamma, residue)
@@ -129,10 +142,10 @@ def normalize_relu_dense(
     out = source if overwrite else source.clone()
     target = out.view(count, *shape).numpy()
     if extra is None:
-        loops.affine_relu(target, base.numpy(), pre.numpy(), *parts)
+        compiled().affine_relu(target, base.numpy(), pre.numpy(), *parts)
     else:
         more = channels_last(extra).view(count, *shape)
-        loops.affine_add_relu(target, more.numpy(), base.numpy(), pre.numpy(), *parts)
+        compiled().affine_add_relu(target, more.numpy(), base.numpy(), pre.numpy(), *parts)
     return out.movedim(-1, 2)
 
 
@@ -155,7 +168,7 @@ def convolve_channel(
     batch, outputs, height, width = shape
     columns = delta.new_empty(count, batch, height, width, *geometry.kernel)
     pad = tuple(low for low, _ in geometry.pads)
-    loops.patches(delta.numpy(), geometry.stride, pad, geometry.dilation, columns.numpy())
+    compiled().patches(delta.numpy(), geometry.stride, pad, geometry.dilation, columns.numpy())
     out = torch.bmm(columns.view(count, -1, filters.shape[1]), filters[difference.channels])
     return out.view(count, batch, height, width, outputs).movedim(-1, 2)
 
@@ -172,8 +185,8 @@ def shifted_slices(
     if geometry.ndim != 2 or not applies(padded, values):
         return None
     out = padded.new_empty(values.numel(), padded.shape[1], *shape[2:])
-    index = [t.numpy() for t in (features, *taps)]
-    loops.shifted_slices(padded.numpy(), *index, values.numpy(), geometry.stride, geometry.dilation, out.numpy())
+    index = [indices(t) for t in (features, *taps)]
+    compiled().shifted_slices(padded.numpy(), *index, values.numpy(), geometry.stride, geometry.dilation, out.numpy())
     return out
 
 
@@ -188,15 +201,15 @@ def max_pool(
         return None
     gap = base.remember(f"gap{window}", lambda: _gap(base.base, maximum.base, window))
     if isinstance(difference, Channel):
-        delta, index = difference.delta.contiguous(), difference.channels.numpy()
+        delta, index = difference.delta.contiguous(), indices(difference.channels)
         own = base.remember(f"channel gap{window}", lambda: gap.movedim(-1, 0).contiguous())
         line, out = delta.new_empty(width), delta.new_empty(*delta.shape[:2], *maximum.base.shape[2:])
-        loops.disjoint_channel_maxima(delta.numpy(), own.numpy(), index, window.kernel, line.numpy(), out.numpy())
+        compiled().disjoint_channel_maxima(delta.numpy(), own.numpy(), index, window.kernel, line.numpy(), out.numpy())
         return out
     delta = channels_last(difference.delta)
     line = delta.new_empty(width * delta.shape[-1])
     out = delta.new_empty(*delta.shape[:2], *maximum.base.shape[2:], delta.shape[-1])
-    loops.disjoint_maxima(delta.numpy(), gap.numpy(), window.kernel, line.numpy(), out.numpy())
+    compiled().disjoint_maxima(delta.numpy(), gap.numpy(), window.kernel, line.numpy(), out.numpy())
     return out.movedim(-1, 2)
 
 

@@ -7,10 +7,31 @@ side), B samples, O output channels. Comparisons are written so that a NaN stays
 
 from __future__ import annotations
 
+import logging
 import math
 
 from numba import njit
+from numba.core import event
 
+log = logging.getLogger("deepzero")
+
+
+class _Compiling(event.Listener):  # type: ignore[misc]
+    """Says once that loops are compiled, which happens where numba finds none in its cache on the disk."""
+
+    said = False
+
+    def on_start(self, event):
+        """A function is about to be compiled."""
+        if not self.said and event.data["dispatcher"].py_func.__module__ == __name__:
+            self.said = True
+            log.info("compiling loops for this machine, once: about 10 s")
+
+    def on_end(self, event):
+        """It is compiled."""
+
+
+event.register("numba:compile", _Compiling())
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 BLOCK = 32
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from deepzero.announce import announced
 from deepzero.coordinates import CoordinateSchedule
 from deepzero.data import BatchLoader, Dataset
 from deepzero.data.loader import Batch
@@ -22,6 +23,7 @@ from deepzero.evaluators import (
     DivisibleEvaluator,
     Evaluator,
     PropagationEvaluator,
+    SequentialEvaluator,
 )
 from deepzero.losses import LOSSES
 from deepzero.objective import NetworkObjective
@@ -48,6 +50,7 @@ log = logging.getLogger("deepzero")
 
 SAMPLES = 64
 """Coordinates of a layer from which its sensitivity is estimated."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 Masks = Mapping[str, Bool[Tensor, " ..."]]
 
@@ -176,17 +179,23 @@ class _Start:
                 return magnitude(self.model)
             case "fo-grasp":
                 return fo_grasp(self.model, self.loss, *self._sample(sparse.per_class), seed=seed)
-        log.info("scoring %s weights by ZO-GraSP with %s directions", self.config.model.name, sparse.queries)
-        self.queries += 2 * (sparse.queries + 1)
-        return zo_grasp(
-            self.model,
-            self.loss,
-            *self._sample(sparse.per_class),
-            queries=sparse.queries,
-            step_size=self.config.estimator.step_size,
-            seed=seed,
-            evaluator=divided(BatchedEvaluator(), self.team),
-        )
+        cost = 2 * (sparse.queries + 1)
+        self.queries += cost
+        with announced(f"scoring {self.config.model.name} weights by ZO-GraSP ({cost} queries)"):
+            return zo_grasp(
+                self.model,
+                self.loss,
+                *self._sample(sparse.per_class),
+                queries=sparse.queries,
+                step_size=self.config.estimator.step_size,
+                seed=seed,
+                evaluator=divided(self._one_by_one_or_batched(), self.team),
+            )
+
+    def _one_by_one_or_batched(self) -> DivisibleEvaluator:
+        """How scores are asked: float64 convolutions on a CPU take half the time one by one."""
+        convolves = any(isinstance(module, CONVOLUTIONS) for module in self.model.modules())
+        return SequentialEvaluator() if convolves and self.device.type == "cpu" else BatchedEvaluator()
 
     def _cost_aware(self) -> dict[str, float]:
         """Ratios that cost as much as Smart-Ratio's at the same sparsity, by the work of propagating a difference."""

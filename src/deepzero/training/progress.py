@@ -5,39 +5,85 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+
+class Pace:
+    """The time left, from the work done since the first call: what comes before it, the start-up, does not count.
+
+    Example:
+        >>> pace = Pace(total=100)
+        >>> pace.left(10, seconds=60.0), pace.left(20, seconds=62.0)
+        ('', '0:00:16 left')
+
+    Args:
+        total: all there is to do; None if that is not known.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self._first: tuple[int, float] | None = None
+
+    def left(self, done: int, seconds: float) -> str:
+        """The time left in words, or nothing where it cannot be known.
+
+        Args:
+            done: of all there is to do.
+            seconds: since any beginning.
+        """
+        if self._first is None or done < self._first[0]:
+            self._first = done, seconds
+        before, start = self._first
+        if self.total is None or done <= before or done >= self.total:
+            return ""
+        remaining = (self.total - done) * (seconds - start) / (done - before)
+        return f"{timedelta(seconds=round(remaining))} left"
+
+
+def _bar(console: Console) -> Progress:
+    """A bar whose count and time left are always whole, however narrow the screen; the words behind them are cut."""
+    return Progress(
+        BarColumn(bar_width=max(4, min(40, console.width // 5))),
+        TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1), markup=False),
+        console=console,
+        transient=True,
+        expand=True,
+    )
 
 
 class ProgressBar:
-    """A bar with queries a second and the time left; without a terminal, a line now and then.
+    """A bar with the time left, loss and queries a second; without a terminal, a line now and then.
 
     Args:
-        total: steps of the run.
+        total: steps of the run; None if that is not known.
         done: steps made before, by an interrupted run.
         console: where to show it.
         interval: least number of seconds between two lines without a terminal.
     """
 
-    def __init__(self, *, total: int, done: int = 0, console: Console | None = None, interval: float = 10.0) -> None:
+    def __init__(
+        self, *, total: int | None, done: int = 0, console: Console | None = None, interval: float = 10.0
+    ) -> None:
         self.console = console or Console()
         self.total = total
+        self._pace = Pace(total)
         self._interval = interval
         self._start: tuple[float, int] | None = None
         self._said = float("-inf")
         self._validation = ""
-        self._bar: Progress | None = None
+        self._progress: Progress | None = None
         self._task = TaskID(0)
         if self.console.is_terminal:
-            self._open(done)
-
-    def _open(self, done: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True)
-        self._task = self._bar.add_task("starting", total=self.total, completed=done)
-        self._bar.start()
+            self._progress = _bar(self.console)
+            self._task = self._progress.add_task("first step", total=total, completed=done, left="")
+            self._progress.start()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Show a record."""
@@ -48,16 +94,19 @@ class ProgressBar:
 
     def close(self) -> None:
         """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
     def _show(self, record: Mapping[str, Any]) -> None:
         rate = self._rate(record["seconds"], record["queries"])
-        text = f"epoch {record['epoch'] + 1}, loss {record['loss']:.3f}{self._validation}{rate}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=record["step"], description=text)
+        left = self._pace.left(record["step"], record["seconds"])
+        text = f"epoch {record['epoch'] + 1}, loss {record['loss']:.4g}{self._validation}{rate}"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=record["step"], description=text, left=left)
         elif time.monotonic() - self._said >= self._interval or record["step"] == self.total:
-            self.console.print(f"step {record['step']}/{self.total}: {text}", highlight=False)
+            of = "" if self.total is None else f"/{self.total}"
+            where = f"step {record['step']}{of}" + (f", {left}" if left else "")
+            self.console.print(f"{where}: {text}", highlight=False)
             self._said = time.monotonic()
 
     def _rate(self, seconds: float, queries: int) -> str:
@@ -87,21 +136,25 @@ def counting(console: Console | None, what: str, *, interval: float = 10.0) -> I
     """
     if console is None:
         yield lambda _done, _total: None
-    elif console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        with Progress(
-            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True
-        ) as progress:
-            task = progress.add_task(what, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+        return
+    start, pace = time.monotonic(), Pace(0)
+
+    def left_of(done: int, total: int) -> str:
+        pace.total = total
+        return pace.left(done, time.monotonic() - start)
+
+    if console.is_terminal:
+        with _bar(console) as progress:
+            task = progress.add_task(what, total=None, left="")
+            yield lambda done, total: progress.update(task, completed=done, total=total, left=left_of(done, total))
     else:
-        said = time.monotonic()
+        said = start
 
         def tell(done: int, total: int) -> None:
             nonlocal said
-            now = time.monotonic()
+            left, now = left_of(done, total), time.monotonic()
             if done == total or now - said >= interval:
                 said = now
-                console.print(f"{what} {done}/{total}", highlight=False)
+                console.print(f"{what} {done}/{total}" + (f", {left}" if left else ""), highlight=False)
 
         yield tell

@@ -16,9 +16,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import scipy  # its submodules are imported where they are used
 import torch
 from jaxtyping import Float, Int64
-from scipy.stats import beta, binomtest, norm
 from torch import Tensor
 
 from deepzero import validation
@@ -40,7 +40,7 @@ def lower_bound(hits: int, trials: int, alpha: float) -> float:
         >>> lower_bound(0, 10, 0.001)
         0.0
     """
-    return float(beta.ppf(alpha, hits, trials - hits + 1)) if hits else 0.0
+    return float(scipy.stats.beta.ppf(alpha, hits, trials - hits + 1)) if hits else 0.0
 
 
 def radius_of(probability: float, sigma: float) -> float:
@@ -50,7 +50,7 @@ def radius_of(probability: float, sigma: float) -> float:
         >>> round(radius_of(0.9772499, 0.5), 4)  # two standard deviations
         1.0
     """
-    return sigma * float(norm.ppf(probability)) if probability > 0.5 else 0.0
+    return sigma * float(scipy.stats.norm.ppf(probability)) if probability > 0.5 else 0.0
 
 
 def largest_radius(sigma: float, trials: int, alpha: float) -> float:
@@ -72,7 +72,7 @@ def require_reachable(radii: Iterable[float], sigma: float, trials: int, alpha: 
     wanted, most = max(radii, default=0.0), largest_radius(sigma, trials, alpha)
     if wanted < most:
         return
-    needed = alpha_power(norm.cdf(wanted / sigma), alpha)
+    needed = alpha_power(scipy.stats.norm.cdf(wanted / sigma), alpha)
     raise InvalidInputError(
         f"a radius of {wanted:g} cannot be certified with sigma={sigma:g}, N={trials:,} and alpha={alpha:g}: even if "
         f"all samples agree, the bound ends at {most:.3f}; take N={needed:,} or more, or "
@@ -84,7 +84,7 @@ def alpha_power(probability: float, alpha: float) -> int:
     """The smallest n with ``alpha ** (1 / n) > probability``.
 
     Example:
-        >>> alpha_power(norm.cdf(0.75 / 0.25), 0.001)
+        >>> alpha_power(scipy.stats.norm.cdf(0.75 / 0.25), 0.001)
         5114
     """
     return math.floor(math.log(alpha) / math.log(probability)) + 1
@@ -166,7 +166,7 @@ class Smoothed:
         """PREDICT: the most frequent answer, if it is the most probable one with confidence ``1 - alpha``."""
         counts = self.counts(image, trials, derive_seed(self.seed, "predict", number))
         (first, second), (answer, _) = ([int(v) for v in part] for part in counts.topk(2))
-        if binomtest(first, first + second, 0.5).pvalue > alpha:
+        if scipy.stats.binomtest(first, first + second, 0.5).pvalue > alpha:
             return ABSTAIN
         return answer
 
