@@ -18,6 +18,7 @@ from deepzero.doctor.records import (
     Sweep,
     Trial,
 )
+from deepzero.doctor.surface import LossSurface, loss_surface
 
 __all__ = [
     "Curve",
@@ -29,6 +30,7 @@ __all__ = [
     "LayerCheck",
     "LayerTime",
     "LoopCosts",
+    "LossSurface",
     "Operations",
     "Point",
     "StepChoice",
@@ -36,5 +38,6 @@ __all__ = [
     "Trial",
     "diagnose",
     "examine",
+    "loss_surface",
     "plot_sweep",
 ]
