@@ -92,7 +92,7 @@ def signalled_when(condition: Callable[[], bool]) -> Iterator[None]:
 
 def training_run(kind: str, data_dir: Path | None) -> tuple[ClassificationConfig, data.Splits]:
     """The configuration of the training, and its images."""
-    batch, count, size, sparsity, rate = (128, 1280, 32, 0.99, 0.05) if kind == "cuda" else (8, 32, 8, 0.999, 0.05)
+    batch, count, size, sparsity, rate = (32, 320, 32, 0.999, 0.05) if kind == "cuda" else (8, 32, 8, 0.999, 0.05)
     images = DataConfig(
         name="cifar10", batch_size=batch, validation=0.0, padding=2, flip=True, image_size=size, limit=count
     )
@@ -120,5 +120,5 @@ def made_up(count: int, size: int, seed: int) -> data.Dataset:
     noise = torch.randn(count, 3, size, size, generator=generator)
     pixels = (128 + 40 * (patterns[labels] + noise)).clamp(0, 255).to(torch.uint8)
     return data.Dataset(
-        images=pixels, labels=labels, num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, name="made-up patterns"
+        inputs=pixels, labels=labels, num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, name="made-up patterns"
     )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "deepzero"
 author = "The deepzero developers"
@@ -10,13 +14,15 @@ project_copyright = "The deepzero developers"
 version = release = installed_version("deepzero")
 
 extensions = [
+    "mathml",
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "summary",
 ]
 exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "gallery/**/*.ipynb"]
 
@@ -39,9 +45,13 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,
+    "write_computation_times": False,  # its page takes scripts from a CDN
     "min_reported_time": 1,
     "plot_gallery": True,
 }
 
 html_theme = "furo"
 html_title = "deepzero"
+html_static_path = ["_static"]
+html_css_files = ["formulas.css"]
+html_math_renderer = "mathml"

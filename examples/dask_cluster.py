@@ -77,7 +77,7 @@ def train(make_estimator, fn, *batch, **options):
     """Scores by step."""
     box = dz.BlackBox(fn, {"taps": np.eye(TAPS)[TAPS // 2]})
     zo = make_estimator(box, **options)
-    optimizer = torch.optim.Adam(box.optimizer_parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(box.parameters(), lr=0.05)
     scores = []
     for _ in range(STEPS):
         optimizer.zero_grad()

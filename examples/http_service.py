@@ -132,7 +132,7 @@ def train(make_estimator, journal, steps):
     box = dz.BlackBox(ask, {"taps": np.eye(TAPS)[TAPS // 2]})
     with ThreadPoolExecutor(4) as pool, dz.QueryJournal(journal) as kept:
         zo = make_estimator(box, executor=pool, policy=policy, journal=kept)
-        optimizer = torch.optim.Adam(box.optimizer_parameters(), lr=0.05)
+        optimizer = torch.optim.Adam(box.parameters(), lr=0.05)
         scores = []
         for _ in range(steps):
             optimizer.zero_grad()

@@ -92,7 +92,7 @@ def tune(make_estimator, learning_rate):
     """Gains after about ``BUDGET`` queries; queries and loss at every step."""
     box = dz.BlackBox(loss, new_gains())
     zo = make_estimator(box)
-    optimizer = torch.optim.Adam(box.optimizer_parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(box.parameters(), lr=learning_rate)
     history = []
     while zo.queries < BUDGET:
         optimizer.zero_grad()

@@ -59,7 +59,7 @@ class TernaryNet(nn.Module):
 
 def pixels_and_labels(dataset):
     """Images as rows of pixels about 0, and their classes."""
-    return dataset.images.flatten(1).float() - 5, dataset.labels
+    return dataset.inputs.flatten(1).float() - 5, dataset.labels
 
 
 (x_train, y_train), (x_test, y_test) = map(pixels_and_labels, load_digits())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.errors import InvalidInputError
+from deepzero.objective import parameters_of
 
 
 def square(params: dict[str, Any]) -> float:
@@ -26,7 +27,7 @@ def step(box: dz.BlackBox) -> torch.Tensor:
     """One step of gradient descent at rate 0.1 with exact differences; returns the gradient."""
     zo = dz.CGE(box, step_size=0.5, stencil=dz.CENTRAL)
     zo.backward()
-    (parameter,) = box.optimizer_parameters()
+    (parameter,) = box.parameters()
     torch.optim.SGD([parameter], lr=0.125).step()
     assert parameter.grad is not None
     return parameter.grad
@@ -77,7 +78,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, Callable[[Any], Any] | None]] =
     "masked": (lambda: np.ma.masked_less(np.ones(3), 0), r"masked.*w.filled", lambda w: w.filled(0.0)),
     "number": (lambda: 1.5, r"is a number \(1.5\).*np.array\(w, dtype=float\)", lambda w: np.array(w, dtype=float)),
     "NumPy number": (lambda: np.float32(1), "is a number", lambda w: np.array(w, dtype=float)),
-    "list": (lambda: [1.0], r"tensor or a NumPy array, got list; try np.array\(w\)", np.array),
+    "list": (
+        lambda: [1],
+        r"tensor or a NumPy array, got list; pass np.array\(w, dtype=float\)",
+        lambda w: np.array(w, float),
+    ),
     "expanded": (lambda: torch.ones(3, 1).expand(3, 4), r"share memory.*w.contiguous\(\)", Tensor.contiguous),
     "meta": (lambda: torch.ones(3, device="meta"), r"meta device.*torch.zeros\(\(3,\)\)", lambda w: torch.zeros((3,))),
     "sparse": (lambda: torch.eye(3).to_sparse(), r"not a dense tensor.*w.to_dense\(\)", Tensor.to_dense),
@@ -179,7 +184,7 @@ def test_a_bare_array_is_handed_on_as_it_is(array: Any, kind: type) -> None:
 def test_a_bare_array_travels_to_other_processes() -> None:
     box = dz.BlackBox(scaled_sum, np.ones(3))
     function = pickle.loads(pickle.dumps(box.function()))
-    assert function.losses([box.parameters()], (2.0,)) == [6.0]
+    assert function.losses([parameters_of(box)], (2.0,)) == [6.0]
 
 
 def test_bare_arrays_are_stacked() -> None:
@@ -207,8 +212,18 @@ def test_a_module_gives_its_trainable_parameters_by_name() -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ([np.ones(3)], "params must be arrays by name, one array or tensor, or a torch.nn.Module, .* got list"),
-        (3.0, "params must be arrays by name.* got float"),
+        (
+            [1.0, 2.0],
+            r"params must be arrays by name, one array or tensor, or a torch.nn.Module, .* got list; pass np.array",
+        ),
+        (3.0, r"params must be arrays by name.* got float; pass np.array\(params, dtype=float\)"),
+        ("0.5", r'got str; for example \{"w": np.zeros\(3\)\}'),
+        ([np.ones(2), np.ones(3)], r'got list; for example \{"w": np.zeros\(3\)\}'),
+        (None, "got NoneType; for example"),
+        ({}, "must name at least one array"),
+        ({"layer": {"w": np.ones(2)}}, r"params\['layer'\] is a dict: names are not nested; .* such as 'layer.w'"),
+        ({"layer": nn.Linear(2, 1)}, r"params\['layer'\] is a Linear: names are not nested"),
+        ({"w": "0.5"}, r"params\['w'\] must be a tensor or a NumPy array, got str$"),
         (nn.Linear(1, 1).requires_grad_(False), "no trainable parameter"),
         (np.zeros((0, 2)), "hold no number"),
         ({"w": np.zeros(0), "v": torch.zeros(2, 0)}, "hold no number"),
@@ -218,4 +233,28 @@ def test_a_module_gives_its_trainable_parameters_by_name() -> None:
 )
 def test_what_is_no_set_of_arrays(params: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
+        dz.BlackBox(square, params)
+
+
+FLAT = np.arange(6.0)
+
+
+@pytest.mark.parametrize(
+    ("params", "apart"),
+    [
+        ({"a": FLAT[:3], "b": FLAT[3:]}, True),
+        ({"a": FLAT[:3], "b": FLAT[2:]}, False),
+        ({"b": FLAT, "a": FLAT}, False),
+        ({"a": np.asfortranarray(np.ones((2, 3))), "b": torch.ones(2)}, True),
+        ({"a": FLAT.reshape(2, 3).T, "b": torch.from_numpy(FLAT)[4:5]}, False),
+        ({"a": FLAT[:0], "b": FLAT, "c": FLAT[6:]}, True),
+    ],
+    ids=["side by side", "overlapping", "the same", "two", "array and tensor", "without entries"],
+)
+def test_an_array_is_moved_under_one_name_only(params: Any, apart: bool) -> None:
+    """Two names of one number would be differenced one by one and moved together."""
+    if apart:
+        assert set(dz.BlackBox(square, params).values) == set(params)
+        return
+    with pytest.raises(InvalidInputError, match=r"params\['\w'\] and params\['\w'\] share memory.*or copies"):
         dz.BlackBox(square, params)

@@ -236,7 +236,7 @@ class TestComplex:
         expected = dict(
             zip(
                 found,
-                torch.autograd.grad(self.loss(model(X), Y), [zo.objective.owners()[n] for n in found]),
+                torch.autograd.grad(self.loss(model(X), Y), [dict(zo.objective.named_parameters())[n] for n in found]),
                 strict=True,
             )
         )

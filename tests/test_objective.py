@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.errors import InvalidInputError
+from deepzero.objective import parameters_of
 
 X = normal(6, 4)
 LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
@@ -28,7 +31,7 @@ def model() -> nn.Sequential:
 def test_the_loss_is_the_module_s(model: nn.Sequential) -> None:
     model.eval()
     objective = dz.NetworkObjective(model, F.cross_entropy)
-    loss = objective.evaluate(objective.parameters(), (X, LABELS), seed=0).loss
+    loss = objective.evaluate(parameters_of(objective), (X, LABELS), seed=0).loss
     assert loss.shape == ()
     assert loss.dtype == torch.float64
     torch.testing.assert_close(loss, F.cross_entropy(model(X), LABELS).detach())
@@ -36,7 +39,7 @@ def test_the_loss_is_the_module_s(model: nn.Sequential) -> None:
 
 def test_parameters_are_live_trainable_and_named(model: nn.Sequential) -> None:
     model[0].bias.requires_grad_(False)
-    parameters = dz.NetworkObjective(model, F.cross_entropy).parameters()
+    parameters = parameters_of(dz.NetworkObjective(model, F.cross_entropy))
     assert list(parameters) == ["0.weight", "1.weight", "1.bias", "3.weight", "3.bias"]
     assert not any(p.requires_grad for p in parameters.values())
     assert parameters["0.weight"].data_ptr() == model[0].weight.data_ptr()
@@ -46,15 +49,15 @@ def test_tied_parameters_appear_once() -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
     objective = dz.NetworkObjective(nn.Sequential(first, second), F.mse_loss)
-    assert list(objective.parameters()) == ["0.weight", "0.bias", "1.bias"]
-    moved = {name: torch.zeros_like(p) for name, p in objective.parameters().items()}
+    assert list(parameters_of(objective)) == ["0.weight", "0.bias", "1.bias"]
+    moved = {name: torch.zeros_like(p) for name, p in parameters_of(objective).items()}
     target = torch.full((6, 4), 2.0)
     assert float(objective.evaluate(moved, (X.float(), target), seed=0).loss) == 4.0
 
 
 def test_evaluation_changes_nothing(model: nn.Sequential) -> None:
     objective = dz.NetworkObjective(model, F.cross_entropy)
-    moved = {name: p + 1 for name, p in objective.parameters().items()}
+    moved = {name: p + 1 for name, p in parameters_of(objective).items()}
     with nothing_changes(model):
         objective.evaluate(moved, (X, LABELS), seed=0)
 
@@ -63,15 +66,15 @@ def test_a_module_under_two_names_survives_evaluation() -> None:
     norm = nn.BatchNorm1d(4)
     model = initialize(nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 4), norm))
     objective = dz.NetworkObjective(model, F.mse_loss)
-    names = list(objective.parameters())
-    objective.evaluate(objective.parameters(), (X, X), seed=0)
-    assert list(objective.parameters()) == names
+    names = list(parameters_of(objective))
+    objective.evaluate(parameters_of(objective), (X, X), seed=0)
+    assert list(parameters_of(objective)) == names
     assert isinstance(norm.weight, nn.Parameter)
 
 
 def test_buffers_move_only_when_committed(model: nn.Sequential) -> None:
     objective = dz.NetworkObjective(model, F.cross_entropy)
-    answer = objective.evaluate(objective.parameters(), (X, LABELS), seed=0)
+    answer = objective.evaluate(parameters_of(objective), (X, LABELS), seed=0)
     twin = network()
     twin(X)
     assert int(model[1].num_batches_tracked) == 0
@@ -82,7 +85,7 @@ def test_buffers_move_only_when_committed(model: nn.Sequential) -> None:
 
 def test_draws_depend_on_the_seed_only(model: nn.Sequential) -> None:
     objective = dz.NetworkObjective(model, F.cross_entropy)
-    losses = [float(objective.evaluate(objective.parameters(), (X, LABELS), seed=s).loss) for s in (1, 1, 2)]
+    losses = [float(objective.evaluate(parameters_of(objective), (X, LABELS), seed=s).loss) for s in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -98,7 +101,7 @@ def test_draws_depend_on_the_seed_only(model: nn.Sequential) -> None:
 def test_losses_are_averaged_in_float64(loss: object, target: Tensor) -> None:
     model = initialize(nn.Linear(4, 3), dtype=torch.float32)
     objective = dz.NetworkObjective(model, loss)
-    found = objective.evaluate(objective.parameters(), (X.float(), target), seed=0).loss
+    found = objective.evaluate(parameters_of(objective), (X.float(), target), seed=0).loss
     wide = target.double() if target.is_floating_point() else target
     expected = loss(model(X.float()).detach().double(), wide).mean()
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=0)
@@ -108,7 +111,7 @@ def test_class_probabilities_as_targets() -> None:
     model = initialize(nn.Linear(4, 3))
     target = torch.softmax(normal(6, 3, seed=4), 1)
     objective = dz.NetworkObjective(model, F.cross_entropy)
-    found = objective.evaluate(objective.parameters(), (X, target), seed=0).loss
+    found = objective.evaluate(parameters_of(objective), (X, target), seed=0).loss
     torch.testing.assert_close(found, F.cross_entropy(model(X), target).detach())
 
 
@@ -134,13 +137,13 @@ def test_bad_objectives(make: object, message: str) -> None:
 def test_a_network_takes_two_arguments(model: nn.Sequential, batch: tuple[Tensor, ...]) -> None:
     objective = dz.NetworkObjective(model, F.cross_entropy)
     with pytest.raises(InvalidInputError, match=rf"zo.backward\(x, y\); got {len(batch)}"):
-        objective.evaluate(objective.parameters(), batch, seed=0)
+        objective.evaluate(parameters_of(objective), batch, seed=0)
 
 
 def test_labels_out_of_range(model: nn.Sequential) -> None:
     objective = dz.NetworkObjective(model, F.cross_entropy)
     with pytest.raises(IndexError, match="out of bounds"):
-        objective.evaluate(objective.parameters(), (X, LABELS + 1), seed=0)
+        objective.evaluate(parameters_of(objective), (X, LABELS + 1), seed=0)
 
 
 class TestBlackBox:
@@ -152,7 +155,7 @@ class TestBlackBox:
             return scale * float(params["n"].sum() + params["t"].sum())
 
         box = dz.BlackBox(fn, {"n": np.ones(3), "t": torch.ones(2)})
-        answer = box.evaluate(box.parameters(), (2.0,), seed=0)
+        answer = box.evaluate(parameters_of(box), (2.0,), seed=0)
         assert isinstance(seen["n"], np.ndarray)
         assert isinstance(seen["t"], Tensor)
         assert answer.loss.dtype == torch.float64
@@ -164,20 +167,58 @@ class TestBlackBox:
         box = dz.BlackBox(lambda p: float((p["w"] ** 2).sum()), {"w": start})
         zo = dz.CGE(box, step_size=1e-3, stencil=dz.CENTRAL)
         zo.backward()
-        torch.optim.SGD(box.optimizer_parameters(), lr=0.5).step()
+        torch.optim.SGD(box.parameters(), lr=0.5).step()
         assert box.values["w"] is start
         np.testing.assert_allclose(start, 0, atol=1e-3)
+
+    @pytest.mark.parametrize("kind", ["array", "tensor", "dict", "module"])
+    def test_torch_optim_just_works(self, kind: str) -> None:
+        """Parameters are those of a module; the next query sees the step; what was given holds the result."""
+        module = nn.Linear(2, 1)
+        given: Any = {
+            "array": np.ones(2),
+            "tensor": torch.ones(2, dtype=torch.float64),
+            "dict": {"n": np.ones(2), "t": torch.ones((), dtype=torch.float64)},
+            "module": module.double(),
+        }[kind]
+        seen: list[float] = []
+
+        def fn(params: Any) -> float:
+            arrays = params.values() if isinstance(params, dict) else [params]
+            seen.append(float(sum((np.asarray(array) ** 2).sum() for array in arrays)))
+            return seen[-1]
+
+        box = dz.BlackBox(fn, given)
+        zo = dz.CGE(box, step_size=0.5, stencil=dz.CENTRAL)  # exact on a quadratic function
+        start = float(zo.backward())
+        torch.optim.SGD(box.parameters(), lr=0.25).step()
+        seen.clear()
+        assert float(zo.backward()) == seen[0] == pytest.approx(start / 4)
+        torch.optim.Adam(box.named_parameters(), lr=1e-3).step()
+        assert box.value is given
+        names = {"array": ["x"], "tensor": ["x"], "dict": ["n", "t"], "module": ["weight", "bias"]}[kind]
+        assert [name for name, _ in box.named_parameters()] == names
+        assert all(isinstance(p, nn.Parameter) for p in box.parameters())
+        if kind in ("array", "tensor"):
+            assert given.tolist() == pytest.approx([0.5 - 1e-3] * 2)
 
     @pytest.mark.parametrize("answer", [1, 1.0, np.float32(1), np.array([1.0]), torch.tensor(1.0), torch.ones(1, 1)])
     def test_answers_that_are_one_number(self, answer: object) -> None:
         box = dz.BlackBox(lambda p: answer, {"w": np.zeros(1)})
-        assert float(box.evaluate(box.parameters(), (), seed=0).loss) == 1.0
+        assert float(box.evaluate(parameters_of(box), (), seed=0).loss) == 1.0
+
+    def test_parameters_can_be_iterated_over_again(self) -> None:
+        """As of a module: an iterator each time, of the same tensors."""
+        box = dz.BlackBox(lambda p: 0.0, {"a": np.ones(2), "b": np.ones(1)})
+        first, second = list(box.parameters()), list(box.parameters())
+        assert [id(p) for p in first] == [id(p) for p in second] == [id(p) for _, p in box.named_parameters()]
+        assert next(box.parameters()) is first[0]
 
     @pytest.mark.parametrize("answer", [None, "one", np.ones(2), torch.ones(0), {"loss": 1.0}])
     def test_answers_that_are_not(self, answer: object) -> None:
         box = dz.BlackBox(lambda p: answer, {"w": np.zeros(1)})
         with pytest.raises(InvalidInputError, match="fn must return one number"):
-            box.evaluate(box.parameters(), (), seed=0)
+            box.evaluate(parameters_of(box), (), seed=0)
 
     def test_a_query_may_write_into_its_arguments(self) -> None:
         """A black box that changes its arrays in place must not change the parameters."""

@@ -71,6 +71,24 @@ def test_a_result_has_the_form_of_the_start(kind: str) -> None:
         assert float(abs(before).sum()) == 0.0
 
 
+@pytest.mark.parametrize("start", [[1, 2], [1.0, 2.0], 1.0, np.float64(1), np.ones(2, int)])
+def test_numbers_and_lists_become_arrays(start: Any) -> None:
+    """As SciPy takes them."""
+    found = dz.minimize(bowl, start)
+    assert found.x.shape == np.shape(start)
+    assert np.allclose(found.x, 3.0, atol=1e-3)
+    value, gradient = dz.value_and_grad(bowl)(start)
+    assert value == bowl(np.asarray(start))
+    assert np.allclose(gradient, 2 * (np.asarray(start) - 3.0))
+
+
+@pytest.mark.parametrize("start", [np.ones(2, complex), np.array(["1.0", "2.0"]), "1.0"])
+def test_other_starts_are_refused(start: Any) -> None:
+    """Complex numbers do not lose their imaginary part on the way."""
+    with pytest.raises(InvalidInputError, match=r"must hold real numbers|got str"):
+        dz.minimize(bowl, start)
+
+
 def test_a_module_is_moved() -> None:
     torch.manual_seed(0)
     model = nn.Linear(2, 1).double()
@@ -205,6 +223,12 @@ def test_workers_and_a_journal(tmp_path: Path) -> None:
     asked = len(calls)
     again = dz.minimize(counted, np.zeros(2), (2.0,), journal=problem)
     assert len(calls) == asked > 0
+    assert np.array_equal(first.x, again.x)
+
+
+def test_a_journal_given_by_its_path_is_closed_at_the_end(tmp_path: Path) -> None:
+    first = dz.minimize(bowl, np.zeros(2), journal=tmp_path / "answers.sqlite")
+    again = dz.minimize(bowl, np.zeros(2), journal=tmp_path / "answers.sqlite")  # in use, if it were not closed
     assert np.array_equal(first.x, again.x)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,11 @@ def linear() -> nn.Linear:
 
 
 def slopes(objective: dz.NetworkObjective, batch: tuple[Any, ...]) -> dict[str, Tensor]:
-    """The gradient by autograd, at the objective's owners."""
-    owners = objective.owners()
+    """The gradient by autograd, at the objective's parameters."""
+    own = dict(objective.named_parameters())
     value = objective.program(objective.model, *batch)
-    gradients = torch.autograd.grad(value, list(owners.values()), allow_unused=True)
-    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(owners.items(), gradients, strict=True)}
+    gradients = torch.autograd.grad(value, list(own.values()), allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(own.items(), gradients, strict=True)}
 
 
 def along(zo: dz.Estimator, gradient: dict[str, Tensor], batch: tuple[Any, ...]) -> dict[str, Tensor]:
@@ -392,11 +392,8 @@ class Quadratic:
         self.w = torch.tensor([1.0, -2.0], dtype=torch.float64)
         self.state = torch.zeros(())
 
-    def parameters(self) -> dict[str, Tensor]:
-        return {"w": self.w.detach()}
-
-    def owners(self) -> dict[str, Tensor]:
-        return {"w": self.w}
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        yield "w", self.w
 
     def evaluate(self, parameters: dict[str, Tensor], batch: tuple[Any, ...], *, seed: int) -> Any:
         return dz.objective.Evaluation(parameters["w"].square().sum(), {"state": self.state + 1})
@@ -412,7 +409,7 @@ def test_an_objective_of_another_kind(make: Any) -> None:
     assert float(zo.backward()) == 5.0
     assert float(objective.state) == 1.0
     assert torch.allclose(objective.w.grad, torch.tensor([2.0, -4.0]).double(), rtol=0.5)
-    for missing in ("parameters", "owners", "evaluate", "commit"):
+    for missing in ("named_parameters", "evaluate", "commit"):
         broken = type(
             "Broken", (), {n: v for n, v in vars(Quadratic).items() if n not in (missing, "__dict__", "__weakref__")}
         )()
@@ -472,7 +469,7 @@ WRAPPED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "class": (lambda: nn.Linear, r"got the type <class .*Linear"),
     "function": (lambda: lambda x: x, r"got the function .*dz.BlackBox"),
-    "number": (lambda: 3, r"got int, which has no parameters\(\)"),
+    "number": (lambda: 3, r"got int, which has no named_parameters\(\)"),
     "frozen": (lambda: linear().requires_grad_(False), r"no trainable parameter"),
 }
 

@@ -1,5 +1,6 @@
 from . import errors, sparsity
 from .coordinates import Coordinates
+from .doctor import Diagnosis, diagnose
 from .errors import BlackBoxWarning, DeepZeroError, SlowQueriesWarning, WrittenParameterWarning
 from .estimator import CGE, RGE, Estimate, Estimator
 from .evaluators import (
@@ -16,9 +17,11 @@ from .evaluators import (
 from .objective import BlackBox, NetworkObjective
 from .opaque import Conv, Corrected, Elementwise, Learned, Opaque, PerChannel, PerToken, Simulator
 from .optimize import minimize, value_and_grad
+from .run import Run, load_run
 from .sparsity import Alternating, DynamicRatios
 from .stencils import CENTRAL, FORWARD, Stencil
 from .team import Team, joined
+from .training import EarlyStopping, Trainer
 
 __version__: str
 
@@ -36,8 +39,10 @@ __all__ = [
     "Coordinates",
     "Corrected",
     "DeepZeroError",
+    "Diagnosis",
     "DistributedEvaluator",
     "DynamicRatios",
+    "EarlyStopping",
     "Elementwise",
     "Estimate",
     "Estimator",
@@ -50,14 +55,18 @@ __all__ = [
     "PropagationEvaluator",
     "QueryJournal",
     "QueryPolicy",
+    "Run",
     "SequentialEvaluator",
     "Simulator",
     "SlowQueriesWarning",
     "Stencil",
     "Team",
+    "Trainer",
     "WrittenParameterWarning",
+    "diagnose",
     "errors",
     "joined",
+    "load_run",
     "minimize",
     "query_key",
     "sparsity",

@@ -64,8 +64,9 @@ def named(fn: Function, params: Given) -> tuple[Function, dict[str, Array]]:
         return _with_numbers(fn, trainable)
     if not isinstance(params, Mapping):
         raise InvalidInputError(
-            "params must be arrays by name, one array or tensor, or a torch.nn.Module, for example "
-            f'{{"w": np.zeros(3)}}; got {type(params).__name__}'
+            "params must be arrays by name, one array or tensor, or a torch.nn.Module, which are updated in place; got "
+            f"{type(params).__name__}; "
+            + ("pass np.array(params, dtype=float)" if is_like_array(params) else 'for example {"w": np.zeros(3)}')
         )
     if not params:
         raise InvalidInputError('params must name at least one array, for example {"w": np.zeros(3)}')
@@ -85,6 +86,56 @@ def _is_empty(value: Array) -> bool:
     if isinstance(value, Tensor):
         return not nn.parameter.is_lazy(value) and 0 in value.shape
     return isinstance(value, np.ndarray) and 0 in value.shape
+
+
+def is_like_array(value: object) -> bool:
+    """Whether it is no array, but NumPy makes one of real numbers of it: a number, or lists of them.
+
+    Example:
+        >>> is_like_array(3), is_like_array([[1.0, 2.0]]), is_like_array("3"), is_like_array(np.zeros(2))
+        (True, True, False, False)
+    """
+    if not isinstance(value, (list, tuple, int, float, np.generic)):
+        return False
+    try:
+        return np.asarray(value).dtype.kind in "fiu"
+    except ValueError:  # rows of different lengths
+        return False
+
+
+def as_parameters(values: Mapping[str, Array]) -> dict[str, nn.Parameter]:
+    """All arrays by :func:`as_parameter`; no two of them may share memory.
+
+    Raises:
+        InvalidInputError: an array cannot be updated in place, or not without moving another one.
+
+    Example:
+        >>> flat = np.zeros(5)
+        >>> sorted(as_parameters({"w": flat[:3], "b": flat[3:]}))
+        ['b', 'w']
+        >>> as_parameters({"w": flat[:3], "b": flat[2:]})
+        Traceback (most recent call last):
+        ...
+        deepzero.errors.InvalidInputError: params['w'] and params['b'] share memory, so that one could not be moved \
+        without the other; pass one of them, or copies
+    """
+    parameters = {name: as_parameter(name, value) for name, value in values.items()}
+    end, last = ("", 0), ""
+    filling = {name: p for name, p in parameters.items() if _fills_its_memory(p)}
+    for device, start, name in sorted((str(p.device), p.data_ptr(), name) for name, p in filling.items()):
+        if (device, start) < end:
+            raise InvalidInputError(
+                f"params[{last!r}] and params[{name!r}] share memory, so that one could not be moved without the "
+                "other; pass one of them, or copies"
+            )
+        end, last = (device, start + parameters[name].nbytes), name
+    return parameters
+
+
+def _fills_its_memory(value: Tensor) -> bool:
+    """Whether its entries lie side by side, in whatever order, so that its memory is a range."""
+    reach = sum((length - 1) * stride for length, stride in zip(value.shape, value.stride(), strict=True))
+    return value.numel() > 0 and reach + 1 == value.numel()
 
 
 def as_parameter(name: str, value: object) -> nn.Parameter:
@@ -112,8 +163,12 @@ def as_parameter(name: str, value: object) -> nn.Parameter:
     if isinstance(value, (bool, int, float, complex, np.generic)):
         problem = f"is a number ({value!r}), which cannot be updated in place"
         raise _refused(name, problem, f"np.array({name}, dtype=float)")
+    if isinstance(value, (Mapping, nn.Module)):
+        problem = f"is a {type(value).__name__}: names are not nested"
+        raise _refused(name, problem, f"its arrays under names of their own, such as {name + '.w'!r}")
     raise InvalidInputError(
-        f"params[{name!r}] must be a tensor or a NumPy array, got {type(value).__name__}; try np.array({name})"
+        f"params[{name!r}] must be a tensor or a NumPy array, got {type(value).__name__}"
+        + (f"; pass np.array({name}, dtype=float)" if is_like_array(value) else "")
     )
 
 
@@ -202,7 +257,7 @@ def _not_real(name: str, dtype: Any, *, complex_: bool) -> InvalidInputError:
     hint = (
         f"pass real and imaginary parts as two arrays, {name}.real.copy() and {name}.imag.copy()"
         if complex_
-        else f"convert it with {name}.astype(float) or {name}.float()"
+        else f"convert it with {name}.{'float()' if isinstance(dtype, torch.dtype) else 'astype(float)'}"
     )
     return InvalidInputError(f"params[{name!r}] must hold real numbers, got {dtype}; {hint}")
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from deepzero.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from deepzero.objective import Objective
+from deepzero.objective import Objective, parameters_of
 
 
 class Coordinates(Mapping[str, Tensor]):
@@ -68,6 +66,18 @@ class Coordinates(Mapping[str, Tensor]):
                 mask[self._indices[name]] = True
             masks[name] = mask.reshape(shape)
         return masks
+
+    def shares(self, parameters: Mapping[str, Tensor]) -> dict[str, float]:
+        """Which part of each parameter of two or more dimensions is in the set; empty if all of them are, entirely.
+
+        Example:
+            >>> chosen = Coordinates({"weight": torch.tensor([0, 3])})
+            >>> chosen.shares({"weight": torch.zeros(2, 4), "bias": torch.zeros(2), "head": torch.zeros(1, 2)})
+            {'weight': 0.25, 'head': 0.0}
+        """
+        none = torch.empty(0)
+        shares = {n: self._indices.get(n, none).numel() / p.numel() for n, p in parameters.items() if p.dim() > 1}
+        return shares if any(share < 1 for share in shares.values()) else {}
 
     def check_fits(self, parameters: Mapping[str, Tensor]) -> None:
         """Raise unless every coordinate exists in ``parameters``."""
@@ -160,7 +170,7 @@ class Dense:
 
     def coordinates(self, context: StepContext) -> Coordinates:
         """All coordinates of the objective."""
-        return Coordinates.dense({name: value.shape for name, value in context.objective.parameters().items()})
+        return Coordinates.dense({name: value.shape for name, value in parameters_of(context.objective).items()})
 
 
 def as_schedule(sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None) -> CoordinateSchedule:

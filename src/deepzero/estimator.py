@@ -24,9 +24,11 @@ from deepzero.objective import (
     constrained,
     first_query,
     forgives_black_boxes,
+    parameters_of,
     steady,
 )
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
+from deepzero.probes.coordinate import CoordinatePerturbations
 from deepzero.randomness import derive_seed
 from deepzero.stencils import FORWARD, Stencil, as_stencil
 from deepzero.step_sizes import (
@@ -102,7 +104,8 @@ class Estimator:
         self.step = 0
         self.epoch = 0
         self.skipped = 0
-        require_representable(self.step_rule.of(objective.parameters()), objective.parameters())
+        self._kept: dict[str, float] = {}
+        require_representable(self.step_rule.of(parameters_of(objective)), parameters_of(objective))
 
     def __repr__(self) -> str:
         asked = self.step_rule.describe()
@@ -119,7 +122,7 @@ class Estimator:
 
     def step_sizes(self) -> dict[str, float]:
         """Step size of each parameter at the present parameters."""
-        return self.step_rule.of(self.objective.parameters())
+        return self.step_rule.of(parameters_of(self.objective))
 
     def estimate(self, *batch: Any, **keywords: Any) -> Estimate:
         """The estimate at the current parameters; changes nothing, so a second call gives the same bits."""
@@ -129,6 +132,8 @@ class Estimator:
     def _estimate(self, arguments: Batch) -> Estimate:
         context = self.context(arguments)
         perturbations = self.probes.draw(context)
+        if isinstance(perturbations, CoordinatePerturbations):
+            self._kept = perturbations.coordinates.shares(parameters_of(self.objective))
         offsets = [node * context.step_size for node in self.stencil.nodes]
         seed = derive_seed(self.seed, "objective", self.step)
         try:
@@ -158,7 +163,7 @@ class Estimator:
         """What the directions of the next step are drawn from, steps of the parameters included."""
         self._measure_noise(batch)
         sizes = self.step_sizes()
-        require_representable(sizes, self.objective.parameters())
+        require_representable(sizes, parameters_of(self.objective))
         unit = max(sizes.values())
         scales = {name: size / unit for name, size in sizes.items() if size != unit}
         return StepContext(self.step, self.epoch, self.objective, batch, scales, unit)
@@ -181,7 +186,7 @@ class Estimator:
         """
         estimate = self.estimate(*batch, **keywords)
         with torch.no_grad():
-            for name, parameter in self.objective.owners().items():
+            for name, parameter in self.objective.named_parameters():
                 gradient = estimate.gradients[name].reshape(parameter.shape)
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         self.objective.commit(estimate.buffers)
@@ -216,11 +221,19 @@ class Estimator:
         if exact and not (isinstance(self.objective, NetworkObjective) and asks_black_boxes(self.objective)):
             rule.noise = 0.0
             return
-        parameters = self.objective.parameters()
+        parameters = parameters_of(self.objective)
         seed = derive_seed(self.seed, "objective", self.step)
         _, query = first_query(self.objective, parameters, batch, seed)
         rule.noise = relative_noise(lambda moved: float(query(moved)), parameters, derive_seed(self.seed, "noise"))
         self.queries += NOISE_POINTS + 1
+
+    def kept(self) -> dict[str, float]:
+        """Which part of each layer's coordinates the last estimate was of, in [0, 1], in the objective's order.
+
+        Layers are parameters of two or more dimensions. Empty before the first estimate, for random directions, and
+        where no coordinate was left out.
+        """
+        return dict(self._kept)
 
     def set_epoch(self, epoch: int) -> None:
         """Announce the epoch to schedules that count epochs."""
@@ -389,9 +402,7 @@ def RGE(  # noqa: N802 - the field's name
 def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Objective:
     if isinstance(model, nn.Module):
         return NetworkObjective(model, loss, closure=closure)
-    missing = [
-        name for name in ("parameters", "owners", "evaluate", "commit") if not callable(getattr(model, name, None))
-    ]
+    missing = [name for name in ("named_parameters", "evaluate", "commit") if not callable(getattr(model, name, None))]
     if missing and callable(model):
         raise InvalidInputError(
             f"model must be an nn.Module, got the {type(model).__name__} {model!r}; for a function of parameters use "
@@ -400,7 +411,7 @@ def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Object
     if missing:
         raise InvalidInputError(
             "model must be an nn.Module with loss=... or closure=..., a dz.BlackBox(fn, params), or an objective with "
-            f"parameters(), owners(), evaluate() and commit(); got {type(model).__name__}, which has no {missing[0]}()"
+            f"named_parameters(), evaluate() and commit(); got {type(model).__name__}, which has no {missing[0]}()"
         )
     if loss is not None or closure is not None:
         raise InvalidInputError(f"a {type(model).__name__} returns its loss itself; leave out loss=... and closure=...")

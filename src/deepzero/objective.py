@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,7 +19,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from deepzero import validation
-from deepzero.arrays import Given, as_parameter, described, named
+from deepzero.arrays import Given, as_parameters, described, named
 from deepzero.errors import InvalidInputError, QueryError, WrittenParameterWarning, from_black_box
 from deepzero.operator import Answers, answering, asks, forgives, perturbed_query, stirred
 from deepzero.placement import Attributes, Places, put_back
@@ -90,24 +90,40 @@ class Evaluation:
 class Objective(Protocol):
     """A function of named parameters. Queries never change the objective.
 
-    Whatever has these four methods can be estimated and trained: see the page "Your own objective".
+    Whatever has these three methods can be estimated and trained: see the page "Your own objective".
     """
 
-    def parameters(self) -> dict[str, Tensor]:
-        """The trainable parameters, live, by name: real tensors, without a gradient of their own."""
-        ...
+    def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
+        """The trainable parameters, as those of a module: an estimator fills their ``.grad``, an optimizer moves them.
 
-    def owners(self) -> Mapping[str, Tensor]:
-        """The tensors whose ``.grad`` an estimator fills, by the same names: what an optimizer is given."""
+        The names and their order stay the same.
+        """
         ...
 
     def evaluate(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> Evaluation:
-        """One query: the loss at ``parameters`` on ``batch``; ``seed`` fixes whatever the objective draws."""
+        """One query: the loss at ``parameters`` on ``batch``; ``seed`` fixes whatever the objective draws.
+
+        ``parameters`` has the names, shapes and dtypes of :func:`parameters_of`.
+        """
         ...
 
     def commit(self, buffers: Mapping[str, Tensor]) -> None:
         """Make ``buffers`` (as returned by the base query) the objective's own: once a step."""
         ...
+
+
+def parameters_of(objective: Objective) -> dict[str, Tensor]:
+    """The trainable parameters, live, by name, as queries know them: real tensors without a gradient of their own.
+
+    They share memory with those of ``objective.named_parameters()``. Complex ones become real and imaginary parts along
+    a last dimension.
+
+    Example:
+        >>> box = BlackBox(lambda x: float(x.sum()), np.ones(2))
+        >>> parameters_of(box)
+        {'x': tensor([1., 1.], dtype=torch.float64)}
+    """
+    return {name: as_real(p.detach() if p.requires_grad else p) for name, p in objective.named_parameters()}
 
 
 class Placing(Enum):
@@ -136,7 +152,7 @@ class NetworkObjective:
     Example:
         >>> import torch, torch.nn.functional as F
         >>> objective = NetworkObjective(torch.nn.Linear(2, 1), F.mse_loss)
-        >>> list(objective.parameters())
+        >>> list(parameters_of(objective))
         ['weight', 'bias']
         >>> penalized = NetworkObjective(
         ...     torch.nn.Linear(2, 1), closure=lambda m, x: m(x).square().mean() + 0.1 * m.weight.abs().sum()
@@ -203,9 +219,13 @@ class NetworkObjective:
         finally:
             self._steady, self._before = outer
 
-    def owners(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters themselves; tied ones appear once, under their first name."""
-        return self.places().trainable
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The trainable parameters, those of a loss module included; tied ones appear once, under their first name."""
+        yield from self.places().trainable.items()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The same without names, for a ``torch.optim`` optimizer."""
+        yield from self.places().trainable.values()
 
     def __repr__(self) -> str:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -214,10 +234,6 @@ class NetworkObjective:
         name = type(fn).__name__ if isinstance(fn, nn.Module) else described(fn)  # type: ignore[arg-type]
         size = sum(p.numel() for p in parameters)
         return f"NetworkObjective({type(self.model).__name__} of {size:,} trainable parameters, {how}={name})"
-
-    def parameters(self) -> dict[str, Tensor]:
-        """Trainable parameters by name; complex ones as real and imaginary parts along a last dimension."""
-        return {name: as_real(p.detach()) for name, p in self.places().trainable.items()}
 
     def program(self, model: nn.Module, *batch: Any, **options: Any) -> Any:
         """The user's program, as it is written."""
@@ -239,7 +255,7 @@ class NetworkObjective:
         """Loss at ``parameters`` on ``batch``.
 
         Args:
-            parameters: as :meth:`parameters` gives them.
+            parameters: as :func:`parameters_of` gives them.
             batch: arguments of the program.
             seed: where dropout and the like draw from.
             draws: recorded by the base query, replayed by all others of its step; None: recorded and forgotten.
@@ -556,7 +572,7 @@ def first_query(
 
 
 def constrained(objective: Objective, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients as the objective's owners hold them: see :meth:`NetworkObjective.constrain`."""
+    """Gradients as the objective's parameters hold them: see :meth:`NetworkObjective.constrain`."""
     constrain: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = getattr(objective, "constrain", None)
     return gradients if constrain is None else constrain(gradients)
 
@@ -699,24 +715,38 @@ class BlackBoxFunction:
 class BlackBox:
     """Any callable ``fn(params) -> float``; nothing inside needs torch.
 
+    The parameters are the memory of what was given: an optimizer's step is seen there, and by the next call of ``fn``.
+
     Args:
-        fn: takes a dict of arrays shaped like ``params`` (NumPy arrays where ``params`` gave NumPy arrays, else
-            tensors), followed by whatever ``zo.backward`` is given; returns the loss as a number.
-        params: starting values by name, tensors or NumPy arrays of real numbers. They are updated in place by the
-            optimizer; give ``box.optimizer_parameters()`` to it. Of a module the trainable parameters are meant, by
-            name. A bare array or tensor is handed to ``fn`` as it is, ``fn(x)``; ``box.values["x"]`` holds it.
+        fn: takes what ``params`` is, followed by whatever ``zo.backward`` is given; returns the loss as a number.
+        params: starting values, real floating-point numbers, in one of these forms:
+
+            - a NumPy array or a tensor: ``fn(x)`` gets an array or a tensor; its name is ``"x"``;
+            - a dict of these by name: ``fn(params)`` gets a dict, NumPy arrays where NumPy arrays were given;
+            - a ``torch.nn.Module``: ``fn(params)`` gets a dict of its trainable parameters by name, as tensors.
         batched: ``fn`` evaluates up to this many parameter sets in one call: its arrays have a leading dimension of
             1 to ``batched``, and it returns as many losses. What follows the arrays is not stacked. The loss of a set
             must not depend on the sets beside it.
 
+    Attributes:
+        value: what was given, with the values of now: the array, the dict, or the module.
+        values: the arrays of it by name.
+
+    Raises:
+        InvalidInputError: ``params`` is of another kind (a list, integers, complex numbers, text), is empty, or cannot
+            be updated in place.
+
     Example:
         >>> import numpy as np, torch, deepzero as dz
-        >>> box = dz.BlackBox(lambda p: float(np.sum((p["w"] - 3.0) ** 2)), {"w": np.zeros(2)})
+        >>> box = dz.BlackBox(lambda x: float(np.sum((x - 3.0) ** 2)), np.zeros(2))
         >>> zo = dz.CGE(box, step_size=1e-3, stencil=dz.CENTRAL)
-        >>> sgd = torch.optim.SGD(box.optimizer_parameters(), lr=0.5)
+        >>> sgd = torch.optim.SGD(box.parameters(), lr=0.5)
         >>> _ = zo.backward(); sgd.step()
-        >>> box.values["w"].round(6)
+        >>> box.value.round(6)
         array([3., 3.])
+        >>> named = dz.BlackBox(lambda p: float(p["w"].sum() + p["b"]), {"w": np.zeros(2), "b": torch.ones(())})
+        >>> [name for name, _ in named.named_parameters()]
+        ['w', 'b']
         >>> many = dz.BlackBox(lambda p: ((p["w"] - 3.0) ** 2).sum(axis=1), {"w": np.zeros(2)}, batched=64)
         >>> float(dz.CGE(many).estimate().loss)
         18.0
@@ -730,8 +760,9 @@ class BlackBox:
         batched: int | None = None,
     ) -> None:
         self.fn, self.values = named(fn, params)
+        self.value = params
         self.batched = None if batched is None else validation.count("batched", batched)
-        self._tensors = {name: as_parameter(name, value) for name, value in self.values.items()}
+        self._tensors = as_parameters(self.values)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {list(p.shape)}" for name, p in self._tensors.items())
@@ -743,17 +774,13 @@ class BlackBox:
         arrays = frozenset(name for name, value in self.values.items() if not isinstance(value, Tensor))
         return BlackBoxFunction(self.fn, arrays, self.batched)
 
-    def parameters(self) -> dict[str, Tensor]:
-        """The parameters as tensors that share memory with ``values``."""
-        return {name: p.detach() for name, p in self._tensors.items()}
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters by name, as of a module; they share memory with ``values``."""
+        yield from self._tensors.items()
 
-    def optimizer_parameters(self) -> list[nn.Parameter]:
-        """What to hand to a ``torch.optim`` optimizer."""
-        return list(self._tensors.values())
-
-    def owners(self) -> dict[str, nn.Parameter]:
-        """The parameters whose ``.grad`` an estimator fills."""
-        return dict(self._tensors)
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters, as of a module: what to hand to a ``torch.optim`` optimizer."""
+        yield from self._tensors.values()
 
     def evaluate(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> Evaluation:
         """One call of ``fn``; ``seed`` is not used: a black box draws what it draws."""

@@ -19,12 +19,12 @@ from scipy.optimize import OptimizeResult
 from torch import Tensor, nn
 
 from deepzero import validation
-from deepzero.arrays import BARE, Given
+from deepzero.arrays import BARE, Given, is_like_array
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import CGE, RGE, Estimator
 from deepzero.evaluators import ExecutorEvaluator, QueryJournal, QueryPolicy
 from deepzero.evaluators.executor_pool import ExecutorSource
-from deepzero.objective import BlackBox
+from deepzero.objective import BlackBox, parameters_of
 from deepzero.stencils import CENTRAL, Stencil, as_stencil
 from deepzero.step_sizes import NOISE_POINTS, FromNoise, StepSizeLike
 
@@ -70,7 +70,8 @@ def minimize(
     Args:
         fn: called as ``fn(x, *args)``; returns a number. ``x`` is what ``x0`` is: an array, a tensor, or a dict of
             them; for a module a dict of its trainable parameters by name.
-        x0: where to begin. It stays as it is, but for a module, whose parameters are moved.
+        x0: where to begin. It stays as it is, but for a module, whose parameters are moved. Numbers and lists become
+            arrays.
         args: further arguments of ``fn``.
         method: ``"cge"``, every coordinate, or ``"rge"``, ``queries`` random directions a step.
         optimizer: ``"l-bfgs-b"`` (SciPy's, which wants a gradient almost without noise: the default with ``"cge"`` and
@@ -127,6 +128,7 @@ def minimize(
     validation.count("max_steps", max_steps)
     if max_queries is not None:
         validation.count("max_queries", max_queries)
+    x0 = _arrays(x0)
     with ExitStack() as stack:
         box = BlackBox(Repeated(fn, repeats), _own(x0))
         options: dict[str, Any] = {
@@ -154,7 +156,7 @@ def minimize(
             search.by_scipy()
         else:
             made = chosen if callable(chosen) else _named(chosen, validation.positive("lr", lr, hint="1e-2"))
-            search.by_torch(made(box.optimizer_parameters()))
+            search.by_torch(made(list(box.parameters())))
         return search.result()
 
 
@@ -197,6 +199,7 @@ def value_and_grad(
 
     def estimated(x: Given, *args: Any, **keywords: Any) -> tuple[float, Any]:
         nonlocal calls
+        x = _arrays(x)
         with ExitStack() as stack:
             box = BlackBox(fn, _own(x))
             execution = _execution(workers, policy, None, stack)
@@ -283,11 +286,11 @@ class _Search:
             raise _SpentError
         at = self.inside(point)
         self.move(at)
-        owners = self.box.optimizer_parameters()
-        for owner in owners:
-            owner.grad = None
+        parameters = list(self.box.parameters())
+        for parameter in parameters:
+            parameter.grad = None
         value = float(self.zo.backward(*self.args))
-        slopes = torch.cat([owner.grad.double().flatten() for owner in owners if owner.grad is not None])
+        slopes = torch.cat([p.grad.double().flatten() for p in parameters if p.grad is not None])
         if value < self.best:
             self.best, self.best_point = value, at.clone()
         self.slopes = slopes
@@ -300,18 +303,18 @@ class _Search:
         low, high = self.limits
         self.move(point)
         sizes = self.zo.step_sizes()  # which may depend on the point
-        room = torch.cat([torch.full((p.numel(),), sizes[name]) for name, p in self.box.parameters().items()]).double()
+        room = torch.cat([torch.full((p.numel(),), sizes[name]) for name, p in self.box.named_parameters()]).double()
         room = torch.minimum(room * 1.01, (high - low) / 2)
         return torch.minimum(torch.maximum(point, low + room), high - room)
 
     def move(self, point: Tensor) -> None:
         """Set the parameters."""
-        for part, p in zip(self.parts(point), self.box.parameters().values(), strict=True):
+        for part, p in zip(self.parts(point), parameters_of(self.box).values(), strict=True):
             p.copy_(part)
 
     def flat(self) -> Tensor:
         """The parameters, in float64."""
-        return torch.cat([p.double().flatten() for p in self.box.parameters().values()])
+        return torch.cat([p.double().flatten() for p in parameters_of(self.box).values()])
 
     def tell(self, point: Tensor, value: float) -> None:
         """Count a step, and tell the callback."""
@@ -325,7 +328,7 @@ class _Search:
 
     def parts(self, flat: Tensor) -> list[Tensor]:
         """Flat numbers in the shapes and dtypes of the parameters."""
-        parameters = list(self.box.parameters().values())
+        parameters = list(parameters_of(self.box).values())
         parts = torch.split(flat, [p.numel() for p in parameters])
         return [part.reshape(p.shape).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
 
@@ -391,7 +394,7 @@ class _Search:
         best = self.x0 if isinstance(self.x0, nn.Module) else _like(self.x0, self.named(self.best_point))
         single, more, seen = BlackBox(self.fn, best), {}, [self.best]
         if self.final:
-            seen = [float(single.evaluate(single.parameters(), self.args, seed=0).loss) for _ in range(self.final)]
+            seen = [float(single.evaluate(parameters_of(single), self.args, seed=0).loss) for _ in range(self.final)]
         if self.repeats > 1:
             more["standard_error"] = float(np.std(seen, ddof=1)) / math.sqrt(self.final)
         return OptimizeResult(
@@ -416,16 +419,21 @@ class _StoppedError(Exception):
 
 
 def _own(x: Any) -> Any:
-    """Copies that may be moved; a module is moved itself."""
-    if isinstance(x, nn.Module):
-        return x
+    """Copies that may be moved, of whole numbers in float64; a module is moved itself."""
     if isinstance(x, Tensor):
         return x.detach().clone()
     if isinstance(x, np.ndarray):
-        return x.copy() if np.issubdtype(x.dtype, np.floating) else x.astype(np.float64)
+        return x.astype(np.float64) if x.dtype.kind in "iu" else x.copy()
     if isinstance(x, Mapping):
         return {name: _own(value) for name, value in x.items()}
     return x
+
+
+def _arrays(x: Any) -> Any:
+    """Arrays in place of numbers and lists, as SciPy takes them."""
+    if isinstance(x, Mapping):
+        return {name: _arrays(value) for name, value in x.items()}
+    return np.array(x, dtype=np.float64) if is_like_array(x) else x
 
 
 def _like(x: Given, values: dict[str, Tensor]) -> Any:
@@ -441,7 +449,7 @@ def _as(like: Any, value: Tensor) -> Any:
 
 
 def _size(box: BlackBox) -> int:
-    return sum(p.numel() for p in box.parameters().values())
+    return sum(p.numel() for p in box.parameters())
 
 
 def _named(name: str, lr: float) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
@@ -467,7 +475,7 @@ def _execution(
         source = workers
     if source is None:
         return {}
-    kept = QueryJournal(journal) if isinstance(journal, (str, Path)) else journal
+    kept = stack.enter_context(QueryJournal(journal)) if isinstance(journal, (str, Path)) else journal
     evaluator = stack.enter_context(ExecutorEvaluator(source, policy=policy, journal=kept))
     return {"evaluator": evaluator}
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deepzero import baselines
 from deepzero.baselines import FastPatternSearch, PatternSearch
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError
-from deepzero.objective import NetworkObjective
+from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.randomness import derive_seed
 
 NAMES = ("pattern-search", "pattern-search-fast")
@@ -76,8 +76,8 @@ class Oracle:
             yield moved
 
     def loss(self, theta: Tensor, data: Batch) -> float:
-        sizes = [p.numel() for p in self.objective.parameters().values()]
-        parts = zip(self.objective.parameters().items(), theta.split(sizes), strict=True)
+        sizes = [p.numel() for p in parameters_of(self.objective).values()]
+        parts = zip(parameters_of(self.objective).items(), theta.split(sizes), strict=True)
         values = {name: part.reshape(p.shape) for (name, p), part in parts}
         return float(self.objective.evaluate(values, data, seed=0).loss)
 
@@ -168,7 +168,7 @@ def test_a_sweep_that_is_longer_than_the_budget_goes_on_at_the_next_call(name: s
 
 def test_every_sweep_tries_every_move_once_in_another_order() -> None:
     source = PatternSearch(network(), loss=F.cross_entropy)
-    parameters = source.objective.parameters()
+    parameters = parameters_of(source.objective)
     first = source._order(parameters)
     source.memory = {**source.memory, "sweep": 1}
     second = source._order(parameters)
@@ -283,7 +283,7 @@ def test_queries_are_counted_once_for_the_base_and_once_for_every_move() -> None
     source = PatternSearch(network(), loss=F.cross_entropy, evaluator="sequential", block=2, radius=0.5)
     evaluated = []
     for _ in range(12):
-        order = source._order(source.objective.parameters()).tolist()
+        order = source._order(parameters_of(source.objective)).tolist()
         before, queries = flat(source.objective.model), source.queries
         train(source, itertools.repeat(batch(4)), 1)
         change = flat(source.objective.model) - before

@@ -22,7 +22,7 @@ def make(width: int = 4, seed: int = 3) -> nn.Module:
 
 def digits(count: int = 24) -> tuple[Tensor, Tensor]:
     train, _ = data.load_digits()
-    return train.images[:count].double() / 16, train.labels[:count]
+    return train.inputs[:count].double() / 16, train.labels[:count]
 
 
 def moved(model: nn.Module, by: float = 0.5) -> nn.Module:

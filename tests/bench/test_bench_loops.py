@@ -16,7 +16,7 @@ from deepzero.bench.sides import BlockReuse, DeepZero, Naive
 from deepzero.bench.stages import split
 from deepzero.errors import InvalidInputError, VerificationError
 from deepzero.evaluators import SequentialEvaluator
-from deepzero.objective import NetworkObjective
+from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.probes import CoordinatePerturbations
 
 NAMES = ["digits", "cnn", "resnet20"]
@@ -52,7 +52,7 @@ def test_loops_agree_with_the_oracle(name, loop):
     asked = in_double(problem(name, batch=4))
     chosen = one_of_each(asked.coordinates, 12, seed=1)
     objective = NetworkObjective(asked.model, F.cross_entropy)
-    perturbations = CoordinatePerturbations(chosen, objective.parameters())
+    perturbations = CoordinatePerturbations(chosen, parameters_of(objective))
     oracle = SequentialEvaluator().measure(objective, asked.batch, perturbations, [asked.step_size], seed=0)
     tested = loop(asked)
     found = [tested.difference(*perturbations.locate(k)) for k in range(len(perturbations))]

@@ -54,7 +54,7 @@ def test_parquet_images_are_exact_and_shards_are_joined_in_order(tmp_path: Path,
     write_parquet(tmp_path / folder / "train-00001-of-00002.parquet", encoded[4:8], [4, 5, 6, 7])
     write_parquet(tmp_path / folder / "test-00000-of-00001.parquet", encoded[8:], [8, 9])
     train, test = load_cifar10(tmp_path)
-    assert torch.equal(torch.cat([train.images, test.images]), images)
+    assert torch.equal(torch.cat([train.inputs, test.inputs]), images)
     assert torch.cat([train.labels, test.labels]).tolist() == list(range(10))
 
 
@@ -118,7 +118,7 @@ def test_binary_images_are_exact_and_batches_are_joined_in_order(tmp_path: Path,
         write_binary(folder / f"data_batch_{i + 1}.bin", images[2 * i : 2 * i + 2], labels[2 * i : 2 * i + 2])
     write_binary(folder / "test_batch.bin", images[10:], labels[10:])
     train, test = load_cifar10(folder if inside else tmp_path)
-    assert torch.equal(torch.cat([train.images, test.images]), images)
+    assert torch.equal(torch.cat([train.inputs, test.inputs]), images)
     assert torch.equal(torch.cat([train.labels, test.labels]), labels)
     (folder / "data_batch_4.bin").unlink()
     with pytest.raises(DataNotFoundError, match=r"data_batch_4\.bin is missing"):

@@ -16,12 +16,12 @@ def blank(labels: Tensor, num_classes: int = 3) -> Dataset:
     count = len(labels)
     images = torch.arange(count, dtype=torch.uint8).reshape(count, 1, 1, 1).expand(count, 2, 3, 3)
     return Dataset(
-        images=images, labels=labels, num_classes=num_classes, mean=(0.1, 0.2), std=(1.0, 2.0), name="numbered"
+        inputs=images, labels=labels, num_classes=num_classes, mean=(0.1, 0.2), std=(1.0, 2.0), name="numbered"
     )
 
 
 def numbers(dataset: Dataset) -> list[int]:
-    return dataset.images[:, 0, 0, 0].tolist()
+    return dataset.inputs[:, 0, 0, 0].tolist()
 
 
 def test_subset_keeps_images_and_labels_together() -> None:
@@ -41,9 +41,9 @@ def test_label_out_of_range_is_located(bad: int) -> None:
     [
         ({"labels": torch.tensor([0.0, 1.0])}, "int64"),
         ({"labels": torch.tensor([0, 1, 2])}, r"shape \[2\]"),
-        ({"images": torch.zeros(2, 3, 3, dtype=torch.uint8)}, r"\[N, C, H, W\]"),
-        ({"images": torch.zeros(2, 2, 3, 3, dtype=torch.float64)}, "uint8 or float32"),
-        ({"images": torch.full((2, 2, 3, 3), math.nan)}, "finite"),
+        ({"inputs": torch.zeros(2, 3, 3, dtype=torch.uint8)}, r"\[N, C, H, W\]"),
+        ({"inputs": torch.zeros(2, 2, 3, 3, dtype=torch.float64)}, "uint8 or float32"),
+        ({"inputs": torch.full((2, 2, 3, 3), math.nan)}, "finite"),
         ({"mean": (0.0,)}, "2 channels"),
         ({"std": (1.0, 0.0)}, "positive"),
         ({"std": (1.0, math.nan)}, "positive"),

@@ -31,7 +31,7 @@ def write_set(folder: Path, *, suffix: str = "") -> torch.Tensor:
 def test_images_and_labels_are_those_of_the_files(tmp_path: Path, suffix: str) -> None:
     images = write_set(tmp_path, suffix=suffix)
     for dataset in load_fashion_mnist(tmp_path):
-        assert torch.equal(dataset.images[:, 0], images)
+        assert torch.equal(dataset.inputs[:, 0], images)
         assert dataset.labels.tolist() == list(range(10)) * 2
 
 

@@ -33,7 +33,7 @@ def test_classes_are_folders_in_alphabetical_order(folder: Path) -> None:
     assert train.image_shape == (3, 16, 16)
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     for dataset in (train, test):
-        for image, label in zip(dataset.images, dataset.labels, strict=True):
+        for image, label in zip(dataset.inputs, dataset.labels, strict=True):
             expected = torch.tensor(list(COLOURS.values())[label], dtype=torch.uint8)
             assert bool((image == expected.reshape(3, 1, 1)).all())
     assert train.mean == test.mean == (0.5, 0.2, 0.5)
@@ -48,10 +48,10 @@ def test_the_middle_is_kept_and_gray_becomes_three_channels(tmp_path: Path) -> N
         Image.fromarray(picture).save(tmp_path / part / "a" / "x.jpeg", quality=100)
         Image.fromarray(255 - picture).save(tmp_path / part / "a" / "y.jpg", quality=100)
     train, _ = load_image_folder(tmp_path, size=32)
-    white, black = train.images.float().mean(dim=(1, 2, 3))
+    white, black = train.inputs.float().mean(dim=(1, 2, 3))
     assert white > 240
     assert black < 15
-    assert torch.equal(train.images[:, 0], train.images[:, 2])
+    assert torch.equal(train.inputs[:, 0], train.inputs[:, 2])
 
 
 def test_what_is_wrong_is_named(folder: Path, tmp_path: Path) -> None:
@@ -63,6 +63,7 @@ def test_what_is_wrong_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "train" / "green").mkdir()
     with pytest.raises(InvalidInputError, match=r"green holds no image"):
         load_image_folder(folder, size=16)
-    (folder / "train" / "green" / "0.png").write_bytes(b"no image")
+    for part in ("train", "val"):
+        (folder / part / "green" / "0.png").write_bytes(b"no image")
     with pytest.raises(InvalidInputError, match=r"0\.png cannot be read as an image"):
         load_image_folder(folder, size=16)

@@ -11,7 +11,7 @@ from deepzero.errors import InvalidInputError
 COUNT = 11
 IMAGES = torch.randint(0, 256, (COUNT, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 DATASET = Dataset(
-    images=IMAGES,
+    inputs=IMAGES,
     labels=torch.arange(COUNT),
     num_classes=COUNT,
     mean=(0.4914, 0.4822, 0.4465),
@@ -37,7 +37,7 @@ def test_without_shuffling_the_images_come_normalized_and_in_order() -> None:
 
 def test_scale_is_the_pixel_value_of_white() -> None:
     dataset = Dataset(
-        images=torch.tensor([[[[16]]]], dtype=torch.uint8),
+        inputs=torch.tensor([[[[16]]]], dtype=torch.uint8),
         labels=torch.tensor([0]),
         num_classes=1,
         mean=(0.25,),
@@ -124,7 +124,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_an_empty_data_set_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="0 images"):
+    with pytest.raises(InvalidInputError, match="0 samples"):
         BatchLoader(DATASET.subset(torch.tensor([], dtype=torch.int64)), batch_size=2)
 
 

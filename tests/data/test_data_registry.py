@@ -11,7 +11,7 @@ from deepzero.errors import InvalidInputError
 
 
 def rows(dataset: Dataset) -> list[tuple[int, ...]]:
-    return [tuple(row) for row in dataset.images.flatten(1).tolist()]
+    return [tuple(row) for row in dataset.inputs.flatten(1).tolist()]
 
 
 def test_names() -> None:
@@ -31,13 +31,13 @@ def test_digits_splits_are_disjoint_complete_and_stratified() -> None:
 
 def test_digits_test_set_does_not_depend_on_the_seed_and_validation_does() -> None:
     first, second = data.load("digits", seed=0), data.load("digits", seed=1)
-    assert torch.equal(first.test.images, second.test.images)
-    assert not torch.equal(first.validation.images, second.validation.images)
+    assert torch.equal(first.test.inputs, second.test.inputs)
+    assert not torch.equal(first.validation.inputs, second.validation.inputs)
 
 
 def test_digits_constants_normalize_the_training_images() -> None:
     train, _ = data.load_digits()
-    assert data.channel_statistics(train.images, scale=train.scale) == (train.mean, train.std)
+    assert data.channel_statistics(train.inputs, scale=train.scale) == (train.mean, train.std)
     x, _ = BatchLoader(train, batch_size=len(train)).batch(0, 0)
     assert float(x.mean()) == pytest.approx(0, abs=1e-3)
     assert float(x.std()) == pytest.approx(1, abs=1e-3)
@@ -45,9 +45,9 @@ def test_digits_constants_normalize_the_training_images() -> None:
 
 def test_limit_shortens_only_the_training_set() -> None:
     whole, short = data.load("digits"), data.load("digits", limit=100)
-    assert torch.equal(short.train.images, whole.train.images[:100])
-    assert torch.equal(short.validation.images, whole.validation.images)
-    assert torch.equal(short.test.images, whole.test.images)
+    assert torch.equal(short.train.inputs, whole.train.inputs[:100])
+    assert torch.equal(short.validation.inputs, whole.validation.inputs)
+    assert torch.equal(short.test.inputs, whole.test.inputs)
     assert len(data.load("digits", limit=10**6).train) == len(whole.train)
 
 
@@ -55,8 +55,8 @@ def test_image_size_averages_tiles_and_normalizes_anew() -> None:
     whole, small = data.load("digits", validation=0), data.load("digits", validation=0, image_size=4)
     assert len(small.validation) == 0
     for before, after in ((whole.train, small.train), (whole.test, small.test)):
-        assert torch.equal(after.images, data.downsample(before.images, 4))
-        assert (after.mean, after.std) == data.channel_statistics(small.train.images, scale=16.0)
+        assert torch.equal(after.inputs, data.downsample(before.inputs, 4))
+        assert (after.mean, after.std) == data.channel_statistics(small.train.inputs, scale=16.0)
     assert data.load("digits", image_size=8).train.std == whole.train.std
 
 

@@ -9,6 +9,7 @@ import deepzero as dz
 from deepzero.coordinates import Coordinates, StepContext
 from deepzero.doctor import LoopCosts, forecast
 from deepzero.evaluators.costs import ChunkCost, CostTable
+from deepzero.objective import parameters_of
 
 TABLE = CostTable(
     base=0.5,
@@ -64,8 +65,8 @@ def test_a_short_step_is_timed_as_a_whole():
     zo = dz.CGE(healthy(), loss=LOSS)
     found, estimate = predict(zo, batch())
     assert found.method == "timed"
-    assert found.queries == estimate.queries == 1 + sum(p.numel() for p in zo.objective.parameters().values())
-    assert {layer.name for layer in found.layers} == set(zo.objective.parameters())
+    assert found.queries == estimate.queries == 1 + sum(p.numel() for p in parameters_of(zo.objective).values())
+    assert {layer.name for layer in found.layers} == set(parameters_of(zo.objective))
     assert 0 < found.memory < found.memory_budget
     assert (zo.step, zo.queries) == (0, 0)
 

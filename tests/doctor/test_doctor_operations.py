@@ -60,7 +60,7 @@ def test_an_operation_whose_rule_falls_back_inside_is_counted_with_the_fallbacks
     """Labels that the model gives itself: cross entropy has a rule, but not for them."""
     x, y = batch()
     for loss, name in ((LOSS, "rules"), (with_own_labels, "fallbacks")):
-        found = diagnose(healthy(), loss, x, y, seconds=0.1).operations
+        found = diagnose(healthy(), x, y, loss=loss, seconds=0.1).operations
         assert getattr(found, name)["aten.cross_entropy_loss.default"] == 1
         assert sum("cross_entropy" in operation for operation in (*found.rules, *found.fallbacks)) == 1
         assert found.behind_fallbacks == (name == "fallbacks")
@@ -86,7 +86,7 @@ def test_a_rule_that_raises_whatever_it_likes_ends_in_a_report(monkeypatch):
     """The report names the error and where it was raised, and goes on with full forwards."""
     monkeypatch.setitem(RULES, torch.ops.aten.tanh.default, stumbles)
     propagation = dz.PropagationEvaluator()
-    found = diagnose(healthy(), LOSS, *batch(), step_size=1e-4, seconds=0.1, evaluator=propagation)
+    found = diagnose(healthy(), *batch(), loss=LOSS, step_size=1e-4, seconds=0.1, evaluator=propagation)
     assert found.operations.problem.startswith(
         "the program's graph cannot be evaluated (IndexError: a rule that stumbles)"
     )
@@ -97,7 +97,7 @@ def test_a_rule_that_raises_whatever_it_likes_ends_in_a_report(monkeypatch):
 
 def test_where_a_rule_raises_operations_are_run_again(monkeypatch):
     monkeypatch.setitem(RULES, torch.ops.aten.tanh.default, stumbles)
-    found = diagnose(healthy(), LOSS, *batch(), step_size=1e-4, seconds=0.1)
+    found = diagnose(healthy(), *batch(), loss=LOSS, step_size=1e-4, seconds=0.1)
     assert set(found.operations.run_again) == {"0.weight", "1.weight", "1.bias"}
     assert "IndexError: a rule that stumbles" in found.operations.run_again["0.weight"]
     assert found.healthy
@@ -113,4 +113,4 @@ def test_the_user_s_own_mistake_is_no_fault_of_the_program():
     """Labels that do not fit the output are refused as they are everywhere."""
     x, y = batch()
     with pytest.raises(InvalidInputError, match="IndexError: Target 5 is out of bounds"):
-        diagnose(healthy(), LOSS, x, y + 5, seconds=0.1)
+        diagnose(healthy(), x, y + 5, loss=LOSS, seconds=0.1)

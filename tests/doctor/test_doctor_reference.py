@@ -5,12 +5,13 @@ from torch import nn
 
 import deepzero as dz
 from deepzero.doctor.reference import agreed_slopes, exact_gradients
+from deepzero.objective import parameters_of
 from deepzero.randomness import seeded_scope
 
 
 def exact(model, seed=0):
     objective = dz.NetworkObjective(model, LOSS)
-    loss = float(objective.evaluate(objective.parameters(), batch(), seed=seed).loss)
+    loss = float(objective.evaluate(parameters_of(objective), batch(), seed=seed).loss)
     return exact_gradients(objective, batch(), seed=seed, loss=loss)
 
 

@@ -11,6 +11,7 @@ from deepzero.doctor.records import Curve, Point, Sweep
 from deepzero.doctor.reference import exact_gradients
 from deepzero.doctor.sampling import exact_slopes, sample
 from deepzero.doctor.sweep import STEPS, choose_step, run_sweep, with_step
+from deepzero.objective import parameters_of
 
 
 def sweep(zo, arguments, *, exact=None, steps=STEPS, evaluators=None):
@@ -145,7 +146,9 @@ def test_samples_are_spread_over_the_parameters():
     context = StepContext(0, 0, zo.objective, batch())
     whole = zo.probes.draw(context)
     few = sample(zo, whole, 12, context)
-    assert {name: len(index) for name, index in few.coordinates.items()} == dict.fromkeys(zo.objective.parameters(), 2)
+    assert {name: len(index) for name, index in few.coordinates.items()} == dict.fromkeys(
+        parameters_of(zo.objective), 2
+    )
     assert len(sample(zo, whole, 3, context)) == 3
     assert torch.equal(sample(zo, whole, 12, context).coordinates["0.weight"], few.coordinates["0.weight"])
 
@@ -154,6 +157,6 @@ def test_slopes_along_random_directions_are_products_with_the_gradient():
     zo = dz.RGE(healthy(), loss=LOSS, queries=5)
     context = StepContext(0, 0, zo.objective, batch())
     few = sample(zo, zo.probes.draw(context), 3, context)
-    gradients = {name: torch.ones_like(p).double() for name, p in zo.objective.parameters().items()}
+    gradients = {name: torch.ones_like(p).double() for name, p in parameters_of(zo.objective).items()}
     expected = [sum(float(part.double().sum()) for part in few.direction(k).values()) for k in range(3)]
     assert exact_slopes(few, gradients).tolist() == pytest.approx(expected)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import deepzero as dz
 from deepzero.doctor import LoopCosts, diagnose, plot_sweep
-from deepzero.doctor.render import duration
+from deepzero.doctor.duration import duration
 from deepzero.errors import InvalidInputError
 
 
@@ -23,7 +23,7 @@ def shown(diagnosis):
 @pytest.fixture(scope="module")
 def found():
     loop = LoopCosts(steps_per_epoch=10, epochs=2, startup=1.0)
-    return diagnose(seeded(Unruled(at_the_end=False)), LOSS, *batch(), step_size=1e-4, seconds=0.5, loop=loop)
+    return diagnose(seeded(Unruled(at_the_end=False)), *batch(), loss=LOSS, step_size=1e-4, seconds=0.5, loop=loop)
 
 
 def test_every_part_is_shown(found):
@@ -43,7 +43,7 @@ def test_every_part_is_shown(found):
 
 def test_advice_comes_last_and_the_worst_of_it_first(found):
     model = healthy()
-    lines = shown(diagnose(model, LOSS, *batch(), step_size=1.0, learning_rate=1e-2, seconds=0.1)).splitlines()
+    lines = shown(diagnose(model, *batch(), loss=LOSS, step_size=1.0, learning_rate=1e-2, seconds=0.1)).splitlines()
     levels = [line.split(":")[0].strip() for line in lines[lines.index("Advice") + 1 :] if line.startswith("  ")]
     assert levels == sorted(levels, key=("error", "warning", "note", "good").index)
     assert levels[0] == "warning"

@@ -12,6 +12,7 @@ import deepzero as dz
 from deepzero import models
 from deepzero.coordinates import Coordinates
 from deepzero.errors import InvalidInputError, NonFiniteLossError
+from deepzero.objective import parameters_of
 from deepzero.probes import CoordinatePerturbations
 
 X, Y = normal(6, 2, 5, 5), torch.tensor([0, 1, 2, 1, 0, 2])
@@ -77,7 +78,7 @@ def test_coordinates_agree_with_one_forward_a_query(chunk: int, training: bool) 
     model = initialize(NETWORKS["batch_norm"]()).train(training)
     model.insert(3, nn.Dropout(0.5))
     objective = dz.NetworkObjective(model, F.cross_entropy)
-    perturbations = CoordinatePerturbations(some_coordinates(model, most=5), objective.parameters())
+    perturbations = CoordinatePerturbations(some_coordinates(model, most=5), parameters_of(objective))
     expected = dz.SequentialEvaluator().measure(objective, (X, Y), perturbations, [0.5, -0.25], seed=7)
     with nothing_changes(model):
         found = dz.BatchedEvaluator(chunk=chunk).measure(objective, (X, Y), perturbations, [0.5, -0.25], seed=7)
@@ -95,7 +96,7 @@ def test_what_the_loss_does_not_depend_on_has_the_difference_zero(chunk: int) ->
         model.fc1.weight[0] = 0.01
     objective = dz.NetworkObjective(model, F.cross_entropy)
     entries = {"fc1.weight": torch.arange(16), "fc2.weight": torch.arange(0, 84 * 120, 120)[:9]}
-    perturbations = CoordinatePerturbations(Coordinates(entries), objective.parameters())
+    perturbations = CoordinatePerturbations(Coordinates(entries), parameters_of(objective))
     data = normal(9, 1, 16, 16, dtype=torch.float32), torch.arange(9)
     found = dz.BatchedEvaluator(chunk=chunk).measure(objective, data, perturbations, [1.0, -1.0], seed=0)
     assert not found.differences.any()
@@ -103,7 +104,7 @@ def test_what_the_loss_does_not_depend_on_has_the_difference_zero(chunk: int) ->
 
 def test_a_base_loss_that_is_not_a_number_is_refused() -> None:
     objective = dz.NetworkObjective(initialize(NETWORKS["dropout"]()), F.cross_entropy)
-    perturbations = CoordinatePerturbations(some_coordinates(objective.model, most=1), objective.parameters())
+    perturbations = CoordinatePerturbations(some_coordinates(objective.model, most=1), parameters_of(objective))
     with pytest.raises(NonFiniteLossError):
         dz.BatchedEvaluator().measure(objective, (X * torch.nan, Y), perturbations, [1.0], seed=0)
 

@@ -9,6 +9,7 @@ from oracle import normal
 from torch import nn
 
 import deepzero as dz
+from deepzero.objective import parameters_of
 from deepzero.probes import CoordinatePerturbations
 
 
@@ -20,7 +21,7 @@ def test_one_query_per_node_and_direction_and_one_base() -> None:
         return float((params["w"] ** 2).sum())
 
     box = dz.BlackBox(fn, {"w": np.array([1.0, 2.0])})
-    directions = CoordinatePerturbations(dz.Coordinates({"w": torch.tensor([0, 1])}), box.parameters())
+    directions = CoordinatePerturbations(dz.Coordinates({"w": torch.tensor([0, 1])}), parameters_of(box))
     answer = dz.SequentialEvaluator().measure(box, (), directions, [0.5, -0.5], seed=0)
     assert calls == [[1, 2], [1.5, 2], [1, 2.5], [0.5, 2], [1, 1.5]]
     assert float(answer.loss) == 5

@@ -17,6 +17,7 @@ from deepzero.coordinates import Coordinates
 from deepzero.errors import InvalidInputError, QueryError
 from deepzero.evaluators.executor_worker import KEPT, Message, PackedTensor, Payload, answer
 from deepzero.evaluators.queries import step_queries
+from deepzero.objective import parameters_of
 from deepzero.probes import CoordinatePerturbations, RandomPerturbations
 
 ESTIMATORS = {
@@ -74,7 +75,7 @@ def test_several_steps_follow_the_oracle(threads: Executor) -> None:
     def train(**options: Any) -> list[float]:
         box = boxes.box()
         zo = dz.CGE(box, step_size=1e-2, **options)
-        optimizer = torch.optim.Adam(box.optimizer_parameters(), lr=0.1)
+        optimizer = torch.optim.Adam(box.parameters(), lr=0.1)
         for _ in range(4):
             optimizer.zero_grad()
             zo.backward()
@@ -145,7 +146,7 @@ def test_what_was_missed_is_sent_again() -> None:
 
 
 def test_workers_keep_few_steps() -> None:
-    payload = Payload.pack(boxes.box().function(), boxes.box().parameters(), ())
+    payload = Payload.pack(boxes.box().function(), parameters_of(boxes.box()), ())
     steps = [f"kept {i}" for i in range(KEPT + 1)]
     for step in steps:
         answer(Message(step, ((None, 0.0),), None, 0, payload))

@@ -83,7 +83,7 @@ def fit(fn: Callable[..., float], *batch: Any, **options: Any) -> list[float]:
     """The weights after training."""
     box = dz.BlackBox(fn, {"w": np.linspace(0.1, 0.9, SIZE)})
     zo = dz.CGE(box, step_size=1e-3, **options)
-    optimizer = torch.optim.Adam(box.optimizer_parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(box.parameters(), lr=0.05)
     for _ in range(STEPS):
         optimizer.zero_grad()
         zo.backward(*batch)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import deepzero as dz
 from deepzero.coordinates import StepContext
 from deepzero.errors import NonFiniteLossError
+from deepzero.objective import parameters_of
 
 pytestmark = pytest.mark.gpu
 There = Callable[[Any], Any]
@@ -33,8 +34,8 @@ def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def slopes_on_the_cpu(zo: dz.Estimator, batch: tuple[Tensor, Tensor], twin: nn.Module) -> dict[str, Tensor]:
     """The estimate by definition, of the directions that the device draws, by full forwards of ``twin`` on the CPU."""
     perturbations = zo.probes.draw(StepContext(zo.step, zo.epoch, zo.objective, batch))
-    objective, start = dz.NetworkObjective(twin, F.cross_entropy), zo.objective.parameters()
-    base, slopes = objective.evaluate(objective.parameters(), (X, Y), seed=0).loss, []
+    objective, start = dz.NetworkObjective(twin, F.cross_entropy), parameters_of(zo.objective)
+    base, slopes = objective.evaluate(parameters_of(objective), (X, Y), seed=0).loss, []
     for k in range(len(perturbations)):
         moved = [on_cpu(perturbations.displace(start, k, t * zo.step_size)) for t in zo.stencil.nodes]
         losses = [objective.evaluate(point, (X, Y), seed=0).loss for point in moved]

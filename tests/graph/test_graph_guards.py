@@ -20,6 +20,7 @@ from deepzero.graph.differences import Dense
 from deepzero.graph.forward import graph_inputs, run
 from deepzero.graph.program import compile_program
 from deepzero.graph.rules import RULES, rule
+from deepzero.objective import parameters_of
 from deepzero.randomness import Draws
 
 X, Y = normal(5, 4), torch.tensor([0, 1, 2, 1, 0])
@@ -368,15 +369,15 @@ class TestCapture:
         objective = dz.NetworkObjective(nn.Linear(4, 3), F.cross_entropy)
         graph = capture(objective, (X.float(), Y))
         with pytest.raises(GraphError, match="parameters added do not appear in the exported graph"):
-            compile_program(graph, {**objective.parameters(), "added": torch.zeros(2)})
+            compile_program(graph, {**parameters_of(objective), "added": torch.zeros(2)})
 
     def test_draws_that_are_not_those_of_the_program(self) -> None:
         """A graph that draws where the live program did not (or in another shape) has other random numbers."""
         model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
         objective = dz.NetworkObjective(model, F.cross_entropy)
-        _, draws = objective.base(objective.parameters(), (X.float(), Y), seed=0)
+        _, draws = objective.base(parameters_of(objective), (X.float(), Y), seed=0)
         graph = capture(objective, (X.float(), Y), draws)
-        program = compile_program(graph, objective.parameters())
+        program = compile_program(graph, parameters_of(objective))
         inputs = graph_inputs(graph, objective, (X.float(), Y))
         assert graph.output in run(graph, inputs, keep=program.kept, draws=draws)
         with pytest.raises(GraphError, match=r"dropout.* is draw 0 of the graph, where the program drew otherwise"):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -68,8 +70,33 @@ def test_options_reach_the_model() -> None:
         ("simple_cnn", {"depth": 4, "image_size": 8}, "depth=3 or less"),
         ("mlp", {"image_size": 0}, "image_size"),
         ("mlp", {"num_classes": -1}, "num_classes"),
+        ("mlp", {"input_shape": (0,)}, "columns"),
+        ("mlp", {"input_shape": (3, 0, 4)}, "image_height"),
+        ("mlp", {"input_shape": (3, 4)}, r"got inputs of shape \[3, 4\]"),
+        ("resnet20", {"input_shape": (30,)}, "got rows of 30 columns; a model for tables is mlp"),
+        ("digits_cnn", {"input_shape": (1, 8, 9)}, "got 8x9 pixels"),
+        ("lenet", {"input_shape": (3, 32, 36)}, "LeNet takes square images, got 32x36 pixels"),
+        ("simple_cnn", {"input_shape": (3, 64, 8)}, "got 64x8 pixels; choose depth=3 or less"),
     ],
 )
-def test_bad_requests_say_what_to_type(name: str, options: dict[str, int], message: str) -> None:
+def test_bad_requests_say_what_to_type(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         models.build(name, **options)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 6, 7)])
+def test_an_mlp_takes_inputs_of_any_shape(shape: tuple[int, ...]) -> None:
+    model = models.build("mlp", input_shape=shape, num_classes=3)
+    assert model(torch.zeros(4, *shape)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "resnet8", "resnet18", "wide_cnn"])
+def test_networks_that_pool_globally_take_images_that_are_not_square(name: str) -> None:
+    model = models.build(name, input_shape=(1, 32, 40), num_classes=3)
+    assert model(torch.randn(4, 1, 32, 40, generator=torch.Generator().manual_seed(0))).shape == (4, 3)
+
+
+def test_the_shape_of_a_square_image_says_the_same_as_channels_and_size() -> None:
+    first = models.build("lenet", in_channels=1, image_size=28).state_dict()
+    second = models.build("lenet", input_shape=(1, 28, 28)).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -279,3 +279,34 @@ def test_several_inputs() -> None:
     fn(c, d, index).square().sum().backward()
     assert torch.allclose(a.grad, c.grad, rtol=1e-6, atol=1e-8)
     assert torch.allclose(b.grad, d.grad, rtol=1e-6, atol=1e-8)
+
+
+class Score(nn.Module):
+    """One number a sample."""
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return (z[:, 0] * z[:, 1] - y).square()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"queries": 2},
+        {"queries": 2, "policy": dz.QueryPolicy(on_nan="skip")},
+        {"queries": 1, "surrogate": Score()},
+        {"queries": 12, "coupled": True},  # all entries of all six rows
+    ],
+    ids=["rows", "policy", "surrogate", "coupled"],
+)
+def test_a_row_of_the_output_may_be_a_single_number(options: dict[str, object]) -> None:
+    """An output of shape [b], as the score of each sample has it."""
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    front = nn.Linear(3, 2).double()
+    exact = torch.autograd.grad(Score()(front(x), y).mean(), front.weight)[0]
+    box = dz.Opaque(lambda z, y: (z[:, 0] * z[:, 1] - y).square(), **options)  # type: ignore[arg-type]
+    box(front(x), y).mean().backward()
+    assert front.weight.grad is not None
+    assert torch.allclose(front.weight.grad, exact, rtol=1e-4)
+    zo = dz.CGE(nn.ModuleList([front, box]), closure=lambda m, x, y: m[1](m[0](x), y).mean(), step_size=1e-6)
+    assert torch.allclose(zo.estimate(x, y).gradients["0.weight"], exact, rtol=1e-3)

@@ -102,8 +102,8 @@ def test_it_can_be_read_without_eyes():
 
 def test_numbers_stand_to_the_right_and_texts_to_the_left():
     source = page([DOCUMENT], title="Report")
-    assert '<td class="number">51.00 ± 1.41 (2)</td>' in source
-    assert "<td>cge</td>" in source
+    assert '<td class="number" data-name="accuracy">51.00 ± 1.41 (2)</td>' in source
+    assert '<td data-name="method">cge</td>' in source
     assert '<th scope="col" class="number">accuracy</th>' in source
 
 

@@ -9,25 +9,39 @@ import pytest
 from rich.console import Console
 
 from deepzero.errors import InvalidInputError
-from deepzero.report import Document, Figure, Picture, Series, Table, markdown, rich_table
+from deepzero.report import Document, Figure, HeatMap, Picture, Series, Span, Table, markdown, rich_table
 from deepzero.report.values import numeric_columns
 
 TABLE = Table(title="Speed", columns=["method", "seconds"], rows=[["cge", "1.5"], ["rge [b]x[/b]", "—"]], note="Cold.")
+MAP = HeatMap(
+    title="m",
+    x_label="epoch",
+    y_label="layer",
+    value_label="%",
+    x=[1, 2],
+    y=["a", "b"],
+    values=[[1, None], [2, 3.5]],
+    limits=[0, 5],
+    marks={"here": [1, 0]},
+)
 DOCUMENT = Document(
     title="All",
     caption="c",
     headline={"a": "b"},
     tables=[replace(TABLE, bars=["seconds"]), Table(title="", columns=["x"], rows=[], bars=["x"])],
     figures=[
-        Figure(title="f", x_label="x", y_label="y", series=[], x_log=True),
+        Figure(title="f", x_label="x", y_label="y", series=[], x_log=True, spans=[]),
         Figure(
             title="g",
             x_label="x",
             y_label="y",
             series=[Series(name="s", x=[1, 2], y=[0.1, 3e-9], spread=[0, 1], reference=True)],
             y_log=True,
+            spans=[Span(name="start-up", start=0, end=1.5)],
+            x_from_zero=True,
         ),
     ],
+    maps=[MAP],
     pictures=[Picture(title="flow", source="data:image/png;base64,AA==")],
     facts={"hardware": {"cores": 2, "gpu": None}},
     cells=[{"labels": {"seed": 1}, "result": {"x": [1.5]}}],
@@ -49,8 +63,11 @@ def test_a_document_of_tuples_says_the_same():
 
 def test_results_of_an_earlier_version_without_the_newer_fields_can_be_read():
     values = {**DOCUMENT.as_dict()}
-    del values["headline"]
-    assert Document.from_dict(values).headline == {}
+    del values["headline"], values["maps"]
+    for figure in values["figures"]:
+        del figure["spans"], figure["x_from_zero"]
+    again = Document.from_dict(values)
+    assert (again.headline, again.maps, again.figures[1].spans) == ({}, [], [])
 
 
 @pytest.mark.parametrize(
@@ -75,6 +92,10 @@ def test_lengths_must_agree():
         Table(title="t", columns=["a", "b"], rows=[["1"]])
     with pytest.raises(InvalidInputError, match="as many y and spread values"):
         Series(name="s", x=[1], y=[1], spread=[1, 2])
+    with pytest.raises(InvalidInputError, match="a row for each y"):
+        replace(MAP, values=[[1, 2]])
+    with pytest.raises(InvalidInputError, match="a value for each x"):
+        replace(MAP, values=[[1, 2], [3]])
     with pytest.raises(InvalidInputError, match=r"no columns \['c'\]"):
         Table(title="t", columns=["a"], rows=[], bars=["c"])
 

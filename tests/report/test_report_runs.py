@@ -11,9 +11,10 @@ import pytest
 from pages import Page
 
 from deepzero.errors import RunFolderError
-from deepzero.report import Document, Table, documents, page
+from deepzero.report import Document, Figure, Table, documents, page
 from deepzero.report.comparison import compare, labels
 from deepzero.report.reading import Run, read
+from deepzero.report.values import duration
 from deepzero.tasks import classification
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
 from deepzero.training import TrainingConfig
@@ -67,6 +68,10 @@ def figure(shown: Document, title: str) -> dict:
     return {series.name: (list(series.x), list(series.y)) for series in found.series}
 
 
+def figure_named(shown: Document, title: str) -> Figure:
+    return next(figure for figure in shown.figures if figure.title == title)
+
+
 def column(table: Table, name: str) -> list[str]:
     return [row[list(table.columns).index(name)] for row in table.rows]
 
@@ -102,10 +107,10 @@ def test_curves_are_the_metrics(finished):
 
 def test_layers_are_listed_with_sizes_and_what_is_kept(finished):
     [table] = document(finished).tables
-    assert column(table, "layer") == ["fc.weight", "hidden.0.weight", "others (biases, norms)", "all"]
-    assert column(table, "shape") == ["10×8", "8×64", "", ""]
-    assert column(table, "weights") == ["80", "512", "18", "610"]
-    assert column(table, "kept") == ["40", "256", "18", "314"]
+    assert column(table, "layer") == ["hidden.0.weight", "fc.weight", "others (biases, norms)", "all"]
+    assert column(table, "shape") == ["8×64", "10×8", "", ""]
+    assert column(table, "weights") == ["512", "80", "18", "610"]
+    assert column(table, "kept") == ["256", "40", "18", "314"]
     assert column(table, "keep ratio") == ["50.0%", "50.0%", "100.0%", "51.5%"]
     assert table.bars == ["keep ratio"]
     assert "anew every step" in table.note
@@ -133,7 +138,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_went_and_says_how_to_continue(u
     assert shown.headline["parameters"] == "610"
     assert len(figure(shown, "Loss against queries")["training, steps"][0]) == 5
     assert len(figure(shown, "Accuracy against queries")["validation"][0]) == 1
-    assert column(shown.tables[0], "kept") == ["40", "256", "18", "314"]
+    assert column(shown.tables[0], "kept") == ["256", "40", "18", "314"]
     Page(page([shown], title=shown.title))
 
 
@@ -150,17 +155,60 @@ def test_a_run_that_has_only_begun(unfinished):
     (unfinished / "metrics.jsonl").unlink()
     shown = document(unfinished)
     assert "no step yet" in shown.caption
-    assert shown.headline["parameters"] == "—"
-    assert column(shown.tables[0], "weights") == ["—", "—"]
+    assert shown.headline["parameters"] == "610"
+    assert shown.headline["of it, to the end of step 1"] == "—"
+    assert column(shown.tables[0], "layer")[:2] == ["hidden.0.weight", "fc.weight"]
     (unfinished / "ratios.json").unlink()
     assert document(unfinished).tables == []
     assert page([shown], title="").count("no data") == len(shown.figures)
 
 
-def test_weights_that_cannot_be_read_are_passed_over(unfinished):
-    newest = max((unfinished / "checkpoints").glob("step-*"))
+@pytest.fixture
+def older(unfinished) -> Path:
+    """A run of a version that did not write down the parameters, nor what was queried."""
+    record = json.loads((unfinished / "run.json").read_text())
+    del record["parameters"]
+    (unfinished / "run.json").write_text(json.dumps(record))
+    lines = [json.loads(line) for line in (unfinished / "metrics.jsonl").read_text().splitlines()[:-1]]
+    kept = [{key: value for key, value in line.items() if not key.startswith("kept/")} for line in lines]
+    (unfinished / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return unfinished
+
+
+def test_a_run_of_an_earlier_version_has_its_layers_by_name_and_no_map(older):
+    shown = document(older)
+    assert column(shown.tables[0], "layer") == ["fc.weight", "hidden.0.weight", "others (biases, norms)", "all"]
+    assert column(shown.tables[0], "kept") == ["40", "256", "18", "314"]
+    assert shown.headline["parameters"] == "610"
+    assert shown.maps == []
+    shutil.rmtree(older / "checkpoints")
+    assert document(older).headline["parameters"] == "—"
+    assert column(document(older).tables[0], "weights") == ["—", "—"]
+
+
+def test_what_was_queried_is_a_map_of_layers_and_epochs(finished, dense):
+    [shown] = document(finished).maps
+    assert (list(shown.y), list(shown.x)) == (["hidden.0", "fc"], [1, 2, 3])
+    assert [list(row) for row in shown.values] == [[50.0] * 3, [50.0] * 3]
+    assert shown.limits == (0.0, 50.0)
+    assert document(dense).maps == []
+
+
+def test_the_axis_of_seconds_begins_at_0_and_the_start_up_is_marked(finished):
+    shown = document(finished)
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    [span] = figure_named(shown, "Accuracy against seconds").spans
+    assert (span.start, span.end) == (0.0, records[0]["seconds"])
+    assert shown.headline["of it, to the end of step 1"] == duration(records[0]["seconds"])
+    assert span.name == f"start-up and first step: {duration(records[0]['seconds'])}"
+    assert all(figure_named(shown, f"Accuracy against {axis}").x_from_zero for axis in ("queries", "seconds"))
+    assert figure_named(shown, "Accuracy against queries").spans == []
+
+
+def test_weights_that_cannot_be_read_are_passed_over(older):
+    newest = max((older / "checkpoints").glob("step-*"))
     (newest / "tensors.safetensors").write_bytes(b"cut off")
-    assert document(unfinished).headline["parameters"] == "610"
+    assert document(older).headline["parameters"] == "610"
 
 
 def test_long_runs_are_thinned_to_means_that_keep_the_end(unfinished):
@@ -204,8 +252,21 @@ def test_runs_with_the_same_settings_are_called_by_their_folders(finished, unfin
     comparison = documents([finished, unfinished])[0]
     assert column(comparison.tables[0], "run") == ["first", "crashed here"]
     assert column(comparison.tables[0], "test accuracy")[1] == "—"
-    assert "have not finished" in comparison.tables[0].note
+    assert "have not finished. Same settings: first, crashed here." in comparison.tables[0].note
     assert len(comparison.tables) == 1
+    assert [shown.title.partition(":")[0] for shown in documents([finished, unfinished])[1:]] == [
+        "first",
+        "crashed here",
+    ]
+
+
+def test_folders_of_the_same_name_are_called_by_their_paths(finished, tmp_path):
+    other = tmp_path / "first"
+    shutil.copytree(finished, other)
+    _, first, second = documents([finished, other])
+    assert first.title == f"{finished}: mlp on digits, fo, 50% sparse"
+    assert second.title == f"{other}: mlp on digits, fo, 50% sparse"
+    assert len({shown.title for shown in documents([finished, other])}) == 3
 
 
 def test_runs_that_differ_in_much_are_called_by_their_folders_and_a_table_says_in_what(finished):
@@ -238,7 +299,8 @@ def test_how_often_checkpoints_are_made_is_no_difference(finished):
 
 
 def test_a_folder_named_twice_is_shown_once(finished):
-    assert documents([finished, finished]) == documents([finished])
+    roundabout = finished.parent / "." / ".." / finished.parent.name / "first"
+    assert documents([finished, finished, roundabout]) == documents([finished])
 
 
 def test_results_of_a_reproduction_are_shown(finished, tmp_path):

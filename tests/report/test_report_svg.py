@@ -8,7 +8,8 @@ import xml.etree.ElementTree as ET
 import matplotlib
 import pytest
 
-from deepzero.report import Figure, Series, draw
+from deepzero.report import Figure, Series, Span, draw
+from deepzero.report.svg import NARROW
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [
@@ -189,3 +190,37 @@ def test_error_bars_at_a_single_place_of_a_logarithmic_axis_are_inside_it() -> N
     places = [float(x) for x in re.findall(r'<use [^>]*x="([-\d.]+)"', text)]
     assert places
     assert all(0 < x < width for x in places)
+
+
+def test_curves_that_run_where_another_does_are_broken_and_have_empty_marks() -> None:
+    same, other = curve("again"), Series(name="other", x=[1, 2, 3, 4], y=[0.1, 0.2, 0.3, 0.4])
+    first, second, third = curves(draw(figure(curve("first"), same, other)))
+    assert "stroke-dasharray" not in first.find(f"{SVG}path").get("style")
+    assert "stroke-dasharray" in second.find(f"{SVG}path").get("style")
+    assert "stroke-dasharray" not in third.find(f"{SVG}path").get("style")
+
+
+def test_a_longer_run_of_the_same_curve_is_told_from_the_shorter_one() -> None:
+    short, long = curves(draw(figure(curve(n=3), Series(name="on", x=[1, 2, 3, 4, 5], y=[*curve(n=3).y, 1.0, 1.1]))))
+    assert "stroke-dasharray" in long.find(f"{SVG}path").get("style")
+    assert "stroke-dasharray" not in short.find(f"{SVG}path").get("style")
+
+
+def test_an_axis_begins_at_0_and_a_stretch_of_it_is_marked_and_named() -> None:
+    late = Series(name="late", x=[100.0, 101.0], y=[1.0, 2.0])
+    plain = draw(figure(late))
+    told = draw(figure(late, x_from_zero=True, spans=[Span(name="start-up: 99 s", start=0.0, end=99.0)]))
+    assert "0" not in texts(plain)
+    assert {"0", "start-up: 99 s"} <= set(texts(told))
+    assert told.count("fill: #e6dfc8") == 2  # the stretch, and its place in the legend
+    assert "#e6dfc8" not in plain
+    assert "0" not in texts(draw(figure(late, x_from_zero=True, x_log=True)))
+
+
+def test_letters_on_a_page_are_large_enough_for_a_phone() -> None:
+    """A figure as wide as a phone of 360 pixels, less margins: letters of 11 pixels and more."""
+    svg = draw(figure(curve()), sheet=NARROW)
+    width = float(re.search(r'viewBox="0 0 ([\d.]+) ', svg)[1])
+    sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg)]
+    assert sizes
+    assert min(sizes) * 318 / width >= 11

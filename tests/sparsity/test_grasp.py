@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deepzero import BatchedEvaluator, SequentialEvaluator
 from deepzero.errors import InvalidInputError, NonFiniteLossError
-from deepzero.objective import NetworkObjective
+from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.probes import RandomPerturbations
 from deepzero.randomness import derive_seed
 from deepzero.sparsity import fo_grasp, masks_from_scores, zo_grasp
@@ -178,7 +178,7 @@ def test_frozen_and_tied_parameters() -> None:
     model = batch_norm_net()
     model[0].weight.requires_grad_(False)
     scores = zo_grasp(model, F.cross_entropy, *batch(5, 3), queries=4)
-    assert list(scores) == list(NetworkObjective(model, F.cross_entropy).parameters())
+    assert list(scores) == list(parameters_of(NetworkObjective(model, F.cross_entropy)))
 
     tied = seeded(nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 4, bias=False)))
     tied[2].weight = tied[0].weight

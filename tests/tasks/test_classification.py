@@ -61,6 +61,7 @@ def test_a_run_leaves_a_complete_record(tmp_path):
     assert files == [
         "checkpoints",
         "metrics.jsonl",
+        "model.json",
         "model.safetensors",
         "plot.png",
         "ratios.json",
@@ -227,7 +228,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_says_so(tmp_pat
 
 def test_other_versions_are_pointed_out(tmp_path, monkeypatch, caplog):
     train(config("fo"), out=tmp_path, max_seconds=1e-6)
-    monkeypatch.setattr("deepzero.tasks.shared_run.versions", lambda: {"torch": "3.0"})
+    monkeypatch.setattr("deepzero.training.shared_run.versions", lambda: {"torch": "3.0"})
     train(config("fo"), out=tmp_path, resume=True)
     assert "goes on under {'torch': '3.0'}: its bits may differ" in caplog.text
 
@@ -274,7 +275,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
 def test_a_test_loss_that_is_not_finite_does_not_lose_a_run_that_has_come_to_its_end(tmp_path):
     """JSON has no NaN: the loss is null, and the accuracy stands beside it."""
     splits = load_images(config("fo"))
-    signs = torch.arange(splits.test.images.numel()).reshape(splits.test.images.shape) % 2 * 2.0 - 1
+    signs = torch.arange(splits.test.inputs.numel()).reshape(splits.test.inputs.shape) % 2 * 2.0 - 1
     signs[::2] *= -1
     blinding = replace(splits.test, images=3e38 * signs, scale=1e-3)
     result = train(config("fo"), out=tmp_path, splits=replace(splits, test=blinding))
@@ -315,5 +316,5 @@ def test_an_unusable_device_is_refused_before_anything_is_written(tmp_path, devi
 
 def test_tensorboard_is_written_on_request(tmp_path):
     pytest.importorskip("tensorboard")
-    train(config("fo"), out=tmp_path, tensorboard=True)
+    train(config("fo"), out=tmp_path, loggers=["tensorboard"])
     assert list((tmp_path / "tensorboard").iterdir())

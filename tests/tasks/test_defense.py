@@ -25,10 +25,10 @@ from deepzero.tasks.defense import (
     run,
 )
 from deepzero.tasks.defense.config import QUERYING, from_record
-from deepzero.tasks.defense.export import export_onnx
 from deepzero.tasks.defense.run import CLASSIFIER, load_pair
 from deepzero.tasks.parts import load_images
 from deepzero.training import StopRequest, read_metrics
+from deepzero.training.onnx_file import export_onnx
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -71,7 +71,7 @@ def test_every_method_trains_within_its_budget(method: str, stages: Path, tmp_pa
         assert all(record["loss"] > 0 for record in records if record["kind"] == "step")
     task, front, target, splits = load_pair(tmp_path / "run")
     assert task == config
-    x = splits.test.images[:3].float() / splits.test.scale
+    x = splits.test.inputs[:3].float() / splits.test.scale
     assert target.ask(front(x)).shape == (3, 10)
 
 
@@ -89,7 +89,7 @@ def test_a_finetuned_denoiser_is_another_one(stages: Path, tmp_path: Path) -> No
 def test_the_file_of_our_own_classifier_is_the_network(stages: Path, tmp_path: Path) -> None:
     defend(tiny("smoothing"), out=tmp_path / "run", stages=stages)
     _, _, target, splits = load_pair(tmp_path / "run")
-    images = splits.test.images.float() / splits.test.scale
+    images = splits.test.inputs.float() / splits.test.scale
     right = (target.ask(images).argmax(1) == splits.test.labels).float().mean()
     assert float(right) > 0.5
     assert (stages / "classifier" / CLASSIFIER).stat().st_size > 1000
@@ -216,7 +216,7 @@ def test_a_u_net_in_front_and_true_labels(stages: Path, tmp_path: Path) -> None:
     assert 0 < found.summary["queries"] <= config.budget  # no label was asked for
     _, front, target, splits = load_pair(tmp_path / "run")
     assert isinstance(front, UNetDenoiser)
-    assert target.ask(front(splits.test.images[:2].float() / splits.test.scale)).shape == (2, 10)
+    assert target.ask(front(splits.test.inputs[:2].float() / splits.test.scale)).shape == (2, 10)
 
 
 def test_a_classifier_that_has_changed_is_not_certified(stages: Path, tmp_path: Path) -> None:

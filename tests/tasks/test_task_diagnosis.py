@@ -1,11 +1,16 @@
 import json
+from dataclasses import asdict
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+import deepzero as dz
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.recipes import customize, find
 from deepzero.tasks import diagnosis
 from deepzero.tasks.config import ClassificationConfig, DataConfig, ModelConfig, SparsityConfig
+from deepzero.training import Autograd, Trainer
 
 SETTINGS = {"limit": 64, "batch_size": 16, "epochs": 3, "sparsity": 0.0}
 
@@ -39,7 +44,7 @@ def test_an_epoch_includes_what_the_loop_does_besides(found):
 
 def test_report_and_plot_are_written_and_replaced(tmp_path, found, config):
     for _ in range(2):
-        diagnosis.write(found, tmp_path / "new", config)
+        diagnosis.write(found, tmp_path / "new", asdict(config), title="digits")
     record = json.loads((tmp_path / "new" / "diagnosis.json").read_text())
     assert record["diagnosis"]["forecast"]["queries"] == 4955
     assert record["config"]["data"]["batch_size"] == 16
@@ -50,7 +55,7 @@ def test_report_and_plot_are_written_and_replaced(tmp_path, found, config):
 def test_a_folder_that_cannot_be_written(tmp_path, found, config):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="choose another --out"):
-        diagnosis.write(found, tmp_path / "file" / "below", config)
+        diagnosis.write(found, tmp_path / "file" / "below", asdict(config))
 
 
 def test_autograd_needs_no_doctor(config):
@@ -76,3 +81,44 @@ def test_a_pruned_run_is_examined_at_its_pruned_weights(monkeypatch):
     weights = [p for p in seen.values() if p.dim() > 1]
     kept = sum(int(p.count_nonzero()) for p in weights) / sum(p.numel() for p in weights)
     assert kept == pytest.approx(0.1, abs=0.01)
+
+
+def trainer_of(estimator, train, **options):
+    sgd = torch.optim.SGD(estimator.objective.model.parameters(), lr=0.1)
+    return Trainer(estimator.objective.model, estimator, sgd, train, **options)
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(48, 3, generator=generator)
+    return torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long())
+
+
+def test_a_trainer_is_examined_at_its_first_step_and_left_as_it_is():
+    loader = torch.utils.data.DataLoader(data(), batch_size=16, shuffle=True)
+    zo = dz.CGE(torch.nn.Linear(3, 2), loss=F.cross_entropy, step_size=1e-4)
+    trainer = trainer_of(zo, loader, epochs=4)
+    before = torch.get_rng_state()
+    found = diagnosis.diagnose_trainer(trainer, seconds=0.2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (zo.step, zo.queries, trainer.step) == (0, 0, 0)
+    assert found.forecast.queries == 9
+    assert (found.forecast.loop.steps_per_epoch, found.forecast.loop.epochs) == (3, 4)
+    assert found.trial.learning_rate == 0.1
+
+
+def test_a_trainer_without_batches_or_epochs():
+    zo = dz.CGE(torch.nn.Linear(3, 2), loss=F.cross_entropy, step_size=1e-4)
+    with pytest.raises(InvalidInputError, match="train gave no batch"):
+        diagnosis.diagnose_trainer(trainer_of(zo, []))
+    batches = [tuple(data()[:16])]
+    assert diagnosis.diagnose_trainer(trainer_of(zo, lambda epoch: batches), seconds=0.2).forecast.loop is None
+
+
+def test_a_trainer_by_autograd_needs_no_doctor():
+    model = torch.nn.Linear(3, 2)
+    trainer = Trainer(
+        model, Autograd(model, loss=F.cross_entropy), torch.optim.SGD(model.parameters(), lr=0.1), [data()[:16]]
+    )
+    with pytest.raises(InvalidInputError, match=r"its gradients from Autograd, not dz\.CGE or dz\.RGE"):
+        diagnosis.diagnose_trainer(trainer)

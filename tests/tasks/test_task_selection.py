@@ -79,7 +79,7 @@ def test_cost_aware_ratios_take_the_work_of_smart_ratio_and_no_more(weights, tra
     network = model()
     selection = select(config(ratios="cost-aware", weights=weights), network, train_set, CPU)
     objective = NetworkObjective(network, F.cross_entropy)
-    batch = train_set.images[:16].float(), train_set.labels[:16]
+    batch = train_set.inputs[:16].float(), train_set.labels[:16]
     work = PropagationEvaluator().work(objective, *batch)
     parameters = trainable(network)
 

@@ -1,13 +1,12 @@
 import io
 import math
-import sys
 
 import pytest
 from matplotlib import pyplot
 from rich.console import Console
 
-from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.training import JsonLines, ProgressBar, TensorBoard, plot_run, read_metrics
+from deepzero.errors import RunFolderError
+from deepzero.training import JsonLines, ProgressBar, plot_run, read_metrics
 from deepzero.training.progress import counting
 
 
@@ -63,26 +62,6 @@ def test_a_file_shorter_than_it_should_be_is_not_padded(tmp_path):
 def test_a_path_that_cannot_be_written_is_one_clear_error(tmp_path):
     with pytest.raises(RunFolderError, match="could not be written"):
         JsonLines(tmp_path / "missing" / "metrics.jsonl")
-
-
-def test_tensorboard_gets_every_number(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    sink = TensorBoard(tmp_path)
-    for record in RECORDS:
-        sink.write(record)
-    sink.close()
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [event.step for event in events.Scalars("step/loss")] == [1, 2, 3, 4]
-    assert events.Scalars("test/test_accuracy")[0].value == pytest.approx(0.8)
-
-
-def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InvalidInputError, match=r"pip install 'deepzero\[tensorboard\]'"):
-        TensorBoard(tmp_path)
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then():

@@ -20,7 +20,7 @@ from deepzero import validation
 from deepzero.baselines.base import Baseline
 from deepzero.errors import InvalidInputError
 from deepzero.models.local_mixer import LocalMixer, MixerBlock, TokenMixing
-from deepzero.objective import Loss
+from deepzero.objective import Loss, parameters_of
 
 Directions = dict[str, Tensor]
 
@@ -112,12 +112,12 @@ class WeightForwardGradient(_ForwardGradient):
     def draw(self, x: Float[Tensor, "b ..."]) -> Directions:
         """Noise for every trainable weight outside the readout, by name."""
         own = () if self.readout is None else (f"{self.readout}.",)
-        parameters = self.objective.parameters()
+        parameters = parameters_of(self.objective)
         return {name: torch.randn_like(p) for name, p in parameters.items() if not name.startswith(own)}
 
     def along(self, x: Float[Tensor, "b ..."], y: Tensor, noise: Directions) -> tuple[Float[Tensor, ""], Directions]:
         """The loss, its derivative along the noise times the noise, and the gradient of the readout."""
-        values = self.objective.parameters()
+        values = parameters_of(self.objective)
         with torch.no_grad(), forward_ad.dual_level(), self._watched() as calls:
             values.update({name: _dual(values[name], u) for name, u in noise.items()})
             output = self.objective.call(values, x)

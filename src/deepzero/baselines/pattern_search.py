@@ -25,7 +25,7 @@ from deepzero.evaluators import (
     PropagationEvaluator,
     SequentialEvaluator,
 )
-from deepzero.objective import Loss, Parameters
+from deepzero.objective import Loss, Parameters, parameters_of
 from deepzero.probes import CoordinatePerturbations
 from deepzero.randomness import derive_seed
 
@@ -94,7 +94,7 @@ class Polling(Baseline):
         self, x: Float[Tensor, "b ..."], y: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " ..."]], int]:
         """The loss, minus the accepted move, and 1 + the number of moves that were evaluated."""
-        parameters = self.objective.parameters()
+        parameters = parameters_of(self.objective)
         order = self._order(parameters)
         accepted, evaluated = None, 0
         for moves in self._polls(order, len(x)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ class Case:
 
     def build(self, seed: int) -> nn.Module:
         """The model in train mode."""
-        return models.build(self.model, seed=seed, **dict(self.options)).train()
+        options: dict[str, Any] = dict(self.options)
+        return models.build(self.model, seed=seed, **options).train()
 
 
 @dataclass(frozen=True)

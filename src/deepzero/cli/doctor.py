@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from deepzero.cli.options import RECIPES_OWN, Folder, Json, Quiet, Real, Whole
+from deepzero.cli.options import (
+    RECIPES_OWN,
+    Folder,
+    ImageSize,
+    Json,
+    OwnConfig,
+    OwnData,
+    OwnModel,
+    Quiet,
+    Real,
+    Settings,
+    Target,
+    TestPart,
+    Whole,
+)
 from deepzero.cli.output import Output
-from deepzero.errors import RunFolderError
-
-UNHEALTHY = 1
-"""Exit code if a finding is an error: the run cannot work as it is."""
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """Examine what a run of a recipe would do, before it is run.
+    """Examine what a run would do, before it is run: of a recipe, or of a black box or trainer of one's own.
 
     Is the objective deterministic? Which operations have difference rules? Which step size? How close is the estimate
-    to autograd? How long, how much memory, and what dominates? Exits with code 1 if a run could not work.
+    to autograd? How long, how much memory, what price? The verdict is the first line; the exit code is 1 if it is "not
+    fit".
     """
 
     recipe: Positional[Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: digits)")]] = None
-    """Name of a recipe."""
+    """Name of a recipe; or file.py:function or module:function, which returns what to examine."""
+    config: OwnConfig = None
+    data: OwnData = None
+    target: Target = None
+    image_size: ImageSize = None
+    test: TestPart = None
+    model: OwnModel = None
+    set: Settings = ()
     estimator: Annotated[Literal["cge", "rge"] | None, arg(metavar="{cge,rge}", help_behavior_hint=RECIPES_OWN)] = None
     """Coordinate-wise (cge) or random (rge) finite differences."""
     sparsity: Real = None
@@ -47,6 +65,14 @@ class Doctor:
     """Seed of everything that is drawn."""
     data_dir: Folder = None
     """Where the data set lies (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
+    max_queries: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 128)")] = None
+    """Queries of a black box that the examination may make."""
+    run_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 100)")] = None
+    """Steps of a run of a black box, to forecast its time and price."""
+    budget: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Queries that a run of a black box may take, in place of --run-steps."""
+    price_per_query: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    """Price of a query of a black box."""
     out: Folder = None
     """Folder for the report and the plot (default: runs/<recipe>-doctor); an earlier diagnosis there is replaced."""
     device: str = "cpu"
@@ -58,18 +84,6 @@ class Doctor:
 
     def run(self, output: Output) -> int:
         """Examine, print the diagnosis, and write it."""
-        from deepzero.recipes import SETTINGS, started  # noqa: PLC0415 - with PyTorch
-        from deepzero.recipes.runs import ROOT  # noqa: PLC0415
-        from deepzero.tasks import diagnosis  # noqa: PLC0415
+        from deepzero.cli.examining import run_doctor  # noqa: PLC0415 - with PyTorch
 
-        settings: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS if hasattr(self, name)}
-        start = started(self.recipe, settings, self.out)
-        config = start.config
-        folder = self.out or ROOT / f"{start.recipe}-doctor"
-        if folder.exists() and not folder.is_dir():
-            raise RunFolderError(f"--out must be a folder, but {folder} is a file; choose another --out")
-        found = diagnosis.diagnose(config, data_dir=self.data_dir, device=self.device, seconds=self.seconds)
-        diagnosis.write(found, folder, config)
-        output.result(found, folder=folder, healthy=found.healthy)
-        output.console.print(f"report and plot: {folder}", soft_wrap=True)
-        return 0 if found.healthy else UNHEALTHY
+        return run_doctor(self, output)

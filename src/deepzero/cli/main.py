@@ -28,6 +28,7 @@ from deepzero.cli.bench import Bench
 from deepzero.cli.command import Command
 from deepzero.cli.completion import Completion
 from deepzero.cli.correct import Correct
+from deepzero.cli.data import Data
 from deepzero.cli.defend import Certify, Defend
 from deepzero.cli.doctor import Doctor
 from deepzero.cli.output import Output, say_json
@@ -35,6 +36,7 @@ from deepzero.cli.recipes import Recipes
 from deepzero.cli.report import Report
 from deepzero.cli.reproduce import Reproduce
 from deepzero.cli.train import Train
+from deepzero.cli.use import Evaluate, Export, Predict
 from deepzero.cli.words import HELP, check
 from deepzero.errors import DataNotFoundError, DeepZeroError, InvalidInputError, RunFolderError
 
@@ -42,6 +44,9 @@ DESCRIPTION = "Train deep networks from function values alone."
 
 COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train,
+    "predict": Predict,
+    "evaluate": Evaluate,
+    "export": Export,
     "doctor": Doctor,
     "defend": Defend,
     "certify": Certify,
@@ -50,6 +55,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "reproduce": Reproduce,
     "bench": Bench,
     "recipes": Recipes,
+    "data": Data,
     "completion": Completion,
 }
 """To add a command: write its class in a file of its own, and name it here."""

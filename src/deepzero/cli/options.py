@@ -26,3 +26,48 @@ Json = Annotated[
     FlagCreatePairsOff[bool],
     arg(help_behavior_hint="", help="Print the result as one JSON object, alone on stdout; all else goes to stderr."),
 ]
+
+OwnConfig = Annotated[
+    Path | None,
+    arg(
+        metavar="FILE",
+        help_behavior_hint="",
+        help="Take the settings from a run's run.json, or a .json or .toml file of your own, in place of a recipe.",
+    ),
+]
+OwnData = Annotated[
+    str | None,
+    arg(
+        metavar="PATH",
+        help_behavior_hint=RECIPES_OWN,
+        help="Data of your own (`deepzero data PATH` says what is there), or the name of a set.",
+    ),
+]
+Target = Annotated[
+    str | None,
+    arg(metavar="COLUMN", help_behavior_hint="", help="With --data: column of a table that holds the classes."),
+]
+ImageSize = Annotated[
+    int | None,
+    arg(metavar="N", help_behavior_hint="", help="With --data: height and width to bring images to."),
+]
+TestPart = Annotated[
+    float | None,
+    arg(
+        metavar="X",
+        help_behavior_hint="",
+        help="With --data: part of each class to hold out as the test set, where there is none.",
+    ),
+]
+OwnModel = Annotated[
+    str | None,
+    arg(
+        metavar="NAME",
+        help_behavior_hint=RECIPES_OWN,
+        help="Name of a network, or file.py:Net of your own, which is called with num_classes, input_shape, ...",
+    ),
+]
+Settings = Annotated[
+    tuple[str, ...],
+    arg(metavar="NAME=VALUE", help_behavior_hint="", help="Arguments of a function of your own."),
+]

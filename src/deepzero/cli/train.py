@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from deepzero.cli.options import DONE, RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole
-from deepzero.cli.output import Output, tell_stopped
+from deepzero.cli.options import (
+    RECIPES_OWN,
+    Flag,
+    Folder,
+    ImageSize,
+    Json,
+    OwnConfig,
+    OwnData,
+    OwnModel,
+    Quiet,
+    Real,
+    Settings,
+    Target,
+    TestPart,
+    Whole,
+)
+from deepzero.cli.output import Output
 
 if TYPE_CHECKING:
-    from deepzero.tasks import classification
+    pass
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,15 @@ class Train:
     """
 
     recipe: Positional[Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: digits)")]] = None
-    """Name of a recipe."""
+    """Name of a recipe; or file.py, file.py:function or module:function of your own, which returns a configuration or a
+    dz.Trainer (function: recipe, by default)."""
+    config: OwnConfig = None
+    data: OwnData = None
+    target: Target = None
+    image_size: ImageSize = None
+    test: TestPart = None
+    model: OwnModel = None
+    set: Settings = ()
     epochs: Whole = None
     """Passes over the training images."""
     estimator: Annotated[
@@ -64,49 +86,13 @@ class Train:
     """Minutes between two checkpoints."""
     rank_timeout: Annotated[float, arg(metavar="X")] = 10.0
     """Minutes to wait for another process of torchrun before giving up."""
-    tensorboard: Flag = False
-    """Write event files for TensorBoard too."""
+    logger: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], arg(help_behavior_hint="")] = ()
+    """Write to TensorBoard, Weights & Biases or MLflow too."""
     quiet: Quiet = False
     json: Json = False
 
     def run(self, output: Output) -> int:
         """Train, and say how it went."""
-        from deepzero.recipes import SETTINGS, start_of_team  # noqa: PLC0415 - with PyTorch
-        from deepzero.tasks import classification  # noqa: PLC0415
-        from deepzero.team import joined  # noqa: PLC0415
+        from deepzero.cli.training import run_training  # noqa: PLC0415 - with PyTorch
 
-        settings: dict[str, Any] = {name: getattr(self, name) for name in SETTINGS if hasattr(self, name)}
-        with joined(self.device, timeout=60 * self.rank_timeout) as team:
-            if not team.leads:
-                logging.getLogger("deepzero").setLevel(logging.ERROR)
-            start = start_of_team(self.recipe, settings, self.out, resume=self.resume, team=team)
-            result = classification.train(
-                start.config,
-                out=start.out,
-                resume=start.resume,
-                data_dir=self.data_dir,
-                device=self.device,
-                max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
-                tensorboard=self.tensorboard,
-                console=output.console if team.leads else None,
-                notes=start.notes,
-                team=team,
-            )
-            return _report(result, output) if team.leads else DONE
-
-
-def _report(result: classification.Result, output: Output) -> int:
-    from deepzero.team import launch_name  # noqa: PLC0415
-
-    if result.summary is None:
-        code = tell_stopped(output, "train", result.folder, result.stopped)
-        return code if launch_name() is None else DONE
-    summary = result.summary
-    output.result(
-        f"test accuracy {summary['test_accuracy']:.2%} with the weights of epoch {summary['selected_epoch'] + 1}; "
-        f"{summary['queries']:,} queries in {summary['seconds']:,.0f} s; see {result.folder}",
-        folder=result.folder,
-        stopped=None,
-        summary=summary,
-    )
-    return DONE
+        return run_training(self, output)

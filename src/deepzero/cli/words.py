@@ -36,6 +36,13 @@ MEANT = {
     "iterations": "steps",
     "queries": "budget",
     "max-queries": "budget",
+    "tensorboard": "logger",
+    "wandb": "logger",
+    "mlflow": "logger",
+    "network": "model",
+    "net": "model",
+    "seconds": "max-minutes",
+    "log": "logger",
 }
 """What other programs call an option -> what this one does, where it has it."""
 

@@ -24,6 +24,7 @@ from deepzero.errors import DataNotFoundError, InvalidInputError
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 Part = tuple[UInt8[Tensor, "n 3 32 32"], Int64[Tensor, " n"]]
 
@@ -47,16 +48,26 @@ def load_cifar10(data_dir: str | os.PathLike[str] | None = None) -> tuple[Datase
         DataNotFoundError: neither version is there.
         InvalidInputError: a file is truncated or corrupt.
     """
+    train, test = find_cifar10(data_dir)
+    read = read_parquet if train[0].suffix == ".parquet" else read_binary
+    return _dataset(map(read, train)), _dataset(map(read, test))
+
+
+def find_cifar10(data_dir: str | os.PathLike[str] | None = None) -> tuple[list[Path], list[Path]]:
+    """Training and test files, Parquet or binary.
+
+    Raises:
+        DataNotFoundError: neither version is there, or not whole.
+    """
     folders = candidate_folders("cifar10", data_dir)
     for folder in folders:
         for parquet in (folder / name for name in PARQUET_FOLDERS):
             train, test = sorted(parquet.glob("train-*.parquet")), sorted(parquet.glob("test-*.parquet"))
             if train and test:
-                return _dataset(map(read_parquet, train)), _dataset(map(read_parquet, test))
+                return train, test
         for binary in (folder / BINARY_FOLDER, folder):
             if (binary / BINARY_TEST[0]).is_file():
-                train, test = ([_present(binary / name) for name in names] for names in (BINARY_TRAIN, BINARY_TEST))
-                return _dataset(map(read_binary, train)), _dataset(map(read_binary, test))
+                return [_present(binary / name) for name in BINARY_TRAIN], [_present(binary / BINARY_TEST[0])]
     raise _missing(folders)
 
 
@@ -124,7 +135,13 @@ def _labels(labels: Sequence[int | None], path: Path) -> Int64[Tensor, " n"]:
 def _dataset(parts: Iterable[Part]) -> Dataset:
     images, labels = zip(*parts, strict=True)
     return Dataset(
-        images=torch.cat(images), labels=torch.cat(labels), num_classes=10, mean=MEAN, std=STD, name="cifar10"
+        inputs=torch.cat(images),
+        labels=torch.cat(labels),
+        num_classes=10,
+        class_names=CLASSES,
+        mean=MEAN,
+        std=STD,
+        name="cifar10",
     )
 
 

@@ -27,7 +27,7 @@ def load_digits() -> tuple[Dataset, Dataset]:
     """
     pixels, labels = _read()
     dataset = Dataset(
-        images=torch.from_numpy(pixels).to(torch.uint8).reshape(-1, 1, 8, 8),
+        inputs=torch.from_numpy(pixels).to(torch.uint8).reshape(-1, 1, 8, 8),
         labels=torch.from_numpy(labels).long(),
         num_classes=10,
         mean=(0.3044,),

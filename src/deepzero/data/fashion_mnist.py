@@ -10,16 +10,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxtyping import UInt8
-from torch import Tensor
-
 from deepzero.data.dataset import Dataset
 from deepzero.data.files import candidate_folders, not_found
-from deepzero.data.idx import read_idx
+from deepzero.data.idx import read_dimensions
 from deepzero.errors import InvalidInputError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 TRAIN, TEST = "train", "t10k"
+IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 def load_fashion_mnist(data_dir: str | os.PathLike[str] | None = None) -> tuple[Dataset, Dataset]:
@@ -36,31 +35,41 @@ def load_fashion_mnist(data_dir: str | os.PathLike[str] | None = None) -> tuple[
     return _load(folders, TRAIN), _load(folders, TEST)
 
 
+def find_fashion_mnist(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the training images.
+
+    Raises:
+        DataNotFoundError: a file is in none of the folders.
+    """
+    folders = candidate_folders("fashion-mnist", data_dir, system=[DEBIAN_FOLDER])
+    stems = [f"{prefix}-{kind}" for prefix in (TRAIN, TEST) for kind in (IMAGES, LABELS)]
+    paths = [_found(folders, stem) for stem in stems]
+    return paths[0].parent
+
+
 def _load(folders: Sequence[Path], prefix: str) -> Dataset:
-    images = _read(folders, f"{prefix}-images-idx3-ubyte", dimensions=3)
-    labels = _read(folders, f"{prefix}-labels-idx1-ubyte", dimensions=1)
+    images = read_dimensions(_found(folders, f"{prefix}-{IMAGES}"), dimensions=3)
+    labels = read_dimensions(_found(folders, f"{prefix}-{LABELS}"), dimensions=1)
     if len(images) != len(labels):
         raise InvalidInputError(
             f"the files {prefix}-* disagree: {len(images)} images but {len(labels)} labels; fetch both again"
         )
     return Dataset(
-        images=images.unsqueeze(1),
+        inputs=images.unsqueeze(1),
         labels=labels.long(),
         num_classes=10,
+        class_names=CLASSES,
         mean=(0.2860,),
         std=(0.3530,),
         name="fashion-mnist",
     )
 
 
-def _read(folders: Sequence[Path], stem: str, *, dimensions: int) -> UInt8[Tensor, " ..."]:
+def _found(folders: Sequence[Path], stem: str) -> Path:
     for folder in folders:
         for path in (folder / stem, folder / f"{stem}.gz"):
             if path.is_file():
-                values = read_idx(path)
-                if values.dim() != dimensions:
-                    raise InvalidInputError(f"{path} should have {dimensions} dimensions, got {list(values.shape)}")
-                return values
+                return path
     raise not_found(
         f"Fashion-MNIST's file {stem}[.gz]",
         folders,

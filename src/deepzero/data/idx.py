@@ -17,9 +17,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from deepzero.errors import InvalidInputError
+from deepzero.data.found import TEST, TRAIN, Found, Samples
+from deepzero.errors import DataNotFoundError, InvalidInputError
 
 UNSIGNED_BYTE = 8
+PARTS = {TRAIN: ("train",), TEST: ("t10k", "test")}
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -46,6 +48,51 @@ def read_idx(path: Path) -> UInt8[Tensor, " ..."]:
             f"but {found} follow; fetch it again"
         )
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
+
+
+def read_dimensions(path: Path, *, dimensions: int) -> UInt8[Tensor, " ..."]:
+    """What :func:`read_idx` gives, if it has so many dimensions.
+
+    Raises:
+        InvalidInputError: it has others.
+    """
+    values = read_idx(path)
+    if values.dim() != dimensions:
+        raise InvalidInputError(f"{path} should have {dimensions} dimensions, got {list(values.shape)}")
+    return values
+
+
+def image_file_of(folder: Path, part: str) -> Path | None:
+    """The IDX file of images of a part of a set, ``train`` or ``test``, by its name as in MNIST and its relatives."""
+    words = PARTS[part]
+    entries = sorted(entry for entry in folder.iterdir() if "images" in entry.name and "idx3" in entry.name)
+    return next((entry for entry in entries if any(word in entry.name for word in words)), None)
+
+
+def read_idx_folder(folder: Path) -> Found:
+    """Gray images and labels of a folder with files named as MNIST's are.
+
+    ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, and the same with ``t10k`` or ``test`` if there is a
+    test set; with ``.gz`` or without; a dot may stand for the second hyphen, and other words before ``train``.
+
+    Raises:
+        DataNotFoundError: labels are missing, or training images.
+        InvalidInputError: a file is damaged, or two do not fit together.
+    """
+    files = {part: image_file_of(folder, part) for part in (TRAIN, TEST)}
+    if files[TRAIN] is None:
+        raise DataNotFoundError(f"{folder} holds no file train-images-idx3-ubyte[.gz]; put the training images there")
+    samples = {}
+    for part, images in files.items():
+        if images is not None:
+            labels = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
+            if not labels.is_file():
+                raise DataNotFoundError(f"{labels} is missing: the labels of {images.name}")
+            samples[part] = Samples(
+                inputs=read_dimensions(images, dimensions=3)[:, None],
+                labels=read_dimensions(labels, dimensions=1).numpy(),
+            )
+    return Found(parts=samples, labels=f"the labels in {folder}")
 
 
 def _read(path: Path) -> bytes:

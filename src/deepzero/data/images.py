@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Integer, Real
 from torch import Tensor
 
-from deepzero.data.dataset import Dataset
 from deepzero.errors import InvalidInputError
 
 CHUNK = 4096  # images pooled at once: bounds the memory of the wider type they are summed in
@@ -49,28 +46,30 @@ def channel_statistics(images: Real[Tensor, "n c h w"], *, scale: float) -> tupl
     >>> channel_statistics(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), scale=255.0)
     ((0.5,), (0.5,))
     """
-    mean, std = [], []
-    for channel in images.unbind(1):
-        pixels = channel.double() / scale
-        mean.append(round(pixels.mean().item(), 4))
-        std.append(round(pixels.std(correction=0).item(), 4))
-    return tuple(mean), tuple(std)
+    mean, std, constant = statistics(images, scale=scale)
+    spread = (0.0 if channel in constant else round(value, 4) for channel, value in enumerate(std))
+    return tuple(round(value, 4) for value in mean), tuple(spread)
 
 
-def resize(train: Dataset, test: Dataset, size: int) -> tuple[Dataset, Dataset]:
-    """Downsample both sets; averaging lowers the contrast, so the training set's own statistics normalize them.
+def statistics(
+    inputs: Real[Tensor, "n c ..."], *, scale: float
+) -> tuple[tuple[float, ...], tuple[float, ...], list[int]]:
+    """Mean and standard deviation of each channel or column in units of ``scale``, and which of them never change.
 
-    Raises:
-        InvalidInputError: ``size`` does not divide the height of the images.
+    Summed in float64. The standard deviation of a channel that never changes is given as 1, so that one can divide by
+    it.
+
+    >>> statistics(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), scale=1.0)
+    ((2.0, 5.0), (1.0, 1.0), [1])
     """
-    if train.image_shape[1:] == (size, size):
-        return train, test
-    images = downsample(train.images, size)
-    mean, std = channel_statistics(images, scale=train.scale)
-    return (
-        replace(train, images=images, mean=mean, std=std),
-        replace(test, images=downsample(test.images, size), mean=mean, std=std),
-    )
+    mean, std, constant = [], [], []
+    for number, channel in enumerate(inputs.unbind(1)):
+        values = channel.double() / scale
+        mean.append(values.mean().item())
+        same = bool((values == values.flatten()[0]).all())
+        constant += [number] if same else []
+        std.append(1.0 if same else values.std(correction=0).item())
+    return tuple(mean), tuple(std), constant
 
 
 def _integer_average(images: Integer[Tensor, "n c h w"], tile: int) -> Integer[Tensor, "n c h//{tile} w//{tile}"]:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from deepzero.data.augmentation import Augmentation
 from deepzero.data.dataset import Dataset
+from deepzero.data.preprocessing import normalized
 from deepzero.data.seeding import generator
 from deepzero.errors import InvalidInputError
 
-Batch = tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]
+Batch = tuple[Float[Tensor, "b c h w"] | Float[Tensor, "b c"], Int64[Tensor, " b"]]
 
 ORDER, AUGMENTATION = 0, 1  # what a random stream is for: part of its address
 
@@ -27,20 +28,20 @@ class BatchLoader:
 
 
     Args:
-        dataset: the images and labels.
-        batch_size: images of a batch; the last one may have fewer.
+        dataset: the images or rows, and labels.
+        batch_size: samples of a batch; the last one may have fewer.
         shuffle: draw a new order for every epoch.
-        augmentation: random crops and flips, drawn anew for every batch; None for none.
+        augmentation: random crops and flips of images, drawn anew for every batch; None for none.
         drop_last: leave out a last batch that is not full.
         seed: seed of the order and of the augmentation, an integer of at least 0.
-        device: where the images and the batches are.
+        device: where the samples and the batches are.
         dtype: floating-point type of x.
 
     Raises:
         InvalidInputError: an argument is outside its domain, or not even one batch can be formed.
 
     >>> dataset = Dataset(
-    ...     images=torch.arange(5.0).reshape(5, 1, 1, 1), labels=torch.arange(5), num_classes=5,
+    ...     inputs=torch.arange(5.0).reshape(5, 1, 1, 1), labels=torch.arange(5), num_classes=5,
     ...     mean=(2.0,), std=(2.0,), scale=1.0, name="counts",
     ... )
     >>> loader = BatchLoader(dataset, batch_size=2)
@@ -68,17 +69,19 @@ class BatchLoader:
         self._length = count // batch_size if drop_last else math.ceil(count / batch_size)
         if self._length == 0:
             raise InvalidInputError(
-                f"{dataset.name!r} has {count} images here, too few for one batch; choose a smaller batch_size than "
+                f"{dataset.name!r} has {count} samples here, too few for one batch; choose a smaller batch_size than "
                 f"{batch_size}, or more data"
+            )
+        if augmentation is not None and dataset.inputs.dim() != 4:
+            raise InvalidInputError(
+                f"{dataset.name!r} is a table, whose rows cannot be cropped or flipped; leave the augmentation out "
+                "(padding=0, flip=False)"
             )
         self.dataset, self.batch_size = dataset, batch_size
         self._shuffle, self._augmentation = shuffle, augmentation
         self._seed, self._device, self._dtype = seed, device, dtype
-        self._images, self._labels = dataset.images.to(device), dataset.labels.to(device)
-        # Low precision is only the format of the result: its seven or ten bits would not hold 255 pixel values.
-        self._precision = torch.promote_types(dtype, torch.float32)
-        self._mean = self._per_channel(dataset.mean)
-        self._std = self._per_channel(dataset.std)
+        self._inputs, self._labels = dataset.inputs.to(device), dataset.labels.to(device)
+        self._mean, self._std = dataset.preprocessing.constants(dtype, device)
         generator(seed)
 
     def __len__(self) -> int:
@@ -113,13 +116,7 @@ class BatchLoader:
 
     def _batch(self, order: Int64[Tensor, " n"], epoch: int, index: int) -> Batch:
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size].to(self._device)
-        images = self._images[chosen]
+        inputs = self._inputs[chosen]
         if self._augmentation is not None:
-            images = self._augmentation(images, generator(self._seed, epoch, AUGMENTATION, index))
-        x = (images.to(self._precision) - self._mean) / self._std
-        return x.to(self._dtype), self._labels[chosen]
-
-    def _per_channel(self, values: tuple[float, ...]) -> Float[Tensor, "c 1 1"]:
-        """Values in units of white as a tensor of pixel values."""
-        pixels = torch.tensor(values, dtype=torch.float64) * self.dataset.scale
-        return pixels.to(self._precision).to(self._device)[:, None, None]
+            inputs = self._augmentation(inputs, generator(self._seed, epoch, AUGMENTATION, index))
+        return normalized(inputs, self._mean, self._std, self._dtype), self._labels[chosen]

@@ -11,17 +11,19 @@ from torch import Tensor
 
 from deepzero.doctor.records import Determinism
 from deepzero.errors import DeepZeroError, InvalidInputError
-from deepzero.objective import NetworkObjective, Objective
+from deepzero.objective import NetworkObjective, Objective, parameters_of
 from deepzero.stencils import Stencil
 
 REPEATS = 4
 
 
-def check_determinism(objective: Objective, batch: tuple[Any, ...], *, seed: int) -> Determinism:
+def check_determinism(
+    objective: Objective, batch: tuple[Any, ...], *, seed: int, repeats: int = REPEATS
+) -> Determinism:
     """Evaluate the objective a few times with one seed, and once with another."""
-    parameters = objective.parameters()
-    _require_running(objective, batch, seed)
-    losses = [float(objective.evaluate(parameters, batch, seed=seed).loss) for _ in range(REPEATS)]
+    parameters = parameters_of(objective)
+    require_running(objective, batch, seed)
+    losses = [float(objective.evaluate(parameters, batch, seed=seed).loss) for _ in range(repeats)]
     other = float(objective.evaluate(parameters, batch, seed=seed + 1).loss)
     finite = all(math.isfinite(loss) for loss in (*losses, other))
     repeatable = len({repr(loss) for loss in losses}) == 1
@@ -34,10 +36,10 @@ def check_determinism(objective: Objective, batch: tuple[Any, ...], *, seed: int
     )
 
 
-def _require_running(objective: Objective, batch: tuple[Any, ...], seed: int) -> None:
+def require_running(objective: Objective, batch: tuple[Any, ...], seed: int) -> None:
     """Raise an error that says what does not run, if the objective does not run at all."""
     try:
-        objective.evaluate(objective.parameters(), batch, seed=seed)
+        objective.evaluate(parameters_of(objective), batch, seed=seed)
     except DeepZeroError:
         raise
     except Exception as error:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from rich.console import Group
+from typing import TYPE_CHECKING, Any
 
 from deepzero.doctor.records import (
     Determinism,
@@ -13,16 +12,23 @@ from deepzero.doctor.records import (
     Forecast,
     GradientCheck,
     Operations,
+    QueryCheck,
+    RunCost,
     StepChoice,
     Sweep,
     Trial,
 )
-from deepzero.doctor.render import render
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+WIDTH = 100
+"""Columns of a diagnosis as text."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """What to know before a run. ``rich.print(diagnosis)`` shows it; :meth:`as_dict` is ready for JSON.
+    """What to know before a run: ``print(diagnosis)`` shows it, in colours ``rich.print``; :meth:`as_dict` is for JSON.
 
     Attributes:
         determinism: whether the objective gives the same loss twice.
@@ -36,7 +42,10 @@ class Diagnosis:
         trial: a step of the learning rate along the estimate; None without a learning rate, or if a step is too long to
             be tried.
         failure: why the examination ended early, None if it did not.
+        queries: what a query is like; None for a network.
+        run: what a run of a black box takes; None for a network.
         findings: advice in words, the most serious first.
+        verdict: the whole in one line.
     """
 
     determinism: Determinism
@@ -48,7 +57,10 @@ class Diagnosis:
     forecast: Forecast | None = None
     trial: Trial | None = None
     failure: str | None = None
+    queries: QueryCheck | None = None
+    run: RunCost | None = None
     findings: tuple[Finding, ...] = ()
+    verdict: str = ""
 
     @property
     def healthy(self) -> bool:
@@ -60,15 +72,20 @@ class Diagnosis:
         return asdict(self)
 
     def __rich__(self) -> Group:
-        return Group(
-            *render(
-                self.determinism,
-                self.operations,
-                self.plan,
-                self.sweep,
-                self.step,
-                self.gradients,
-                self.forecast,
-                self.findings,
-            )
-        )
+        from rich.console import Group  # noqa: PLC0415 - only where it is shown
+
+        from deepzero.doctor.render import render  # noqa: PLC0415 - only where it is shown
+
+        return Group(*render(self))
+
+    def __str__(self) -> str:
+        from rich.console import Console  # noqa: PLC0415 - only where it is shown
+
+        console = Console(file=io.StringIO(), width=WIDTH, highlight=False, color_system=None)
+        console.print(self)
+        file = console.file
+        assert isinstance(file, io.StringIO)
+        return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+    def __repr__(self) -> str:
+        return f"Diagnosis({self.verdict})"

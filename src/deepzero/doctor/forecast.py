@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from deepzero.errors import GraphError
 from deepzero.estimator import Estimate, Estimator
 from deepzero.evaluators import CostTable
 from deepzero.evaluators.costs import timed, wait_for_devices
-from deepzero.objective import NetworkObjective
+from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.probes import CoordinatePerturbations, Perturbations
 
 LONG_STEP = 5.0
@@ -42,7 +42,7 @@ def forecast(
     if predicted.seconds_per_step <= LONG_STEP:
         seconds, estimate = time_estimates(zo, batch)
         predicted = replace(predicted, seconds_per_step=seconds, method="timed")
-    return (predicted if loop is None else _with_loop(predicted, loop)), estimate
+    return (predicted if loop is None else with_loop(predicted, loop)), estimate
 
 
 def time_estimates(zo: Estimator, batch: Sequence[Any]) -> tuple[float, Estimate]:
@@ -75,7 +75,7 @@ def layer_times(table: CostTable, counts: dict[str, int], nodes: int) -> tuple[L
         LayerTime(name, count, nodes * table.parameters[name].seconds(count) / table.workers)
         for name, count in counts.items()
     )
-    return _longest_first(layers)
+    return longest_first(layers)
 
 
 def _from_table(
@@ -87,7 +87,7 @@ def _from_table(
         return None
     if not isinstance(zo.objective, NetworkObjective):
         return None
-    slow = query_seconds * len(zo.objective.parameters()) > LONG_STEP
+    slow = query_seconds * len(parameters_of(zo.objective)) > LONG_STEP
     try:
         table = evaluator.costs(zo.objective, *batch, offset=zo.step_size, repeats=1 if slow else 3)
     except GraphError:
@@ -126,14 +126,16 @@ def _from_one_query(
         seconds_per_step=query_seconds + nodes * len(perturbations) * each,
         method="one query",
         base_seconds=query_seconds,
-        layers=_longest_first(LayerTime(name, count, nodes * count * each) for name, count in counts.items()),
+        layers=longest_first(LayerTime(name, count, nodes * count * each) for name, count in counts.items()),
     )
 
 
-def _longest_first(layers: Any) -> tuple[LayerTime, ...]:
+def longest_first(layers: Iterable[LayerTime]) -> tuple[LayerTime, ...]:
+    """Sorted by their seconds."""
     return tuple(sorted(layers, key=lambda layer: -layer.seconds))
 
 
-def _with_loop(predicted: Forecast, loop: LoopCosts) -> Forecast:
+def with_loop(predicted: Forecast, loop: LoopCosts) -> Forecast:
+    """With the seconds of an epoch."""
     step = predicted.seconds_per_step + loop.step_overhead
     return replace(predicted, loop=loop, seconds_per_epoch=loop.steps_per_epoch * step + loop.epoch_overhead)

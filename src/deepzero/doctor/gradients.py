@@ -41,13 +41,25 @@ def estimated_pairs(gradients: Mapping[str, Tensor], exact: Exact | None) -> Pai
     }
 
 
-def check_gradients(pairs: Pairs, exact: Exact | None) -> GradientCheck:
-    """Cosine and relative error, of each parameter and over all."""
+def check_gradients(pairs: Pairs, exact: Exact | None, sizes: Mapping[str, int] | None = None) -> GradientCheck:
+    """Cosine and relative error, of each parameter and over all.
+
+    Args:
+        pairs: estimated and exact entries.
+        exact: where the exact ones are from.
+        sizes: entries of each parameter that an estimate has, where ``pairs`` holds some of them: those looked at then
+            stand for all, so that :math:`\\lVert e\\rVert^2` and :math:`\\lVert g\\rVert^2` are estimated without bias.
+    """
     if exact is None:
         return GradientCheck(None, None, None, tuple(_layer(name, found, None) for name, (found, _) in pairs.items()))
     found = torch.cat([pair[0] for pair in pairs.values()])
     true = torch.cat([pair[1] for pair in pairs.values() if pair[1] is not None])
     layers = tuple(_layer(name, *pair, floor=ROUNDING * float(true.norm())) for name, pair in pairs.items())
+    if sizes is not None:
+        weights = [math.sqrt(sizes[name] / max(len(pair[0]), 1)) for name, pair in pairs.items()]
+        each = torch.tensor(weights, dtype=found.dtype)
+        weight = each.repeat_interleave(torch.tensor([len(pair[0]) for pair in pairs.values()]))
+        found, true = found * weight, true * weight
     return GradientCheck(exact.kind, _cosine(found, true), _relative_error(found, true), layers)
 
 

@@ -14,7 +14,7 @@ from deepzero.evaluators import AutomaticEvaluator, Evaluator, PropagationEvalua
 from deepzero.graph.capture import is_getitem
 from deepzero.graph.program import Program, Step
 from deepzero.graph.rules import fallback
-from deepzero.objective import NetworkObjective
+from deepzero.objective import NetworkObjective, parameters_of
 
 
 def check_operations(
@@ -39,7 +39,7 @@ def check_operations(
         raise
     except Exception as error:  # whatever it is, a report that names it helps more than a traceback
         return Operations({}, {}, problem=described(error))
-    sizes = {name: p.numel() for name, p in objective.parameters().items()}
+    sizes = {name: p.numel() for name, p in parameters_of(objective).items()}
     behind = sum(sizes[name] for name, cone in program.cones.items() if any(_falls(s, fell) for s in cone.steps))
     ruled, fallen = _counted(program, fell)
     whole = sum(sizes.values())

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.errors import InvalidInputError
 
@@ -19,6 +16,9 @@ def plot_sweep(diagnosis: Diagnosis, *, title: str = "") -> bytes:
     Raises:
         InvalidInputError: the diagnosis has no sweep, since the loss was not finite.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second: only where a picture is asked for
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     sweep = diagnosis.sweep
     if sweep is None:
         raise InvalidInputError(

@@ -14,10 +14,12 @@ class Finding:
     Attributes:
         level: ``error`` (a run cannot work), ``warning`` (it will suffer), ``note``, or ``good``.
         text: what was found and what to do about it.
+        short: the same in a few words, for the verdict; empty where the verdict does not need it.
     """
 
     level: str
     text: str
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,12 @@ class StepChoice:
         configured_error: relative error there, None if a loss was not finite.
         felt: whether the configured step moves every parameter that it is added to.
         reason: the choice explained.
+        samples: coordinates or directions behind the two errors.
+        plain_error: relative error at ``step_size`` of a plain difference of two losses, as an evaluator without
+            propagation has it; None where such differences are what is used.
+        as_good: whether the configured step is as good as the recommended one: its error is at most a tenth, or twice
+            the recommended step's. A step along an estimate with relative error :math:`\\varepsilon` lowers the loss,
+            to first order, by at least :math:`1 - \\varepsilon` of what one along the gradient does.
     """
 
     evaluator: str
@@ -152,6 +160,9 @@ class StepChoice:
     configured_error: float | None
     felt: bool
     reason: str
+    samples: int = 0
+    plain_error: float | None = None
+    as_good: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,8 +193,8 @@ class GradientCheck:
 
     Attributes:
         reference: ``float64 autograd``, ``autograd``, or None where it does not exist.
-        cosine: over all coordinates looked at.
-        relative_error: over all coordinates looked at.
+        cosine: of the whole estimate, in which a parameter counts by its coordinates, not by how many were looked at.
+        relative_error: likewise.
         layers: one for each parameter with a coordinate.
         expected_cosine: for random directions what they reach on average, :math:`\\sqrt{q / (d + q + 1)}`.
     """
@@ -212,6 +223,84 @@ class LoopCosts:
     epoch_overhead: float = 0.0
     epochs: int = 1
     startup: float = 0.0
+
+
+@dataclass(frozen=True)
+class QueryCheck:
+    """What a query of a black box is like.
+
+    Attributes:
+        queries: made by the examination.
+        max_queries: it might have made.
+        seconds: median of a query.
+        fastest: of all queries but the first.
+        slowest: likewise.
+        first: seconds of the first query, which may load or compile what the others find ready.
+        repeats: queries at the same point behind the noise.
+        noise_uncertainty: relative standard deviation of the noise that was found, :math:`1/\\sqrt{2(n-1)}`.
+        rounding: standard deviation of the noise between points that are close together, in units of the loss; None
+            where queries at the same point differ already.
+        drawn: global random number generators that queries draw from: ``numpy``, ``python``, ``torch``.
+        reseeded: whether seeding them before each query makes the answers repeat; None where they repeat anyway.
+        drift: by how much the loss at the parameters as they are had changed after all other queries, where it should
+            not have; None where it is noisy anyway.
+        sendable: whether the function can be sent to other processes; why not, if it cannot.
+        failures: queries that raised an error, in words.
+    """
+
+    queries: int
+    max_queries: int
+    seconds: float
+    fastest: float
+    slowest: float
+    first: float
+    repeats: int
+    noise_uncertainty: float
+    rounding: float | None
+    drawn: tuple[str, ...]
+    reseeded: bool | None
+    drift: float | None
+    sendable: str
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MethodCost:
+    """What a way to choose directions takes and gives.
+
+    Attributes:
+        method: ``cge`` or ``rge``.
+        directions: of a step.
+        queries: of a step.
+        steps: that the queries of the run allow.
+        cosine: to the gradient, as far as the number of directions decides it: 1 for all coordinates, on average
+            :math:`\\sqrt{q / (d + q + 1)}` for random ones.
+    """
+
+    method: str
+    directions: int
+    queries: int
+    steps: int
+    cosine: float
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run of so many steps takes.
+
+    Attributes:
+        steps: of the run.
+        queries: of all steps.
+        seconds: of all queries, on as many workers as the estimator has.
+        price: of all queries; None without a price per query.
+        methods: what coordinates and random directions make of as many queries.
+    """
+
+    steps: int
+    queries: int
+    seconds: float
+    price: float | None = None
+    methods: tuple[MethodCost, ...] = ()
 
 
 @dataclass(frozen=True)

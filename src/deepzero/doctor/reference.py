@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from deepzero.objective import NetworkObjective, Objective, as_complex, as_number, device_of
+from deepzero.objective import NetworkObjective, Objective, as_complex, as_number, device_of, parameters_of
 from deepzero.placement import Attributes
 
 SAME_LOSS = 1e-3
@@ -50,9 +50,9 @@ def exact_gradients(objective: Objective, batch: tuple[Any, ...], *, seed: int, 
 def _differentiate(
     objective: NetworkObjective, batch: tuple[Any, ...], dtype: torch.dtype | None, seed: int
 ) -> tuple[float, dict[str, Tensor]]:
-    _, draws = objective.base(objective.parameters(), batch, seed=seed)
+    _, draws = objective.base(parameters_of(objective), batch, seed=seed)
     places = objective.places()
-    parameters = {n: p.clone().requires_grad_() for n, p in _cast(objective.parameters(), dtype).items()}
+    parameters = {n: p.clone().requires_grad_() for n, p in _cast(parameters_of(objective), dtype).items()}
     fixed = {n: p.detach() for n, (p, _) in places.parameters.items() if n not in parameters}
     buffers = {n: b.detach().clone() for n, (b, _) in places.buffers.items()}
     before = Attributes.of(places.modules)

@@ -2,53 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from deepzero.doctor.duration import duration
 from deepzero.doctor.records import (
     Determinism,
-    Finding,
     Forecast,
     GradientCheck,
     LayerCheck,
     Operations,
+    QueryCheck,
+    RunCost,
     StepChoice,
     Sweep,
 )
+
+if TYPE_CHECKING:
+    from deepzero.doctor.diagnosis import Diagnosis
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "good": "green"}
 SHOWN = 8
 """Rows of a table of layers; the most notable ones."""
 
 
-def render(
-    determinism: Determinism,
-    operations: Operations | None,
-    plan: Sequence[str],
-    sweep: Sweep | None,
-    step: StepChoice | None,
-    gradients: GradientCheck | None,
-    forecast: Forecast | None,
-    findings: Sequence[Finding],
-) -> Iterator[RenderableType]:
-    """One block after another; advice comes last, where a terminal shows it."""
-    yield _lines("Objective", _objective(determinism))
-    if operations is not None:
-        yield _lines("Operations", _operations(operations))
-    if plan:
-        yield _lines("Plan", iter(plan))
-    if sweep is not None:
-        yield _sweep(sweep)
-        yield _lines("Step size", _step(step))
-    if gradients is not None:
-        yield _gradients(gradients)
-    if forecast is not None:
-        yield _lines("Forecast", _forecast(forecast))
+def render(found: Diagnosis) -> Iterator[RenderableType]:
+    """The verdict, then one block after another; advice comes last, where a terminal shows it."""
+    style = STYLES["error" if not found.healthy else "warning" if found.verdict.startswith("fit, but") else "good"]
+    yield Text.assemble(("verdict: ", "bold"), (found.verdict, style))
+    yield _lines("Objective", _objective(found.determinism, found.queries))
+    if found.queries is not None:
+        yield _lines("Queries", _queries(found.queries))
+    if found.operations is not None:
+        yield _lines("Operations", _operations(found.operations))
+    if found.plan:
+        yield _lines("Plan", iter(found.plan))
+    if found.sweep is not None:
+        yield _sweep(found.sweep)
+        yield _lines("Step size", _step(found.step))
+    if found.gradients is not None:
+        yield _gradients(found.gradients)
+    if found.forecast is not None:
+        yield _lines("Forecast", _forecast(found.forecast, found.run))
     yield Text("Advice", style="bold")
-    for finding in findings:
+    for finding in found.findings:
         yield Text.assemble("  ", (f"{finding.level}: ", STYLES[finding.level]), finding.text)
 
 
@@ -56,14 +57,29 @@ def _lines(title: str, lines: Iterator[str]) -> Text:
     return Text.assemble((title, "bold"), *(f"\n  {line}" for line in lines))
 
 
-def _objective(found: Determinism) -> Iterator[str]:
+def _objective(found: Determinism, queries: QueryCheck | None) -> Iterator[str]:
     mode = f", {found.mode} mode" if found.mode else ""
     yield f"loss {'not finite' if found.loss is None else f'{found.loss:.6g}'}{mode}"
+    same = "with the same seed" if queries is None else "at the same parameters"
+    if found.repeatable:
+        yield f"deterministic: evaluations {same} agree bitwise"
+    else:
+        spread = (
+            "" if queries is None else f" (give or take {queries.noise_uncertainty:.0%}, {queries.repeats} queries)"
+        )
+        yield f"NOT deterministic: evaluations {same} scatter by {found.noise:.1e}{spread}"
+
+
+def _queries(found: QueryCheck) -> Iterator[str]:
+    yield f"{found.queries} were made, of {found.max_queries} allowed"
     yield (
-        "deterministic: evaluations with the same seed agree bitwise"
-        if found.repeatable
-        else (f"NOT deterministic: evaluations with the same seed scatter by {found.noise:.1e}")
+        f"{duration(found.seconds)} each (median; {duration(found.fastest)} to {duration(found.slowest)}, the first "
+        f"{duration(found.first)})"
     )
+    if found.rounding is not None:
+        yield f"noise between points close together: {found.rounding:.1e}"
+    if found.failures:
+        yield f"failed: {len(found.failures)}"
 
 
 def _operations(found: Operations) -> Iterator[str]:
@@ -98,7 +114,12 @@ def _step(choice: StepChoice | None) -> Iterator[str]:
         yield "none can be recommended (see advice)"
         return
     yield f"recommended: {choice.step_size:.1e} ({choice.evaluator}, {choice.stencil}): {choice.reason}"
-    yield f"configured: {choice.configured:.1e}, relative error {_number(choice.configured_error)}"
+    yield f"there: relative error {_number(choice.error)} ({choice.samples} directions)" + (
+        "" if choice.plain_error is None else f"; by plain differences {_number(choice.plain_error)}"
+    )
+    yield f"configured: {choice.configured:.1e}, relative error {_number(choice.configured_error)}: " + (
+        "good enough" if choice.as_good else "worse"
+    )
 
 
 def _gradients(found: GradientCheck) -> Table:
@@ -121,22 +142,29 @@ def _concern(layer: LayerCheck) -> float:
     return -(layer.relative_error if layer.relative_error is not None else layer.zeros)
 
 
-def _forecast(found: Forecast) -> Iterator[str]:
+def _forecast(found: Forecast, run: RunCost | None) -> Iterator[str]:
     how = {
         "timed": "mean of whole estimates",
         "cost table": "added up from the measured cost table",
         "one query": "queries times one query",
     }[found.method]
     yield f"{found.queries:,} queries and {duration(found.seconds_per_step)} a step ({how})"
+    if run is not None:
+        price = "" if run.price is None else f", price {run.price:,.2f}"
+        yield f"{run.steps:,} steps: {run.queries:,} queries, {duration(run.seconds)}{price}"
+        for way in run.methods:
+            yield (
+                f"{way.method} with {way.directions:,} directions: {way.queries:,} queries a step, {way.steps:,} steps "
+                f"for as many, cosine {way.cosine:.2f}"
+            )
     if found.seconds_per_epoch is not None and found.loop is not None:
         loop = found.loop
         whole = loop.startup + loop.epochs * found.seconds_per_epoch
         yield f"{duration(found.seconds_per_epoch)} an epoch of {loop.steps_per_epoch} steps"
-        yield f"{duration(whole)} for {loop.epochs} epochs and the scores before them ({duration(loop.startup)})"
-        yield (
-            f"beside the estimates: {duration(loop.step_overhead)} a step (batch, optimizer), "
-            f"{duration(loop.epoch_overhead)} an epoch (validation)"
-        )
+        scores = f" and the scores before them ({duration(loop.startup)})" if loop.startup else ""
+        yield f"{duration(whole)} for {loop.epochs} epochs{scores}"
+        validation = f", {duration(loop.epoch_overhead)} an epoch (validation)" if loop.epoch_overhead else ""
+        yield f"beside the estimates: {duration(loop.step_overhead)} a step{validation}"
     if found.memory is not None and found.memory_budget is not None:
         used, allowed = (f"{size / 2**20:,.0f} MiB" for size in (found.memory, found.memory_budget))
         yield f"memory beyond model and batch: {used} of {allowed} allowed"
@@ -149,18 +177,3 @@ def _forecast(found: Forecast) -> Iterator[str]:
 
 def _number(value: float | None, form: str = ".1e") -> str:
     return "-" if value is None else format(value, form)
-
-
-def duration(seconds: float) -> str:
-    """A time in a unit that suits it.
-
-    Example:
-        >>> duration(0.0123), duration(75), duration(7500), duration(400_000)
-        ('12.3 ms', '75.0 s', '2.1 h', '4.6 days')
-    """
-    if seconds < 1:
-        return f"{seconds * 1e3:.1f} ms"
-    for limit, unit, name in ((600, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds / 86_400:.1f} days"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deepzero.coordinates import Coordinates, StepContext
 from deepzero.estimator import Estimator
+from deepzero.objective import parameters_of
 from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPerturbations, RandomProbes
 from deepzero.randomness import derive_seed
 
@@ -18,7 +19,7 @@ def sample(zo: Estimator, perturbations: Perturbations, count: int, context: Ste
     """At most ``count`` of the directions of a step; coordinates are spread evenly over the parameters."""
     if isinstance(perturbations, CoordinatePerturbations):
         chosen = spread(perturbations.coordinates, count, zo.seed)
-        return CoordinatePerturbations(chosen, zo.objective.parameters(), perturbations.scales)
+        return CoordinatePerturbations(chosen, parameters_of(zo.objective), perturbations.scales)
     if isinstance(perturbations, RandomPerturbations) and isinstance(zo.probes, RandomProbes):
         return replace(zo.probes, queries=min(count, len(perturbations))).draw(context)
     return perturbations

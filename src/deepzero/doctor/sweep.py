@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from deepzero.doctor.records import Curve, Point, StepChoice, Sweep
 from deepzero.doctor.reference import agreed_slopes
 from deepzero.errors import InvalidInputError
 from deepzero.evaluators import Evaluator
-from deepzero.objective import Objective
+from deepzero.objective import Objective, parameters_of
 from deepzero.probes import Perturbations
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
 
+PLAIN = "sequential"
+"""The name of plain differences of two losses."""
 STEPS = tuple(10 ** (k / 2) for k in range(-14, -1))
 """Half-decades from 1e-7 to 1e-1."""
 AGREES = 0.1
@@ -26,6 +29,9 @@ ACCURATE = 1e-3
 """Relative error below which nothing is gained: batches differ by far more."""
 USELESS = 0.5
 """Relative error from which on an estimate is noise."""
+AS_GOOD = 0.1
+"""Relative error up to which a step is as good as any: a step along the estimate lowers the loss, to first order, by at
+least 90 % of what one along the gradient does."""
 BLIND = 0.25
 """Part of the slopes that are 0 at a step but not at the largest, from which on the step does not see the function."""
 
@@ -65,9 +71,28 @@ def run_sweep(
         seed: of the objective's own draws.
         exact: a name and exact slopes ``[K]``, if there are any.
     """
+    slopes, felt = measured_slopes(evaluators, objective, batch, perturbations, steps=steps, stencil=stencil, seed=seed)
+    return compared(slopes, list(steps), exact, felt)
+
+
+Slopes = dict[tuple[str, str], Tensor]
+"""Slopes ``[S, K]`` of ``K`` directions at ``S`` steps, by evaluator and stencil; NaN where a step vanishes."""
+
+
+def measured_slopes(
+    evaluators: Mapping[str, Evaluator],
+    objective: Objective,
+    batch: tuple[Any, ...],
+    perturbations: Perturbations,
+    *,
+    steps: Sequence[float],
+    stencil: Stencil,
+    seed: int,
+) -> tuple[Slopes, dict[str, list[float]]]:
+    """The slopes of a sweep, and by evaluator the steps that do not vanish."""
     stencils = tuple({s.name: s for s in (FORWARD, CENTRAL, stencil)}.values())
     nodes = sorted({node for s in stencils for node in s.nodes})
-    slopes: dict[tuple[str, str], Tensor] = {}
+    slopes: Slopes = {}
     felt: dict[str, list[float]] = {}
     for name, evaluator in evaluators.items():
         kept = list(steps) if name == "propagation" else _felt(objective, perturbations, steps, nodes)
@@ -81,14 +106,14 @@ def run_sweep(
             nothing = torch.full((len(perturbations),), math.nan, dtype=torch.float64)
             slopes[name, s.name] = torch.stack([found.get(step, nothing) for step in steps])
         felt[name] = kept
-    return _compared(slopes, list(steps), exact, felt)
+    return slopes, felt
 
 
 def _felt(
     objective: Objective, perturbations: Perturbations, steps: Sequence[float], nodes: Sequence[float]
 ) -> list[float]:
     """The steps that do not vanish when they are added to the parameters."""
-    parameters, kept = objective.parameters(), []
+    parameters, kept = parameters_of(objective), []
     for step in steps:
         with suppress(InvalidInputError):
             perturbations.taken(parameters, [node * step for node in nodes])
@@ -96,12 +121,13 @@ def _felt(
     return kept
 
 
-def _compared(
-    slopes: dict[tuple[str, str], Tensor],
+def compared(
+    slopes: Slopes,
     steps: list[float],
     exact: tuple[str, Tensor] | None,
     felt: Mapping[str, Sequence[float]],
 ) -> tuple[Sweep, Tensor]:
+    """The errors of a sweep's slopes against exact ones, or those on which neighbouring steps agree."""
     first = next(iter(slopes))[0]
     disagrees = False
     if exact is not None:
@@ -175,7 +201,8 @@ def choose_step(sweep: Sweep, evaluator: str, stencil: str, configured: float) -
     middle = (low + high + 1) // 2
     asked = next((p for p in points if p.step_size == configured), None)
     start, stop = points[low].step_size, points[high].step_size
-    return StepChoice(
+    plain = next((c for c in sweep.curves if (c.evaluator, c.stencil) == (PLAIN, stencil)), None)
+    choice = StepChoice(
         evaluator=evaluator,
         stencil=stencil,
         step_size=points[middle].step_size,
@@ -187,4 +214,13 @@ def choose_step(sweep: Sweep, evaluator: str, stencil: str, configured: float) -
         felt=asked is None or asked.felt,
         reason=f"from {start:.1e} to {stop:.1e} the error stays below {limit:.1e}; the middle is safe on both "
         "sides, from noise below and from curvature above",
+        plain_error=None if plain is None or evaluator == PLAIN else plain.points[middle].error,
     )
+    return judged(choice, errors[middle], asked.error if asked else None, sweep.samples)
+
+
+def judged(choice: StepChoice, error: float, configured_error: float | None, samples: int) -> StepChoice:
+    """The choice with what was measured at both steps, and whether the configured one is as good."""
+    limit = max(AS_GOOD, 2 * error)
+    good = choice.felt and configured_error is not None and configured_error <= limit
+    return replace(choice, error=error, configured_error=configured_error, samples=samples, as_good=good)

@@ -8,7 +8,7 @@ from typing import Any
 from deepzero import validation
 from deepzero.doctor.records import Trial
 from deepzero.estimator import Estimate
-from deepzero.objective import Objective
+from deepzero.objective import Objective, parameters_of
 
 
 def try_step(
@@ -16,6 +16,6 @@ def try_step(
 ) -> Trial:
     """One plain gradient step on the same batch, on a copy of the parameters."""
     validation.positive("learning_rate", learning_rate, hint="0.1")
-    moved = {name: p - learning_rate * estimate.gradients[name] for name, p in objective.parameters().items()}
+    moved = {name: p - learning_rate * estimate.gradients[name] for name, p in parameters_of(objective).items()}
     after = float(objective.evaluate(moved, batch, seed=seed).loss)
     return Trial(learning_rate, float(estimate.loss), after if math.isfinite(after) else None)

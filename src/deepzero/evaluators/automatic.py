@@ -17,7 +17,7 @@ from deepzero.evaluators.sequential import SequentialEvaluator
 from deepzero.graph.library import shape_key
 from deepzero.graph.program import Program
 from deepzero.graph.verify import Check
-from deepzero.objective import NetworkObjective, Objective, asks_black_boxes
+from deepzero.objective import NetworkObjective, Objective, asks_black_boxes, parameters_of
 from deepzero.probes import CoordinatePerturbations, Perturbations
 
 PROPAGATION = "propagation: differences are carried through the exported graph"
@@ -113,7 +113,7 @@ class AutomaticEvaluator(DivisibleEvaluator):
     def _rungs(self, objective: NetworkObjective, perturbations: Perturbations) -> tuple[str, ...]:
         if isinstance(perturbations, CoordinatePerturbations):
             return PROPAGATION, BATCHED, SEQUENTIAL
-        half = any(p.dtype.itemsize <= HALF_TYPES for p in objective.parameters().values())
+        half = any(p.dtype.itemsize <= HALF_TYPES for p in parameters_of(objective).values())
         priced = asks_black_boxes(objective)  # vmap asks for its base as often as for a chunk
         return (PROPAGATION, BATCHED, SEQUENTIAL) if half or priced else (BATCHED, PROPAGATION, SEQUENTIAL)
 

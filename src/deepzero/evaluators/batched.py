@@ -21,6 +21,7 @@ from deepzero.objective import (
     device_of,
     keywords,
     one_number,
+    parameters_of,
 )
 from deepzero.operator import perturbed_query
 from deepzero.placement import Attributes
@@ -66,7 +67,7 @@ class BatchedEvaluator(DivisibleEvaluator):
             raise InvalidInputError(
                 "BatchedEvaluator evaluates an nn.Module; use evaluator=dz.SequentialEvaluator() here"
             )
-        parameters = objective.parameters()
+        parameters = parameters_of(objective)
         steps = perturbations.taken(parameters, offsets)
         base, draws = objective.base(parameters, batch, seed=seed)
         require_finite_base(base.loss)

@@ -19,7 +19,7 @@ from deepzero.evaluators.journal import QueryJournal
 from deepzero.evaluators.policy import QueryPolicy, RateLimit
 from deepzero.evaluators.problem import problem_of
 from deepzero.evaluators.queries import BASE, Query, step_identity, step_queries
-from deepzero.objective import BlackBox, Objective
+from deepzero.objective import BlackBox, Objective, parameters_of
 from deepzero.probes import Perturbations
 
 Progress = Callable[[int, int], None]
@@ -72,6 +72,10 @@ class ExecutorEvaluator:
         self._rate = RateLimit(self.policy.per_second)
         self._clock = Clock()
 
+    def workers(self) -> int | None:
+        """Queries that run at the same time; None where the executor does not say."""
+        return self._pool.workers()
+
     def measure(
         self,
         objective: Objective,
@@ -94,7 +98,7 @@ class ExecutorEvaluator:
             )
         if self.journal is not None:
             self.journal.answers_for(problem_of(objective))
-        steps = perturbations.taken(objective.parameters(), offsets)
+        steps = perturbations.taken(parameters_of(objective), offsets)
         queries = step_queries(perturbations, offsets, self._identity(objective, batch, seed))
         answers = self._known(queries)
         unanswered = [query for query in queries if query.place not in answers]
@@ -107,7 +111,7 @@ class ExecutorEvaluator:
 
     def _identity(self, objective: BlackBox, batch: tuple[Any, ...], seed: int) -> bytes | None:
         try:
-            return step_identity(objective.parameters(), batch, seed)
+            return step_identity(parameters_of(objective), batch, seed)
         except InvalidInputError:
             if self.journal is not None:
                 raise
@@ -147,7 +151,7 @@ class ExecutorEvaluator:
             return f"{perturbations.describe(k)} moved by {offsets[row]:g}"
 
         function = objective.function()
-        payload = Payload.pack(function, objective.parameters(), batch)
+        payload = Payload.pack(function, parameters_of(objective), batch)
         stacks = cut(queries, function.batched or 1, answers)
         Step(
             self._pool,

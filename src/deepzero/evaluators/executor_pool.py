@@ -12,6 +12,7 @@ from deepzero.errors import InvalidInputError, QueryError
 from deepzero.evaluators.executor_worker import Failure, Message, answer
 
 ExecutorSource = Executor | Callable[[], Executor]
+"""A `concurrent.futures` executor, or a function that makes one."""
 Reply = list[Any] | Failure | None
 
 

@@ -37,7 +37,16 @@ from deepzero.graph.program import Program, compile_program, reads
 from deepzero.graph.propagate import Meter, loss_differences, propagated
 from deepzero.graph.recompute import Recomputation
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
-from deepzero.objective import Batch, Evaluation, NetworkObjective, Objective, as_complex, device_of, keywords
+from deepzero.objective import (
+    Batch,
+    Evaluation,
+    NetworkObjective,
+    Objective,
+    as_complex,
+    device_of,
+    keywords,
+    parameters_of,
+)
 from deepzero.operator import standing_in
 from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPerturbations
 from deepzero.randomness import Draws
@@ -171,7 +180,7 @@ class PropagationEvaluator(DivisibleEvaluator):
                 f"PropagationEvaluator knows coordinates and random directions, got {type(perturbations).__name__}; "
                 "use evaluator=dz.SequentialEvaluator()"
             )
-        sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in objective.parameters()}
+        sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in parameters_of(objective)}
         with self._way_out(), without_batching_advice():
             step = self._begin(objective, batch, sizes, seed)
             if isinstance(perturbations, CoordinatePerturbations):
@@ -192,7 +201,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         self, objective: NetworkObjective, batch: tuple[Any, ...], sizes: Mapping[str, float], seed: int
     ) -> _Step:
         """The base query, and a program whose loss is that of the live one."""
-        parameters = objective.parameters()
+        parameters = parameters_of(objective)
         with one_thread():
             base, draws = objective.base(parameters, batch, seed=seed)
             require_finite_base(base.loss)
@@ -283,9 +292,9 @@ class PropagationEvaluator(DivisibleEvaluator):
         if share < 1:
             sample = first_samples(batch, share)
             if sample is not batch:
-                _, draws = objective.base(objective.parameters(), sample, seed=seed)
+                _, draws = objective.base(parameters_of(objective), sample, seed=seed)
                 graph = capture(objective, sample, draws)
-                program = compile_program(graph, objective.parameters(), strict=self.strict)
+                program = compile_program(graph, parameters_of(objective), strict=self.strict)
 
         def refused(name: str, error: Exception) -> None:
             if self.strict:
@@ -305,7 +314,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         perturbations: CoordinatePerturbations,
         offsets: Sequence[float],
     ) -> Preparation:
-        program, values, parameters = step.entry.program, step.values, objective.parameters()
+        program, values, parameters = step.entry.program, step.values, parameters_of(objective)
         foot = self._footprint(step.entry, values, offsets[0])
         device = device_of(parameters)
         sizes, workers = self._plan(foot, device)
@@ -354,7 +363,7 @@ class PropagationEvaluator(DivisibleEvaluator):
             cone = cones[name]
             again = Recomputation(graph, cone.sources, values, step.draws, wide=step.wide)
             base = again.loss({node: native(values[node]) for node in cone.sources})
-            own = {name: cast(objective.parameters()[name], dtype)}
+            own = {name: cast(parameters_of(objective)[name], dtype)}
             found[name] = _Queries(again, base, own, cone.sources, objective.places().parameters[name][0])
         return found
 
@@ -365,7 +374,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         cone = step.entry.program.joint()
         if cone.reason:
             raise GraphError(cone.reason)
-        values, device = step.values, device_of(objective.parameters())
+        values, device = step.values, device_of(parameters_of(objective))
         output, places = step.entry.program.graph.output, objective.places()
 
         def differences(start: int, stop: int, offset: float, meter: Meter | None = None) -> Tensor:
@@ -441,12 +450,12 @@ class PropagationEvaluator(DivisibleEvaluator):
         return self.entry(objective, batch).check
 
     def _sizes(self, objective: NetworkObjective) -> dict[str, float]:
-        return FromDtype().of(objective.parameters())
+        return FromDtype().of(parameters_of(objective))
 
     def base_values(self, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], seed: int) -> Values:
         """The graph's base forward of a step."""
         with one_thread():
-            _, draws = objective.base(objective.parameters(), batch, seed=seed)
+            _, draws = objective.base(parameters_of(objective), batch, seed=seed)
             values = self._run(program, objective, batch, draws)
         require_finite_base(base_loss(program, values))
         return values
@@ -467,7 +476,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         step = self._begin(objective, batch, self._sizes(objective), seed=0)
         entry, program, values = step.entry, step.entry.program, step.values
         base = timed(lambda: self.base_values(program, objective, batch, seed=0), repeats)
-        parameters = objective.parameters()
+        parameters = parameters_of(objective)
         foot = self._footprint(entry, values, offset)
         device = device_of(parameters)
         sizes, workers = self._plan(foot, device)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
-from deepzero.objective import Objective, first_query
+from deepzero.objective import Objective, first_query, parameters_of
 from deepzero.probes import Perturbations
 
 
@@ -27,7 +27,7 @@ class SequentialEvaluator(DivisibleEvaluator):
         seed: int,
     ) -> Preparation:
         """The base query; every other query is a job."""
-        parameters = objective.parameters()
+        parameters = parameters_of(objective)
         steps = perturbations.taken(parameters, offsets)
         base, query = first_query(objective, parameters, batch, seed)
         require_finite_base(base.loss)

@@ -42,6 +42,7 @@ _ALL = (
 """To add an experiment: write it in a file of its own, and name it here."""
 
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}
+"""The paper's tables and figures, and our own comparisons, by name."""
 
 
 def names() -> list[str]:

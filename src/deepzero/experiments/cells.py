@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from deepzero import data
 from deepzero.experiments.forecast import training_seconds
 from deepzero.tasks import classification
+from deepzero.tasks.classification import RATIOS
 from deepzero.tasks.config import ClassificationConfig
 from deepzero.tasks.parts import load_images
-from deepzero.tasks.shared_run import RATIOS
 from deepzero.training.metrics import read_metrics
 from deepzero.training.stop import StopRequest
 
@@ -43,7 +43,7 @@ class Place:
     def images(self, config: ClassificationConfig) -> data.Splits:
         """The images of a run, which are read once: the cells of an experiment share a few sets."""
         wanted = config.data
-        key = (wanted.name, wanted.validation, wanted.image_size, wanted.limit)
+        key = (wanted.name, wanted.path, wanted.target, wanted.test, wanted.validation, wanted.image_size, wanted.limit)
         if key not in self._images:
             self._images[key] = load_images(config, self.data_dir)
         return self._images[key]

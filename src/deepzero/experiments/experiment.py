@@ -13,6 +13,7 @@ from deepzero.report import Figure, Picture, Table
 from deepzero.tasks.config import DataConfig
 
 SCALES = ("smoke", "small", "paper")
+"""How large an experiment is run, from minutes to weeks."""
 
 
 @dataclass(frozen=True, kw_only=True)

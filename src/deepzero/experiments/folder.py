@@ -72,7 +72,7 @@ class ReproductionFolder:
             RunFolderError: it was run with other settings, or cannot be read.
         """
         record = json_object(self._result(cell), advice="delete it to run the cell again")
-        if record.get("settings") != _stored_settings(cell):
+        if _given(record.get("settings")) != _stored_settings(cell):
             raise RunFolderError(
                 f"{self._result(cell)} was run with other settings, by another version of deepzero or on another "
                 "machine; choose another --out, or delete the file to run the cell again"
@@ -96,8 +96,9 @@ class ReproductionFolder:
         """Take the finished cells that a document holds with the same settings, as they are there; how many."""
         taken = 0
         for cell in cells:
-            wanted = {"labels": dict(cell.labels), "settings": _stored_settings(cell)}
-            record = next((r for r in document.cells if wanted.items() <= r.items()), None)
+            labels, settings = dict(cell.labels), _stored_settings(cell)
+            same = (r for r in document.cells if r.get("labels") == labels and _given(r.get("settings")) == settings)
+            record = next(same, None)
             if record is not None and not self.has(cell):
                 self._write(cell, record)
                 taken += 1
@@ -135,5 +136,12 @@ def _is_free(path: Path) -> bool:
 
 
 def _stored_settings(cell: Cell) -> Any:
-    """The settings of a cell as they come back from a file."""
-    return json.loads(to_json(cell.work.settings()))
+    """The settings of a cell as they come back from a file, as far as they are given."""
+    return _given(json.loads(to_json(cell.work.settings())))
+
+
+def _given(settings: Any) -> Any:
+    """Settings without those that are None: an option that came later is not in older records."""
+    if isinstance(settings, dict):
+        return {name: _given(value) for name, value in settings.items() if value is not None}
+    return settings

@@ -12,6 +12,7 @@ from deepzero.coordinates import StepContext
 from deepzero.doctor.forecast import forecast, mean_seconds
 from deepzero.estimator import Estimator
 from deepzero.evaluators.costs import timed
+from deepzero.objective import parameters_of
 from deepzero.tasks.config import ClassificationConfig
 from deepzero.tasks.gradients import gradient_source
 from deepzero.tasks.parts import make_model, training_batches
@@ -52,5 +53,5 @@ def training_seconds(config: ClassificationConfig, splits: data.Splits, place: s
 
 def _estimate_seconds(zo: Estimator, batch: tuple[Tensor, Tensor]) -> float:
     perturbations = zo.probes.draw(StepContext(0, 0, zo.objective, batch))
-    query = timed(lambda: zo.objective.evaluate(zo.objective.parameters(), batch, seed=0), repeats=1)
+    query = timed(lambda: zo.objective.evaluate(parameters_of(zo.objective), batch, seed=0), repeats=1)
     return forecast(zo, batch, perturbations, query_seconds=query)[0].seconds_per_step

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from deepzero.announce import announced
 from deepzero.errors import GraphError
 from deepzero.graph import decompositions
-from deepzero.objective import NetworkObjective, device_of, keywords
+from deepzero.objective import NetworkObjective, device_of, keywords, parameters_of
 from deepzero.placement import CRITERION, Attributes, Places
 from deepzero.randomness import Draws, is_random
 
@@ -169,7 +169,7 @@ def capture(objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws | 
     module = _Program(objective)
     places = objective.places()
     before = Attributes.of([*places.modules, *_stateful(objective)])
-    device = device_of(objective.parameters())
+    device = device_of(parameters_of(objective))
     try:
         with (
             announced("exporting the program to a graph"),

@@ -36,7 +36,7 @@ def graph_inputs(
         graph: whose inputs.
         objective: holds parameters and buffers.
         batch: arguments of the program.
-        parameters: in place of the live ones, as ``objective.parameters()`` gives them.
+        parameters: in place of the live ones, as ``parameters_of(objective)`` gives them.
         dtype: floats are converted to it if given (complex values accordingly).
     """
     places = objective.places()

@@ -16,7 +16,7 @@ from deepzero.graph.capture import capture
 from deepzero.graph.fingerprint import Picture, changes, picture
 from deepzero.graph.program import Program, compile_program
 from deepzero.graph.verify import Check
-from deepzero.objective import NetworkObjective, State, keywords
+from deepzero.objective import NetworkObjective, State, keywords, parameters_of
 from deepzero.randomness import Draws
 
 KEPT = 8
@@ -103,7 +103,7 @@ class Library:
         graph = capture(objective, batch, draws)
         if graph.digest() == stale.digest:
             return stale, False
-        entry = Entry(compile_program(graph, objective.parameters(), strict=strict), graph.digest())
+        entry = Entry(compile_program(graph, parameters_of(objective), strict=strict), graph.digest())
         self._keep((shapes, self._key(seen)), entry)
         self._last = shapes, seen, entry
         return entry, True
@@ -148,7 +148,7 @@ class Library:
                     self.inert.add(where)
             self._last = shapes, seen, last[2]
             return last[2], False
-        entry = Entry(compile_program(graph, objective.parameters(), strict=strict), digest)
+        entry = Entry(compile_program(graph, parameters_of(objective), strict=strict), digest)
         self._last = shapes, seen, entry
         return entry, True
 
@@ -175,4 +175,4 @@ def shape_key(batch: tuple[Any, ...]) -> Hashable:
 
 def rounding_of(objective: NetworkObjective) -> float:
     """Rounding unit of the coarsest dtype among the parameters."""
-    return max(float(torch.finfo(p.dtype).eps) for p in objective.parameters().values())
+    return max(float(torch.finfo(p.dtype).eps) for p in parameters_of(objective).values())

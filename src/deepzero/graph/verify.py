@@ -22,7 +22,7 @@ from deepzero.graph.forward import Values, graph_inputs, held_bytes, run
 from deepzero.graph.program import Cone, Program, compile_program, reads
 from deepzero.graph.propagate import loss_differences
 from deepzero.graph.recompute import Recomputation
-from deepzero.objective import NetworkObjective, Parameters, as_real, displaced
+from deepzero.objective import NetworkObjective, Parameters, as_real, displaced, parameters_of
 from deepzero.operator import standing_in
 from deepzero.randomness import Draws, derive_seed
 from deepzero.step_sizes import size_of
@@ -68,7 +68,7 @@ class Check:
 
 def tolerance_of(objective: NetworkObjective) -> float:
     """How far graph and program may be apart, relative to the loss: rounding in the coarsest dtype, many times."""
-    coarsest = max(float(torch.finfo(p.dtype).eps) for p in objective.parameters().values())
+    coarsest = max(float(torch.finfo(p.dtype).eps) for p in parameters_of(objective).values())
     return 1000 * coarsest if coarsest < 1e-4 else 0.2
 
 
@@ -90,7 +90,7 @@ def compare_with_program(
     Raises:
         GraphError: they are not the same function.
     """
-    parameters = objective.parameters()
+    parameters = parameters_of(objective)
     worst, accepted = 0.0, tolerance_of(objective)
     for trial in range(3 if near else 1):
         moved = displaced(parameters, derive_seed(seed, "verify", trial), NEAR) if trial else dict(parameters)
@@ -146,7 +146,7 @@ def verify(
     Raises:
         VerificationError: a rule is wrong.
     """
-    wide = compile_program(program.graph.widened, objective.parameters(), strict=False)
+    wide = compile_program(program.graph.widened, parameters_of(objective), strict=False)
     wanted = {node for cone in wide.cones.values() for node in reads(wide.graph, cone)}
     inputs = graph_inputs(wide.graph, objective, batch, dtype=torch.float64)
     values = run(wide.graph, inputs, keep=wide.kept | wanted, draws=draws, wide=True)
@@ -155,7 +155,7 @@ def verify(
     floor = 30 * _noise(wide, inputs, draws)
     count, worst, silent = 0, 0.0, []
     for name, cone in wide.cones.items():
-        if program.cones[name].reason or not objective.parameters()[name].numel():
+        if program.cones[name].reason or not parameters_of(objective)[name].numel():
             continue
         try:
             seed_of = derive_seed(seed, "verify", name)

@@ -24,7 +24,7 @@ from deepzero.opaque.directions import COORDINATES, ORTHOGONAL, RANDOM
 from deepzero.opaque.locality import Colouring, Locality, PerChannel
 from deepzero.opaque.parameters import Call, Contracted, EveryCoordinate, by_channel, by_estimator
 from deepzero.opaque.products import Differences, Point, along_colours, along_coordinates, along_random
-from deepzero.opaque.rows import Ledger, RowFunction, Rows
+from deepzero.opaque.rows import Ledger, RowFunction, Rows, flat_rows
 from deepzero.opaque.surrogate import Learned, pulled_back
 from deepzero.opaque.tangents import pushed_forward, unpacked
 from deepzero.operator import TARGET, register
@@ -306,7 +306,7 @@ class Opaque(nn.Module):
     ) -> list[Tensor | None]:
         moving = [k for k, asked in enumerate(wanted) if asked]
         parts = Parts([inputs[k] for k in moving])
-        point = Point(parts.flat, output.flatten(1), cotangent.flatten(1))
+        point = Point(parts.flat, flat_rows(output), flat_rows(cotangent))
         told = point.cotangent.any(1) | ~point.cotangent.isfinite().all(1)  # a row that nobody asks about costs nothing
         if not bool(told.all()) and not self.coupled:
             found = torch.zeros_like(point.inputs)
@@ -340,7 +340,7 @@ class Opaque(nn.Module):
             return [next(moved) if k in moving else v.repeat_interleave(copies, 0) for k, v in enumerate(others)]
 
         def ask(flat: Tensor) -> Tensor:
-            return asked.ask(placed(flat, inputs), parameters, required=False).flatten(1)
+            return flat_rows(asked.ask(placed(flat, inputs), parameters, required=False))
 
         def ask_jointly(flat: Tensor) -> Tensor:
             return torch.stack([ask(one.reshape(count, -1)).reshape(-1) for one in flat])
@@ -355,7 +355,7 @@ class Opaque(nn.Module):
         if surrogate is not None:
             shaped = point.cotangent.reshape(count, *(_states[self].shape or ()))
             wanted = [k in moving for k in range(len(inputs))]
-            guess = torch.cat([g.flatten(1) for g in pulled_back(surrogate, inputs, shaped, wanted)], dim=1)
+            guess = torch.cat([flat_rows(g) for g in pulled_back(surrogate, inputs, shaped, wanted)], dim=1)
         if self.coupled:
             point = Point(*(value.reshape(1, -1) for value in (point.inputs, point.output, point.cotangent)))
             guess = None if guess is None else guess.reshape(1, -1)
@@ -497,7 +497,7 @@ class Opaque(nn.Module):
         moved = flat.reshape(rows.shape)
         asked = [moved if k == moving[0] else v[:1].expand(PROBES, *v.shape[1:]) for k, v in enumerate(inputs)]
         found = _states[self].asked.ask(asked, parameters)
-        change, noise = (found - output[:1]).abs().flatten(1), None
+        change, noise = flat_rows((found - output[:1]).abs()), None
         for k, entry in enumerate(entries.tolist()):
             reached = colouring.seen[colouring.colours[entry]] == entry
             outside = change[k][~reached.to(change.device)]
@@ -677,10 +677,7 @@ class Parts:
     @property
     def flat(self) -> Tensor:
         """``[b, d]``."""
-        return torch.cat(
-            [value.detach().flatten(1) if value.dim() > 1 else value.detach().unsqueeze(1) for value in self.inputs],
-            dim=1,
-        )
+        return torch.cat([flat_rows(value.detach()) for value in self.inputs], dim=1)
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """``[n, d]`` in the inputs' shapes and dtypes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +34,9 @@ class Contracted:
         self._call, self._cotangent = call, cotangent.double()
         self._output, self._parameters = output.double(), {name: p.detach() for name, p in parameters.items()}
 
-    def parameters(self) -> dict[str, Tensor]:
-        """Where the product is wanted."""
-        return dict(self._parameters)
-
-    def owners(self) -> Mapping[str, Tensor]:
-        """Nobody's ``.grad`` is filled: the estimate goes on through autograd."""
-        return self._parameters
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Where the product is wanted; no ``.grad`` of these is filled: the estimate goes on through autograd."""
+        yield from self._parameters.items()
 
     def evaluate(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> Evaluation:
         """One call; the base query is answered already."""

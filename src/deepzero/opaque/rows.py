@@ -35,6 +35,11 @@ from deepzero.operator import as_called_alone
 log = logging.getLogger("deepzero")
 
 
+def flat_rows(values: Tensor) -> Tensor:
+    """``[b, n]``: the entries of each row; a row may be a single number."""
+    return values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
+
+
 @dataclass(frozen=True)
 class RowFunction:
     """A callable and how it wants to be called.
@@ -237,7 +242,7 @@ class Rows:
         """Rows to ask about, where some come from an answer that was skipped before; None for all."""
         if required or self.policy is None:
             return None
-        floats = [value.flatten(1) for value in inputs if value.is_floating_point()]
+        floats = [flat_rows(value) for value in inputs if value.is_floating_point()]
         if all(bool(value.sum().isfinite()) for value in floats):
             return None
         sound = torch.stack([value.isfinite().all(1) for value in floats]).all(0)

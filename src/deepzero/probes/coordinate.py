@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext
 from deepzero.errors import InvalidInputError
-from deepzero.objective import Parameters
+from deepzero.objective import Parameters, parameters_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class CoordinateProbes:
     def draw(self, context: StepContext) -> CoordinatePerturbations:
         """One direction for each coordinate chosen for this step."""
         chosen = self.schedule.coordinates(context)
-        return CoordinatePerturbations(chosen, context.objective.parameters(), context.scales)
+        return CoordinatePerturbations(chosen, parameters_of(context.objective), context.scales)
 
     def state(self) -> dict[str, object]:
         """The kind of probe."""

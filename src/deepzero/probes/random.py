@@ -12,7 +12,7 @@ from torch import Tensor
 from deepzero import validation
 from deepzero.coordinates import StepContext
 from deepzero.errors import InvalidInputError
-from deepzero.objective import Parameters
+from deepzero.objective import Parameters, parameters_of
 from deepzero.randomness import derive_seed
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]
@@ -28,6 +28,7 @@ def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 DISTRIBUTIONS: dict[str, Draw] = {"gaussian": _gaussian, "rademacher": _rademacher, "sphere": _gaussian}
+"""How the directions of RGE are drawn, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,7 @@ class RandomProbes:
     def draw(self, context: StepContext) -> RandomPerturbations:
         """The directions of a step."""
         seed = derive_seed(self.seed, "directions", context.step)
-        parameters = context.objective.parameters()
+        parameters = parameters_of(context.objective)
         return RandomPerturbations(self.queries, self.distribution, seed, parameters, context.scales)
 
     def state(self) -> dict[str, object]:

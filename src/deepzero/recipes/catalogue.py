@@ -44,6 +44,7 @@ _ALL = (
 )
 
 RECIPES: dict[str, Recipe[ClassificationConfig]] = {recipe.name: recipe for recipe in _ALL}
+"""The recipes of `deepzero train`, by name."""
 
 
 def find(name: str) -> Recipe[ClassificationConfig]:

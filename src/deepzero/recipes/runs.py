@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from deepzero.errors import RunFolderError
 from deepzero.recipes.catalogue import find
 from deepzero.recipes.customize import customize
-from deepzero.tasks.config import ClassificationConfig
+from deepzero.tasks.config import ClassificationConfig, from_record
 from deepzero.team import Team, launch_name
 from deepzero.training import read_record
 
@@ -20,33 +20,34 @@ DEFAULT = "digits"
 
 @dataclass(frozen=True)
 class Start:
-    """A recipe, the settings changed in it, and the folder of its run.
+    """What to run, and where.
 
     Attributes:
-        recipe: name of the recipe.
-        settings: arguments of :func:`deepzero.recipes.customize`; None stands for the recipe's own value.
+        recipe: what it is called.
+        config: all that the result depends on.
+        settings: arguments of :func:`deepzero.recipes.customize` that were given; None stands for the recipe's own.
         out: the folder of the run.
         resume: whether the run goes on.
     """
 
     recipe: str
+    config: ClassificationConfig
     settings: Mapping[str, Any]
     out: Path
     resume: bool = False
 
     @property
-    def config(self) -> ClassificationConfig:
-        """The configuration of the run."""
-        return customize(find(self.recipe).config(), **self.settings)
-
-    @property
     def notes(self) -> dict[str, Any]:
-        """What :func:`resumed` needs, for the record of the run."""
+        """What the record of the run keeps beside the configuration."""
         return {"recipe": self.recipe, "settings": dict(self.settings), "launch": launch_name()}
 
 
+Base = Callable[[], tuple[str, ClassificationConfig]]
+"""What is asked for before settings are changed: its name, and its configuration."""
+
+
 def start_of_team(
-    recipe: str | None,
+    base: Base | None,
     settings: Mapping[str, Any],
     out: Path | None,
     *,
@@ -66,50 +67,66 @@ def start_of_team(
     """
 
     def decide() -> dict[str, Any]:
-        interrupted = None if resume else _of_launch(launch_name(), out, root)
+        interrupted = None if resume else interrupted_run(out, root)
         goes_on = resume or interrupted is not None
-        start = (resumed if goes_on else started)(recipe, settings, interrupted or out, root=root)
-        return {"recipe": start.recipe, "settings": start.settings, "out": str(start.out), "resume": goes_on}
+        start = (resumed if goes_on else started)(base, settings, interrupted or out, root=root)
+        return {**asdict(start), "out": str(start.out)}
 
     decided = team.from_leader(decide)
-    return Start(**{**decided, "out": Path(decided["out"])})
+    return Start(**{**decided, "out": Path(decided["out"]), "config": from_record(decided["config"])})
 
 
-def started(recipe: str | None, settings: Mapping[str, Any], out: Path | None, *, root: Path = ROOT) -> Start:
+def started(base: Base | None, settings: Mapping[str, Any], out: Path | None, *, root: Path = ROOT) -> Start:
     """A new run, by default of digits, in ``out`` or in a folder of its own below ``root``.
 
     Raises:
         InvalidInputError: the recipe or a setting is unknown or out of its domain.
     """
-    name, given = recipe or DEFAULT, _given(settings)
-    config = customize(find(name).config(), **given)
+    name, config = base() if base is not None else named(DEFAULT)
+    given = _given(settings)
+    config = customize(config, **given)
     own = root / f"{name}-{config.estimator.method}-seed{config.seed}"
-    return Start(name, given, out if out is not None else _free(own))
+    return Start(name, config, given, out if out is not None else free(own))
 
 
-def resumed(recipe: str | None, settings: Mapping[str, Any], out: Path | None, *, root: Path = ROOT) -> Start:
+def resumed(base: Base | None, settings: Mapping[str, Any], out: Path | None, *, root: Path = ROOT) -> Start:
     """The run in ``out``, by default the latest below ``root`` that has not finished, with the settings it has.
 
     A recipe or settings that are given too must agree with the run's own, which
     :func:`deepzero.tasks.classification.train` checks.
 
     Raises:
-        RunFolderError: there is no such run.
+        RunFolderError: there is no such run, or it is of another kind.
     """
-    path = out or _latest(root, recipe)
-    record = read_record(path)
-    if "recipe" not in record:
+    name, config = (None, None) if base is None else base()
+    path = out or latest(root, name)
+    record, given = read_record(path), _given(settings)
+    if "data" not in record["config"]:
         raise RunFolderError(
-            f"the run in {path} was not started from a recipe; resume it from Python, as it was started"
+            f"the run in {path} was not started from a recipe; resume it as it was started: from Python by "
+            "fit(resume=True), or by deepzero train FILE.py, deepzero defend or deepzero correct with --resume"
         )
-    return Start(recipe or record["recipe"], {**record["settings"], **_given(settings)}, path, resume=True)
+    if config is None:
+        config = customize(from_record(record["config"]), **given)
+    else:
+        config = customize(config, **{**record.get("settings", {}), **given})
+    return Start(name or str(record.get("recipe")), config, given, path, resume=True)
+
+
+def named(recipe: str) -> tuple[str, ClassificationConfig]:
+    """A recipe of the catalogue.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    return recipe, find(recipe).config()
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _free(path: Path) -> Path:
+def free(path: Path) -> Path:
     """``path``, or the first of ``path-2``, ``path-3``, ... that does not exist."""
     candidate, number = path, 1
     while candidate.exists():
@@ -118,8 +135,9 @@ def _free(path: Path) -> Path:
     return candidate
 
 
-def _of_launch(launch: str | None, out: Path | None, root: Path) -> Path | None:
-    """The unfinished run that a launch has begun, in ``out`` or else anywhere below ``root``."""
+def interrupted_run(out: Path | None, root: Path = ROOT) -> Path | None:
+    """The unfinished run that this launch of torchrun has begun, in ``out`` or else anywhere below ``root``."""
+    launch = launch_name()
     if launch is None:
         return None
     candidates = [out] if out is not None else [record.parent for record in root.glob("*/run.json")]
@@ -127,7 +145,12 @@ def _of_launch(launch: str | None, out: Path | None, root: Path) -> Path | None:
     return next((path for path in begun if read_record(path).get("launch") == launch), None)
 
 
-def _latest(root: Path, recipe: str | None) -> Path:
+def latest(root: Path, recipe: str | None = None) -> Path:
+    """The run below ``root`` that was started last and has not finished.
+
+    Raises:
+        RunFolderError: there is none.
+    """
     runs = [record.parent for record in root.glob("*/run.json") if not (record.parent / "summary.json").exists()]
     runs = [run for run in runs if recipe is None or read_record(run).get("recipe") == recipe]
     if not runs:

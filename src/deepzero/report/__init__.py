@@ -2,8 +2,23 @@
 
 from deepzero.report.console import markdown, rich_table
 from deepzero.report.html import page
-from deepzero.report.records import Document, Figure, Picture, Series, Table
+from deepzero.report.maps import draw_map
+from deepzero.report.records import Document, Figure, HeatMap, Picture, Series, Span, Table
 from deepzero.report.runs import documents
 from deepzero.report.svg import draw
 
-__all__ = ["Document", "Figure", "Picture", "Series", "Table", "documents", "draw", "markdown", "page", "rich_table"]
+__all__ = [
+    "Document",
+    "Figure",
+    "HeatMap",
+    "Picture",
+    "Series",
+    "Span",
+    "Table",
+    "documents",
+    "draw",
+    "draw_map",
+    "markdown",
+    "page",
+    "rich_table",
+]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deepzero.report.layers import parameters
-from deepzero.report.reading import Run
-from deepzero.report.records import Document, Figure, Series, Table
+from deepzero.report.reading import Run, points
+from deepzero.report.records import Document, Figure, Table, curve
 from deepzero.report.values import MISSING, duration, flat, shown
 
 LABEL = 40
@@ -15,7 +16,7 @@ LABEL = 40
 
 WITHOUT_EFFECT = ("training.checkpoint_minutes", "training.checkpoint_steps")
 DECADE = 10
-Points = Callable[[Run, str], tuple[list[float], list[float]]]
+Points = Callable[[Run, str], list[tuple[float, float]]]
 
 
 def compare(runs: Sequence[Run]) -> Document:
@@ -71,24 +72,47 @@ def _short(key: str) -> str:
 
 
 def _results(runs: Sequence[Run], names: Sequence[str], with_folder: bool) -> Table:
-    columns = ["run", "test accuracy", "validation accuracy", "queries", "time", "parameters", "sparsity"]
+    columns = [
+        "run",
+        "test accuracy",
+        "validation accuracy",
+        "queries",
+        "time",
+        "to the end of step 1",
+        "parameters",
+        "sparsity",
+    ]
     rows = [[name, *_result(run)] for run, name in zip(runs, names, strict=True)]
     if with_folder:
         columns.append("folder")
         rows = [[*row, name] for row, name in zip(rows, folders(runs), strict=True)]
-    note = "" if all(run.summary for run in runs) else "Runs without a test accuracy have not finished."
-    return Table(title="Results", columns=columns, rows=rows, note=note)
+    return Table(title="Results", columns=columns, rows=rows, note=_note(runs))
+
+
+def _note(runs: Sequence[Run]) -> str:
+    unfinished = [] if all(run.summary for run in runs) else ["Runs without a test accuracy have not finished."]
+    same = [f"Same settings: {', '.join(group)}." for group in _same(runs)]
+    return " ".join([*unfinished, *same])
+
+
+def _same(runs: Sequence[Run]) -> list[list[str]]:
+    """Groups of runs with the same settings, by their folders."""
+    groups: dict[str, list[str]] = {}
+    for run, folder in zip(runs, folders(runs), strict=True):
+        settings = {key: value for key, value in flat(run.config).items() if key not in WITHOUT_EFFECT}
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(folder)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _result(run: Run) -> list[str]:
     summary = run.summary or {}
     last = run.records[-1] if run.records else {"queries": 0, "seconds": 0.0}
-    best = max((record["validation_accuracy"] for record in run.validations), default=None)
     return [
         _percent(summary.get("test_accuracy")),
-        _percent(summary.get("validation_accuracy", best)),
+        _percent(summary.get("validation_accuracy", run.best("accuracy"))),
         shown(last["queries"]),
         duration(last["seconds"]),
+        MISSING if run.start_up is None else duration(run.start_up),
         shown(parameters(run)),
         f"{flat(run.config).get('sparsity.sparsity') or 0:.1%}",
     ]
@@ -105,21 +129,22 @@ def _settings(runs: Sequence[Run], names: Sequence[str]) -> list[Table]:
     return [Table(title="What differs", columns=["setting", *names], rows=rows)] if rows else []
 
 
-def _overlaid(runs: Sequence[Run], names: Sequence[str], title: str, label: str, points: Points, axis: str) -> Figure:
-    curves = [(name, *points(run, axis)) for run, name in zip(runs, names, strict=True)]
-    ends = [max(x) for _, x, _ in curves if x]
+def _overlaid(runs: Sequence[Run], names: Sequence[str], title: str, label: str, found: Points, axis: str) -> Figure:
+    curves = [curve(name, found(run, axis)) for run, name in zip(runs, names, strict=True)]
+    ends = [max(series.x) for series in curves if series.x]
     return Figure(
         title=f"{title} against {axis}",
         x_label=axis,
         y_label=label,
-        series=[Series(name=name, x=x, y=y) for name, x, y in curves],
+        series=curves,
         x_log=bool(ends) and min(ends) > 0 and max(ends) > DECADE * min(ends),
+        x_from_zero=True,
     )
 
 
-def _accuracies(run: Run, axis: str) -> tuple[list[float], list[float]]:
-    return [r[axis] for r in run.validations], [100 * r["validation_accuracy"] for r in run.validations]
+def _accuracies(run: Run, axis: str) -> list[tuple[float, float]]:
+    return points(run.validations, axis, "validation_accuracy", scale=100)
 
 
-def _losses(run: Run, axis: str) -> tuple[list[float], list[float]]:
-    return [r[axis] for r in run.epochs], [r["training_loss"] for r in run.epochs]
+def _losses(run: Run, axis: str) -> list[tuple[float, float]]:
+    return points(run.epochs, axis, "training_loss")

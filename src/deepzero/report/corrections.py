@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from deepzero.report.pictures import Fields, animation, embedded, panels, png, svg
-from deepzero.report.reading import Run
+from deepzero.report.reading import Run, how_to_continue, surroundings
 from deepzero.report.records import Document, Figure, Picture, Series, Table
 from deepzero.report.values import duration, shown
 from deepzero.training.files import json_object, replace_file
@@ -39,19 +38,13 @@ def correction(run: Run) -> Document:
         tables=[] if run.summary is None else [_table(run)],
         figures=[] if run.summary is None else [_by_step(run), *_curves(summary)],
         pictures=[] if run.summary is None else _pictures(run),
-        facts={
-            "folder": str(run.path),
-            "configuration": run.config,
-            "hardware": summary.get("hardware", {}),
-            "versions": summary.get("versions", run.record.get("versions", {})),
-        },
+        facts={"folder": str(run.path), **surroundings(run)},
     )
 
 
 def _caption(run: Run) -> str:
     if run.summary is None:
-        command = f"deepzero correct --resume --out {shlex.quote(str(run.path))}"
-        return f"This run has not finished. Unless it is still running, continue it with\n\n    {command}"
+        return f"This run has not finished. {how_to_continue(run, 'correct')}"
     return (
         "Every test flow is simulated by the coarse solver with the network's correction after every step, from the "
         "first frame of the reference to its last. Errors are means of absolute differences from the reference over "

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from deepzero.report.reading import Run, metrics
+from deepzero.report.reading import Run, how_to_continue, metrics, surroundings
 from deepzero.report.records import Document, Figure, Series, Table
 from deepzero.report.values import duration, shown
 from deepzero.training.files import json_object
@@ -37,21 +37,18 @@ def defense(run: Run) -> Document:
         figures=[*([] if found is None else [_curve(found)]), *_loss(run.path)],
         facts={
             "folder": str(run.path),
-            "configuration": run.config,
             "certification": {} if found is None else found["settings"],
-            "hardware": summary.get("hardware", {}),
-            "versions": summary.get("versions", run.record.get("versions", {})),
+            **surroundings(run),
         },
     )
 
 
 def _caption(run: Run, found: dict[str, Any] | None) -> str:
-    folder = shlex.quote(str(run.path))
     if run.summary is None:
-        command = f"deepzero defend --resume --out {folder}"
-        return f"This run has not finished. Unless it is still running, continue it with\n\n    {command}"
+        return f"This run has not finished. {how_to_continue(run, 'defend')}"
     if found is None:
-        return f"The pair of denoiser and classifier is not certified yet:\n\n    deepzero certify {folder}"
+        command = f"deepzero certify {shlex.quote(str(run.path))}"
+        return f"The pair of denoiser and classifier is not certified yet:\n\n    {command}"
     settings = found["settings"]
     return (
         f"Certified on {settings['images']} test images with {settings['trials']:,} noisy samples each, each "

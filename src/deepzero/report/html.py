@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
-from deepzero.report.records import Document, Figure, Picture, Series, Table
-from deepzero.report.svg import draw
+from deepzero import __version__
+from deepzero.report.maps import draw_map
+from deepzero.report.records import Document, Figure, HeatMap, Picture, Series, Table
+from deepzero.report.svg import NARROW, draw
 from deepzero.report.values import MISSING, flat, numeric_columns, shown
 
 LONG = 60
 """Letters from which a list of values is folded away."""
+
+ROOMS = range(20, 77, 4)
+"""Widths, in letters' heights, below which a table is laid out as one block a row: what does not fit is never cut."""
+
+WORD, LETTER, PADDING = 24, 0.53, 1.1
+"""Letters of a cell that stay on a line; height of a letter over its width; space between columns."""
 
 
 def page(documents: Sequence[Document], *, title: str) -> str:
@@ -30,17 +37,43 @@ def page(documents: Sequence[Document], *, title: str) -> str:
     >>> "<h1>Runs &lt;1&gt;</h1>" in text, "97.1%" in text, "<script" in text
     (True, True, False)
     """
-    style = files("deepzero.report").joinpath("page.css").read_text(encoding="utf-8")
-    contents = _contents(documents) if len(documents) > 1 else ""
-    sections = "".join(_section(document, number, title) for number, document in enumerate(documents, 1))
+    return framed(content(documents, title=title), title=title)
+
+
+def framed(body: str, *, title: str, head: str = "") -> str:
+    """An HTML file around what is to be seen.
+
+    Args:
+        body: markup.
+        title: of the page.
+        head: further markup of the head.
+    """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
-        f"<style>\n{style}</style>\n</head>\n<body>\n<header>\n<h1>{escape(title)}</h1>\n</header>\n{contents}"
-        f"<main>\n{sections}</main>\n"
-        f"<footer>Made by deepzero {escape(version('deepzero'))}.</footer>\n</body>\n</html>\n"
+        f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n{head}'
+        f"<style>\n{_style()}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
     )
+
+
+def content(documents: Sequence[Document], *, title: str) -> str:
+    """Documents below each other, with a heading and a table of contents, as markup."""
+    contents = _contents(documents) if len(documents) > 1 else ""
+    sections = "".join(_section(document, number, title) for number, document in enumerate(documents, 1))
+    return (
+        f"<header>\n<h1>{escape(title)}</h1>\n</header>\n{contents}<main>\n{sections}</main>\n"
+        f"<footer>Made by deepzero {escape(__version__)}.</footer>\n"
+    )
+
+
+def _style() -> str:
+    """The style sheet: that of the page, and that of tables as blocks, for every width below which a table is one."""
+    sheets = files("deepzero.report")
+    plain, blocks = (sheets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "blocks.css"))
+    narrow = [
+        f"@container (max-width: {room}rem) {{\n{blocks.replace('.blocks', f'.blocks-{room}')}}}\n" for room in ROOMS
+    ]
+    return plain + blocks.replace(".blocks", ".blocks-always") + "".join(narrow)
 
 
 def _contents(documents: Sequence[Document]) -> str:
@@ -51,6 +84,7 @@ def _contents(documents: Sequence[Document]) -> str:
 def _section(document: Document, number: int, page_title: str) -> str:
     hidden = ' class="hidden"' if document.title == page_title else ""
     figures = "".join(_figure(figure, f"part-{number}-{i}") for i, figure in enumerate(document.figures, 1))
+    figures += "".join(_map(shown, f"part-{number}-map-{i}") for i, shown in enumerate(document.maps, 1))
     facts = {name: value for name, value in document.facts.items() if isinstance(value, Mapping)}
     single = {name: value for name, value in document.facts.items() if name not in facts}
     return (
@@ -87,27 +121,43 @@ def _table(table: Table) -> str:
         f'<th scope="col"{_class(is_number)}>{escape(name)}</th>'
         for name, is_number in zip(table.columns, numeric, strict=True)
     )
+    room = _room(table)
+    names = table.columns if room else [""] * len(table.columns)
     rows = "".join(
-        "<tr>" + "".join(_cell(*cell) for cell in zip(row, numeric, bars, strict=True)) + "</tr>\n"
+        "<tr>" + "".join(_cell(*cell) for cell in zip(row, names, numeric, bars, strict=True)) + "</tr>\n"
         for row in table.rows
     )
-    note = f'<p class="note">{escape(table.note)}</p>\n' if table.note else ""
-    return f"{_framed(table.title, heads, rows)}{note}"
+    return f"{_table_of(table.title, heads, rows, room)}{_note(table.note)}"
 
 
-def _framed(title: str, heads: str, rows: str) -> str:
-    """A table that scrolls by itself where it is wider than the page."""
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>\n' if text else ""
+
+
+def _room(table: Table) -> str:
+    """The class of a table that must become blocks where it has less room than it needs; empty if it fits anywhere."""
+    columns = [[name, *(row[i] for row in table.rows)] for i, name in enumerate(table.columns)]
+    needed = sum(max(min(len(text), WORD) for text in column) * LETTER + PADDING for column in columns)
+    needed += sum(7 for name in table.columns if name in table.bars)
+    fitting = next((room for room in ROOMS if needed <= room), None)
+    return "" if fitting == ROOMS[0] and len(columns) < 4 else f"blocks-{fitting or 'always'}"
+
+
+def _table_of(title: str, heads: str, rows: str, room: str = "") -> str:
+    """A table that becomes blocks, or else scrolls by itself, where it is wider than the page."""
+    kind = f' class="{room}"' if room else ""
     return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{escape(title)}">\n<table>\n'
+        f'<div class="wide" role="region" tabindex="0" aria-label="{escape(title)}">\n<table{kind}>\n'
         f"<caption>{escape(title)}</caption>\n<thead><tr>{heads}</tr></thead>\n"
         f"<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
     )
 
 
-def _cell(text: str, is_number: bool, has_bar: bool) -> str:
+def _cell(text: str, name: str, is_number: bool, has_bar: bool) -> str:
+    label = f' data-name="{escape(name)}"' if name else ""
     if not has_bar:
-        return f"<td{_class(is_number)}>{escape(text)}</td>"
-    return f'<td class="number bar"{_bar(text)}>{escape(text)}</td>'
+        return f"<td{_class(is_number)}{label}>{escape(text)}</td>"
+    return f'<td class="number bar"{label}{_bar(text)}>{escape(text)}</td>'
 
 
 def _bar(text: str) -> str:
@@ -123,7 +173,16 @@ def _class(is_number: bool) -> str:
 
 
 def _figure(figure: Figure, name: str) -> str:
-    return f"<figure>\n{draw(figure, name=name)}{_numbers(figure)}</figure>\n"
+    return f"<figure>\n{draw(figure, name=name, sheet=NARROW)}{_numbers(figure)}</figure>\n"
+
+
+def _map(shown: HeatMap, name: str) -> str:
+    columns = [shown.y_label, shown.x_label, shown.value_label]
+    points = [
+        [y, x, v] for y, row in zip(shown.y, shown.values, strict=True) for x, v in zip(shown.x, row, strict=True)
+    ]
+    numbers = _records("Numbers", columns, points, f"{shown.title}: numbers") if points else ""
+    return f"<figure>\n{draw_map(shown, name=name)}{_note(shown.note)}{numbers}</figure>\n"
 
 
 def _picture(picture: Picture) -> str:
@@ -151,16 +210,22 @@ def _spread(series: Series) -> Sequence[float | None]:
 
 
 def _cells(cells: Sequence[Mapping[str, Any]]) -> str:
-    rows = [flat(cell) for cell in cells]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    values = [[row.get(column) for column in columns] for row in rows]
-    return _records(f"Single measurements ({len(rows)})", columns, values, "Single measurements") if rows else ""
+    """One measurement below the other: side by side, their curves would make a table of a thousand columns."""
+    shown = "".join(_facts(_label(cell, number), cell) for number, cell in enumerate(cells, 1))
+    summary = f"<summary>Single measurements ({len(cells)})</summary>"
+    return f'<details class="cells">\n{summary}\n{shown}</details>\n' if shown else ""
+
+
+def _label(cell: Mapping[str, Any], number: int) -> str:
+    labels = cell.get("labels")
+    told = [f"{name} {shown(value)}" for name, value in labels.items()] if isinstance(labels, Mapping) else []
+    return ", ".join(told) or f"measurement {number}"
 
 
 def _records(summary: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str) -> str:
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     lines = "".join("<tr>" + "".join(_value(value) for value in row) + "</tr>\n" for row in rows)
-    return f"<details>\n<summary>{escape(summary)}</summary>\n{_framed(title, heads, lines)}</details>\n"
+    return f"<details>\n<summary>{escape(summary)}</summary>\n{_table_of(title, heads, lines)}</details>\n"
 
 
 def _value(value: Any) -> str:
@@ -176,4 +241,4 @@ def _facts(name: str, values: Mapping[str, Any]) -> str:
     )
     heads = '<th scope="col">name</th><th scope="col">value</th>'
     title = name[:1].upper() + name[1:]
-    return f'<details class="facts">\n<summary>{escape(title)}</summary>\n{_framed(title, heads, rows)}</details>\n'
+    return f'<details class="facts">\n<summary>{escape(title)}</summary>\n{_table_of(title, heads, rows)}</details>\n'

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 from deepzero.report.reading import Run
-from deepzero.report.records import Table
+from deepzero.report.records import HeatMap, Table
 from deepzero.report.values import MISSING, flat
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+KEPT = "kept/"
 COLUMNS = ("layer", "shape", "weights", "kept", "keep ratio")
 
 
@@ -28,7 +30,7 @@ def layer_table(run: Run) -> list[Table]:
     """
     if not run.keep:
         return []
-    rows = [_row(run, name) for name in sorted(run.keep, key=_natural)]
+    rows = [_row(run, name) for name in _in_order(run, run.keep)]
     return [
         Table(
             title="Weights that a step estimates, by layer",
@@ -38,6 +40,40 @@ def layer_table(run: Run) -> list[Table]:
             bars=["keep ratio"],
         )
     ]
+
+
+def layer_maps(run: Run) -> list[HeatMap]:
+    """One map: the part of each layer that was queried, over the epochs; none for a run whose records do not say it."""
+    told = [record for record in run.epochs if any(key.startswith(KEPT) for key in record)]
+    names = list(dict.fromkeys(key.removeprefix(KEPT) for record in told for key in record if key.startswith(KEPT)))
+    if not names:
+        return []
+    values = [[_in_percent(record.get(KEPT + name)) for record in told] for name in names]
+    return [
+        HeatMap(
+            title="Weights queried, by layer and epoch",
+            x_label="epoch",
+            y_label="layer",
+            value_label="queried (%)",
+            x=[record["epoch"] + 1 for record in told],
+            y=[name.removesuffix(".weight") for name in names],
+            values=values,
+            limits=(0.0, max(value or 0.0 for row in values for value in row)),
+            note="Share of a layer's weights that the last step of an epoch estimates; the first layer at the top.",
+        )
+    ]
+
+
+def _in_percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _in_order(run: Run, names: Iterable[str]) -> list[str]:
+    """In the order of the network; where a run of an earlier version does not tell it, by name."""
+    if "parameters" in run.record:
+        places = {name: place for place, name in enumerate(run.shapes)}
+        return sorted(names, key=lambda name: places.get(name, len(places)))
+    return sorted(names, key=_natural)
 
 
 def _row(run: Run, name: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from deepzero.training.files import json_object
 from deepzero.training.run_folder import FORMAT, RECORD
 
 RESULTS = "results.json"
+VALIDATION, TEST = "validation_", "test_"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Run:
         records: the lines of ``metrics.jsonl`` that are whole.
         summary: its result; None if it has not finished.
         keep: layer-wise keep ratios, if it has them.
-        shapes: shapes of the model's tensors by name; empty as long as no weights are stored.
+        shapes: shapes of the parameters by name, in the network's order; of a run of an earlier version, those of all
+            stored tensors in the order of their names, none as long as no weights are stored.
     """
 
     path: Path
@@ -59,15 +62,57 @@ class Run:
     @cached_property
     def validations(self) -> list[dict[str, Any]]:
         """Records of epochs at whose end the validation split was looked at."""
-        return [record for record in self.epochs if "validation_accuracy" in record]
+        return [record for record in self.epochs if any(key.startswith(VALIDATION) for key in record)]
+
+    @property
+    def measures(self) -> list[str]:
+        """What is measured on the validation and test splits besides the loss, such as ``accuracy``."""
+        keys = dict.fromkeys(key for record in self.validations + self.tests for key in record)
+        names = [key.removeprefix(start) for key in keys for start in (VALIDATION, TEST) if key.startswith(start)]
+        return [name for name in dict.fromkeys(names) if name != "loss"]
+
+    def best(self, name: str) -> float | None:
+        """The largest value so far of what is measured on the validation split."""
+        return max((y for _, y in points(self.validations, "step", VALIDATION + name)), default=None)
 
     @cached_property
     def tests(self) -> list[dict[str, Any]]:
         """The record of the test, once it was made."""
         return self._of_kind("test")
 
+    @property
+    def start_up(self) -> float | None:
+        """Seconds until the end of the first step: imports, data, export, compilation, scores, and the step itself."""
+        return float(self.steps[0]["seconds"]) if self.steps else None
+
     def _of_kind(self, kind: str) -> list[dict[str, Any]]:
         return [record for record in self.records if record.get("kind") == kind]
+
+
+def points(records: Iterable[Mapping[str, Any]], x: str, y: str, *, scale: float = 1.0) -> list[tuple[float, float]]:
+    """Two entries of each record that has both; numbers that were not finite, which a file holds as null, are left out.
+
+    >>> points([{"step": 1, "loss": 2.5}, {"step": 2, "loss": None}, {"step": 3}], "step", "loss")
+    [(1, 2.5)]
+    """
+    known = [record for record in records if record.get(x) is not None and record.get(y) is not None]
+    return [(record[x], scale * record[y] if scale != 1 else record[y]) for record in known]
+
+
+def how_to_continue(run: Run, command: str) -> str:
+    """The end of the caption of a run that has not finished: ``deepzero <command> --resume`` on its folder."""
+    folder = shlex.quote(str(run.path))
+    return f"Unless it is still running, continue it with\n\n    deepzero {command} --resume --out {folder}"
+
+
+def surroundings(run: Run) -> dict[str, Any]:
+    """The facts that runs of every kind have: settings, machine, versions."""
+    summary = run.summary or {}
+    return {
+        "configuration": run.config,
+        "hardware": summary.get("hardware", {}),
+        "versions": summary.get("versions", run.record.get("versions", {})),
+    }
 
 
 def read(path: Path) -> Run | Document:
@@ -106,7 +151,9 @@ def _run(path: Path) -> Run:
     summary, ratios = (
         json_object(path / name) if (path / name).exists() else None for name in ("summary.json", "ratios.json")
     )
-    return Run(path, record, metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path))
+    return Run(
+        path, record, metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path, record)
+    )
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
@@ -129,8 +176,10 @@ def _record(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """From the selected weights, else from the newest checkpoint whose weights can be read."""
+def _shapes(path: Path, record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """From the record, else from the selected weights, else from the newest checkpoint whose weights can be read."""
+    if "parameters" in record:
+        return {name: tuple(shape) for name, shape in record["parameters"]}
     checkpoints = sorted((path / "checkpoints").glob(f"step-*/{TENSORS}"), reverse=True)
     sources: Iterable[tuple[Path, str]] = [(path / "model.safetensors", ""), *((c, "model/") for c in checkpoints)]
     for source, prefix in sources:

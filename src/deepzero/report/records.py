@@ -34,6 +34,30 @@ class Series:
             raise InvalidInputError(f"series {self.name!r} needs as many y and spread values as x values")
 
 
+def curve(name: str, points: Sequence[tuple[float, float]]) -> Series:
+    """A series through points.
+
+    >>> curve("cge", [(1, 0.5), (2, 0.7)])
+    Series(name='cge', x=[1, 2], y=[0.5, 0.7], spread=None, reference=False)
+    """
+    return Series(name=name, x=[x for x, _ in points], y=[y for _, y in points])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A stretch of the abscissa that is marked, such as the start-up of a run.
+
+    Attributes:
+        name: what the legend calls it.
+        start: where it begins.
+        end: where it ends.
+    """
+
+    name: str
+    start: float
+    end: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     """Curves over common axes.
@@ -45,6 +69,8 @@ class Figure:
         series: the curves.
         x_log: logarithmic abscissa.
         y_log: logarithmic ordinate.
+        x_from_zero: a linear abscissa begins at 0, whatever the curves do.
+        spans: stretches of the abscissa that are marked.
     """
 
     title: str
@@ -53,6 +79,43 @@ class Figure:
     series: Sequence[Series]
     x_log: bool = False
     y_log: bool = False
+    x_from_zero: bool = False
+    spans: Sequence[Span] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """Numbers over a grid, drawn as colours.
+
+    Attributes:
+        title: what it shows.
+        x_label: name and unit of the abscissa.
+        y_label: name and unit of the ordinate; what the rows are, where these have names.
+        value_label: name and unit of what the colours stand for.
+        x: centres of the columns, rising and evenly spaced.
+        y: centres of the rows, rising and evenly spaced, the first at the bottom; or names, the first at the top.
+        values: a row for each of ``y``, a number for each of ``x``; None where there is none.
+        limits: values at the ends of the colours; None to take the least and the largest.
+        contours: whether to draw lines of equal value.
+        marks: names of points, with their places.
+        note: what a reader must know.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    value_label: str
+    x: Sequence[float]
+    y: Sequence[float] | Sequence[str]
+    values: Sequence[Sequence[float | None]]
+    limits: Sequence[float] | None = None
+    contours: bool = False
+    marks: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.y) or any(len(row) != len(self.x) for row in self.values):
+            raise InvalidInputError(f"map {self.title!r} needs a row for each y and in it a value for each x")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +168,7 @@ class Document:
         headline: the few texts to see first, by name, such as the test accuracy.
         tables: tables.
         figures: figures.
+        maps: numbers over a grid.
         pictures: images.
         facts: command, date, versions, hardware, configuration, ...: JSON-able values by name.
         cells: the single measurements, each with its labels and numbers.
@@ -115,6 +179,7 @@ class Document:
     headline: Mapping[str, str] = field(default_factory=dict)
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
+    maps: Sequence[HeatMap] = ()
     pictures: Sequence[Picture] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     cells: Sequence[Mapping[str, Any]] = ()
@@ -136,6 +201,7 @@ class Document:
         try:
             content["tables"] = [Table(**table) for table in content.get("tables", ())]
             content["pictures"] = [Picture(**picture) for picture in content.get("pictures", ())]
+            content["maps"] = [HeatMap(**drawn) for drawn in content.get("maps", ())]
             content["figures"] = [_figure(figure) for figure in content.get("figures", ())]
             return cls(**content)
         except (KeyError, TypeError, AttributeError) as error:
@@ -143,4 +209,5 @@ class Document:
 
 
 def _figure(values: Mapping[str, Any]) -> Figure:
-    return Figure(**{**values, "series": [Series(**series) for series in values["series"]]})
+    series = [Series(**series) for series in values["series"]]
+    return Figure(**{**values, "series": series, "spans": [Span(**span) for span in values.get("spans", ())]})

@@ -26,11 +26,28 @@ def tick(value: float) -> str:
 
 
 class LogTicks(LogFormatter):
-    """Labels between the powers of ten, where the axis is so short that it needs them."""
+    """Labels between the powers of ten, where the axis is so short that it needs them.
+
+    Args:
+        crowded: whether there is room for a few of them only.
+    """
+
+    def __init__(self, *, crowded: bool = False) -> None:
+        super().__init__()
+        self._crowded = crowded
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         """The label at ``x``, empty where there is to be none."""
-        return tick(x) if super().__call__(x, pos) else ""
+        shown = bool(super().__call__(x, pos)) and not (self._crowded and self._is_between(x))
+        return tick(x) if shown else ""
+
+    def _is_between(self, x: float) -> bool:
+        """Whether its neighbours are to have a label and it has not."""
+        assert self.axis is not None
+        low, high = sorted(self.axis.get_view_interval())
+        decades = math.log10(high / low)
+        digit = round(x / 10 ** math.floor(math.log10(x) + 1e-9))
+        return decades > 0.3 and digit not in ((2, 3, 5) if decades < 0.7 else (2, 5))
 
 
 def _power(value: float) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deepzero import validation
 from deepzero.estimator import Estimator
 from deepzero.evaluators import BatchedEvaluator, Evaluator
-from deepzero.objective import Loss, NetworkObjective, device_of
+from deepzero.objective import Loss, NetworkObjective, device_of, parameters_of
 from deepzero.probes import RandomProbes
 from deepzero.randomness import derive_seed, seeded_scope
 
@@ -91,7 +91,7 @@ def zo_grasp(
         seed=seed,
     )
     batch = _cast(x, dtype), _cast(y, dtype)
-    parameters = replica.parameters()
+    parameters = parameters_of(replica)
     origin = {name: p.clone() for name, p in parameters.items()}
     start = estimator.estimate(*batch).gradients
     for name, p in parameters.items():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deepzero import validation
 from deepzero.coordinates import Coordinates, StepContext
 from deepzero.errors import InvalidInputError
-from deepzero.objective import Loss, NetworkObjective, split_batch
+from deepzero.objective import Loss, NetworkObjective, parameters_of, split_batch
 from deepzero.randomness import derive_seed
 from deepzero.sparsity.grasp import zo_grasp
 from deepzero.sparsity.selection import RANKS, always_names, check_ratios, counts_from_ratios, draw, masks_from_scores
@@ -90,7 +90,7 @@ class DynamicRatios:
 
     def coordinates(self, context: StepContext) -> Coordinates:
         """The draw in force at this step."""
-        parameters = context.objective.parameters()
+        parameters = parameters_of(context.objective)
         shapes = {name: p.shape for name, p in parameters.items()}
         memo = self._memo
         if memo.shapes != shapes:

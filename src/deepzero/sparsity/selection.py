@@ -29,9 +29,7 @@ class SparsityWarning(UserWarning):
 
 def trainable(model: nn.Module | BlackBox) -> dict[str, Float[Tensor, " ..."]]:
     """Trainable parameters by name, tied ones once: what can be queried."""
-    if isinstance(model, BlackBox):
-        return model.parameters()
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, (nn.Module, BlackBox)):
         raise InvalidInputError(f"model must be a torch.nn.Module or a dz.BlackBox, got {type(model).__name__}")
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 

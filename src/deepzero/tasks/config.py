@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Self, get_type_hints
 
 from deepzero import baselines, data, models, validation
 from deepzero.errors import InvalidInputError
 from deepzero.losses import LOSSES
+from deepzero.own import absolute, guess, is_own
 from deepzero.probes import DISTRIBUTIONS
 from deepzero.sparsity.schedules import UNITS
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
@@ -25,17 +27,25 @@ STENCILS: dict[str, Stencil] = {stencil.name: stencil for stencil in (FORWARD, C
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, and how batches are made of them.
+    """Which images or table, and how batches are made of them.
 
     Attributes:
-        name: one of :func:`deepzero.data.names`.
+        name: one of :func:`deepzero.data.names`; with a ``path``, the kind of what lies there, as
+            :func:`deepzero.data.detect` names it.
         batch_size: images of a training batch.
         validation: part of the training images to select weights by, in [0, 1); with 0 the last weights are taken.
         padding: pixels of padding before a random crop; 0 for no crop.
         flip: whether to flip half of the images left to right.
         drop_last: leave out a last training batch that is not full.
         image_size: average the images down to this size; None for their own.
-        limit: use only so many training images; None for all.
+        limit: use only so many training samples; None for all.
+        path: a file or folder of one's own, kept as an absolute path; None for a named set.
+        target: the column of a table that holds the labels; None for the usual one.
+        test: part of each class to hold out as the test set, where the ``path`` has none; None for the usual part.
+
+    >>> own = DataConfig.of_path("flowers.csv", kind="csv", target="species", batch_size=16)
+    >>> own.name, own.target, own.title
+    ('csv', 'species', 'flowers.csv')
     """
 
     name: str
@@ -46,11 +56,40 @@ class DataConfig:
     drop_last: bool = True
     image_size: int | None = None
     limit: int | None = None
+    path: str | None = None
+    target: str | None = None
+    test: float | None = None
 
     def __post_init__(self) -> None:
-        validation.choice("data", self.name, data.names())
+        validation.choice("data", self.name, data.names() if self.path is None else data.KINDS)
         validation.count("batch_size", self.batch_size)
         validation.count("padding", self.padding, minimum=0)
+        if self.path is not None:
+            object.__setattr__(self, "path", str(Path(self.path).expanduser().absolute()))
+        elif (self.target, self.test) != (None, None):
+            raise InvalidInputError(
+                f"target and test are for data of one's own, which has a path; the set {self.name!r} has its own"
+            )
+
+    @classmethod
+    def of_path(cls, path: str | Path, *, kind: str | None = None, **options: Any) -> Self:
+        """The configuration for a file or folder of one's own.
+
+        Args:
+            path: of the file or folder.
+            kind: of what lies there; found by :func:`deepzero.data.detect` by default.
+            options: other attributes.
+
+        Raises:
+            InvalidInputError: there is nothing that can be read.
+            DataNotFoundError: there is nothing at all.
+        """
+        return cls(name=data.detect(path) if kind is None else kind, path=str(path), **options)
+
+    @property
+    def title(self) -> str:
+        """What a person calls the data: the name of the set, or of the file or folder."""
+        return self.name if self.path is None else Path(self.path).name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +97,8 @@ class ModelConfig:
     """Which network.
 
     Attributes:
-        name: one of :func:`deepzero.models.names`.
+        name: one of :func:`deepzero.models.names`, or ``file.py:Net`` or ``module:Net`` for one's own; the path of a
+            file is kept as an absolute one.
         options: further keywords of the model, such as ``depth``.
     """
 
@@ -66,7 +106,13 @@ class ModelConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        validation.choice("model", self.name, models.names())
+        models.require_known(self.name)
+        object.__setattr__(self, "name", absolute(self.name))
+
+    @property
+    def title(self) -> str:
+        """What a person calls the network: its name, or that of its class."""
+        return self.name.rpartition("/")[2].removesuffix(".py") if is_own(self.name) else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,3 +236,46 @@ class ClassificationConfig:
                 f"random directions (rge) move every parameter, so sparsity={self.sparsity.sparsity} cannot apply; "
                 "use sparsity 0, or the estimator cge"
             )
+
+
+def from_record(record: Mapping[str, Any]) -> ClassificationConfig:
+    """The configuration that a run folder keeps as JSON, or that a user has written.
+
+    Raises:
+        InvalidInputError: a setting is unknown, missing, or out of its domain.
+
+    Example:
+        >>> from dataclasses import asdict
+        >>> config = ClassificationConfig(data=DataConfig(name="digits"), model=ModelConfig(name="mlp"))
+        >>> from_record(asdict(config)) == config
+        True
+    """
+    made: ClassificationConfig = _made(ClassificationConfig, record, "")
+    return made
+
+
+def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    """A frozen record from settings by name, its own records made first."""
+    hints, known = get_type_hints(kind), {field.name: field for field in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise InvalidInputError(
+                f"unknown setting {where}{name}{guess(name, known)}; there are: {', '.join(where + k for k in known)}"
+            )
+    given = {}
+    for name, value in values.items():
+        if is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise InvalidInputError(f"{where}{name} must hold settings by name, got {value!r}")
+            given[name] = _made(hints[name], value, f"{where}{name}.")
+        else:
+            given[name] = value
+    needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
+    missing = [name for name in needed if name not in given]
+    if missing:
+        raise InvalidInputError(f"the setting {where}{missing[0]} is missing")
+    try:
+        return kind(**given)
+    except TypeError as error:
+        what = where.rstrip(".") or "the configuration"
+        raise InvalidInputError(f"a setting of {what} is of the wrong kind: {error}") from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ from deepzero.tasks.config import ESTIMATORS, ClassificationConfig
 from deepzero.tasks.gradients import gradient_source
 from deepzero.tasks.parts import load_images, make_model, make_optimizer, scorer, training_batches
 from deepzero.tasks.selection import select
+from deepzero.team import Team
+from deepzero.training import Trainer
+from deepzero.training.batches import random_states, reader, set_random_states
 from deepzero.training.environment import hardware, versions
 from deepzero.training.files import replace_file, to_json
 
@@ -71,23 +75,71 @@ def diagnose(
     )
 
 
-def write(diagnosis: Diagnosis, folder: Path, config: ClassificationConfig) -> None:
+def diagnose_trainer(trainer: Trainer, *, seconds: float = 20.0) -> Diagnosis:
+    """Examine the first step of the run that a trainer would make; the trainer is left as it is.
+
+    The forecast of an epoch counts the batches, and not what the trainer does beside them: the optimizer, validation.
+
+    Args:
+        trainer: any, over an estimator.
+        seconds: about how long each part of the examination may take, see :func:`deepzero.doctor.examine`.
+
+    Raises:
+        InvalidInputError: the trainer takes its gradients from something else than an estimator, or has no batch.
+    """
+    zo = trainer.source
+    if not isinstance(zo, Estimator):
+        raise InvalidInputError(
+            f"the doctor examines estimates from function values; the trainer takes its gradients "
+            f"from {type(zo).__name__}, "
+            "not dz.CGE or dz.RGE"
+        )
+    device = next(iter(trainer.model.parameters())).device
+    before = random_states(trainer.train)
+    try:
+        batches = reader(trainer.train, device, Team())
+        begun = time.perf_counter()
+        first = next(batches.read(0, 0), None)
+        reading = time.perf_counter() - begun
+    finally:
+        set_random_states(before, trainer.train)
+    if first is None:
+        raise InvalidInputError("train gave no batch; give at least one")
+    loop = None
+    if batches.length is not None and trainer.epochs is not None:
+        loop = LoopCosts(batches.length, step_overhead=reading, epochs=trainer.epochs)
+    rate = float(trainer.optimizer.param_groups[0]["lr"]) if isinstance(trainer.optimizer, torch.optim.SGD) else None
+    return examine(zo, *first, learning_rate=rate or None, loop=loop, seconds=seconds)
+
+
+def record_of(diagnosis: Diagnosis, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written of a diagnosis: the verdict first, everything as plain values, what was examined, and where."""
+    return {
+        "verdict": diagnosis.verdict,
+        "healthy": diagnosis.healthy,
+        "diagnosis": diagnosis.as_dict(),
+        "config": dict(config),
+        "versions": versions(),
+        "hardware": hardware(torch.device("cpu")),
+    }
+
+
+def write(diagnosis: Diagnosis, folder: Path, config: Mapping[str, Any], *, title: str = "") -> None:
     """Write ``diagnosis.json`` and, if there was a sweep, ``sweep.png``; an earlier diagnosis is replaced.
+
+    Args:
+        diagnosis: what was found.
+        folder: made if it is not there.
+        config: what was examined, as JSON-able values.
+        title: of the picture.
 
     Raises:
         RunFolderError: the folder cannot be written.
     """
-    record = {
-        "diagnosis": diagnosis.as_dict(),
-        "config": asdict(config),
-        "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
-    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / REPORT, to_json(record))
+        replace_file(folder / REPORT, to_json(record_of(diagnosis, config)))
         if diagnosis.sweep is not None:
-            title = f"{config.model.name} on {config.data.name}"
             replace_file(folder / PLOT, plot_sweep(diagnosis, title=title))
     except OSError as error:
         raise RunFolderError(f"{folder} could not be written ({error}); choose another --out") from error
@@ -111,7 +163,7 @@ def _loop_costs(
         function()  # the first call allocates
         return mean_seconds(function, seconds=WINDOW, most=10_000)
 
-    validate = scorer(config, splits.validation, trial, next(trial.parameters()).device)
+    validate = partial(scorer(config, splits.validation, next(trial.parameters()).device), trial)
     return LoopCosts(
         steps_per_epoch=len(batches),
         step_overhead=mean(step),

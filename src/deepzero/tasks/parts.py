@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from deepzero import data, models
 from deepzero.announce import announced
 from deepzero.losses import LOSSES
 from deepzero.tasks.config import ClassificationConfig, DataConfig
-from deepzero.training.evaluation import Scores, evaluate
+from deepzero.training import ModelFile, evaluate
 
 EVALUATION_BATCH = 500
 
@@ -34,24 +35,25 @@ def load_images(config: OnImages, data_dir: str | Path | None = None) -> data.Sp
         DataNotFoundError: the data set is not there.
     """
     images = config.data
-    with announced(f"reading {images.name}"):
+    with announced(f"reading {images.title}"):
         return data.load(
             images.name,
+            path=images.path,
             data_dir=data_dir,
             validation=images.validation,
+            test=images.test,
+            target=images.target,
             image_size=images.image_size,
             limit=images.limit,
         )
 
 
 def make_model(config: ClassificationConfig, train_set: data.Dataset) -> nn.Module:
-    """The network at its initial weights, for images such as these."""
-    channels, size, _ = train_set.image_shape
+    """The network at its initial weights, for inputs such as these."""
     return models.build(
         config.model.name,
         num_classes=train_set.num_classes,
-        in_channels=channels,
-        image_size=size,
+        input_shape=train_set.input_shape,
         seed=config.seed,
         **config.model.options,
     )
@@ -83,8 +85,26 @@ def make_optimizer(config: ClassificationConfig, model: nn.Module) -> torch.opti
 
 
 def scorer(
-    config: ClassificationConfig, images: data.Dataset, model: nn.Module, device: torch.device
-) -> Callable[[], Scores]:
-    """What finds accuracy and loss of the model, as it then is, on some images."""
+    config: ClassificationConfig, images: data.Dataset, device: torch.device
+) -> Callable[[nn.Module], dict[str, float]]:
+    """What finds accuracy and loss of a model on some images."""
     batches = data.BatchLoader(images, batch_size=EVALUATION_BATCH, device=device)
-    return lambda: evaluate(model, batches.iterate(), LOSSES[config.loss])
+    return lambda model: asdict(evaluate(model, batches.iterate(), LOSSES[config.loss]))
+
+
+def model_file(config: ClassificationConfig, images: data.Dataset) -> ModelFile:
+    """How the network is made again, and what goes in and comes out."""
+    shape = list(images.input_shape)
+    return ModelFile(
+        target=config.model.name,
+        arguments={
+            "num_classes": images.num_classes,
+            "input_shape": shape,
+            "seed": config.seed,
+            **config.model.options,
+        },
+        preprocessing=images.preprocessing.to_json(),
+        classes=images.class_names,
+        loss=config.loss,
+        inputs={"shape": shape, "dtype": "float32"},
+    )

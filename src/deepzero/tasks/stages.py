@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,9 @@ from rich.console import Console
 from torch import nn
 
 from deepzero import validation
-from deepzero.training import JsonLines, ProgressBar, RunFolder, StopRequest, Trainer, TrainingConfig, versions
-from deepzero.training.loop import Batches
-from deepzero.training.metrics import Sink
+from deepzero.training import Batches, GradientSource, RunFolder, Sink, StopRequest, Trainer, versions
 from deepzero.training.run_folder import RECORD
-from deepzero.training.schedule import SCHEDULES
-from deepzero.training.sources import GradientSource
-from deepzero.training.state import snapshot
+from deepzero.training.schedule import SCHEDULES, learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,48 +129,23 @@ def trained(
         Why it stopped early; None if it is done. A stage whose queries are spent is done.
     """
     config = {**settings, "stage": asdict(stage)}
-    there = (folder / RECORD).exists()
-    run = RunFolder.reopen(folder, config=config) if there else RunFolder.create(folder, config=config, notes={})
-    if run.summary is not None:
-        kept.load_state_dict(run.read_weights())
+    if (folder / RECORD).exists() and (done := RunFolder.reopen(folder, config=config)).summary is not None:
+        kept.load_state_dict(done.read_weights())
         return None
-    store = run.checkpoints()
-    checkpoint = store.load().checkpoint if store.paths() else None
-    training = TrainingConfig(
-        epochs=epochs, learning_rate=stage.learning_rate, schedule=stage.schedule, warmup_epochs=0.0, weight_decay=0.0
-    )
-    with ExitStack() as stack:
-        metrics = JsonLines(run.metrics, start=checkpoint.state["metrics_bytes"] if checkpoint else 0)
-        stack.callback(metrics.close)
-        trainer = Trainer(
-            model=model,
-            optimizer=torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=stage.learning_rate),
-            source=source,
-            batches=batches,
-            validate=None,
-            config=training,
-            store=store,
-            metrics=metrics,
-        )
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
-        sinks: list[Sink] = list(more)
-        if console is not None:
-            sinks.append(ProgressBar(total=trainer.total_steps, done=trainer.step, console=console))
-            stack.callback(sinks[-1].close)
-        trainer.sinks = sinks
-        reason = trainer.fit(stop)
-        if reason is not None and reason == stop.reason:
-            return reason
-        run.write_weights(snapshot(kept))
-        run.write(
-            "summary.json",
-            {
-                "steps": trainer.step,
-                "queries": trainer.queries,
-                "seconds": round(trainer.elapsed(), 3),
-                "ended": reason,
-                "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            },
-        )
-    return None
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=stage.learning_rate)
+    result = Trainer(
+        model,
+        source,
+        optimizer,
+        batches,
+        epochs=epochs,
+        scheduler=learning_rate(optimizer, stage.schedule, warmup=0, total=epochs * len(batches)),
+        scheduler_interval="step",
+        loggers=more,
+        out=folder,
+        progress=console or False,
+        config=config,
+        model_file=None,
+        keep=kept,
+    ).fit(resume="auto", stop=stop)
+    return result.stopped

@@ -1,38 +1,54 @@
 """One readable training loop, bitwise checkpoints, and places for measurements to go."""
 
+from deepzero.training.batches import Batches
+from deepzero.training.callbacks import Callback, EarlyStopping
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore, Restored, read_checkpoint
 from deepzero.training.config import TrainingConfig
 from deepzero.training.environment import hardware, versions
-from deepzero.training.evaluation import Scores, eval_mode, evaluate
-from deepzero.training.loop import Best, Trainer
-from deepzero.training.metrics import JsonLines, Sink, TensorBoard, read_metrics
+from deepzero.training.evaluation import Scores, accuracy, eval_mode, evaluate, measured
+from deepzero.training.loggers import MLflow, TensorBoard, WandB, open_logger
+from deepzero.training.metrics import JsonLines, Sink, read_metrics
+from deepzero.training.model_file import ModelFile
 from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RunFolder, read_record
 from deepzero.training.schedule import warmup_cosine
+from deepzero.training.shared_run import SharedRun
 from deepzero.training.sources import Autograd, GradientSource
 from deepzero.training.stop import SharedStop, StopRequest
+from deepzero.training.trainer import Best, Result, Trainer
 
 __all__ = [
     "Autograd",
+    "Batches",
     "Best",
+    "Callback",
     "Checkpoint",
     "CheckpointStore",
+    "EarlyStopping",
     "GradientSource",
     "JsonLines",
+    "MLflow",
+    "ModelFile",
     "ProgressBar",
     "Restored",
+    "Result",
     "RunFolder",
     "Scores",
+    "SharedRun",
     "SharedStop",
     "Sink",
     "StopRequest",
     "TensorBoard",
     "Trainer",
     "TrainingConfig",
+    "WandB",
+    "accuracy",
     "eval_mode",
     "evaluate",
     "hardware",
+    "measured",
+    "open_logger",
     "plot_run",
     "read_checkpoint",
     "read_metrics",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from deepzero import __version__
 
 
 def versions() -> dict[str, str]:
@@ -16,7 +17,7 @@ def versions() -> dict[str, str]:
     >>> sorted(versions())
     ['deepzero', 'python', 'torch']
     """
-    return {"python": platform.python_version(), "torch": torch.__version__, "deepzero": version("deepzero")}
+    return {"python": platform.python_version(), "torch": torch.__version__, "deepzero": __version__}
 
 
 def hardware(device: torch.device) -> dict[str, str | int | None]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from deepzero.errors import InvalidInputError
 from deepzero.evaluators.workers import parallel_map
-from deepzero.objective import Loss, mean_loss
+from deepzero.objective import Loss, NetworkObjective, mean_loss
+
+Metric = Callable[[Tensor, Tensor], Any]
+"""``metric(outputs, targets)`` over a whole split: a number, or a tensor of one."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,113 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loss: L
     if total == 0:
         raise InvalidInputError("the split to evaluate on is empty; give it at least one example")
     return Scores(correct / total, summed / total)
+
+
+def measured(
+    objective: NetworkObjective, batches: Iterable[tuple[Any, ...]], metrics: Mapping[str, Metric] | None = None
+) -> dict[str, float]:
+    """Mean loss and metrics of a network in eval mode, for any problem; its modes are as before afterwards.
+
+    Args:
+        objective: the network with its loss or closure.
+        batches: arguments of the program; for ``loss=...`` they are ``(x, y)``.
+        metrics: functions of all outputs and all targets of the split, by name, such as those of torchmetrics. None:
+            ``accuracy`` where the targets are class labels, that is whole numbers with one dimension less than the
+            outputs, which then have the classes along dimension 1.
+
+    Returns:
+        ``loss``, the mean over the split (batches count by their length), then the metrics.
+
+    Raises:
+        InvalidInputError: there is no batch, or metrics are asked for where there are no outputs and targets.
+
+    Example:
+        >>> import torch.nn.functional as F
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.eye(2))
+        >>> split = [(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0]))]
+        >>> measured(NetworkObjective(model, F.cross_entropy), split)["accuracy"]
+        0.5
+    """
+    if metrics and objective.closure is not None:
+        raise InvalidInputError(
+            "metrics are functions of outputs and targets, which a closure keeps to itself; use loss=..., or give "
+            "validation a function of the model that returns numbers by name"
+        )
+    total, count = 0.0, 0
+    outputs: list[Any] = []
+    targets: list[Any] = []
+    with eval_mode(objective.model), torch.no_grad():
+        for batch in batches:
+            size = _size(batch)
+            if objective.closure is not None:
+                value = objective.program(objective.model, *batch)
+            else:
+                x, y = batch
+                output = objective.model(x)
+                value = mean_loss(objective.loss, output, y)
+                outputs.append(output)
+                targets.append(y)
+            total, count = total + float(value) * size, count + size
+    if count == 0:
+        raise InvalidInputError("the split to evaluate on is empty; give it at least one example")
+    return {"loss": total / count, **_scores(outputs, targets, metrics)}
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Part of the targets that the largest output along dimension 1 names.
+
+    Args:
+        outputs: ``[n, classes, ...]``.
+        targets: ``[n, ...]``, classes from 0.
+
+    Example:
+        >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        0.5
+    """
+    return float((outputs.argmax(1) == targets).double().mean())
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a number by this name is to fall: losses and errors are, all else is to rise.
+
+    Example:
+        >>> lower_is_better("validation_loss"), lower_is_better("validation_f1")
+        (True, False)
+    """
+    return any(word in name.lower() for word in ("loss", "error", "perplexity", "mse", "mae", "rmse"))
+
+
+def _size(batch: tuple[Any, ...]) -> int:
+    tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    return len(tensors[0]) if tensors else 1
+
+
+def _scores(outputs: list[Any], targets: list[Any], metrics: Mapping[str, Metric] | None) -> dict[str, float]:
+    if not outputs or not all(isinstance(part, Tensor) for part in (*outputs, *targets)):
+        if metrics:
+            raise InvalidInputError(
+                f"metrics need outputs and targets that are tensors, got {type(outputs[0]).__name__} and "
+                f"{type(targets[0]).__name__}; give validation a function of the model that returns numbers by name"
+            )
+        return {}
+    if metrics is None and not _are_classes(outputs[0], targets[0]):
+        return {}
+    metrics = {"accuracy": accuracy} if metrics is None else metrics
+    output, target = torch.cat(outputs), torch.cat(targets)
+    scores = {}
+    for name, metric in metrics.items():
+        scores[name] = float(metric(output, target))
+        if math.isnan(scores[name]):
+            raise InvalidInputError(f"the metric {name!r} is NaN on the validation data; see what it does there")
+        if callable(reset := getattr(metric, "reset", None)):  # torchmetrics adds up over calls
+            reset()
+    return scores
+
+
+def _are_classes(output: Tensor, target: Tensor) -> bool:
+    whole = not target.is_floating_point() and not target.is_complex() and target.dtype != torch.bool
+    return whole and output.dim() == target.dim() + 1 and output.shape[:1] + output.shape[2:] == target.shape
 
 
 @contextmanager

@@ -70,6 +70,20 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested objects by dotted names.
+
+    Example:
+        >>> flat({"model": {"name": "mlp", "hidden": [8]}, "seed": 0})
+        {'model.name': 'mlp', 'model.hidden': [8], 'seed': 0}
+    """
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        values.update(flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return values
+
+
 def json_object(path: Path, *, advice: str = "") -> dict[str, Any]:
     """The JSON object in a file.
 

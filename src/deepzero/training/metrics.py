@@ -1,4 +1,4 @@
-"""Where measurements go: a file of JSON lines, TensorBoard, or both."""
+"""Where measurements go: what a place for them is, and the file of JSON lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from deepzero.errors import InvalidInputError
 from deepzero.training.files import finite
 from deepzero.training.run_folder import writing
 
@@ -15,14 +14,41 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Takes records; each has a ``kind`` (``step``, ``epoch`` or ``test``), ``step``, ``queries`` and ``seconds``."""
+    """A place for measurements: a file, a logger, a display; see :mod:`deepzero.training.loggers` for ready-made ones.
+
+    It is told every record, in the order of the steps. A record has a ``kind`` (``step`` for a training step, ``epoch``
+    for the end of an epoch, ``test``), the optimizer ``step``, the ``queries`` and ``seconds`` so far, and by name the
+    numbers of its kind, such as ``loss``.
+
+    A run that is resumed after it was killed writes again the records that came after its last checkpoint: a sink that
+    keeps them drops those it has.
+
+    Example:
+        >>> class Lowest:
+        ...     "Keeps the lowest training loss."
+        ...
+        ...     def __init__(self):
+        ...         self.loss = float("inf")
+        ...
+        ...     def write(self, record):
+        ...         if record["kind"] == "step":
+        ...             self.loss = min(self.loss, record["loss"])
+        ...
+        ...     def close(self):
+        ...         print(f"lowest loss {self.loss}")
+        >>> sink: Sink = Lowest()
+        >>> for step, loss in enumerate([2.5, 0.5, 1.5], start=1):
+        ...     sink.write({"kind": "step", "step": step, "queries": 100 * step, "seconds": 0.1, "loss": loss})
+        >>> sink.close()
+        lowest loss 0.5
+    """
 
     def write(self, record: Record) -> None:
         """Take one record."""
         ...
 
     def close(self) -> None:
-        """No more records will come."""
+        """No more records will come: called once, also when the run ends in an error."""
         ...
 
 
@@ -59,35 +85,6 @@ class JsonLines:
         """Close the file."""
         with writing(self.path):
             self._file.close()
-
-
-class TensorBoard:
-    """Curves for TensorBoard, one for each number of a record.
-
-    Args:
-        folder: where the event files go.
-        start: step from which events of an interrupted run are to be dropped.
-
-    Raises:
-        InvalidInputError: TensorBoard is not installed.
-    """
-
-    def __init__(self, folder: Path, *, start: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise InvalidInputError("TensorBoard is not installed; try pip install 'deepzero[tensorboard]'") from error
-        self._writer = SummaryWriter(str(folder), purge_step=start or None)
-
-    def write(self, record: Record) -> None:
-        """Add a point to each curve."""
-        for key, value in record.items():
-            if key not in {"kind", "step"}:
-                self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
-
-    def close(self) -> None:
-        """Close the event file."""
-        self._writer.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -20,9 +20,12 @@ class Pace:
         >>> pace = Pace(total=100)
         >>> pace.left(10, seconds=60.0), pace.left(20, seconds=62.0)
         ('', '0:00:16 left')
+
+    Args:
+        total: all there is to do; None if that is not known.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int | None) -> None:
         self.total = total
         self._first: tuple[int, float] | None = None
 
@@ -36,7 +39,7 @@ class Pace:
         if self._first is None or done < self._first[0]:
             self._first = done, seconds
         before, start = self._first
-        if done <= before or done >= self.total:
+        if self.total is None or done <= before or done >= self.total:
             return ""
         remaining = (self.total - done) * (seconds - start) / (done - before)
         return f"{timedelta(seconds=round(remaining))} left"
@@ -59,13 +62,15 @@ class ProgressBar:
     """A bar with the time left, loss and queries a second; without a terminal, a line now and then.
 
     Args:
-        total: steps of the run.
+        total: steps of the run; None if that is not known.
         done: steps made before, by an interrupted run.
         console: where to show it.
         interval: least number of seconds between two lines without a terminal.
     """
 
-    def __init__(self, *, total: int, done: int = 0, console: Console | None = None, interval: float = 10.0) -> None:
+    def __init__(
+        self, *, total: int | None, done: int = 0, console: Console | None = None, interval: float = 10.0
+    ) -> None:
         self.console = console or Console()
         self.total = total
         self._pace = Pace(total)
@@ -99,7 +104,8 @@ class ProgressBar:
         if self._progress is not None:
             self._progress.update(self._task, completed=record["step"], description=text, left=left)
         elif time.monotonic() - self._said >= self._interval or record["step"] == self.total:
-            where = f"step {record['step']}/{self.total}" + (f", {left}" if left else "")
+            of = "" if self.total is None else f"/{self.total}"
+            where = f"step {record['step']}{of}" + (f", {left}" if left else "")
             self.console.print(f"{where}: {text}", highlight=False)
             self._said = time.monotonic()
 

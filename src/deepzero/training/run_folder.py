@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepzero.errors import RunFolderError
 from deepzero.training.checkpoint import CheckpointStore
-from deepzero.training.files import finite, json_object, leftovers, replace_file, to_json
+from deepzero.training.files import finite, flat, json_object, leftovers, replace_file, to_json
 
 FORMAT = "deepzero run 1"
 RECORD = "run.json"
@@ -42,7 +42,10 @@ class RunFolder:
         if not path.exists() or (path.is_dir() and not set(path.iterdir()) - set(leftovers(path / RECORD))):
             return
         if (path / RECORD).exists():
-            raise RunFolderError(f"{path} holds another run; continue that with --resume, or choose another --out")
+            raise RunFolderError(
+                f"{path} holds another run; continue that with --resume (in Python: resume=True), or choose another "
+                "--out (out=...)"
+            )
         raise RunFolderError(f"{path} is not an empty folder; choose another --out")
 
     @classmethod
@@ -69,7 +72,7 @@ class RunFolder:
             RunFolderError: it holds no run, or one with other settings; the message names them.
         """
         record = read_record(path)
-        started, asked = _flat(record["config"]), _flat(json.loads(to_json(config)))
+        started, asked = flat(record["config"]), flat(json.loads(to_json(config)))
         changed = sorted(key for key in started.keys() | asked.keys() if started.get(key) != asked.get(key))
         if changed:
             listed = ", ".join(f"{key}: {started.get(key)!r} there, {asked.get(key)!r} asked" for key in changed[:5])
@@ -123,6 +126,11 @@ class RunFolder:
         except (OSError, safetensors.SafetensorError) as error:
             raise RunFolderError(f"{self.weights} cannot be read: {error}; choose another --out") from error
 
+    def discard_result(self) -> None:
+        """Take away the summary of a run that goes on after it had finished."""
+        with writing(self.path / "summary.json"):
+            (self.path / "summary.json").unlink(missing_ok=True)
+
     def write_plot(self, image: bytes) -> None:
         """Write the picture of the run."""
         with writing(self.path / "plot.png"):
@@ -156,10 +164,3 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} could not be written ({error}); the last checkpoint is intact: "
             "make room and continue with --resume"
         ) from error
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat

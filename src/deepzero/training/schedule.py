@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
 
 def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
     """The factor on the peak learning rate at a step: linear from 1/warmup to 1, then a cosine to 0.
@@ -63,6 +66,19 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "thirds": partial(warmup_tenths, parts=3),
 }
 """Name in a configuration -> factor on the peak learning rate."""
+
+
+def learning_rate(optimizer: Optimizer, schedule: str, *, warmup: int, total: int) -> LambdaLR:
+    """A schedule as torch's schedulers are, for one step after the other.
+
+    Args:
+        optimizer: its learning rate is the peak.
+        schedule: a name of :data:`SCHEDULES`.
+        warmup: steps of warm-up; the last step is never one of them.
+        total: steps of the run.
+    """
+    factor = partial(SCHEDULES[schedule], warmup=min(warmup, total - 1), total=total)
+    return LambdaLR(optimizer, factor)
 
 
 def _after_warmup(step: int, warmup: int, total: int, decay: Callable[[float], float]) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -52,6 +53,35 @@ class HoldsTensors(Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosesCoordinates(Protocol):
+    """A gradient source that may leave coordinates out."""
+
+    def kept(self) -> dict[str, float]:
+        """As :meth:`deepzero.Estimator.kept`."""
+        ...
+
+
+def kept_ratios(source: GradientSource) -> dict[str, float]:
+    """What a record of an epoch says of the coordinates of its last step: ``kept/<parameter>``, a share in [0, 1].
+
+    Empty for a source that does not choose coordinates, and for a step that left none out.
+    """
+    kept = source.kept() if isinstance(source, ChoosesCoordinates) else {}
+    return {f"kept/{name}": share for name, share in kept.items()}
+
+
+@contextmanager
+def repeatable_convolutions() -> Iterator[None]:
+    """A block in which cuDNN takes only algorithms that give the same bits twice: gradients of weights else do not."""
+    chosen = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = chosen
+
+
 class Autograd:
     """The exact gradient on the chosen coordinates, by backpropagation: what zeroth-order training is compared with.
 
@@ -87,6 +117,7 @@ class Autograd:
         self.queries = 0
         self.step = 0
         self.epoch = 0
+        self._kept: dict[str, float] = {}
 
     def backward(self, *batch: Any) -> Tensor:
         """Add the exact gradient to ``p.grad``.
@@ -101,15 +132,20 @@ class Autograd:
         for name, parameter in parameters.items():
             gradient = gradients[name] * masks[name].to(parameter.device)
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        self._kept = chosen.shares(parameters)
         self.queries += 1
         self.step += 1
         return loss
+
+    def kept(self) -> dict[str, float]:
+        """As :meth:`deepzero.Estimator.kept`."""
+        return dict(self._kept)
 
     def _differentiate(
         self, parameters: Mapping[str, nn.Parameter], x: Any, y: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         seed = derive_seed(self.seed, "objective", self.step)
-        with torch.enable_grad(), seeded_scope(seed, device_of(parameters)):
+        with torch.enable_grad(), seeded_scope(seed, device_of(parameters)), repeatable_convolutions():
             value = self.objective.loss_value(self.objective.model(x), y)
             gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
         loss = value.detach()

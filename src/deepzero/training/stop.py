@@ -21,8 +21,9 @@ AGAIN = " (Ctrl-C again: stop at once)"
 class StopRequest:
     """Tells a loop to stop after the current step; used as a context manager.
 
-    Inside the block the first SIGINT or SIGTERM is noted, and answered in the logger ``deepzero`` at once; a second one
-    acts as usual, for the impatient. Signals are left alone outside the main thread, where Python does not deliver them.
+    Inside the block the first SIGINT or SIGTERM is noted, and answered in the logger ``deepzero`` at once; a second
+    one acts as usual, for the impatient. Signals are left alone outside the main thread, where Python does not deliver
+    them.
 
     Args:
         max_seconds: a time limit from entering the block, None for none.

@@ -116,7 +116,7 @@ def certify(
             if index not in known:
                 if stop.reason is not None:
                     return Certified(path, None, stop.reason)
-                x = images.images[index].to(torch.float32) / images.scale
+                x = images.inputs[index].to(torch.float32) / images.scale
                 known[index] = smoothed.certify(
                     x, number=index, trials=config.trials, first=config.first, alpha=config.alpha
                 )

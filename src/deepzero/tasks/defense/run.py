@@ -21,13 +21,13 @@ from deepzero.opaque import HttpModel, OnnxModel
 from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.tasks.defense import config as names
 from deepzero.tasks.defense.config import DefenseConfig, from_record
-from deepzero.tasks.defense.export import export_onnx
 from deepzero.tasks.defense.methods import Finetuning, finetuning, ranked
 from deepzero.tasks.defense.parts import Normalized, Scores, answers, batches, make_denoiser, student_network
 from deepzero.tasks.parts import load_images
 from deepzero.tasks.stages import StageConfig, StagedRun, StoppedError, alone, opened, trained
 from deepzero.training import Autograd, RunFolder, StopRequest, hardware, read_record, versions
 from deepzero.training.files import finite, replace_file, to_json
+from deepzero.training.onnx_file import export_onnx
 from deepzero.training.state import snapshot
 
 CLASSIFIER = "classifier.onnx"

@@ -17,13 +17,14 @@ from deepzero.training.evaluation import eval_mode
 from deepzero.training.files import replace_file
 
 
-def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+def export_onnx(model: nn.Module, example: Tensor, path: Path, *, names: tuple[str, str] = ("image", "logits")) -> None:
     """Write a network, in eval mode, as an ONNX file for batches of any size.
 
     Args:
         model: takes one tensor.
         example: a batch of at least two.
         path: of the file.
+        names: of the input and of the output.
 
     Raises:
         InvalidInputError: the packages that write such files are not installed, or cannot express the network.
@@ -38,8 +39,8 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
                 model,
                 (example,),
                 dynamo=True,
-                input_names=["image"],
-                output_names=["logits"],
+                input_names=[names[0]],
+                output_names=[names[1]],
                 dynamic_shapes=({0: torch.export.Dim("n")},),
             )
         except Exception as error:

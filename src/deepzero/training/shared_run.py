@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
-from deepzero.tasks.selection import Ratios
 from deepzero.team import Team
 from deepzero.training.checkpoint import Checkpoint
 from deepzero.training.environment import versions
 from deepzero.training.run_folder import RunFolder
-
-RATIOS = "ratios.json"
 
 log = logging.getLogger("deepzero")
 
@@ -30,19 +27,28 @@ class SharedRun:
         path: the folder.
         team: the processes of the run.
         folder: on rank 0, once the run has been started; None elsewhere.
-        ratios: the layer-wise ratios that were found at the start; None before.
         summary: the result of a run that has finished; None before.
+        files: further JSON files that were asked for and are there, by name.
     """
 
     path: Path
     team: Team
     folder: RunFolder | None = None
-    ratios: Ratios | None = None
     summary: dict[str, Any] | None = None
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path, *, config: Mapping[str, Any], resume: bool, team: Team) -> SharedRun:
+    def open(
+        cls, path: Path, *, config: Mapping[str, Any], resume: bool, team: Team, files: Iterable[str] = ()
+    ) -> SharedRun:
         """Look at the folder of a run, and change nothing.
+
+        Args:
+            path: of the folder.
+            config: what the run depends on.
+            resume: whether it goes on.
+            team: the processes of the run.
+            files: names of JSON files to read, if they are there.
 
         Raises:
             RunFolderError: to be resumed, it holds no run with this ``config``; else, it is not free.
@@ -52,23 +58,30 @@ class SharedRun:
         def look() -> dict[str, Any]:
             if not resume:
                 RunFolder.require_free(path)
-                return {"ratios": None, "summary": None}
+                return {"summary": None, "files": {}}
             run.folder = RunFolder.reopen(path, config=config)
-            return {"ratios": run.folder.read(RATIOS), "summary": run.folder.summary}
+            found = {name: run.folder.read(name) for name in files}
+            return {"summary": run.folder.summary, "files": {k: v for k, v in found.items() if v is not None}}
 
         held = team.from_leader(look)
-        run.ratios = None if held["ratios"] is None else Ratios(**held["ratios"])
-        run.summary = held["summary"]
+        run.summary, run.files = held["summary"], held["files"]
         return run
 
-    def start(self, *, config: Mapping[str, Any], notes: Mapping[str, Any], ratios: Ratios) -> None:
-        """Create the folder unless it is there, and keep the ratios in it."""
+    def start(
+        self,
+        *,
+        config: Mapping[str, Any],
+        notes: Mapping[str, Any],
+        files: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Create the folder unless it is there, and keep JSON files in it."""
 
         def create() -> None:
             self.folder = self.folder or RunFolder.create(
                 self.path, config=config, notes={**notes, "versions": versions()}
             )
-            self.folder.write(RATIOS, {"keep": ratios.keep, "queries": ratios.queries})
+            for name, value in (files or {}).items():
+                self.folder.write(name, value)
 
         self.team.from_leader(create)
 

@@ -1,0 +1,178 @@
+"""``deepzero data``."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from deepzero.cli.options import DONE, Json, Quiet
+from deepzero.cli.output import Output
+from deepzero.errors import InvalidInputError
+
+MOST_CLASSES = 30
+"""Rows of the table of classes; --json has all."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """List the named data sets, or say what one of them, or a file or folder of your own, holds.
+
+    Without PATH: every named data set, where its files are looked for, whether they are there, and how to get them.
+    With PATH: its kind, samples, shapes and classes, and what training on it would do, or why it cannot be read.
+    """
+
+    path: Positional[Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: the named sets)")]] = None
+    """Folder of images (a folder for each class), .npz, CSV or Parquet file, folder of IDX files, or CIFAR-10's;
+    or the name of a named set."""
+    target: Annotated[
+        str | None, arg(metavar="COLUMN", help_behavior_hint="(default: label, target, class or y, else the last)")
+    ] = None
+    """Column of a table that holds the classes."""
+    image_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: their own)")] = None
+    """Height and width to bring images to."""
+    test: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: 0.2, if there is no test set)")] = None
+    """Part of each class to hold out as the test set."""
+    data_dir: Annotated[
+        Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: $DEEPZERO_DATA, else data)")
+    ] = None
+    """Where to look for the files of named sets."""
+    quiet: Quiet = False
+    json: Json = False
+
+    def run(self, output: Output) -> int:
+        """Print what there is."""
+        if self.path is None:
+            return self._named(output)
+        told = self._told(self.path)
+        if output.as_json:
+            output.result("", **told)
+        else:
+            _show(told, Console(highlight=False))
+        return DONE
+
+    def _named(self, output: Output) -> int:
+        from deepzero.data.description import named_sets  # noqa: PLC0415 - with PyTorch
+
+        for option in ("target", "image_size", "test"):
+            if getattr(self, option) is not None:
+                raise InvalidInputError(f"--{option.replace('_', '-')} is for a PATH: deepzero data PATH --...")
+        sets = named_sets(self.data_dir)
+        if output.as_json:
+            output.result("", sets=sets)
+            return DONE
+        console = Console(highlight=False)
+        table = Table("name", "what it is", "here?", title="named data sets")
+        for one in sets:
+            table.add_row(one["name"], one["summary"], escape(one["folder"] or "yes") if one["found"] else "no")
+        console.print(table)
+        for one in sets:
+            if not one["found"]:
+                console.print(f"{one['name']}: {one['advice']}", markup=False)
+        console.print("Data of your own: deepzero data PATH says what is there.", markup=False)
+        return DONE
+
+    def _told(self, path: Path) -> dict[str, Any]:
+        """All that is known about the data at a path, or about the named set that is called so."""
+        from deepzero import data  # noqa: PLC0415 - with PyTorch
+        from deepzero.data.description import description  # noqa: PLC0415
+
+        named = str(path) in data.names() and not path.exists()
+        if named and self.data_dir is not None and data.NAMED[str(path)].find is None:
+            raise InvalidInputError(f"{path} needs no files, so --data-dir has no effect; leave it out")
+        kind = str(path) if named else data.detect(path)
+        splits = data.load(
+            kind,
+            path=None if named else path,
+            data_dir=self.data_dir,
+            target=self.target,
+            image_size=self.image_size,
+            test=self.test,
+        )
+        told = {"path": None if named else str(path), "kind": kind, **description(splits)}
+        networks = _networks(tuple(told["shape"]), len(told["classes"]))
+        return {**told, "networks": networks, "command": None if named else self._command(path, networks)}
+
+    def _command(self, path: Path, networks: list[str]) -> str:
+        """The command that trains on these data."""
+        model = "mlp" if "simple_cnn" not in networks else "simple_cnn"
+        options = {
+            "--data": path,
+            "--model": model,
+            "--target": self.target,
+            "--image-size": self.image_size,
+            "--test": self.test,
+        }
+        words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        return shlex.join(["deepzero", "train", *words])
+
+
+def _networks(shape: tuple[int, ...], classes: int) -> list[str]:
+    """Names of the networks that take such inputs without further options."""
+    import torch  # noqa: PLC0415
+
+    from deepzero import models  # noqa: PLC0415
+
+    fitting = []
+    for name in models.names():
+        try:
+            with torch.device("meta"):  # shapes are checked, weights are not made
+                models.build(name, input_shape=shape, num_classes=classes)
+        except InvalidInputError:
+            continue
+        fitting.append(name)
+    return fitting
+
+
+def _show(told: dict[str, Any], console: Console) -> None:
+    samples = told["samples"]
+    where = f"{told['path']}: {told['kind']}" if told["path"] else told["kind"]
+    console.print(f"{where}, {_form(told)}, {len(told['classes'])} classes", markup=False)
+    table = Table("class", "train", "validation", "test")
+    for one in told["classes"][:MOST_CLASSES]:
+        table.add_row(escape(one["name"]), *(f"{one[part]:,}" for part in samples))
+    if len(told["classes"]) > MOST_CLASSES:
+        table.add_row(f"... and {len(told['classes']) - MOST_CLASSES} more (--json has all)", "", "", "")
+    table.add_section()
+    table.add_row("all", *(f"{count:,}" for count in samples.values()))
+    console.print(table)
+    for line in (_balance(told["balance"]), f"networks that take these inputs: {', '.join(told['networks'])}"):
+        console.print(line, markup=False)
+    if told["command"]:
+        unit = "column" if told["inputs"] == "table" else "channel"
+        selects = (
+            f"selects the weights by {samples['validation']:,}" if samples["validation"] else "keeps the last weights"
+        )
+        console.print(told["command"], markup=False)
+        console.print(
+            f"  trains on {samples['train']:,} samples, each {unit} less its mean and over its standard deviation; "
+            f"{selects}; looks at the {samples['test']:,} of the test set once, at the end",
+            markup=False,
+        )
+
+
+def _balance(balance: dict[str, Any]) -> str:
+    always = f"always answering {balance['largest']!r} is right for {balance['baseline']:.1%} of the test set"
+    if balance["ratio"] == 1:
+        return f"balance: all classes have the same number of samples; {always}"
+    times = "holds no sample" if balance["ratio"] is None else f"is 1/{balance['ratio']:.3g} of it"
+    return f"balance: {balance['largest']!r} is the largest class, {balance['smallest']!r} {times}; {always}"
+
+
+def _form(told: dict[str, Any]) -> str:
+    """Images of so many pixels, or columns."""
+    count = sum(told["samples"].values())
+    if told["inputs"] == "table":
+        names = told["columns"]
+        listed = f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else ""
+        target = f" and the target {told['target']!r}" if told["target"] else ""
+        return f"{count:,} rows of {told['shape'][0]} numbers{listed}{target}"
+    channels, height, width = told["shape"]
+    colors = {1: "gray", 3: "color"}.get(channels, f"{channels} channels")
+    return f"{count:,} images of {height}x{width} pixels, {colors}"

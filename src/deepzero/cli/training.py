@@ -1,0 +1,220 @@
+"""What ``deepzero train`` does with its options."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepzero import data
+from deepzero.cli.options import DONE
+from deepzero.cli.output import Output, tell_stopped
+from deepzero.errors import InvalidInputError
+from deepzero.own import absolute, called, imported, is_own, require_kind, settings_of
+from deepzero.recipes import (
+    SETTINGS,
+    config_file,
+    data_config,
+    find,
+    own_config,
+    start_of_team,
+    with_data,
+)
+from deepzero.recipes.runs import ROOT, Base, free, interrupted_run, latest
+from deepzero.tasks import classification
+from deepzero.tasks.config import ESTIMATORS, ClassificationConfig, ModelConfig
+from deepzero.team import Team, joined, launch_name
+from deepzero.training import Result, Trainer, read_record
+
+if TYPE_CHECKING:
+    from deepzero.cli.train import Train
+
+FOR_CONFIGURATIONS = (
+    *(name for name in SETTINGS if name not in ("epochs", "checkpoint_steps", "checkpoint_minutes")),
+    "config",
+    "data",
+    "target",
+    "image_size",
+    "test",
+    "model",
+    "data_dir",
+)
+"""Options that say what a configuration holds, and mean nothing to a trainer that the user has made."""
+
+
+def run_training(command: Train, output: Output) -> int:
+    """Train by a recipe, a configuration, or the user's own code."""
+    with joined(command.device, timeout=60 * command.rank_timeout) as team:
+        if not team.leads:
+            logging.getLogger("deepzero").setLevel(logging.ERROR)
+        own = own_recipe(command, team)
+        if own is None:
+            result = _configured(command, base_of(command, None), output, team)
+        else:
+            word, words = own
+            made = called(imported(word), settings_of(words))
+            require_kind(made, (Trainer, ClassificationConfig), word, "a dz.Trainer or a ClassificationConfig")
+            if isinstance(made, Trainer):
+                result = _trained(command, made, word, words, output, team)
+            else:
+                result = _configured(command, base_of(command, (_stem(word), made)), output, team)
+        return _report(result, output) if team.leads else DONE
+
+
+def own_recipe(command: Train, team: Team) -> tuple[str, tuple[str, ...]] | None:
+    """The user's own recipe and its arguments, if one is asked for, or if the run that goes on was started from one."""
+    if command.recipe is not None and is_own(command.recipe):
+        return absolute(command.recipe), command.set
+    if command.set:
+        raise InvalidInputError("--set is for a recipe of your own; name its file: deepzero train FILE.py --set ...")
+    if command.recipe is not None or not command.resume:
+        return None
+    own = team.from_leader(lambda: read_record(command.out or latest(ROOT)).get("own"))
+    return None if own is None else (own["recipe"], tuple(own["set"]))
+
+
+def base_of(command: Any, own: tuple[str, ClassificationConfig] | None) -> Base | None:
+    """The configuration that a command starts from, before single settings are changed; None for the default one.
+
+    Args:
+        command: with the options ``recipe``, ``config``, ``data``, ``target``, ``image_size``, ``test``, ``model`` and
+            ``depth``.
+        own: a configuration of the user's own, and what to call it.
+    """
+    named = [name for name in ("recipe", "config") if getattr(command, name) is not None]
+    if len(named) == 2:
+        raise InvalidInputError(f"give a recipe or --config, not both; got {command.recipe} and {command.config}")
+    for name in ("target", "image_size", "test"):
+        if getattr(command, name) is not None and command.data is None:
+            raise InvalidInputError(f"--{name.replace('_', '-')} has no effect without --data")
+    if not named and command.data is None and command.model is None:
+        return None
+
+    def made() -> tuple[str, ClassificationConfig]:
+        name, config = _before(command, own)
+        model = None if command.model is None else _network(command)
+        if command.data is not None:
+            images = data_config(command.data, target=command.target, image_size=command.image_size, test=command.test)
+            name = Path(command.data).stem if config is None else name
+            config = own_config(images, model) if config is None else with_data(config, images)
+        elif config is None:
+            name, config = "digits", find("digits").config()
+        return name, config if model is None else replace(config, model=model)
+
+    return made
+
+
+def _before(command: Any, own: tuple[str, ClassificationConfig] | None) -> tuple[str, ClassificationConfig | None]:
+    if own is not None:
+        return own
+    if command.config is not None:
+        return config_file(command.config)
+    return (command.recipe, find(command.recipe).config()) if command.recipe is not None else ("own", None)
+
+
+def _network(command: Any) -> ModelConfig:
+    return ModelConfig(name=command.model, options={} if command.depth is None else {"depth": command.depth})
+
+
+def _configured(command: Train, base: Base | None, output: Output, team: Team) -> Result:
+    """Train by a configuration."""
+    settings: dict[str, Any] = {name: getattr(command, name) for name in SETTINGS if hasattr(command, name)}
+    start = start_of_team(base, settings, command.out, resume=command.resume, team=team)
+    require_effect(command, start.config)
+    return classification.train(
+        start.config,
+        out=start.out,
+        resume=start.resume,
+        data_dir=command.data_dir,
+        device=command.device,
+        max_seconds=None if command.max_minutes is None else 60 * command.max_minutes,
+        loggers=command.logger,
+        console=output.console if team.leads else None,
+        notes=start.notes,
+        team=team,
+    )
+
+
+def require_effect(command: Any, config: ClassificationConfig) -> None:
+    """Raise if an option that was given changes nothing.
+
+    Raises:
+        InvalidInputError: naming the option, and why it has no effect.
+    """
+    images, method = config.data, config.estimator.method
+    if command.data_dir is not None and images.path is not None:
+        raise InvalidInputError(f"--data-dir has no effect: the data are at {images.path}; leave it out")
+    if command.data_dir is not None and data.NAMED[images.name].find is None:
+        raise InvalidInputError(f"--data-dir has no effect: {images.name} needs no files; leave it out")
+    if command.queries is not None and method != "rge":
+        raise InvalidInputError(
+            f"--queries has no effect: it is the number of random directions, and the estimator is {method}; add "
+            "--estimator rge, or leave it out"
+        )
+    if command.step_size is not None and method not in ESTIMATORS:
+        raise InvalidInputError(f"--step-size has no effect: {method} takes no finite differences; leave it out")
+
+
+def _trained(command: Train, trainer: Trainer, word: str, words: tuple[str, ...], output: Output, team: Team) -> Result:
+    """Train by a trainer that the user's own recipe has made."""
+    for name in FOR_CONFIGURATIONS:
+        if getattr(command, name, None) is not None:
+            option = name.replace("_", "-")
+            raise InvalidInputError(
+                f"--{option} has no effect: {Path(word).name} returns a dz.Trainer, which holds what it trains. Make "
+                f"it a parameter of your function and type --set {name}=VALUE"
+            )
+    if command.device != "cpu":
+        raise InvalidInputError("--device has no effect on a dz.Trainer: move the model in your function")
+    interrupted = None if command.resume else team.from_leader(lambda: _text(interrupted_run(command.out)))
+    found = team.from_leader(lambda: str(command.out or interrupted or trainer.folder or _folder(command, word)))
+    trainer.out = Path(found)
+    trainer.notes |= {"own": {"recipe": word, "set": list(words)}, "launch": launch_name()}
+    for name in ("max_minutes", "checkpoint_steps", "checkpoint_minutes"):
+        if getattr(command, name) is not None:
+            setattr(trainer, name, getattr(command, name))
+    trainer.loggers += command.logger
+    trainer.progress = output.console if team.leads else False
+    trainer.join(team)
+    return trainer.fit(command.epochs, resume=command.resume or interrupted is not None)
+
+
+def _folder(command: Train, word: str) -> Path:
+    return latest(ROOT) if command.resume else free(ROOT / _stem(word))
+
+
+def _stem(word: str) -> str:
+    """What to call a recipe of the user's own: its file, or its module."""
+    place = word.rpartition(":")[0] or word
+    return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _report(result: Result, output: Output) -> int:
+    assert result.folder is not None
+    if result.summary is None:
+        code = tell_stopped(output, "train", result.folder, result.stopped)
+        return code if launch_name() is None else DONE
+    summary = result.summary
+    output.result(_told(result), folder=result.folder, stopped=None, summary=summary)
+    return DONE
+
+
+def _told(result: Result) -> str:
+    """One line: what came out, at what cost, and where it is."""
+    summary = result.summary or {}
+    scores = [name for name in summary if name.startswith(("test_", "validation_")) and summary[name] is not None]
+    tests = [name for name in scores if name.startswith("test_")] or scores
+    said = ", ".join(_score(name, summary[name]) for name in sorted(tests))
+    said = f"{said} with the weights of epoch {summary['selected_epoch'] + 1}; " if said else ""
+    ended = f"; ended by {summary['ended']}" if summary.get("ended") else ""
+    return f"{said}{summary['queries']:,} queries in {summary['seconds']:,.0f} s{ended}; see {result.folder}"
+
+
+def _score(name: str, value: float) -> str:
+    words = name.replace("_", " ")
+    return f"{words} {value:.2%}" if name.endswith("accuracy") else f"{words} {value:.4g}"

@@ -1,0 +1,84 @@
+"""Tables in files: CSV and Parquet, as columns by name."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from deepzero.errors import DataNotFoundError, InvalidInputError
+
+CSV_ENDINGS, PARQUET_ENDINGS = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
+PARQUET_MAGIC = b"PAR1"
+DELIMITERS = (",", ";", "\t")
+
+
+def read_columns(path: Path) -> Any:
+    """The table in a CSV file with a header, or in a Parquet file, as a :class:`pyarrow.Table`.
+
+    A CSV file is separated by whichever of comma, semicolon and tab is most frequent in its first line.
+
+    Raises:
+        DataNotFoundError: there is no such file.
+        InvalidInputError: it is no such table, has no header or no row, or two columns of one name.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - slow to import
+
+    if not path.is_file():
+        raise DataNotFoundError(f"there is no file {path}")
+    try:
+        is_parquet = path.suffix.lower() in PARQUET_ENDINGS or _starts(path, PARQUET_MAGIC)
+        table = _parquet(path) if is_parquet else _csv(path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read as a table ({error}); write it again, as UTF-8 text or Parquet"
+        ) from error
+    names = table.column_names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidInputError(f"{path} has several columns called {', '.join(twice)}; give each a name of its own")
+    if table.num_rows == 0:
+        raise InvalidInputError(f"{path} holds no row besides its header")
+    return table
+
+
+def _parquet(path: Path) -> Any:
+    from pyarrow import parquet  # noqa: PLC0415
+
+    return parquet.ParquetFile(path).read()
+
+
+def _csv(path: Path) -> Any:
+    from pyarrow import csv as arrow_csv  # noqa: PLC0415
+
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        line = file.readline()
+    delimiter = max(DELIMITERS, key=line.count)
+    header = next(csv.reader([line], delimiter=delimiter), [])
+    if not header:
+        raise InvalidInputError(f"{path} is empty; expected a header with the names of the columns, then rows")
+    if all(map(is_number, header)):
+        raise InvalidInputError(
+            f"the first line of {path} holds numbers ({', '.join(header[:4])}, ...), but it must be a header with the "
+            "names of the columns; put one above it, such as "
+            f"{delimiter.join([f'x{i}' for i in range(1, min(len(header), 4))])}{delimiter}label"
+        )
+    if "" in map(str.strip, header):
+        raise InvalidInputError(
+            f"column {header.index('') + 1 if '' in header else 1} of {path} has no name; if it is the index that "
+            "pandas writes, write the file again with df.to_csv(path, index=False)"
+        )
+    return arrow_csv.read_csv(path, parse_options=arrow_csv.ParseOptions(delimiter=delimiter))
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is how a number is written."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _starts(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic

@@ -1,0 +1,54 @@
+"""A network of the user's own, made for the data at hand."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from deepzero.errors import InvalidInputError
+from deepzero.own import imported, located
+
+NAME = "Net"
+"""What is looked for in a file that is named without one."""
+
+
+def own_network(target: str, arguments: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    """What a class or function of the user's makes.
+
+    Args:
+        target: ``file.py:Net`` or ``module:Net``; ``Net`` by default.
+        arguments: what the data says (``num_classes``, ``in_channels``, ...), given where there is a parameter for it.
+        options: further keywords, all of which it must have.
+
+    Raises:
+        InvalidInputError: there is no such class, it needs other arguments, or it makes no network.
+    """
+    make = imported(target, default=NAME)
+    if isinstance(make, nn.Module):
+        raise InvalidInputError(
+            f"{target} is a network that is made already; name its class, or a function that returns one"
+        )
+    if not callable(make):
+        raise InvalidInputError(f"{target} must be a class or function that makes a network, got {make!r}")
+    parameters = inspect.signature(make).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    unknown = [name for name in options if name not in parameters and not takes_any]
+    if unknown:
+        raise InvalidInputError(f"{target} has no parameter {unknown[0]}; it has: {', '.join(parameters) or 'none'}")
+    given = {name: value for name, value in arguments.items() if name in parameters} | options
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind in plain and n not in given]
+    if missing:
+        raise InvalidInputError(
+            f"{target} needs {', '.join(missing)}, which is not known here: what is filled in is "
+            f"{', '.join(arguments)}. Give {missing[0]} a default, or rename it"
+        )
+    try:
+        model = make(**given)
+    except Exception as error:
+        raise InvalidInputError(f"{target} could not be made: {located(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise InvalidInputError(f"{target} must make an nn.Module, got {type(model).__name__}")
+    return model

@@ -1,0 +1,720 @@
+"""The training loop, for any network, gradient source, ``torch.optim`` optimizer and data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from deepzero import validation as checks
+from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, QueryBudgetError
+from deepzero.estimator import Estimator
+from deepzero.evaluators import DistributedEvaluator, DivisibleEvaluator, Evaluator
+from deepzero.evaluators.workers import one_thread
+from deepzero.objective import Batch
+from deepzero.team import Team
+from deepzero.training import state
+from deepzero.training.arguments import check, described
+from deepzero.training.batches import Batches, reader
+from deepzero.training.callbacks import Callback, direction, monitored
+from deepzero.training.checkpoint import Checkpoint, CheckpointStore
+from deepzero.training.environment import hardware, versions
+from deepzero.training.evaluation import Metric, measured
+from deepzero.training.files import finite
+from deepzero.training.loggers import open_logger
+from deepzero.training.metrics import JsonLines, Sink, read_metrics
+from deepzero.training.model_file import EXPORTED, ModelFile
+from deepzero.training.plot import plot_run
+from deepzero.training.progress import ProgressBar
+from deepzero.training.run_folder import RECORD, RunFolder
+from deepzero.training.shared_run import SharedRun
+from deepzero.training.sources import GradientSource, HoldsTensors, kept_ratios
+from deepzero.training.stop import SharedStop, StopRequest
+
+BUDGET = "the budget of"
+ADVICE = (
+    "what to try: a lower learning rate; a larger step size if losses are noisy; `deepzero doctor` measures the noise "
+    "floor of the objective and recommends a step size"
+)
+
+
+@dataclass
+class Best:
+    """The weights selected so far.
+
+    Attributes:
+        scores: of the validation, by name without ``validation_``.
+        epoch: after which they were taken, from 0.
+        tensors: parameters and buffers.
+    """
+
+    scores: dict[str, float]
+    epoch: int
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call of :meth:`Trainer.fit` left behind.
+
+    Attributes:
+        model: with the selected weights if the run has finished, else as it was when the run stopped.
+        folder: the run's folder; None if nothing is written.
+        summary: the run's result as in ``summary.json``; None if it was stopped before its end.
+        stopped: why it was stopped, None if it has finished.
+    """
+
+    model: nn.Module
+    folder: Path | None
+    summary: dict[str, Any] | None
+    stopped: str | None = None
+
+
+@dataclass(kw_only=True)
+class _Position:
+    """Where a run is: what a checkpoint keeps beside weights, optimizer and gradient source.
+
+    Attributes:
+        step: optimizer steps made.
+        epoch: epochs completed.
+        index: batches read of the next one.
+        seconds: time the run took in processes before this one.
+        losses: of the steps since the last epoch's end.
+        cost: function values that the last step took.
+        inputs: shape and dtype of the network's input, without the batch; None where there is not one tensor.
+        ended: why the run is over, if not because its epochs are.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    cost: int | None = None
+    inputs: dict[str, Any] | None = None
+    ended: str | None = None
+
+
+class Trainer:
+    """Trains a network by an estimator's gradients, with checkpoints, validation, early stopping and resume.
+
+    .. code-block:: text
+
+        for every epoch:  for every batch:  estimator.backward(*batch); optimizer.step(); scheduler.step()
+                          look at the validation data; keep the best weights; save
+
+    A run that is interrupted (Ctrl-C, SIGTERM, ``max_minutes``, a killed process) and continued by ``fit(resume=True)``
+    ends with the same bits as an unbroken one, on the same hardware under the same versions. Nothing is pickled.
+
+    Args:
+        model: in the mode it is to be trained in.
+        estimator: fills ``p.grad``: :func:`deepzero.CGE`, :func:`deepzero.RGE`, or any
+            :class:`~deepzero.training.GradientSource` over the model.
+        optimizer: any of ``torch.optim`` over the model's parameters that needs no closure.
+        train: a ``DataLoader`` or another iterable of batches; a function of the epoch that returns one; an object with
+            ``batch(epoch, index)`` and a length; None for a problem without data. A batch that is a tuple or list is
+            what ``estimator.backward(*batch)`` is called with, anything else (a dict) is its one argument; tensors are
+            brought to the model's device.
+        validation: the same kinds of data, or a function of the model that returns numbers by name; after every
+            ``validate_every`` epochs it is looked at, and the weights that are best by ``monitor`` are the result.
+        test: likewise; looked at once, at the end, with the selected weights.
+        epochs: passes over the data; what :meth:`fit` takes by default.
+        scheduler: any of ``torch.optim.lr_scheduler``; ``ReduceLROnPlateau`` is given the monitored number.
+        scheduler_interval: whether the scheduler goes on after every ``epoch`` or every ``step``.
+        metrics: ``metric(outputs, targets)`` over a whole split, by name; see :func:`deepzero.training.measured`. None:
+            accuracy, where targets are class labels.
+        monitor: the number to select weights by; ties go to the lower validation loss.
+        mode: ``min``, ``max``, or ``auto``: losses and errors are to fall, all else is to rise.
+        callbacks: :class:`~deepzero.training.Callback` objects or functions of ``(trainer, record)``;
+            :class:`~deepzero.training.EarlyStopping` is one.
+        loggers: further places for measurements: ``tensorboard``, ``wandb`` or ``mlflow``, which are opened in ``out``
+            when the run starts, or :class:`~deepzero.training.Sink` objects, which are closed when it ends.
+        out: the folder of the run, empty or not there; None: nothing is written.
+        accumulate: batches of an optimizer step; their gradients are averaged.
+        clip_norm: what the norm of the whole gradient is scaled down to.
+        clip_value: what every entry of the gradient is cut to.
+        validate_every: epochs between two looks at the validation data; the last epoch is always looked at.
+        max_queries: function values that may be spent; the run is over before the step that would exceed them.
+        max_minutes: save and stop after so long; ``fit(resume=True)`` goes on.
+        checkpoint_steps: steps between two checkpoints; None to go by the clock alone.
+        checkpoint_minutes: minutes between two checkpoints.
+        team: the processes that divide the queries, from :func:`deepzero.joined`. All of them build the same trainer;
+            rank 0 alone writes. The weights have the same bits whatever their number.
+        progress: show a bar, or lines where there is no terminal, on standard error; or a console to show it on.
+        model_file: how :func:`deepzero.load_run` makes the model again, and what its inputs and outputs mean; by
+            default the network is exported at the end. None: the folder keeps its weights alone.
+        name: what the run is called in its picture and its model card; the model's class by default.
+        config: JSON-able settings that the run depends on and must be resumed with; by default a description of model,
+            estimator and optimizer.
+        notes: further JSON-able values for ``run.json``.
+        facts: further JSON-able values for ``summary.json``.
+        keep: the part of the model whose weights are the result; all of it by default.
+        queries_before: function values spent before the first step.
+
+    Attributes:
+        best: the selected weights, None before the first look at the validation data.
+        started: ``time.perf_counter()`` when the run began in this process; None before and after :meth:`fit`.
+
+    Raises:
+        InvalidInputError: an argument is out of its domain.
+
+    Example:
+        >>> import torch, torch.nn.functional as F, deepzero as dz
+        >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+        >>> data = torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long())
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=16)
+        >>> model = torch.nn.Linear(3, 2)
+        >>> trainer = dz.Trainer(
+        ...     model, dz.CGE(model, loss=F.cross_entropy), torch.optim.SGD(model.parameters(), lr=0.5), loader,
+        ...     validation=loader,
+        ... )
+        >>> result = trainer.fit(epochs=20)
+        >>> result.summary["steps"], result.summary["validation_accuracy"] > 0.9
+        (80, True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        estimator: GradientSource,
+        optimizer: Optimizer,
+        train: Any,
+        *,
+        validation: Iterable[Any] | Callable[[nn.Module], Mapping[str, float]] | None = None,
+        test: Iterable[Any] | Callable[[nn.Module], Mapping[str, float]] | None = None,
+        epochs: int | None = None,
+        scheduler: Any = None,
+        scheduler_interval: str = "epoch",
+        metrics: Mapping[str, Metric] | None = None,
+        monitor: str = "validation_loss",
+        mode: str = "auto",
+        callbacks: Sequence[Callback | Callable[[Trainer, Mapping[str, Any]], None]] = (),
+        loggers: Sequence[Sink | str] = (),
+        out: str | Path | SharedRun | None = None,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        validate_every: int = 1,
+        max_queries: int | None = None,
+        max_minutes: float | None = None,
+        checkpoint_steps: int | None = None,
+        checkpoint_minutes: float = 5.0,
+        team: Team | None = None,
+        progress: bool | Console = False,
+        model_file: ModelFile | None = EXPORTED,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        keep: nn.Module | None = None,
+        queries_before: int = 0,
+    ) -> None:
+        self.started: float | None = None
+        self.model, self.source, self.optimizer, self.train = model, estimator, optimizer, train
+        self.validation, self.test, self.epochs = validation, test, epochs
+        self.scheduler, self.scheduler_interval = scheduler, scheduler_interval
+        self.metrics, self.monitor, self.mode = metrics, monitor, direction(mode, monitor)
+        self.callbacks, self.loggers, self.out = list(callbacks), list(loggers), out
+        self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
+        self.validate_every, self.max_queries, self.max_minutes = validate_every, max_queries, max_minutes
+        self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
+        self.team, self._divides = Team(), False
+        if team is not None:
+            self.join(team)
+        self.progress, self.model_file = progress, model_file
+        self.name, self.notes, self.facts = name or type(model).__name__, dict(notes or {}), dict(facts or {})
+        self.keep, self.queries_before = keep or model, queries_before
+        check(self)
+        self.config = dict(described(self) if config is None else config)
+        self.best: Best | None = None
+        self._at = _Position()
+        self._limit: tuple[int, int] = (0, 0)
+        reader(train, self._device, self.team)  # refuses what is no data
+        self._run: SharedRun | None = out if isinstance(out, SharedRun) else None
+        self._store: CheckpointStore | None = None
+        self._start_of_metrics: int | None = None
+        self._written: JsonLines | None = None
+        self._sinks: list[Sink] = []
+        self._latest: dict[str, Tensor] | None = None
+        self._saved = float("-inf")
+
+    def fit(
+        self,
+        epochs: int | None = None,
+        *,
+        steps: int | None = None,
+        resume: bool | str = False,
+        stop: StopRequest | None = None,
+    ) -> Result:
+        """Train until ``epochs`` (or ``steps``) are completed in all, whatever an earlier call did of them.
+
+        Args:
+            epochs: passes over the data; by default those that the trainer was made with.
+            steps: optimizer steps, in place of epochs.
+            resume: go on from the last checkpoint in ``out``; ``"auto"``: if there is a run, else begin. A finished run
+                goes on if there is more to do than it has done.
+            stop: a request that is open already, in a program that does other things before; by default one of its
+                own, which SIGINT, SIGTERM and ``max_minutes`` fill.
+
+        Raises:
+            InvalidInputError: it is not said how long to train.
+            RunFolderError: ``out`` holds another run, or none to resume.
+            CheckpointError: no checkpoint can be used, or one could not be written; or the data are others than before.
+            NonFiniteLossError: training diverged; the last good checkpoint is kept.
+            TeamError: another process of the team hangs or has ended.
+        """
+        check(self)  # attributes may have been set since
+        self._set_limit(epochs, steps)
+        self.started = time.perf_counter() if self.started is None else self.started
+        with ExitStack() as stack:
+            stack.callback(self._stop_the_clock)
+            if stop is None:
+                seconds, alone = None if self.max_minutes is None else 60 * self.max_minutes, self.team.size == 1
+                request = StopRequest(max_seconds=seconds, once=alone, waits=alone)
+                stop = stack.enter_context(request)
+            self._reader = reader(self.train, self._device, self.team)
+            self._open(resume)
+            if self._over() and self._run is not None and self._run.summary is not None:
+                self.keep.load_state_dict(self._run.weights())
+                return Result(self.model, self.folder, self._run.summary)
+            self._open_sinks(stack)
+            stopped = self._train(SharedStop(stop, self.team))
+            if stopped is not None:
+                return Result(self.model, self.folder, None, stopped)
+            return Result(self.model, self.folder, self._finish())
+
+    def join(self, team: Team) -> None:
+        """Divide the queries of the estimator among the processes of a team, which may be this one alone."""
+        self.team, self._divides = team, True
+
+    def stop(self, why: str) -> None:
+        """End the run after the current step as if it were complete; for callbacks."""
+        self._at.ended = self._at.ended or why
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made."""
+        return self._at.step
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self._at.epoch
+
+    @property
+    def queries(self) -> int:
+        """Function values spent so far."""
+        return self.queries_before + self.source.queries
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the run."""
+        if isinstance(self.out, SharedRun):
+            return self.out.path
+        return None if self.out is None else Path(self.out)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run; None where only reading the data tells."""
+        epochs, steps = self._limit
+        length = self._reader.length
+        return steps or (None if length is None else epochs * math.ceil(length / self.accumulate))
+
+    def elapsed(self) -> float:
+        """Seconds the run has taken, over all processes."""
+        return self._at.seconds + (0.0 if self.started is None else time.perf_counter() - self.started)
+
+    def _stop_the_clock(self) -> None:
+        self._at.seconds, self.started = self.elapsed(), None
+
+    # The loop
+
+    def _train(self, stop: SharedStop) -> str | None:
+        """Train to the end; or until asked to stop, and why is returned. A checkpoint is saved in either case."""
+        if self.step == 0:
+            self.save()
+        self._saved = time.monotonic()
+        while not self._over():
+            self.source.set_epoch(self.epoch)
+            batches = self._reader.read(self.epoch, self._at.index)
+            exhausted = False
+            while not (exhausted or self._over() or self._is_out_of_queries()):
+                if (reason := stop.reason) is not None:
+                    self.save()
+                    return reason
+                try:
+                    exhausted = not self._step(itertools.islice(batches, self.accumulate)) or self._is_epoch_read()
+                except QueryBudgetError as spent:
+                    self.stop(f"{BUDGET} a black box is spent: {spent}")
+                stop.begin()  # before the first step there is nothing to save: an interrupt ends it at once
+                if not exhausted and self._checkpoint_is_due():
+                    self.save()
+            self._end_epoch(complete=exhausted or self._is_epoch_read())
+            if self._checkpoint_is_due() or self._over():
+                self.save()
+        return None
+
+    def _step(self, batches: Iterator[tuple[Any, ...]]) -> bool:
+        """One optimizer step on a few batches; False if none is left in this epoch."""
+        losses: list[float] = []
+        self.optimizer.zero_grad()
+        before = self.source.queries
+        for batch in batches:
+            if self.step == 0 and not losses:
+                self._look_at_first(batch)
+            losses.append(self._backward(batch))
+        if not losses:
+            return False
+        self._at.cost = self.source.queries - before
+        self._condition_gradient(len(losses))
+        rate = self.optimizer.param_groups[0]["lr"]
+        with one_thread():
+            self.optimizer.step()
+        if self.scheduler is not None and self.scheduler_interval == "step":
+            self.scheduler.step()
+        self._at.step += 1
+        self._at.index += len(losses)
+        self._at.losses.append(_mean(losses))
+        self.record("step", epoch=self.epoch, loss=self._at.losses[-1], learning_rate=float(rate))
+        return True
+
+    def _backward(self, batch: tuple[Any, ...]) -> float:
+        try:
+            loss = float(self.source.backward(*batch))
+        except NonFiniteLossError as error:
+            raise self._diverged(str(error)) from error
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}")
+        return loss
+
+    def _condition_gradient(self, batches: int) -> None:
+        """Average what was accumulated, and clip it."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        with torch.no_grad(), one_thread():
+            if batches > 1:
+                for parameter in parameters:
+                    parameter.grad /= batches
+            if self.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            if self.clip_value is not None:
+                nn.utils.clip_grad_value_(parameters, self.clip_value)
+
+    def _end_epoch(self, *, complete: bool) -> None:
+        """Look at the validation data, keep the best weights, and tell; a run may end within an epoch."""
+        if complete and self._at.index == 0:
+            raise InvalidInputError("train gave no batch in this epoch; give at least one")
+        epoch, losses = self.epoch, self._at.losses
+        record: dict[str, Any] = {"epoch": epoch, **({"training_loss": _mean(losses)} if losses else {})}
+        if complete:
+            self._at.epoch, self._at.index = epoch + 1, 0
+        self._at.losses = []
+        looks = (epoch + 1) % self.validate_every == 0 or self._over() or not complete
+        if looks:
+            self._require_finite_weights()
+            if self.validation is not None:
+                record |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
+        self.record("epoch", **record, **kept_ratios(self.source))
+        if self.scheduler is not None and self.scheduler_interval == "epoch" and complete:
+            self._step_scheduler(record)
+
+    def _step_scheduler(self, record: Mapping[str, Any]) -> None:
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+        elif self.monitor in record:
+            self.scheduler.step(record[self.monitor])
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """Scores on the validation data, the same on every rank; the weights are kept if they are the best so far."""
+        scores: dict[str, float] = self.team.from_leader(lambda: self._scores(self.validation))
+        if not math.isfinite(scores.get("loss", 0.0)):
+            raise self._diverged(f"the loss on the validation split is {scores['loss']}")
+        if self.best is None or self._rank(scores) > self._rank(self.best.scores):
+            self.best = Best(scores, epoch, state.snapshot(self.model))
+        return scores
+
+    def _rank(self, scores: Mapping[str, float]) -> tuple[float, float]:
+        value = monitored({f"validation_{name}": score for name, score in scores.items()}, self.monitor)
+        return (value if self.mode == "max" else -value), -scores.get("loss", 0.0)
+
+    def _scores(self, data: Any) -> dict[str, float]:
+        if callable(data) and not isinstance(data, (Iterable, Batches)):
+            return {name: float(value) for name, value in data(self.model).items()}
+        return measured(self.source.objective, reader(data, self._device, Team()).read(0, 0), self.metrics)  # type: ignore[attr-defined]
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Tell sinks and callbacks."""
+        record = self._tell(kind, **values)
+        for callback in self.callbacks:
+            if isinstance(callback, Callback):
+                callback.on_record(self, record)
+            else:
+                callback(self, record)
+        if self.callbacks and self.team.highest(int(self._at.ended is not None)):
+            self.stop("another process of the team has ended the run")
+
+    def _tell(self, kind: str, **values: Any) -> dict[str, Any]:
+        common = {"kind": kind, "step": self.step, "queries": self.queries, "seconds": round(self.elapsed(), 3)}
+        record = {**common, **values}
+        for sink in self._sinks:
+            sink.write(record)
+        return record
+
+    def _over(self) -> bool:
+        epochs, steps = self._limit
+        return self._at.ended is not None or (self.step >= steps if steps else self.epoch >= epochs)
+
+    def _is_epoch_read(self) -> bool:
+        """Whether all batches of the epoch were read, as far as that is known before its end."""
+        return self._reader.length is not None and self._at.index >= self._reader.length
+
+    def _is_out_of_queries(self) -> bool:
+        """Whether another step would take more than ``max_queries``, if it takes as many as the one before."""
+        if self.max_queries is not None and self.queries + (self._at.cost or 0) > self.max_queries:
+            self.stop(f"{BUDGET} {self.max_queries:,} queries")
+        return self._over()
+
+    def _look_at_first(self, batch: tuple[Any, ...]) -> None:
+        """Keep the form of the input; refuse a budget that is below one step."""
+        if len(batch) == 2 and isinstance(batch[0], Tensor) and batch[0].dim() > 0:
+            self._at.inputs = {"shape": list(batch[0].shape[1:]), "dtype": str(batch[0].dtype).removeprefix("torch.")}
+        if self.max_queries is None or not isinstance(self.source, Estimator):
+            return
+        directions = self.source.probes.draw(self.source.context(Batch(batch)))
+        cost = self.accumulate * (1 + len(directions) * len(self.source.stencil.nodes))
+        if self.queries + cost > self.max_queries:
+            raise InvalidInputError(
+                f"a step takes {cost:,} queries, but only {self.max_queries - self.queries:,} of max_queries="
+                f"{self.max_queries:,} are left; raise max_queries, or query fewer coordinates or directions"
+            )
+
+    # Checkpoints
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.checkpoint_steps
+        due_by_step = every is not None and self.step % every == 0
+        return due_by_step or time.monotonic() - self._saved >= 60 * self.checkpoint_minutes
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that :meth:`restore` needs.
+
+        Raises:
+            NonFiniteLossError: a weight is not finite; the last good checkpoint is kept.
+            CheckpointError: it could not be written; the last good one is kept.
+        """
+        self._require_finite_weights()
+        if self._store is not None:
+            self._store.save(Checkpoint(self.step, self._values(), self._tensors()))
+        self._saved = time.monotonic()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint, bit for bit.
+
+        Raises:
+            CheckpointError: it does not fit this model, optimizer or estimator.
+        """
+        values, tensors = checkpoint.state, checkpoint.tensors
+        try:
+            self.model.load_state_dict(state.selected("model", tensors))
+            state.restore_optimizer(self.optimizer, values["optimizer"], state.selected("optimizer", tensors))
+            self.source.load_state_dict(values["source"])
+            if isinstance(self.source, HoldsTensors):
+                self.source.load_tensors(state.selected("source", tensors))
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state.decoded(values["scheduler"]))
+            for callback, kept in zip(self._stateful_callbacks(), values["callbacks"], strict=True):
+                callback.load_state_dict(kept)
+            self._reader.restore(values["reader"], state.selected("reader", tensors))
+            self._at = _Position(**values["position"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint of step {checkpoint.step} does not fit this run: {error}") from error
+        if (best := values["best"]) is not None:
+            self.best = Best(best["scores"], best["epoch"], state.selected("best", tensors))
+
+    def _values(self) -> dict[str, Any]:
+        best = self.best
+        return {
+            "position": {**asdict(self._at), "seconds": self.elapsed()},
+            "metrics_bytes": 0 if self._written is None else self._written.size,
+            "best": None if best is None else {"scores": best.scores, "epoch": best.epoch},
+            "optimizer": state.optimizer_values(self.optimizer),
+            "scheduler": None if self.scheduler is None else state.encoded(self.scheduler.state_dict()),
+            "callbacks": [callback.state_dict() for callback in self._stateful_callbacks()],
+            "reader": self._reader.values(),
+            "source": self.source.state_dict(),
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            **state.prefixed("model", state.snapshot(self.model)),
+            **state.prefixed("optimizer", state.optimizer_tensors(self.optimizer)),
+            **state.prefixed("best", self.best.tensors if self.best else {}),
+            **state.prefixed("reader", self._reader.tensors()),
+            **state.prefixed("source", self.source.tensors() if isinstance(self.source, HoldsTensors) else {}),
+        }
+
+    def _stateful_callbacks(self) -> list[Callback]:
+        return [callback for callback in self.callbacks if isinstance(callback, Callback)]
+
+    def _require_finite_weights(self) -> None:
+        if not state.all_finite(self.model):
+            raise self._diverged("a weight or a running statistic is not finite")
+
+    def _diverged(self, cause: str) -> NonFiniteLossError:
+        kept = [] if self._store is None else self._store.paths()
+        where = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was made"
+        return NonFiniteLossError(
+            f"training stopped at step {self.step} (epoch {self.epoch + 1}): {cause}\n{where}\n{ADVICE}"
+        )
+
+    # Beginning and end
+
+    @property
+    def _console(self) -> Console | None:
+        if isinstance(self.progress, Console):
+            return self.progress
+        return Console(stderr=True) if self.progress else None
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _set_limit(self, epochs: int | None, steps: int | None) -> None:
+        epochs = self.epochs if epochs is None and steps is None else epochs
+        if (epochs is None) == (steps is None):
+            raise InvalidInputError("say how long to train, in epochs or in steps: fit(epochs=10), fit(steps=1000)")
+        if steps is not None:
+            self._limit = (0, checks.count("steps", steps))
+        else:
+            self._limit = (checks.count("epochs", epochs or 0), 0)
+
+    def _open(self, resume: bool | str) -> None:
+        """Open the folder, and go to where the run is; a trainer that has run already goes on where it is."""
+        if self._latest is not None:
+            self.model.load_state_dict(self._latest)
+            self._latest = None
+        if self._divides and isinstance(self.source, Estimator):
+            self.source.evaluator = _divided(self.source.evaluator, self.team)
+        if self.folder is None:
+            if resume is True:
+                raise InvalidInputError("resume=True needs the folder of the run; give the trainer out='runs/mine'")
+        elif self._store is None and self._start_of_metrics is None:
+            self._open_folder(self.folder, resume)
+        if self._at.ended is not None and self._at.ended.startswith(BUDGET):
+            self._at.ended = None  # whether it still holds is seen again
+        self._is_out_of_queries()
+
+    def _open_folder(self, folder: Path, resume: bool | str) -> None:
+        run = self._run
+        if run is None:
+            there = self.team.from_leader((folder / RECORD).exists)
+            goes_on = there if resume == "auto" else bool(resume)
+            run = SharedRun.open(folder, config=self.config, resume=goes_on, team=self.team)
+            run.start(config=self.config, notes={"parameters": state.parameter_shapes(self.model), **self.notes})
+            self._run = run
+        if run.folder is not None:
+            self._store = run.folder.checkpoints()
+        self._start_of_metrics = 0
+        if (checkpoint := run.last_checkpoint()) is not None:
+            self.restore(checkpoint)
+            self._start_of_metrics = checkpoint.state["metrics_bytes"]
+
+    def _open_sinks(self, stack: ExitStack) -> None:
+        """Open the places for measurements, on rank 0; they are closed with the stack."""
+        folder = None if self._run is None else self._run.folder
+        self._sinks, self._written = [], None
+        if not self.team.leads:
+            return
+        if folder is not None:
+            folder.discard_result()
+            self._written = JsonLines(folder.metrics, start=self._start_of_metrics or 0)
+            self._sinks.append(self._written)
+        for logger in self.loggers:
+            if isinstance(logger, str):
+                assert folder is not None  # as the arguments' check asks for
+                self._sinks.append(open_logger(logger, folder.path, config=self.config))
+            else:
+                self._sinks.append(logger)
+        if (console := self._console) is not None:
+            self._sinks.append(ProgressBar(total=self.total_steps, done=self.step, console=console))
+        for sink in self._sinks:
+            stack.callback(sink.close)
+
+    def _finish(self) -> dict[str, Any]:
+        """Take the selected weights, look at the test data, and write what remains of the run."""
+        self._start_of_metrics = sys.maxsize
+        if self.best is not None:
+            self._latest = state.snapshot(self.model)
+            self.model.load_state_dict(self.best.tensors)
+        summary: dict[str, Any] = self.team.from_leader(self._conclude)
+        if self._run is not None:
+            self._run.summary = summary
+        return summary
+
+    def _conclude(self) -> dict[str, Any]:
+        """On rank 0: test, summary, files."""
+        best = self.best
+        test = {} if self.test is None else {f"test_{k}": v for k, v in self._scores(self.test).items()}
+        if test:
+            self._tell("test", **test)
+        found = {
+            **self.facts,
+            **test,
+            **({} if best is None else {f"validation_{name}": value for name, value in best.scores.items()}),
+            "selected_epoch": max(self.epoch - 1, 0) if best is None else best.epoch,
+            "epochs": self.epoch,
+            "steps": self.step,
+            "queries": self.queries,
+            "seconds": round(self.elapsed(), 3),
+            "ended": self._at.ended,
+            "parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "processes": self.team.size,
+            "versions": versions(),
+            "hardware": hardware(self._device),
+            "config": self.config,
+        }
+        summary: dict[str, Any] = finite(found)
+        if self._run is not None and self._run.folder is not None:
+            self._write(self._run.folder, summary)
+        return summary
+
+    def _write(self, folder: RunFolder, summary: Mapping[str, Any]) -> None:
+        folder.write_weights(state.snapshot(self.keep))
+        folder.write_plot(plot_run(read_metrics(folder.metrics), title=self._title(summary)))
+        if self.model_file is not None:
+            self.model_file.write(folder, self.keep, self._at.inputs)
+        folder.write("summary.json", summary)
+
+    def _title(self, summary: Mapping[str, Any]) -> str:
+        accuracy = summary.get("test_accuracy", summary.get("validation_accuracy"))
+        return self.name if accuracy is None else f"{self.name}: {accuracy:.2%}"
+
+
+def _divided(evaluator: Evaluator, team: Team) -> Evaluator:
+    if isinstance(evaluator, DistributedEvaluator):
+        return evaluator
+    if isinstance(evaluator, DivisibleEvaluator):
+        return DistributedEvaluator(evaluator, team)
+    if team.size == 1:
+        return evaluator
+    raise InvalidInputError(
+        f"the queries of a {type(evaluator).__name__} cannot be divided among processes; leave out evaluator=..., or "
+        "train in one process (an executor has workers of its own)"
+    )
+
+
+def _mean(losses: Sequence[float]) -> float:
+    """The mean of finite numbers, also where their sum is not one."""
+    mean = sum(losses) / len(losses)
+    return mean if math.isfinite(mean) else sum(loss / len(losses) for loss in losses)

@@ -1,0 +1,58 @@
+"""The example with Accelerate: on two processes it ends with the bits of one, and other batches are noticed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from launch import finished, started, torchrun
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of torchrun in Linux's /proc"),
+]
+
+
+def told(*words: str) -> tuple[str, str]:
+    """How many processes there were, and the digest of the weights, the same from the checkpoint."""
+    with started(*words) as process:
+        output = finished(process)
+    assert process.returncode == 0, output
+    processes = re.search(r"^(\d+) processes, 16 steps, 19,376 queries$", output, re.MULTILINE)
+    digests = re.findall(r"weights (\w{12})$", output, re.MULTILINE)
+    assert processes is not None, output
+    assert len(digests) == 2, output
+    assert len(set(digests)) == 1, output
+    return processes[1], digests[0]
+
+
+def test_two_processes_give_the_bits_of_one() -> None:
+    (one, alone), (two, together) = told(str(EXAMPLE)), told(*torchrun(2), str(EXAMPLE))
+    assert (one, two) == ("1", "2")
+    assert together == alone
+
+
+def test_different_batches_are_noticed(tmp_path: Path) -> None:
+    """As a loader gives them that was handed to ``accelerator.prepare``."""
+    source = EXAMPLE.read_text(encoding="utf-8")
+    divided = source.replace("enumerate(batches())", "enumerate(accelerator.prepare_data_loader(batches()))")
+    assert divided != source
+    (tmp_path / "divided.py").write_text(divided, encoding="utf-8")
+    with started(*torchrun(2), str(tmp_path / "divided.py")) as process:
+        output = finished(process)
+    assert process.returncode != 0
+    assert "TeamError" in output
+
+
+def test_a_model_that_was_prepared_for_autograd_is_refused(tmp_path: Path) -> None:
+    source = EXAMPLE.read_text(encoding="utf-8")
+    wrapped = source.replace(", evaluation_mode=True)\n", ")\n")
+    assert wrapped != source
+    (tmp_path / "wrapped.py").write_text(wrapped, encoding="utf-8")
+    with started(*torchrun(2), str(tmp_path / "wrapped.py")) as process:
+        output = finished(process)
+    assert process.returncode != 0
+    assert "wrapped in DistributedDataParallel; pass the network itself" in output

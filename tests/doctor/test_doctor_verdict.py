@@ -1,0 +1,136 @@
+"""One line first, and both steps judged on the same coordinates."""
+
+import dataclasses
+
+import pytest
+import torch
+from patients import LOSS, batch, cube, healthy, seeded
+from torch import nn
+
+import deepzero as dz
+from deepzero.doctor import Determinism, Diagnosis, Finding, Forecast, LoopCosts, StepChoice
+from deepzero.doctor.gradients import check_gradients
+from deepzero.doctor.reference import Exact
+from deepzero.doctor.sweep import judged
+from deepzero.doctor.verdict import verdict
+from deepzero.errors import InvalidInputError
+
+STEADY = Determinism(1.0, "train", True, 0.0, False)
+CHOICE = StepChoice("propagation", "forward", 1e-5, 1e-6, 1e-4, 1e-6, 5e-3, 0.05, True, "", as_good=True)
+
+
+def made(**parts):
+    return Diagnosis(**{"determinism": STEADY, "step": CHOICE, **parts})
+
+
+def test_what_is_fit_is_said_with_figures():
+    loop = LoopCosts(steps_per_epoch=10, epochs=20, startup=6.0)
+    forecast = Forecast(100, 0.5, "timed", 0.1, (), loop=loop, seconds_per_epoch=5.7)
+    assert verdict(made(forecast=forecast)) == (
+        "fit to train: deterministic, slope error 5.0e-02 at the step 5.0e-03, about 120.0 s for 20 epochs"
+    )
+
+
+def test_warnings_come_in_few_words_and_only_those_that_decide():
+    findings = (
+        Finding("warning", "long", "the step is too small"),
+        Finding("warning", "slow"),
+        Finding("note", "", "no"),
+    )
+    assert verdict(made(findings=findings)).startswith("fit, but the step is too small: deterministic, ")
+    assert verdict(made(findings=findings[1:])).startswith("fit to train: ")
+
+
+def test_errors_are_the_verdict():
+    findings = (Finding("error", "a long story", "short"), Finding("error", "another"), Finding("warning", "x", "x"))
+    assert verdict(made(findings=findings)) == "not fit: short (and 1 more)"
+    assert verdict(made(findings=findings[1:2])) == "not fit: another"
+
+
+def test_noise_is_a_fact():
+    noisy = dataclasses.replace(STEADY, repeatable=False, noise=2e-3)
+    assert "noisy (sd 2.0e-03)" in verdict(made(determinism=noisy))
+
+
+@pytest.mark.parametrize(
+    ("error", "configured", "good"),
+    [(1e-6, 0.09, True), (1e-6, 0.11, False), (0.08, 0.15, True), (0.08, 0.17, False), (1e-6, None, False)],
+)
+def test_a_step_is_as_good_up_to_a_tenth_or_twice_the_best(error, configured, good):
+    assert judged(CHOICE, error, configured, 5).as_good == good
+
+
+def test_a_step_that_vanishes_is_never_as_good():
+    assert not judged(dataclasses.replace(CHOICE, felt=False), 1e-6, 1e-6, 5).as_good
+
+
+def test_a_step_with_that_error_loses_at_most_that_share_of_its_descent():
+    """What the limit of a tenth rests on: <g, g + e> >= (1 - |e| / |g|) |g|^2."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        g, e = torch.randn(2, 50, generator=generator, dtype=torch.float64)
+        e *= 0.1 * g.norm() / e.norm()
+        assert float(g @ (g + e)) >= 0.9 * float(g @ g)
+    assert float(g @ (g - 0.1 * g)) == pytest.approx(0.9 * float(g @ g))
+
+
+def test_few_of_many_coordinates_stand_for_all_of_them():
+    """A large parameter counts by its size, however few of its entries were looked at."""
+    true = {"large": torch.ones(900), "small": 3 * torch.ones(4)}
+    pairs = {
+        "large": (1.5 * torch.ones(3).double(), torch.ones(3).double()),
+        "small": (3 * torch.ones(4).double(), 3 * torch.ones(4).double()),
+    }
+    exact = Exact("autograd", true)
+    weighted = check_gradients(pairs, exact, {"large": 900, "small": 4})
+    assert weighted.relative_error == pytest.approx(((900 * 0.25) / (900 + 36)) ** 0.5)
+    assert check_gradients(pairs, exact).relative_error == pytest.approx(((3 * 0.25) / (3 + 36)) ** 0.5)
+
+
+def test_both_steps_are_measured_on_the_same_coordinates():
+    found = dz.diagnose(healthy(), *batch(), loss=LOSS, step_size=0.3, seconds=1.0)
+    assert found.step.samples == sum(layer.samples for layer in found.gradients.layers)
+    assert found.step.configured_error == found.gradients.relative_error
+    assert found.step.error < 1e-3 < found.step.configured_error
+
+
+def test_the_recommendation_is_for_the_evaluator_that_is_used():
+    found = dz.diagnose(healthy(), *batch(), loss=LOSS, seconds=1.0)
+    assert found.step.evaluator == "propagation"
+    assert found.step.plain_error > 10 * found.step.error
+    plain = dz.diagnose(healthy(), *batch(), loss=LOSS, seconds=1.0, evaluator=dz.SequentialEvaluator())
+    assert plain.step.plain_error is None
+    assert plain.step.step_size > found.step.step_size
+
+
+def test_the_verdict_comes_first_and_a_diagnosis_prints():
+    found = dz.diagnose(seeded(nn.Linear(6, 3)), *batch(), loss=LOSS, seconds=0.1)
+    text = str(found)
+    assert text.splitlines()[0].startswith("verdict: fit to train: deterministic, gradient error ")
+    assert "Advice" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "\x1b" not in text
+    assert repr(found) == f"Diagnosis({found.verdict})"
+    assert found.as_dict()["verdict"] == found.verdict
+
+
+def test_an_estimator_has_its_own_choices():
+    zo = dz.CGE(healthy(), loss=LOSS, step_size=1e-4)
+    assert dz.diagnose(zo, *batch(), seconds=0.1).step.configured == 1e-4
+    with pytest.raises(InvalidInputError, match="an estimator has a loss, a step size"):
+        dz.diagnose(zo, *batch(), step_size=1e-3)
+
+
+def test_a_loss_in_the_place_of_a_batch():
+    with pytest.raises(InvalidInputError, match="give the loss by its name: diagnose"):
+        dz.diagnose(healthy(), LOSS, *batch())
+
+
+@pytest.mark.parametrize("name", ["max_queries", "run_steps", "budget", "price_per_query"])
+def test_what_is_for_black_boxes_is_refused_for_networks(name):
+    with pytest.raises(InvalidInputError, match=f"{name} is for black boxes; leave it out for a network"):
+        dz.diagnose(healthy(), *batch(), loss=LOSS, **{name: 100})
+
+
+def test_a_black_box_is_fit_too():
+    assert dz.diagnose(cube()).verdict.startswith("fit to train: deterministic, gradient error ")
