@@ -291,7 +291,7 @@ def CGE(  # noqa: N802 - the field's name
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Estimator:
-    """Coordinate-wise gradient estimation (eq. (1) right and Sparse-CGE of Chen et al., 2024).
+    """Coordinate-wise gradient estimation (equation (1) right and Sparse-CGE of Chen et al., 2024).
 
     .. math:: \\hat\\nabla\\ell(\\theta) = \\sum_{i \\in S} \\frac{\\ell(\\theta + \\mu e_i) - \\ell(\\theta)}{\\mu} e_i
 
@@ -355,7 +355,7 @@ def RGE(  # noqa: N802 - the field's name
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Estimator:
-    """Randomized gradient estimation (eq. (1) left of Chen et al., 2024).
+    """Randomized gradient estimation (equation (1) left of Chen et al., 2024).
 
     .. math:: \\hat\\nabla\\ell(\\theta) = \\frac{1}{q} \\sum_{k=1}^q
         \\frac{\\ell(\\theta + \\mu u_k) - \\ell(\\theta)}{\\mu} u_k,

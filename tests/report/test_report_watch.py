@@ -85,7 +85,7 @@ def test_only_what_is_new_is_sent(growing, finished) -> None:
         (growing / "metrics.jsonl").write_bytes((finished / "metrics.jsonl").read_bytes())
         status, body, headers = ask(watch, f"content?seen={seen}")
         assert status == 200
-        assert "step 6, epoch 2, of 2 epochs" in body
+        assert "step 8, epoch 2, of 2 epochs" in body
         assert headers["X-Seen"] != seen
         assert ask(watch, f"content?seen={headers['X-Seen']}")[0] == 204
 

@@ -35,6 +35,7 @@ from deepzero.training.evaluation import Metric, measured
 from deepzero.training.files import finite
 from deepzero.training.loggers import open_logger
 from deepzero.training.metrics import JsonLines, Sink, read_metrics
+from deepzero.training.model_card import write_card
 from deepzero.training.model_file import EXPORTED, ModelFile
 from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
@@ -230,9 +231,7 @@ class Trainer:
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.validate_every, self.max_queries, self.max_minutes = validate_every, max_queries, max_minutes
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
-        self.team, self._divides = Team(), False
-        if team is not None:
-            self.join(team)
+        self.team, self._divides = team or Team(), team is not None
         self.progress, self.model_file = progress, model_file
         self.name, self.notes, self.facts = name or type(model).__name__, dict(notes or {}), dict(facts or {})
         self.keep, self.queries_before = keep or model, queries_before
@@ -241,7 +240,7 @@ class Trainer:
         self.best: Best | None = None
         self._at = _Position()
         self._limit: tuple[int, int] = (0, 0)
-        reader(train, self._device, self.team)  # refuses what is no data
+        self._reader = reader(train, self._device, self.team)
         self._run: SharedRun | None = out if isinstance(out, SharedRun) else None
         self._store: CheckpointStore | None = None
         self._start_of_metrics: int | None = None
@@ -284,7 +283,6 @@ class Trainer:
                 seconds, alone = None if self.max_minutes is None else 60 * self.max_minutes, self.team.size == 1
                 request = StopRequest(max_seconds=seconds, once=alone, waits=alone)
                 stop = stack.enter_context(request)
-            self._reader = reader(self.train, self._device, self.team)
             self._open(resume)
             if self._over() and self._run is not None and self._run.summary is not None:
                 self.keep.load_state_dict(self._run.weights())
@@ -298,6 +296,7 @@ class Trainer:
     def join(self, team: Team) -> None:
         """Divide the queries of the estimator among the processes of a team, which may be this one alone."""
         self.team, self._divides = team, True
+        self._reader = reader(self.train, self._device, team)
 
     def stop(self, why: str) -> None:
         """End the run after the current step as if it were complete; for callbacks."""
@@ -693,7 +692,8 @@ class Trainer:
         folder.write_weights(state.snapshot(self.keep))
         folder.write_plot(plot_run(read_metrics(folder.metrics), title=self._title(summary)))
         if self.model_file is not None:
-            self.model_file.write(folder, self.keep, self._at.inputs)
+            written = self.model_file.write(folder, self.keep, self._at.inputs)
+            write_card(folder, self.name, written, summary)
         folder.write("summary.json", summary)
 
     def _title(self, summary: Mapping[str, Any]) -> str:
