@@ -94,6 +94,7 @@ class _Position:
         seconds: time the run took in processes before this one.
         losses: of the steps since the last epoch's end.
         cost: function values that the last step took.
+        kept: what a record of an epoch says of the coordinates of the last step.
         inputs: shape and dtype of the network's input, without the batch; None where there is not one tensor.
         ended: why the run is over, if not because its epochs are.
     """
@@ -104,6 +105,7 @@ class _Position:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     cost: int | None = None
+    kept: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, Any] | None = None
     ended: str | None = None
 
@@ -385,6 +387,7 @@ class Trainer:
             self.scheduler.step()
         self._at.step += 1
         self._at.index += len(losses)
+        self._at.kept = kept_ratios(self.source)
         self._at.losses.append(_mean(losses))
         self.record("step", epoch=self.epoch, loss=self._at.losses[-1], learning_rate=float(rate))
         return True
@@ -424,7 +427,7 @@ class Trainer:
             self._require_finite_weights()
             if self.validation is not None:
                 record |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
-        self.record("epoch", **record, **kept_ratios(self.source))
+        self.record("epoch", **record, **self._at.kept)
         if self.scheduler is not None and self.scheduler_interval == "epoch" and complete:
             self._step_scheduler(record)
 
