@@ -35,6 +35,7 @@ from deepzero.training.evaluation import Metric, measured
 from deepzero.training.files import finite
 from deepzero.training.loggers import open_logger
 from deepzero.training.metrics import JsonLines, Sink, read_metrics
+from deepzero.training.model_card import write_card
 from deepzero.training.model_file import EXPORTED, ModelFile
 from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
@@ -693,7 +694,8 @@ class Trainer:
         folder.write_weights(state.snapshot(self.keep))
         folder.write_plot(plot_run(read_metrics(folder.metrics), title=self._title(summary)))
         if self.model_file is not None:
-            self.model_file.write(folder, self.keep, self._at.inputs)
+            written = self.model_file.write(folder, self.keep, self._at.inputs)
+            write_card(folder, self.name, written, summary)
         folder.write("summary.json", summary)
 
     def _title(self, summary: Mapping[str, Any]) -> str:
