@@ -160,7 +160,7 @@ def test_a_run_that_has_only_begun(unfinished):
     shown = document(unfinished)
     assert "no step yet" in shown.caption
     assert shown.headline["parameters"] == "610"
-    assert shown.headline["of it, to the end of step 1"] == "—"
+    assert shown.headline["start-up and step 1"] == "—"
     assert column(shown.tables[0], "layer")[:2] == ["hidden.0.weight", "fc.weight"]
     (unfinished / "ratios.json").unlink()
     assert document(unfinished).tables == []
@@ -203,7 +203,7 @@ def test_the_axis_of_seconds_begins_at_0_and_the_start_up_is_marked(finished):
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     [span] = figure_named(shown, "Accuracy against seconds").spans
     assert (span.start, span.end) == (0.0, records[0]["seconds"])
-    assert shown.headline["of it, to the end of step 1"] == duration(records[0]["seconds"])
+    assert shown.headline["start-up and step 1"] == duration(records[0]["seconds"])
     assert span.name == f"start-up and first step: {duration(records[0]['seconds'])}"
     assert all(figure_named(shown, f"Accuracy against {axis}").x_from_zero for axis in ("queries", "seconds"))
     assert figure_named(shown, "Accuracy against queries").spans == []
