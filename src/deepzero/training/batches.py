@@ -150,6 +150,7 @@ class Replayed(Reader):
             TeamError: the processes of the team read different batches.
         """
         goes_on = start > 0 and bool(self._begun)
+        now = self._now or random_states(self._holder)  # of the checkpoint, or of this very process
         if goes_on:
             set_random_states(self._begun, self._holder)
         else:
@@ -168,7 +169,8 @@ class Replayed(Reader):
                 )
         if goes_on:
             self._require_as_before(epoch, start)
-            set_random_states(self._now, self._holder)
+            set_random_states(now, self._holder)
+            self._now, self._expected = {}, None
         for index, batch in enumerate(batches):
             self._last = batch
             if index == 0:

@@ -94,6 +94,7 @@ class _Position:
         seconds: time the run took in processes before this one.
         losses: of the steps since the last epoch's end.
         cost: function values that the last step took.
+        kept: what a record of an epoch says of the coordinates of the last step.
         inputs: shape and dtype of the network's input, without the batch; None where there is not one tensor.
         ended: why the run is over, if not because its epochs are.
     """
@@ -104,6 +105,7 @@ class _Position:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     cost: int | None = None
+    kept: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, Any] | None = None
     ended: str | None = None
 
@@ -231,9 +233,7 @@ class Trainer:
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.validate_every, self.max_queries, self.max_minutes = validate_every, max_queries, max_minutes
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
-        self.team, self._divides = Team(), False
-        if team is not None:
-            self.join(team)
+        self.team, self._divides = team or Team(), team is not None
         self.progress, self.model_file = progress, model_file
         self.name, self.notes, self.facts = name or type(model).__name__, dict(notes or {}), dict(facts or {})
         self.keep, self.queries_before = keep or model, queries_before
@@ -242,7 +242,7 @@ class Trainer:
         self.best: Best | None = None
         self._at = _Position()
         self._limit: tuple[int, int] = (0, 0)
-        reader(train, self._device, self.team)  # refuses what is no data
+        self._reader = reader(train, self._device, self.team)
         self._run: SharedRun | None = out if isinstance(out, SharedRun) else None
         self._store: CheckpointStore | None = None
         self._start_of_metrics: int | None = None
@@ -285,7 +285,6 @@ class Trainer:
                 seconds, alone = None if self.max_minutes is None else 60 * self.max_minutes, self.team.size == 1
                 request = StopRequest(max_seconds=seconds, once=alone, waits=alone)
                 stop = stack.enter_context(request)
-            self._reader = reader(self.train, self._device, self.team)
             self._open(resume)
             if self._over() and self._run is not None and self._run.summary is not None:
                 self.keep.load_state_dict(self._run.weights())
@@ -299,6 +298,7 @@ class Trainer:
     def join(self, team: Team) -> None:
         """Divide the queries of the estimator among the processes of a team, which may be this one alone."""
         self.team, self._divides = team, True
+        self._reader = reader(self.train, self._device, team)
 
     def stop(self, why: str) -> None:
         """End the run after the current step as if it were complete; for callbacks."""
@@ -387,6 +387,7 @@ class Trainer:
             self.scheduler.step()
         self._at.step += 1
         self._at.index += len(losses)
+        self._at.kept = kept_ratios(self.source)
         self._at.losses.append(_mean(losses))
         self.record("step", epoch=self.epoch, loss=self._at.losses[-1], learning_rate=float(rate))
         return True
@@ -426,7 +427,7 @@ class Trainer:
             self._require_finite_weights()
             if self.validation is not None:
                 record |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
-        self.record("epoch", **record, **kept_ratios(self.source))
+        self.record("epoch", **record, **self._at.kept)
         if self.scheduler is not None and self.scheduler_interval == "epoch" and complete:
             self._step_scheduler(record)
 
