@@ -23,7 +23,12 @@ import deepzero as dz
 logging.set_verbosity_error()
 torch.manual_seed(0)
 config = BertConfig(
-    vocab_size=51, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, initializer_range=0.5
+    vocab_size=51,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    initializer_range=0.5,
 )
 model = BertForSequenceClassification(config)
 
@@ -40,7 +45,10 @@ def texts(count, seed):
     ]
 
 
-train, test = DataLoader(texts(512, seed=0), batch_size=64, shuffle=True), DataLoader(texts(256, seed=1), batch_size=256)
+train, test = (
+    DataLoader(texts(512, seed=0), batch_size=64, shuffle=True),
+    DataLoader(texts(256, seed=1), batch_size=256),
+)
 
 # %%
 # What you write

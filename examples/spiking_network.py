@@ -13,7 +13,6 @@ one, the surrogate gradient. Function values need none: here the network that is
 # potential exceeds 1 fires and falls back by 1. Pixels of the digits are the current; the class is the output neuron
 # with the highest potential at the end.
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -29,6 +28,7 @@ TIMES = 8
 # %%
 # What you write
 # --------------
+
 
 # [your lines]
 class Spiking(nn.Module):

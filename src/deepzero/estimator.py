@@ -14,6 +14,7 @@ from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RowError
 from deepzero.evaluators import Evaluator, ExecutorSource, QueryJournal, QueryPolicy, choose_evaluator
+from deepzero.evaluators.distributed import load_evaluator
 from deepzero.objective import (
     Batch,
     Closure,
@@ -263,7 +264,7 @@ class Estimator:
         self.skipped = state.get("skipped", 0)
         if isinstance(self.step_rule, FromNoise):
             self.step_rule.noise = state.get("noise")
-        self.evaluator.load_state_dict(state["evaluator"])
+        load_evaluator(self.evaluator, state["evaluator"])
 
     def _fixed(self) -> dict[str, Any]:
         return {

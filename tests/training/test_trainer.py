@@ -1,6 +1,7 @@
 import hashlib
 import io
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -688,6 +689,32 @@ def test_a_call_that_ends_within_an_epoch_goes_on_there_in_the_next():
             made.fit(steps=steps)
         weights.append(made.model[0].weight.detach().clone())
     assert torch.equal(weights[0], weights[1])
+
+
+def test_a_call_after_a_stop_adds_to_the_measurements(tmp_path):
+    made = trainer(tmp_path)
+    assert fit(made, until=5).stopped == "SIGTERM"
+    fit(made)
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "step"] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("before", [None, dz.Team()])
+@pytest.mark.parametrize("after", [None, dz.Team()])
+def test_a_run_goes_on_with_divided_queries_or_without(tmp_path, before, after):
+    def made(team):
+        model = network()
+        return Trainer(model, dz.CGE(model, loss=F.cross_entropy), sgd(model), Batches(), out=tmp_path, team=team)
+
+    assert fit(made(before), epochs=1, until=2).stopped == "SIGTERM"
+    assert fit(made(after), epochs=1, resume=True).summary["steps"] == 4
+
+
+def test_making_a_trainer_draws_nothing_and_starts_no_workers():
+    loader = DataLoader(points(), batch_size=8, shuffle=True, num_workers=1)
+    before = torch.get_rng_state()
+    own(train=loader)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not multiprocessing.active_children()
 
 
 def test_accuracy_is_told_only_where_outputs_can_only_be_scores_of_classes():

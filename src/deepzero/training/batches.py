@@ -75,7 +75,7 @@ def reader(train: Any, device: torch.device, team: Team) -> Reader:
     if isinstance(train, Batches):
         return Addressed(train, device)
     if isinstance(train, Iterable):
-        if iter(train) is train:
+        if isinstance(train, Iterator):
             raise InvalidInputError(
                 f"train is a {type(train).__name__}, which can be read only once; give a DataLoader, a list, or a "
                 "function of the epoch that returns a fresh iterator, for example train=lambda epoch: batches()"

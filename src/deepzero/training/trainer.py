@@ -155,7 +155,8 @@ class Trainer:
         checkpoint_minutes: minutes between two checkpoints.
         team: the processes that divide the queries, from :func:`deepzero.joined`. All of them build the same trainer;
             rank 0 alone writes. The weights have the same bits whatever their number.
-        progress: show a bar, or lines where there is no terminal, on standard error; or a console to show it on.
+        progress: whether to show a bar, or lines where there is no terminal, on standard error; None: only where it is
+            a terminal or a notebook; or a console to show it on.
         model_file: how :func:`deepzero.load_run` makes the model again, and what its inputs and outputs mean; by
             default the network is exported at the end. None: the folder keeps its weights alone.
         name: what the run is called in its picture and its model card; the model's class by default.
@@ -215,7 +216,7 @@ class Trainer:
         checkpoint_steps: int | None = None,
         checkpoint_minutes: float = 5.0,
         team: Team | None = None,
-        progress: bool | Console = False,
+        progress: bool | Console | None = None,
         model_file: ModelFile | None = EXPORTED,
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -586,7 +587,9 @@ class Trainer:
     def _console(self) -> Console | None:
         if isinstance(self.progress, Console):
             return self.progress
-        return Console(stderr=True) if self.progress else None
+        console = Console(stderr=True)
+        shows = console.is_terminal or console.is_jupyter if self.progress is None else self.progress
+        return console if shows else None
 
     @property
     def _device(self) -> torch.device:
@@ -641,6 +644,7 @@ class Trainer:
         if folder is not None:
             folder.discard_result()
             self._written = JsonLines(folder.metrics, start=self._start_of_metrics or 0)
+            self._start_of_metrics = sys.maxsize  # whatever a later call of this trainer adds comes behind
             self._sinks.append(self._written)
         for logger in self.loggers:
             if isinstance(logger, str):
@@ -655,7 +659,6 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """Take the selected weights, look at the test data, and write what remains of the run."""
-        self._start_of_metrics = sys.maxsize
         if self.best is not None:
             self._latest = state.snapshot(self.model)
             self.model.load_state_dict(self.best.tensors)
