@@ -88,12 +88,13 @@ def test_a_browser_that_is_looking_is_told_of_the_end_however_long_drawing_takes
 
         monkeypatch.setattr(watch, "_draw", slow)
         shutil.copy(finished / "summary.json", growing)
-        ending = threading.Thread(target=watch.until_done)
+        begun, ended = time.monotonic(), []
+        ending = threading.Thread(target=lambda: (watch.until_done(), ended.append(time.monotonic())))
         ending.start()
         answer = ask(watch, "content?seen=nothing")
         assert (answer[0], answer[2]["X-Done"]) == (200, "1")
         ending.join(5)
-        assert not ending.is_alive()
+        assert ended[0] - begun >= 1.0  # not before the page was drawn
 
 
 def test_nobody_is_waited_for_where_nobody_looks(finished) -> None:

@@ -268,14 +268,14 @@ def set_random_states(states: Mapping[str, Tensor], holder: Any = None) -> None:
     *keys, position, has_gauss = states["numpy"].tolist()
     cached = float(states["numpy-gauss"])
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
+    torch.set_rng_state(states["torch"].clone())  # PyTorch reads a view from the beginning of its storage
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             if f"cuda-{i}" in states:
-                torch.cuda.set_rng_state(states[f"cuda-{i}"], i)
+                torch.cuda.set_rng_state(states[f"cuda-{i}"].clone(), i)
     for i, own in enumerate(_generators(holder)):
         if f"loader-{i}" in states:
-            own.set_state(states[f"loader-{i}"])
+            own.set_state(states[f"loader-{i}"].clone())
 
 
 def _generators(holder: Any) -> list[torch.Generator]:
