@@ -14,9 +14,16 @@ from deepzero.errors import RunFolderError
 from deepzero.losses import LOSSES
 from deepzero.report import documents
 from deepzero.tasks import classification
-from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
+from deepzero.tasks.config import (
+    ClassificationConfig,
+    DataConfig,
+    EstimatorConfig,
+    ModelConfig,
+    SparsityConfig,
+    from_record,
+)
 from deepzero.tasks.parts import load_images, training_batches
-from deepzero.tasks.surface import config_of, surface
+from deepzero.tasks.surface import surface
 from deepzero.training import TrainingConfig
 
 CONFIG = ClassificationConfig(
@@ -81,7 +88,7 @@ def test_a_run_that_has_not_finished_is_looked_at_where_its_last_checkpoint_is(r
 def test_the_configuration_comes_back_from_the_record(run) -> None:
     record = json.loads((run[0] / "run.json").read_text())
     assert json.dumps(record["config"], sort_keys=True) == json.dumps(
-        asdict(config_of(record["config"])), sort_keys=True
+        asdict(from_record(record["config"])), sort_keys=True
     )
 
 
