@@ -11,7 +11,6 @@ is the F1 score. It counts hits, so it is piecewise constant and has no gradient
 # --------
 # Positives are a shell around the origin, with noise at its border.
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
@@ -69,6 +68,7 @@ before = scores(model)
 #   the step, which is no longer piecewise constant.
 # - ``step_size=0.1``: the smoothing must reach further than the distance at which samples change sides. With a step of
 #   1e-3 most queries see no change at all.
+
 
 # [your lines]
 def missed_f1(model, x, y):

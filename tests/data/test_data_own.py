@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,13 @@ def test_names_in_the_file_are_used_and_others_are_told(tmp_path: Path) -> None:
     assert found.train.class_names == ("p", "q", "r")
     assert found.train.column_names == ("a", "b", "c", "d")
     assert "set.npz: not used: weights" in found.notes
+
+
+def test_other_files_in_an_npz_file_are_not_read(tmp_path: Path) -> None:
+    path = npz(tmp_path / "set.npz", x=X, y=Y)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "made by hand")
+    assert data.load(path=path).train.input_shape == (1, 6, 6)
 
 
 def test_images_of_a_file_are_averaged_and_a_channel_that_never_changes_is_left_at_0(tmp_path: Path) -> None:

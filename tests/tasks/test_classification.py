@@ -15,7 +15,7 @@ from deepzero.report.runs import document
 from deepzero.tasks.classification import train
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
 from deepzero.tasks.parts import load_images
-from deepzero.training import CheckpointStore, TrainingConfig, read_metrics
+from deepzero.training import CheckpointStore, JsonLines, TrainingConfig, read_metrics
 
 STEPS = 6
 
@@ -42,7 +42,7 @@ def bits(folder):
 def stopping_after(monkeypatch, step):
     """Make the next run ask itself to stop once it has made so many steps."""
     made = []
-    write = train.__globals__["JsonLines"].write
+    write = JsonLines.write
 
     def note(self, record):
         write(self, record)
@@ -59,6 +59,7 @@ def test_a_run_leaves_a_complete_record(tmp_path):
     result = train(config(), out=tmp_path / "run")
     files = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert files == [
+        "README.md",
         "checkpoints",
         "metrics.jsonl",
         "model.json",
@@ -196,7 +197,7 @@ def test_no_autograd_graph_is_built_anywhere_in_a_zeroth_order_run(tmp_path, mon
 def test_a_folder_with_another_run_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     train(config("fo"), out=tmp_path)
     monkeypatch.setattr("deepzero.data.load", None)
-    with pytest.raises(RunFolderError, match="holds another run; continue that with --resume, or choose another --out"):
+    with pytest.raises(RunFolderError, match="holds another run; continue that with --resume"):
         train(config("fo"), out=tmp_path)
     with pytest.raises(RunFolderError, match=r"training\.epochs: 3 there, 5 asked"):
         train(config("fo", epochs=5), out=tmp_path, resume=True)
@@ -277,13 +278,13 @@ def test_a_test_loss_that_is_not_finite_does_not_lose_a_run_that_has_come_to_its
     splits = load_images(config("fo"))
     signs = torch.arange(splits.test.inputs.numel()).reshape(splits.test.inputs.shape) % 2 * 2.0 - 1
     signs[::2] *= -1
-    blinding = replace(splits.test, images=3e38 * signs, scale=1e-3)
+    blinding = replace(splits.test, inputs=3e38 * signs, scale=1e-3)
     result = train(config("fo"), out=tmp_path, splits=replace(splits, test=blinding))
     assert result.summary["test_loss"] is None
     assert 0 <= result.summary["test_accuracy"] <= 1
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["test_loss"] is None
     assert train(config("fo"), out=tmp_path, splits=splits, resume=True).summary["test_loss"] is None
-    assert "test_loss" in document(read(tmp_path)).facts
+    assert "test_loss" in document(read(tmp_path), name="run").facts
 
 
 def test_a_time_limit_stops_with_everything_saved(tmp_path):

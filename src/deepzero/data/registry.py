@@ -58,6 +58,7 @@ NAMED: dict[str, NamedSet] = {
         lambda folder: find_image_folder(folder)[0].parent,
     ),
 }
+"""The data sets that have a name, with what :func:`load` makes of it."""
 
 
 def names() -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from deepzero.errors import InvalidInputError
@@ -51,4 +52,18 @@ def own_network(target: str, arguments: dict[str, Any], options: dict[str, Any])
         raise InvalidInputError(f"{target} could not be made: {located(error)}") from error
     if not isinstance(model, nn.Module):
         raise InvalidInputError(f"{target} must make an nn.Module, got {type(model).__name__}")
+    if any(nn.parameter.is_lazy(p) for p in model.parameters()):
+        _take_shape(model, target, arguments["input_shape"])
     return model
+
+
+def _take_shape(model: nn.Module, target: str, shape: tuple[int, ...]) -> None:
+    """Run a network once whose layers learn their sizes from the first input."""
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(2, *shape))
+    except Exception as error:
+        raise InvalidInputError(
+            f"{target} does not take inputs of shape [n, {', '.join(map(str, shape))}]: {located(error)}"
+        ) from error
+    model.train()

@@ -93,7 +93,7 @@ def _headline(run: Run) -> dict[str, str]:
         "queries": shown(last["queries"]),
         "queries of a step": _queries_of_a_step(run),
         "time": duration(last["seconds"]),
-        "of it, to the end of step 1": MISSING if run.start_up is None else duration(run.start_up),
+        "start-up and step 1": MISSING if run.start_up is None else duration(run.start_up),
         "parameters": shown(counted),
         "sparsity": f"{flat(run.config).get('sparsity.sparsity') or 0:.1%}",
     }

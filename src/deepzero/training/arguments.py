@@ -21,6 +21,9 @@ from deepzero.training.loggers import LOGGERS
 if TYPE_CHECKING:
     from deepzero.training.trainer import Trainer
 
+NEEDED = ("backward", "queries", "set_epoch", "state_dict", "load_state_dict")
+"""What a gradient source has, see :class:`deepzero.training.GradientSource`."""
+
 
 def described(trainer: Trainer) -> dict[str, Any]:
     """What a run depends on beside its data, as far as it can be told."""
@@ -47,10 +50,11 @@ def check(trainer: Trainer) -> None:
             f"model must be an nn.Module, got {type(trainer.model).__name__}; to minimize a function of parameters "
             "use dz.minimize(fn, x0)"
         )
-    if not callable(getattr(trainer.source, "backward", None)):
+    missing = [name for name in NEEDED if not hasattr(trainer.source, name)]
+    if missing:
         raise InvalidInputError(
-            "estimator must fill p.grad by backward(*batch), as dz.CGE(model, loss=...) does; got "
-            f"{type(trainer.source).__name__}"
+            "estimator must fill p.grad by backward(*batch), as dz.CGE(model, loss=...) does, and have "
+            f"{', '.join(NEEDED[1:])}; got {type(trainer.source).__name__}, which has no {missing[0]}"
         )
     owned, held = _owned(trainer.source), {id(p) for p in trainer.model.parameters()}
     if owned and not held & owned:

@@ -35,6 +35,7 @@ from deepzero.training.evaluation import Metric, eval_mode, measured
 from deepzero.training.files import finite
 from deepzero.training.loggers import open_logger
 from deepzero.training.metrics import JsonLines, Sink, read_metrics
+from deepzero.training.model_card import write_card
 from deepzero.training.model_file import EXPORTED, ModelFile
 from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
@@ -93,6 +94,7 @@ class _Position:
         seconds: time the run took in processes before this one.
         losses: of the steps since the last epoch's end.
         cost: function values that the last step took.
+        kept: what a record of an epoch says of the coordinates of the last step.
         inputs: shape and dtype of the network's input, without the batch; None where there is not one tensor.
         ended: why the run is over, if not because its epochs are.
     """
@@ -103,6 +105,7 @@ class _Position:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     cost: int | None = None
+    kept: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, Any] | None = None
     ended: str | None = None
 
@@ -153,7 +156,8 @@ class Trainer:
         checkpoint_minutes: minutes between two checkpoints.
         team: the processes that divide the queries, from :func:`deepzero.joined`. All of them build the same trainer;
             rank 0 alone writes. The weights have the same bits whatever their number.
-        progress: show a bar, or lines where there is no terminal, on standard error; or a console to show it on.
+        progress: whether to show a bar, or lines where there is no terminal, on standard error; None: only where it is
+            a terminal or a notebook; or a console to show it on.
         model_file: how :func:`deepzero.load_run` makes the model again, and what its inputs and outputs mean; by
             default the network is exported at the end. None: the folder keeps its weights alone.
         name: what the run is called in its picture and its model card; the model's class by default.
@@ -213,7 +217,7 @@ class Trainer:
         checkpoint_steps: int | None = None,
         checkpoint_minutes: float = 5.0,
         team: Team | None = None,
-        progress: bool | Console = False,
+        progress: bool | Console | None = None,
         model_file: ModelFile | None = EXPORTED,
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -231,9 +235,7 @@ class Trainer:
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.validate_every, self.max_queries, self.max_minutes = validate_every, max_queries, max_minutes
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
-        self.team, self._divides = Team(), False
-        if team is not None:
-            self.join(team)
+        self.team, self._divides = team or Team(), team is not None
         self.progress, self.model_file = progress, model_file
         self.name, self.notes, self.facts = name or type(model).__name__, dict(notes or {}), dict(facts or {})
         self.keep, self.queries_before = keep or model, queries_before
@@ -242,7 +244,7 @@ class Trainer:
         self.best: Best | None = None
         self._at = _Position()
         self._limit: tuple[int, int] = (0, 0)
-        reader(train, self._device, self.team)  # refuses what is no data
+        self._reader = reader(train, self._device, self.team)
         self._run: SharedRun | None = out if isinstance(out, SharedRun) else None
         self._store: CheckpointStore | None = None
         self._start_of_metrics: int | None = None
@@ -285,7 +287,6 @@ class Trainer:
                 seconds, alone = None if self.max_minutes is None else 60 * self.max_minutes, self.team.size == 1
                 request = StopRequest(max_seconds=seconds, once=alone, waits=alone)
                 stop = stack.enter_context(request)
-            self._reader = reader(self.train, self._device, self.team)
             self._open(resume)
             if self._over() and self._run is not None and self._run.summary is not None:
                 self.keep.load_state_dict(self._run.weights())
@@ -299,6 +300,7 @@ class Trainer:
     def join(self, team: Team) -> None:
         """Divide the queries of the estimator among the processes of a team, which may be this one alone."""
         self.team, self._divides = team, True
+        self._reader = reader(self.train, self._device, team)
 
     def stop(self, why: str) -> None:
         """End the run after the current step as if it were complete; for callbacks."""
@@ -387,6 +389,7 @@ class Trainer:
             self.scheduler.step()
         self._at.step += 1
         self._at.index += len(losses)
+        self._at.kept = kept_ratios(self.source)
         self._at.losses.append(_mean(losses))
         self.record("step", epoch=self.epoch, loss=self._at.losses[-1], learning_rate=float(rate))
         return True
@@ -426,7 +429,7 @@ class Trainer:
             self._require_finite_weights()
             if self.validation is not None:
                 record |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
-        self.record("epoch", **record, **kept_ratios(self.source))
+        self.record("epoch", **record, **self._at.kept)
         if self.scheduler is not None and self.scheduler_interval == "epoch" and complete:
             self._step_scheduler(record)
 
@@ -586,7 +589,9 @@ class Trainer:
     def _console(self) -> Console | None:
         if isinstance(self.progress, Console):
             return self.progress
-        return Console(stderr=True) if self.progress else None
+        console = Console(stderr=True)
+        shows = console.is_terminal or console.is_jupyter if self.progress is None else self.progress
+        return console if shows else None
 
     @property
     def _device(self) -> torch.device:
@@ -641,6 +646,7 @@ class Trainer:
         if folder is not None:
             folder.discard_result()
             self._written = JsonLines(folder.metrics, start=self._start_of_metrics or 0)
+            self._start_of_metrics = sys.maxsize  # whatever a later call of this trainer adds comes behind
             self._sinks.append(self._written)
         for logger in self.loggers:
             if isinstance(logger, str):
@@ -655,7 +661,6 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """Take the selected weights, look at the test data, and write what remains of the run."""
-        self._start_of_metrics = sys.maxsize
         if self.best is not None:
             self._latest = state.snapshot(self.model)
             self.model.load_state_dict(self.best.tensors)
@@ -695,7 +700,8 @@ class Trainer:
         folder.write_weights(state.snapshot(self.keep))
         folder.write_plot(plot_run(read_metrics(folder.metrics), title=self._title(summary)))
         if self.model_file is not None:
-            self.model_file.write(folder, self.keep, self._at.inputs)
+            written = self.model_file.write(folder, self.keep, self._at.inputs)
+            write_card(folder, self.name, written, summary)
         folder.write("summary.json", summary)
 
     def _title(self, summary: Mapping[str, Any]) -> str:

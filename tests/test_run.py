@@ -1,0 +1,242 @@
+"""A finished run in use: the same outputs as the network that was trained, from the folder alone."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import deepzero as dz
+from deepzero.data import load
+from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.tasks.classification import train
+from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
+from deepzero.training import Autograd, TrainingConfig
+
+OWN = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes, in_channels):
+        super().__init__(nn.Conv2d(in_channels, 3, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(num_classes))
+"""
+
+
+class Net(nn.Module):
+    """As a user's script would have it, with batch norm and dropout."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Dropout(0.5), nn.Linear(width, 2))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def points(count=24):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 3, generator=generator)
+    return x, (x.sum(1) > 0).long()
+
+
+def fit(folder, model, *, loss=F.cross_entropy, batches=None, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [points()] if batches is None else batches
+    return dz.Trainer(model, Autograd(model, loss=loss), optimizer, batches, out=folder, **options).fit(epochs=2)
+
+
+def configured(folder, **changes):
+    options = {
+        "data": DataConfig(name="digits", limit=64, batch_size=32),
+        "model": ModelConfig(name="mlp", options={"hidden": (8,)}),
+        "estimator": EstimatorConfig(method="fo"),
+        "training": TrainingConfig(epochs=1, warmup_epochs=0),
+    }
+    return train(ClassificationConfig(**{**options, **changes}), out=folder)
+
+
+def test_an_own_network_is_used_without_its_class(tmp_path):
+    torch.manual_seed(0)
+    model = Net()
+    fit(tmp_path, model)
+    run = dz.load_run(tmp_path)
+    x, y = points(7)
+    assert torch.allclose(run.outputs(x), model.eval()(x), atol=1e-6)
+    assert torch.equal(run.outputs(x[:1]), run.outputs(x)[:1])
+    assert run.evaluate((x, y), loss=F.cross_entropy)["accuracy"] == float((model(x).argmax(1) == y).double().mean())
+    assert len(run.metrics) == run.summary["steps"] + 2
+    assert run.config["optimizer"]["class"] == "SGD"
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in repr(run)
+
+
+def test_a_fresh_process_needs_three_lines(tmp_path):
+    torch.manual_seed(0)
+    model = Net()
+    fit(tmp_path, model)
+    x, _ = points(5)
+    torch.save(x, tmp_path / "x.pt")
+    lines = [
+        "import torch, deepzero as dz",
+        f"run = dz.load_run({str(tmp_path)!r})",
+        f"print(run.outputs(torch.load({str(tmp_path / 'x.pt')!r})).tolist())",
+    ]
+    told = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert torch.allclose(torch.tensor(json.loads(told.stdout)), model.eval()(x), atol=1e-6)
+
+
+def test_weights_are_loaded_into_a_network_that_is_given(tmp_path):
+    model = Net(width=6)
+    fit(tmp_path, model)
+    run = dz.load_run(tmp_path, model=Net(width=6))
+    assert torch.equal(run.outputs(points()[0]), model.eval()(points()[0]))
+    run.model.train()
+    with pytest.raises(RunFolderError, match="do not fit Net"):
+        dz.load_run(tmp_path, model=Net(width=5))
+
+
+def test_an_exported_network_has_eval_mode_only(tmp_path):
+    fit(tmp_path, Net())
+    run = dz.load_run(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"eval mode only.*model=Net"):
+        run.model.train()
+
+
+def test_a_network_that_cannot_be_exported_says_why_and_what_to_do(tmp_path):
+    class Branching(Net):
+        def forward(self, x):
+            return super().forward(x) * (2.0 if float(x.sum()) > 0 else 1.0)
+
+    model = Branching()
+    result = fit(tmp_path, model)
+    assert result.summary["steps"] == 2
+    with pytest.raises(RunFolderError, match=r"torch\.export cannot express it.*load_run\(folder, model=Net\(\)\)"):
+        dz.load_run(tmp_path)
+    run = dz.load_run(tmp_path, model=Branching())
+    assert torch.equal(run.outputs(points()[0]), model.eval()(points()[0]))
+
+
+def test_tokens_keep_their_dtype(tmp_path):
+    model = nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(12, 2))
+    tokens = torch.arange(18).reshape(6, 3) % 11
+    fit(tmp_path, model, batches=[(tokens, torch.arange(6) % 2)])
+    run = dz.load_run(tmp_path)
+    assert torch.equal(run.outputs(tokens.tolist()), model(tokens))
+
+
+def test_a_run_of_a_recipe_predicts_from_raw_images_bit_for_bit_as_in_training(tmp_path):
+    result = configured(tmp_path / "run")
+    run = dz.load_run(tmp_path / "run")
+    test = load("digits").test
+    raw = test.inputs[:9]
+    normalized = test.preprocessing.normalize(raw)
+    expected = result.model.eval()(normalized)
+    assert torch.equal(run.outputs(raw), expected)
+    assert run.predict(raw) == [run.classes[i] for i in expected.argmax(1).tolist()]
+    assert torch.allclose(run.predict_proba(raw).sum(1), torch.ones(9))
+    batches = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(test.preprocessing.normalize(test.inputs), test.labels), batch_size=100
+    )
+    scores = run.evaluate(batches)
+    assert scores["accuracy"] == pytest.approx(result.summary["test_accuracy"])
+    assert scores["loss"] == pytest.approx(result.summary["test_loss"])
+
+
+def test_an_own_network_by_file_survives_the_loss_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "own_lazy_net.py"
+    source.write_text(OWN)
+    draw = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for k in range(20):
+            pixels = draw.integers(0, 255, (6, 6), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{k}.png")
+    result = configured(
+        tmp_path / "run",
+        data=DataConfig.of_path(tmp_path / "photos", batch_size=8),
+        model=ModelConfig(name="own_lazy_net.py:Net"),
+    )
+    source.unlink()
+    monkeypatch.delitem(sys.modules, "own_lazy_net")
+    run = dz.load_run(tmp_path / "run")
+    files = sorted((tmp_path / "photos" / "a").iterdir())[:3]
+    assert run.classes == ("a", "b")
+    assert torch.equal(run.outputs(files), result.model.eval()(run.inputs(files)))
+    assert set(run.predict(files)) <= {"a", "b"}
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_exports_give_the_same_outputs_for_any_batch(tmp_path, ending):
+    model = Net()
+    fit(tmp_path / "run", model)
+    path = dz.load_run(tmp_path / "run").export(tmp_path / f"net{ending}")
+    for count in (1, 5):
+        x, _ = points(count)
+        if ending == ".onnx":
+            runtime = pytest.importorskip("onnxruntime")
+            given = runtime.InferenceSession(path).run(None, {"input": x.numpy()})[0]
+        else:
+            given = torch.export.load(path).module()(x).detach().numpy()
+        assert np.allclose(given, model.eval()(x).detach().numpy(), atol=1e-5)
+
+
+def test_the_model_card_tells_results_and_use(tmp_path):
+    configured(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert card.startswith("---\nlibrary_name: deepzero\n")
+    assert f"| test accuracy | {summary['test_accuracy']:.4g} |" in card
+    assert "dz.load_run" in card
+    assert "Classes: 0, 1, 2" in card
+
+
+def test_what_the_folder_does_not_say_is_asked_for(tmp_path):
+    fit(tmp_path, Net())
+    run = dz.load_run(tmp_path)
+    assert run.predict(points(2)[0]) == run.outputs(points(2)[0]).tolist()
+    with pytest.raises(InvalidInputError, match=r"does not say that its outputs are classes.*run\.outputs"):
+        run.predict_proba(points()[0])
+    with pytest.raises(InvalidInputError, match=r"give loss=\.\.\."):
+        run.evaluate(points())
+    with pytest.raises(InvalidInputError, match="24 inputs, but 3 targets"):
+        run.evaluate((points()[0], [0, 1, 0]), loss=F.cross_entropy)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(5, 4), r"expected inputs of shape \[n, 3\], as in training, got \[5, 4\]"),
+        (torch.zeros(3), r"add the batch with x\[None\]"),
+        ("photo.png", "expected a tensor or an array, got str"),
+    ],
+)
+def test_inputs_of_another_form_are_refused(tmp_path, given, message):
+    fit(tmp_path, Net())
+    with pytest.raises(InvalidInputError, match=message):
+        dz.load_run(tmp_path).outputs(given)
+
+
+def test_folders_that_cannot_be_used_say_why(tmp_path):
+    with pytest.raises(RunFolderError, match="holds no run"):
+        dz.load_run(tmp_path / "nothing")
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    stopping = dz.Trainer(model, Autograd(model, loss=F.cross_entropy), optimizer, [points()], out=tmp_path / "part")
+    stopping.max_minutes = 1e-9
+    assert stopping.fit(epochs=3).stopped is not None
+    with pytest.raises(RunFolderError, match=r"has not finished.*--resume.*fit\(resume=True\)"):
+        dz.load_run(tmp_path / "part")
+    fit(tmp_path / "bare", Net(), model_file=None)
+    with pytest.raises(RunFolderError, match=r"model\.json cannot be read.*model=Net"):
+        dz.load_run(tmp_path / "bare")
+    fit(tmp_path / "run", Net())
+    with pytest.raises(InvalidInputError, match=r"must end in \.onnx or \.pt2"):
+        dz.load_run(tmp_path / "run").export(tmp_path / "net.pt")
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(RunFolderError, match=r"model\.safetensors cannot be read"):
+        dz.load_run(tmp_path / "run")
