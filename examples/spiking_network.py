@@ -13,6 +13,7 @@ one, the surrogate gradient (Neftci et al., 2019). Function values need none: wh
 # every time step a potential decays, its input is added, and if it is above 1 the neuron fires and falls by 1. A pixel
 # is a constant current, and an output collects spikes.
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -30,7 +31,6 @@ torch.manual_seed(0)
 # --------------
 # The network as it is, and a step as large as its jumps: ``step_size=0.1`` moves potentials far enough that some
 # neurons fire at another time. What is followed is the loss smoothed over that step.
-
 
 
 # [your lines]

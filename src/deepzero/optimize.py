@@ -132,7 +132,7 @@ def minimize(
         validation.count("max_queries", max_queries)
     x0 = _arrays(x0)
     with ExitStack() as stack:
-        box = BlackBox(Repeated(fn, repeats), _own(x0))
+        box = BlackBox(Repeated(fn, repeats) if noisy else fn, _own(x0))
         options: dict[str, Any] = {
             "step_size": "auto" if step is None and noisy else step,
             "stencil": stencil,
@@ -226,9 +226,7 @@ class Repeated:
     repeats: int
 
     def __call__(self, x: Any, *args: Any, **keywords: Any) -> Any:
-        """The mean; of a single call what it returned."""
-        if self.repeats == 1:
-            return self.fn(x, *args, **keywords)
+        """The mean."""
         return math.fsum(float(self.fn(x, *args, **keywords)) for _ in range(self.repeats)) / self.repeats
 
 
@@ -418,7 +416,7 @@ class _Search:
         if self.repeats > 1 or not isinstance(evaluator, ExecutorEvaluator):
             return float(single.evaluate(parameters_of(single), self.args, seed=0).loss)
         nothing = CoordinatePerturbations(Coordinates({}), parameters_of(self.box))
-        return float(evaluator.measure(self.box, Batch(self.args), nothing, [], seed=0).loss)
+        return float(evaluator.measure(self.box, Batch(self.args), nothing, [1.0], seed=0).loss)
 
 
 class _SpentError(Exception):
