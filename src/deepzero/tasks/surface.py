@@ -74,7 +74,7 @@ def surface(
         InvalidInputError: an argument is out of its domain.
     """
     record = read_record(path)
-    if not PARTS.keys() <= record["config"].keys():
+    if "data" not in record["config"]:
         raise RunFolderError(f"{path} is not a run of deepzero train: a loss surface can be drawn of these only")
     place = _place(RunFolder(path, record), data_dir, device)
     found = loss_surface(
