@@ -63,8 +63,8 @@ before = scores(model)
 # --------------
 # The loss, and an estimator for it. Two choices make it work:
 #
-# - ``dz.RGE``: a query moves all weights at once, so many samples change sides. The mean slope along random directions is
-#   the gradient of the score *smoothed* over the step, and the smoothed score is no longer piecewise constant.
+# - ``dz.RGE``: a query moves all weights at once, so many samples change sides. The mean slope along random directions
+#   is the gradient of the score *smoothed* over the step, and the smoothed score is no longer piecewise constant.
 # - ``step_size=0.1``: large enough that queries see something. With 1e-4 nearly all of them return the same score.
 #
 # The score is one of the whole batch, so the batch is large.
@@ -72,6 +72,7 @@ before = scores(model)
 
 # [your lines]
 def missed_f1(model, x, y):
+    """0 for a perfect classifier, 1 for one without a hit."""
     return 1.0 - f1_score(y, model(x).argmax(1))
 
 

@@ -63,7 +63,7 @@ optimizer = torch.optim.Adam(model.parameters(), lr=0.06)
 trainer = dz.Trainer(
     *(model, dz.CGE(model, loss=F.cross_entropy), optimizer, train),
     validation=test,
-    callbacks=[lambda trainer, record: history.append(record)],
+    callbacks=[lambda _, record: history.append(record)],
     clip_norm=1.0,
 )
 result = trainer.fit(epochs=7)

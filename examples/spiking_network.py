@@ -3,7 +3,8 @@ A spiking network, without a surrogate gradient
 ===============================================
 
 A neuron that fires or does not fire has no useful derivative, so spiking networks are usually trained with a made-up
-one, the surrogate gradient (Neftci et al., 2019). Function values need none: what is trained is the network that spikes.
+one, the surrogate gradient (Neftci et al., 2019). Function values need none: the network that spikes is trained as it
+is.
 """
 
 # %%
