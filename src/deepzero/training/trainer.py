@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossErr
 from deepzero.estimator import Estimator
 from deepzero.evaluators import DistributedEvaluator, DivisibleEvaluator, Evaluator
 from deepzero.evaluators.workers import one_thread
+from deepzero.losses import loss_name
 from deepzero.objective import Batch
 from deepzero.team import Team
 from deepzero.training import state
@@ -700,7 +701,9 @@ class Trainer:
         folder.write_weights(state.snapshot(self.keep))
         folder.write_plot(plot_run(read_metrics(folder.metrics), title=self._title(summary)))
         if self.model_file is not None:
-            written = self.model_file.write(folder, self.keep, self._at.inputs)
+            loss = loss_name(getattr(getattr(self.source, "objective", None), "loss", None))
+            file = replace(self.model_file, loss=self.model_file.loss or loss)
+            written = file.write(folder, self.keep, self._at.inputs)
             write_card(folder, self.name, written, summary)
         folder.write("summary.json", summary)
 
