@@ -409,7 +409,6 @@ class _Search:
             **more,
         )
 
-
     def _asked(self, single: BlackBox) -> float:
         """The function at the result, by the workers and from the journal as every other query."""
         evaluator = self.zo.evaluator
