@@ -74,8 +74,8 @@ def minimized(miss, folder):
 # %%
 # Run it
 # ------
-# Everything that a script does with processes stands behind ``if __name__ == "__main__":``, because every worker imports
-# the script, too. The second call is what happens after a crash: the journal answers all that it was asked before.
+# Everything that a script does with processes stands behind ``if __name__ == "__main__":``, because every worker
+# imports the script, too. The second call is what happens after a crash: the journal has all the answers.
 
 
 def main():

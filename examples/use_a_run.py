@@ -64,9 +64,8 @@ run = dz.load_run(work / "run")
 print(run)
 predicted = run.predict(work / "new.csv")
 right = [name == row.rsplit(",", 1)[1] for name, row in zip(predicted, rows[::6], strict=True)]
-print(
-    f"{sum(right)} of {len(right)} right; the most probable of the first flower: {run.predict_proba(work / 'new.csv')[0]}"
-)
+print(f"{sum(right)} of {len(right)} right")
+print(run.classes, "for the first flower:", run.predict_proba(work / "new.csv")[0])
 assert answer.strip() == str(predicted)
 assert sum(right) > 20
 

@@ -252,3 +252,18 @@ def test_folders_that_cannot_be_used_say_why(tmp_path):
     (tmp_path / "run" / "model.safetensors").write_bytes(b"half")
     with pytest.raises(RunFolderError, match=r"model\.safetensors cannot be read"):
         dz.load_run(tmp_path / "run")
+
+
+def test_a_usual_loss_is_known_again_and_another_must_be_given(tmp_path):
+    """A run from Python can be evaluated without repeating what it was trained on."""
+    model, (x, y) = Net(), points()
+    fit(tmp_path / "run", model)
+    run = dz.load_run(tmp_path / "run")
+    with torch.no_grad():
+        expected = float(F.cross_entropy(model.eval()(x), y))
+    assert run.evaluate((x, y))["loss"] == pytest.approx(expected, rel=1e-6)
+    fit(tmp_path / "mine", Net(), loss=lambda outputs, targets: F.cross_entropy(outputs, targets, label_smoothing=0.1))
+    mine = dz.load_run(tmp_path / "mine")
+    with pytest.raises(InvalidInputError, match="has no name; give loss="):
+        mine.evaluate((x, y))
+    assert mine.evaluate((x, y), loss=F.cross_entropy)["loss"] > 0

@@ -781,6 +781,22 @@ def test_the_test_data_are_looked_at_once_at_the_end(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["test_accuracy"] == 0.25
 
 
+def test_a_function_looks_at_the_network_in_eval_mode():
+    """With dropout on it would measure another network."""
+    modes = []
+
+    def look(model):
+        modes.append([module.training for module in model.modules()])
+        return {"loss": 0.5}
+
+    made = own(validation=look, test=look)
+    made.model[1].eval()  # a frozen batch norm stays as it is
+    made.fit(epochs=1)
+    assert len(modes) == 2
+    assert not any(map(any, modes))
+    assert [module.training for module in made.model] == [True, False, True, True, True]
+
+
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = own().fit(epochs=1)

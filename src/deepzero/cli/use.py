@@ -147,7 +147,7 @@ def _inputs(paths: tuple[Path, ...]) -> tuple[list[str] | None, Any]:
     """Names of the inputs, where they have some, and what the run is given."""
     import numpy as np  # noqa: PLC0415
 
-    from deepzero.data import image_files  # noqa: PLC0415 - with PyTorch
+    from deepzero.data import image_files, is_image  # noqa: PLC0415 - with PyTorch
 
     for path in paths:
         if not path.exists():
@@ -162,7 +162,7 @@ def _inputs(paths: tuple[Path, ...]) -> tuple[list[str] | None, Any]:
         return None, np.load(path, allow_pickle=False)
     if path.suffix == ".npz":
         return None, _only_array(path)
-    return None, path
+    return [str(path)] if is_image(path) else None, path
 
 
 def _only_array(path: Path) -> Any:

@@ -24,7 +24,7 @@ from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossErr
 from deepzero.estimator import Estimator
 from deepzero.evaluators import DistributedEvaluator, DivisibleEvaluator, Evaluator
 from deepzero.evaluators.workers import one_thread
-from deepzero.losses import LOSSES
+from deepzero.losses import loss_name
 from deepzero.objective import Batch, NetworkObjective
 from deepzero.team import Team
 from deepzero.training import state
@@ -33,7 +33,7 @@ from deepzero.training.batches import Batches, reader
 from deepzero.training.callbacks import Callback, direction, monitored
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
 from deepzero.training.environment import hardware, versions
-from deepzero.training.evaluation import Metric, measured
+from deepzero.training.evaluation import Metric, eval_mode, measured
 from deepzero.training.files import finite
 from deepzero.training.loggers import open_logger
 from deepzero.training.metrics import JsonLines, Sink, read_metrics
@@ -132,8 +132,9 @@ class Trainer:
             ``batch(epoch, index)`` and a length; None for a problem without data. A batch that is a tuple or list is
             what ``estimator.backward(*batch)`` is called with, anything else (a dict) is its one argument; tensors are
             brought to the model's device.
-        validation: the same kinds of data, or a function of the model that returns numbers by name; after every
-            ``validate_every`` epochs it is looked at, and the weights that are best by ``monitor`` are the result.
+        validation: the same kinds of data, or a function of the model, which is in eval mode then, that returns numbers
+            by name; after every ``validate_every`` epochs it is looked at, and the weights that are best by ``monitor``
+            are the result.
         test: likewise; looked at once, at the end, with the selected weights.
         epochs: passes over the data; what :meth:`fit` takes by default.
         scheduler: any of ``torch.optim.lr_scheduler``; ``ReduceLROnPlateau`` is given the monitored number.
@@ -459,7 +460,8 @@ class Trainer:
 
     def _scores(self, data: Any) -> dict[str, float]:
         if callable(data) and not isinstance(data, (Iterable, Batches)):
-            return {name: float(value) for name, value in data(self.model).items()}
+            with eval_mode(self.model):
+                return {name: float(value) for name, value in data(self.model).items()}
         return measured(self.source.objective, reader(data, self._device, Team()).read(0, 0), self.metrics)  # type: ignore[attr-defined]
 
     def record(self, kind: str, **values: Any) -> None:
@@ -725,7 +727,7 @@ def _described_model(
         file,
         classes=file.classes if classes is None else tuple(map(str, classes)),
         preprocessing=file.preprocessing if preprocessing is None else preprocessing.to_json(),
-        loss=file.loss or next((name for name, loss in LOSSES.items() if loss is known), None),
+        loss=file.loss or loss_name(known),
     )
 
 
