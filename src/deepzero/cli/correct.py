@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from deepzero.cli.options import DONE, RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole
+from deepzero.cli.options import DONE, RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole, require_used, seconds_of
 from deepzero.cli.output import Output, tell_stopped
 from deepzero.errors import InvalidInputError
 
@@ -63,12 +63,19 @@ class Correct:
         """Say how long it takes, train, and say how it went."""
         from deepzero.experiments.experiment import seconds_text  # noqa: PLC0415 - with PyTorch
         from deepzero.tasks.correction import METHODS, correct, settings_of  # noqa: PLC0415
+        from deepzero.tasks.correction.config import QUERYING, USED_BY  # noqa: PLC0415
         from deepzero.tasks.correction.forecast import correction_seconds  # noqa: PLC0415
 
-        console = output.console
+        console, max_seconds = output.console, seconds_of(self.max_minutes)
         if self.resume and self.out is None:
             raise InvalidInputError("name the folder of the run to resume, for example --resume --out runs/...")
         config = settings_of(self.out) if self.resume and self.out is not None else self._config()
+        require_used(self, config.method, USED_BY)
+        if self.steps is not None and config.budget is not None and config.method in QUERYING:
+            raise InvalidInputError(
+                f"--steps has no effect on --method {config.method}, which stops after a budget of {config.budget:,} "
+                "solver calls; leave it out, or type another --budget"
+            )
         if not self.resume:
             about = seconds_text(correction_seconds(config, self.data_dir))
             console.print(f"{config.method}: {METHODS[config.method]}; about {about}", soft_wrap=True, highlight=False)
@@ -77,7 +84,7 @@ class Correct:
             out=self.out or ROOT / f"correct-{self.recipe}-{config.method}-seed{config.seed}",
             resume=self.resume,
             data_dir=self.data_dir,
-            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+            max_seconds=max_seconds,
             console=console,
         )
         folder = shlex.quote(str(found.folder))

@@ -48,6 +48,9 @@ class Data:
 
     def run(self, output: Output) -> int:
         """Print what there is."""
+        if self.data_dir is not None and not self.data_dir.is_dir():
+            what = "is a file" if self.data_dir.exists() else "is not there"
+            raise InvalidInputError(f"--data-dir takes a folder, but {self.data_dir} {what}; name one, or leave it out")
         if self.path is None:
             return self._named(output)
         told = self._told(self.path)

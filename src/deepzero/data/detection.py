@@ -62,13 +62,20 @@ def detect(path: str | os.PathLike[str]) -> str:
 
 
 def _missing(path: Path) -> DataNotFoundError:
+    from deepzero.data import registry  # noqa: PLC0415 - which knows this module
+
     known, first = path.absolute(), path.absolute()
     while not known.exists():
         known, first = known.parent, known
     names = [entry.name for entry in known.iterdir()] if known.is_dir() and os.access(known, os.R_OK) else []
     near = difflib.get_close_matches(first.name, names, n=1)
     guess = f" (did you mean {known / near[0]}?)" if near else ""
-    return DataNotFoundError(f"there is no file or folder {path}{guess}; {known} has no {first.name!r}")
+    if set("*?[") & set(first.name):
+        advice = f"a pattern in quotes is not expanded; name the folder: {known}"
+    else:
+        sets = ", ".join(registry.names())
+        advice = f"{known} has no {first.name!r}; name a file or folder, or one of the sets {sets}"
+    return DataNotFoundError(f"there is no file or folder {path}{guess}; {advice}")
 
 
 def _kind_of_file(path: Path) -> str:
@@ -107,6 +114,8 @@ def _holds_arrays(path: Path) -> bool:
 
 
 def _kind_of_folder(path: Path) -> str:
+    if (path / "run.json").is_file():
+        raise InvalidInputError(f"{path} is the folder of a run; name data, such as those that it was trained on")
     kinds: dict[str, Callable[[Path], bool]] = {IDX: _is_idx, CIFAR10: _is_cifar10, IMAGE_FOLDER: _is_image_folder}
     kind = next((kind for kind, fits in kinds.items() if fits(path)), None)
     if kind is None:

@@ -112,9 +112,9 @@ def load(
     (1000, 143, 359)
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise InvalidInputError(f"limit must be an integer of at least 1, or None for all samples, got {limit!r}")
+        raise InvalidInputError(f"limit must be an integer of at least 1, got {limit!r}; leave it out for all samples")
     if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
-        raise InvalidInputError(f"image_size must be an integer of at least 1, or None, got {image_size!r}")
+        raise InvalidInputError(f"image_size must be an integer of at least 1, got {image_size!r}; leave it out for their own size")
     check_fraction(validation)
     if path is None:
         for option, value in (("test", test), ("target", target)):

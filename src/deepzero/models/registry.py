@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -87,7 +88,9 @@ def build(
         try:
             return _BUILDERS[name](num_classes=num_classes, input_shape=shape, **options)
         except TypeError as error:
-            raise InvalidInputError(f"model {name!r} does not take these options: {error}") from error
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            said = f"has no {unknown[1]}; leave {unknown[1]} out" if unknown else f"does not take these options: {error}"
+            raise InvalidInputError(f"the model {name!r} {said}") from error
 
 
 def require_known(name: str) -> None:

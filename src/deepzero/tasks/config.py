@@ -273,7 +273,9 @@ def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
     missing = [name for name in needed if name not in given]
     if missing:
-        raise InvalidInputError(f"the setting {where}{missing[0]} is missing")
+        raise InvalidInputError(
+            f"the setting {where}{missing[0]} is missing; give it, or name a recipe to change: recipe = \"digits\""
+        )
     try:
         return kind(**given)
     except TypeError as error:

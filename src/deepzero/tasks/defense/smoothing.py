@@ -72,10 +72,15 @@ def require_reachable(radii: Iterable[float], sigma: float, trials: int, alpha: 
     wanted, most = max(radii, default=0.0), largest_radius(sigma, trials, alpha)
     if wanted < most:
         return
-    needed = alpha_power(scipy.stats.norm.cdf(wanted / sigma), alpha)
+    needed = alpha_power(max(0.5, scipy.stats.norm.cdf(wanted / sigma)), alpha)
+    if most <= 0:
+        raise InvalidInputError(
+            f"nothing can be certified with N={trials:,} samples at alpha={alpha:g}, even if all of them agree; take "
+            f"N={needed:,} or more (--trials {needed})"
+        )
     raise InvalidInputError(
         f"a radius of {wanted:g} cannot be certified with sigma={sigma:g}, N={trials:,} and alpha={alpha:g}: even if "
-        f"all samples agree, the bound ends at {most:.3f}; take N={needed:,} or more, or "
+        f"all samples agree, the bound ends at {most:.3f}; take N={needed:,} or more (--trials {needed}), or "
         f"sigma={wanted / (most / sigma):.2f} or more"
     )
 
