@@ -111,7 +111,7 @@ def no_batch():
     "cut_off": "def recipe(:\n    return 1\n",
     "misses": "import scikit_lern\n\ndef recipe():\n    return 1\n",
     "only_helpers": "def helper():\n    return 1\n",
-    "json": "def recipe():\n    return 1\n",
+    "own/json": "def recipe():\n    return 1\n",
     "exits": "import sys\n\nsys.exit('usage: exits.py FILE')\n",
 }
 """Files of Python by name."""
@@ -133,7 +133,9 @@ def make(root: Path) -> None:
     with _inside(root):
         _data()
         for name, text in OWN.items():
-            Path(f"{name}.py").write_text(text)
+            path = Path(f"{name}.py")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
         for name, text in SETTINGS.items():
             Path(name).write_text(text)
         Path("taken").write_text("a file, where a folder is wanted")
@@ -151,6 +153,7 @@ def _data() -> None:
     Image.fromarray(noise(8, 8, 3)).save("photo.png")
     Image.fromarray(noise(16, 16, 3)).save("large.png")
     Path("broken.png").write_text("no image")
+    Path("broken.onnx").write_text("no model")
     draw = np.random.default_rng(0)
     rows = [f"{draw.normal() + 4 * (k % 2):.4f},{draw.normal():.4f},{('no', 'yes')[k % 2]}" for k in range(120)]
     table(Path("table.csv"), "\n".join(["a,b,kind", *rows]))

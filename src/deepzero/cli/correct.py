@@ -67,9 +67,13 @@ class Correct:
         from deepzero.tasks.correction.forecast import correction_seconds  # noqa: PLC0415
 
         console, max_seconds = output.console, seconds_of(self.max_minutes)
+        if self.data_dir is not None and self.data_dir.is_file():
+            raise InvalidInputError(
+                f"simulations are kept in a folder, but {self.data_dir} is a file; choose another --data-dir"
+            )
         if self.resume and self.out is None:
             raise InvalidInputError("name the folder of the run to resume, for example --resume --out runs/...")
-        config = settings_of(self.out) if self.resume and self.out is not None else self._config()
+        config = self._config(settings_of(self.out) if self.resume and self.out is not None else None)
         require_used(self, config.method, USED_BY)
         if self.steps is not None and config.budget is not None and config.method in QUERYING:
             raise InvalidInputError(
@@ -94,12 +98,13 @@ class Correct:
         console.print(f"now `deepzero report {folder}`", soft_wrap=True)
         return DONE
 
-    def _config(self) -> CorrectionConfig:
+    def _config(self, begun: CorrectionConfig | None) -> CorrectionConfig:
+        """The recipe's configuration, or that of the run that goes on, with the settings that were given."""
         from deepzero.recipes.corrections import find_correction  # noqa: PLC0415
 
         changed = ("method", "unroll", "steps", "budget", "directions", "sparsity", "ratios", "learning_rate", "seed")
         given: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}
-        return replace(find_correction(self.recipe).config(), **given)
+        return replace(begun or find_correction(self.recipe).config(), **given)
 
 
 def _told(summary: dict[str, Any]) -> str:

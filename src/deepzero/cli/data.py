@@ -65,7 +65,8 @@ class Data:
 
         for option in ("target", "image_size", "test"):
             if getattr(self, option) is not None:
-                raise InvalidInputError(f"--{option.replace('_', '-')} is for a PATH: deepzero data PATH --...")
+                name = f"--{option.replace('_', '-')}"
+                raise InvalidInputError(f"{name} is for a PATH: deepzero data PATH {name} {getattr(self, option)}")
         sets = named_sets(self.data_dir)
         if output.as_json:
             output.result("", sets=sets)

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from deepzero.cli.options import DONE, RECIPES_OWN, STOPPED, Flag, Folder, Json, Quiet, Real, Whole, require_used, seconds_of
+from deepzero.cli.options import (
+    DONE,
+    RECIPES_OWN,
+    STOPPED,
+    Flag,
+    Folder,
+    Json,
+    Quiet,
+    Real,
+    Whole,
+    require_used,
+    seconds_of,
+)
 from deepzero.cli.output import Output, tell_stopped
 from deepzero.errors import InvalidInputError
 
@@ -64,8 +76,8 @@ class Defend:
 
     def run(self, output: Output) -> int:
         """Train, and say how it went."""
-        from deepzero.tasks.defense import METHODS, defend  # noqa: PLC0415 - with PyTorch
         from deepzero.cli.recipe_words import require_data_dir_used  # noqa: PLC0415
+        from deepzero.tasks.defense import METHODS, defend  # noqa: PLC0415 - with PyTorch
         from deepzero.tasks.defense.config import USED_BY  # noqa: PLC0415
 
         max_seconds = seconds_of(self.max_minutes)

@@ -16,6 +16,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Annotated, Any, Union
 
 import tyro
@@ -66,6 +67,8 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 BAD_INPUT_ERRORS = (InvalidInputError, DataNotFoundError, RunFolderError)
 JSON = "--json"
+OWN_CODE = ("train", "doctor")
+"""Commands that take a recipe of the user's own."""
 INDENT = 16 * " "
 
 
@@ -101,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _spoken(message: str, words: Sequence[str]) -> str:
     """A message in the words of the command line; names in code of the user's own stay as they are there."""
-    if words[0] not in COMMANDS or any(map(is_own, words)):
+    of_recipe = (word for before, word in pairwise(words) if before not in ("--device", "--model", "--data"))
+    if words[0] not in COMMANDS or (words[0] in OWN_CODE and any(map(is_own, of_recipe))):
         return message
     return in_options(message, {option.name for option in options_of(COMMANDS[words[0]]).values()})
 

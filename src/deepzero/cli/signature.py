@@ -118,8 +118,8 @@ def _taken_apart(hint: Any) -> _Hint:
         parts = [_taken_apart(part) for part in get_args(hint) if part is not NoneType]
         kinds = tuple(kind for part in parts for kind in part.kinds)
         choices = tuple(choice for part in parts for choice in part.choices)
-        inner = next((part.metavar for part in parts if part.metavar), None)
-        return _Hint(kinds, choices, any(part.many for part in parts), positional, metavar or inner)
+        metavar = metavar or next((part.metavar for part in parts if part.metavar), None)
+        return _Hint(kinds, choices, any(part.many for part in parts), positional, metavar)
     if get_origin(hint) is Literal:
         return _Hint((str,), tuple(map(str, get_args(hint))), False, positional, metavar)
     if get_origin(hint) is tuple:

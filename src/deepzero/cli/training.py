@@ -94,7 +94,9 @@ def base_of(command: Any, own: tuple[str, ClassificationConfig] | None) -> Base 
         raise InvalidInputError(f"give a recipe or --config, not both; got {command.recipe} and {command.config}")
     for name in ("target", "image_size", "test"):
         if getattr(command, name) is not None and command.data is None:
-            raise InvalidInputError(f"--{name.replace('_', '-')} has no effect without --data")
+            raise InvalidInputError(
+                f"--{name.replace('_', '-')} has no effect without --data; leave it out, or add --data PATH"
+            )
     if not named and command.data is None and command.model is None:
         return None
     if command.recipe is not None and own is None:
@@ -126,9 +128,7 @@ def _network(command: Any) -> ModelConfig:
     return ModelConfig(name=command.model, options={} if command.depth is None else {"depth": command.depth})
 
 
-def _configured(
-    command: Train, base: Base | None, output: Output, team: Team, max_seconds: float | None
-) -> Result:
+def _configured(command: Train, base: Base | None, output: Output, team: Team, max_seconds: float | None) -> Result:
     """Train by a configuration."""
     settings: dict[str, Any] = {name: getattr(command, name) for name in SETTINGS if hasattr(command, name)}
     start = start_of_team(base, settings, command.out, resume=command.resume, team=team)

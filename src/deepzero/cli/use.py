@@ -71,7 +71,9 @@ class Predict:
         if self.out is None:
             return
         if self.out.suffix != ".csv":
-            raise InvalidInputError(f"--out takes a file that ends in .csv, got {self.out}; type --out {_csv(self.out)}")
+            raise InvalidInputError(
+                f"--out takes a file that ends in .csv, got {self.out}; type --out {_csv(self.out)}"
+            )
         if not self.out.absolute().parent.is_dir():
             raise InvalidInputError(f"--out cannot be {self.out}: there is no folder {self.out.parent}; make it first")
 

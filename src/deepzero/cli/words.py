@@ -16,6 +16,8 @@ from deepzero.errors import InvalidInputError
 HELP = ("-h", "--help")
 AT_WORD = r"(?<![\w./\-'\"])"
 """A place in a text where a word begins that is no part of a path or of quoted text."""
+BRACKETS = r"(\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))"
+"""Text between brackets, with brackets in it."""
 TRUTH = ("true", "false", "yes", "no", "on", "off", "1", "0")
 NEAR = 0.7
 """How alike a word and what was probably meant must be."""
@@ -41,23 +43,13 @@ def check(words: Sequence[str], commands: Commands) -> None:
         if not word.startswith("-") or _fits(word, float):
             standing.append(word)
             continue
-        if not word.startswith("--"):
-            raise InvalidInputError(_no_option(word, name, commands))
         given, equals, value = word.removeprefix("--").partition("=")
-        if given not in options:
-            raise InvalidInputError(_no_option(f"--{given}", name, commands))
-        option = options[given]
-        if not option.kinds:
-            if equals:
-                raise InvalidInputError(f"--{given} takes no value, got {value!r}; type --{given} alone")
-            if rest and rest[0].lower() in TRUTH:
-                raise InvalidInputError(f"--{given} takes no value, got {rest[0]!r}; type --{given} alone")
-            continue
-        taken = [value] if equals else _values(rest, option)
-        if not taken:
-            raise InvalidInputError(f"--{option.name} needs a value{_example(option)}; see `deepzero {name} --help`")
-        for one in taken:
-            _require_fit(one, option)
+        if not word.startswith("--") or given not in options:
+            raise InvalidInputError(_no_option(word.partition("=")[0], name, commands))
+        if options[given].kinds:
+            _require_values([value] if equals else _values(rest, options[given]), options[given], name)
+        elif equals or (rest and rest[0].lower() in TRUTH):
+            raise InvalidInputError(f"--{given} takes no value, got {value or rest[0]!r}; type --{given} alone")
     _require_places(standing, name, commands[name])
 
 
@@ -73,13 +65,15 @@ def in_options(message: str, options: Iterable[str]) -> str:
         '--step-size must be above 0, got -1.0; try --step-size 5e-3 (not mu=1)'
     """
     names = {name.replace("-", "_"): name for name in options}
-    every, long = ("|".join(n for n in sorted(names, key=len, reverse=True) if f(n)) for f in (bool, lambda n: "_" in n))
+    every, long = (
+        "|".join(n for n in sorted(names, key=len, reverse=True) if f(n)) for f in (bool, lambda n: "_" in n)
+    )
     if not names:
         return message
     message = re.sub(rf"(^|; )({every})(?= must | takes )", lambda match: f"{match[1]}--{names[match[2]]}", message)
-    parts = re.split(r"(\([^()]*\))", message)
+    parts = re.split(BRACKETS, message)
     for k in range(0, len(parts), 2):  # those between brackets
-        parts[k] = re.sub(rf"{AT_WORD}({every})=(?=[\w.'\"])", lambda match: f"--{names[match[1]]} ", parts[k])
+        parts[k] = re.sub(rf"{AT_WORD}({every})=(?=[\w.])", lambda match: f"--{names[match[1]]} ", parts[k])
         if long:
             parts[k] = re.sub(rf"{AT_WORD}({long})(?![\w./=])", lambda match: f"--{names[match[1]]}", parts[k])
     return "".join(parts)
@@ -121,7 +115,7 @@ def _no_option(word: str, name: str, commands: Commands) -> str:
     there = f"there are: {', '.join(f'--{option}' for option in options)}"
     alias = (meant.LETTERS if is_letter else meant.OPTIONS).get(given)
     if alias in options:
-        return f"{told} (did you mean --{alias}?); {there}"
+        return f"{told} (did you mean --{alias}?); see `deepzero {name} --help`"
     place = places.get(meant.PLACES.get(given, given)) or next(
         (p for p in places.values() if p.shown.lower() == given), None
     )
@@ -130,7 +124,7 @@ def _no_option(word: str, name: str, commands: Commands) -> str:
     guess = "" if is_letter else _guess(given, options, dashes="--")
     having = [] if guess or is_letter else [c for c in commands if given in options_of(commands[c])]
     elsewhere = f" ({', '.join(having)} {'has' if len(having) == 1 else 'have'} it)" if having else ""
-    return f"{told}{guess}{elsewhere}; {there}"
+    return f"{told}{guess}; see `deepzero {name} --help`" if guess else f"{told}{elsewhere}; {there}"
 
 
 def _require_places(standing: Sequence[str], name: str, command: Callable[..., Any]) -> None:
@@ -144,9 +138,7 @@ def _require_places(standing: Sequence[str], name: str, command: Callable[..., A
         for word in taken:
             if place.choices and word not in place.choices:
                 guess = _guess(Path(word).name.lower(), place.choices)
-                raise InvalidInputError(
-                    f"deepzero {name} takes one of {', '.join(place.choices)}, got {word!r}{guess}"
-                )
+                raise InvalidInputError(f"deepzero {name} takes one of {', '.join(place.choices)}, got {word!r}{guess}")
         rest = rest[len(taken) :]
     if rest:
         raise InvalidInputError(_too_many(standing, rest, name, command))
@@ -181,10 +173,17 @@ def _values(rest: list[str], option: Option) -> list[str]:
     return taken
 
 
+def _require_values(values: Sequence[str], option: Option, command: str) -> None:
+    if not values:
+        raise InvalidInputError(f"--{option.name} needs a value{_example(option)}; see `deepzero {command} --help`")
+    for value in values:
+        _require_fit(value, option)
+
+
 def _require_fit(value: str, option: Option) -> None:
     if option.choices:
         if value not in option.choices:
-            guess = _guess(value.lower(), option.choices)
+            guess = _guess(value.lower(), option.choices, near=0.6)
             raise InvalidInputError(f"--{option.name} takes one of {', '.join(option.choices)}, got {value!r}{guess}")
         return
     if not any(_fits(value, kind) for kind in option.kinds):
@@ -227,6 +226,6 @@ def _fits(value: str, kind: type) -> bool:
     return True
 
 
-def _guess(word: str, known: Iterable[str], dashes: str = "") -> str:
-    near = difflib.get_close_matches(word.lstrip("-"), list(known), n=1, cutoff=NEAR)
-    return f" (did you mean {dashes}{near[0]}?)" if near else ""
+def _guess(word: str, known: Iterable[str], dashes: str = "", near: float = NEAR) -> str:
+    found = difflib.get_close_matches(word.lstrip("-"), list(known), n=1, cutoff=near)
+    return f" (did you mean {dashes}{found[0]}?)" if found else ""

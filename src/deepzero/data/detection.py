@@ -70,11 +70,14 @@ def _missing(path: Path) -> DataNotFoundError:
     names = [entry.name for entry in known.iterdir()] if known.is_dir() and os.access(known, os.R_OK) else []
     near = difflib.get_close_matches(first.name, names, n=1)
     guess = f" (did you mean {known / near[0]}?)" if near else ""
+    sets = difflib.get_close_matches(str(path), registry.names(), n=1)
+    if sets and not near:
+        guess = f" (did you mean the set {sets[0]}?)"
     if set("*?[") & set(first.name):
         advice = f"a pattern in quotes is not expanded; name the folder: {known}"
     else:
-        sets = ", ".join(registry.names())
-        advice = f"{known} has no {first.name!r}; name a file or folder, or one of the sets {sets}"
+        named = ", ".join(registry.names())
+        advice = f"{known} has no {first.name!r}; name a file or folder, or one of the sets {named}"
     return DataNotFoundError(f"there is no file or folder {path}{guess}; {advice}")
 
 
@@ -144,7 +147,7 @@ def _why_not(path: Path) -> str:
     """What is wrong with a folder."""
     entries = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if not entries:
-        return "it is an empty folder"
+        return "it is an empty folder; put a folder of images for each class into it"
     if images := image_files(path):
         return (
             f"its images, such as {images[0].name}, lie in the folder itself; put those of each class into a folder of "

@@ -112,7 +112,7 @@ def _made_by(record: Mapping[str, Any]) -> str:
     if isinstance(own, Mapping):
         return f"its run was started from {own['recipe']}; type deepzero train {own['recipe']}"
     made_by = command_of(record) if isinstance(record.get("config"), Mapping) else "train"
-    return f"its run was started by deepzero {made_by}; name a recipe to that"
+    return f"its run was made by deepzero {made_by}; type deepzero {made_by} RECIPE"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -120,7 +120,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise InvalidInputError(f"{path} is the folder of a run; type --config {path / 'run.json'}")
     if path.suffix in ENDINGS and not path.exists():
         near = guess(path.name, [p.name for p in path.parent.glob("*") if p.suffix in ENDINGS])
-        raise InvalidInputError(f"there is no file {path}{near}; --config takes a run's run.json, or a file of your own")
+        raise InvalidInputError(
+            f"there is no file {path}{near}; --config takes a run's run.json, or a file of your own"
+        )
     if path.suffix not in ENDINGS:
         raise InvalidInputError(f"--config takes a file that ends in {' or '.join(ENDINGS)}, got {path}")
     try:

@@ -81,8 +81,8 @@ def smart_ratio(
     Layer :math:`l` of :math:`n` gets :math:`k_l \\propto (n - l + 1)^2 + (n - l + 1)`, linear layers (weights of two
     dimensions) a fixed ratio. The convolutions are scaled so that :math:`\\lfloor N (1 - \\text{sparsity}) \\rfloor` of
     all :math:`N` weights are kept; ratios above 1 are clipped and their surplus passes to the layers that follow, at
-    last to the linear ones. A network of linear layers alone is scaled as if they were convolutions. The order of layers
-    is that of ``named_parameters()``.
+    last to the linear ones. A network of linear layers alone is scaled as if they were convolutions. The order of
+    layers is that of ``named_parameters()``.
 
     Args:
         model: the network.

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from deepzero import data
-from deepzero.errors import DeepZeroError, InvalidInputError, RunFolderError
+from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.models import Autoencoder, SimpleCNN
 from deepzero.opaque import HttpModel, OnnxModel
 from deepzero.randomness import derive_seed, seeded_scope
@@ -97,16 +97,17 @@ def defend(
     if kept.exists() and not kept.is_dir():
         raise RunFolderError(f"stages are kept in a folder, but {kept} is a file; choose another --stages")
     _require_budget(config)
-    if not resume:
-        RunFolder.require_free(path)
     if classifier is not None:
         _require_classifier(classifier)
-    run = opened(path, config=_record(config, classifier), notes={"stages": str(kept)}, resume=resume)
-    if run.summary is not None:
+    run = RunFolder.reopen(path, config=_record(config, classifier)) if resume else None
+    if run is None:
+        RunFolder.require_free(path)
+    elif run.summary is not None:
         return StagedRun(path, run.summary)
     splits = load_images(config, data_dir)
     if classifier is not None:
         _require_answers(classifier, splits.train)
+    run = run or opened(path, config=_record(config, classifier), notes={"stages": str(kept)}, resume=False)
     with StopRequest(max_seconds=max_seconds) as stop:
         work = _Work(config, splits, path, Path(run.record["stages"]), stop, console)
         return work.defended(run, classifier)
@@ -160,7 +161,7 @@ def _require_answers(classifier: str | Path, images: data.Dataset) -> None:
     """Raise unless a classifier that was given has scores for one image, one for each class."""
     try:
         scores = given_target(classifier).ask(pixels(images).inputs[:1])
-    except DeepZeroError as error:
+    except Exception as error:  # those of ONNX Runtime are of many kinds
         raise InvalidInputError(
             f"the classifier {classifier} does not answer for an image of shape {list(images.image_shape)}: {error}; "
             "expected an .onnx file, or the address of a service that is running"
