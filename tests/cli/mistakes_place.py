@@ -216,8 +216,8 @@ def _damage() -> None:
 
 
 def _cut(path: Path) -> None:
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    """Leave so little that what a reader says to it does not depend on paths and times in the file."""
+    path.write_bytes(path.read_bytes()[:20])
 
 
 def _changed(path: Path, **values: object) -> None:

@@ -29,6 +29,7 @@ class Mistake:
         remedy: text of the answer that says what to type, or what to do.
         code: exit code.
         varies: the answer quotes another library, so that only cause and remedy are the same everywhere.
+        leaves: a folder that stays, because the same command goes on in it.
     """
 
     words: str
@@ -37,6 +38,7 @@ class Mistake:
     remedy: str
     code: int = 2
     varies: bool = False
+    leaves: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def test_the_answer_names_the_cause_and_what_to_type(
     assert mistake.remedy in flat
     assert len(found.err.strip().splitlines()) <= 3
     assert len(flat) < 800
+    if mistake.leaves:
+        shutil.rmtree(place / mistake.leaves)
     assert files(place) == before
 
 

@@ -30,6 +30,7 @@ OPTIONS = {
     "max-epochs": "epochs",
     "batch": "batch-size",
     "bs": "batch-size",
+    "batch-size": "batch",
     "iterations": "steps",
     "queries": "budget",
     "max-queries": "budget",

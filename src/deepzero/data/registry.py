@@ -195,7 +195,9 @@ def _unknown(name: str | None) -> InvalidInputError:
 
 def _read(path: Path, kind: str, target: str | None, image_size: int | None) -> Found:
     if kind not in (CSV, PARQUET) and target is not None:
-        raise InvalidInputError(f"target={target!r} is for tables (CSV, Parquet), but {path} is of the kind {kind}")
+        raise InvalidInputError(
+            f"target={target!r} is for tables (CSV, Parquet), but {path} is of the kind {kind}; leave it out"
+        )
     if kind in (CSV, PARQUET):
         return read_table(path, target)
     if kind == IMAGE_FOLDER:
