@@ -120,6 +120,17 @@ def test_a_network_that_cannot_be_exported_says_why_and_what_to_do(tmp_path):
     assert torch.equal(run.outputs(points()[0]), model.eval()(points()[0]))
 
 
+def test_names_of_classes_are_kept_and_a_loss_that_has_a_name(tmp_path):
+    model = Net()
+    fit(tmp_path, model, classes=["below", "above"])
+    run = dz.load_run(tmp_path)
+    x, y = points(9)
+    assert run.predict(x) == [["below", "above"][i] for i in model.eval()(x).argmax(1).tolist()]
+    assert run.evaluate((x, y))["loss"] == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-6)
+    with pytest.raises(InvalidInputError, match="two or more different names"):
+        fit(tmp_path / "other", Net(), classes=["one", "one"])
+
+
 def test_tokens_keep_their_dtype(tmp_path):
     model = nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(12, 2))
     tokens = torch.arange(18).reshape(6, 3) % 11
@@ -202,7 +213,10 @@ def test_what_the_folder_does_not_say_is_asked_for(tmp_path):
     with pytest.raises(InvalidInputError, match=r"does not say that its outputs are classes.*run\.outputs"):
         run.predict_proba(points()[0])
     with pytest.raises(InvalidInputError, match="24 inputs, but 3 targets"):
-        run.evaluate((points()[0], [0, 1, 0]), loss=F.cross_entropy)
+        run.evaluate((points()[0], [0, 1, 0]))
+    fit(tmp_path / "own", Net(), loss=lambda output, target: 2 * F.cross_entropy(output, target))
+    with pytest.raises(InvalidInputError, match=r"give loss=\.\.\."):
+        dz.load_run(tmp_path / "own").evaluate(points())
 
 
 @pytest.mark.parametrize(

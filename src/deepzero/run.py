@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.losses import named_loss
 from deepzero.objective import Loss, NetworkObjective
 from deepzero.team import Team
-from deepzero.training import RunFolder, measured, read_metrics, read_record
+from deepzero.training import RunFolder, measured, read_metrics, read_record, require_made_by
 from deepzero.training.batches import Batches, reader
 from deepzero.training.evaluation import Metric, eval_mode
 from deepzero.training.model_file import NAME, ModelFile, export_program
@@ -195,12 +196,13 @@ def load_run(folder: str | Path, *, model: nn.Module | None = None) -> Run:
     """
     path = Path(folder)
     record = read_record(path)
+    require_made_by(path, record, "train")
     run = RunFolder(path, record)
     summary = run.summary
     if summary is None:
         raise RunFolderError(
-            f"the run in {path} has not finished; continue it first (deepzero train --resume --out {path}, or "
-            "fit(resume=True)). Its newest weights are in the folder checkpoints"
+            f"the run in {path} has not finished; to finish it, type deepzero train --resume --out "
+            f"{shlex.quote(str(path))} (in Python: fit(resume=True))"
         )
     weights = run.read_weights()
     if model is None:
@@ -211,6 +213,21 @@ def load_run(folder: str | Path, *, model: nn.Module | None = None) -> Run:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunFolderError(f"the weights of {path} do not fit {type(model).__name__}: {error}") from error
+        raise RunFolderError(_misfit(path, model, weights)) from error
     preprocessing = None if file.preprocessing is None else Preprocessing.from_json(file.preprocessing)
     return Run(path, model.eval(), record["config"], summary, file.classes, preprocessing, file)
+
+
+def _misfit(path: Path, model: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """In what the weights of a run and a network differ."""
+    there, wanted = ({n: list(t.shape) for n, t in tensors.items()} for tensors in (weights, model.state_dict()))
+    odd = [
+        f"{name} is {there.get(name, 'missing')} there, {wanted.get(name, 'missing')} in the network"
+        for name in {**wanted, **there}
+        if there.get(name) != wanted.get(name)
+    ]
+    more = f", and {len(odd) - 2} more" if len(odd) > 2 else ""
+    return (
+        f"the weights of {path} do not fit {type(model).__name__} ({'; '.join(odd[:2])}{more}); name the network that "
+        "was trained: --model FILE.py:Net (in Python: load_run(folder, model=Net()))"
+    )

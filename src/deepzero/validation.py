@@ -6,6 +6,7 @@ what was expected, what came, and what to type instead.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping
 
@@ -45,11 +46,20 @@ def fraction(name: str, value: float) -> float:
     return float(value)
 
 
+def probability(name: str, value: float, *, hint: str) -> float:
+    """Accept a real number between 0 and 1, neither included."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise InvalidInputError(f"{name} must be a number above 0 and below 1, got {value!r}; try {name}={hint}")
+    return float(value)
+
+
 def choice(name: str, value: str, options: Iterable[str]) -> str:
     """Accept one of a few words."""
     accepted = sorted(options)
     if value not in accepted:
-        raise InvalidInputError(f"{name} must be one of {', '.join(accepted)}; got {value!r}")
+        near = difflib.get_close_matches(str(value), accepted, n=1)
+        guess = f" (did you mean {near[0]}?)" if near else ""
+        raise InvalidInputError(f"{name} must be one of {', '.join(accepted)}; got {value!r}{guess}")
     return value
 
 
@@ -69,7 +79,10 @@ def device(name: str) -> torch.device:
     if accepted.type not in {"cpu", "cuda"}:
         raise InvalidInputError(f"device must be cpu, cuda or cuda:<number>, got {name!r}")
     if accepted.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError("device cuda was asked for, but torch finds no CUDA device here; use cpu")
+        raise InvalidInputError(
+            f"device {name} was asked for, but torch finds no CUDA device here; type device=cpu, or install PyTorch "
+            "with CUDA"
+        )
     return accepted
 
 

@@ -55,6 +55,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        validation.count("seed", self.seed, minimum=0)
         validation.count("threads", self.threads)
         validation.count("rounds", self.rounds)
         if self.seconds_per_side is not None:

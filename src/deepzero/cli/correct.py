@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from deepzero.cli.options import DONE, RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole
+from deepzero.cli.options import DONE, RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole, require_used, seconds_of
 from deepzero.cli.output import Output, tell_stopped
 from deepzero.errors import InvalidInputError
 
@@ -63,12 +63,23 @@ class Correct:
         """Say how long it takes, train, and say how it went."""
         from deepzero.experiments.experiment import seconds_text  # noqa: PLC0415 - with PyTorch
         from deepzero.tasks.correction import METHODS, correct, settings_of  # noqa: PLC0415
+        from deepzero.tasks.correction.config import QUERYING, USED_BY  # noqa: PLC0415
         from deepzero.tasks.correction.forecast import correction_seconds  # noqa: PLC0415
 
-        console = output.console
+        console, max_seconds = output.console, seconds_of(self.max_minutes)
+        if self.data_dir is not None and self.data_dir.is_file():
+            raise InvalidInputError(
+                f"simulations are kept in a folder, but {self.data_dir} is a file; choose another --data-dir"
+            )
         if self.resume and self.out is None:
             raise InvalidInputError("name the folder of the run to resume, for example --resume --out runs/...")
-        config = settings_of(self.out) if self.resume and self.out is not None else self._config()
+        config = self._config(settings_of(self.out) if self.resume and self.out is not None else None)
+        require_used(self, config.method, USED_BY)
+        if self.steps is not None and config.budget is not None and config.method in QUERYING:
+            raise InvalidInputError(
+                f"--steps has no effect on --method {config.method}, which stops after a budget of {config.budget:,} "
+                "solver calls; leave it out, or type another --budget"
+            )
         if not self.resume:
             about = seconds_text(correction_seconds(config, self.data_dir))
             console.print(f"{config.method}: {METHODS[config.method]}; about {about}", soft_wrap=True, highlight=False)
@@ -77,7 +88,7 @@ class Correct:
             out=self.out or ROOT / f"correct-{self.recipe}-{config.method}-seed{config.seed}",
             resume=self.resume,
             data_dir=self.data_dir,
-            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+            max_seconds=max_seconds,
             console=console,
         )
         folder = shlex.quote(str(found.folder))
@@ -87,12 +98,13 @@ class Correct:
         console.print(f"now `deepzero report {folder}`", soft_wrap=True)
         return DONE
 
-    def _config(self) -> CorrectionConfig:
+    def _config(self, begun: CorrectionConfig | None) -> CorrectionConfig:
+        """The recipe's configuration, or that of the run that goes on, with the settings that were given."""
         from deepzero.recipes.corrections import find_correction  # noqa: PLC0415
 
         changed = ("method", "unroll", "steps", "budget", "directions", "sparsity", "ratios", "learning_rate", "seed")
         given: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}
-        return replace(find_correction(self.recipe).config(), **given)
+        return replace(begun or find_correction(self.recipe).config(), **given)
 
 
 def _told(summary: dict[str, Any]) -> str:

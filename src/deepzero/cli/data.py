@@ -51,6 +51,9 @@ class Data:
 
     def run(self, output: Output) -> int:
         """Print what there is."""
+        if self.data_dir is not None and not self.data_dir.is_dir():
+            what = "is a file" if self.data_dir.exists() else "is not there"
+            raise InvalidInputError(f"--data-dir takes a folder, but {self.data_dir} {what}; name one, or leave it out")
         if self.path is None:
             return self._named(output)
         told = self._told(self.path)
@@ -65,7 +68,8 @@ class Data:
 
         for option in ("target", "image_size", "test"):
             if getattr(self, option) is not None:
-                raise InvalidInputError(f"--{option.replace('_', '-')} is for a PATH: deepzero data PATH --...")
+                name = f"--{option.replace('_', '-')}"
+                raise InvalidInputError(f"{name} is for a PATH: deepzero data PATH {name} {getattr(self, option)}")
         sets = named_sets(self.data_dir)
         if output.as_json:
             output.result("", sets=sets)

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from deepzero.cli.options import DONE, RECIPES_OWN, STOPPED, Flag, Folder, Json, Quiet, Real, Whole
+from deepzero.cli.options import (
+    DONE,
+    RECIPES_OWN,
+    STOPPED,
+    Flag,
+    Folder,
+    Json,
+    Quiet,
+    Real,
+    Whole,
+    require_used,
+    seconds_of,
+)
 from deepzero.cli.output import Output, tell_stopped
 from deepzero.errors import InvalidInputError
 
@@ -64,9 +76,14 @@ class Defend:
 
     def run(self, output: Output) -> int:
         """Train, and say how it went."""
+        from deepzero.cli.recipe_words import require_data_dir_used  # noqa: PLC0415
         from deepzero.tasks.defense import METHODS, defend  # noqa: PLC0415 - with PyTorch
+        from deepzero.tasks.defense.config import USED_BY  # noqa: PLC0415
 
+        max_seconds = seconds_of(self.max_minutes)
         config, classifier = self._settings()
+        require_used(self, config.method, USED_BY)
+        require_data_dir_used(self.data_dir, config.data.name)
         out = self.out or ROOT / f"defend-{self.recipe}-{config.method}-seed{config.seed}"
         found = defend(
             config,
@@ -75,7 +92,7 @@ class Defend:
             classifier=classifier,
             stages=self.stages,
             data_dir=self.data_dir,
-            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+            max_seconds=max_seconds,
             console=output.console,
         )
         if found.summary is None:
@@ -132,7 +149,10 @@ class Certify:
 
     def run(self, output: Output) -> int:
         """Certify, and print the table."""
-        from deepzero.tasks.defense import CertifyConfig, certify  # noqa: PLC0415 - with PyTorch
+        from deepzero.cli.recipe_words import require_data_dir_used  # noqa: PLC0415 - with PyTorch
+        from deepzero.tasks.defense import CertifyConfig, certify, settings_of  # noqa: PLC0415
+
+        max_seconds = seconds_of(self.max_minutes)
 
         said = [time.monotonic()]
 
@@ -141,12 +161,13 @@ class Certify:
                 said[0] = time.monotonic()
                 output.console.print(f"{done} of {total} images, {left:,.0f} s left")
 
+        require_data_dir_used(self.data_dir, settings_of(self.folder)[0].data.name)
         config = CertifyConfig(images=self.images, trials=self.trials, alpha=self.alpha, radii=self.radii)
         found = certify(
             self.folder,
             config,
             data_dir=self.data_dir,
-            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+            max_seconds=max_seconds,
             progress=progress,
         )
         if found.result is None:

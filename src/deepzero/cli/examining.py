@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from deepzero import doctor
 from deepzero.cli.options import DONE
 from deepzero.cli.output import Output
-from deepzero.cli.training import base_of, require_effect
+from deepzero.cli.recipe_words import require_no_network
+from deepzero.cli.training import base_of, require_effect, require_positive
 from deepzero.doctor import Diagnosis
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.estimator import CGE, RGE, Estimator
-from deepzero.objective import BlackBox
+from deepzero.objective import BlackBox, NetworkObjective
 from deepzero.own import called, imported, is_own, settings_of
 from deepzero.recipes import SETTINGS, started
 from deepzero.recipes.runs import DEFAULT, ROOT
@@ -38,6 +39,7 @@ WANTED = (
 
 def run_doctor(command: Doctor, output: Output) -> int:
     """Examine, print the diagnosis, and write it."""
+    require_positive("seconds", command.seconds)
     own = command.recipe if command.recipe is not None and is_own(command.recipe) else None
     folder = command.out or ROOT / f"{_title(command)}-doctor"
     if folder.exists() and not folder.is_dir():
@@ -66,7 +68,10 @@ def _configured(command: Doctor, config: ClassificationConfig) -> tuple[Diagnosi
 def _own(command: Doctor, word: str) -> tuple[Diagnosis, dict[str, Any], str]:
     """Examine what a function of the user's own returns."""
     settings = settings_of(command.set)
-    made = called(imported(word), settings)
+    function = imported(word)
+    require_no_network(function, word, "doctor")
+    made = called(function, settings)
+    require_no_network(made, word, "doctor")
     if isinstance(made, ClassificationConfig):
         _require_no_effectless(command, "a recipe", OF_BLACK_BOXES)
         start = started(base_of(command, (_title(command), made)), _settings(command), command.out)
@@ -96,6 +101,10 @@ def _estimator(command: Doctor, made: Any, word: str) -> tuple[Estimator, tuple[
         _require_no_effectless(
             command, "an estimator, which has its own", _all_but(command, "seconds", "learning_rate", *OF_BLACK_BOXES)
         )
+        if not rest and isinstance(first.objective, NetworkObjective) and first.objective.closure is None:
+            raise InvalidInputError(
+                f"{word} returns an estimator of a network without a batch; let it end in `return zo, x, y`"
+            )
         return first, tuple(rest)
     if callable(first) and not isinstance(first, BlackBox) and rest:
         first, *rest = BlackBox(first, rest[0]), *rest[1:]

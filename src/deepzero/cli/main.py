@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import shutil
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Annotated, Any, Union
 
 import tyro
@@ -35,10 +37,12 @@ from deepzero.cli.output import Output, say_json
 from deepzero.cli.recipes import Recipes
 from deepzero.cli.report import Report
 from deepzero.cli.reproduce import Reproduce
+from deepzero.cli.signature import options_of
 from deepzero.cli.train import Train
 from deepzero.cli.use import Evaluate, Export, Predict
-from deepzero.cli.words import HELP, check
+from deepzero.cli.words import HELP, check, in_options
 from deepzero.errors import DataNotFoundError, DeepZeroError, InvalidInputError, RunFolderError
+from deepzero.own import is_own
 
 DESCRIPTION = "Train deep networks from function values alone."
 
@@ -63,6 +67,8 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 BAD_INPUT_ERRORS = (InvalidInputError, DataNotFoundError, RunFolderError)
 JSON = "--json"
+OWN_CODE = ("train", "doctor")
+"""Commands that take a recipe of the user's own."""
 INDENT = 16 * " "
 
 
@@ -87,23 +93,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "torch" not in sys.modules and not isinstance(command, Completion):
                 output.console.print(f"deepzero {__version__}: loading PyTorch")
             return command.run(output)
-    except SystemExit as leaving:  # --help, or words that are no command; tyro has said so
+    except SystemExit as leaving:  # --help
         return leaving.code if isinstance(leaving.code, int) else BAD_INPUT
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED, as_json=as_json)
     except DeepZeroError as error:
-        return _fail(str(error), BAD_INPUT if isinstance(error, BAD_INPUT_ERRORS) else FAILED, as_json=as_json)
+        code = BAD_INPUT if isinstance(error, BAD_INPUT_ERRORS) else FAILED
+        return _fail(_spoken(str(error), words), code, as_json=as_json)
+
+
+def _spoken(message: str, words: Sequence[str]) -> str:
+    """A message in the words of the command line; names in code of the user's own stay as they are there."""
+    of_recipe = (word for before, word in pairwise(words) if before not in ("--device", "--model", "--data"))
+    if words[0] not in COMMANDS or (words[0] in OWN_CODE and any(map(is_own, of_recipe))):
+        return message
+    return in_options(message, {option.name for option in options_of(COMMANDS[words[0]]).values()})
 
 
 def _parsed(words: Sequence[str]) -> Command:
-    """The command that the words are; help is wrapped, and that of the whole program tells one sentence of each."""
+    """The command that the words are; help is wrapped, and that of the whole program tells one sentence of each.
+
+    Raises:
+        SystemExit: help was asked for.
+        InvalidInputError: the parser refuses a word.
+    """
     in_brief = words[0] in HELP
     kinds: Any = Union[tuple(_kind(name, command, in_brief=in_brief) for name, command in COMMANDS.items())]  # noqa: UP007
-    said = io.StringIO()
+    said, refused = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(refused):
             command: Command = tyro.cli(kinds, prog="deepzero", description=DESCRIPTION, args=words)
-    except SystemExit:
+    except SystemExit as leaving:
+        if leaving.code:
+            told = " ".join(re.sub(r"[^\x20-\x7e]|-{3,}", " ", refused.getvalue()).split())
+            raise InvalidInputError(told or f"the words are not understood; see `deepzero {words[0]} --help`") from None
         print(_wrapped(said.getvalue()) if set(words) & set(HELP) else said.getvalue(), end="")
         raise
     return command

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
+
+from deepzero.errors import InvalidInputError
 
 DONE = 0
 STOPPED = 75
@@ -71,3 +74,35 @@ Settings = Annotated[
     tuple[str, ...],
     arg(metavar="NAME=VALUE", help_behavior_hint="", help="Arguments of a function of your own."),
 ]
+
+
+def require_used(command: object, method: str, used_by: Mapping[str, Sequence[str]]) -> None:
+    """Raise if an option was given that a method does not look at.
+
+    Args:
+        command: with a field for each setting; None: not given.
+        method: that the command runs.
+        used_by: setting -> methods that look at it.
+
+    Raises:
+        InvalidInputError: it names the option, and the methods that have a use for it.
+    """
+    for name, methods in used_by.items():
+        if getattr(command, name) is not None and method not in methods:
+            raise InvalidInputError(
+                f"--{name.replace('_', '-')} has no effect on --method {method}; leave it out, or choose one of the "
+                f"methods that use it: {', '.join(methods)}"
+            )
+
+
+def seconds_of(minutes: float | None) -> float | None:
+    """The limit that ``--max-minutes`` sets, in seconds.
+
+    Raises:
+        InvalidInputError: it is no time.
+    """
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise InvalidInputError(
+            f"--max-minutes must be a number above 0, got {minutes:g}; for example --max-minutes 30, or leave it out"
+        )
+    return None if minutes is None else 60 * minutes

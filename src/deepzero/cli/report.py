@@ -13,6 +13,7 @@ from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError, RunFolderError
 
 FILE = "report.html"
+ENDINGS = (".html", ".htm")
 WATCHING, MEASURING = ("port", "interval"), ("points", "radius", "data_dir")
 """Options that only --watch and only --surface look at."""
 
@@ -113,6 +114,8 @@ class Report:
             return self.runs[0] / FILE if len(self.runs) == 1 else Path(FILE)
         if self.out.is_dir():
             raise RunFolderError(f"--out must be a file, but {self.out} is a folder; try --out {self.out / FILE}")
+        if self.out.suffix.lower() not in ENDINGS:
+            raise InvalidInputError(f"the report is an HTML page, got --out {self.out}; type {self.out}.html")
         if not self.out.parent.is_dir():
             raise RunFolderError(f"there is no folder {self.out.parent}; make it, or choose another --out")
         return self.out

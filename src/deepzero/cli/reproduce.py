@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from deepzero.cli.options import DONE, STOPPED, Json, Quiet
+from deepzero.cli.options import DONE, STOPPED, Json, Quiet, seconds_of
 from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError
 
@@ -64,6 +64,7 @@ class Reproduce:
         from deepzero.experiments import Request, find, reproduce  # noqa: PLC0415 - with PyTorch
 
         if self.name is None:
+            self._require_no_options()
             return _list(output)
         experiment = find(self.name)
         request = Request(
@@ -80,11 +81,19 @@ class Reproduce:
             out=self.out or Path("runs") / f"{experiment.name}-{self.scale}",
             data_dir=self.data_dir,
             device=self.device,
-            max_seconds=None if self.max_minutes is None else 60 * self.max_minutes,
+            max_seconds=seconds_of(self.max_minutes),
             known=self.known,
             command=self.command,
         )
         return _report(outcome, output)
+
+    def _require_no_options(self) -> None:
+        """Raise if there is an option for something that is not named."""
+        kept = ("name", "quiet", "json")
+        given = [f for f in fields(self) if f.name not in kept and getattr(self, f.name) != f.default]
+        if given:
+            option = f"--{given[0].name.replace('_', '-')}"
+            raise InvalidInputError(f"{option} has no effect without a NAME; type deepzero reproduce fig2 {option} ...")
 
     @property
     def command(self) -> str:

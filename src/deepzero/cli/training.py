@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepzero import data
-from deepzero.cli.options import DONE
+from deepzero.cli.options import DONE, seconds_of
 from deepzero.cli.output import Output, tell_stopped
+from deepzero.cli.recipe_words import require_data_dir_used, require_no_network, require_recipe
 from deepzero.errors import InvalidInputError
 from deepzero.own import absolute, called, imported, is_own, require_kind, settings_of
 from deepzero.recipes import (
@@ -45,20 +45,27 @@ FOR_CONFIGURATIONS = (
 
 def run_training(command: Train, output: Output) -> int:
     """Train by a recipe, a configuration, or the user's own code."""
+    max_seconds = seconds_of(command.max_minutes)
+    for name in ("rank_timeout", "checkpoint_minutes"):
+        require_positive(name, getattr(command, name))
     with joined(command.device, timeout=60 * command.rank_timeout) as team:
         if not team.leads:
             logging.getLogger("deepzero").setLevel(logging.ERROR)
         own = own_recipe(command, team)
         if own is None:
-            result = _configured(command, base_of(command, None), output, team)
+            result = _configured(command, base_of(command, None), output, team, max_seconds)
         else:
             word, words = own
-            made = called(imported(word), settings_of(words))
+            function = imported(word)
+            require_no_network(function, word, "train")
+            made = called(function, settings_of(words))
+            require_no_network(made, word, "train")
             require_kind(made, (Trainer, ClassificationConfig), word, "a dz.Trainer or a ClassificationConfig")
             if isinstance(made, Trainer):
                 result = _trained(command, made, word, words, output, team)
             else:
-                result = _configured(command, base_of(command, (_stem(word), made)), output, team)
+                base = base_of(command, (_stem(word), made))
+                result = _configured(command, base, output, team, max_seconds)
         return _report(result, output) if team.leads else DONE
 
 
@@ -87,9 +94,13 @@ def base_of(command: Any, own: tuple[str, ClassificationConfig] | None) -> Base 
         raise InvalidInputError(f"give a recipe or --config, not both; got {command.recipe} and {command.config}")
     for name in ("target", "image_size", "test"):
         if getattr(command, name) is not None and command.data is None:
-            raise InvalidInputError(f"--{name.replace('_', '-')} has no effect without --data")
+            raise InvalidInputError(
+                f"--{name.replace('_', '-')} has no effect without --data; leave it out, or add --data PATH"
+            )
     if not named and command.data is None and command.model is None:
         return None
+    if command.recipe is not None and own is None:
+        require_recipe(command.recipe, type(command).__name__.lower(), command.data)
 
     def made() -> tuple[str, ClassificationConfig]:
         name, config = _before(command, own)
@@ -117,7 +128,7 @@ def _network(command: Any) -> ModelConfig:
     return ModelConfig(name=command.model, options={} if command.depth is None else {"depth": command.depth})
 
 
-def _configured(command: Train, base: Base | None, output: Output, team: Team) -> Result:
+def _configured(command: Train, base: Base | None, output: Output, team: Team, max_seconds: float | None) -> Result:
     """Train by a configuration."""
     settings: dict[str, Any] = {name: getattr(command, name) for name in SETTINGS if hasattr(command, name)}
     start = start_of_team(base, settings, command.out, resume=command.resume, team=team)
@@ -128,12 +139,18 @@ def _configured(command: Train, base: Base | None, output: Output, team: Team) -
         resume=start.resume,
         data_dir=command.data_dir,
         device=command.device,
-        max_seconds=None if command.max_minutes is None else 60 * command.max_minutes,
+        max_seconds=max_seconds,
         loggers=command.logger,
         console=output.console if team.leads else None,
         notes=start.notes,
         team=team,
     )
+
+
+def require_positive(name: str, value: float | None) -> None:
+    """Raise unless the number that an option was given is above zero."""
+    if value is not None and not 0 < value < float("inf"):
+        raise InvalidInputError(f"--{name.replace('_', '-')} must be a number above 0, got {value:g}; for example 10")
 
 
 def require_effect(command: Any, config: ClassificationConfig) -> None:
@@ -142,11 +159,8 @@ def require_effect(command: Any, config: ClassificationConfig) -> None:
     Raises:
         InvalidInputError: naming the option, and why it has no effect.
     """
-    images, method = config.data, config.estimator.method
-    if command.data_dir is not None and images.path is not None:
-        raise InvalidInputError(f"--data-dir has no effect: the data are at {images.path}; leave it out")
-    if command.data_dir is not None and data.NAMED[images.name].find is None:
-        raise InvalidInputError(f"--data-dir has no effect: {images.name} needs no files; leave it out")
+    method = config.estimator.method
+    require_data_dir_used(command.data_dir, config.data.name, config.data.path)
     if command.queries is not None and method != "rge":
         raise InvalidInputError(
             f"--queries has no effect: it is the number of random directions, and the estimator is {method}; add "

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
+import shlex
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,9 +50,11 @@ class Predict:
         """Predict, and print or write."""
         if not self.inputs:
             raise InvalidInputError("expected something to predict: deepzero predict RUN photo.png, or a table, ...")
-        if self.out is not None and (self.out.suffix != ".csv" or not self.out.absolute().parent.is_dir()):
-            raise InvalidInputError(f"--out takes a .csv file in a folder that is there, got {self.out}")
+        self._check_out()
+        _require_run_first(self.run_folder, self.inputs, "predict")
+        _require_there(self.inputs)
         run = _loaded(self.run_folder, self.model)
+        _require_kind(run, self.inputs)
         names, given = _inputs(self.inputs)
         rows = _rows(run, names, given)
         if self.out is not None:
@@ -60,6 +66,16 @@ class Predict:
             lines.append(f"... and {len(rows) - SHOWN:,} more; --out FILE.csv or --json gives all")
         output.result("\n".join(lines), predictions=rows)
         return DONE
+
+    def _check_out(self) -> None:
+        if self.out is None:
+            return
+        if self.out.suffix != ".csv":
+            raise InvalidInputError(
+                f"--out takes a file that ends in .csv, got {self.out}; type --out {_csv(self.out)}"
+            )
+        if not self.out.absolute().parent.is_dir():
+            raise InvalidInputError(f"--out cannot be {self.out}: there is no folder {self.out.parent}; make it first")
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         from deepzero.training.files import replace_file  # noqa: PLC0415 - with PyTorch
@@ -103,6 +119,10 @@ class Evaluate:
         """Evaluate, and print the numbers."""
         from deepzero.tasks.scoring import score_run  # noqa: PLC0415 - with PyTorch
 
+        if self.target is not None and self.data is None:
+            raise InvalidInputError("--target has no effect without --data; leave it out, or add --data PATH")
+        if self.data_dir is not None and self.data is not None and Path(self.data).exists():
+            raise InvalidInputError(f"--data-dir has no effect: the data are at {self.data}; leave it out")
         run = _loaded(self.run_folder, self.model)
         found = score_run(run, self.data, target=self.target, data_dir=self.data_dir)
         told = ", ".join(_score(name, value) for name, value in found.scores.items())
@@ -130,49 +150,112 @@ class Export:
 
     def run(self, output: Output) -> int:
         """Write the file, and say where."""
+        _require_run_first(self.run_folder, (self.file,), "export")
         run = _loaded(self.run_folder, self.model)
         path = run.export(self.file)
         output.result(f"{path}: {path.stat().st_size:,} bytes", file=path, bytes=path.stat().st_size)
         return DONE
 
 
+def _csv(path: Path) -> Path:
+    return path.with_suffix(".csv") if path.name.count(".") else Path(f"{path}.csv")
+
+
+def _require_run_first(folder: Path, others: Sequence[Path], command: str) -> None:
+    """Raise if the folder of the run does not come first."""
+    run = next((path for path in others if (path / "run.json").is_file()), None)
+    if run is not None and not (folder / "run.json").is_file():
+        rest = [path for path in (folder, *others) if path != run]
+        typed = shlex.join(["deepzero", command, *map(str, (run, *rest))])
+        raise InvalidInputError(f"the folder of the run comes first; type {typed}")
+
+
+def _require_there(paths: Sequence[Path]) -> None:
+    """Raise unless all inputs are there."""
+    for path, after in zip(paths, (*paths[1:], None), strict=True):
+        if path.exists():
+            continue
+        if after is not None and Path(f"{path} {after}").exists():
+            raise InvalidInputError(f"there is no {path}; put a name with a space in quotes: '{path} {after}'")
+        if set("*?[") & set(path.name):
+            raise InvalidInputError(f"there is no {path}; a pattern in quotes is not expanded: type it without quotes")
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+        guess = f" (did you mean {path.parent / near[0]}?)" if near else ""
+        raise InvalidInputError(
+            f"there is no {path}{guess}; expected image files, a folder of images, a table, an array"
+        )
+
+
+def _require_kind(run: Run, paths: Sequence[Path]) -> None:
+    """Raise if files are of another kind than those that a run was trained on, as far as their names tell."""
+    from deepzero.data.columns import CSV_ENDINGS, PARQUET_ENDINGS  # noqa: PLC0415 - with PyTorch
+    from deepzero.data.image_files import ENDINGS  # noqa: PLC0415
+
+    kinds = {".npy": "array", ".npz": "array"}
+    kinds |= dict.fromkeys((*CSV_ENDINGS, *PARQUET_ENDINGS), "table") | dict.fromkeys(ENDINGS, "image")
+    wanted = "array" if run.preprocessing is None else run.preprocessing.kind.removesuffix("s")
+    advice = {
+        "array": "its trainer was given tensors, so name an .npy or .npz file of arrays as the network takes them",
+        "image": "name image files, a folder of them, or an .npy or .npz file of arrays",
+        "table": "name a CSV or Parquet table, or an .npy or .npz file of arrays",
+    }[wanted]
+    for path in paths:
+        kind = "image" if path.is_dir() else kinds.get(path.suffix.lower())
+        if kind not in (wanted, "array", None) or (kind is None and wanted == "array"):
+            what = "a folder" if path.is_dir() else f"of the kind {kind or path.suffix or 'unknown'}"
+            trained = "arrays" if wanted == "array" else f"{wanted}s"
+            raise InvalidInputError(f"{path} is {what}, but the run in {run.folder} was trained on {trained}; {advice}")
+
+
 def _loaded(folder: Path, model: str | None) -> Run:
     from deepzero import models  # noqa: PLC0415 - with PyTorch
     from deepzero.run import load_run  # noqa: PLC0415
+    from deepzero.training import ModelFile, read_record, require_made_by  # noqa: PLC0415
+    from deepzero.training.model_file import NAME  # noqa: PLC0415
 
-    return load_run(folder, model=None if model is None else models.build(model))
+    require_made_by(folder, read_record(folder), "train")
+    if model is None:
+        return load_run(folder)
+    known = ModelFile.read(folder).arguments if (folder / NAME).is_file() else None
+    return load_run(folder, model=models.build(model, **(known or {})))
 
 
 def _inputs(paths: tuple[Path, ...]) -> tuple[list[str] | None, Any]:
     """Names of the inputs, where they have some, and what the run is given."""
-    import numpy as np  # noqa: PLC0415
-
     from deepzero.data import image_files, is_image  # noqa: PLC0415 - with PyTorch
 
-    for path in paths:
-        if not path.exists():
-            raise InvalidInputError(f"there is no {path}; expected image files, a folder of images, a table, an array")
     if len(paths) > 1:
         return [str(path) for path in paths], list(paths)
     path = paths[0]
     if path.is_dir():
         files = image_files(path)
+        if not files:
+            raise InvalidInputError(f"{path} holds no image files; name a folder that does, or the files themselves")
         return [str(file) for file in files], files
-    if path.suffix == ".npy":
-        return None, np.load(path, allow_pickle=False)
-    if path.suffix == ".npz":
-        return None, _only_array(path)
+    if path.suffix in (".npy", ".npz"):
+        return None, _array(path)
     return [str(path)] if is_image(path) else None, path
 
 
-def _only_array(path: Path) -> Any:
+def _array(path: Path) -> Any:
+    """The array of a file of NumPy's."""
     import numpy as np  # noqa: PLC0415
 
-    with np.load(path, allow_pickle=False) as arrays:
-        names = [name for name in ("x_test", "x", "images", "features", "data", "inputs") if name in arrays]
-        if not names:
-            raise InvalidInputError(f"{path} holds {', '.join(arrays)}; the array to predict on must be called x")
-        return arrays[names[0]]
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if path.suffix == ".npy":
+            return loaded
+        with loaded as arrays:
+            names = [name for name in ("x_test", "x", "images", "features", "data", "inputs") if name in arrays]
+            if not names:
+                raise InvalidInputError(f"{path} holds {', '.join(arrays)}; the array to predict on must be called x")
+            return arrays[names[0]]
+    except InvalidInputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read ({error}); write an array of numbers again: np.save('x.npy', x)"
+        ) from error
 
 
 def _rows(run: Run, names: list[str] | None, given: Any) -> list[dict[str, Any]]:

@@ -3,71 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any
 
-from tyro.conf import Positional
-
+from deepzero.cli import meant
+from deepzero.cli.signature import Option, Place, options_of, places_of, usage
 from deepzero.errors import InvalidInputError
 
 HELP = ("-h", "--help")
-MEANT = {
-    "lr": "learning-rate",
-    "rate": "learning-rate",
-    "output": "out",
-    "out-dir": "out",
-    "output-dir": "out",
-    "folder": "out",
-    "data": "data-dir",
-    "dataset": "data-dir",
-    "minutes": "max-minutes",
-    "time": "max-minutes",
-    "gpu": "device",
-    "cuda": "device",
-    "continue": "resume",
-    "random-seed": "seed",
-    "mu": "step-size",
-    "eps": "step-size",
-    "epoch": "epochs",
-    "n-epochs": "epochs",
-    "num-epochs": "epochs",
-    "iterations": "steps",
-    "queries": "budget",
-    "max-queries": "budget",
-    "tensorboard": "logger",
-    "wandb": "logger",
-    "mlflow": "logger",
-    "network": "model",
-    "net": "model",
-    "seconds": "max-minutes",
-    "log": "logger",
-}
-"""What other programs call an option -> what this one does, where it has it."""
+AT_WORD = r"(?<![\w./\-'\"])"
+"""A place in a text where a word begins that is no part of a path or of quoted text."""
+BRACKETS = r"(\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))"
+"""Text between brackets, with brackets in it."""
+TRUTH = ("true", "false", "yes", "no", "on", "off", "1", "0")
+NEAR = 0.7
+"""How alike a word and what was probably meant must be."""
+Commands = Mapping[str, Callable[..., Any]]
 
 
-@dataclass(frozen=True)
-class Option:
-    """An option of a command.
-
-    Attributes:
-        name: without dashes.
-        kinds: types that its value may have; empty for a flag, which takes none.
-        choices: the values there are, if they are few.
-        many: it takes any number of values.
-    """
-
-    name: str
-    kinds: tuple[type, ...]
-    choices: tuple[str, ...] = ()
-    many: bool = False
-
-
-def check(words: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> None:
+def check(words: Sequence[str], commands: Commands) -> None:
     """Raise unless the words are a command, its options, and values that these can have.
-
-    What is more than that (a missing positional word, too many of them) is left to the parser.
 
     Raises:
         InvalidInputError: the message names the word, what was expected, and what was probably meant.
@@ -75,72 +33,134 @@ def check(words: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> N
     if not words or words[0] in HELP:
         return
     if words[0] not in commands:
-        what = "option" if words[0].startswith("-") else "command"
-        guess = _guess(words[0], commands)
-        raise InvalidInputError(f"unknown {what} {words[0]!r}{guess}; there are: {', '.join(commands)}")
-    name, rest = words[0], list(words[1:])
+        raise InvalidInputError(_no_command(words, commands))
+    name, rest, standing = words[0], list(words[1:]), []
     if any(word in HELP for word in rest):
         return
     options = options_of(commands[name])
     while rest:
         word = rest.pop(0)
-        if not word.startswith("--") or word == "--":
+        if not word.startswith("-") or _fits(word, float):
+            standing.append(word)
             continue
         given, equals, value = word.removeprefix("--").partition("=")
-        option = _known(given, name, options)
-        if not option.kinds:
-            continue
-        taken = [value] if equals else _values(rest, option)
-        if not taken and not option.many:
-            raise InvalidInputError(f"--{option.name} needs a value; see `deepzero {name} --help`")
-        for one in taken:
-            _require_fit(one, option)
+        if not word.startswith("--") or given not in options:
+            raise InvalidInputError(_no_option(word.partition("=")[0], name, commands))
+        if options[given].kinds:
+            _require_values([value] if equals else _values(rest, options[given]), options[given], name)
+        elif equals or (rest and rest[0].lower() in TRUTH):
+            raise InvalidInputError(f"--{given} takes no value, got {value or rest[0]!r}; type --{given} alone")
+    _require_places(standing, name, commands[name])
 
 
-def options_of(command: Callable[..., Any]) -> dict[str, Option]:
-    """The options of a command by name, in both spellings: ``max-minutes`` and ``max_minutes``."""
-    found = {}
-    hints = get_type_hints(command, include_extras=True)
-    for field in fields(command):  # type: ignore[arg-type]
-        kinds, choices, many, positional = _taken_apart(hints[field.name])
-        if positional:
-            continue
-        name = field.name.replace("_", "-")
-        is_flag = kinds == (bool,) and field.default is not MISSING
-        option = Option(name, () if is_flag else kinds, choices, many)
-        found[name] = found[field.name] = option
-        if is_flag:
-            found[f"no-{name}"] = option
-    return found
+def in_options(message: str, options: Iterable[str]) -> str:
+    """A message about arguments of Python's in words of the command line; what stands in brackets is left alone.
 
+    Args:
+        message: of an error.
+        options: names of options of the command.
 
-def _taken_apart(hint: Any) -> tuple[tuple[type, ...], tuple[str, ...], bool, bool]:
-    """Types, choices, whether there may be many, and whether it is a positional word."""
-    positional = Positional[int].__metadata__[0] in getattr(hint, "__metadata__", ())  # type: ignore[attr-defined]
-    while hasattr(hint, "__metadata__"):
-        hint = hint.__origin__
-        positional = positional or Positional[int].__metadata__[0] in getattr(hint, "__metadata__", ())  # type: ignore[attr-defined]
-    if get_origin(hint) in (Union, UnionType):
-        parts = [_taken_apart(part) for part in get_args(hint) if part is not NoneType]
-        kinds = tuple(kind for part in parts for kind in part[0])
-        return kinds, tuple(c for part in parts for c in part[1]), any(p[2] for p in parts), positional
-    if get_origin(hint) is Literal:
-        return (str,), tuple(map(str, get_args(hint))), False, positional
-    if get_origin(hint) is tuple:
-        kinds, choices, _, _ = _taken_apart(get_args(hint)[0])
-        return kinds, choices, True, positional
-    return (hint,), (), False, positional
-
-
-def _known(given: str, command: str, options: Mapping[str, Option]) -> Option:
-    if given in options:
-        return options[given]
-    names = list(dict.fromkeys(option.name for option in options.values()))
-    meant = MEANT.get(given.replace("_", "-"))
-    guess = f" (did you mean --{meant}?)" if meant in names else _guess(given, names, dashes="--")
-    raise InvalidInputError(
-        f"deepzero {command} has no option --{given}{guess}; there are: {', '.join(f'--{name}' for name in names)}"
+    Example:
+        >>> in_options("step_size must be above 0, got -1.0; try step_size=5e-3 (not mu=1)", ["step-size", "mu"])
+        '--step-size must be above 0, got -1.0; try --step-size 5e-3 (not mu=1)'
+    """
+    names = {name.replace("-", "_"): name for name in options}
+    every, long = (
+        "|".join(n for n in sorted(names, key=len, reverse=True) if f(n)) for f in (bool, lambda n: "_" in n)
     )
+    if not names:
+        return message
+    message = re.sub(rf"(^|; )({every})(?= must | takes )", lambda match: f"{match[1]}--{names[match[2]]}", message)
+    parts = re.split(BRACKETS, message)
+    for k in range(0, len(parts), 2):  # those between brackets
+        parts[k] = re.sub(rf"{AT_WORD}({every})=(?=[\w.])", lambda match: f"--{names[match[1]]} ", parts[k])
+        if long:
+            parts[k] = re.sub(rf"{AT_WORD}({long})(?![\w./=])", lambda match: f"--{names[match[1]]}", parts[k])
+    return "".join(parts)
+
+
+def _no_command(words: Sequence[str], commands: Commands) -> str:
+    word = words[0]
+    there = f"there are: {', '.join(commands)}"
+    if word.startswith("--"):
+        name = word.removeprefix("--").partition("=")[0]
+        having = [command for command in commands if name in options_of(commands[command])]
+        if having:
+            return f"the command is missing before {word}; type it first, for example: deepzero {having[0]} {word} ..."
+    if word in meant.COMMANDS:
+        return f"unknown command {word!r} (did you mean {meant.COMMANDS[word]}?); {there}"
+    what = "option" if word.startswith("-") else "command"
+    if word.endswith(".py"):
+        return f"unknown command {word!r}; to train by a file of your own, type deepzero train {shlex.quote(word)}"
+    if _is_run(word):
+        return (
+            f"unknown command {word!r}; to do something with a run, type deepzero report {shlex.quote(word)}, or "
+            "predict, evaluate or export in place of report"
+        )
+    guess = _guess(word.lower(), commands)
+    return f"unknown {what} {word!r}{guess}; {there}. The command comes first: deepzero train digits"
+
+
+def _is_run(word: str) -> bool:
+    return bool(word) and (Path(word) / "run.json").is_file()
+
+
+def _no_option(word: str, name: str, commands: Commands) -> str:
+    """What to say of an option that a command has not."""
+    given = word.lstrip("-").replace("_", "-").partition("=")[0]
+    options = list(dict.fromkeys(option.name for option in options_of(commands[name]).values()))
+    places = {place.name: place for place in places_of(commands[name])}
+    is_letter = not word.startswith("--")
+    told = f"deepzero {name} has no option {word}"
+    there = f"there are: {', '.join(f'--{option}' for option in options)}"
+    alias = (meant.LETTERS if is_letter else meant.OPTIONS).get(given)
+    if alias in options:
+        return f"{told} (did you mean --{alias}?); see `deepzero {name} --help`"
+    place = places.get(meant.PLACES.get(given, given)) or next(
+        (p for p in places.values() if p.shown.lower() == given), None
+    )
+    if place is not None:
+        return f"{told}; {place.shown} is typed without a name: {usage(name, commands[name])}"
+    guess = "" if is_letter else _guess(given, options, dashes="--")
+    having = [] if guess or is_letter else [c for c in commands if given in options_of(commands[c])]
+    elsewhere = f" ({', '.join(having)} {'has' if len(having) == 1 else 'have'} it)" if having else ""
+    return f"{told}{guess}; see `deepzero {name} --help`" if guess else f"{told}{elsewhere}; {there}"
+
+
+def _require_places(standing: Sequence[str], name: str, command: Callable[..., Any]) -> None:
+    """Raise unless the words without a name are as many as the command takes, and those it knows."""
+    places = places_of(command)
+    rest = list(standing)
+    for place in places:
+        taken = rest if place.many else rest[:1]
+        if not taken and place.needed:
+            raise InvalidInputError(f"{place.shown} is missing; type {usage(name, command)}{_one_of(place)}")
+        for word in taken:
+            if place.choices and word not in place.choices:
+                guess = _guess(Path(word).name.lower(), place.choices)
+                raise InvalidInputError(f"deepzero {name} takes one of {', '.join(place.choices)}, got {word!r}{guess}")
+        rest = rest[len(taken) :]
+    if rest:
+        raise InvalidInputError(_too_many(standing, rest, name, command))
+
+
+def _one_of(place: Place) -> str:
+    return f", where {place.shown} is one of {', '.join(place.choices)}" if place.choices else ""
+
+
+def _too_many(standing: Sequence[str], rest: Sequence[str], name: str, command: Callable[..., Any]) -> str:
+    form = usage(name, command)
+    whole = " ".join(standing[len(standing) - len(rest) - 1 :])
+    if Path(whole).exists() and whole != rest[0]:
+        return f"{whole!r} has a space in its name; put it in quotes: {shlex.quote(whole)}"
+    option, equals, value = rest[0].partition("=")
+    if equals and option.replace("-", "_") in options_of(command):
+        typed = shlex.join([f"--{option.replace('_', '-')}", value])
+        return f"{rest[0]!r} is no word of deepzero {name}; settings are options: type {typed}"
+    many = f"{rest[0]!r} is one word too many; type {form}"
+    if (Path(rest[0])).exists() and "data" in options_of(command):
+        return f"{many}, and data by --data {shlex.quote(rest[0])}"
+    return many if len(options_of(command)) < 6 else f"{many}, and its options (see `deepzero {name} --help`)"
 
 
 def _values(rest: list[str], option: Option) -> list[str]:
@@ -153,15 +173,47 @@ def _values(rest: list[str], option: Option) -> list[str]:
     return taken
 
 
+def _require_values(values: Sequence[str], option: Option, command: str) -> None:
+    if not values:
+        raise InvalidInputError(f"--{option.name} needs a value{_example(option)}; see `deepzero {command} --help`")
+    for value in values:
+        _require_fit(value, option)
+
+
 def _require_fit(value: str, option: Option) -> None:
     if option.choices:
         if value not in option.choices:
-            guess = _guess(value, option.choices)
+            guess = _guess(value.lower(), option.choices, near=0.6)
             raise InvalidInputError(f"--{option.name} takes one of {', '.join(option.choices)}, got {value!r}{guess}")
         return
     if not any(_fits(value, kind) for kind in option.kinds):
         wanted = "a whole number" if option.kinds == (int,) else "a number"
-        raise InvalidInputError(f"--{option.name} takes {wanted}, got {value!r}")
+        retyped = _retyped(value, option)
+        advice = f"; type --{option.name} {retyped}" if retyped else _example(option)
+        raise InvalidInputError(f"--{option.name} takes {wanted}, got {value!r}{advice}")
+
+
+def _retyped(value: str, option: Option) -> str | None:
+    """A number in the form that is understood, if it is one in another form: 90%, 0,1 or 1e6."""
+    kind = option.kinds[0]
+    parts = value.split(",")
+    if option.many and len(parts) > 1 and all(_fits(part, kind) for part in parts):
+        return " ".join(parts)
+    text = value.replace(",", ".") if value.count(",") == 1 else value
+    if text.endswith("%") and _fits(text[:-1], float):
+        text = f"{float(text[:-1]) / 100:g}"
+    if kind is int and _fits(text, float) and float(text).is_integer():
+        text = str(int(float(text)))
+    return text if text != value and _fits(text, kind) else None
+
+
+def _example(option: Option) -> str:
+    """What to type, for numbers."""
+    if option.kinds not in ((int,), (float,)):
+        return ""
+    if option.default and not isinstance(option.default, tuple) and isinstance(option.default, int | float):
+        return f", for example --{option.name} {option.default:g}"
+    return f", for example --{option.name} {10 if option.kinds == (int,) else 0.5}"
 
 
 def _fits(value: str, kind: type) -> bool:
@@ -174,6 +226,6 @@ def _fits(value: str, kind: type) -> bool:
     return True
 
 
-def _guess(word: str, known: Iterable[str], dashes: str = "") -> str:
-    near = difflib.get_close_matches(word.lstrip("-"), list(known), n=1)
-    return f" (did you mean {dashes}{near[0]}?)" if near else ""
+def _guess(word: str, known: Iterable[str], dashes: str = "", near: float = NEAR) -> str:
+    found = difflib.get_close_matches(word.lstrip("-"), list(known), n=1, cutoff=near)
+    return f" (did you mean {dashes}{found[0]}?)" if found else ""

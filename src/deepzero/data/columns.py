@@ -37,7 +37,7 @@ def read_columns(path: Path) -> Any:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidInputError(f"{path} has several columns called {', '.join(twice)}; give each a name of its own")
     if table.num_rows == 0:
-        raise InvalidInputError(f"{path} holds no row besides its header")
+        raise InvalidInputError(f"{path} holds no row besides its header; give it a row for each sample")
     return table
 
 

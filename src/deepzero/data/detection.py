@@ -63,13 +63,23 @@ def detect(path: str | os.PathLike[str]) -> str:
 
 
 def _missing(path: Path) -> DataNotFoundError:
+    from deepzero.data import registry  # noqa: PLC0415 - which knows this module
+
     known, first = path.absolute(), path.absolute()
     while not known.exists():
         known, first = known.parent, known
     names = [entry.name for entry in known.iterdir()] if known.is_dir() and os.access(known, os.R_OK) else []
     near = difflib.get_close_matches(first.name, names, n=1)
     guess = f" (did you mean {known / near[0]}?)" if near else ""
-    return DataNotFoundError(f"there is no file or folder {path}{guess}; {known} has no {first.name!r}")
+    sets = difflib.get_close_matches(str(path), registry.names(), n=1)
+    if sets and not near:
+        guess = f" (did you mean the set {sets[0]}?)"
+    if set("*?[") & set(first.name):
+        advice = f"a pattern in quotes is not expanded; name the folder: {known}"
+    else:
+        named = ", ".join(registry.names())
+        advice = f"{known} has no {first.name!r}; name a file or folder, or one of the sets {named}"
+    return DataNotFoundError(f"there is no file or folder {path}{guess}; {advice}")
 
 
 def _kind_of_file(path: Path) -> str:
@@ -108,6 +118,8 @@ def _holds_arrays(path: Path) -> bool:
 
 
 def _kind_of_folder(path: Path) -> str:
+    if (path / "run.json").is_file():
+        raise InvalidInputError(f"{path} is the folder of a run; name data, such as those that it was trained on")
     kinds: dict[str, Callable[[Path], bool]] = {IDX: _is_idx, CIFAR10: _is_cifar10, IMAGE_FOLDER: _is_image_folder}
     kind = next((kind for kind, fits in kinds.items() if fits(path)), None)
     if kind is None:
@@ -136,7 +148,7 @@ def _why_not(path: Path) -> str:
     """What is wrong with a folder."""
     entries = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if not entries:
-        return "it is an empty folder"
+        return "it is an empty folder; put a folder of images for each class into it"
     if images := image_files(path):
         return (
             f"its images, such as {images[0].name}, lie in the folder itself; put those of each class into a folder of "

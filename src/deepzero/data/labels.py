@@ -39,7 +39,9 @@ def classes_of(labels: Mapping[str, Array], *, what: str) -> tuple[dict[str, Int
     train = next(iter(plain.values()))
     known, counts = np.unique(train, return_counts=True)
     if len(known) == 1:
-        raise InvalidInputError(f"{what} holds one class only, {known[0]}; at least two are needed")
+        raise InvalidInputError(
+            f"{what} holds one class only, {known[0]}; at least two are needed: name another column by target=..."
+        )
     if len(known) > FEW_CLASSES and counts.mean() < FEW_SAMPLES:
         raise InvalidInputError(
             f"{what} has {len(known)} different values in {len(train)} samples: measurements or identifiers, not "

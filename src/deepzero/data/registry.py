@@ -110,14 +110,18 @@ def load(
     (1000, 143, 359)
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise InvalidInputError(f"limit must be an integer of at least 1, or None for all samples, got {limit!r}")
+        raise InvalidInputError(f"limit must be an integer of at least 1, got {limit!r}; leave it out for all samples")
     if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
-        raise InvalidInputError(f"image_size must be an integer of at least 1, or None, got {image_size!r}")
+        raise InvalidInputError(
+            f"image_size must be an integer of at least 1, got {image_size!r}; leave it out for their own size"
+        )
     check_fraction(validation)
     if path is None:
         for option, value in (("test", test), ("target", target)):
             if value is not None:
-                raise InvalidInputError(f"{option} is for data of your own (path=...); a named set has its own")
+                raise InvalidInputError(
+                    f"{option} is for data of your own (path=...); a named set has its own: leave it out"
+                )
         return _load_named(name, data_dir, validation, seed, image_size, limit)
     if data_dir is not None:
         raise InvalidInputError(
@@ -186,7 +190,9 @@ def _unknown(name: str | None) -> InvalidInputError:
 
 def _read(path: Path, kind: str, target: str | None, image_size: int | None) -> Found:
     if kind not in (CSV, PARQUET) and target is not None:
-        raise InvalidInputError(f"target={target!r} is for tables (CSV, Parquet), but {path} is of the kind {kind}")
+        raise InvalidInputError(
+            f"target={target!r} is for tables (CSV, Parquet), but {path} is of the kind {kind}; leave it out"
+        )
     if kind in (CSV, PARQUET):
         return read_table(path, target)
     if kind == IMAGE_FOLDER:

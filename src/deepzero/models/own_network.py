@@ -57,13 +57,46 @@ def own_network(target: str, arguments: dict[str, Any], options: dict[str, Any])
     return model
 
 
+def require_fit(model: nn.Module, target: str, shape: tuple[int, ...], num_classes: int) -> None:
+    """Raise unless a network takes the inputs and gives a number for each class; it is run once, in eval mode.
+
+    Args:
+        model: the network.
+        target: its name.
+        shape: of one input.
+        num_classes: of the data.
+
+    Raises:
+        InvalidInputError: the message says what it gives instead, or why it cannot be run.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InvalidInputError(
+            f"{target} has no parameter to train; give it one, or model.requires_grad_(True) if all of them are frozen"
+        )
+    was_training = model.training
+    found = _run(model, target, shape)
+    model.train(was_training)
+    shown = list(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+    if shown != [2, num_classes]:
+        raise InvalidInputError(
+            f"{target} gives {shown} for a batch of two; expected [2, {num_classes}], a number for each of the "
+            f"{num_classes} classes. Let its last layer have {num_classes} outputs: it is told so as num_classes"
+        )
+
+
 def _take_shape(model: nn.Module, target: str, shape: tuple[int, ...]) -> None:
     """Run a network once whose layers learn their sizes from the first input."""
+    _run(model, target, shape)
+    model.train()
+
+
+def _run(model: nn.Module, target: str, shape: tuple[int, ...]) -> Any:
+    """The output for a batch of two, in eval mode."""
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(2, *shape))
+            return model.eval()(torch.zeros(2, *shape))
     except Exception as error:
         raise InvalidInputError(
-            f"{target} does not take inputs of shape [n, {', '.join(map(str, shape))}]: {located(error)}"
+            f"{target} does not take inputs of shape [n, {', '.join(map(str, shape))}]: {located(error)}. It is told "
+            "the shape of an input as input_shape"
         ) from error
-    model.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ from deepzero.models.digits_cnn import IMAGE_SIZE, DigitsCNN
 from deepzero.models.lenet import LeNet
 from deepzero.models.local_mixer import LocalMixer
 from deepzero.models.mlp import MLP
-from deepzero.models.own_network import own_network
+from deepzero.models.own_network import own_network, require_fit
 from deepzero.models.resnet import CIFAR_DEPTHS, cifar_resnet, resnet18
 from deepzero.models.simple_cnn import SimpleCNN
 from deepzero.models.wide_cnn import WideCNN
@@ -67,7 +68,8 @@ def build(
 
     Raises:
         InvalidInputError: the name, an option, or its value is not one of the model's; the image is too small for it,
-            or not square where it must be; the model takes no tables.
+            or not square where it must be; the model takes no tables; a network of one's own does not take inputs of
+            the ``input_shape``, or gives something else than a number for each class.
 
     >>> sum(p.numel() for p in build("resnet20").parameters())
     269722
@@ -81,13 +83,20 @@ def build(
     require_positive(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     if is_own(name):
         with _seeded(seed):
-            return own_network(name, {"num_classes": num_classes, **_known_of(shape)}, options)
+            model = own_network(name, {"num_classes": num_classes, **_known_of(shape)}, options)
+            if input_shape is not None:
+                require_fit(model, name, shape, num_classes)
+            return model
     _require_shape(name, shape)
     with _seeded(seed):
         try:
             return _BUILDERS[name](num_classes=num_classes, input_shape=shape, **options)
         except TypeError as error:
-            raise InvalidInputError(f"model {name!r} does not take these options: {error}") from error
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            said = (
+                f"has no {unknown[1]}; leave {unknown[1]} out" if unknown else f"does not take these options: {error}"
+            )
+            raise InvalidInputError(f"the model {name!r} {said}") from error
 
 
 def require_known(name: str) -> None:

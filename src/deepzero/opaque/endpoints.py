@@ -38,7 +38,7 @@ class OnnxModel:
     def __init__(self, path: str | Path, *, output: str | None = None, threads: int | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise DataNotFoundError(f"there is no model file {self.path}")
+            raise DataNotFoundError(f"there is no model file {self.path}; name an .onnx file that is there")
         self.output = output
         self.threads = None if threads is None else validation.count("threads", threads)
 

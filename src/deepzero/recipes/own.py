@@ -11,6 +11,7 @@ from typing import Any
 
 from deepzero import data
 from deepzero.errors import InvalidInputError
+from deepzero.own import guess
 from deepzero.recipes.catalogue import find
 from deepzero.tasks.config import (
     ClassificationConfig,
@@ -21,7 +22,7 @@ from deepzero.tasks.config import (
     from_record,
 )
 from deepzero.tasks.parts import load_images
-from deepzero.training import TrainingConfig
+from deepzero.training import TrainingConfig, command_of
 
 RUN = "deepzero run"
 ENDINGS = (".json", ".toml")
@@ -74,13 +75,15 @@ def config_file(path: Path) -> tuple[str, ClassificationConfig]:
     values = _read(path)
     if str(values.get("format", "")).startswith(RUN):
         if not isinstance(values.get("config"), dict) or "data" not in values["config"]:
-            made = f" (it was made by {values['recipe']})" if values.get("recipe") else ""
-            raise InvalidInputError(f"{path} is of a run that has no configuration of its own{made}; name its recipe")
+            raise InvalidInputError(f"{path} holds no settings of deepzero train; {_made_by(values)}")
         return str(values.get("recipe") or "run"), from_record(values["config"])
-    if "recipe" not in values:
-        return path.stem, from_record(values)
-    changes = {key: value for key, value in values.items() if key != "recipe"}
-    return path.stem, from_record(_merged(asdict(find(str(values["recipe"])).config()), changes))
+    try:
+        if "recipe" not in values:
+            return path.stem, from_record(values)
+        changes = {key: value for key, value in values.items() if key != "recipe"}
+        return path.stem, from_record(_merged(asdict(find(str(values["recipe"])).config()), changes))
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path}: {error}") from error
 
 
 def with_data(config: ClassificationConfig, images: DataConfig) -> ClassificationConfig:
@@ -103,9 +106,23 @@ def data_config(
     return DataConfig.of_path(word, target=target, image_size=image_size, test=test)
 
 
+def _made_by(record: Mapping[str, Any]) -> str:
+    """How to start a run again that has no such settings."""
+    own = record.get("own")
+    if isinstance(own, Mapping):
+        return f"its run was started from {own['recipe']}; type deepzero train {own['recipe']}"
+    made_by = command_of(record) if isinstance(record.get("config"), Mapping) else "train"
+    return f"its run was made by deepzero {made_by}; type deepzero {made_by} RECIPE"
+
+
 def _read(path: Path) -> dict[str, Any]:
     if path.is_dir() and (path / "run.json").is_file():
         raise InvalidInputError(f"{path} is the folder of a run; type --config {path / 'run.json'}")
+    if path.suffix in ENDINGS and not path.exists():
+        near = guess(path.name, [p.name for p in path.parent.glob("*") if p.suffix in ENDINGS])
+        raise InvalidInputError(
+            f"there is no file {path}{near}; --config takes a run's run.json, or a file of your own"
+        )
     if path.suffix not in ENDINGS:
         raise InvalidInputError(f"--config takes a file that ends in {' or '.join(ENDINGS)}, got {path}")
     try:

@@ -12,7 +12,7 @@ from deepzero.recipes.catalogue import find
 from deepzero.recipes.customize import customize
 from deepzero.tasks.config import ClassificationConfig, from_record
 from deepzero.team import Team, launch_name
-from deepzero.training import read_record
+from deepzero.training import read_record, require_made_by
 
 ROOT = Path("runs")
 DEFAULT = "digits"
@@ -101,10 +101,11 @@ def resumed(base: Base | None, settings: Mapping[str, Any], out: Path | None, *,
     name, config = (None, None) if base is None else base()
     path = out or latest(root, name)
     record, given = read_record(path), _given(settings)
+    require_made_by(path, record, "train")
     if "data" not in record["config"]:
         raise RunFolderError(
             f"the run in {path} was not started from a recipe; resume it as it was started: from Python by "
-            "fit(resume=True), or by deepzero train FILE.py, deepzero defend or deepzero correct with --resume"
+            "fit(resume=True), or by deepzero train FILE.py --resume"
         )
     known = {**record.get("settings", {}), **given}
     changed = customize(from_record(record["config"]), **given) if config is None else customize(config, **known)

@@ -16,7 +16,7 @@ from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.report.records import Document
 from deepzero.training.checkpoint import TENSORS
 from deepzero.training.files import json_object
-from deepzero.training.run_folder import FORMAT, RECORD
+from deepzero.training.run_folder import RECORD, RunFolder, no_run, read_record
 
 RESULTS = "results.json"
 VALIDATION, TEST = "validation_", "test_"
@@ -125,11 +125,13 @@ def read(path: Path) -> Run | Document:
         return results(path / RESULTS)
     if (path / RECORD).exists():
         return _run(path)
-    if not path.is_dir():
-        raise RunFolderError(f"{path} is not a folder; name the folder of a run or of a reproduction")
-    below = sorted(inner.parent.name for name in (RECORD, RESULTS) for inner in path.glob(f"*/{name}"))
-    hint = f"; it holds such folders: {', '.join(below[:5])}{', ...' if len(below) > 5 else ''}" if below else ""
-    raise RunFolderError(f"{path} holds neither a run ({RECORD}) nor the results of a reproduction ({RESULTS}){hint}")
+    below = sorted(str(inner.parent) for name in (RECORD, RESULTS) for inner in path.glob(f"*/{name}"))
+    if not path.is_dir() or below:
+        raise RunFolderError(no_run(path, below))
+    raise RunFolderError(
+        f"{path} holds neither a run ({RECORD}) nor the results of a reproduction ({RESULTS}); name the folder of one, "
+        "such as runs/NAME"
+    )
 
 
 def results(path: Path) -> Document:
@@ -145,12 +147,9 @@ def results(path: Path) -> Document:
 
 
 def _run(path: Path) -> Run:
-    record = json_object(path / RECORD)
-    if record.get("format") != FORMAT or not isinstance(record.get("config"), dict):
-        raise RunFolderError(f"{path / RECORD} is not of this version of deepzero (expected format {FORMAT!r})")
-    summary, ratios = (
-        json_object(path / name) if (path / name).exists() else None for name in ("summary.json", "ratios.json")
-    )
+    record = read_record(path)
+    folder = RunFolder(path, record)
+    summary, ratios = folder.summary, folder.read("ratios.json")
     return Run(
         path, record, metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path, record)
     )
@@ -165,7 +164,9 @@ def metrics(path: Path) -> list[dict[str, Any]]:
             records += [_record(line)] if line.strip() else []
         except ValueError as error:
             if number < len(lines):
-                raise RunFolderError(f"{path} is damaged in line {number}: {error}") from error
+                raise RunFolderError(
+                    f"{path} is damaged in line {number}: {error}; take that line out, and what it measured is left out"
+                ) from error
     return records
 
 

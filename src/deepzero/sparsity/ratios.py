@@ -81,7 +81,8 @@ def smart_ratio(
     Layer :math:`l` of :math:`n` gets :math:`k_l \\propto (n - l + 1)^2 + (n - l + 1)`, linear layers (weights of two
     dimensions) a fixed ratio. The convolutions are scaled so that :math:`\\lfloor N (1 - \\text{sparsity}) \\rfloor` of
     all :math:`N` weights are kept; ratios above 1 are clipped and their surplus passes to the layers that follow, at
-    last to the linear ones. The order of layers is that of ``named_parameters()``.
+    last to the linear ones. A network of linear layers alone is scaled as if they were convolutions. The order of
+    layers is that of ``named_parameters()``.
 
     Args:
         model: the network.
@@ -102,12 +103,15 @@ def smart_ratio(
     parameters = trainable(model)
     names = prunable_names(parameters, prunable)
     fixed = _fixed_ratios(parameters, names, linear_keep)
+    if len(fixed) == len(names):
+        fixed = {}
     sizes = {name: parameters[name].numel() for name in names}
     budget = int(sum(sizes.values()) * (1 - sparsity)) - int(sum(sizes[name] * ratio for name, ratio in fixed.items()))
-    if budget <= 0 or len(fixed) == len(names):
+    if budget <= 0:
         raise InvalidInputError(
-            f"at sparsity {sparsity} the linear layers, kept at linear_keep={linear_keep}, leave nothing to "
-            "convolutions in this model; try linear_keep=None, which treats linear layers like convolutions"
+            f"sparsity {sparsity} is too high for this model: its linear layers, of which a part of "
+            f"{linear_keep} is kept, leave nothing to convolutions; choose a smaller sparsity, or ratios='uniform' (or "
+            "linear_keep=None, which treats linear layers like convolutions)"
         )
     depth = len(names)
     shares = {name: (depth - i) ** 2 + (depth - i) for i, name in enumerate(names) if name not in fixed}

@@ -234,7 +234,7 @@ class ClassificationConfig:
         if self.estimator.method == "rge" and self.sparsity.sparsity > 0:
             raise InvalidInputError(
                 f"random directions (rge) move every parameter, so sparsity={self.sparsity.sparsity} cannot apply; "
-                "use sparsity 0, or the estimator cge"
+                "choose sparsity=0, or estimator=cge"
             )
 
 
@@ -273,7 +273,9 @@ def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
     missing = [name for name in needed if name not in given]
     if missing:
-        raise InvalidInputError(f"the setting {where}{missing[0]} is missing")
+        raise InvalidInputError(
+            f'the setting {where}{missing[0]} is missing; give it, or name a recipe to change: recipe = "digits"'
+        )
     try:
         return kind(**given)
     except TypeError as error:

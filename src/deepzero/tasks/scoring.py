@@ -85,14 +85,15 @@ def _fitting(dataset: Dataset, wanted: Preprocessing, what: str) -> Tensor:
         if (there := getattr(given, name)) != (asked := getattr(wanted, name)):
             raise InvalidInputError(
                 f"{what} does not fit the network: its {name.replace('_', ' ')} is {there!r}, the network was trained "
-                f"on {asked!r}"
+                f"on {asked!r}; choose data in that form"
             )
     if not wanted.column_names or given.column_names == wanted.column_names:
         return dataset.inputs
     if set(given.column_names) != set(wanted.column_names):
         odd = ", ".join(sorted(set(given.column_names) ^ set(wanted.column_names)))
         raise InvalidInputError(
-            f"{what} has other columns than the network was trained on; only one of them has: {odd}"
+            f"{what} has other columns than the network was trained on; only one of them has: {odd}. Give it the "
+            f"columns {', '.join(wanted.column_names)}"
         )
     return dataset.inputs[:, [given.column_names.index(name) for name in wanted.column_names]]
 

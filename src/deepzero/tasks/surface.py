@@ -75,7 +75,10 @@ def surface(
     """
     record = read_record(path)
     if "data" not in record["config"]:
-        raise RunFolderError(f"{path} is not a run of deepzero train: a loss surface can be drawn of these only")
+        raise RunFolderError(
+            f"a loss surface can be drawn of runs of recipes and configurations of deepzero train only, and the run in "
+            f"{path} is of another kind; leave out --surface"
+        )
     place = _place(RunFolder(path, record), data_dir, device)
     found = loss_surface(
         place.objective, place.batch, place.gradient, radius=radius, points=points, seed=seed, tell=tell

@@ -11,7 +11,7 @@ from deepzero.training.metrics import JsonLines, Sink, read_metrics
 from deepzero.training.model_file import ModelFile
 from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
-from deepzero.training.run_folder import RunFolder, read_record
+from deepzero.training.run_folder import RunFolder, command_of, read_record, require_made_by
 from deepzero.training.schedule import warmup_cosine
 from deepzero.training.shared_run import SharedRun
 from deepzero.training.sources import Autograd, GradientSource
@@ -44,6 +44,7 @@ __all__ = [
     "TrainingConfig",
     "WandB",
     "accuracy",
+    "command_of",
     "eval_mode",
     "evaluate",
     "hardware",
@@ -53,6 +54,7 @@ __all__ = [
     "read_checkpoint",
     "read_metrics",
     "read_record",
+    "require_made_by",
     "versions",
     "warmup_cosine",
 ]

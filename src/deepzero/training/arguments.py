@@ -64,6 +64,7 @@ def check(trainer: Trainer) -> None:
     _check_schedule(trainer)
     _check_validation(trainer)
     _check_loggers(trainer)
+    _check_classes(trainer)
 
 
 def _check_optimizer(trainer: Trainer, held: set[int]) -> None:
@@ -125,6 +126,12 @@ def _check_validation(trainer: Trainer) -> None:
             if name not in names:
                 there = ", ".join(names)
                 raise InvalidInputError(f"monitor={name!r} is no number of the validation; there are: {there}")
+
+
+def _check_classes(trainer: Trainer) -> None:
+    file = trainer.model_file
+    if file is not None and file.classes is not None and len(set(file.classes)) < max(2, len(file.classes)):
+        raise InvalidInputError(f"classes must be two or more different names, got {list(file.classes)!r}")
 
 
 def _check_loggers(trainer: Trainer) -> None:

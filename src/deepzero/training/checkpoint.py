@@ -113,7 +113,7 @@ class CheckpointStore:
             except CheckpointError as error:
                 rejected.append(str(error))
         found = "".join(f"\n  {reason}" for reason in rejected) or " (the folder holds none)"
-        raise CheckpointError(f"no usable checkpoint in {self.folder}:{found}\nstart again with another --out")
+        raise CheckpointError(f"no usable checkpoint in {self.folder}:{found}\nstart the run again with another --out")
 
     def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(folder, ignore_errors=True)

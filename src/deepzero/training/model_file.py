@@ -25,6 +25,7 @@ FORMAT = "deepzero model 1"
 NAME = "model.json"
 PROGRAM = "model.pt2"
 CODE = "code"
+GIVE_IT = "name the network yourself: --model FILE.py:Net (in Python: load_run(folder, model=Net()))"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +80,12 @@ class ModelFile:
             value = json.loads((path / NAME).read_bytes())
         except (OSError, ValueError) as error:
             raise RunFolderError(
-                f"{path / NAME} cannot be read ({error}): the run has not finished, or is no run; give the network "
-                "itself, load_run(folder, model=Net())"
+                f"{path / NAME}, which says how the network is made, cannot be read ({error}); {GIVE_IT}"
             ) from error
         if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise RunFolderError(f"{path / NAME} is not of this version of deepzero (expected format {FORMAT!r})")
+            raise RunFolderError(
+                f"{path / NAME} is not of this version of deepzero (expected format {FORMAT!r}); {GIVE_IT}"
+            )
         known = {key: value[key] for key in cls.__dataclass_fields__ if key in value}
         return cls(**{**known, "classes": None if known.get("classes") is None else tuple(known["classes"])})
 
@@ -102,8 +104,7 @@ class ModelFile:
             return models.build(_with_code(self.target, path / CODE), **(self.arguments or {}))
         except DeepZeroError as error:
             raise RunFolderError(
-                f"the network {self.target} of {path} cannot be made again: {error}; give it to load_run(folder, "
-                "model=Net())"
+                f"the network {self.target} of {path} cannot be made again: {error}; {GIVE_IT}"
             ) from error
 
 
@@ -165,8 +166,7 @@ def export_program(model: nn.Module, example: Tensor, path: Path) -> str | None:
 def _exported(path: Path, problem: str | None) -> nn.Module:
     if problem is not None or not (path / PROGRAM).exists():
         raise RunFolderError(
-            f"the network of {path} was not exported ({problem or f'{PROGRAM} is missing'}); give it to "
-            "load_run(folder, model=Net())"
+            f"the network of {path} was not exported ({problem or f'{PROGRAM} is missing'}); {GIVE_IT}"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

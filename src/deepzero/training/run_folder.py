@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +20,9 @@ from deepzero.training.checkpoint import CheckpointStore
 from deepzero.training.files import finite, flat, json_object, leftovers, replace_file, to_json
 
 FORMAT = "deepzero run 1"
-RECORD = "run.json"
+RECORD, SUMMARY = "run.json", "summary.json"
+COMMANDS = {"defense": "defend", "correction": "correct"}
+"""Command that makes runs with such a part in their configuration; all others are of ``train``."""
 
 
 class RunFolder:
@@ -39,6 +43,9 @@ class RunFolder:
 
         A folder counts as empty if all it holds is a record that a killed process had not finished.
         """
+        above = next((place for place in path.absolute().parents if place.exists()), None)
+        if above is not None and not above.is_dir():
+            raise RunFolderError(f"there can be no folder {path}, because {above} is a file; choose another --out")
         if not path.exists() or (path.is_dir() and not set(path.iterdir()) - set(leftovers(path / RECORD))):
             return
         if (path / RECORD).exists():
@@ -46,7 +53,9 @@ class RunFolder:
                 f"{path} holds another run; continue that with --resume (in Python: resume=True), or choose another "
                 "--out (out=...)"
             )
-        raise RunFolderError(f"{path} is not an empty folder; choose another --out")
+        if path.is_dir():
+            raise RunFolderError(f"{path} is not an empty folder; choose another --out, such as {path / 'run'}")
+        raise RunFolderError(f"{path} is a file, so it cannot be the folder of a run; choose another --out")
 
     @classmethod
     def create(cls, path: Path, *, config: Mapping[str, Any], notes: Mapping[str, Any]) -> Self:
@@ -100,14 +109,21 @@ class RunFolder:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The result of a run that has finished, None before."""
-        return self.read("summary.json")
+        return self.read(SUMMARY)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the run, None if it is not there."""
         path = self.path / name
         if not path.exists():
             return None
-        return json_object(path, advice="choose another --out")
+        again = self._written_again() if path == self.path / SUMMARY else "start the run again with another --out"
+        return json_object(path, advice=again)
+
+    def _written_again(self) -> str:
+        """What to do about a result that cannot be read."""
+        summary, folder = (shlex.quote(str(path)) for path in (self.path / SUMMARY, self.path))
+        command = command_of(self.record)
+        return f"to have it written again, delete {summary} and type deepzero {command} --resume --out {folder}"
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file atomically; numbers that are not finite become null."""
@@ -124,12 +140,12 @@ class RunFolder:
         try:
             return safetensors.torch.load_file(self.weights)
         except (OSError, safetensors.SafetensorError) as error:
-            raise RunFolderError(f"{self.weights} cannot be read: {error}; choose another --out") from error
+            raise RunFolderError(f"{self.weights} cannot be read: {error}; {self._written_again()}") from error
 
     def discard_result(self) -> None:
         """Take away the summary of a run that goes on after it had finished."""
-        with writing(self.path / "summary.json"):
-            (self.path / "summary.json").unlink(missing_ok=True)
+        with writing(self.path / SUMMARY):
+            (self.path / SUMMARY).unlink(missing_ok=True)
 
     def write_plot(self, image: bytes) -> None:
         """Write the picture of the run."""
@@ -141,17 +157,67 @@ def read_record(path: Path) -> dict[str, Any]:
     """What the run in ``path`` was started with.
 
     Raises:
-        RunFolderError: the folder holds no run.
+        RunFolderError: the folder holds no run; the message says what is there, and which folder was probably meant.
     """
+    file = path / RECORD
+    if not file.is_file():
+        raise RunFolderError(no_run(path))
     try:
-        record = json.loads((path / RECORD).read_bytes())
+        record = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path} holds no run to resume ({error}); leave out --resume to start one") from error
+        raise RunFolderError(f"{file} is damaged ({error}); start the run again with another --out") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise RunFolderError(f"{path / RECORD} is not of this version of deepzero (expected format {FORMAT!r})")
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise RunFolderError(
+            f"{file} is not of this version of deepzero (expected format {FORMAT!r}, got {found!r}); use the version "
+            "that wrote it, or start the run again with another --out"
+        )
     if not isinstance(record.get("config"), dict):
-        raise RunFolderError(f"{path / RECORD} is damaged: it has no configuration; choose another --out")
+        raise RunFolderError(f"{file} is damaged: it has no configuration; start the run again with another --out")
     return record
+
+
+def command_of(record: Mapping[str, Any]) -> str:
+    """The command that makes runs of this kind: ``train``, ``defend`` or ``correct``.
+
+    Example:
+        >>> command_of({"config": {"data": {"name": "digits"}}}), command_of({"config": {"defense": {}}})
+        ('train', 'defend')
+    """
+    return next((command for part, command in COMMANDS.items() if part in record["config"]), "train")
+
+
+def require_made_by(path: Path, record: Mapping[str, Any], command: str) -> None:
+    """Raise :class:`RunFolderError` unless a run was made by a command."""
+    made_by, folder = command_of(record), shlex.quote(str(path))
+    if made_by != command:
+        raise RunFolderError(
+            f"the run in {path} was made by `deepzero {made_by}`, not by `deepzero {command}`; to continue it, type "
+            f"deepzero {made_by} --resume --out {folder}, to look at it, deepzero report {folder}"
+        )
+
+
+def no_run(path: Path, runs: Sequence[str] | None = None) -> str:
+    """Why there is no run at a path, and which one may be meant.
+
+    Args:
+        path: of the folder.
+        runs: folders in it that hold something of use, for its message; by default those of runs.
+    """
+    if path.is_file():
+        inside = (path.parent / RECORD).is_file()
+        return f"{path} is a file; name the folder of a run{f': {path.parent}' if inside else ', such as runs/NAME'}"
+    if path.is_dir():
+        runs = sorted(str(record.parent) for record in path.glob(f"*/{RECORD}")) if runs is None else runs
+        if runs:
+            more = ", ..." if len(runs) > 3 else ""
+            return f"{path} holds no run itself, but holds {', '.join(runs[:3])}{more}; name one of them"
+        return f"{path} holds no run (it has no {RECORD}); name the folder of one, such as runs/NAME"
+    if set("*?[") & set(path.name):
+        return f"{path} holds no run: a pattern in quotes is not expanded; type it without quotes"
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*") if p.is_dir()], n=1)
+    guess = f" (did you mean {path.parent / near[0]}?)" if near else ""
+    return f"{path} holds no run, because there is no such folder{guess}; name the folder of a run, such as runs/NAME"
 
 
 @contextmanager

@@ -19,12 +19,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from deepzero import validation as checks
+from deepzero.data import Preprocessing
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, QueryBudgetError
 from deepzero.estimator import Estimator
 from deepzero.evaluators import DistributedEvaluator, DivisibleEvaluator, Evaluator
 from deepzero.evaluators.workers import one_thread
 from deepzero.losses import loss_name
-from deepzero.objective import Batch
+from deepzero.objective import Batch, NetworkObjective
 from deepzero.team import Team
 from deepzero.training import state
 from deepzero.training.arguments import check, described
@@ -159,8 +160,10 @@ class Trainer:
             rank 0 alone writes. The weights have the same bits whatever their number.
         progress: whether to show a bar, or lines where there is no terminal, on standard error; None: only where it is
             a terminal or a notebook; or a console to show it on.
-        model_file: how :func:`deepzero.load_run` makes the model again, and what its inputs and outputs mean; by
-            default the network is exported at the end. None: the folder keeps its weights alone.
+        classes: names of the classes in the order of the outputs, for predictions by :func:`deepzero.load_run`.
+        preprocessing: what raw inputs go through before the network, for predictions of raw inputs.
+        model_file: how :func:`deepzero.load_run` makes the model again; by default the network is exported at the end.
+            None: the folder keeps its weights alone.
         name: what the run is called in its picture and its model card; the model's class by default.
         config: JSON-able settings that the run depends on and must be resumed with; by default a description of model,
             estimator and optimizer.
@@ -219,6 +222,8 @@ class Trainer:
         checkpoint_minutes: float = 5.0,
         team: Team | None = None,
         progress: bool | Console | None = None,
+        classes: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
         model_file: ModelFile | None = EXPORTED,
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -237,7 +242,7 @@ class Trainer:
         self.validate_every, self.max_queries, self.max_minutes = validate_every, max_queries, max_minutes
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
         self.team, self._divides = team or Team(), team is not None
-        self.progress, self.model_file = progress, model_file
+        self.progress, self.model_file = progress, _described_model(model_file, classes, preprocessing, estimator)
         self.name, self.notes, self.facts = name or type(model).__name__, dict(notes or {}), dict(facts or {})
         self.keep, self.queries_before = keep or model, queries_before
         check(self)
@@ -701,15 +706,29 @@ class Trainer:
         folder.write_weights(state.snapshot(self.keep))
         folder.write_plot(plot_run(read_metrics(folder.metrics), title=self._title(summary)))
         if self.model_file is not None:
-            loss = loss_name(getattr(getattr(self.source, "objective", None), "loss", None))
-            file = replace(self.model_file, loss=self.model_file.loss or loss)
-            written = file.write(folder, self.keep, self._at.inputs)
+            written = self.model_file.write(folder, self.keep, self._at.inputs)
             write_card(folder, self.name, written, summary)
         folder.write("summary.json", summary)
 
     def _title(self, summary: Mapping[str, Any]) -> str:
         accuracy = summary.get("test_accuracy", summary.get("validation_accuracy"))
         return self.name if accuracy is None else f"{self.name}: {accuracy:.2%}"
+
+
+def _described_model(
+    file: ModelFile | None, classes: Sequence[str] | None, preprocessing: Preprocessing | None, source: GradientSource
+) -> ModelFile | None:
+    """The model file, with what else the trainer was told of inputs, outputs and loss."""
+    if file is None:
+        return None
+    objective = getattr(source, "objective", None)
+    known = objective.loss if isinstance(objective, NetworkObjective) and objective.closure is None else None
+    return replace(
+        file,
+        classes=file.classes if classes is None else tuple(map(str, classes)),
+        preprocessing=file.preprocessing if preprocessing is None else preprocessing.to_json(),
+        loss=file.loss or loss_name(known),
+    )
 
 
 def _divided(evaluator: Evaluator, team: Team) -> Evaluator:

@@ -25,6 +25,19 @@ METHODS = {
 """Ways to train the network, in one line each."""
 QUERYING = (ZO_SOL_RGE, ZO_SOL, OPAQUE, EMULATOR)
 """Methods that can only run the solver."""
+WEIGHTS = (ZO_SOL_RGE, ZO_SOL)
+"""Methods that move the weights of the network."""
+TRAINING = (NON, FO_SOL, *QUERYING)
+USED_BY = {
+    "unroll": (FO_SOL, *QUERYING),
+    "steps": (NON, FO_SOL, *QUERYING),
+    "budget": QUERYING,
+    "directions": (OPAQUE, EMULATOR),
+    "sparsity": WEIGHTS,
+    "ratios": (ZO_SOL,),
+    "learning_rate": TRAINING,
+}
+"""Settings that only some methods look at."""
 UNIFORM, ZO_GRASP = "uniform", "zo-grasp"
 RATIOS = {UNIFORM: "the same part of every layer", ZO_GRASP: "as ZO-GraSP ranks the layers"}
 """How ``zo-sol`` divides its coordinates among the layers."""

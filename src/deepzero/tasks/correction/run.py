@@ -26,7 +26,7 @@ from deepzero.tasks.correction.methods import FlowBatches, Method, make_network,
 from deepzero.tasks.correction.reference import Reference, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
 from deepzero.tasks.stages import StageConfig, StagedRun, StoppedError, opened, trained
-from deepzero.training import RunFolder, StopRequest, hardware, read_record, versions
+from deepzero.training import RunFolder, StopRequest, hardware, read_record, require_made_by, versions
 from deepzero.training.files import finite, json_object, replace_file, to_json
 from deepzero.training.progress import counting
 from deepzero.training.run_folder import writing
@@ -91,10 +91,9 @@ def settings_of(folder: Path) -> CorrectionConfig:
     Raises:
         RunFolderError: the folder holds no correction.
     """
-    record = read_record(folder)["config"]
-    if "correction" not in record:
-        raise RunFolderError(f"{folder} holds a run of another kind; continue that with its own command")
-    return from_record(record["correction"])
+    record = read_record(folder)
+    require_made_by(folder, record, "correct")
+    return from_record(record["config"]["correction"])
 
 
 def load_network(folder: Path) -> FlowCorrector:

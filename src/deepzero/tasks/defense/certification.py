@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deepzero import validation
-from deepzero.errors import RunFolderError
+from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.tasks.defense.parts import pixels
 from deepzero.tasks.defense.run import load_pair
 from deepzero.tasks.defense.smoothing import ABSTAIN, Certificate, Smoothed, certified_accuracy, require_reachable
@@ -53,7 +53,10 @@ class CertifyConfig:
         validation.count("images", 1 if self.images is None else self.images)
         validation.count("trials", self.trials)
         validation.count("first", self.first)
-        validation.fraction("alpha", self.alpha)
+        validation.probability("alpha", self.alpha, hint="0.001")
+        for radius in self.radii or ():
+            if not 0 <= radius < math.inf:
+                raise InvalidInputError(f"radii must be numbers of at least 0, got {radius!r}; try 0, 0.25 and 0.5")
 
     def radii_for(self, sigma: float) -> tuple[float, ...]:
         """The radii of the table."""

@@ -29,8 +29,18 @@ METHODS = {
 AUTOENCODED = (ZO_AE_DS, "zo-ae-ds-cge")
 QUERYING = (ZO_DS, *AUTOENCODED, DEEPZERO, DISTILLED, OPAQUE)
 """Methods that ask the black box while they train."""
-
-
+TRAINING = (FO_DS, *QUERYING)
+"""Methods that train the denoiser by the classifier."""
+USED_BY = {
+    "budget": QUERYING,
+    "directions": (ZO_DS, ZO_AE_DS, DEEPZERO, OPAQUE),
+    "loss": TRAINING,
+    "learning_rate": TRAINING,
+    "finetuned": (DEEPZERO,),
+}
+"""Settings that only some methods look at."""
+LARGEST_SIGMA = 4.0
+"""Beyond it a sigma is in other units."""
 DENOISERS = ("dncnn", "unet")
 STABILITY, CLASSIFICATION = "stability", "classification"
 LOSSES = {
@@ -106,6 +116,11 @@ class DefenseConfig:
     def __post_init__(self) -> None:
         validation.choice("method", self.method, METHODS)
         validation.positive("sigma", self.sigma, hint="0.25")
+        if self.sigma > LARGEST_SIGMA:
+            raise InvalidInputError(
+                f"sigma is for pixels in [0, 1], and {self.sigma:g} would leave nothing of an image; for pixels in "
+                f"[0, 255] divide by 255: sigma={self.sigma / 255:.2g}"
+            )
         validation.choice("autoencoder", self.autoencoder, AUTOENCODERS)
         validation.choice("loss", self.loss, LOSSES)
         validation.choice("finetuned", self.finetuned, FINETUNED)

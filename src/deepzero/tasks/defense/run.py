@@ -22,10 +22,18 @@ from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.tasks.defense import config as names
 from deepzero.tasks.defense.config import DefenseConfig, from_record
 from deepzero.tasks.defense.methods import Finetuning, finetuning, ranked
-from deepzero.tasks.defense.parts import Normalized, Scores, answers, batches, make_denoiser, student_network
+from deepzero.tasks.defense.parts import (
+    Normalized,
+    Scores,
+    answers,
+    batches,
+    make_denoiser,
+    pixels,
+    student_network,
+)
 from deepzero.tasks.parts import load_images
 from deepzero.tasks.stages import StageConfig, StagedRun, StoppedError, alone, opened, trained
-from deepzero.training import Autograd, RunFolder, StopRequest, hardware, read_record, versions
+from deepzero.training import Autograd, RunFolder, StopRequest, hardware, read_record, require_made_by, versions
 from deepzero.training.files import finite, replace_file, to_json
 from deepzero.training.onnx_file import export_onnx
 from deepzero.training.state import snapshot
@@ -73,8 +81,8 @@ def defend(
         config: all that the result depends on, beside the classifier.
         out: a folder that is empty or not there; with ``resume``, that of a run with the same ``config``.
         resume: go on with an interrupted run.
-        classifier: an ``.onnx`` file or the address of a service that takes images in [0, 1]; by default one of our own
-            is trained and exported.
+        classifier: an ``.onnx`` file or the address of a service that takes images in [0, 1], which is asked once,
+            for one image, before anything is trained; by default one of our own is trained and exported.
         stages: where stages that methods share (classifier, denoiser, autoencoder) are kept; by default in ``out``.
         data_dir: where the data set lies.
         max_seconds: stop after about so long, with everything saved.
@@ -86,10 +94,20 @@ def defend(
     """
     path = Path(out)
     kept = Path(stages) if stages is not None else path / "stages"
-    run = opened(path, config=_record(config, classifier), notes={"stages": str(kept)}, resume=resume)
-    if run.summary is not None:
+    if kept.exists() and not kept.is_dir():
+        raise RunFolderError(f"stages are kept in a folder, but {kept} is a file; choose another --stages")
+    _require_budget(config)
+    if classifier is not None:
+        _require_classifier(classifier)
+    run = RunFolder.reopen(path, config=_record(config, classifier)) if resume else None
+    if run is None:
+        RunFolder.require_free(path)
+    elif run.summary is not None:
         return StagedRun(path, run.summary)
     splits = load_images(config, data_dir)
+    if classifier is not None:
+        _require_answers(classifier, splits.train)
+    run = run or opened(path, config=_record(config, classifier), notes={"stages": str(kept)}, resume=False)
     with StopRequest(max_seconds=max_seconds) as stop:
         work = _Work(config, splits, path, Path(run.record["stages"]), stop, console)
         return work.defended(run, classifier)
@@ -101,9 +119,9 @@ def settings_of(folder: Path) -> tuple[DefenseConfig, str | None]:
     Raises:
         RunFolderError: the folder holds no defense.
     """
-    record = read_record(folder)["config"]
-    if "defense" not in record:
-        raise RunFolderError(f"{folder} holds a run of another kind; continue that with `deepzero train --resume`")
+    whole = read_record(folder)
+    require_made_by(folder, whole, "defend")
+    record = whole["config"]
     return from_record(record["defense"]), None if record["target"] == OWN else record["target"]
 
 
@@ -124,6 +142,46 @@ def given_target(classifier: str | Path) -> Target:
         return torch.as_tensor(model(x.detach().cpu().numpy())).to(x.device)
 
     return Target(ask, None, text, digest(text) if isinstance(model, OnnxModel) else None)
+
+
+def _require_classifier(classifier: str | Path) -> None:
+    """Raise unless a word is a file with the ending of a model, or an address."""
+    text = str(classifier)
+    if text.startswith(("http://", "https://")):
+        return
+    expected = "expected an .onnx file, or the address of a service that begins with http:// or https://"
+    if "://" in text:
+        raise InvalidInputError(f"{expected}; got {text}")
+    given_target(text)  # raises if it is not there
+    if Path(text).suffix.lower() != ".onnx":
+        raise InvalidInputError(f"{text} is no model file; {expected}")
+
+
+def _require_answers(classifier: str | Path, images: data.Dataset) -> None:
+    """Raise unless a classifier that was given has scores for one image, one for each class."""
+    try:
+        scores = given_target(classifier).ask(pixels(images).inputs[:1])
+    except Exception as error:  # those of ONNX Runtime are of many kinds
+        raise InvalidInputError(
+            f"the classifier {classifier} does not answer for an image of shape {list(images.image_shape)}: {error}; "
+            "expected an .onnx file, or the address of a service that is running"
+        ) from error
+    if list(scores.shape) != [1, images.num_classes]:
+        raise InvalidInputError(
+            f"the classifier {classifier} answers an image with {list(scores.shape[1:])} scores; expected one for each "
+            f"of the {images.num_classes} classes"
+        )
+
+
+def _require_budget(config: DefenseConfig) -> None:
+    """Raise if the queries do not suffice for one step, as far as that is known before anything is trained."""
+    directions = config.directions if config.method in names.USED_BY["directions"] else 0
+    least = config.finetuning.batch_size * (1 + directions)
+    if config.method in names.QUERYING and config.method != names.DISTILLED and config.budget < least:
+        raise InvalidInputError(
+            f"a step of {config.method} asks {least:,} times or more ({config.finetuning.batch_size} images), and the "
+            f"budget is {config.budget:,}; give a larger budget" + (", or fewer directions" if directions else "")
+        )
 
 
 def digest(path: str | Path) -> str:

@@ -29,6 +29,8 @@ DRAWN = 1000
 """Samples whose noise is drawn at a time, whatever the size of a call: so it does not depend on that."""
 ABSTAIN = -1
 """The answer of a smoothed classifier that is not sure enough."""
+ALMOST_CERTAIN = 1 - 1e-9
+"""A probability beyond which no number of samples is worth naming."""
 
 
 def lower_bound(hits: int, trials: int, alpha: float) -> float:
@@ -72,11 +74,16 @@ def require_reachable(radii: Iterable[float], sigma: float, trials: int, alpha: 
     wanted, most = max(radii, default=0.0), largest_radius(sigma, trials, alpha)
     if wanted < most:
         return
-    needed = alpha_power(scipy.stats.norm.cdf(wanted / sigma), alpha)
+    bound = scipy.stats.norm.cdf(wanted / sigma)
+    needed = alpha_power(bound, alpha) if bound < ALMOST_CERTAIN else None
+    advice = "take a smaller radius" if needed is None else f"take N={needed:,} or more (--trials {needed})"
+    if most <= 0:
+        raise InvalidInputError(
+            f"nothing can be certified with N={trials:,} samples at alpha={alpha:g}, even if all of them agree; {advice}"
+        )
     raise InvalidInputError(
         f"a radius of {wanted:g} cannot be certified with sigma={sigma:g}, N={trials:,} and alpha={alpha:g}: even if "
-        f"all samples agree, the bound ends at {most:.3f}; take N={needed:,} or more, or "
-        f"sigma={wanted / (most / sigma):.2f} or more"
+        f"all samples agree, the bound ends at {most:.3f}; {advice}, or sigma={wanted / (most / sigma):.2f} or more"
     )
 
 
