@@ -223,6 +223,7 @@ def _loaded(folder: Path, model: str | None) -> Run:
 def _inputs(paths: tuple[Path, ...]) -> tuple[list[str] | None, Any]:
     """Names of the inputs, where they have some, and what the run is given."""
     from deepzero.data import image_files  # noqa: PLC0415 - with PyTorch
+    from deepzero.data.image_files import ENDINGS  # noqa: PLC0415
 
     if len(paths) > 1:
         return [str(path) for path in paths], list(paths)
@@ -232,7 +233,9 @@ def _inputs(paths: tuple[Path, ...]) -> tuple[list[str] | None, Any]:
         if not files:
             raise InvalidInputError(f"{path} holds no image files; name a folder that does, or the files themselves")
         return [str(file) for file in files], files
-    return (None, _array(path)) if path.suffix in (".npy", ".npz") else (None, path)
+    if path.suffix in (".npy", ".npz"):
+        return None, _array(path)
+    return ([str(path)] if path.suffix.lower() in ENDINGS else None), path
 
 
 def _array(path: Path) -> Any:
