@@ -25,6 +25,8 @@ LOADED = {"stylesheet", "preload", "modulepreload", "prefetch", "icon", "manifes
 """Values of ``rel`` for which a browser fetches a link by itself."""
 ELSEWHERE = re.compile(r"^(https?:)?//", re.IGNORECASE)
 IN_STYLES = re.compile(r"""(?:url\(|@import)\s*['"]?((?:https?:)?//[^'")\s]+)""", re.IGNORECASE)
+CUT_OFF = re.compile(r"\b(eq|fig|sec|cf|al)\.$", re.IGNORECASE)
+"""An abbreviation that was taken for the end of a sentence."""
 LATEX = re.compile(r"\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL)
 
 
@@ -67,8 +69,8 @@ class Page(HTMLParser):
         """The end of a row: the name of a function, class or value, and its sentence."""
         if tag == "tr" and self._in_summary and self._cells:
             name, sentence = (*self._cells, "")[:2]
-            if not sentence:
-                self.bare.append(f"{name} has no sentence")
+            if not sentence or CUT_OFF.search(sentence):
+                self.bare.append(f"{name} has no whole sentence")
             elif not self._linked and not name.isupper() and name != "ExecutorSource":
                 self.bare.append(f"{name} has no entry")
 

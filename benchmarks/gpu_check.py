@@ -33,9 +33,9 @@ Note = Callable[[dict[str, Any]], None]
 
 
 LIMITS = {
-    "tests-conformance": 70,
-    "tests-draws": 45,
-    "tests-rules": 75,
+    "tests-conformance": 65,
+    "tests-draws": 55,
+    "tests-rules": 70,
     "speed-digits": 55,
     "speed-cnn": 63,
     "speed-resnet20": 105,

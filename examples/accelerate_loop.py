@@ -28,6 +28,7 @@ starts one process alone, unless it is told to go through MPI.
 # - ``register_for_checkpointing(zo)`` adds the estimator's counters to what ``save_state`` writes.
 
 import hashlib
+import logging
 import tempfile
 
 import torch
@@ -43,6 +44,7 @@ try:
 except ImportError:
     accelerate = None  # the last lines say so
 
+logging.getLogger("accelerate").setLevel(logging.WARNING)  # not each file that it writes
 STEPS, CHECKPOINT = 16, 8
 
 

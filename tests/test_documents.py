@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import deepzero
+from deepzero.cli.main import COMMANDS
 from deepzero.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
@@ -48,9 +49,14 @@ def test_local_links_lead_somewhere(page: Path) -> None:
 def test_every_package_is_in_the_api_reference() -> None:
     documented = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
     modules = [m.name for m in pkgutil.iter_modules(deepzero.__path__) if not m.name.startswith("_")]
-    internal = {"arrays", "cli", "randomness", "validation"}
+    internal = {"arrays", "cli", "own", "randomness", "validation"}
     missing = [name for name in modules if name not in internal and f"automodule:: deepzero.{name}\n" not in documented]
     assert missing == []
+
+
+def test_every_command_is_on_the_page_of_commands() -> None:
+    page = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"`{name}`" not in page] == []
 
 
 def test_versions_agree() -> None:

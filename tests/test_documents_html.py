@@ -57,7 +57,11 @@ def test_a_style_sheet_is_looked_at(check: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "sentence", "said"),
-    [("<code>f</code>", "Does it.", "f has no entry"), ('<a href="#f">f</a>', "", "f has no sentence")],
+    [
+        ("<code>f</code>", "Does it.", "f has no entry"),
+        ('<a href="#f">f</a>', "", "f has no whole sentence"),
+        ('<a href="#f">f</a>', "Does it (eq.", "f has no whole sentence"),
+    ],
 )
 def test_a_name_without_an_entry_or_a_sentence_is_found(
     check: Any, tmp_path: Path, name: str, sentence: str, said: str

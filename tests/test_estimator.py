@@ -267,3 +267,14 @@ class TestBadInput:
             dz.RGE(model, loss=F.cross_entropy, distribution="cauchy")
         with pytest.raises(InvalidInputError, match="queries must be an integer of at least 1, got 0"):
             dz.RGE(model, loss=F.cross_entropy, queries=0)
+
+
+def test_the_part_of_each_layer_that_was_queried_is_told() -> None:
+    model, x, y = nn.Linear(4, 2), torch.randn(3, 4), torch.randn(3, 2)
+    sparse = dz.CGE(model, loss=F.mse_loss, sparsity=dz.DynamicRatios({"weight": 0.25}))
+    assert sparse.kept() == {}
+    sparse.backward(x, y)
+    assert sparse.kept() == {"weight": 0.25}
+    for complete in (dz.CGE(model, loss=F.mse_loss), dz.RGE(model, loss=F.mse_loss, queries=2)):
+        complete.backward(x, y)
+        assert complete.kept() == {}

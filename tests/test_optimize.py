@@ -226,6 +226,26 @@ def test_workers_and_a_journal(tmp_path: Path) -> None:
     assert np.array_equal(first.x, again.x)
 
 
+keys = []
+
+
+def with_its_key(x: Any) -> float:
+    keys.append(dz.query_key())  # a name of this package is no part of the problem
+    return bowl(x)
+
+
+def test_a_run_with_bounds_that_starts_again_asks_nothing(tmp_path: Path) -> None:
+    """The result is asked for once more, exactly on the bounds: by the workers, and from the journal, too."""
+    options: dict[str, Any] = {"bounds": (0.0, 2.0), "journal": tmp_path / "answers.sqlite"}
+    first = dz.minimize(with_its_key, np.zeros(2), **options)
+    asked = len(keys)
+    again = dz.minimize(with_its_key, np.zeros(2), **options)
+    assert asked == first.nfev == again.nfev == len(keys)
+    assert None not in keys
+    assert len(set(keys)) == asked
+    assert (first.fun, first.x.tolist()) == (again.fun, [2.0, 2.0]) == (2.0, again.x.tolist())
+
+
 def test_a_journal_given_by_its_path_is_closed_at_the_end(tmp_path: Path) -> None:
     first = dz.minimize(bowl, np.zeros(2), journal=tmp_path / "answers.sqlite")
     again = dz.minimize(bowl, np.zeros(2), journal=tmp_path / "answers.sqlite")  # in use, if it were not closed

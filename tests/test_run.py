@@ -120,6 +120,17 @@ def test_a_network_that_cannot_be_exported_says_why_and_what_to_do(tmp_path):
     assert torch.equal(run.outputs(points()[0]), model.eval()(points()[0]))
 
 
+def test_names_of_classes_are_kept_and_a_loss_that_has_a_name(tmp_path):
+    model = Net()
+    fit(tmp_path, model, classes=["below", "above"])
+    run = dz.load_run(tmp_path)
+    x, y = points(9)
+    assert run.predict(x) == [["below", "above"][i] for i in model.eval()(x).argmax(1).tolist()]
+    assert run.evaluate((x, y))["loss"] == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-6)
+    with pytest.raises(InvalidInputError, match="two or more different names"):
+        fit(tmp_path / "other", Net(), classes=["one", "one"])
+
+
 def test_tokens_keep_their_dtype(tmp_path):
     model = nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(12, 2))
     tokens = torch.arange(18).reshape(6, 3) % 11
@@ -201,10 +212,11 @@ def test_what_the_folder_does_not_say_is_asked_for(tmp_path):
     assert run.predict(points(2)[0]) == run.outputs(points(2)[0]).tolist()
     with pytest.raises(InvalidInputError, match=r"does not say that its outputs are classes.*run\.outputs"):
         run.predict_proba(points()[0])
-    with pytest.raises(InvalidInputError, match=r"give loss=\.\.\."):
-        run.evaluate(points())
     with pytest.raises(InvalidInputError, match="24 inputs, but 3 targets"):
-        run.evaluate((points()[0], [0, 1, 0]), loss=F.cross_entropy)
+        run.evaluate((points()[0], [0, 1, 0]))
+    fit(tmp_path / "own", Net(), loss=lambda output, target: 2 * F.cross_entropy(output, target))
+    with pytest.raises(InvalidInputError, match=r"give loss=\.\.\."):
+        dz.load_run(tmp_path / "own").evaluate(points())
 
 
 @pytest.mark.parametrize(
@@ -240,3 +252,18 @@ def test_folders_that_cannot_be_used_say_why(tmp_path):
     (tmp_path / "run" / "model.safetensors").write_bytes(b"half")
     with pytest.raises(RunFolderError, match=r"model\.safetensors cannot be read"):
         dz.load_run(tmp_path / "run")
+
+
+def test_a_usual_loss_is_known_again_and_another_must_be_given(tmp_path):
+    """A run from Python can be evaluated without repeating what it was trained on."""
+    model, (x, y) = Net(), points()
+    fit(tmp_path / "run", model)
+    run = dz.load_run(tmp_path / "run")
+    with torch.no_grad():
+        expected = float(F.cross_entropy(model.eval()(x), y))
+    assert run.evaluate((x, y))["loss"] == pytest.approx(expected, rel=1e-6)
+    fit(tmp_path / "mine", Net(), loss=lambda outputs, targets: F.cross_entropy(outputs, targets, label_smoothing=0.1))
+    mine = dz.load_run(tmp_path / "mine")
+    with pytest.raises(InvalidInputError, match="has no name; give loss="):
+        mine.evaluate((x, y))
+    assert mine.evaluate((x, y), loss=F.cross_entropy)["loss"] > 0

@@ -14,6 +14,7 @@ from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RowError
 from deepzero.evaluators import Evaluator, ExecutorSource, QueryJournal, QueryPolicy, choose_evaluator
+from deepzero.evaluators.distributed import load_evaluator
 from deepzero.objective import (
     Batch,
     Closure,
@@ -263,7 +264,7 @@ class Estimator:
         self.skipped = state.get("skipped", 0)
         if isinstance(self.step_rule, FromNoise):
             self.step_rule.noise = state.get("noise")
-        self.evaluator.load_state_dict(state["evaluator"])
+        load_evaluator(self.evaluator, state["evaluator"])
 
     def _fixed(self) -> dict[str, Any]:
         return {
@@ -291,7 +292,7 @@ def CGE(  # noqa: N802 - the field's name
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Estimator:
-    """Coordinate-wise gradient estimation (eq. (1) right and Sparse-CGE of Chen et al., 2024).
+    """Coordinate-wise gradient estimation (equation (1) right and Sparse-CGE of Chen et al., 2024).
 
     .. math:: \\hat\\nabla\\ell(\\theta) = \\sum_{i \\in S} \\frac{\\ell(\\theta + \\mu e_i) - \\ell(\\theta)}{\\mu} e_i
 
@@ -355,7 +356,7 @@ def RGE(  # noqa: N802 - the field's name
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Estimator:
-    """Randomized gradient estimation (eq. (1) left of Chen et al., 2024).
+    """Randomized gradient estimation (equation (1) left of Chen et al., 2024).
 
     .. math:: \\hat\\nabla\\ell(\\theta) = \\frac{1}{q} \\sum_{k=1}^q
         \\frac{\\ell(\\theta + \\mu u_k) - \\ell(\\theta)}{\\mu} u_k,

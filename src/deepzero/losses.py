@@ -33,3 +33,35 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squared-error": centered_squared_error,
 }
 """Name in a configuration -> ``loss(logits, labels)``."""
+PLAIN = (
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.cross_entropy,
+    F.huber_loss,
+    F.l1_loss,
+    F.mse_loss,
+    F.nll_loss,
+    F.smooth_l1_loss,
+)
+"""Losses of PyTorch that a run knows again by their names."""
+
+
+def loss_name(loss: object) -> str | None:
+    """The name of a loss, under which :func:`named_loss` finds it again; None if it has none.
+
+    Example:
+        >>> loss_name(F.cross_entropy), loss_name(F.mse_loss), loss_name(lambda x, y: 0.0)
+        ('cross-entropy', 'mse_loss', None)
+    """
+    names = {id(known): known.__name__ for known in PLAIN} | {id(known): name for name, known in LOSSES.items()}
+    return names.get(id(loss))
+
+
+def named_loss(name: str | None) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The loss of a name; None if there is none.
+
+    Example:
+        >>> named_loss("mse_loss") is F.mse_loss, named_loss("my_loss") is None
+        (True, True)
+    """
+    return ({known.__name__: known for known in PLAIN} | LOSSES).get(name or "")

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from deepzero import validation
 from deepzero.arrays import BARE, Given, is_like_array
+from deepzero.coordinates import Coordinates
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import CGE, RGE, Estimator
 from deepzero.evaluators import ExecutorEvaluator, QueryJournal, QueryPolicy
 from deepzero.evaluators.executor_pool import ExecutorSource
-from deepzero.objective import BlackBox, parameters_of
+from deepzero.objective import Batch, BlackBox, parameters_of
+from deepzero.probes.coordinate import CoordinatePerturbations
 from deepzero.stencils import CENTRAL, Stencil, as_stencil
 from deepzero.step_sizes import NOISE_POINTS, FromNoise, StepSizeLike
 
@@ -130,7 +132,7 @@ def minimize(
         validation.count("max_queries", max_queries)
     x0 = _arrays(x0)
     with ExitStack() as stack:
-        box = BlackBox(Repeated(fn, repeats), _own(x0))
+        box = BlackBox(Repeated(fn, repeats) if noisy else fn, _own(x0))
         options: dict[str, Any] = {
             "step_size": "auto" if step is None and noisy else step,
             "stencil": stencil,
@@ -224,9 +226,7 @@ class Repeated:
     repeats: int
 
     def __call__(self, x: Any, *args: Any, **keywords: Any) -> Any:
-        """The mean; of a single call what it returned."""
-        if self.repeats == 1:
-            return self.fn(x, *args, **keywords)
+        """The mean."""
         return math.fsum(float(self.fn(x, *args, **keywords)) for _ in range(self.repeats)) / self.repeats
 
 
@@ -394,7 +394,7 @@ class _Search:
         best = self.x0 if isinstance(self.x0, nn.Module) else _like(self.x0, self.named(self.best_point))
         single, more, seen = BlackBox(self.fn, best), {}, [self.best]
         if self.final:
-            seen = [float(single.evaluate(parameters_of(single), self.args, seed=0).loss) for _ in range(self.final)]
+            seen = [self._asked(single) for _ in range(self.final)]
         if self.repeats > 1:
             more["standard_error"] = float(np.std(seen, ddof=1)) / math.sqrt(self.final)
         return OptimizeResult(
@@ -408,6 +408,14 @@ class _Search:
             message=MESSAGES[self.status],
             **more,
         )
+
+    def _asked(self, single: BlackBox) -> float:
+        """The function at the result, by the workers and from the journal as every other query."""
+        evaluator = self.zo.evaluator
+        if self.repeats > 1 or not isinstance(evaluator, ExecutorEvaluator):
+            return float(single.evaluate(parameters_of(single), self.args, seed=0).loss)
+        nothing = CoordinatePerturbations(Coordinates({}), parameters_of(self.box))
+        return float(evaluator.measure(self.box, Batch(self.args), nothing, [1.0], seed=0).loss)
 
 
 class _SpentError(Exception):

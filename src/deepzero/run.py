@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from deepzero.data import Preprocessing
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.losses import LOSSES
+from deepzero.losses import named_loss
 from deepzero.objective import Loss, NetworkObjective
 from deepzero.team import Team
 from deepzero.training import RunFolder, measured, read_metrics, read_record, require_made_by
@@ -123,15 +123,17 @@ class Run:
         Args:
             data: ``(x, y)`` with raw inputs and class numbers or targets; or a ``DataLoader`` or another iterable of
                 batches that the network takes as they are.
-            loss: of ``(outputs, targets)``; by default the one that the run was trained with, if it has a name.
+            loss: of ``(outputs, targets)``; by default the one that the run was trained with, if it is a usual one of
+                ``torch.nn.functional``, without options.
             metrics: as in :class:`deepzero.Trainer`.
 
         Raises:
             InvalidInputError: the loss is not known.
         """
-        if loss is None and self._file.loss not in LOSSES:
+        loss = loss or named_loss(self._file.loss)
+        if loss is None:
             raise InvalidInputError("the loss of this run has no name; give loss=..., for example F.cross_entropy")
-        objective = NetworkObjective(self.model, loss or LOSSES[str(self._file.loss)])
+        objective = NetworkObjective(self.model, loss)
         return measured(objective, self._batches(data), metrics)
 
     def _batches(self, data: Any) -> Iterable[tuple[Any, ...]]:

@@ -63,8 +63,8 @@ def test_a_folder_of_images(elsewhere: Path, capsys: pytest.CaptureFixture[str])
         "20% of every class, 6 samples, are held out as the test set",
         "animals: image-folder, 30 images of 32x32 pixels, color, 2 classes",
         "'cats' is the largest class, 'dogs' is 1/2 of it; always answering 'cats' is right for 66.7% of the test set",
-        "deepzero train --data animals --model simple_cnn",
-        "trains on 21 samples, each channel less its mean and over its standard deviation",
+        "to train: deepzero train --data animals --batch-size 21\n",
+        "trains simple_cnn (depth 3), 10% of its weights queried at a step, for 20 epochs of 21 samples in batches of 21",
         "selects the weights by 3",
         "looks at the 6 of the test set once",
     ):
@@ -82,10 +82,10 @@ def test_a_table_and_its_options(elsewhere: Path, capsys: pytest.CaptureFixture[
     out = printed(capsys, "my flowers.csv", "--target", "species", "--test", "0.3")
     assert "30 rows of 2 numbers (width, year) and the target 'species', 3 classes" in out
     assert "networks that take these inputs: mlp\n" in out
-    assert "deepzero train --data 'my flowers.csv' --model mlp --target species --test 0.3" in out
+    assert "deepzero train --data 'my flowers.csv' --target species --test 0.3 --batch-size 18" in out
     record = told(capsys, "my flowers.csv", "--target", "species", "--test", "0.3")
     assert (record["inputs"], record["columns"], record["samples"]["test"]) == ("table", ["width", "year"], 9)
-    assert shlex.split(record["command"])[3] == "my flowers.csv"
+    assert shlex.split(record["training"]["command"])[3] == "my flowers.csv"
     assert "--target species" in printed(capsys, "my flowers.csv", code=2)  # the last column, the year, is no target
 
 
@@ -114,8 +114,24 @@ def test_many_classes_are_cut_and_equal_ones_told(elsewhere: Path, capsys: pytes
 def test_a_named_set_is_described_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, "digits")
     assert "digits, 1,797 images of 8x8 pixels, gray, 10 classes" in out
-    assert "--data" not in out
-    assert told(capsys, "digits")["command"] is None
+    assert told(capsys, "digits")["training"]["command"] == "deepzero train --data digits"
+
+
+@pytest.mark.parametrize("words", [["t.csv", "--target", "species"], ["animals", "--image-size", "8", "--test", "0.5"]])
+def test_the_command_that_is_printed_does_what_is_said(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    flowers(elsewhere / "t.csv", rows=80 if words[0] == "t.csv" else 30)
+    image_folder(elsewhere / "animals")
+    record = told(capsys, *words)
+    training = record["training"]
+    command = [*shlex.split(training["command"])[1:], "--epochs", "1", "--estimator", "fo", "--out", "run", "--quiet"]
+    assert main(command) == 0
+    config = json.loads((elsewhere / "run" / "run.json").read_bytes())["config"]
+    assert config["model"] == {"name": training["network"], "options": training["options"]}
+    assert config["data"]["batch_size"] == training["batch_size"] == min(32, record["samples"]["train"])
+    assert config["sparsity"]["sparsity"] == training["sparsity"]
+    assert config["data"]["name"] == record["kind"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +164,5 @@ def test_mistakes(elsewhere: Path, capsys: pytest.CaptureFixture[str], words: li
 def test_json_says_why_not_too(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (elsewhere / "empty").mkdir()
     assert main(["data", "empty", "--json"]) == 2
-    assert json.loads(capsys.readouterr().out) == {
-        "path": "empty",
-        "error": "empty is no data set that can be read: it is an empty folder",
-    }
+    told = json.loads(capsys.readouterr().out)
+    assert told["error"] == "empty is no data set that can be read: it is an empty folder"

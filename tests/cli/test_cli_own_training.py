@@ -122,7 +122,9 @@ def test_predictions_are_printed_or_written(photos, capsys):
     assert set(rows[0]) == {"input", "class", "probability", "day", "night"}
     capsys.readouterr()
     assert run("predict", photos, "photos/day/3.png") == 0
-    assert "%)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.startswith("photos/day/3.png: ")
+    assert "%)" in told
 
 
 def test_scores_are_those_of_the_run_and_of_other_data(photos, capsys):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
 
 import pytest
 
@@ -66,6 +72,18 @@ def test_out_names_the_file(run, tmp_path, capsys):
         (["report", "run", "nowhere"], "nowhere is not a folder"),
         (["report", "."], "it holds such folders: run"),
         (["report"], "expected the folder of a run"),
+        (
+            ["report", "run", "--port", "8000"],
+            "--port has an effect only with --watch; add --watch, or leave out --port",
+        ),
+        (["report", "run", "--interval", "1"], "--interval has an effect only with --watch"),
+        (["report", "run", "--points", "5"], "--points has an effect only with --surface"),
+        (["report", "run", "--data-dir", "here"], "--data-dir has an effect only with --surface"),
+        (["report", "run", "--watch", "--interval", "0"], "interval must be a finite number above 0"),
+        (["report", "run", "--watch", "--port", "99999"], "port must be a number from 0"),
+        (["report", "run/run.json", "--watch"], "run/run.json is not a folder"),
+        (["report", "run", "--surface", "--points", "4"], "points must be odd"),
+        (["report", "nowhere", "--surface"], "nowhere holds no run"),
     ],
 )
 def test_bad_input_is_one_message_exit_code_2_and_no_file(run, tmp_path, capsys, words, expected):
@@ -80,7 +98,7 @@ def test_a_page_that_cannot_be_written(run, monkeypatch, capsys):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("deepzero.cli.report.replace_file", full)
+    monkeypatch.setattr("deepzero.training.files.replace_file", full)
     assert main(["report", "run"]) == 2
     assert "could not be written" in capsys.readouterr().err
 
@@ -88,3 +106,53 @@ def test_a_page_that_cannot_be_written(run, monkeypatch, capsys):
 def test_the_help_says_where_the_page_goes(capsys):
     assert main(["report", "--help"]) == 0
     assert "report.html in the folder of a single run" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_a_surface_is_measured_kept_and_shown_and_its_cost_is_said(run, capsys):
+    assert main(["report", "run", "--surface", "--points", "3", "--radius", "0.5"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "surface: run/surface.json: 9 forwards, and 1 for the gradient" in out
+    assert json.loads((run / "surface.json").read_text())["distances"] == [-0.5, 0.0, 0.5]
+    assert "Loss around the weights" in (run / "report.html").read_text()
+    first = (run / "report.html").read_bytes()
+    assert main(["report", "run"]) == 0  # is shown again, and measured once
+    assert (run / "report.html").read_bytes() == first
+
+
+def test_watching_a_finished_run_writes_its_page_and_ends(run, capsys):
+    assert main(["report", "run", "--watch"]) == 0
+    assert "report: run/report.html" in capsys.readouterr().out
+    assert (run / "report.html").exists()
+
+
+@pytest.fixture
+def watching(run):
+    """A command that watches a run that has not finished, and its address."""
+    (run / "summary.json").unlink()
+    words = [sys.executable, "-m", "deepzero", "report", "run", "--watch", "--interval", "0.2"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        said = iter(process.stdout.readline, "")
+        yield process, next(line for line in said if "http://" in line).split("watching at ")[1].split()[0]
+        process.kill()
+
+
+def test_a_run_is_watched_until_it_has_finished(watching, run, trained):
+    process, address = watching
+    with urllib.request.urlopen(address, timeout=20) as page:
+        assert "This run has not finished" in page.read().decode()
+    shutil.copy(trained / "summary.json", run)
+    assert process.wait(30) == 0
+    assert "report: run/report.html" in process.stdout.read().replace("\n", "")
+    assert "test accuracy" in (run / "report.html").read_text()
+
+
+def test_ctrl_c_ends_watching_at_once_with_exit_code_0(watching, run):
+    process, address = watching
+    with urllib.request.urlopen(address, timeout=20) as page:
+        assert page.status == 200
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert "stopped watching" in process.stdout.readline()
+    assert time.monotonic() - begun < 5
+    assert process.wait(60) == 0
+    assert not (run / "report.html").exists()

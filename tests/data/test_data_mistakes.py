@@ -203,6 +203,14 @@ def cut(root: Path) -> Path:
     return path
 
 
+def damaged(root: Path) -> Path:
+    np.savez_compressed(root / "set.npz", x=X, y=Y)
+    content = bytearray((root / "set.npz").read_bytes())
+    content[200:260] = bytes(60)
+    (root / "set.npz").write_bytes(content)
+    return root / "set.npz"
+
+
 def arrays(**values: np.ndarray) -> Callable[[Path], Path]:
     return lambda root: npz(root / "set.npz", **values)
 
@@ -251,6 +259,7 @@ NPZ: dict[str, Mistake] = {
     "NaN": (arrays(x=WITH_NAN, y=Y), ["NaN or infinity in 1 samples, the first is number 10", "np.nan_to_num"]),
     "ambiguous channels": (arrays(x=noise(30, 3, 3, 3), y=Y), ["channels could be first or last", "the other layout"]),
     "no channels": (arrays(x=noise(30, 5, 7, 6), y=Y), ["channels could be first or last"]),
+    "damaged": (damaged, ["set.npz cannot be read as an .npz file", "write it again"]),
     "JSON": (json_named_npz, ["is not an .npz file, whatever its name says"]),
     "npy": (npy, ["single array", "np.savez('data.npz', x=x, y=y)"]),
     "cut": (cut, ["set.npz is truncated or corrupt"]),
@@ -320,6 +329,10 @@ TABLES: dict[str, Mistake] = {
     "two targets": (lines("a,label,class", lambda k: f"{k},{k % 2},{k % 2}"), ["label, class", "--target label"]),
     "only a target": (lines("label", lambda k: f"{k % 2}"), ["no column but 'label'"]),
     "an index": (lines(",a,label", lambda k: f"{k},{k},{k % 2}"), ["column 1", "has no name", "index=False"]),
+    "an index of pandas": (
+        lines("Unnamed: 0,a,label", lambda k: f"{7 * k % 20},{k},{k % 2}"),
+        ["'Unnamed: 0'", "index of pandas, no feature", "index=False"],
+    ),
     "a name twice": (lines("a,a,label", lambda k: f"{k},{k},{k % 2}"), ["several columns called a"]),
     "header only": (csv("a,label\n"), ["holds no row besides its header"]),
     "empty": (csv(""), ["t.csv is empty"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +82,12 @@ def test_parts_that_a_folder_has_are_kept(tmp_path: Path, folders: dict[str, int
     assert tuple(map(len, (splits.train, splits.validation, splits.test))) == sizes
 
 
-def test_images_of_several_sizes_become_squares_by_the_rule_that_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_images_of_several_sizes_become_squares_by_the_rule_that_is_told(tmp_path: Path) -> None:
     image_folder(tmp_path, size=lambda k: (40 + k, 50))  # shorter sides 40 to 49: median 44 (of 44 and 45)
-    with caplog.at_level(logging.INFO, "deepzero"):
-        splits = data.load(path=tmp_path)
+    splits = data.load(path=tmp_path)
     assert splits.train.image_shape == (3, 32, 32)
     assert splits.train.shorter_side == 32
     assert any("10 different sizes" in note and "32x32" in note and "--image-size" in note for note in splits.notes)
-    assert [record.getMessage() for record in caplog.records] == list(splits.notes)
     assert data.load(path=tmp_path, image_size=20).train.image_shape == (3, 20, 20)
 
 
@@ -251,6 +247,13 @@ def test_names_in_the_file_are_used_and_others_are_told(tmp_path: Path) -> None:
     assert found.train.class_names == ("p", "q", "r")
     assert found.train.column_names == ("a", "b", "c", "d")
     assert "set.npz: not used: weights" in found.notes
+
+
+def test_other_files_in_an_npz_file_are_not_read(tmp_path: Path) -> None:
+    path = npz(tmp_path / "set.npz", x=X, y=Y)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "made by hand")
+    assert data.load(path=path).train.input_shape == (1, 6, 6)
 
 
 def test_images_of_a_file_are_averaged_and_a_channel_that_never_changes_is_left_at_0(tmp_path: Path) -> None:

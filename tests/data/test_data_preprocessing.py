@@ -89,6 +89,21 @@ def test_layouts_of_arrays(tmp_path: Path, channels: int, layout: str) -> None:
         assert torch.equal(preprocessing(inputs[2, 0]), expected[2:3])
 
 
+def test_gray_arrays_of_any_size_are_resized_as_files_are(tmp_path: Path) -> None:
+    for name in ("day", "night"):
+        (tmp_path / name).mkdir()
+        for k in range(5):
+            Image.fromarray(noise(30 + k, 40, seed=k)).save(tmp_path / name / f"{k}.png")
+    preprocessing = reloaded(data.load(path=tmp_path).train)
+    assert preprocessing.input_shape == (1, 32, 32)
+    files = [tmp_path / "day" / f"{k}.png" for k in range(5)]
+    one = np.asarray(Image.open(files[3]))
+    expected = preprocessing(files[3])
+    for raw in (one, one[None], one[..., None], one[None, None], one[None, ..., None]):
+        assert torch.equal(preprocessing(raw), expected)
+    assert torch.equal(preprocessing(np.stack([one, 255 - one]))[:1], expected)
+
+
 @pytest.mark.parametrize("tile", [1, 2])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_parts_of_white_are_the_same_as_the_bytes_that_they_come_from(tmp_path: Path, dtype: Any, tile: int) -> None:

@@ -108,3 +108,44 @@ def test_a_rank_that_hangs_is_named_and_not_waited_for(tmp_path):
         output = finished(first)
     assert first.returncode == 7, output
     assert "rank 0 of 2 waited for rank 1 in vain (limit 4 s)" in output
+
+
+OWN = """
+import torch
+import torch.nn.functional as F
+import deepzero as dz
+
+def recipe(seed: int = 0):
+    torch.manual_seed(seed)
+    x = torch.randn(60, 6)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.Tanh(), torch.nn.Dropout(0.1), torch.nn.Linear(12, 3))
+    data = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x, x[:, :3].argmax(1)), batch_size=20, shuffle=True
+    )
+    zo = dz.CGE(model, loss=F.cross_entropy)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    return dz.Trainer(model, zo, optimizer, data, validation=data, epochs=3)
+"""
+
+
+def test_a_trainer_of_ones_own_gives_the_bits_of_one_process(tmp_path):
+    """Batches are shuffled by the global generator, which rank 0 has the say of."""
+    recipe = tmp_path / "recipe_of_torchrun.py"
+    recipe.write_text(OWN)
+    words = ["-m", "deepzero", "train", str(recipe)]
+    for name, launch in (("one", ()), ("two", torchrun(2))):
+        with started(*launch, *words, "--out", str(tmp_path / name)) as process:
+            output = finished(process)
+        assert process.returncode == 0, output
+    assert weights(tmp_path / "two", output) == weights(tmp_path / "one", output)
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
+
+
+def test_processes_with_other_data_are_stopped_before_a_step_is_taken(tmp_path):
+    recipe = tmp_path / "recipe_of_torchrun.py"
+    recipe.write_text(OWN.replace("torch.randn(60, 6)", "torch.randn(60, 6) + int(__import__('os').environ['RANK'])"))
+    with started(*torchrun(2), "-m", "deepzero", "train", str(recipe), "--out", str(tmp_path / "run")) as process:
+        output = finished(process)
+    assert process.returncode != 0
+    assert "read different batches" in output
+    assert lines(tmp_path / "run" / "metrics.jsonl") == 0

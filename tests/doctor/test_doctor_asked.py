@@ -10,10 +10,11 @@ from patients import cube
 import deepzero as dz
 from deepzero.doctor.asked import Asked
 from deepzero.errors import QueryBudgetError
+from deepzero.objective import parameters_of
 
 
 def ask(asked, **moved):
-    parameters = {name: value.clone() for name, value in asked.parameters().items()}
+    parameters = {name: value.clone() for name, value in parameters_of(asked).items()}
     for name, change in moved.items():
         parameters[name] += torch.tensor(change)
     return float(asked.evaluate(parameters, (), seed=0).loss)

@@ -159,6 +159,15 @@ def test_the_sweep_looks_where_the_loss_depends_on_something():
     assert found.step.configured_error < 1e-3
 
 
+def test_the_sweep_looks_at_the_largest_slopes():
+    def fn(x):
+        if x[17] > 1.03:
+            raise ValueError("beyond the wall")
+        return float(10 * x[17] + 0.01 * x.sum())
+
+    assert any("x[17] moved by" in failure for failure in dz.diagnose(box(fn, np.ones(30))).queries.failures)
+
+
 def test_few_directions_without_an_effect_are_no_verdict_on_all():
     found = dz.diagnose(box(lambda x: float(x[7] ** 3), np.ones(400)))
     assert found.healthy

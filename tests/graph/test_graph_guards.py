@@ -299,6 +299,25 @@ class TestVerification:
                 dz.CGE(model, loss=F.cross_entropy, evaluator=evaluator).estimate(X, Y)
 
 
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_kernel_that_rounds_to_float32_is_not_mistaken_for_a_wrong_rule(dtype: torch.dtype, dim: int) -> None:
+    """Weight norm on CUDA takes its root with ``sqrtf``, in float64 too; here the CPU does."""
+
+    def rounded(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+        norm = v.double().square().sum(1 - dim, keepdim=True).float().sqrt().double()
+        return (v.double() * g.double() / norm).to(v.dtype), norm.to(g.dtype)
+
+    model = initialize(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3), dim=dim)), dtype=dtype)
+    zo = dz.CGE(model, loss=F.cross_entropy, step_size=1e-2, strict=True)
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("_weight_norm_interface", rounded, "CPU")
+        found = zo.estimate(X.to(dtype), Y)
+    expected = dz.CGE(model, loss=F.cross_entropy, step_size=1e-2, evaluator=dz.SequentialEvaluator())
+    assert_close(found.gradients, expected.estimate(X.to(dtype), Y).gradients, 1e-6 if dtype.itemsize == 8 else 1e-3)
+
+
 def test_a_user_can_add_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     """As CONTRIBUTING says: a function under ``@rule``, and the fallback is out of the way."""
     model = initialize(nn.Sequential(nn.Linear(4, 3), nn.Softplus()))

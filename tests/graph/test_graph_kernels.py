@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from numba import njit
+from numba.core import event
 from oracle import assert_close, estimate, initialize, normal, some_coordinates
 from torch import nn
 
@@ -117,3 +119,16 @@ def test_maxima_over_tiles_are_those_of_torch(window: tuple[int, int]) -> None:
     loops.disjoint_channel_maxima(each.numpy(), own.numpy(), channels.numpy(), window, line, out.numpy())
     picked = torch.stack([expected[p, :, c] for p, c in enumerate(channels)])
     assert torch.equal(out.nan_to_num(99.0), picked.nan_to_num(99.0))
+
+
+def test_compilation_is_announced_once_and_only_of_our_own_loops(caplog):
+    def started(function):
+        return event.Event("numba:compile", event.EventStatus.START, data={"dispatcher": function})
+
+    listener = loops._Compiling()
+    with caplog.at_level("INFO", logger="deepzero"):
+        listener.notify(started(njit(lambda x: x)))
+        assert caplog.messages == []
+        listener.notify(started(loops.patches))
+        listener.notify(started(loops.column_sums))
+    assert caplog.messages == ["compiling loops for this machine, once: about 5 s"]

@@ -1,13 +1,18 @@
 import os
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.recipes import resumed, start_of_team, started
+from deepzero.recipes import named, resumed, start_of_team, started
 from deepzero.team import Team
 from deepzero.training import RunFolder
+
+
+def of(recipe):
+    return partial(named, recipe)
 
 
 def begin(start):
@@ -19,7 +24,7 @@ def test_a_new_run_gets_a_folder_of_its_own(tmp_path):
     assert first.recipe == "digits"
     assert first.out == tmp_path / "digits-cge-seed0"
     begin(first)
-    second = started("digits", {"seed": 0}, None, root=tmp_path)
+    second = started(of("digits"), {"seed": 0}, None, root=tmp_path)
     assert second.out == tmp_path / "digits-cge-seed0-2"
     begin(second)
     assert started(None, {}, None, root=tmp_path).out == tmp_path / "digits-cge-seed0-3"
@@ -32,70 +37,70 @@ def test_a_folder_that_is_named_is_taken():
 
 def test_bad_input_is_an_error_at_once():
     with pytest.raises(InvalidInputError, match="did you mean digits"):
-        started("digit", {}, None)
+        started(of("digit"), {}, None)
     with pytest.raises(InvalidInputError, match="sparsity"):
-        started("digits", {"sparsity": 2.0}, Path("here"))
+        started(of("digits"), {"sparsity": 2.0}, Path("here"))
 
 
 def test_a_resumed_run_has_the_settings_it_was_started_with(tmp_path):
-    start = started("cifar10-cnn", {"depth": 2, "epochs": None, "seed": 4}, tmp_path / "run")
+    start = started(of("cifar10-cnn"), {"depth": 2, "epochs": None, "seed": 4}, tmp_path / "run")
     begin(start)
     again = resumed(None, {"depth": None}, tmp_path / "run")
     assert again == replace(start, resume=True)
     assert again.config == start.config
-    assert resumed("cifar10-cnn", {"epochs": 1}, tmp_path / "run").config.training.epochs == 1
+    assert resumed(of("cifar10-cnn"), {"epochs": 1}, tmp_path / "run").config.training.epochs == 1
 
 
 def test_without_a_folder_the_latest_unfinished_run_is_resumed(tmp_path):
     for age, (recipe, seed) in enumerate([("digits", 0), ("digits", 1), ("digits-dense", 0), ("digits", 2)]):
-        folder = begin(started(recipe, {"seed": seed}, None, root=tmp_path))
+        folder = begin(started(of(recipe), {"seed": seed}, None, root=tmp_path))
         os.utime(folder.path / "run.json", (age, age))
         if seed == 2:
             folder.write("summary.json", {})
     assert resumed(None, {}, None, root=tmp_path).out.name == "digits-dense-cge-seed0"
-    assert resumed("digits", {}, None, root=tmp_path).out.name == "digits-cge-seed1"
+    assert resumed(of("digits"), {}, None, root=tmp_path).out.name == "digits-cge-seed1"
 
 
 def test_if_there_is_none_the_error_says_what_to_type(tmp_path):
     with pytest.raises(RunFolderError, match=r"no unfinished run of digits .*--out, or leave out --resume"):
-        resumed("digits", {}, None, root=tmp_path)
+        resumed(of("digits"), {}, None, root=tmp_path)
 
 
 def test_a_run_started_from_python_is_resumed_from_python(tmp_path):
     RunFolder.create(tmp_path, config={}, notes={})
-    with pytest.raises(RunFolderError, match="resume it from Python"):
+    with pytest.raises(RunFolderError, match=r"resume it as it was started: from Python by fit\(resume=True\)"):
         resumed(None, {}, tmp_path)
 
 
 class TestStartOfTeam:
     def begin_under(self, launch, out, monkeypatch, **settings):
         monkeypatch.setattr("deepzero.recipes.runs.launch_name", lambda: launch)
-        start = start_of_team("digits", settings, out, resume=False, team=Team())
+        start = start_of_team(of("digits"), settings, out, resume=False, team=Team())
         begin(start)
         return start
 
     def test_a_run_of_the_same_launch_goes_on_unasked(self, tmp_path, monkeypatch):
         first = self.begin_under("job-7", tmp_path / "run", monkeypatch, seed=3)
-        again = start_of_team("digits", {"seed": 3}, tmp_path / "run", resume=False, team=Team())
+        again = start_of_team(of("digits"), {"seed": 3}, tmp_path / "run", resume=False, team=Team())
         assert again == replace(first, resume=True)
 
     def test_without_a_folder_the_run_of_the_launch_is_found(self, tmp_path, monkeypatch):
         self.begin_under("job-6", tmp_path / "a", monkeypatch)
         mine = self.begin_under("job-7", tmp_path / "b", monkeypatch)
-        again = start_of_team("digits", {}, None, resume=False, team=Team(), root=tmp_path)
+        again = start_of_team(of("digits"), {}, None, resume=False, team=Team(), root=tmp_path)
         assert (again.out, again.resume) == (mine.out, True)
 
     def test_another_launch_or_none_does_not_touch_it(self, tmp_path, monkeypatch):
         self.begin_under("job-7", tmp_path / "run", monkeypatch)
         for launch in ("job-8", None):
             monkeypatch.setattr("deepzero.recipes.runs.launch_name", lambda launch=launch: launch)
-            start = start_of_team("digits", {}, tmp_path / "run", resume=False, team=Team())
+            start = start_of_team(of("digits"), {}, tmp_path / "run", resume=False, team=Team())
             assert not start.resume, "and train() refuses the folder, which is not free"
 
     def test_a_finished_run_does_not_go_on(self, tmp_path, monkeypatch):
         start = self.begin_under("job-7", tmp_path / "run", monkeypatch)
         RunFolder.reopen(start.out, config=asdict(start.config)).write("summary.json", {})
-        assert not start_of_team("digits", {}, tmp_path / "run", resume=False, team=Team()).resume
+        assert not start_of_team(of("digits"), {}, tmp_path / "run", resume=False, team=Team()).resume
 
     def test_asked_to_resume_it_goes_on_under_any_launch(self, tmp_path, monkeypatch):
         self.begin_under("job-7", tmp_path / "run", monkeypatch)

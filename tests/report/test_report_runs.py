@@ -8,13 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 from pages import Page
 
+import deepzero as dz
 from deepzero.errors import RunFolderError
 from deepzero.report import Document, Figure, Table, documents, page
 from deepzero.report.comparison import compare, labels
 from deepzero.report.reading import Run, read
 from deepzero.report.values import duration
+from deepzero.report.values import shown as values_shown
 from deepzero.tasks import classification
 from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
 from deepzero.training import TrainingConfig
@@ -156,7 +160,7 @@ def test_a_run_that_has_only_begun(unfinished):
     shown = document(unfinished)
     assert "no step yet" in shown.caption
     assert shown.headline["parameters"] == "610"
-    assert shown.headline["of it, to the end of step 1"] == "—"
+    assert shown.headline["start-up and step 1"] == "—"
     assert column(shown.tables[0], "layer")[:2] == ["hidden.0.weight", "fc.weight"]
     (unfinished / "ratios.json").unlink()
     assert document(unfinished).tables == []
@@ -199,10 +203,34 @@ def test_the_axis_of_seconds_begins_at_0_and_the_start_up_is_marked(finished):
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     [span] = figure_named(shown, "Accuracy against seconds").spans
     assert (span.start, span.end) == (0.0, records[0]["seconds"])
-    assert shown.headline["of it, to the end of step 1"] == duration(records[0]["seconds"])
+    assert shown.headline["start-up and step 1"] == duration(records[0]["seconds"])
     assert span.name == f"start-up and first step: {duration(records[0]['seconds'])}"
     assert all(figure_named(shown, f"Accuracy against {axis}").x_from_zero for axis in ("queries", "seconds"))
     assert figure_named(shown, "Accuracy against queries").spans == []
+
+
+def test_a_run_of_a_trainer_of_ones_own_is_shown_by_what_it_measures(tmp_path):
+    """No accuracy, no recipe, no validation loss under a familiar name: a regression with a metric of its own."""
+    model = torch.nn.Linear(3, 1)
+    x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8)
+    dz.Trainer(
+        model,
+        dz.CGE(model, loss=F.mse_loss),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        data,
+        validation=data,
+        metrics={"largest_error": lambda outputs, targets: float((outputs - targets).abs().max())},
+        out=tmp_path / "own",
+    ).fit(epochs=3)
+    shown, result = document(tmp_path / "own"), summary(tmp_path / "own")
+    assert shown.title == "own: Linear, Estimator"
+    assert shown.headline["validation largest error"] == values_shown(result["validation_largest_error"])
+    assert shown.caption.startswith(f"Weights of epoch {result['selected_epoch'] + 1}, selected on the validation")
+    assert len(figure(shown, "Largest error against seconds")["validation"][0]) == 3
+    assert len(figure(shown, "Loss against queries")["validation"][0]) == 3
+    assert "Accuracy against queries" not in [f.title for f in shown.figures]
+    Page(page(documents([tmp_path / "own", tmp_path / "own" / ".." / "own"]), title="Own"))
 
 
 def test_weights_that_cannot_be_read_are_passed_over(older):

@@ -211,6 +211,7 @@ def test_an_axis_begins_at_0_and_a_stretch_of_it_is_marked_and_named() -> None:
     plain = draw(figure(late))
     told = draw(figure(late, x_from_zero=True, spans=[Span(name="start-up: 99 s", start=0.0, end=99.0)]))
     assert "0" not in texts(plain)
+    assert "0" in texts(draw(figure(late, x_from_zero=True)))
     assert {"0", "start-up: 99 s"} <= set(texts(told))
     assert told.count("fill: #e6dfc8") == 2  # the stretch, and its place in the legend
     assert "#e6dfc8" not in plain

@@ -75,6 +75,35 @@ def test_a_run_that_begins_grows_and_ends_is_followed_to_its_end(tmp_path) -> No
         assert time.monotonic() - begun < 5
 
 
+def test_a_browser_that_is_looking_is_told_of_the_end_however_long_drawing_takes(
+    growing, finished, monkeypatch
+) -> None:
+    with Watch([growing], interval=0.05) as watch:
+        ask(watch)
+        draw = watch._draw
+
+        def slow() -> tuple[str, str]:
+            time.sleep(1.0)
+            return draw()
+
+        monkeypatch.setattr(watch, "_draw", slow)
+        shutil.copy(finished / "summary.json", growing)
+        begun, ended = time.monotonic(), []
+        ending = threading.Thread(target=lambda: (watch.until_done(), ended.append(time.monotonic())))
+        ending.start()
+        answer = ask(watch, "content?seen=nothing")
+        assert (answer[0], answer[2]["X-Done"]) == (200, "1")
+        ending.join(5)
+        assert ended[0] - begun >= 1.0  # not before the page was drawn
+
+
+def test_nobody_is_waited_for_where_nobody_looks(finished) -> None:
+    with Watch([finished]) as watch:
+        begun = time.monotonic()
+        watch.until_done()
+        assert time.monotonic() - begun < 1
+
+
 def test_only_what_is_new_is_sent(growing, finished) -> None:
     with Watch([growing]) as watch:
         _, page, _ = ask(watch)
@@ -85,7 +114,7 @@ def test_only_what_is_new_is_sent(growing, finished) -> None:
         (growing / "metrics.jsonl").write_bytes((finished / "metrics.jsonl").read_bytes())
         status, body, headers = ask(watch, f"content?seen={seen}")
         assert status == 200
-        assert "step 6, epoch 2, of 2 epochs" in body
+        assert "step 8, epoch 2, of 2 epochs" in body
         assert headers["X-Seen"] != seen
         assert ask(watch, f"content?seen={headers['X-Seen']}")[0] == 204
 

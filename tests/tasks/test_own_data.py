@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,12 +36,16 @@ def same(first: data.Splits, second: data.Splits) -> bool:
 
 
 def test_a_configuration_reads_the_same_data_after_json_and_from_another_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     flowers(tmp_path / "flowers.csv")
     monkeypatch.chdir(tmp_path)
     config = run_config(DataConfig.of_path("flowers.csv", target="species", test=0.3, validation=0.2, batch_size=8))
-    splits = load_images(config)
+    with caplog.at_level(logging.INFO, "deepzero"):
+        splits = load_images(config)
+    told = [record.getMessage() for record in caplog.records]
+    assert splits.notes
+    assert told[-len(splits.notes) :] == list(splits.notes)
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [18, 3, 9]
     assert same(splits, data.load(path="flowers.csv", target="species", test=0.3, validation=0.2))
     stored = json.loads(json.dumps(asdict(config.data)))

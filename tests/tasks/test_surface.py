@@ -14,9 +14,16 @@ from deepzero.errors import RunFolderError
 from deepzero.losses import LOSSES
 from deepzero.report import documents
 from deepzero.tasks import classification
-from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
+from deepzero.tasks.config import (
+    ClassificationConfig,
+    DataConfig,
+    EstimatorConfig,
+    ModelConfig,
+    SparsityConfig,
+    from_record,
+)
 from deepzero.tasks.parts import load_images, training_batches
-from deepzero.tasks.surface import config_of, surface
+from deepzero.tasks.surface import surface
 from deepzero.training import TrainingConfig
 
 CONFIG = ClassificationConfig(
@@ -38,9 +45,9 @@ def test_the_middle_is_the_loss_of_the_selected_weights_on_the_first_batch(run) 
     found = surface(path, points=3)
     x, y = training_batches(CONFIG, load_images(CONFIG).train, torch.device("cpu")).batch(0, 0)
     model.train()
-    loss = LOSSES[CONFIG.loss](model(x), y)
-    gradients = torch.autograd.grad(loss.mean(), list(model.parameters()))
-    assert found["losses"][1][1] == pytest.approx(float(loss.mean()), rel=1e-5)
+    loss = LOSSES[CONFIG.loss](model(x), y).mean()
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    assert found["losses"][1][1] == pytest.approx(loss.item(), rel=1e-5)
     assert found["gradient_norm"] == pytest.approx(float(sum(g.square().sum() for g in gradients)) ** 0.5, rel=1e-4)
     fine = surface(path, points=3, radius=1e-3)
     assert fine["slope"] == pytest.approx(found["gradient_norm"], rel=1e-2)
@@ -72,7 +79,7 @@ def test_a_run_that_has_not_finished_is_looked_at_where_its_last_checkpoint_is(r
     path = tmp_path / "unfinished"
     shutil.copytree(run[0], path)
     (path / "summary.json").unlink()
-    assert surface(path, points=3)["weights"] == "the weights of step 6"
+    assert surface(path, points=3)["weights"] == "the weights of step 8"
     shutil.rmtree(path / "checkpoints")
     with pytest.raises(RunFolderError, match="holds no weights yet"):
         surface(path, points=3)
@@ -81,7 +88,7 @@ def test_a_run_that_has_not_finished_is_looked_at_where_its_last_checkpoint_is(r
 def test_the_configuration_comes_back_from_the_record(run) -> None:
     record = json.loads((run[0] / "run.json").read_text())
     assert json.dumps(record["config"], sort_keys=True) == json.dumps(
-        asdict(config_of(record["config"])), sort_keys=True
+        asdict(from_record(record["config"])), sort_keys=True
     )
 
 

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import deepzero as dz
 from deepzero.coordinates import StepContext
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RunFolderError
-from deepzero.objective import parameters_of
+from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.sparsity import DynamicRatios
 from deepzero.step_sizes import as_step_size
 from deepzero.training import (
@@ -29,6 +30,7 @@ from deepzero.training import (
     StopRequest,
     Trainer,
     evaluate,
+    measured,
     read_metrics,
 )
 from deepzero.training.callbacks import direction
@@ -678,6 +680,58 @@ def test_a_finished_run_goes_on_for_more_epochs_with_the_last_weights_not_the_be
     assert torch.equal(one.model[0].weight, whole.model[0].weight)
 
 
+def test_a_call_that_ends_within_an_epoch_goes_on_there_in_the_next():
+    weights = []
+    for parts in ([7], [2, 5, 7]):
+        torch.manual_seed(3)
+        made = own(validation=None)
+        for steps in parts:
+            made.fit(steps=steps)
+        weights.append(made.model[0].weight.detach().clone())
+    assert torch.equal(weights[0], weights[1])
+
+
+def test_a_call_after_a_stop_adds_to_the_measurements(tmp_path):
+    made = trainer(tmp_path)
+    assert fit(made, until=5).stopped == "SIGTERM"
+    fit(made)
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "step"] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("before", [None, dz.Team()])
+@pytest.mark.parametrize("after", [None, dz.Team()])
+def test_a_run_goes_on_with_divided_queries_or_without(tmp_path, before, after):
+    def made(team):
+        model = network()
+        return Trainer(model, dz.CGE(model, loss=F.cross_entropy), sgd(model), Batches(), out=tmp_path, team=team)
+
+    assert fit(made(before), epochs=1, until=2).stopped == "SIGTERM"
+    assert fit(made(after), epochs=1, resume=True).summary["steps"] == 4
+
+
+def test_making_a_trainer_draws_nothing_and_starts_no_workers():
+    loader = DataLoader(points(), batch_size=8, shuffle=True, num_workers=1)
+    before = torch.get_rng_state()
+    own(train=loader)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not multiprocessing.active_children()
+
+
+def test_accuracy_is_told_only_where_outputs_can_only_be_scores_of_classes():
+    """Tokens whose classes come last, and as many of them as there are tokens, would be read the wrong way round."""
+    model = nn.Linear(3, 3)
+
+    def of_tokens(output, target):
+        return F.cross_entropy(output.transpose(1, 2), target)
+
+    tokens = [(torch.randn(4, 3, 3), torch.randint(3, (4, 3)))]
+    assert set(measured(NetworkObjective(model, of_tokens), tokens)) == {"loss"}
+    ignored = [(torch.randn(4, 3), torch.tensor([0, -100, 1, 2]))]
+    assert set(measured(NetworkObjective(model, F.cross_entropy), ignored)) == {"loss"}
+    classes = [(torch.randn(4, 3), torch.tensor([0, 1, 1, 2]))]
+    assert set(measured(NetworkObjective(model, F.cross_entropy), classes)) == {"loss", "accuracy"}
+
+
 def test_steps_may_end_within_an_epoch(tmp_path):
     made = own(tmp_path, train=[tuple(points(16).tensors)] * 3)
     result = made.fit(steps=5)
@@ -725,6 +779,22 @@ def test_the_test_data_are_looked_at_once_at_the_end(tmp_path):
     assert looks == [made.step]
     assert summary["test_accuracy"] == 0.25
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["test_accuracy"] == 0.25
+
+
+def test_a_function_looks_at_the_network_in_eval_mode():
+    """With dropout on it would measure another network."""
+    modes = []
+
+    def look(model):
+        modes.append([module.training for module in model.modules()])
+        return {"loss": 0.5}
+
+    made = own(validation=look, test=look)
+    made.model[1].eval()  # a frozen batch norm stays as it is
+    made.fit(epochs=1)
+    assert len(modes) == 2
+    assert not any(map(any, modes))
+    assert [module.training for module in made.model] == [True, False, True, True, True]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from deepzero.objective import Loss
 
 
 class RandomizedLimit(Baseline):
-    """RGE with gaussian directions as :math:`\\mu \\to 0` (eq. (1) left of Chen et al., 2024), without its queries.
+    """RGE with gaussian directions as :math:`\\mu \\to 0` (equation (1) left of Chen et al., 2024), without queries.
 
     .. math:: \\hat g = \\frac{1}{q} \\sum_{k=1}^q (u_k^T g) u_k, \\qquad u_k \\sim N(0, I_d)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +15,9 @@ from tyro.conf import Positional, arg
 from deepzero.cli.options import DONE, Json, Quiet
 from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from deepzero.data import Splits
 
 MOST_CLASSES = 30
 """Rows of the table of classes; --json has all."""
@@ -101,20 +104,32 @@ class Data:
         )
         told = {"path": None if named else str(path), "kind": kind, **description(splits)}
         networks = _networks(tuple(told["shape"]), len(told["classes"]))
-        return {**told, "networks": networks, "command": None if named else self._command(path, networks)}
+        return {**told, "networks": networks, "training": self._training(path, splits)}
 
-    def _command(self, path: Path, networks: list[str]) -> str:
-        """The command that trains on these data."""
-        model = "mlp" if "simple_cnn" not in networks else "simple_cnn"
+    def _training(self, path: Path, splits: Splits) -> dict[str, Any]:
+        """What training on these data does unless other options are given, and the command for it."""
+        from deepzero.recipes.own import data_config, own_config, suggested_model  # noqa: PLC0415 - with PyTorch
+
+        images = data_config(str(path), target=self.target, image_size=self.image_size, test=self.test)
+        config = own_config(images, suggested_model(splits.train))
+        few = len(splits.train) < config.data.batch_size
         options = {
             "--data": path,
-            "--model": model,
             "--target": self.target,
             "--image-size": self.image_size,
             "--test": self.test,
+            "--data-dir": self.data_dir,
+            "--batch-size": len(splits.train) if few else None,
         }
         words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-        return shlex.join(["deepzero", "train", *words])
+        return {
+            "command": shlex.join(["deepzero", "train", *words]),
+            "network": config.model.name,
+            "options": dict(config.model.options),
+            "epochs": config.training.epochs,
+            "batch_size": len(splits.train) if few else config.data.batch_size,
+            "sparsity": config.sparsity.sparsity,
+        }
 
 
 def _networks(shape: tuple[int, ...], classes: int) -> list[str]:
@@ -148,17 +163,23 @@ def _show(told: dict[str, Any], console: Console) -> None:
     console.print(table)
     for line in (_balance(told["balance"]), f"networks that take these inputs: {', '.join(told['networks'])}"):
         console.print(line, markup=False)
-    if told["command"]:
-        unit = "column" if told["inputs"] == "table" else "channel"
-        selects = (
-            f"selects the weights by {samples['validation']:,}" if samples["validation"] else "keeps the last weights"
-        )
-        console.print(told["command"], markup=False)
-        console.print(
-            f"  trains on {samples['train']:,} samples, each {unit} less its mean and over its standard deviation; "
-            f"{selects}; looks at the {samples['test']:,} of the test set once, at the end",
-            markup=False,
-        )
+    training = told["training"]
+    console.print(f"to train: {training['command']}", markup=False, soft_wrap=True)
+    console.print(f"  {_plan(training, samples, told['inputs'])}", markup=False)
+
+
+def _plan(training: dict[str, Any], samples: dict[str, int], inputs: str) -> str:
+    """What the command does."""
+    options = ", ".join(f"{name} {value}" for name, value in training["options"].items())
+    sparsity = training["sparsity"]
+    queried = f"{1 - sparsity:.0%} of its weights queried at a step" if sparsity else "all its weights queried"
+    selects = f"selects the weights by {samples['validation']:,}" if samples["validation"] else "keeps the last weights"
+    return (
+        f"trains {training['network']}{f' ({options})' if options else ''}, {queried}, for {training['epochs']} epochs "
+        f"of {samples['train']:,} samples in batches of {training['batch_size']}, each "
+        f"{'column' if inputs == 'table' else 'channel'} less its mean and over its standard deviation; {selects}; "
+        f"looks at the {samples['test']:,} of the test set once, at the end"
+    )
 
 
 def _balance(balance: dict[str, Any]) -> str:

@@ -87,16 +87,16 @@ class Report:
         from deepzero.report.watch import Watch  # noqa: PLC0415 - with PyTorch
 
         options = {} if self.interval is None else {"interval": self.interval}
-        try:
-            with Watch(self.runs, port=self.port or 0, **options) as watch:
-                if watch.finished():
-                    return True
-                where = f"watching at {watch.address} until {'it has' if len(self.runs) == 1 else 'all have'} finished"
+        with Watch(self.runs, port=self.port or 0, **options) as watch:
+            if watch.finished():
+                return True
+            where = f"watching at {watch.address} until {'it has' if len(self.runs) == 1 else 'all have'} finished"
+            try:
                 output.console.print(f"{where}; Ctrl-C ends it", soft_wrap=True, markup=False)
                 watch.until_done()
-        except KeyboardInterrupt:
-            output.result("stopped watching", report=None)
-            return False
+            except KeyboardInterrupt:
+                output.result("stopped watching", report=None)
+                return False
         return True
 
     def _out(self) -> Path:

@@ -39,8 +39,8 @@ class Train:
     """
 
     recipe: Positional[Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: digits)")]] = None
-    """Name of a recipe; or file.py, file.py:function or module:function of your own, which returns a configuration or a
-    dz.Trainer (function: recipe, by default)."""
+    """Name of a recipe; or file.py, file.py:function or module:function of your own, which returns a dz.Trainer or a
+    configuration (the function is called recipe by default)."""
     config: OwnConfig = None
     data: OwnData = None
     target: Target = None

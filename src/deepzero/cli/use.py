@@ -222,8 +222,7 @@ def _loaded(folder: Path, model: str | None) -> Run:
 
 def _inputs(paths: tuple[Path, ...]) -> tuple[list[str] | None, Any]:
     """Names of the inputs, where they have some, and what the run is given."""
-    from deepzero.data import image_files  # noqa: PLC0415 - with PyTorch
-    from deepzero.data.image_files import ENDINGS  # noqa: PLC0415
+    from deepzero.data import image_files, is_image  # noqa: PLC0415 - with PyTorch
 
     if len(paths) > 1:
         return [str(path) for path in paths], list(paths)
@@ -235,7 +234,7 @@ def _inputs(paths: tuple[Path, ...]) -> tuple[list[str] | None, Any]:
         return [str(file) for file in files], files
     if path.suffix in (".npy", ".npz"):
         return None, _array(path)
-    return ([str(path)] if path.suffix.lower() in ENDINGS else None), path
+    return [str(path)] if is_image(path) else None, path
 
 
 def _array(path: Path) -> Any:

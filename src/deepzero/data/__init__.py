@@ -7,7 +7,7 @@ from deepzero.data.detection import KINDS, detect
 from deepzero.data.digits import load_digits
 from deepzero.data.fashion_mnist import load_fashion_mnist
 from deepzero.data.folder import load_image_folder
-from deepzero.data.image_files import image_files
+from deepzero.data.image_files import image_files, is_image
 from deepzero.data.images import channel_statistics, downsample
 from deepzero.data.loader import BatchLoader
 from deepzero.data.preprocessing import Preprocessing
@@ -25,6 +25,7 @@ __all__ = [
     "detect",
     "downsample",
     "image_files",
+    "is_image",
     "load",
     "load_cifar10",
     "load_digits",

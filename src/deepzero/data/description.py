@@ -36,7 +36,7 @@ def description(splits: Splits) -> dict[str, Any]:
     >>> from deepzero.data import load
     >>> told = description(load("digits"))
     >>> told["shape"], told["samples"], told["classes"][3]["train"]
-    ([1, 8, 8], {'train': 1295, 'validation': 143, 'test': 359}, 132)
+    ([1, 8, 8], {'train': 1295, 'validation': 143, 'test': 359}, 131)
     """
     train = splits.train
     parts = {"train": train, "validation": splits.validation, "test": splits.test}

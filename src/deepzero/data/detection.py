@@ -18,6 +18,7 @@ from deepzero.errors import DataNotFoundError, InvalidInputError
 
 IMAGE_FOLDER, NPZ, CSV, PARQUET, IDX, CIFAR10 = "image-folder", "npz", "csv", "parquet", "idx", "cifar10"
 KINDS = (IMAGE_FOLDER, NPZ, CSV, PARQUET, IDX, CIFAR10)
+"""Forms of data that are told apart by what a path holds."""
 UNDERSTOOD = (
     "a folder of images with a folder for each class, an .npz file, a CSV or Parquet table, a folder of IDX files, or "
     "CIFAR-10's folder"

@@ -22,7 +22,12 @@ DEEP_MODES = ("I", "F")
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     """The image files right in a folder, in alphabetical order, told by their endings; hidden files do not count."""
     entries = sorted(Path(folder).iterdir())
-    return [entry for entry in entries if entry.suffix.lower() in ENDINGS and not entry.name.startswith(".")]
+    return [entry for entry in entries if is_image(entry) and not entry.name.startswith(".")]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image, by its ending."""
+    return path.suffix.lower() in ENDINGS
 
 
 def open_image(path: Path) -> Image.Image:

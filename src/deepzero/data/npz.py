@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,14 @@ def read_npz(path: Path) -> Found:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: _array(archive, name, path) for name in archive.files}
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+            found = {name: _array(archive, name, path) for name in archive.files}
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
         raise InvalidInputError(f"{path} cannot be read as an .npz file ({error}); write it again") from error
+    arrays = {
+        name: array for name, array in found.items() if isinstance(array, np.ndarray)
+    }  # else another file's bytes
     roles = {name: _role(name) for name in arrays}
     parts = {part: _pair(part, roles, path) for part in dict.fromkeys(role[0] for role in roles.values() if role)}
     if TRAIN not in parts:

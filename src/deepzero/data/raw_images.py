@@ -182,7 +182,7 @@ def channels_first(raw: Array, channels: int, size: tuple[int, int] | None) -> S
             f"an array of shape {list(raw.shape)} can be read with the channels first or last; "
             f"give PIL images or files instead"
         )
-    return torch.from_numpy(np.ascontiguousarray(readings[0]))
+    return torch.from_numpy(np.array(readings[0], order="C"))  # a copy: an image of PIL cannot be written
 
 
 def _readings(raw: Array) -> list[Array]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,8 +22,6 @@ from deepzero.data.images import channel_statistics, downsample
 from deepzero.data.npz import read_npz
 from deepzero.data.table import read_table
 from deepzero.errors import InvalidInputError
-
-log = logging.getLogger("deepzero")
 
 Folder = str | os.PathLike[str] | None
 
@@ -58,6 +55,7 @@ NAMED: dict[str, NamedSet] = {
         lambda folder: find_image_folder(folder)[0].parent,
     ),
 }
+"""The data sets that have a name, with what :func:`load` makes of it."""
 
 
 def names() -> tuple[str, ...]:
@@ -85,7 +83,7 @@ def load(
 
     What of one's own can be read, see :func:`detect`: a folder of images with a folder for each class (with ``train``
     and ``test`` or ``val`` above them, or without), an ``.npz`` file, a CSV or Parquet table, IDX files, CIFAR-10. What
-    is decided by a rule is said in the log, and in :attr:`Splits.notes`. Means and standard deviations are those of the
+    is decided by a rule is said in :attr:`Splits.notes`. Means and standard deviations are those of the
     training images or rows, before validation is held out.
 
     Args:
@@ -132,12 +130,9 @@ def load(
     place = Path(path).expanduser()
     found = _read(place, require_kind(place, name), target, image_size)
     size = None if found.fields.get("shorter_side") else image_size
-    splits = splits_of(
+    return splits_of(
         found, name=place.absolute().name, validation=validation, test=test, seed=seed, image_size=size, limit=limit
     )
-    for note in splits.notes:
-        log.info("%s", note)
-    return splits
 
 
 def require_kind(path: Path, name: str | None) -> str:

@@ -14,6 +14,8 @@ from deepzero.data.found import TRAIN, Found, Samples
 from deepzero.errors import InvalidInputError
 
 TARGETS = ("label", "target", "class", "y")
+INDEX_NAMES = ("Unnamed: 0", "__index_level_0__")
+"""What pandas calls a row's number when it writes or reads it as a column."""
 
 
 def read_table(path: Path, target: str | None = None) -> Found:
@@ -29,6 +31,11 @@ def read_table(path: Path, target: str | None = None) -> Found:
     """
     table = read_columns(path)
     names = list(table.column_names)
+    if index := [name for name in names if name in INDEX_NAMES]:
+        raise InvalidInputError(
+            f"column {index[0]!r} of {path} is the index of pandas, no feature; write the file again with "
+            "df.to_csv(path, index=False) or df.to_parquet(path, index=False)"
+        )
     chosen, note = _target(names, target, path)
     features = [name for name in names if name != chosen]
     if not features:

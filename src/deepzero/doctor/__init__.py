@@ -21,6 +21,7 @@ from deepzero.doctor.records import (
     Sweep,
     Trial,
 )
+from deepzero.doctor.surface import LossSurface, loss_surface
 
 __all__ = [
     "Curve",
@@ -32,6 +33,7 @@ __all__ = [
     "LayerCheck",
     "LayerTime",
     "LoopCosts",
+    "LossSurface",
     "MethodCost",
     "Operations",
     "Point",
@@ -42,5 +44,6 @@ __all__ = [
     "Trial",
     "diagnose",
     "examine",
+    "loss_surface",
     "plot_sweep",
 ]

@@ -198,15 +198,15 @@ class _Visit:
         """Directions for a sweep, about ``count``: of coordinates those with the largest slopes, if they are known."""
         if estimate is None or not isinstance(perturbations, CoordinatePerturbations):
             return sample(self.zo, perturbations, count, self.context)
-        sizes = {n: estimate.gradients[n].reshape(-1)[i].abs().double() for n, i in perturbations.coordinates.items()}
-        every = torch.cat(list(sizes.values()))
-        least = float(every.topk(min(count, len(every))).values[-1])
-        kept = {n: i[(sizes[n] >= least) & (sizes[n] > 0)] for n, i in perturbations.coordinates.items()}
-        few = {n: i for n, i in kept.items() if len(i)}
+        coordinates = perturbations.coordinates
+        sizes = torch.cat([estimate.gradients[n].reshape(-1)[i].abs().double() for n, i in coordinates.items()])
+        largest = torch.zeros(len(sizes), dtype=torch.bool)
+        largest[sizes.topk(min(count, len(sizes))).indices] = True
+        parts = torch.split(largest & (sizes > 0), [len(index) for _, index in coordinates.items()])
+        few = {n: i[part] for (n, i), part in zip(coordinates.items(), parts, strict=True) if bool(part.any())}
         if not few:
             return sample(self.zo, perturbations, count, self.context)
-        largest = CoordinatePerturbations(Coordinates(few), parameters_of(self.asked), perturbations.scales)
-        return sample(self.zo, largest, count, self.context) if len(largest) > count else largest  # there may be ties
+        return CoordinatePerturbations(Coordinates(few), parameters_of(self.asked), perturbations.scales)
 
     def swept(
         self,

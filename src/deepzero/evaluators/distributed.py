@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deepzero.errors import TeamError
-from deepzero.evaluators.base import Answer, DivisibleEvaluator, Job, Measurement
+from deepzero.evaluators.base import Answer, DivisibleEvaluator, Evaluator, Job, Measurement
 from deepzero.objective import Objective
 from deepzero.probes import Perturbations
 from deepzero.team import Team
@@ -112,6 +112,16 @@ class DistributedEvaluator:
         """Take over what :meth:`state_dict` returned, whatever the number of ranks was."""
         self.inner.load_state_dict(state["inner"])
         self._costs, self._measured = dict(state["costs"]), state["measured"]
+
+
+def load_evaluator(evaluator: Evaluator, state: dict[str, Any]) -> None:
+    """Give an evaluator its state, also where queries were divided before and no longer are, or the other way round."""
+    divides, divided = isinstance(evaluator, DistributedEvaluator), "inner" in state
+    if divided and not divides:
+        state = state["inner"]
+    elif divides and not divided:
+        state = {"inner": state, "costs": {}, "measured": 0}
+    evaluator.load_state_dict(state)
 
 
 def divide(jobs: Sequence[Job], costs: Mapping[str, float], ranks: int) -> list[list[int]]:

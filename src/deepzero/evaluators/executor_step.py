@@ -26,6 +26,12 @@ log = logging.getLogger("deepzero")
 LONGEST_WAIT = 1.0
 """Seconds after which the loop looks around in any case, so that an interrupt is seen on every platform."""
 
+HINT = (
+    "; what it printed says why. Workers that die at once may import your script, whose own work then stands behind "
+    'if __name__ == "__main__":; workers that die later may lack memory'
+)
+"""What to look for when a worker was lost."""
+
 AHEAD = 2
 """Calls in flight for each worker where one may wait in a queue, so that no worker waits for the next call."""
 
@@ -270,7 +276,7 @@ class Step:
         calls = [call, *(flight.call for flight in self._flights.values())]
         self._new_pool()
         for lost in filter(None, map(self._still_open, calls)):
-            self._failed(lost, "retry", QueryError(f"its worker was lost ({type(error).__name__}: {error})"))
+            self._failed(lost, "retry", QueryError(f"its worker was lost ({type(error).__name__}: {error}){HINT}"))
 
     def _new_pool(self) -> None:
         self._flights.clear()

@@ -20,6 +20,16 @@ from deepzero.randomness import Draws, matching, placed, without_draw
 Values = dict[Node, Value]
 HALF = (torch.float16, torch.bfloat16)
 NATIVE = "native"
+aten = torch.ops.aten
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+SHARP: dict[Any, Callable[..., Any]] = {aten._weight_norm.default: _weight_norm}
+"""What a float64 forward runs in place of operations that round to float32 in float64, too: the CUDA kernel of weight
+norm takes its root with ``sqrtf``."""
 
 
 def graph_inputs(
@@ -120,6 +130,8 @@ class Dealer:
         if node.target is TARGET and self._wide:
             with narrowed():
                 return node.target(*args, **kwargs)
+        if self._wide and node.target in SHARP:
+            return SHARP[node.target](*args, **kwargs)
         if position is None:
             certain = without_draw(node.target, args)
             return node.target(*args, **kwargs) if certain is None else certain

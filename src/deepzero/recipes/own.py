@@ -42,7 +42,7 @@ def own_config(images: DataConfig, model: ModelConfig | None = None) -> Classifi
             blocks at most) and a perceptron for tables (``mlp``).
     """
     if model is None:
-        model = _suggested(load_images(_Of(images)).train)
+        model = suggested_model(load_images(_Of(images)).train)
     sparsity = 0.0 if model.name == "mlp" else 0.9
     return ClassificationConfig(
         data=replace(images, batch_size=BATCH),
@@ -146,7 +146,8 @@ def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return values
 
 
-def _suggested(train: data.Dataset) -> ModelConfig:
+def suggested_model(train: data.Dataset) -> ModelConfig:
+    """The network that :func:`own_config` takes by default."""
     if len(train.input_shape) == 1:
         return ModelConfig(name="mlp")
     depth = min(3, min(train.input_shape[1:]).bit_length() - 1)

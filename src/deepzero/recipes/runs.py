@@ -107,11 +107,9 @@ def resumed(base: Base | None, settings: Mapping[str, Any], out: Path | None, *,
             f"the run in {path} was not started from a recipe; resume it as it was started: from Python by "
             "fit(resume=True), or by deepzero train FILE.py --resume"
         )
-    if config is None:
-        config = customize(from_record(record["config"]), **given)
-    else:
-        config = customize(config, **{**record.get("settings", {}), **given})
-    return Start(name or str(record.get("recipe")), config, given, path, resume=True)
+    known = {**record.get("settings", {}), **given}
+    changed = customize(from_record(record["config"]), **given) if config is None else customize(config, **known)
+    return Start(name or str(record.get("recipe")), changed, known, path, resume=True)
 
 
 def named(recipe: str) -> tuple[str, ClassificationConfig]:

@@ -6,6 +6,7 @@ from deepzero.report.maps import draw_map
 from deepzero.report.records import Document, Figure, HeatMap, Picture, Series, Span, Table
 from deepzero.report.runs import documents
 from deepzero.report.svg import draw
+from deepzero.report.watch import Watch
 
 __all__ = [
     "Document",
@@ -15,6 +16,7 @@ __all__ = [
     "Series",
     "Span",
     "Table",
+    "Watch",
     "documents",
     "draw",
     "draw_map",

@@ -78,7 +78,7 @@ def _results(runs: Sequence[Run], names: Sequence[str], with_folder: bool) -> Ta
         "validation accuracy",
         "queries",
         "time",
-        "to the end of step 1",
+        "start-up and step 1",
         "parameters",
         "sparsity",
     ]

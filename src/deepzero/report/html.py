@@ -136,8 +136,8 @@ def _note(text: str) -> str:
 
 def _room(table: Table) -> str:
     """The class of a table that must become blocks where it has less room than it needs; empty if it fits anywhere."""
-    columns = [[name, *(row[i] for row in table.rows)] for i, name in enumerate(table.columns)]
-    needed = sum(max(min(len(text), WORD) for text in column) * LETTER + PADDING for column in columns)
+    columns = [[*name.split(), *(row[i] for row in table.rows)] for i, name in enumerate(table.columns)]
+    needed = sum(max((min(len(text), WORD) for text in column), default=0) * LETTER + PADDING for column in columns)
     needed += sum(7 for name in table.columns if name in table.bars)
     fitting = next((room for room in ROOMS if needed <= room), None)
     return "" if fitting == ROOMS[0] and len(columns) < 4 else f"blocks-{fitting or 'always'}"

@@ -69,7 +69,13 @@ def _what(run: Run) -> str:
     model, method = (given.get(f"{part}.{key}") for part, key in (("model", "name"), ("estimator", "method")))
     if model is None:
         return f"{given.get('model.class', 'a network')}, {given.get('estimator.class', 'trained')}"
-    return f"{model} on {given.get('data.name')}, {method}{sparse}"
+    data = given.get("data.path") or given.get("data.name")
+    return f"{_last(str(model))} on {_last(str(data))}, {method}{sparse}"
+
+
+def _last(path: str) -> str:
+    """A name as it is; of a path of the user's own, its last part: ``/home/me/net.py:Net`` becomes ``net.py:Net``."""
+    return path.rpartition("/")[2]
 
 
 def _caption(run: Run) -> str:
@@ -93,7 +99,7 @@ def _headline(run: Run) -> dict[str, str]:
         "queries": shown(last["queries"]),
         "queries of a step": _queries_of_a_step(run),
         "time": duration(last["seconds"]),
-        "of it, to the end of step 1": MISSING if run.start_up is None else duration(run.start_up),
+        "start-up and step 1": MISSING if run.start_up is None else duration(run.start_up),
         "parameters": shown(counted),
         "sparsity": f"{flat(run.config).get('sparsity.sparsity') or 0:.1%}",
     }

@@ -31,8 +31,9 @@ HERE = "127.0.0.1"
 QUIET = 60.0
 """Seconds without a new line after which a page says that the run may have stopped."""
 
-FAREWELL = 3
-"""Intervals for which the finished page is kept for browsers that have not asked for it yet."""
+PRESENT, FAREWELL = 10.0, 30.0
+"""Seconds and an interval since the last question after which nobody is looking any more; seconds for which the page of
+finished runs is kept, at most, for somebody who is."""
 
 RULES = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
@@ -87,6 +88,7 @@ class Watch:
             raise InvalidInputError(f"port must be a number from 0 (a free one) to 65535, got {port}")
         self._lock = threading.Lock()
         self._files: Any = None
+        self._asked = float("-inf")
         self._drawn: tuple[str, str] = ("", "")
         self._told_end = threading.Event()
         try:
@@ -107,10 +109,12 @@ class Watch:
         self._server.server_close()
 
     def until_done(self) -> None:
-        """Return when all runs have finished and a browser has been told so, or none has asked for a while."""
+        """Return when all runs have finished, and a browser that was looking has been told so."""
         while not self.finished():
             time.sleep(min(self.interval, 0.5))
-        self._told_end.wait(FAREWELL * self.interval)
+        if time.monotonic() - self._asked < self.interval + PRESENT:
+            self._told_end.wait(FAREWELL)
+            time.sleep(self.interval)  # for a second browser
 
     def finished(self) -> bool:
         """Whether every folder holds a finished run, or results."""
@@ -118,6 +122,7 @@ class Watch:
 
     def view(self) -> View:
         """The runs as they are now; drawn anew only if a file of theirs has changed."""
+        self._asked = time.monotonic()
         with self._lock:  # drawing is for one thread at a time
             done = self.finished()
             if (found := self._signature()) != self._files:

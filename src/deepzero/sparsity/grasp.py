@@ -35,7 +35,7 @@ def zo_grasp(
     dtype: torch.dtype = torch.float64,
     evaluator: Evaluator | None = None,
 ) -> dict[str, Float[Tensor, " ..."]]:
-    """ZO-GraSP (eq. (3) of Chen et al., 2024): GraSP's scores from ``2 * (queries + 1)`` function values.
+    """ZO-GraSP (equation (3) of Chen et al., 2024): GraSP's scores from ``2 * (queries + 1)`` function values.
 
     .. math:: \\hat S = -\\theta \\odot
         \\frac{\\hat\\nabla\\ell(\\theta + \\mu \\hat g) - \\hat\\nabla\\ell(\\theta)}{\\mu},

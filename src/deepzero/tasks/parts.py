@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,8 @@ from deepzero.training import ModelFile, evaluate
 
 EVALUATION_BATCH = 500
 
+log = logging.getLogger("deepzero")
+
 
 class OnImages(Protocol):
     """A configuration that says which images it is about."""
@@ -29,14 +32,14 @@ class OnImages(Protocol):
 
 
 def load_images(config: OnImages, data_dir: str | Path | None = None) -> data.Splits:
-    """The images of a run.
+    """The images of a run; what was decided by a rule when they were read is said in the log.
 
     Raises:
         DataNotFoundError: the data set is not there.
     """
     images = config.data
     with announced(f"reading {images.title}"):
-        return data.load(
+        splits = data.load(
             images.name,
             path=images.path,
             data_dir=data_dir,
@@ -46,6 +49,9 @@ def load_images(config: OnImages, data_dir: str | Path | None = None) -> data.Sp
             image_size=images.image_size,
             limit=images.limit,
         )
+    for note in splits.notes:
+        log.info("%s", note)
+    return splits
 
 
 def make_model(config: ClassificationConfig, train_set: data.Dataset) -> nn.Module:

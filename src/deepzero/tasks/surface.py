@@ -15,27 +15,14 @@ from deepzero.errors import RunFolderError
 from deepzero.losses import LOSSES
 from deepzero.objective import Batch, NetworkObjective
 from deepzero.report.surfaces import SURFACE
-from deepzero.tasks.config import (
-    ClassificationConfig,
-    DataConfig,
-    EstimatorConfig,
-    ModelConfig,
-    SparsityConfig,
-)
+from deepzero.tasks.config import from_record
 from deepzero.tasks.gradients import gradient_source
 from deepzero.tasks.parts import load_images, make_model, training_batches
 from deepzero.tasks.selection import Ratios, select
-from deepzero.training import RunFolder, TrainingConfig, read_record
+from deepzero.training import RunFolder, read_record
 from deepzero.training.state import selected
 
 RATIOS = "ratios.json"
-PARTS = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "estimator": EstimatorConfig,
-    "sparsity": SparsityConfig,
-    "training": TrainingConfig,
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +74,7 @@ def surface(
         InvalidInputError: an argument is out of its domain.
     """
     record = read_record(path)
-    if not PARTS.keys() <= record["config"].keys():
+    if "data" not in record["config"]:
         raise RunFolderError(
             f"a loss surface can be drawn of runs of recipes and configurations of deepzero train only, and the run in "
             f"{path} is of another kind; leave out --surface"
@@ -107,14 +94,8 @@ def surface(
     return values
 
 
-def config_of(values: Mapping[str, Any]) -> ClassificationConfig:
-    """The configuration that a run was started with, from its record."""
-    parts = {name: kind(**values[name]) for name, kind in PARTS.items()}
-    return ClassificationConfig(**{**values, **parts})
-
-
 def _place(folder: RunFolder, data_dir: str | Path | None, device: str) -> Place:
-    config, place = config_of(folder.record["config"]), validation.device(device)
+    config, place = from_record(folder.record["config"]), validation.device(device)
     weights, words = _weights(folder)
     splits = load_images(config, data_dir)
     model = make_model(config, splits.train).to(place)

@@ -21,6 +21,9 @@ from deepzero.training.loggers import LOGGERS
 if TYPE_CHECKING:
     from deepzero.training.trainer import Trainer
 
+NEEDED = ("backward", "queries", "set_epoch", "state_dict", "load_state_dict")
+"""What a gradient source has, see :class:`deepzero.training.GradientSource`."""
+
 
 def described(trainer: Trainer) -> dict[str, Any]:
     """What a run depends on beside its data, as far as it can be told."""
@@ -47,10 +50,11 @@ def check(trainer: Trainer) -> None:
             f"model must be an nn.Module, got {type(trainer.model).__name__}; to minimize a function of parameters "
             "use dz.minimize(fn, x0)"
         )
-    if not callable(getattr(trainer.source, "backward", None)):
+    missing = [name for name in NEEDED if not hasattr(trainer.source, name)]
+    if missing:
         raise InvalidInputError(
-            "estimator must fill p.grad by backward(*batch), as dz.CGE(model, loss=...) does; got "
-            f"{type(trainer.source).__name__}"
+            "estimator must fill p.grad by backward(*batch), as dz.CGE(model, loss=...) does, and have "
+            f"{', '.join(NEEDED[1:])}; got {type(trainer.source).__name__}, which has no {missing[0]}"
         )
     owned, held = _owned(trainer.source), {id(p) for p in trainer.model.parameters()}
     if owned and not held & owned:
@@ -60,6 +64,7 @@ def check(trainer: Trainer) -> None:
     _check_schedule(trainer)
     _check_validation(trainer)
     _check_loggers(trainer)
+    _check_classes(trainer)
 
 
 def _check_optimizer(trainer: Trainer, held: set[int]) -> None:
@@ -121,6 +126,12 @@ def _check_validation(trainer: Trainer) -> None:
             if name not in names:
                 there = ", ".join(names)
                 raise InvalidInputError(f"monitor={name!r} is no number of the validation; there are: {there}")
+
+
+def _check_classes(trainer: Trainer) -> None:
+    file = trainer.model_file
+    if file is not None and file.classes is not None and len(set(file.classes)) < max(2, len(file.classes)):
+        raise InvalidInputError(f"classes must be two or more different names, got {list(file.classes)!r}")
 
 
 def _check_loggers(trainer: Trainer) -> None:

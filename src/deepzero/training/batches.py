@@ -75,7 +75,7 @@ def reader(train: Any, device: torch.device, team: Team) -> Reader:
     if isinstance(train, Batches):
         return Addressed(train, device)
     if isinstance(train, Iterable):
-        if iter(train) is train:
+        if isinstance(train, Iterator):
             raise InvalidInputError(
                 f"train is a {type(train).__name__}, which can be read only once; give a DataLoader, a list, or a "
                 "function of the epoch that returns a fresh iterator, for example train=lambda epoch: batches()"
@@ -150,6 +150,7 @@ class Replayed(Reader):
             TeamError: the processes of the team read different batches.
         """
         goes_on = start > 0 and bool(self._begun)
+        now = self._now or random_states(self._holder)  # of the checkpoint, or of this very process
         if goes_on:
             set_random_states(self._begun, self._holder)
         else:
@@ -168,7 +169,8 @@ class Replayed(Reader):
                 )
         if goes_on:
             self._require_as_before(epoch, start)
-            set_random_states(self._now, self._holder)
+            set_random_states(now, self._holder)
+            self._now, self._expected = {}, None
         for index, batch in enumerate(batches):
             self._last = batch
             if index == 0:
@@ -266,14 +268,14 @@ def set_random_states(states: Mapping[str, Tensor], holder: Any = None) -> None:
     *keys, position, has_gauss = states["numpy"].tolist()
     cached = float(states["numpy-gauss"])
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
+    torch.set_rng_state(states["torch"].clone())  # PyTorch reads a view from the beginning of its storage
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             if f"cuda-{i}" in states:
-                torch.cuda.set_rng_state(states[f"cuda-{i}"], i)
+                torch.cuda.set_rng_state(states[f"cuda-{i}"].clone(), i)
     for i, own in enumerate(_generators(holder)):
         if f"loader-{i}" in states:
-            own.set_state(states[f"loader-{i}"])
+            own.set_state(states[f"loader-{i}"].clone())
 
 
 def _generators(holder: Any) -> list[torch.Generator]:

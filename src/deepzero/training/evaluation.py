@@ -73,8 +73,7 @@ def measured(
         objective: the network with its loss or closure.
         batches: arguments of the program; for ``loss=...`` they are ``(x, y)``.
         metrics: functions of all outputs and all targets of the split, by name, such as those of torchmetrics. None:
-            ``accuracy`` where the targets are class labels, that is whole numbers with one dimension less than the
-            outputs, which then have the classes along dimension 1.
+            ``accuracy`` where outputs are ``[n, classes]`` and targets ``[n]``, whole numbers from 0.
 
     Returns:
         ``loss``, the mean over the split (batches count by their length), then the metrics.
@@ -107,8 +106,9 @@ def measured(
                 x, y = batch
                 output = objective.model(x)
                 value = mean_loss(objective.loss, output, y)
-                outputs.append(output)
-                targets.append(y)
+                if metrics or (metrics is None and _are_classes(output, y)):
+                    outputs.append(output)
+                    targets.append(y)
             total, count = total + float(value) * size, count + size
     if count == 0:
         raise InvalidInputError("the split to evaluate on is empty; give it at least one example")
@@ -145,15 +145,13 @@ def _size(batch: tuple[Any, ...]) -> int:
 
 
 def _scores(outputs: list[Any], targets: list[Any], metrics: Mapping[str, Metric] | None) -> dict[str, float]:
-    if not outputs or not all(isinstance(part, Tensor) for part in (*outputs, *targets)):
-        if metrics:
-            raise InvalidInputError(
-                f"metrics need outputs and targets that are tensors, got {type(outputs[0]).__name__} and "
-                f"{type(targets[0]).__name__}; give validation a function of the model that returns numbers by name"
-            )
+    if not outputs:
         return {}
-    if metrics is None and not _are_classes(outputs[0], targets[0]):
-        return {}
+    if not all(isinstance(part, Tensor) for part in (*outputs, *targets)):
+        raise InvalidInputError(
+            f"metrics need outputs and targets that are tensors, got {type(outputs[0]).__name__} and "
+            f"{type(targets[0]).__name__}; give validation a function of the model that returns numbers by name"
+        )
     metrics = {"accuracy": accuracy} if metrics is None else metrics
     output, target = torch.cat(outputs), torch.cat(targets)
     scores = {}
@@ -166,9 +164,13 @@ def _scores(outputs: list[Any], targets: list[Any], metrics: Mapping[str, Metric
     return scores
 
 
-def _are_classes(output: Tensor, target: Tensor) -> bool:
-    whole = not target.is_floating_point() and not target.is_complex() and target.dtype != torch.bool
-    return whole and output.dim() == target.dim() + 1 and output.shape[:1] + output.shape[2:] == target.shape
+def _are_classes(output: Any, target: Any) -> bool:
+    """Whether they can only be scores of classes and the numbers of the true ones."""
+    if not (isinstance(output, Tensor) and isinstance(target, Tensor)) or target.dtype != torch.int64:
+        return False
+    if output.dim() != 2 or target.shape != output.shape[:1] or output.shape[1] < 2 or not len(target):
+        return False
+    return bool(target.min() >= 0) and bool(target.max() < output.shape[1])
 
 
 @contextmanager

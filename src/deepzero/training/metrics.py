@@ -14,7 +14,7 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """A place for measurements: a file, a logger, a display; see :mod:`deepzero.training.loggers` for ready-made ones.
+    """A place for measurements: a file, a logger, a display. Ready-made ones write JSON lines or to known loggers.
 
     It is told every record, in the order of the steps. A record has a ``kind`` (``step`` for a training step, ``epoch``
     for the end of an epoch, ``test``), the optimizer ``step``, the ``queries`` and ``seconds`` so far, and by name the

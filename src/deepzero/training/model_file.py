@@ -39,7 +39,7 @@ class ModelFile:
         preprocessing: what raw inputs go through, as :meth:`deepzero.data.Preprocessing.to_json` gives it; None if the
             network takes them as they are.
         classes: names of the classes in the order of the outputs; None if the outputs are no classes.
-        loss: name of the loss, for the model card.
+        loss: name of the loss (:func:`deepzero.losses.loss_name`); by default of the one that is trained with.
         inputs: shape (without the batch) and dtype of the input; filled in by the run.
         problem: why the network could not be exported; filled in by the run.
     """

@@ -89,6 +89,8 @@ class ProgressBar:
         """Show a record."""
         if "validation_accuracy" in record:
             self._validation = f", validation {record['validation_accuracy']:.1%}"
+        elif "validation_loss" in record:
+            self._validation = f", validation {record['validation_loss']:.4g}"
         elif record["kind"] == "step":
             self._show(record)
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from deepzero import validation as checks
+from deepzero.data import Preprocessing
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, QueryBudgetError
 from deepzero.estimator import Estimator
 from deepzero.evaluators import DistributedEvaluator, DivisibleEvaluator, Evaluator
 from deepzero.evaluators.workers import one_thread
-from deepzero.objective import Batch
+from deepzero.losses import loss_name
+from deepzero.objective import Batch, NetworkObjective
 from deepzero.team import Team
 from deepzero.training import state
 from deepzero.training.arguments import check, described
@@ -31,7 +33,7 @@ from deepzero.training.batches import Batches, reader
 from deepzero.training.callbacks import Callback, direction, monitored
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
 from deepzero.training.environment import hardware, versions
-from deepzero.training.evaluation import Metric, measured
+from deepzero.training.evaluation import Metric, eval_mode, measured
 from deepzero.training.files import finite
 from deepzero.training.loggers import open_logger
 from deepzero.training.metrics import JsonLines, Sink, read_metrics
@@ -94,6 +96,7 @@ class _Position:
         seconds: time the run took in processes before this one.
         losses: of the steps since the last epoch's end.
         cost: function values that the last step took.
+        kept: what a record of an epoch says of the coordinates of the last step.
         inputs: shape and dtype of the network's input, without the batch; None where there is not one tensor.
         ended: why the run is over, if not because its epochs are.
     """
@@ -104,6 +107,7 @@ class _Position:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     cost: int | None = None
+    kept: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, Any] | None = None
     ended: str | None = None
 
@@ -128,8 +132,9 @@ class Trainer:
             ``batch(epoch, index)`` and a length; None for a problem without data. A batch that is a tuple or list is
             what ``estimator.backward(*batch)`` is called with, anything else (a dict) is its one argument; tensors are
             brought to the model's device.
-        validation: the same kinds of data, or a function of the model that returns numbers by name; after every
-            ``validate_every`` epochs it is looked at, and the weights that are best by ``monitor`` are the result.
+        validation: the same kinds of data, or a function of the model, which is in eval mode then, that returns numbers
+            by name; after every ``validate_every`` epochs it is looked at, and the weights that are best by ``monitor``
+            are the result.
         test: likewise; looked at once, at the end, with the selected weights.
         epochs: passes over the data; what :meth:`fit` takes by default.
         scheduler: any of ``torch.optim.lr_scheduler``; ``ReduceLROnPlateau`` is given the monitored number.
@@ -153,9 +158,12 @@ class Trainer:
         checkpoint_minutes: minutes between two checkpoints.
         team: the processes that divide the queries, from :func:`deepzero.joined`. All of them build the same trainer;
             rank 0 alone writes. The weights have the same bits whatever their number.
-        progress: show a bar, or lines where there is no terminal, on standard error; or a console to show it on.
-        model_file: how :func:`deepzero.load_run` makes the model again, and what its inputs and outputs mean; by
-            default the network is exported at the end. None: the folder keeps its weights alone.
+        progress: whether to show a bar, or lines where there is no terminal, on standard error; None: only where it is
+            a terminal or a notebook; or a console to show it on.
+        classes: names of the classes in the order of the outputs, for predictions by :func:`deepzero.load_run`.
+        preprocessing: what raw inputs go through before the network, for predictions of raw inputs.
+        model_file: how :func:`deepzero.load_run` makes the model again; by default the network is exported at the end.
+            None: the folder keeps its weights alone.
         name: what the run is called in its picture and its model card; the model's class by default.
         config: JSON-able settings that the run depends on and must be resumed with; by default a description of model,
             estimator and optimizer.
@@ -213,7 +221,9 @@ class Trainer:
         checkpoint_steps: int | None = None,
         checkpoint_minutes: float = 5.0,
         team: Team | None = None,
-        progress: bool | Console = False,
+        progress: bool | Console | None = None,
+        classes: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
         model_file: ModelFile | None = EXPORTED,
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -231,10 +241,8 @@ class Trainer:
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.validate_every, self.max_queries, self.max_minutes = validate_every, max_queries, max_minutes
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
-        self.team, self._divides = Team(), False
-        if team is not None:
-            self.join(team)
-        self.progress, self.model_file = progress, model_file
+        self.team, self._divides = team or Team(), team is not None
+        self.progress, self.model_file = progress, _described_model(model_file, classes, preprocessing, estimator)
         self.name, self.notes, self.facts = name or type(model).__name__, dict(notes or {}), dict(facts or {})
         self.keep, self.queries_before = keep or model, queries_before
         check(self)
@@ -242,7 +250,7 @@ class Trainer:
         self.best: Best | None = None
         self._at = _Position()
         self._limit: tuple[int, int] = (0, 0)
-        reader(train, self._device, self.team)  # refuses what is no data
+        self._reader = reader(train, self._device, self.team)
         self._run: SharedRun | None = out if isinstance(out, SharedRun) else None
         self._store: CheckpointStore | None = None
         self._start_of_metrics: int | None = None
@@ -285,7 +293,6 @@ class Trainer:
                 seconds, alone = None if self.max_minutes is None else 60 * self.max_minutes, self.team.size == 1
                 request = StopRequest(max_seconds=seconds, once=alone, waits=alone)
                 stop = stack.enter_context(request)
-            self._reader = reader(self.train, self._device, self.team)
             self._open(resume)
             if self._over() and self._run is not None and self._run.summary is not None:
                 self.keep.load_state_dict(self._run.weights())
@@ -299,6 +306,7 @@ class Trainer:
     def join(self, team: Team) -> None:
         """Divide the queries of the estimator among the processes of a team, which may be this one alone."""
         self.team, self._divides = team, True
+        self._reader = reader(self.train, self._device, team)
 
     def stop(self, why: str) -> None:
         """End the run after the current step as if it were complete; for callbacks."""
@@ -387,6 +395,7 @@ class Trainer:
             self.scheduler.step()
         self._at.step += 1
         self._at.index += len(losses)
+        self._at.kept = kept_ratios(self.source)
         self._at.losses.append(_mean(losses))
         self.record("step", epoch=self.epoch, loss=self._at.losses[-1], learning_rate=float(rate))
         return True
@@ -426,7 +435,7 @@ class Trainer:
             self._require_finite_weights()
             if self.validation is not None:
                 record |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
-        self.record("epoch", **record, **kept_ratios(self.source))
+        self.record("epoch", **record, **self._at.kept)
         if self.scheduler is not None and self.scheduler_interval == "epoch" and complete:
             self._step_scheduler(record)
 
@@ -451,7 +460,8 @@ class Trainer:
 
     def _scores(self, data: Any) -> dict[str, float]:
         if callable(data) and not isinstance(data, (Iterable, Batches)):
-            return {name: float(value) for name, value in data(self.model).items()}
+            with eval_mode(self.model):
+                return {name: float(value) for name, value in data(self.model).items()}
         return measured(self.source.objective, reader(data, self._device, Team()).read(0, 0), self.metrics)  # type: ignore[attr-defined]
 
     def record(self, kind: str, **values: Any) -> None:
@@ -585,7 +595,9 @@ class Trainer:
     def _console(self) -> Console | None:
         if isinstance(self.progress, Console):
             return self.progress
-        return Console(stderr=True) if self.progress else None
+        console = Console(stderr=True)
+        shows = console.is_terminal or console.is_jupyter if self.progress is None else self.progress
+        return console if shows else None
 
     @property
     def _device(self) -> torch.device:
@@ -640,6 +652,7 @@ class Trainer:
         if folder is not None:
             folder.discard_result()
             self._written = JsonLines(folder.metrics, start=self._start_of_metrics or 0)
+            self._start_of_metrics = sys.maxsize  # whatever a later call of this trainer adds comes behind
             self._sinks.append(self._written)
         for logger in self.loggers:
             if isinstance(logger, str):
@@ -654,7 +667,6 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """Take the selected weights, look at the test data, and write what remains of the run."""
-        self._start_of_metrics = sys.maxsize
         if self.best is not None:
             self._latest = state.snapshot(self.model)
             self.model.load_state_dict(self.best.tensors)
@@ -701,6 +713,22 @@ class Trainer:
     def _title(self, summary: Mapping[str, Any]) -> str:
         accuracy = summary.get("test_accuracy", summary.get("validation_accuracy"))
         return self.name if accuracy is None else f"{self.name}: {accuracy:.2%}"
+
+
+def _described_model(
+    file: ModelFile | None, classes: Sequence[str] | None, preprocessing: Preprocessing | None, source: GradientSource
+) -> ModelFile | None:
+    """The model file, with what else the trainer was told of inputs, outputs and loss."""
+    if file is None:
+        return None
+    objective = getattr(source, "objective", None)
+    known = objective.loss if isinstance(objective, NetworkObjective) and objective.closure is None else None
+    return replace(
+        file,
+        classes=file.classes if classes is None else tuple(map(str, classes)),
+        preprocessing=file.preprocessing if preprocessing is None else preprocessing.to_json(),
+        loss=file.loss or loss_name(known),
+    )
 
 
 def _divided(evaluator: Evaluator, team: Team) -> Evaluator:
