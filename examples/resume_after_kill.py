@@ -67,7 +67,7 @@ def steps(folder):
 # ------
 
 process = start("killed")
-while steps("killed") < 180 and process.poll() is None:
+while steps("killed") < 100 and process.poll() is None:
     time.sleep(0.01)
 process.send_signal(signal.SIGKILL)
 process.wait()
