@@ -28,7 +28,6 @@ from deepzero.tasks.defense.parts import (
     answers,
     batches,
     make_denoiser,
-    pixels,
     student_network,
 )
 from deepzero.tasks.parts import load_images
