@@ -37,9 +37,9 @@ torch.manual_seed(0)
 # %%
 # What you write
 # --------------
-# Leaky integrate-and-fire neurons: a potential decays, input is added, and above 0.25 the neuron fires and falls by that. The
-# step is as large as its jumps: ``step_size=0.1`` moves potentials far enough that some neurons fire at another time.
-# What is followed is the loss smoothed over that step.
+# Leaky integrate-and-fire neurons: a potential decays, input is added, and above 0.25 the neuron fires and falls by
+# that. The step is nearly as large: ``step_size=0.2`` moves potentials so far that neurons fire at another time. What is
+# followed is the loss smoothed over that step.
 
 
 # [your lines]
@@ -61,7 +61,7 @@ class Spiking(nn.Module):
 
 
 model = Spiking()
-zo = dz.CGE(model, loss=F.cross_entropy, step_size=0.1, stencil=dz.CENTRAL)
+zo = dz.CGE(model, loss=F.cross_entropy, step_size=0.2, stencil=dz.CENTRAL)
 trainer = dz.Trainer(model, zo, torch.optim.Adam(model.parameters(), lr=0.03), train, test=test)
 result = trainer.fit(epochs=4)
 # [end]
@@ -85,11 +85,12 @@ print(f"from function values: norm {estimate.norm():.3f}, {(estimate != 0).float
 print(f"test accuracy {result.summary['test_accuracy']:.1%} after {result.summary['queries']:,} queries")
 
 # %%
-# When the pixels and the hidden neurons fire, for one digit:
+# When the pixels and the hidden neurons fire, for the first digit that is taken for what it is:
 
+k = (model(x).argmax(1) == y).nonzero()[0].item()
 times = []
 model.hidden.register_forward_hook(lambda *call: times.append(call[2][0]))
-guess = model(x[:1]).argmax().item()
+model(x[k : k + 1])
 potential, fired = torch.zeros(24), []
 for current in times:
     potential = 0.8 * potential + current.detach()
@@ -97,14 +98,11 @@ for current in times:
     potential = potential - 0.25 * fired[-1].float()
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.5), layout="constrained")
-for ax, seen, name in ((left, x[0], "pixel"), (right, torch.stack(fired), "neuron")):
+for ax, seen, name in ((left, x[k], "pixel"), (right, torch.stack(fired), "neuron")):
     when, which = seen.nonzero(as_tuple=True)
     ax.plot(when + 1, which, "|", markersize=6)
-    ax.set(xlabel="time step", ylabel=name, title=f"{name}s for a {y[0]}")
+    ax.set(xlabel="time step", ylabel=name, title=f"{name}s for a {y[k]}")
 plt.show()
-print(
-    f"a {y[0]} was taken for a {guess}; spikes of the hidden neurons: {int(torch.stack(fired).sum())} in 8 time steps"
-)
 
 assert model.hidden.weight.grad is None or not model.hidden.weight.grad.any()
 assert estimate.count_nonzero() > 0.2 * estimate.numel()
