@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from mistakes_place import make
-from mistakes_table import Answer, Mistake, answer, commands, table
+from mistakes_place import make  # noqa: E402 - beside this file
+from mistakes_table import Answer, Mistake, answer, commands, table  # noqa: E402
 
 PAGE = Path(__file__).parents[2] / "docs" / "mistakes.md"
 HOME = "/home/me/work"

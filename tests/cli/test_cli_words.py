@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 import deepzero
-from deepzero.cli import main
+from deepzero.cli import main, meant
 from deepzero.cli.main import COMMANDS
-from deepzero.cli.words import MEANT, check, options_of
+from deepzero.cli.signature import options_of, places_of, usage
+from deepzero.cli.words import check, in_options
 from deepzero.errors import InvalidInputError
 
 MISTAKES = {
-    "trian": r"unknown command 'trian' \(did you mean train\?\); there are: train, doctor",
+    "trian": r"unknown command 'trian' \(did you mean train\?\); there are: train, predict",
     "reproduction": r"unknown command 'reproduction' \(did you mean reproduce\?\)",
     "xyz": r"unknown command 'xyz'; there are",
     "--verbose": r"unknown option '--verbose'",
@@ -21,7 +22,7 @@ MISTAKES = {
     "train --epoch 3": r"no option --epoch \(did you mean --epochs\?\)",
     "train --resme": r"no option --resme \(did you mean --resume\?\)",
     "train --batchsize 3": r"no option --batchsize \(did you mean --batch-size\?\)",
-    "train --whatever": r"deepzero train has no option --whatever; there are: --epochs, ",
+    "train --whatever": r"deepzero train has no option --whatever; there are: --config, ",
     "defend --max-queries 10": r"no option --max-queries \(did you mean --budget\?\)",
     "correct --iterations 10": r"no option --iterations \(did you mean --steps\?\)",
     "train --learning-rate abc": r"--learning-rate takes a number, got 'abc'",
@@ -40,7 +41,7 @@ GOOD = (
     "--help",
     "train --help --nonsense",
     "train digits --epochs 3 --learning-rate -0.5 --resume",
-    "train --max_minutes=1e-3 --tensorboard",
+    "train --max_minutes=1e-3 --logger tensorboard",
     "reproduce fig2 --only d=730 method=CGE --share 1/2",
     "certify runs/a --radii 0 0.25 --trials 100",
     "report a b --out page.html",
@@ -72,7 +73,35 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "train" in capsys.readouterr().out
 
 
-def test_suggestions_lead_to_options_that_there_are() -> None:
-    known = {option.name for command in COMMANDS.values() for option in options_of(command).values()}
-    assert set(MEANT.values()) <= known
-    assert not set(MEANT) & {option.name for option in options_of(COMMANDS["defend"]).values()}
+def test_suggestions_lead_to_what_there_is() -> None:
+    options = {option.name for command in COMMANDS.values() for option in options_of(command).values()}
+    places = {place.name for command in COMMANDS.values() for place in places_of(command)}
+    assert set(meant.OPTIONS.values()) | set(meant.LETTERS.values()) <= options
+    assert set(meant.PLACES.values()) <= places
+    assert {word.split()[0] for word in meant.COMMANDS.values()} <= {*COMMANDS, "--help", "--version"}
+    assert not set(meant.COMMANDS) & set(COMMANDS)
+
+
+def test_words_without_a_name_are_known() -> None:
+    assert usage("predict", COMMANDS["predict"]) == "deepzero predict RUN INPUT ..."
+    assert usage("completion", COMMANDS["completion"]) == "deepzero completion SHELL"
+    assert [place.needed for place in places_of(COMMANDS["export"])] == [True, True]
+    assert [place.needed for place in places_of(COMMANDS["train"])] == [False]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("epochs must be 1 or more", "--epochs must be 1 or more"),
+        ("the epochs must be 1 or more", "the epochs must be 1 or more"),
+        ("choose step_size=1e-3 or epochs=2", "choose --step-size 1e-3 or --epochs 2"),
+        ("a smaller step_size than 3", "a smaller --step-size than 3"),
+        ("leave it (in Python: step_size=1e-3)", "leave it (in Python: step_size=1e-3)"),
+        ("in a/step_size/b or 'step_size'", "in a/step_size/b or 'step_size'"),
+        ("training.step_size is unknown", "training.step_size is unknown"),
+        ('step_size="auto" is no number', 'step_size="auto" is no number'),
+    ],
+)
+def test_arguments_are_told_as_options(message: str, said: str) -> None:
+    assert in_options(message, ["epochs", "step-size"]) == said
+    assert in_options(message, []) == message

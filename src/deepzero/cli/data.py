@@ -153,6 +153,8 @@ def _show(told: dict[str, Any], console: Console) -> None:
     samples = told["samples"]
     where = f"{told['path']}: {told['kind']}" if told["path"] else told["kind"]
     console.print(f"{where}, {_form(told)}, {len(told['classes'])} classes", markup=False)
+    for note in told["notes"]:
+        console.print(note, markup=False)
     table = Table("class", "train", "validation", "test")
     for one in told["classes"][:MOST_CLASSES]:
         table.add_row(escape(one["name"]), *(f"{one[part]:,}" for part in samples))

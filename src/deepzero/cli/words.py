@@ -98,7 +98,8 @@ def _no_command(words: Sequence[str], commands: Commands) -> str:
             "predict, evaluate or export in place of report"
         )
     guess = _guess(word.lower(), commands)
-    return f"unknown {what} {word!r}{guess}; {there}. The command comes first: deepzero train digits"
+    advice = "" if guess else ". The command comes first: deepzero train digits"
+    return f"unknown {what} {word!r}{guess}; {there}{advice}"
 
 
 def _is_run(word: str) -> bool:

@@ -19,7 +19,7 @@ from deepzero.errors import DeepZeroError, InvalidInputError, RunFolderError
 from deepzero.own import is_own
 from deepzero.training.evaluation import eval_mode
 from deepzero.training.files import replace_file
-from deepzero.training.run_folder import RunFolder, writing
+from deepzero.training.run_folder import RunFolder, read_record, writing, written_again
 
 FORMAT = "deepzero model 1"
 NAME = "model.json"
@@ -76,15 +76,16 @@ class ModelFile:
         Raises:
             RunFolderError: there is none, or it is of another version.
         """
+        again = f"{written_again(path, read_record(path))} (in Python: load_run(folder, model=Net()))"
         try:
             value = json.loads((path / NAME).read_bytes())
         except (OSError, ValueError) as error:
             raise RunFolderError(
-                f"{path / NAME}, which says how the network is made, cannot be read ({error}); {GIVE_IT}"
+                f"{path / NAME}, which says how the network is made, cannot be read ({error}); {again}"
             ) from error
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise RunFolderError(
-                f"{path / NAME} is not of this version of deepzero (expected format {FORMAT!r}); {GIVE_IT}"
+                f"{path / NAME} is not of this version of deepzero (expected format {FORMAT!r}); {again}"
             )
         known = {key: value[key] for key in cls.__dataclass_fields__ if key in value}
         return cls(**{**known, "classes": None if known.get("classes") is None else tuple(known["classes"])})

@@ -116,14 +116,12 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return None
-        again = self._written_again() if path == self.path / SUMMARY else "start the run again with another --out"
+        again = (
+            written_again(self.path, self.record)
+            if path == self.path / SUMMARY
+            else "start the run again with another --out"
+        )
         return json_object(path, advice=again)
-
-    def _written_again(self) -> str:
-        """What to do about a result that cannot be read."""
-        summary, folder = (shlex.quote(str(path)) for path in (self.path / SUMMARY, self.path))
-        command = command_of(self.record)
-        return f"to have it written again, delete {summary} and type deepzero {command} --resume --out {folder}"
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file atomically; numbers that are not finite become null."""
@@ -140,7 +138,9 @@ class RunFolder:
         try:
             return safetensors.torch.load_file(self.weights)
         except (OSError, safetensors.SafetensorError) as error:
-            raise RunFolderError(f"{self.weights} cannot be read: {error}; {self._written_again()}") from error
+            raise RunFolderError(
+                f"{self.weights} cannot be read: {error}; {written_again(self.path, self.record)}"
+            ) from error
 
     def discard_result(self) -> None:
         """Take away the summary of a run that goes on after it had finished."""
@@ -185,6 +185,13 @@ def command_of(record: Mapping[str, Any]) -> str:
         ('train', 'defend')
     """
     return next((command for part, command in COMMANDS.items() if part in record["config"]), "train")
+
+
+def written_again(path: Path, record: Mapping[str, Any]) -> str:
+    """What to do about a result in the folder of a run that cannot be read."""
+    summary, folder = (shlex.quote(str(place)) for place in (path / SUMMARY, path))
+    command = command_of(record)
+    return f"to have it written again, delete {summary} and type deepzero {command} --resume --out {folder}"
 
 
 def require_made_by(path: Path, record: Mapping[str, Any], command: str) -> None:

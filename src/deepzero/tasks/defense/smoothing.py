@@ -79,7 +79,7 @@ def require_reachable(radii: Iterable[float], sigma: float, trials: int, alpha: 
     advice = "take a smaller radius" if needed is None else f"take N={needed:,} or more (--trials {needed})"
     if most <= 0:
         raise InvalidInputError(
-            f"nothing can be certified with N={trials:,} samples at alpha={alpha:g}, even if all of them agree; {advice}"
+            f"nothing can be certified with N={trials:,} samples at alpha={alpha:g}, even if all agree; {advice}"
         )
     raise InvalidInputError(
         f"a radius of {wanted:g} cannot be certified with sigma={sigma:g}, N={trials:,} and alpha={alpha:g}: even if "
