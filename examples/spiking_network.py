@@ -38,8 +38,8 @@ torch.manual_seed(0)
 # What you write
 # --------------
 # Leaky integrate-and-fire neurons: a potential decays, input is added, and above 0.25 the neuron fires and falls by
-# that. The step is nearly as large: ``step_size=0.2`` moves potentials so far that neurons fire at another time. What is
-# followed is the loss smoothed over that step.
+# that. The step is nearly as large: ``step_size=0.2`` moves potentials so far that neurons fire at another time. So
+# what is followed is the loss smoothed over that step.
 
 
 # [your lines]
