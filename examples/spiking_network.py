@@ -10,9 +10,8 @@ is.
 # %%
 # What you have
 # -------------
-# The digits of scikit-learn, 8x8 pixels; and a class for the network below, whose neurons are leaky and integrate: in
-# every time step a potential decays, its input is added, and if it is above 1 the neuron fires and falls by 1. A pixel
-# is a constant current, and an output collects spikes.
+# Digits of 8x8 pixels, as spikes: every pixel fires once in 8 time steps, the brighter the earlier, and black ones
+# never. An input is ``[n, 8, 64]``, time steps and pixels, of zeros and ones.
 
 import matplotlib.pyplot as plt
 import torch
@@ -21,17 +20,26 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import deepzero as dz
-from deepzero.data import BatchLoader, load_digits
+from deepzero.data import load_digits
 
-train_data, test_data = (TensorDataset(*BatchLoader(s, batch_size=len(s)).batch(0, 0)) for s in load_digits())
+
+def spikes(dataset):
+    """Pixels from 0 to 16 as the time steps at which they fire, and the labels."""
+    pixels = dataset.inputs.flatten(1).long()
+    when = torch.where(pixels > 0, (16 - pixels) // 2, -1)
+    return TensorDataset((when[:, None] == torch.arange(8)[:, None]).float(), dataset.labels.long())
+
+
+train_data, test_data = map(spikes, load_digits())
 train, test = DataLoader(train_data, batch_size=64, shuffle=True), DataLoader(test_data, batch_size=360)
 torch.manual_seed(0)
 
 # %%
 # What you write
 # --------------
-# The network as it is, and a step as large as its jumps: ``step_size=0.1`` moves potentials far enough that some
-# neurons fire at another time. What is followed is the loss smoothed over that step.
+# Leaky integrate-and-fire neurons: a potential decays, input is added, and above 0.25 the neuron fires and falls by
+# that. The step is nearly as large: ``step_size=0.2`` moves potentials so far that neurons fire at another time. So
+# what is followed is the loss smoothed over that step.
 
 
 # [your lines]
@@ -43,19 +51,19 @@ class Spiking(nn.Module):
         self.hidden, self.out = nn.Linear(64, 24), nn.Linear(24, 10)
 
     def forward(self, x):
-        """What the outputs have collected in 8 time steps, ``[n, 10]``."""
-        current, potential, collected = self.hidden(x.flatten(1)), 0.0, 0.0
-        for _ in range(8):
-            potential = 0.8 * potential + current
-            spikes = (potential > 1.0).float()
-            potential, collected = potential - spikes, collected + self.out(spikes)
+        """What the outputs have collected in the end, ``[n, 10]``."""
+        potential, collected = 0.0, 0.0
+        for inputs in x.unbind(1):
+            potential = 0.8 * potential + self.hidden(inputs)
+            fired = (potential > 0.25).float()
+            potential, collected = potential - 0.25 * fired, collected + self.out(fired)
         return collected
 
 
 model = Spiking()
-zo = dz.CGE(model, loss=F.cross_entropy, step_size=0.1, stencil=dz.CENTRAL)
-trainer = dz.Trainer(model, zo, torch.optim.Adam(model.parameters(), lr=0.02), train, test=test)
-result = trainer.fit(epochs=3)
+zo = dz.CGE(model, loss=F.cross_entropy, step_size=0.2, stencil=dz.CENTRAL)
+trainer = dz.Trainer(model, zo, torch.optim.Adam(model.parameters(), lr=0.03), train, test=test)
+result = trainer.fit(epochs=4)
 # [end]
 
 # %%
@@ -77,20 +85,23 @@ print(f"from function values: norm {estimate.norm():.3f}, {(estimate != 0).float
 print(f"test accuracy {result.summary['test_accuracy']:.1%} after {result.summary['queries']:,} queries")
 
 # %%
-# The potentials of the hidden neurons for one digit: the times at which each of them fires.
+# When the pixels and the hidden neurons fire, for the first digit that is taken for what it is:
 
-with torch.no_grad():
-    current, potential, fired = model.hidden(x[:1].flatten(1))[0], torch.zeros(24), []
-    for _ in range(8):
-        potential = 0.8 * potential + current
-        fired.append(potential > 1.0)
-        potential = potential - fired[-1].float()
-times, neurons = torch.stack(fired).nonzero(as_tuple=True)
-plt.figure(figsize=(6, 3), layout="constrained")
-plt.plot(times + 1, neurons, "|", markersize=8)
-plt.xlabel("time step")
-plt.ylabel("neuron")
-plt.title(f"spikes for a {y[0]}, taken for a {model(x[:1]).argmax().item()}")
+k = (model(x).argmax(1) == y).nonzero()[0].item()
+times = []
+model.hidden.register_forward_hook(lambda *call: times.append(call[2][0]))
+model(x[k : k + 1])
+potential, fired = torch.zeros(24), []
+for current in times:
+    potential = 0.8 * potential + current.detach()
+    fired.append(potential > 0.25)
+    potential = potential - 0.25 * fired[-1].float()
+
+fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.5), layout="constrained")
+for ax, seen, name in ((left, x[k], "pixel"), (right, torch.stack(fired), "neuron")):
+    when, which = seen.nonzero(as_tuple=True)
+    ax.plot(when + 1, which, "|", markersize=6)
+    ax.set(xlabel="time step", ylabel=name, title=f"{name}s for a {y[k]}")
 plt.show()
 
 assert model.hidden.weight.grad is None or not model.hidden.weight.grad.any()
