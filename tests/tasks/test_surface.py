@@ -96,5 +96,5 @@ def test_other_folders_are_refused(tmp_path) -> None:
     with pytest.raises(RunFolderError):
         surface(tmp_path)
     (tmp_path / "run.json").write_text('{"format": "deepzero run 1", "config": {"defense": {}}}')
-    with pytest.raises(RunFolderError, match="not a run of deepzero train"):
+    with pytest.raises(RunFolderError, match="of another kind; leave out --surface"):
         surface(tmp_path)

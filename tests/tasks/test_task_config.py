@@ -49,7 +49,7 @@ def test_the_error_names_what_there_is(make, options, names):
 
 
 def test_random_directions_have_no_sparsity():
-    with pytest.raises(InvalidInputError, match="use sparsity 0, or the estimator cge"):
+    with pytest.raises(InvalidInputError, match="choose sparsity=0, or estimator=cge"):
         ClassificationConfig(
             data=DataConfig(name="digits"),
             model=ModelConfig(name="mlp"),

@@ -28,7 +28,6 @@ from deepzero.tasks.defense.parts import (
     answers,
     batches,
     make_denoiser,
-    pixels,
     student_network,
 )
 from deepzero.tasks.parts import load_images
@@ -158,9 +157,9 @@ def _require_classifier(classifier: str | Path) -> None:
 
 
 def _require_answers(classifier: str | Path, images: data.Dataset) -> None:
-    """Raise unless a classifier that was given has scores for one image, one for each class."""
+    """Raise unless a classifier that was given has scores for an image, one for each class; a black one is asked."""
     try:
-        scores = given_target(classifier).ask(pixels(images).inputs[:1])
+        scores = given_target(classifier).ask(torch.zeros(1, *images.image_shape))
     except Exception as error:  # those of ONNX Runtime are of many kinds
         raise InvalidInputError(
             f"the classifier {classifier} does not answer for an image of shape {list(images.image_shape)}: {error}; "
