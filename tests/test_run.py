@@ -244,7 +244,7 @@ def test_folders_that_cannot_be_used_say_why(tmp_path):
     with pytest.raises(RunFolderError, match=r"has not finished.*--resume.*fit\(resume=True\)"):
         dz.load_run(tmp_path / "part")
     fit(tmp_path / "bare", Net(), model_file=None)
-    with pytest.raises(RunFolderError, match=r"model\.json cannot be read.*model=Net"):
+    with pytest.raises(RunFolderError, match=r"model\.json, which says .*cannot be read.*model=Net"):
         dz.load_run(tmp_path / "bare")
     fit(tmp_path / "run", Net())
     with pytest.raises(InvalidInputError, match=r"must end in \.onnx or \.pt2"):

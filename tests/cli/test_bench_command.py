@@ -32,11 +32,11 @@ def test_bench_from_start_to_record(tmp_path, capsys, monkeypatch):
     [
         (["--batch", "1"], "batch must be an integer of at least 2, got 1"),
         (["--sparsity", "1"], "sparsity must lie in [0, 1), got 1.0"),
-        (["--step-size", "-1"], "step_size must be a finite number above 0, got -1.0"),
+        (["--step-size", "-1"], "--step-size must be a finite number above 0, got -1.0"),
         (["--rounds", "0"], "rounds must be an integer of at least 1, got 0"),
         (["--threads", "0"], "threads must be an integer of at least 1, got 0"),
-        (["--seconds-per-side", "nan"], "seconds_per_side must be a finite number above 0, got nan"),
-        (["--budget-mib", "0"], "budget_mib must be an integer of at least 1, got 0"),
+        (["--seconds-per-side", "nan"], "--seconds-per-side must be a finite number above 0, got nan"),
+        (["--budget-mib", "0"], "--budget-mib must be an integer of at least 1, got 0"),
         (["--out", "nowhere/bench.json"], "--out must be a file in a folder that exists, got nowhere/bench.json"),
         (["--out", "."], "--out must be a file in a folder that exists, got ."),
     ],
@@ -52,7 +52,7 @@ def test_bad_input_is_one_message_and_exit_code_2(capsys, arguments, expected):
 def test_all_cases_are_checked_before_the_first_is_measured(capsys):
     assert main(["bench", "all", "--batch", "5000"]) == 2
     captured = capsys.readouterr()
-    assert "too few for batch=5000" in captured.err
+    assert "too few for --batch 5000" in captured.err
     assert "measuring" not in captured.out
 
 

@@ -65,7 +65,7 @@ def test_a_page_of_what_is_not_certified_yet(capsys: pytest.CaptureFixture[str])
         (["defend", "--method", "magic"], "method must be one of"),
         (["defend", "--sigma", "0"], "sigma must be a finite number above 0"),
         (["defend", "--resume"], "name the folder of the run to resume"),
-        (["certify", "nowhere"], "nowhere holds no run to resume"),
+        (["certify", "nowhere"], "nowhere holds no run, because there is no such folder"),
     ],
 )
 def test_bad_input_is_exit_code_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,7 +214,7 @@ def test_a_configuration_of_ones_own(capsys):
         (["train", "own_recipe_of_tests.py", "--data", "photos"], "--data has no effect"),
         (["train", "own_recipe_of_tests.py", "--set", "speed=3"], "recipe has no parameter 'speed'"),
         (["train", "digits", "--config", "x.json"], "give a recipe or --config, not both"),
-        (["train", "--config", "missing.toml"], "missing.toml cannot be read"),
+        (["train", "--config", "missing.toml"], "there is no file missing.toml"),
         (["train", "--config", "photos"], "--config takes a file that ends in .json or .toml"),
         (["train", "--model", "nett"], "unknown model 'nett'"),
         (["train", "--model", "own_net_of_tests.py:Nett"], r"has no 'Nett' \(did you mean Net\?\)"),

@@ -352,8 +352,8 @@ def test_the_page_of_a_run_says_it_all_and_always_the_same(finished):
     ("files", "expected"),
     [
         ({}, "holds neither a run (run.json) nor the results of a reproduction (results.json)"),
-        ({"run.json": "{"}, "run.json cannot be read"),
-        ({"run.json": "[]"}, "should hold a JSON object, but holds list"),
+        ({"run.json": "{"}, "run.json is damaged"),
+        ({"run.json": "[]"}, "run.json is damaged: it has no configuration"),
         ({"run.json": '{"format": "deepzero run 0", "config": {}}'}, "expected format 'deepzero run 1'"),
         ({"results.json": "{"}, "results.json cannot be read"),
         ({"results.json": '{"format": "x"}'}, "results.json cannot be shown: expected results of format"),
@@ -370,9 +370,9 @@ def test_what_cannot_be_shown(tmp_path, files, expected):
 
 
 def test_folders_of_folders_name_what_they_hold(finished):
-    with pytest.raises(RunFolderError, match=r"it holds such folders: first$"):
+    with pytest.raises(RunFolderError, match=r"holds no run itself, but holds .*/first; name one of them"):
         documents([finished.parent])
-    with pytest.raises(RunFolderError, match="is not a folder"):
+    with pytest.raises(RunFolderError, match="because there is no such folder"):
         documents([finished / "nowhere"])
 
 

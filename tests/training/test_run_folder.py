@@ -30,7 +30,7 @@ def test_other_settings_are_named(tmp_path):
 
 def test_a_folder_that_holds_a_run_is_not_started_in(tmp_path):
     RunFolder.create(tmp_path, config=CONFIG, notes={})
-    with pytest.raises(RunFolderError, match=r"another run; continue that with --resume, or choose another --out"):
+    with pytest.raises(RunFolderError, match=r"another run; continue that with --resume .*or choose another --out"):
         RunFolder.create(tmp_path, config=CONFIG, notes={})
 
 
@@ -73,7 +73,7 @@ def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
 
 
 def test_there_is_nothing_to_resume_where_there_is_no_run(tmp_path):
-    with pytest.raises(RunFolderError, match="leave out --resume"):
+    with pytest.raises(RunFolderError, match="no such folder; name the folder of a run"):
         RunFolder.reopen(tmp_path / "none", config=CONFIG)
 
 

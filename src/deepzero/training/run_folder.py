@@ -166,13 +166,12 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{file} is damaged ({error}); start the run again with another --out") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+    if isinstance(record, dict) and record.get("format") != FORMAT:
         raise RunFolderError(
-            f"{file} is not of this version of deepzero (expected format {FORMAT!r}, got {found!r}); use the version "
-            "that wrote it, or start the run again with another --out"
+            f"{file} is not of this version of deepzero (expected format {FORMAT!r}, got {record.get('format')!r}); "
+            "use the version that wrote it, or start the run again with another --out"
         )
-    if not isinstance(record.get("config"), dict):
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise RunFolderError(f"{file} is damaged: it has no configuration; start the run again with another --out")
     return record
 
