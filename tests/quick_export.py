@@ -11,7 +11,7 @@ from typing import Any
 
 import torch._export.utils as export_utils
 import torch._ops
-import torch.export.exported_program as exported_program
+from torch.export import exported_program
 
 look_up = export_utils._materialize_cpp_cia_ops
 collect = export_utils._collect_all_valid_cia_ops
