@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -15,10 +16,12 @@ from collections.abc import Iterator
 import hypothesis
 import jaxtyping
 import pytest
+import quick_export
 import shapes
 import torch
 
 shapes.install()  # before deepzero is imported
+quick_export.install()
 torch.set_num_threads(1)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell that started the tests in the background
@@ -32,6 +35,12 @@ hypothesis.settings.load_profile("deterministic")
 def pytest_xdist_auto_num_workers() -> int:
     """``-n auto``: one more than there are cores, because many tests wait for processes that they started."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays: the garbage collector need not look at a million objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
