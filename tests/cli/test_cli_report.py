@@ -141,7 +141,9 @@ def test_a_run_is_watched_until_it_has_finished(watching, run, trained):
     with urllib.request.urlopen(address, timeout=20) as page:
         assert "This run has not finished" in page.read().decode()
     shutil.copy(trained / "summary.json", run)
-    assert process.wait(30) == 0
+    with urllib.request.urlopen(f"{address}content?seen=0", timeout=20) as page:  # as the page does by itself
+        assert page.headers["X-Done"] == "1"
+    assert process.wait(25) == 0
     assert "report: run/report.html" in process.stdout.read().replace("\n", "")
     assert "test accuracy" in (run / "report.html").read_text()
 
