@@ -152,7 +152,8 @@ class Trainer:
         clip_norm: what the norm of the whole gradient is scaled down to.
         clip_value: what every entry of the gradient is cut to.
         validate_every: epochs between two looks at the validation data; the last epoch is always looked at.
-        max_queries: function values that may be spent; the run is over before the step that would exceed them.
+        max_queries: function values that may be spent; the run is over before the step that would exceed them, if it
+            takes as many as the step before (a schedule whose steps differ may go beyond by the difference).
         max_minutes: save and stop after so long; ``fit(resume=True)`` goes on.
         checkpoint_steps: steps between two checkpoints; None to go by the clock alone.
         checkpoint_minutes: minutes between two checkpoints.
