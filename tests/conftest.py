@@ -10,6 +10,7 @@ import signal
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every program that a test starts compiles the package anew
 
 from collections.abc import Iterator
 

@@ -29,16 +29,6 @@ def weights(out: Path, output: str) -> bytes:
     return (out / "model.safetensors").read_bytes()
 
 
-def test_three_processes_give_the_bits_of_one(undisturbed, tmp_path):
-    out = tmp_path / "run"
-    with started(*torchrun(3), *TRAIN, "--out", str(out)) as process:
-        output = finished(process)
-    assert process.returncode == 0, output
-    assert weights(out, output) == undisturbed
-    assert json.loads((out / "summary.json").read_text())["processes"] == 3
-    assert output.count("test accuracy") == 1, "rank 0 alone reports"
-
-
 def test_a_killed_rank_is_replaced_and_nothing_is_lost(undisturbed, tmp_path):
     """Rank 0, which holds the folder of the run: losing any other one loses less."""
     out = tmp_path / "run"
@@ -65,15 +55,20 @@ def test_a_run_whose_agent_is_terminated_goes_on_with_another_number_of_processe
     assert weights(out, second) == undisturbed
 
 
-def test_two_agents_form_one_run(undisturbed, tmp_path):
+def test_three_processes_of_two_agents_give_the_bits_of_one(undisturbed, tmp_path):
     out = tmp_path / "run"
-    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "one-run"]
-    words = ["-m", "torch.distributed.run", *meeting, "--rdzv-endpoint", f"localhost:{free_port()}", *TRAIN]
-    with started(*words, "--out", str(out)) as first, started(*words, "--out", str(out)) as second:
+    meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "one-run"]
+    agent = ["-m", "torch.distributed.run", *meeting, "--rdzv-endpoint", f"localhost:{free_port()}"]
+    words = [*TRAIN, "--out", str(out)]
+    with (
+        started(*agent, "--nproc-per-node", "2", *words) as first,
+        started(*agent, "--nproc-per-node", "1", *words) as second,
+    ):
         outputs = finished(first) + finished(second)
     assert (first.returncode, second.returncode) == (0, 0), outputs
     assert weights(out, outputs) == undisturbed
-    assert json.loads((out / "summary.json").read_text())["processes"] == 2
+    assert json.loads((out / "summary.json").read_text())["processes"] == 3
+    assert outputs.count("test accuracy") == 1, "rank 0 alone reports"
 
 
 def test_bad_input_ends_all_ranks_with_one_clear_reason(tmp_path):

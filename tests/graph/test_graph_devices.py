@@ -56,16 +56,14 @@ def test_the_device_refuses_what_a_real_one_refuses() -> None:
     assert torch._C._get_privateuse1_backend_name() != pretended.NAME
 
 
-@pytest.mark.slow
-def test_evaluators_and_rules() -> None:
-    selected = (
-        "oracle_there and forward and propagation or agree_with_an or encoder or structure and (residual or tied)"
-    )
-    files = [str(GPU_TESTS / name) for name in ("test_gpu_conformance.py", "test_gpu_rules.py")]
-    run_on_the_pretended_device(*files, "-k", selected)
+IN_CONFORMANCE_AND_RULES = (
+    "oracle_there and forward and propagation or agree_with_an or encoder or structure and (residual or tied)"
+)
+IN_DRAWS = "nothing_depends or budget or evaluation or checkpoint"
 
 
 @pytest.mark.slow
-def test_budgets_checkpoints_and_coordinates_without_effect() -> None:
-    selected = "nothing_depends or budget or evaluation or checkpoint"
-    run_on_the_pretended_device(str(GPU_TESTS / "test_gpu_draws.py"), "-k", selected)
+def test_evaluators_rules_budgets_checkpoints_and_coordinates_without_effect() -> None:
+    """In one process, because starting it is what takes the time."""
+    selected = f"test_gpu_draws and ({IN_DRAWS}) or not test_gpu_draws and ({IN_CONFORMANCE_AND_RULES})"
+    run_on_the_pretended_device(str(GPU_TESTS), "-k", selected)
