@@ -191,6 +191,15 @@ def test_a_trainer_of_ones_own_goes_on_without_being_named_again(capsys, monkeyp
     assert steps == list(range(1, 9))
 
 
+def test_the_latest_unfinished_run_of_the_same_file_is_resumed(tmp_path, monkeypatch, place):
+    recipe = str(place / "own_recipe_of_tests.py")
+    monkeypatch.chdir(tmp_path)
+    assert run("train", recipe, "--max-minutes", "1e-9") == 75
+    assert run("train", "digits", "--limit", "64", "--estimator", "fo", "--max-minutes", "1e-9") == 75  # started later
+    assert run("train", recipe, "--resume") == 0
+    assert Path("runs/own_recipe_of_tests/summary.json").exists()
+
+
 def test_a_configuration_of_ones_own(capsys):
     words = ["train", "own_recipe_of_tests.py:configured", "--set", "batch=32", "--epochs", "1", "--out", "runs/c"]
     told = result_of(capsys, *words, "--estimator", "fo", "--sparsity", "0")

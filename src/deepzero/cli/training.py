@@ -195,7 +195,7 @@ def _trained(command: Train, trainer: Trainer, word: str, words: tuple[str, ...]
 
 
 def _folder(command: Train, word: str) -> Path:
-    return latest(ROOT) if command.resume else free(ROOT / _stem(word))
+    return latest(ROOT, word) if command.resume else free(ROOT / _stem(word))
 
 
 def _stem(word: str) -> str:

@@ -144,14 +144,22 @@ def interrupted_run(out: Path | None, root: Path = ROOT) -> Path | None:
     return next((path for path in begun if read_record(path).get("launch") == launch), None)
 
 
+def _recipes(record: Mapping[str, Any]) -> tuple[Any, Any]:
+    return record.get("recipe"), record.get("own", {}).get("recipe")
+
+
 def latest(root: Path, recipe: str | None = None) -> Path:
     """The run below ``root`` that was started last and has not finished.
+
+    Args:
+        root: folder of the folders of runs.
+        recipe: of the run: its name, or the user's own file; None: any.
 
     Raises:
         RunFolderError: there is none.
     """
     runs = [record.parent for record in root.glob("*/run.json") if not (record.parent / "summary.json").exists()]
-    runs = [run for run in runs if recipe is None or read_record(run).get("recipe") == recipe]
+    runs = [run for run in runs if recipe is None or recipe in _recipes(read_record(run))]
     if not runs:
         what = f"unfinished run of {recipe}" if recipe else "unfinished run"
         raise RunFolderError(f"there is no {what} in {root}; name its folder with --out, or leave out --resume")
