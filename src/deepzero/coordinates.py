@@ -75,8 +75,8 @@ class Coordinates(Mapping[str, Tensor]):
             >>> chosen.shares({"weight": torch.zeros(2, 4), "bias": torch.zeros(2), "head": torch.zeros(1, 2)})
             {'weight': 0.25, 'head': 0.0}
         """
-        none = torch.empty(0)
-        shares = {n: self._indices.get(n, none).numel() / p.numel() for n, p in parameters.items() if p.dim() > 1}
+        none, matrices = torch.empty(0), {n: p for n, p in parameters.items() if p.dim() > 1 and p.numel() > 0}
+        shares = {name: self._indices.get(name, none).numel() / p.numel() for name, p in matrices.items()}
         return shares if any(share < 1 for share in shares.values()) else {}
 
     def check_fits(self, parameters: Mapping[str, Tensor]) -> None:

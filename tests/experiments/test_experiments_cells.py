@@ -93,7 +93,7 @@ def test_a_run_that_had_finished_when_the_process_ended_is_only_read(tmp_path, m
     request = Request(experiment=alone(config()), scale="smoke")
     before = reproduce(request, out=tmp_path)
     (tmp_path / "cells" / "run=0.json").unlink()
-    monkeypatch.setattr("deepzero.training.loop.Trainer.fit", None)
+    monkeypatch.setattr("deepzero.training.trainer.Trainer.fit", None)
     again = reproduce(request, out=tmp_path)
     assert again.document.cells[0]["result"] == before.document.cells[0]["result"]
 

@@ -656,6 +656,18 @@ def test_the_budget_of_queries_holds_and_may_be_raised(tmp_path):
     assert own(tmp_path, max_queries=8 * a_step).fit(epochs=9, resume=True).summary["steps"] > steps
 
 
+def test_a_budget_that_ends_with_an_epoch_adds_no_record_but_the_look_that_is_due(tmp_path):
+    a_step = 1 + 4 + 5 + 5 + 5 + 5 + 2
+    train = [tuple(points(16).tensors)] * 2
+    for every, looks in ((1, [True, True]), (3, [False, False, True])):
+        folder = tmp_path / str(every)
+        result = own(folder, train=train, validate_every=every, max_queries=4 * a_step).fit(epochs=9)
+        assert result.summary["steps"] == 4
+        epochs = [r for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "epoch"]
+        assert ["validation_loss" in record for record in epochs] == looks
+        assert (folder / "plot.png").exists()
+
+
 def test_a_budget_below_one_step_is_refused_before_it():
     made = own(max_queries=10)
     with pytest.raises(InvalidInputError, match="a step takes 27 queries, but only 10"):

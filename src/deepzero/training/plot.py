@@ -44,7 +44,9 @@ def plot_run(records: Sequence[dict[str, Any]], *, title: str) -> bytes:
 
 def _losses(axis: Axes, steps: list[dict[str, Any]], epochs: list[dict[str, Any]], key: str) -> None:
     axis.plot([r[key] for r in steps], [r["loss"] for r in steps], alpha=0.3, label="training, each step")
-    axis.plot([r[key] for r in epochs], [r["training_loss"] for r in epochs], color="C0", label="training, epoch mean")
+    trained = [r for r in epochs if "training_loss" in r]  # a run may end where no step was made since the last epoch
+    means = [r["training_loss"] for r in trained]
+    axis.plot([r[key] for r in trained], means, color="C0", label="training, epoch mean")
     looked = [r for r in epochs if "validation_loss" in r]
     axis.plot([r[key] for r in looked], [r["validation_loss"] for r in looked], color="C1", label="validation")
 

@@ -96,6 +96,7 @@ class _Position:
         seconds: time the run took in processes before this one.
         losses: of the steps since the last epoch's end.
         cost: function values that the last step took.
+        looked: the step after which the validation data were looked at last.
         kept: what a record of an epoch says of the coordinates of the last step.
         inputs: shape and dtype of the network's input, without the batch; None where there is not one tensor.
         ended: why the run is over, if not because its epochs are.
@@ -107,6 +108,7 @@ class _Position:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     cost: int | None = None
+    looked: int = -1
     kept: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, Any] | None = None
     ended: str | None = None
@@ -427,12 +429,15 @@ class Trainer:
         if complete and self._at.index == 0:
             raise InvalidInputError("train gave no batch in this epoch; give at least one")
         epoch, losses = self.epoch, self._at.losses
+        if not (complete or losses) and (self.validation is None or self._at.looked == self.step):
+            return  # nothing has happened since the last epoch's end
         record: dict[str, Any] = {"epoch": epoch, **({"training_loss": _mean(losses)} if losses else {})}
         if complete:
             self._at.epoch, self._at.index = epoch + 1, 0
         self._at.losses = []
         looks = (epoch + 1) % self.validate_every == 0 or self._over() or not complete
         if looks:
+            self._at.looked = self.step
             self._require_finite_weights()
             if self.validation is not None:
                 record |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
