@@ -326,7 +326,7 @@ def open_logger(name: str, folder: str | Path, *, config: Mapping[str, Any] | No
         >>> open_logger("tensorbord", "run")
         Traceback (most recent call last):
         ...
-        deepzero.errors.InvalidInputError: logger must be one of mlflow, tensorboard, wandb; got 'tensorbord' (did you mean tensorboard?)
+        deepzero.errors.InvalidInputError: logger must be one of ...; got 'tensorbord' (did you mean tensorboard?)
     """
     validation.choice("logger", name, LOGGERS)
     return LOGGERS[name](Path(folder) / name if name == "tensorboard" else folder, config=config)
