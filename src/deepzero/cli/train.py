@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from deepzero.cli.collector import no_collection
 from deepzero.cli.options import (
     RECIPES_OWN,
     Flag,
@@ -93,6 +94,7 @@ class Train:
 
     def run(self, output: Output) -> int:
         """Train, and say how it went."""
-        from deepzero.cli.training import run_training  # noqa: PLC0415 - with PyTorch
+        with no_collection():
+            from deepzero.cli.training import run_training  # noqa: PLC0415 - with PyTorch
 
-        return run_training(self, output)
+            return run_training(self, output)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepzero.cli.collector import CollectAgain
 from deepzero.cli.options import DONE, seconds_of
 from deepzero.cli.output import Output, tell_stopped
 from deepzero.cli.recipe_words import require_data_dir_used, require_no_network, require_recipe
@@ -140,7 +141,7 @@ def _configured(command: Train, base: Base | None, output: Output, team: Team, m
         data_dir=command.data_dir,
         device=command.device,
         max_seconds=max_seconds,
-        loggers=command.logger,
+        loggers=(*command.logger, CollectAgain()),
         console=output.console if team.leads else None,
         notes=start.notes,
         team=team,
@@ -188,7 +189,7 @@ def _trained(command: Train, trainer: Trainer, word: str, words: tuple[str, ...]
     for name in ("max_minutes", "checkpoint_steps", "checkpoint_minutes"):
         if getattr(command, name) is not None:
             setattr(trainer, name, getattr(command, name))
-    trainer.loggers += command.logger
+    trainer.loggers += (*command.logger, CollectAgain())
     trainer.progress = output.console if team.leads else False
     trainer.join(team)
     return trainer.fit(command.epochs, resume=command.resume or interrupted is not None)
