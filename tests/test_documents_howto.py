@@ -243,6 +243,9 @@ def of_runs_and_workers() -> Iterator[tuple[str, str]]:
         yield "README.md", spread([r["predicted"] / r["measured"] for r in rounds], ".2f")
     over = [r["measured"] / r["predicted"] for rounds in forecasts.values() for r in rounds]
     yield "docs/howto/when_not.md", f"between {min(over):.2f} and {max(over):.2f} in six runs"
+    start = record("startup")["seconds"]
+    for times in (start["first_line"], start["first_step_cold"]["clock"], start["first_step_warm"]["clock"]):
+        yield "README.md", f"{times['median']:.1f} s ({times['least']:.1f}–{times['most']:.1f})"
     scaling = record("scaling")
     speed_up = spread([r["speed_up"] for r in scaling["rounds"]], ".2f")
     yield "README.md", speed_up.replace(" (", "x (")

@@ -131,4 +131,4 @@ def test_compilation_is_announced_once_and_only_of_our_own_loops(caplog):
         assert caplog.messages == []
         listener.notify(started(loops.patches))
         listener.notify(started(loops.column_sums))
-    assert caplog.messages == ["compiling loops for this machine, once: about 5 s"]
+    assert caplog.messages == ["compiling loops for this machine, once: about 4 s"]

@@ -25,7 +25,7 @@ class _Compiling(event.Listener):  # type: ignore[misc]
         """A function is about to be compiled."""
         if not self.said and event.data["dispatcher"].py_func.__module__ == __name__:
             self.said = True
-            log.info("compiling loops for this machine, once: about 5 s")
+            log.info("compiling loops for this machine, once: about 4 s")
 
     def on_end(self, event):
         """It is compiled."""
