@@ -25,6 +25,7 @@ from deepzero.objective import (
     constrained,
     first_query,
     forgives_black_boxes,
+    owners_of,
     parameters_of,
     steady,
 )
@@ -187,7 +188,7 @@ class Estimator:
         """
         estimate = self.estimate(*batch, **keywords)
         with torch.no_grad():
-            for name, parameter in self.objective.named_parameters():
+            for name, parameter in owners_of(self.objective).items():
                 gradient = estimate.gradients[name].reshape(parameter.shape)
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         self.objective.commit(estimate.buffers)
@@ -403,7 +404,8 @@ def RGE(  # noqa: N802 - the field's name
 def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Objective:
     if isinstance(model, nn.Module):
         return NetworkObjective(model, loss, closure=closure)
-    missing = [name for name in ("named_parameters", "evaluate", "commit") if not callable(getattr(model, name, None))]
+    names = "owners" if callable(getattr(model, "owners", None)) else "named_parameters"
+    missing = [name for name in (names, "evaluate", "commit") if not callable(getattr(model, name, None))]
     if missing and callable(model):
         raise InvalidInputError(
             f"model must be an nn.Module, got the {type(model).__name__} {model!r}; for a function of parameters use "

@@ -90,7 +90,8 @@ class Evaluation:
 class Objective(Protocol):
     """A function of named parameters. Queries never change the objective.
 
-    Whatever has these three methods can be estimated and trained: see the page "Your own objective".
+    Whatever has these three methods can be estimated and trained: see the page "Your own objective". In place of
+    ``named_parameters()`` there may be ``owners()``, which returns a mapping.
     """
 
     def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
@@ -112,10 +113,21 @@ class Objective(Protocol):
         ...
 
 
+def owners_of(objective: Any) -> dict[str, Tensor]:
+    """The trainable parameters themselves by name: those of ``named_parameters()``, or of ``owners()``, a mapping.
+
+    Example:
+        >>> owners_of(BlackBox(lambda x: float(x.sum()), np.ones(2)))["x"].requires_grad
+        True
+    """
+    named = getattr(objective, "named_parameters", None)
+    return dict(named() if callable(named) else objective.owners())
+
+
 def parameters_of(objective: Objective) -> dict[str, Tensor]:
     """The trainable parameters, live, by name, as queries know them: real tensors without a gradient of their own.
 
-    They share memory with those of ``objective.named_parameters()``. Complex ones become real and imaginary parts along
+    They share memory with those of :func:`owners_of`. Complex ones become real and imaginary parts along
     a last dimension.
 
     Example:
@@ -123,7 +135,7 @@ def parameters_of(objective: Objective) -> dict[str, Tensor]:
         >>> parameters_of(box)
         {'x': tensor([1., 1.], dtype=torch.float64)}
     """
-    return {name: as_real(p.detach() if p.requires_grad else p) for name, p in objective.named_parameters()}
+    return {name: as_real(p.detach() if p.requires_grad else p) for name, p in owners_of(objective).items()}
 
 
 class Placing(Enum):
@@ -223,9 +235,13 @@ class NetworkObjective:
         """The trainable parameters, those of a loss module included; tied ones appear once, under their first name."""
         yield from self.places().trainable.items()
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The same without names, for a ``torch.optim`` optimizer."""
-        yield from self.places().trainable.values()
+    def owners(self) -> dict[str, nn.Parameter]:
+        """The same as a dict."""
+        return dict(self.named_parameters())
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Their values by name, as queries know them: :func:`parameters_of`. The model has those for an optimizer."""
+        return parameters_of(self)
 
     def __repr__(self) -> str:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -777,6 +793,10 @@ class BlackBox:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters by name, as of a module; they share memory with ``values``."""
         yield from self._tensors.items()
+
+    def owners(self) -> dict[str, nn.Parameter]:
+        """The same as a dict."""
+        return dict(self._tensors)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters, as of a module: what to hand to a ``torch.optim`` optimizer."""

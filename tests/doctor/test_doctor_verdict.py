@@ -121,9 +121,9 @@ def test_an_estimator_has_its_own_choices():
         dz.diagnose(zo, *batch(), step_size=1e-3)
 
 
-def test_a_loss_in_the_place_of_a_batch():
-    with pytest.raises(InvalidInputError, match="give the loss by its name: diagnose"):
-        dz.diagnose(healthy(), LOSS, *batch())
+def test_a_loss_may_stand_in_front_of_the_batch():
+    in_front = dz.diagnose(healthy(), LOSS, *batch(), seconds=0.1)
+    assert in_front.determinism.loss == dz.diagnose(healthy(), *batch(), loss=LOSS, seconds=0.1).determinism.loss
 
 
 @pytest.mark.parametrize("name", ["max_queries", "run_steps", "budget", "price_per_query"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deepzero.errors import QueryBudgetError
-from deepzero.objective import Evaluation, Objective, Parameters, parameters_of
+from deepzero.objective import Evaluation, Objective, Parameters, owners_of, parameters_of
 
 NAMED = 3
 """Entries that a query's description names one by one."""
@@ -50,7 +50,7 @@ class Asked:
 
     def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
         """The objective's."""
-        return self._objective.named_parameters()
+        return owners_of(self._objective).items()
 
     def commit(self, buffers: Mapping[str, Tensor]) -> None:
         """Nothing: an examination changes nothing."""

@@ -71,7 +71,7 @@ def diagnose(
     Args:
         subject: a network, a :class:`~deepzero.BlackBox` or another objective, of which coordinate-wise estimates are
             examined; or an estimator of any kind, as ``dz.RGE`` makes it.
-        *batch: ``x, y`` for a network with a loss; what follows the model in a closure; further arguments of ``fn`` for
+        *batch: ``x, y`` for a network with a loss (which may also stand in front of them: ``loss, x, y``); what follows the model in a closure; further arguments of ``fn`` for
             a black box.
         loss: ``loss(output, target)``, for a network.
         closure: as for :func:`deepzero.CGE`, in place of ``loss``.
@@ -112,7 +112,7 @@ def diagnose(
         zo = subject
     else:
         if isinstance(subject, nn.Module) and loss is closure is None and batch and callable(batch[0]):
-            raise InvalidInputError("give the loss by its name: diagnose(model, x, y, loss=...)")
+            loss, batch = batch[0], batch[1:]
         zo = CGE(
             subject,
             loss=loss,

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import Estimator
-from deepzero.objective import NetworkObjective
+from deepzero.objective import NetworkObjective, owners_of
 from deepzero.training import state
 from deepzero.training.batches import Batches
 from deepzero.training.loggers import LOGGERS
@@ -151,5 +151,5 @@ def _check_loggers(trainer: Trainer) -> None:
 
 def _owned(source: Any) -> set[int]:
     """The parameters that a source estimates, as far as it tells."""
-    named = getattr(getattr(source, "objective", None), "named_parameters", None)
-    return {id(p) for _, p in named()} if callable(named) else set()
+    objective = getattr(source, "objective", None)
+    return set() if objective is None else {id(p) for p in owners_of(objective).values()}
