@@ -71,8 +71,8 @@ def diagnose(
     Args:
         subject: a network, a :class:`~deepzero.BlackBox` or another objective, of which coordinate-wise estimates are
             examined; or an estimator of any kind, as ``dz.RGE`` makes it.
-        *batch: ``x, y`` for a network with a loss (which may also stand in front of them: ``loss, x, y``); what follows the model in a closure; further arguments of ``fn`` for
-            a black box.
+        *batch: ``x, y`` for a network with a loss, which may also stand in front of them; what follows the model in a
+            closure; further arguments of ``fn`` for a black box.
         loss: ``loss(output, target)``, for a network.
         closure: as for :func:`deepzero.CGE`, in place of ``loss``.
         step_size: as for :func:`deepzero.CGE`, like ``sparsity``, ``stencil``, ``evaluator`` and ``seed``; an estimator
