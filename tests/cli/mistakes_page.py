@@ -19,14 +19,14 @@ from mistakes_place import make  # noqa: E402 - beside this file
 from mistakes_table import Answer, Mistake, answer, commands, table  # noqa: E402
 
 PAGE = Path(__file__).parents[2] / "docs" / "mistakes.md"
-HOME = "/home/me/work"
+HOME = "FOLDER"
 """Stands for the folder in which the commands were run."""
 WIDTH = 110
 
 HEAD = """# Mistakes and answers
 
 What `deepzero` says to {count} ordinary mistakes, command by command: every answer names the cause and what to type, before any long work. The lines were typed in
-the folder `{home}`, which holds data, a few runs, and files of Python with faults. The exit code is 2 where nothing else is said. Long answers are broken here; the program does not break them.
+a folder that is called `{home}` here, which holds data, a few runs, and files of Python with faults. The exit code is 2 where nothing else is said. Long answers are broken here; the program does not break them.
 
 This page is made by `python tests/cli/mistakes_page.py`, and a test compares it with what the program says.
 

@@ -74,7 +74,7 @@ def _what(run: Run) -> str:
 
 
 def _last(path: str) -> str:
-    """A name as it is; of a path of the user's own, its last part: ``/home/me/net.py:Net`` becomes ``net.py:Net``."""
+    """A name as it is; of a path of the user's own, its last part: ``nets/own.py:Net`` becomes ``own.py:Net``."""
     return path.rpartition("/")[2]
 
 
