@@ -35,24 +35,26 @@ def test_two_processes_give_the_bits_of_one() -> None:
     assert together == alone
 
 
-def test_different_batches_are_noticed(tmp_path: Path) -> None:
-    """As a loader gives them that was handed to ``accelerator.prepare``."""
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param(
+            ("enumerate(batches())", "enumerate(accelerator.prepare_data_loader(batches()))"), "TeamError", id="batches"
+        ),
+        pytest.param(
+            (", evaluation_mode=True)\n", ")\n"),
+            "wrapped in DistributedDataParallel; pass the network itself",
+            id="prepared for autograd",
+        ),
+    ],
+)
+def test_what_accelerate_divides_or_wraps_is_refused(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    """Batches as a loader gives them that was handed to ``accelerator.prepare``; a model prepared for autograd."""
     source = EXAMPLE.read_text(encoding="utf-8")
-    divided = source.replace("enumerate(batches())", "enumerate(accelerator.prepare_data_loader(batches()))")
-    assert divided != source
-    (tmp_path / "divided.py").write_text(divided, encoding="utf-8")
-    with started(*torchrun(2), str(tmp_path / "divided.py")) as process:
+    changed = source.replace(*change)
+    assert changed != source
+    (tmp_path / "changed.py").write_text(changed, encoding="utf-8")
+    with started(*torchrun(2), str(tmp_path / "changed.py")) as process:
         output = finished(process)
     assert process.returncode != 0
-    assert "TeamError" in output
-
-
-def test_a_model_that_was_prepared_for_autograd_is_refused(tmp_path: Path) -> None:
-    source = EXAMPLE.read_text(encoding="utf-8")
-    wrapped = source.replace(", evaluation_mode=True)\n", ")\n")
-    assert wrapped != source
-    (tmp_path / "wrapped.py").write_text(wrapped, encoding="utf-8")
-    with started(*torchrun(2), str(tmp_path / "wrapped.py")) as process:
-        output = finished(process)
-    assert process.returncode != 0
-    assert "wrapped in DistributedDataParallel; pass the network itself" in output
+    assert said in output

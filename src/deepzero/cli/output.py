@@ -57,6 +57,17 @@ def tell_stopped(output: Output, command: str, folder: Path, reason: str | None)
     return STOPPED
 
 
+def score(name: str, value: float) -> str:
+    """A number of a run in words.
+
+    Example:
+        >>> score("test_accuracy", 0.9833), score("loss", 0.123456)
+        ('test accuracy 98.33%', 'loss 0.1235')
+    """
+    words = name.replace("_", " ")
+    return f"{words} {value:.2%}" if name.endswith("accuracy") else f"{words} {value:.4g}"
+
+
 def say_json(values: dict[str, Any]) -> None:
     """One JSON object on a line of its own, on stdout; what JSON does not know is told as text."""
     sys.stdout.write(json.dumps(values, default=str, allow_nan=False) + "\n")

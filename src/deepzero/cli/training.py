@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from deepzero.cli.collector import CollectAgain
 from deepzero.cli.options import DONE, seconds_of
-from deepzero.cli.output import Output, tell_stopped
+from deepzero.cli.output import Output, score, tell_stopped
 from deepzero.cli.recipe_words import require_data_dir_used, require_no_network, require_recipe
 from deepzero.errors import InvalidInputError
-from deepzero.own import absolute, called, imported, is_own, require_kind, settings_of
+from deepzero.own import absolute, called, imported, is_own, parted, require_kind, settings_of
 from deepzero.recipes import (
     SETTINGS,
     config_file,
@@ -201,7 +201,7 @@ def _folder(command: Train, word: str) -> Path:
 
 def _stem(word: str) -> str:
     """What to call a recipe of the user's own: its file, or its module."""
-    place = word.rpartition(":")[0] or word
+    place, _ = parted(word)
     return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
 
 
@@ -224,12 +224,7 @@ def _told(result: Result) -> str:
     summary = result.summary or {}
     scores = [name for name in summary if name.startswith(("test_", "validation_")) and summary[name] is not None]
     tests = [name for name in scores if name.startswith("test_")] or scores
-    said = ", ".join(_score(name, summary[name]) for name in sorted(tests))
+    said = ", ".join(score(name, summary[name]) for name in sorted(tests))
     said = f"{said} with the weights of epoch {summary['selected_epoch'] + 1}; " if said else ""
     ended = f"; ended by {summary['ended']}" if summary.get("ended") else ""
     return f"{said}{summary['queries']:,} queries in {summary['seconds']:,.0f} s{ended}; see {result.folder}"
-
-
-def _score(name: str, value: float) -> str:
-    words = name.replace("_", " ")
-    return f"{words} {value:.2%}" if name.endswith("accuracy") else f"{words} {value:.4g}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from deepzero.cli.options import DONE, Folder, Json, Quiet
-from deepzero.cli.output import Output
+from deepzero.cli.output import Output, score
 from deepzero.errors import InvalidInputError, RunFolderError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Evaluate:
             raise InvalidInputError(f"--data-dir has no effect: the data are at {self.data}; leave it out")
         run = _loaded(self.run_folder, self.model)
         found = score_run(run, self.data, target=self.target, data_dir=self.data_dir)
-        told = ", ".join(_score(name, value) for name, value in found.scores.items())
+        told = ", ".join(score(name, value) for name, value in found.scores.items())
         line = f"{told} on {found.samples:,} samples of {found.what}"
         output.result(line, **found.scores, samples=found.samples, data=found.what)
         return DONE
@@ -274,10 +274,6 @@ def _rows(run: Run, names: list[str] | None, given: Any) -> list[dict[str, Any]]
         }
         for name, row in zip(names, outputs.softmax(1), strict=True)
     ]
-
-
-def _score(name: str, value: float) -> str:
-    return f"{name} {value:.2%}" if name == "accuracy" else f"{name} {value:.4g}"
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -30,6 +30,17 @@ def is_own(word: str) -> bool:
     return word.endswith(".py") or ":" in word
 
 
+def parted(word: str) -> tuple[str, str]:
+    """The file or module that a word names, and the rest of the word: a colon and a name, or nothing.
+
+    Example:
+        >>> parted("box.py:make"), parted("box.py"), parted("package.box:make")
+        (('box.py', ':make'), ('box.py', ''), ('package.box', ':make'))
+    """
+    place, colon, name = word.rpartition(":") if not word.endswith(".py") else (word, "", "")
+    return place, colon + name
+
+
 def absolute(word: str) -> str:
     """The word with the path of its file made absolute, so that it can be found from other folders.
 
@@ -37,8 +48,8 @@ def absolute(word: str) -> str:
         >>> absolute("package.box:make")
         'package.box:make'
     """
-    place, colon, name = word.rpartition(":") if not word.endswith(".py") else (word, "", "")
-    return f"{Path(place).expanduser().absolute()}{colon}{name}" if place.endswith(".py") else word
+    place, rest = parted(word)
+    return f"{Path(place).expanduser().absolute()}{rest}" if place.endswith(".py") else word
 
 
 def imported(word: str, default: str = "recipe") -> Any:
@@ -56,10 +67,10 @@ def imported(word: str, default: str = "recipe") -> Any:
         InvalidInputError: there is no such file, module or name, or it cannot be imported; the message says which line
             of it is at fault.
     """
-    place, colon, name = word.rpartition(":") if not word.endswith(".py") else (word, "", "")
-    if not place or (colon and not name):
+    place, rest = parted(word)
+    if not place or rest == ":":
         raise InvalidInputError(f"expected {FORMS}, got {word!r}")
-    name = name or default
+    name = rest[1:] or default
     module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
     if not hasattr(module, name):
         there = _public(module)

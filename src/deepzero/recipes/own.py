@@ -21,7 +21,7 @@ from deepzero.tasks.config import (
     SparsityConfig,
     from_record,
 )
-from deepzero.tasks.parts import load_images
+from deepzero.tasks.parts import read_images
 from deepzero.training import TrainingConfig, command_of
 
 RUN = "deepzero run"
@@ -42,7 +42,7 @@ def own_config(images: DataConfig, model: ModelConfig | None = None) -> Classifi
             blocks at most) and a perceptron for tables (``mlp``).
     """
     if model is None:
-        model = suggested_model(load_images(_Of(images)).train)
+        model = suggested_model(read_images(images).train)
     sparsity = 0.0 if model.name == "mlp" else 0.9
     return ClassificationConfig(
         data=replace(images, batch_size=BATCH),
@@ -152,10 +152,3 @@ def suggested_model(train: data.Dataset) -> ModelConfig:
         return ModelConfig(name="mlp")
     depth = min(3, min(train.input_shape[1:]).bit_length() - 1)
     return ModelConfig(name="simple_cnn", options={"depth": depth}) if depth else ModelConfig(name="mlp")
-
-
-class _Of:
-    """Data as the part of a configuration that loading looks at."""
-
-    def __init__(self, images: DataConfig) -> None:
-        self.data = images

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, Self, TypeVar, cast, get_origin, get_type_hints
 
 from deepzero import baselines, data, models, validation
 from deepzero.errors import InvalidInputError
@@ -15,6 +15,8 @@ from deepzero.probes import DISTRIBUTIONS
 from deepzero.sparsity.schedules import UNITS
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
 from deepzero.training.config import TrainingConfig
+
+Config = TypeVar("Config")
 
 ESTIMATORS = ("cge", "rge")
 METHODS = (*ESTIMATORS, "fo", *baselines.names())
@@ -250,13 +252,21 @@ def from_record(record: Mapping[str, Any]) -> ClassificationConfig:
         >>> from_record(asdict(config)) == config
         True
     """
-    made: ClassificationConfig = _made(ClassificationConfig, record, "")
-    return made
+    return record_of(ClassificationConfig, record)
 
 
-def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
-    """A frozen record from settings by name, its own records made first."""
-    hints, known = get_type_hints(kind), {field.name: field for field in fields(kind)}
+def record_of(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """A frozen record from settings by name, as JSON or TOML holds them; the records in it are made first.
+
+    Args:
+        kind: the record's class.
+        values: its fields; lists become tuples where the field is one.
+        where: what stands before a name in a message.
+
+    Raises:
+        InvalidInputError: a setting is unknown, missing, or out of its domain.
+    """
+    hints, known = get_type_hints(kind), {field.name: field for field in fields(cast("Any", kind))}
     for name in values:
         if name not in known:
             raise InvalidInputError(
@@ -267,9 +277,9 @@ def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
         if is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
                 raise InvalidInputError(f"{where}{name} must hold settings by name, got {value!r}")
-            given[name] = _made(hints[name], value, f"{where}{name}.")
+            given[name] = record_of(hints[name], value, f"{where}{name}.")
         else:
-            given[name] = value
+            given[name] = tuple(value) if get_origin(hints[name]) is tuple and isinstance(value, list) else value
     needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
     missing = [name for name in needed if name not in given]
     if missing:

@@ -32,12 +32,16 @@ class OnImages(Protocol):
 
 
 def load_images(config: OnImages, data_dir: str | Path | None = None) -> data.Splits:
-    """The images of a run; what was decided by a rule when they were read is said in the log.
+    """The images of a run: :func:`read_images` of its data."""
+    return read_images(config.data, data_dir)
+
+
+def read_images(images: DataConfig, data_dir: str | Path | None = None) -> data.Splits:
+    """Images or a table; what was decided by a rule when they were read is said in the log.
 
     Raises:
         DataNotFoundError: the data set is not there.
     """
-    images = config.data
     with announced(f"reading {images.title}"):
         splits = data.load(
             images.name,

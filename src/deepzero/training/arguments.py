@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from deepzero.errors import InvalidInputError
 from deepzero.estimator import Estimator
 from deepzero.objective import NetworkObjective, owners_of
 from deepzero.training import state
-from deepzero.training.batches import Batches
+from deepzero.training.batches import scores_itself
 from deepzero.training.loggers import LOGGERS
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def _check_schedule(trainer: Trainer) -> None:
 
 def _check_validation(trainer: Trainer) -> None:
     data = [one for one in (trainer.validation, trainer.test) if one is not None]
-    functions = [one for one in data if callable(one) and not isinstance(one, (Iterable, Batches))]
+    functions = [one for one in data if scores_itself(one)]
     if len(functions) < len(data) and not isinstance(getattr(trainer.source, "objective", None), NetworkObjective):
         raise InvalidInputError(
             "validation data needs an estimator of a network with loss=... or closure=...; give validation a "

@@ -89,6 +89,11 @@ def reader(train: Any, device: torch.device, team: Team) -> Reader:
     )
 
 
+def scores_itself(data: Any) -> bool:
+    """Whether validation or test data are a function of the model that returns numbers, and no batches."""
+    return callable(data) and not isinstance(data, (Iterable, Batches))
+
+
 def arguments(batch: Any, device: torch.device) -> Arguments:
     """A batch as the arguments of ``backward``, its tensors on ``device``; a dict is one argument."""
     moved = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)

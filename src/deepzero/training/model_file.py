@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deepzero import models
 from deepzero.errors import DeepZeroError, InvalidInputError, RunFolderError
-from deepzero.own import is_own
+from deepzero.own import is_own, parted
 from deepzero.training.evaluation import eval_mode
 from deepzero.training.files import replace_file
 from deepzero.training.run_folder import RunFolder, read_record, writing, written_again
@@ -115,7 +115,7 @@ EXPORTED = ModelFile()
 
 def _keep_code(folder: RunFolder, target: str) -> None:
     """Copy the user's file, so that the folder can be used when the file has changed."""
-    place, _, _ = target.rpartition(":") if not target.endswith(".py") else (target, "", "")
+    place, _ = parted(target)
     if place.endswith(".py"):
         with writing(folder.path / CODE):
             (folder.path / CODE).mkdir(exist_ok=True)
@@ -124,12 +124,12 @@ def _keep_code(folder: RunFolder, target: str) -> None:
 
 def _with_code(target: str, code: Path) -> str:
     """The target in the copy of the user's file, if there is one and the file itself has gone or changed."""
-    place, colon, name = target.rpartition(":") if not target.endswith(".py") else (target, "", "")
+    place, rest = parted(target)
     original, kept = Path(place), code / Path(place).name
     if not place.endswith(".py") or not kept.is_file():
         return target
     unchanged = original.is_file() and original.read_bytes() == kept.read_bytes()
-    return target if unchanged else f"{kept}{colon}{name}"
+    return target if unchanged else f"{kept}{rest}"
 
 
 def _export(folder: RunFolder, model: nn.Module, inputs: Mapping[str, Any] | None) -> str | None:

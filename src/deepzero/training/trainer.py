@@ -29,7 +29,7 @@ from deepzero.objective import Batch, NetworkObjective
 from deepzero.team import Team
 from deepzero.training import state
 from deepzero.training.arguments import check, described
-from deepzero.training.batches import Batches, reader
+from deepzero.training.batches import reader, scores_itself
 from deepzero.training.callbacks import Callback, direction, monitored
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
 from deepzero.training.environment import hardware, versions
@@ -465,7 +465,7 @@ class Trainer:
         return (value if self.mode == "max" else -value), -scores.get("loss", 0.0)
 
     def _scores(self, data: Any) -> dict[str, float]:
-        if callable(data) and not isinstance(data, (Iterable, Batches)):
+        if scores_itself(data):
             with eval_mode(self.model):
                 return {name: float(value) for name, value in data(self.model).items()}
         return measured(self.source.objective, reader(data, self._device, Team()).read(0, 0), self.metrics)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from typing import Any
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
+from deepzero.tasks.config import record_of
 from deepzero.tasks.correction.wake import TEST_REYNOLDS, TRAINING_REYNOLDS
 from deepzero.training.schedule import SCHEDULES
 
@@ -153,5 +154,4 @@ def from_record(record: Mapping[str, Any]) -> CorrectionConfig:
         >>> from_record(asdict(config)) == config
         True
     """
-    flow: dict[str, Any] = {**record["flow"], **{name: tuple(record["flow"][name]) for name in ("training", "test")}}
-    return CorrectionConfig(**{**record, "flow": FlowConfig(**flow), "widths": tuple(record["widths"])})
+    return record_of(CorrectionConfig, record)

@@ -9,7 +9,7 @@ from typing import Any
 from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.models import AUTOENCODERS
-from deepzero.tasks.config import DataConfig
+from deepzero.tasks.config import DataConfig, record_of
 from deepzero.tasks.stages import StageConfig
 
 SMOOTHING, DENOISER = "smoothing", "denoiser"
@@ -143,6 +143,4 @@ def from_record(record: Mapping[str, Any]) -> DefenseConfig:
         >>> from_record(asdict(config)) == config
         True
     """
-    kinds = {"data": DataConfig, "denoiser": DenoiserConfig}
-    kinds |= dict.fromkeys(("classifier", "pretraining", "finetuning"), StageConfig)
-    return DefenseConfig(**{key: kinds[key](**value) if key in kinds else value for key, value in record.items()})
+    return record_of(DefenseConfig, record)
