@@ -181,6 +181,20 @@ def test_an_own_network_by_file_survives_the_loss_of_the_file(tmp_path, monkeypa
     assert set(run.predict(files)) <= {"a", "b"}
 
 
+def test_a_network_that_gives_more_than_one_tensor_is_asked_itself(tmp_path):
+    model = nn.LSTM(3, 2, batch_first=True)
+    sequences = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0))
+
+    def loss(output, target):
+        return F.mse_loss(output[0], target)
+
+    fit(tmp_path, model, loss=loss, batches=[(sequences, torch.zeros(5, 4, 2))])
+    run = dz.load_run(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"gives a tuple, not one tensor.*run\.model\(run\.inputs\(x\)\)"):
+        run.outputs(sequences)
+    assert torch.allclose(run.model(run.inputs(sequences))[0], model.eval()(sequences)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
 def test_exports_give_the_same_outputs_for_any_batch(tmp_path, ending):
     model = Net()

@@ -90,9 +90,19 @@ class Run:
         return given
 
     def outputs(self, x: Any) -> Tensor:
-        """What the network gives for raw inputs, ``[n, ...]``, in eval mode."""
+        """What the network gives for raw inputs, ``[n, ...]``, in eval mode.
+
+        Raises:
+            InvalidInputError: the inputs are of another form, or the network gives something else than one tensor.
+        """
         with torch.no_grad(), eval_mode(self.model):
-            return torch.cat([self.model(part) for part in torch.split(self.inputs(x), BATCH)])
+            found = [self.model(part) for part in torch.split(self.inputs(x), BATCH)]
+        if not all(isinstance(part, Tensor) for part in found):
+            raise InvalidInputError(
+                f"the network gives a {type(found[0]).__name__}, not one tensor; ask it itself: "
+                "run.model(run.inputs(x))"
+            )
+        return torch.cat(found)
 
     def predict(self, x: Any) -> list[Any]:
         """The class of each input, by name; for a network that gives no classes: its outputs, as nested lists.

@@ -842,6 +842,10 @@ def test_progress_is_shown_on_the_console_given():
         (lambda m: {"train": 3}, "train must be a DataLoader"),
         (lambda m: {"scheduler": 0.1}, "scheduler must be one of"),
         (lambda m: {"scheduler": torch.optim.lr_scheduler.StepLR(sgd(m), 1)}, "of another optimizer"),
+        (
+            lambda m: {"optimizer": (o := sgd(m)), "scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(o)},
+            "ReduceLROnPlateau looks at the validation data; give validation=",
+        ),
         (lambda m: {"scheduler_interval": "batch"}, "scheduler_interval must be one of epoch, step"),
         (lambda m: {"accumulate": 0}, "accumulate must be an integer of at least 1"),
         (lambda m: {"clip_norm": -1.0}, "clip_norm must be a finite number above 0"),

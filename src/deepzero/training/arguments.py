@@ -106,6 +106,8 @@ def _check_schedule(trainer: Trainer) -> None:
         raise InvalidInputError("the scheduler is of another optimizer than the one given; make it of this one")
     if isinstance(trainer.scheduler, ReduceLROnPlateau) and trainer.scheduler_interval == "step":
         raise InvalidInputError("ReduceLROnPlateau looks at the validation; use scheduler_interval='epoch'")
+    if isinstance(trainer.scheduler, ReduceLROnPlateau) and trainer.validation is None:
+        raise InvalidInputError("ReduceLROnPlateau looks at the validation data; give validation=...")
     state.encoded(trainer.scheduler.state_dict())
 
 
