@@ -37,8 +37,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from deepzero.bench import problem
-from deepzero.bench.timing import Spread
+from deepzero.measure import problem
+from deepzero.measure.rounds import Spread
 from deepzero.training import hardware, versions
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero import data
-from deepzero.bench.timing import Spread
+from deepzero.measure.rounds import Spread
 from deepzero.models import cifar_resnet
 from deepzero.training import hardware, versions
 

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepzero as dz
-from deepzero.bench.cases import Problem, problem
-from deepzero.bench.memory import peak_so_far, start_of_peak
-from deepzero.bench.sampling import in_full_chunks, one_of_each, shuffled, some_of_each
-from deepzero.bench.sides import DeepZero
-from deepzero.bench.timing import Spread
 from deepzero.coordinates import Coordinates
 from deepzero.evaluators.costs import wait_for_devices
 from deepzero.evaluators.propagation import DEFAULT_BUDGET
+from deepzero.measure.cases import Problem, problem
+from deepzero.measure.peak_memory import peak_so_far, start_of_peak
+from deepzero.measure.rounds import Spread
+from deepzero.measure.sides import DeepZero
+from deepzero.measure.timed_part import in_full_chunks, one_of_each, shuffled, some_of_each
 from deepzero.randomness import derive_seed
 
 ERROR_SAMPLE = 192

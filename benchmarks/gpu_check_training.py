@@ -16,9 +16,15 @@ from typing import Any
 import torch
 
 from deepzero import data
-from deepzero.bench.timing import Spread
+from deepzero.measure.rounds import Spread
 from deepzero.tasks.classification import train
-from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
+from deepzero.tasks.classification.classification_config import (
+    ClassificationConfig,
+    DataConfig,
+    EstimatorConfig,
+    ModelConfig,
+    SparsityConfig,
+)
 from deepzero.training import TrainingConfig, read_metrics
 
 Note = Callable[[dict[str, Any]], None]

@@ -38,12 +38,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import deepzero as dz
-from deepzero.bench.timing import Spread
+from deepzero.measure.rounds import Spread
 from deepzero.models import DnCNN
 from deepzero.opaque import OnnxModel
-from deepzero.tasks.config import DataConfig
+from deepzero.tasks.classification.classification_config import DataConfig
 from deepzero.tasks.defense import DefenseConfig, DenoiserConfig
-from deepzero.tasks.defense.methods import finetuning
+from deepzero.tasks.defense.defense_methods import finetuning
 from deepzero.training import hardware, versions
 
 BATCH = 64

@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 
 import deepzero as dz
-from deepzero.bench.cases import problem
-from deepzero.bench.sampling import in_full_chunks
-from deepzero.bench.scaling import Machine, simulate
 from deepzero.coordinates import StepContext
 from deepzero.evaluators.distributed import CALIBRATION
+from deepzero.measure.cases import problem
+from deepzero.measure.scaling import Machine, simulate
+from deepzero.measure.timed_part import in_full_chunks
 from deepzero.training import hardware, versions
 
 WORKERS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]

@@ -34,8 +34,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tyro.conf import Positional
 
 from deepzero import data
-from deepzero.tasks.defense.parts import accuracy
-from deepzero.tasks.defense.run import given_target
+from deepzero.tasks.defense.defense_parts import accuracy
+from deepzero.tasks.defense.train_defense import given_target
 
 WEIGHTS = "cifar_10_model/trained_models/cnn_model.h5"
 

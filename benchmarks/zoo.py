@@ -44,7 +44,7 @@ import torch
 from against_commit import ROOT, Child, git, worktree
 from zoo_sides import ZOO
 
-from deepzero.bench.timing import Spread
+from deepzero.measure.rounds import Spread
 from deepzero.training import hardware, versions
 
 AGREEMENT = 1e-2

@@ -22,7 +22,7 @@ CHECKED_MODULES = (
     "deepzero.data",
     "deepzero.graph.decompositions",
     "deepzero.graph.differences",
-    "deepzero.graph.kernels",
+    "deepzero.graph.cpu.kernels",
     "deepzero.graph.plan",
     "deepzero.graph.propagate",
     "deepzero.graph.recompute",
@@ -35,7 +35,7 @@ CHECKED_MODULES = (
     "deepzero.stencils",
     "deepzero.tasks.correction",
     "deepzero.tasks.defense",
-    "deepzero.tasks.selection",
+    "deepzero.tasks.classification.coordinate_selection",
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import deepzero
 from deepzero.cli.main import COMMANDS
-from deepzero.experiments import EXPERIMENTS
+from deepzero.reproduce import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]

@@ -19,7 +19,7 @@ from deepzero import errors
 from deepzero.doctor import Diagnosis
 from deepzero.report import documents
 from deepzero.tasks.classification import train
-from deepzero.tasks.config import (
+from deepzero.tasks.classification.classification_config import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

@@ -15,7 +15,12 @@ import deepzero as dz
 from deepzero.data import load
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.tasks.classification import train
-from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
+from deepzero.tasks.classification.classification_config import (
+    ClassificationConfig,
+    DataConfig,
+    EstimatorConfig,
+    ModelConfig,
+)
 from deepzero.training import Autograd, TrainingConfig
 
 OWN = """

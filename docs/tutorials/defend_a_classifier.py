@@ -22,7 +22,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from deepzero.recipes.defenses import digits
+from deepzero.recipes.defense_recipes import digits
 from deepzero.tasks.defense import CertifyConfig, StageConfig, certify, defend
 
 folder = Path(tempfile.mkdtemp())

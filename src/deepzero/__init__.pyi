@@ -7,13 +7,10 @@ from .evaluators import (
     AutomaticEvaluator,
     BatchedEvaluator,
     DistributedEvaluator,
-    ExecutorEvaluator,
     PropagationEvaluator,
-    QueryJournal,
-    QueryPolicy,
     SequentialEvaluator,
-    query_key,
 )
+from .executors import ExecutorEvaluator, QueryJournal, QueryPolicy, query_key
 from .objective import BlackBox, NetworkObjective
 from .opaque import Conv, Corrected, Elementwise, Learned, Opaque, PerChannel, PerToken, Simulator
 from .optimize import minimize, value_and_grad

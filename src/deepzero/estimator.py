@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RowError
-from deepzero.evaluators import Evaluator, ExecutorSource, QueryJournal, QueryPolicy, choose_evaluator
+from deepzero.evaluator_choice import choose_evaluator
+from deepzero.evaluators import Evaluator
 from deepzero.evaluators.distributed import load_evaluator
+from deepzero.executors import ExecutorSource, QueryJournal, QueryPolicy
 from deepzero.objective import (
     Batch,
     Closure,

@@ -23,8 +23,8 @@ from deepzero.arrays import BARE, Given, is_like_array
 from deepzero.coordinates import Coordinates
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import CGE, RGE, Estimator
-from deepzero.evaluators import ExecutorEvaluator, QueryJournal, QueryPolicy
-from deepzero.evaluators.executor_pool import ExecutorSource
+from deepzero.executors import ExecutorEvaluator, QueryJournal, QueryPolicy
+from deepzero.executors.pool import ExecutorSource
 from deepzero.objective import Batch, BlackBox, parameters_of
 from deepzero.probes.coordinate import CoordinatePerturbations
 from deepzero.stencils import CENTRAL, Stencil, as_stencil

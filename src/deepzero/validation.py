@@ -6,7 +6,6 @@ what was expected, what came, and what to type instead.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deepzero.errors import InvalidInputError
+from deepzero.text import did_you_mean
 
 
 def positive(name: str, value: float, *, hint: str) -> float:
@@ -57,9 +57,9 @@ def choice(name: str, value: str, options: Iterable[str]) -> str:
     """Accept one of a few words."""
     accepted = sorted(options)
     if value not in accepted:
-        near = difflib.get_close_matches(str(value), accepted, n=1)
-        guess = f" (did you mean {near[0]}?)" if near else ""
-        raise InvalidInputError(f"{name} must be one of {', '.join(accepted)}; got {value!r}{guess}")
+        raise InvalidInputError(
+            f"{name} must be one of {', '.join(accepted)}; got {value!r}{did_you_mean(str(value), accepted)}"
+        )
     return value
 
 

@@ -15,9 +15,9 @@ from own_files import image_folder, noise, npz, table
 from PIL import Image
 
 from deepzero.cli import main
-from deepzero.recipes.corrections import find_correction
-from deepzero.recipes.defenses import digits
-from deepzero.tasks.config import DataConfig
+from deepzero.recipes.correction_recipes import find_correction
+from deepzero.recipes.defense_recipes import digits
+from deepzero.tasks.classification.classification_config import DataConfig
 from deepzero.tasks.correction import correct
 from deepzero.tasks.defense import DenoiserConfig, StageConfig, defend
 

@@ -98,7 +98,7 @@ def test_a_page_that_cannot_be_written(run, monkeypatch, capsys):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("deepzero.training.files.replace_file", full)
+    monkeypatch.setattr("deepzero.files.replace_file", full)
     assert main(["report", "run"]) == 2
     assert "could not be written" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ import tyro
 
 from deepzero.cli import main
 from deepzero.cli.reproduce import Reproduce
-from deepzero.experiments import EXPERIMENTS, SCALES, names
+from deepzero.reproduce import EXPERIMENTS, SCALES, names
 
 FO = ["reproduce", "fig2", "--scale", "smoke", "--only", "method=FO"]
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from deepzero import data
-from deepzero.data.folder import load_image_folder
+from deepzero.data.image_folders import load_image_folder
 from deepzero.errors import DataNotFoundError, InvalidInputError
 
 COLOURS = {"blue": (0, 0, 255), "red": (255, 102, 0)}

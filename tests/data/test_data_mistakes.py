@@ -15,7 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from deepzero import data
-from deepzero.data import folder
+from deepzero.data import image_folders as folder
 from deepzero.errors import DataNotFoundError, InvalidInputError
 
 Mistake = tuple[Callable[[Path], Path], list[str]]

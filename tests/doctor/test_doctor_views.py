@@ -10,7 +10,6 @@ from rich.console import Console
 
 import deepzero as dz
 from deepzero.doctor import LoopCosts, diagnose, plot_sweep
-from deepzero.doctor.duration import duration
 from deepzero.errors import InvalidInputError
 
 
@@ -72,11 +71,3 @@ def test_the_plot_is_a_picture(found):
 def test_without_a_sweep_there_is_nothing_to_plot():
     with pytest.raises(InvalidInputError, match="no sweep to plot"):
         plot_sweep(diagnose(dz.BlackBox(lambda p: float("nan"), {"w": np.zeros(1)})))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(1e-3, "1.0 ms"), (59.94, "59.9 s"), (3600, "60.0 min"), (86400, "24.0 h"), (1e6, "11.6 days")],
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 import deepzero as dz
-from deepzero.evaluators.executor_calls import Clock
-from deepzero.evaluators.executor_worker import Message
+from deepzero.executors.executor_calls import Clock
+from deepzero.executors.worker import Message
 
 Arrays = dict[str, Any]
 

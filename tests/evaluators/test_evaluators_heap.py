@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepzero.evaluators import heap
+from deepzero import allocator as heap
 
 
 def resident() -> int:

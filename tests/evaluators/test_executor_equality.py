@@ -15,8 +15,8 @@ import torch
 import deepzero as dz
 from deepzero.coordinates import Coordinates
 from deepzero.errors import InvalidInputError, QueryError
-from deepzero.evaluators.executor_worker import KEPT, Message, PackedTensor, Payload, answer
-from deepzero.evaluators.queries import step_queries
+from deepzero.executors.queries import step_queries
+from deepzero.executors.worker import KEPT, Message, PackedTensor, Payload, answer
 from deepzero.objective import parameters_of
 from deepzero.probes import CoordinatePerturbations, RandomPerturbations
 

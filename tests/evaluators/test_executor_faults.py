@@ -19,7 +19,7 @@ from boxes import NAN, FakeExecutor, Faulty
 
 import deepzero as dz
 from deepzero.errors import InvalidInputError, NonFiniteLossError, QueryError
-from deepzero.evaluators.policy import RateLimit
+from deepzero.executors.policy import RateLimit
 
 EXPECTED = functools.cache(lambda: boxes.estimate(dz.SequentialEvaluator(), boxes.box()))
 ERROR = ConnectionError("the line is dead")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import deepzero as dz
 from deepzero.errors import QueryError
-from deepzero.evaluators import QueryProgress
+from deepzero.executors import QueryProgress
 
 
 def console() -> Console:

@@ -27,7 +27,7 @@ import pytest
 import torch
 
 import deepzero as dz
-from deepzero.evaluators.executor_step import AHEAD
+from deepzero.executors.dispatch import AHEAD
 
 KILLS, STEPS, SIZE, WORKERS = 20, 20, 20, 3
 QUERIES = STEPS * (1 + SIZE)

@@ -19,8 +19,8 @@ from torch import nn
 
 import deepzero as dz
 from deepzero.errors import InvalidInputError, JournalError
-from deepzero.evaluators.problem import problem_of
-from deepzero.evaluators.reading import read_callable
+from deepzero.executors.problem import problem_of
+from deepzero.executors.reading import read_callable
 
 START = {"w": np.ones(3)}
 

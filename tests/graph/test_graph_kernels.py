@@ -13,7 +13,8 @@ from oracle import assert_close, estimate, initialize, normal, some_coordinates
 from torch import nn
 
 import deepzero as dz
-from deepzero.graph import kernels, loops
+from deepzero.graph.cpu import compiled_loops as loops
+from deepzero.graph.cpu import kernels
 from deepzero.models import SimpleCNN
 from deepzero.models.resnet import BasicBlock, projection_shortcut
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import pytest
 
 from deepzero.errors import DataNotFoundError, InvalidInputError
-from deepzero.own.arguments import settings_of
 from deepzero.own.code import called, imported, is_own, located, require_kind
+from deepzero.own.function_arguments import settings_of
 
 
 @pytest.fixture(autouse=True)

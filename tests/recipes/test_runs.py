@@ -74,7 +74,7 @@ def test_a_run_started_from_python_is_resumed_from_python(tmp_path):
 
 class TestStartOfTeam:
     def begin_under(self, launch, out, monkeypatch, **settings):
-        monkeypatch.setattr("deepzero.recipes.runs.launch_name", lambda: launch)
+        monkeypatch.setattr("deepzero.recipes.run_starts.launch_name", lambda: launch)
         start = start_of_team(of("digits"), settings, out, resume=False, team=Team())
         begin(start)
         return start
@@ -93,7 +93,7 @@ class TestStartOfTeam:
     def test_another_launch_or_none_does_not_touch_it(self, tmp_path, monkeypatch):
         self.begin_under("job-7", tmp_path / "run", monkeypatch)
         for launch in ("job-8", None):
-            monkeypatch.setattr("deepzero.recipes.runs.launch_name", lambda launch=launch: launch)
+            monkeypatch.setattr("deepzero.recipes.run_starts.launch_name", lambda launch=launch: launch)
             start = start_of_team(of("digits"), {}, tmp_path / "run", resume=False, team=Team())
             assert not start.resume, "and train() refuses the folder, which is not free"
 
@@ -104,5 +104,5 @@ class TestStartOfTeam:
 
     def test_asked_to_resume_it_goes_on_under_any_launch(self, tmp_path, monkeypatch):
         self.begin_under("job-7", tmp_path / "run", monkeypatch)
-        monkeypatch.setattr("deepzero.recipes.runs.launch_name", lambda: "job-9")
+        monkeypatch.setattr("deepzero.recipes.run_starts.launch_name", lambda: "job-9")
         assert start_of_team(None, {}, tmp_path / "run", resume=True, team=Team()).resume

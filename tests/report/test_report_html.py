@@ -8,7 +8,7 @@ import pytest
 from pages import Page
 
 from deepzero.report import Document, Figure, Series, Table, page
-from deepzero.report.values import shown
+from deepzero.report.value_text import shown
 
 HOSTILE = "<script>alert('1')</script> & \"quotes\" <img src=x onerror=y>"
 CURVE = Series(name="cge", x=[1000, 2000], y=[0.123456, 0.75], spread=[0.01, 0.02])

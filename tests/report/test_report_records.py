@@ -10,7 +10,7 @@ from rich.console import Console
 
 from deepzero.errors import InvalidInputError
 from deepzero.report import Document, Figure, HeatMap, Picture, Series, Span, Table, markdown, rich_table
-from deepzero.report.values import numeric_columns
+from deepzero.report.value_text import numeric_columns
 
 TABLE = Table(title="Speed", columns=["method", "seconds"], rows=[["cge", "1.5"], ["rge [b]x[/b]", "—"]], note="Cold.")
 MAP = HeatMap(

@@ -16,11 +16,17 @@ import deepzero as dz
 from deepzero.errors import RunFolderError
 from deepzero.report import Document, Figure, Table, documents, page
 from deepzero.report.comparison import compare, labels
-from deepzero.report.reading import Run, read
-from deepzero.report.values import duration
-from deepzero.report.values import shown as values_shown
+from deepzero.report.folder_contents import Run, read
+from deepzero.report.value_text import shown as values_shown
 from deepzero.tasks import classification
-from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
+from deepzero.tasks.classification.classification_config import (
+    ClassificationConfig,
+    DataConfig,
+    EstimatorConfig,
+    ModelConfig,
+    SparsityConfig,
+)
+from deepzero.text import duration
 from deepzero.training import TrainingConfig
 
 CONFIG = ClassificationConfig(

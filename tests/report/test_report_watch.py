@@ -18,9 +18,14 @@ import pytest
 from pages import Page
 
 from deepzero.errors import InvalidInputError
-from deepzero.report.watch import Watch
+from deepzero.report.live_page import Watch
 from deepzero.tasks import classification
-from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
+from deepzero.tasks.classification.classification_config import (
+    ClassificationConfig,
+    DataConfig,
+    EstimatorConfig,
+    ModelConfig,
+)
 from deepzero.training import TrainingConfig
 
 CONFIG = ClassificationConfig(
@@ -175,7 +180,7 @@ def test_a_run_without_news_may_have_stopped_and_a_damaged_one_is_said_to_be(gro
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + 3725)
         said = unquote(ask(watch, "content")[2]["X-State"])
-        assert said.startswith("Nothing was written for 1 h 2 min")
+        assert said.startswith("Nothing was written for 62.0 min")
         monkeypatch.undo()
         (growing / "metrics.jsonl").write_text("{\n{}\n")
         status, body, _ = ask(watch, "content")

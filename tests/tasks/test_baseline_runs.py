@@ -8,7 +8,13 @@ import torch
 from deepzero import baselines
 from deepzero.errors import InvalidInputError
 from deepzero.tasks import classification
-from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
+from deepzero.tasks.classification.classification_config import (
+    ClassificationConfig,
+    DataConfig,
+    EstimatorConfig,
+    ModelConfig,
+    SparsityConfig,
+)
 from deepzero.training import CheckpointStore, TrainingConfig
 
 WIDE = ModelConfig(name="wide_cnn", options={"width": 4})

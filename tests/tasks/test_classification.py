@@ -10,11 +10,17 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RunFolderError
-from deepzero.report.reading import read
-from deepzero.report.runs import document
+from deepzero.report.folder_contents import read
+from deepzero.report.run_pages import document
 from deepzero.tasks.classification import train
-from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
-from deepzero.tasks.parts import load_images
+from deepzero.tasks.classification.classification_config import (
+    ClassificationConfig,
+    DataConfig,
+    EstimatorConfig,
+    ModelConfig,
+    SparsityConfig,
+)
+from deepzero.tasks.classification.classification_parts import load_images
 from deepzero.training import CheckpointStore, JsonLines, TrainingConfig, read_metrics
 
 STEPS = 6

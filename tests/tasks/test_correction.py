@@ -16,16 +16,27 @@ pytest.importorskip("phi", reason="PhiFlow is not installed: pip install 'deepze
 from deepzero.errors import InvalidInputError, RowError, RunFolderError
 from deepzero.models import FlowCorrector
 from deepzero.opaque import Opaque
-from deepzero.recipes.corrections import CORRECTIONS, find_correction
+from deepzero.recipes.correction_recipes import CORRECTIONS, find_correction
 from deepzero.report import documents, page
-from deepzero.tasks.correction import METHODS, CorrectionConfig, FlowConfig, correct, load_network, reference
-from deepzero.tasks.correction.config import EMULATOR, FO_SOL, NON, OPAQUE, QUERYING, SRC, ZO_GRASP, ZO_SOL, from_record
-from deepzero.tasks.correction.evaluation import roll_out
-from deepzero.tasks.correction.forecast import correction_seconds
-from deepzero.tasks.correction.methods import FlowBatches, UnrolledError, make_network, surroundings
-from deepzero.tasks.correction.reference import FRAMES, STATE, Reference, folder_of
+from deepzero.tasks.correction import METHODS, CorrectionConfig, FlowConfig, correct, load_network
+from deepzero.tasks.correction import reference_flows as reference
+from deepzero.tasks.correction.correction_config import (
+    EMULATOR,
+    FO_SOL,
+    NON,
+    OPAQUE,
+    QUERYING,
+    SRC,
+    ZO_GRASP,
+    ZO_SOL,
+    from_record,
+)
+from deepzero.tasks.correction.correction_methods import FlowBatches, UnrolledError, make_network, surroundings
+from deepzero.tasks.correction.correction_time import correction_seconds
+from deepzero.tasks.correction.flow_errors import roll_out
+from deepzero.tasks.correction.reference_flows import FRAMES, STATE, Reference, folder_of
 from deepzero.tasks.correction.wake import Flows, WakeFlow
-from deepzero.tasks.stages import StoppedError
+from deepzero.tasks.training_stage import StoppedError
 from deepzero.training import StopRequest
 
 TINY = find_correction("wake-tiny").config()

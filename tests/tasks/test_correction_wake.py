@@ -15,7 +15,7 @@ pytest.importorskip("phi", reason="PhiFlow is not installed: pip install 'deepze
 import deepzero as dz
 from deepzero.errors import InvalidInputError
 from deepzero.models import FlowCorrector
-from deepzero.tasks.correction.reference import shedding
+from deepzero.tasks.correction.reference_flows import shedding
 from deepzero.tasks.correction.wake import WIDTH, Flows, WakeFlow, divergence, downsampled, vorticity
 
 CELLS = 16

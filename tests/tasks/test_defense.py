@@ -13,20 +13,12 @@ from filelock import FileLock
 
 from deepzero.errors import DataNotFoundError, InvalidInputError, RunFolderError
 from deepzero.models import UNetDenoiser
-from deepzero.tasks.config import DataConfig
-from deepzero.tasks.defense import (
-    METHODS,
-    CertifyConfig,
-    DefenseConfig,
-    DenoiserConfig,
-    StageConfig,
-    certify,
-    defend,
-    run,
-)
-from deepzero.tasks.defense.config import QUERYING, from_record
-from deepzero.tasks.defense.run import CLASSIFIER, load_pair
-from deepzero.tasks.parts import load_images
+from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification.classification_parts import load_images
+from deepzero.tasks.defense import METHODS, CertifyConfig, DefenseConfig, DenoiserConfig, StageConfig, certify, defend
+from deepzero.tasks.defense import train_defense as run
+from deepzero.tasks.defense.defense_config import QUERYING, from_record
+from deepzero.tasks.defense.train_defense import CLASSIFIER, load_pair
 from deepzero.training import StopRequest, read_metrics
 from deepzero.training.onnx_file import export_onnx
 

@@ -14,8 +14,13 @@ from own_files import flowers, image_folder
 from deepzero import data
 from deepzero.errors import InvalidInputError
 from deepzero.tasks.classification import train
-from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
-from deepzero.tasks.parts import load_images, make_model
+from deepzero.tasks.classification.classification_config import (
+    ClassificationConfig,
+    DataConfig,
+    EstimatorConfig,
+    ModelConfig,
+)
+from deepzero.tasks.classification.classification_parts import load_images, make_model
 from deepzero.training import TrainingConfig
 
 

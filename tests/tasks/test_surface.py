@@ -14,7 +14,7 @@ from deepzero.errors import RunFolderError
 from deepzero.losses import LOSSES
 from deepzero.report import documents
 from deepzero.tasks import classification
-from deepzero.tasks.config import (
+from deepzero.tasks.classification.classification_config import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,
@@ -22,8 +22,8 @@ from deepzero.tasks.config import (
     SparsityConfig,
     from_record,
 )
-from deepzero.tasks.parts import load_images, training_batches
-from deepzero.tasks.surface import surface
+from deepzero.tasks.classification.classification_parts import load_images, training_batches
+from deepzero.tasks.run_surface import surface
 from deepzero.training import TrainingConfig
 
 CONFIG = ClassificationConfig(

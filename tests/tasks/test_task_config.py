@@ -3,7 +3,13 @@ import math
 import pytest
 
 from deepzero.errors import InvalidInputError
-from deepzero.tasks.config import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
+from deepzero.tasks.classification.classification_config import (
+    ClassificationConfig,
+    DataConfig,
+    EstimatorConfig,
+    ModelConfig,
+    SparsityConfig,
+)
 
 
 @pytest.mark.parametrize("step_size", [0, 0.0, -5e-3, math.nan, math.inf])

@@ -8,8 +8,13 @@ import torch.nn.functional as F
 import deepzero as dz
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.recipes import customize, find
-from deepzero.tasks import diagnosis
-from deepzero.tasks.config import ClassificationConfig, DataConfig, ModelConfig, SparsityConfig
+from deepzero.tasks import run_diagnosis as diagnosis
+from deepzero.tasks.classification.classification_config import (
+    ClassificationConfig,
+    DataConfig,
+    ModelConfig,
+    SparsityConfig,
+)
 from deepzero.training import Autograd, Trainer
 
 SETTINGS = {"limit": 64, "batch_size": 16, "epochs": 3, "sparsity": 0.0}
@@ -70,7 +75,7 @@ def test_a_pruned_run_is_examined_at_its_pruned_weights(monkeypatch):
         seen.update({name: p.detach().clone() for name, p in zo.objective.model.named_parameters()})
         raise InvalidInputError("seen enough")
 
-    monkeypatch.setattr("deepzero.tasks.diagnosis.examine", keep)
+    monkeypatch.setattr("deepzero.tasks.run_diagnosis.examine", keep)
     config = ClassificationConfig(
         data=DataConfig(name="digits", batch_size=16, limit=64),
         model=ModelConfig(name="digits_cnn"),

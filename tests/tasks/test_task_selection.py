@@ -15,7 +15,7 @@ from deepzero.objective import NetworkObjective
 from deepzero.sparsity import masks_from_scores, random, smart_ratio
 from deepzero.sparsity.selection import counts_from_ratios, trainable
 from deepzero.tasks import classification
-from deepzero.tasks.config import (
+from deepzero.tasks.classification.classification_config import (
     RATIOS,
     SCORES,
     ClassificationConfig,
@@ -24,7 +24,7 @@ from deepzero.tasks.config import (
     ModelConfig,
     SparsityConfig,
 )
-from deepzero.tasks.selection import Ratios, prune, schedule, select
+from deepzero.tasks.classification.coordinate_selection import Ratios, prune, schedule, select
 from deepzero.training import TrainingConfig
 
 CPU = torch.device("cpu")

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import deepzero as dz
 from deepzero.coordinates import StepContext
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RunFolderError
+from deepzero.files import to_json
 from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.sparsity import DynamicRatios
 from deepzero.step_sizes import as_step_size
@@ -34,7 +35,6 @@ from deepzero.training import (
     read_metrics,
 )
 from deepzero.training.callbacks import direction
-from deepzero.training.files import to_json
 from deepzero.training.schedule import learning_rate
 
 

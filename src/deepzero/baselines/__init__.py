@@ -7,11 +7,11 @@ name; autograd itself is :class:`deepzero.training.sources.Autograd`.
 
 from deepzero.baselines.alignment import AlignAda, AlignProp, AlignZero
 from deepzero.baselines.base import Baseline
+from deepzero.baselines.baseline_registry import build, names
 from deepzero.baselines.feedback import DirectFeedbackAlignment, FeedbackAlignment
 from deepzero.baselines.forward_gradient import LocalForwardGradient, WeightForwardGradient
 from deepzero.baselines.pattern_search import FastPatternSearch, PatternSearch, Polling
 from deepzero.baselines.random_limit import RandomizedLimit
-from deepzero.baselines.registry import build, names
 
 __all__ = [
     "AlignAda",

@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from deepzero import validation
 from deepzero.baselines.base import Baseline
 from deepzero.coordinates import Coordinates
-from deepzero.evaluators import (
-    BatchedEvaluator,
-    Evaluator,
-    Measurement,
-    PropagationEvaluator,
-    SequentialEvaluator,
-)
+from deepzero.evaluators import BatchedEvaluator, Evaluator, Measurement, PropagationEvaluator, SequentialEvaluator
 from deepzero.objective import Loss, Parameters, parameters_of
 from deepzero.probes import CoordinatePerturbations
 from deepzero.randomness import derive_seed

@@ -60,8 +60,8 @@ class Bench:
 
     def run(self, output: Output) -> int:
         """Measure, print the tables, and write the record."""
-        from deepzero import bench  # noqa: PLC0415 - with PyTorch
-        from deepzero.training.files import replace_file, to_json  # noqa: PLC0415
+        from deepzero import measure as bench  # noqa: PLC0415 - with PyTorch
+        from deepzero.files import replace_file, to_json  # noqa: PLC0415
 
         self._check_out()
         settings = bench.Settings(**{f.name: getattr(self, f.name) for f in fields(bench.Settings)})

@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from deepzero.cli.options import DONE, RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole, require_used, seconds_of
 from deepzero.cli.output import Output, tell_stopped
 from deepzero.errors import InvalidInputError
+from deepzero.text import duration
 
 if TYPE_CHECKING:
     from deepzero.tasks.correction import CorrectionConfig
@@ -61,10 +62,9 @@ class Correct:
 
     def run(self, output: Output) -> int:
         """Say how long it takes, train, and say how it went."""
-        from deepzero.experiments.experiment import seconds_text  # noqa: PLC0415 - with PyTorch
         from deepzero.tasks.correction import METHODS, correct, settings_of  # noqa: PLC0415
-        from deepzero.tasks.correction.config import QUERYING, USED_BY  # noqa: PLC0415
-        from deepzero.tasks.correction.forecast import correction_seconds  # noqa: PLC0415
+        from deepzero.tasks.correction.correction_config import QUERYING, USED_BY  # noqa: PLC0415
+        from deepzero.tasks.correction.correction_time import correction_seconds  # noqa: PLC0415
 
         console, max_seconds = output.console, seconds_of(self.max_minutes)
         if self.data_dir is not None and self.data_dir.is_file():
@@ -81,7 +81,7 @@ class Correct:
                 "solver calls; leave it out, or type another --budget"
             )
         if not self.resume:
-            about = seconds_text(correction_seconds(config, self.data_dir))
+            about = duration(correction_seconds(config, self.data_dir))
             console.print(f"{config.method}: {METHODS[config.method]}; about {about}", soft_wrap=True, highlight=False)
         found = correct(
             config,
@@ -100,7 +100,7 @@ class Correct:
 
     def _config(self, begun: CorrectionConfig | None) -> CorrectionConfig:
         """The recipe's configuration, or that of the run that goes on, with the settings that were given."""
-        from deepzero.recipes.corrections import find_correction  # noqa: PLC0415
+        from deepzero.recipes.correction_recipes import find_correction  # noqa: PLC0415
 
         changed = ("method", "unroll", "steps", "budget", "directions", "sparsity", "ratios", "learning_rate", "seed")
         given: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}

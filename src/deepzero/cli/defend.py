@@ -78,7 +78,7 @@ class Defend:
         """Train, and say how it went."""
         from deepzero.cli.recipe_words import require_data_dir_used  # noqa: PLC0415
         from deepzero.tasks.defense import METHODS, defend  # noqa: PLC0415 - with PyTorch
-        from deepzero.tasks.defense.config import USED_BY  # noqa: PLC0415
+        from deepzero.tasks.defense.defense_config import USED_BY  # noqa: PLC0415
 
         max_seconds = seconds_of(self.max_minutes)
         config, classifier = self._settings()
@@ -108,7 +108,7 @@ class Defend:
 
     def _settings(self) -> tuple[DefenseConfig, str | None]:
         """The configuration and the classifier of the run."""
-        from deepzero.recipes.defenses import find_defense, with_method  # noqa: PLC0415
+        from deepzero.recipes.defense_recipes import find_defense, with_method  # noqa: PLC0415
         from deepzero.tasks.defense import settings_of  # noqa: PLC0415
 
         if self.resume and self.out is None:

@@ -17,9 +17,9 @@ from deepzero.estimator import CGE, RGE, Estimator
 from deepzero.objective import BlackBox, NetworkObjective
 from deepzero.own import called, imported, is_own, settings_of
 from deepzero.recipes import SETTINGS, started
-from deepzero.recipes.runs import DEFAULT, ROOT
-from deepzero.tasks import diagnosis
-from deepzero.tasks.config import ClassificationConfig
+from deepzero.recipes.run_starts import DEFAULT, ROOT
+from deepzero.tasks import run_diagnosis as diagnosis
+from deepzero.tasks.classification.classification_config import ClassificationConfig
 from deepzero.training import Trainer
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from deepzero import __version__
+from deepzero.allocator import reuse_freed_memory
 from deepzero.announce import is_reminder
-from deepzero.cli.allocator import reuse_freed_memory
 from deepzero.cli.bench import Bench
 from deepzero.cli.command import Command
 from deepzero.cli.completion import Completion

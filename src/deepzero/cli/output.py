@@ -40,7 +40,7 @@ class Output:
             **values: JSON-able; numbers that are not finite become null, and paths become text.
         """
         if self.as_json:
-            from deepzero.training.files import finite  # noqa: PLC0415 - with PyTorch
+            from deepzero.files import finite  # noqa: PLC0415 - with PyTorch
 
             say_json(finite(values))
         elif isinstance(shown, str):

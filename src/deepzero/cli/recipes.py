@@ -26,8 +26,8 @@ class Recipes:
     def run(self, output: Output) -> int:
         """Print a table for each command that takes recipes."""
         from deepzero.recipes import RECIPES  # noqa: PLC0415 - with PyTorch
-        from deepzero.recipes.corrections import CORRECTIONS  # noqa: PLC0415
-        from deepzero.recipes.defenses import DEFENSES  # noqa: PLC0415
+        from deepzero.recipes.correction_recipes import CORRECTIONS  # noqa: PLC0415
+        from deepzero.recipes.defense_recipes import DEFENSES  # noqa: PLC0415
 
         commands: dict[str, Iterable[Recipe[Any]]] = {
             "train": RECIPES.values(),

@@ -61,7 +61,7 @@ class Report:
         return DONE
 
     def _measure(self, output: Output) -> None:
-        from deepzero.tasks.surface import surface  # noqa: PLC0415 - with PyTorch
+        from deepzero.tasks.run_surface import surface  # noqa: PLC0415 - with PyTorch
         from deepzero.training.progress import counting  # noqa: PLC0415
 
         options: dict[str, Any] = {} if self.points is None else {"points": self.points}
@@ -72,8 +72,8 @@ class Report:
             output.console.print(f"surface: {run / 'surface.json'}: {spent}", soft_wrap=True, markup=False)
 
     def _write(self, out: Path) -> None:
+        from deepzero.files import replace_file  # noqa: PLC0415
         from deepzero.report import documents, page  # noqa: PLC0415 - with PyTorch
-        from deepzero.training.files import replace_file  # noqa: PLC0415
 
         found = documents(self.runs)
         title = found[0].title if len(self.runs) == 1 else f"Report on {len(self.runs)} runs"
@@ -84,7 +84,7 @@ class Report:
 
     def _watched(self, output: Output) -> bool:
         """Serve the page until all runs have finished; False if that was ended before."""
-        from deepzero.report.watch import Watch  # noqa: PLC0415 - with PyTorch
+        from deepzero.report.live_page import Watch  # noqa: PLC0415 - with PyTorch
 
         options = {} if self.interval is None else {"interval": self.interval}
         with Watch(self.runs, port=self.port or 0, **options) as watch:

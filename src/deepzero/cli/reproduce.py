@@ -18,7 +18,7 @@ from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from deepzero.experiments import Reproduction
+    from deepzero.reproduce import Reproduction
 
 SCALES_OWN = "(default: the scale's)"
 Whole = Annotated[int | None, arg(metavar="N", help_behavior_hint=SCALES_OWN)]
@@ -61,7 +61,7 @@ class Reproduce:
 
     def run(self, output: Output) -> int:
         """Run what is left, and print the tables."""
-        from deepzero.experiments import Request, find, reproduce  # noqa: PLC0415 - with PyTorch
+        from deepzero.reproduce import Request, find, reproduce  # noqa: PLC0415 - with PyTorch
 
         if self.name is None:
             self._require_no_options()
@@ -107,7 +107,7 @@ class Reproduce:
 
 
 def _list(output: Output) -> int:
-    from deepzero.experiments import EXPERIMENTS  # noqa: PLC0415
+    from deepzero.reproduce import EXPERIMENTS  # noqa: PLC0415
 
     table = Table("name", "what it compares")
     for experiment in EXPERIMENTS.values():

@@ -22,9 +22,9 @@ from deepzero.recipes import (
     start_of_team,
     with_data,
 )
-from deepzero.recipes.runs import ROOT, Base, free, interrupted_run, latest
+from deepzero.recipes.run_starts import ROOT, Base, free, interrupted_run, latest
 from deepzero.tasks import classification
-from deepzero.tasks.config import ESTIMATORS, ClassificationConfig, ModelConfig
+from deepzero.tasks.classification.classification_config import ESTIMATORS, ClassificationConfig, ModelConfig
 from deepzero.team import Team, joined, launch_name
 from deepzero.training import Result, Trainer, read_record
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import shlex
 import zipfile
@@ -17,6 +16,7 @@ from tyro.conf import Positional, arg
 from deepzero.cli.options import DONE, Folder, Json, Quiet
 from deepzero.cli.output import Output, score
 from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.text import did_you_mean
 
 if TYPE_CHECKING:
     from deepzero.run import Run
@@ -78,7 +78,7 @@ class Predict:
             raise InvalidInputError(f"--out cannot be {self.out}: there is no folder {self.out.parent}; make it first")
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        from deepzero.training.files import replace_file  # noqa: PLC0415 - with PyTorch
+        from deepzero.files import replace_file  # noqa: PLC0415 - with PyTorch
 
         assert self.out is not None
         text = io.StringIO()
@@ -117,7 +117,7 @@ class Evaluate:
 
     def run(self, output: Output) -> int:
         """Evaluate, and print the numbers."""
-        from deepzero.tasks.scoring import score_run  # noqa: PLC0415 - with PyTorch
+        from deepzero.tasks.run_scoring import score_run  # noqa: PLC0415 - with PyTorch
 
         if self.target is not None and self.data is None:
             raise InvalidInputError("--target has no effect without --data; leave it out, or add --data PATH")
@@ -179,8 +179,7 @@ def _require_there(paths: Sequence[Path]) -> None:
             raise InvalidInputError(f"there is no {path}; put a name with a space in quotes: '{path} {after}'")
         if set("*?[") & set(path.name):
             raise InvalidInputError(f"there is no {path}; a pattern in quotes is not expanded: type it without quotes")
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
-        guess = f" (did you mean {path.parent / near[0]}?)" if near else ""
+        guess = did_you_mean(path.name, [p.name for p in path.parent.glob("*")], shown=path.parent.joinpath)
         raise InvalidInputError(
             f"there is no {path}{guess}; expected image files, a folder of images, a table, an array"
         )

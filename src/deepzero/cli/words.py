@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from deepzero.cli import meant
 from deepzero.cli.signature import Option, Place, options_of, places_of, usage
 from deepzero.errors import InvalidInputError
+from deepzero.text import did_you_mean
 
 HELP = ("-h", "--help")
 AT_WORD = r"(?<![\w./\-'\"])"
@@ -228,5 +228,4 @@ def _fits(value: str, kind: type) -> bool:
 
 
 def _guess(word: str, known: Iterable[str], dashes: str = "", near: float = NEAR) -> str:
-    found = difflib.get_close_matches(word.lstrip("-"), list(known), n=1, cutoff=near)
-    return f" (did you mean {dashes}{found[0]}?)" if found else ""
+    return did_you_mean(word.lstrip("-"), known, shown=lambda name: dashes + name, cutoff=near)

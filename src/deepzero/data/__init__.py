@@ -3,15 +3,15 @@
 from deepzero.data.augmentation import Augmentation
 from deepzero.data.cifar10 import load_cifar10
 from deepzero.data.dataset import Dataset, Splits, split
+from deepzero.data.dataset_registry import NAMED, load, names
 from deepzero.data.detection import KINDS, detect
 from deepzero.data.digits import load_digits
 from deepzero.data.fashion_mnist import load_fashion_mnist
-from deepzero.data.folder import load_image_folder
 from deepzero.data.image_files import image_files, is_image
+from deepzero.data.image_folders import load_image_folder
 from deepzero.data.images import channel_statistics, downsample
 from deepzero.data.loader import BatchLoader
 from deepzero.data.preprocessing import Preprocessing
-from deepzero.data.registry import NAMED, load, names
 
 __all__ = [
     "KINDS",

@@ -17,8 +17,8 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
+from deepzero.data.data_files import candidate_folders, not_found
 from deepzero.data.dataset import Dataset
-from deepzero.data.files import candidate_folders, not_found
 from deepzero.errors import DataNotFoundError, InvalidInputError
 
 SIZE = 32

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from deepzero.data.dataset import Dataset, Splits
-from deepzero.data.registry import NAMED
+from deepzero.data.dataset_registry import NAMED
 from deepzero.errors import DataNotFoundError
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import zipfile
 from collections.abc import Callable
@@ -10,11 +9,12 @@ from pathlib import Path
 
 from deepzero.data.cifar10 import BINARY_FOLDER, BINARY_TEST, PARQUET_FOLDERS, PICKLE_FOLDER
 from deepzero.data.columns import CSV_ENDINGS, PARQUET_ENDINGS, PARQUET_MAGIC
-from deepzero.data.folder import class_folders
-from deepzero.data.found import TEST, TRAIN
 from deepzero.data.idx import image_file_of
 from deepzero.data.image_files import ENDINGS, image_files
+from deepzero.data.image_folders import class_folders
+from deepzero.data.own_data import TEST, TRAIN
 from deepzero.errors import DataNotFoundError, InvalidInputError
+from deepzero.text import did_you_mean
 
 IMAGE_FOLDER, NPZ, CSV, PARQUET, IDX, CIFAR10 = "image-folder", "npz", "csv", "parquet", "idx", "cifar10"
 KINDS = (IMAGE_FOLDER, NPZ, CSV, PARQUET, IDX, CIFAR10)
@@ -63,17 +63,15 @@ def detect(path: str | os.PathLike[str]) -> str:
 
 
 def _missing(path: Path) -> DataNotFoundError:
-    from deepzero.data import registry  # noqa: PLC0415 - which knows this module
+    from deepzero.data import dataset_registry as registry  # noqa: PLC0415 - which knows this module
 
     known, first = path.absolute(), path.absolute()
     while not known.exists():
         known, first = known.parent, known
     names = [entry.name for entry in known.iterdir()] if known.is_dir() and os.access(known, os.R_OK) else []
-    near = difflib.get_close_matches(first.name, names, n=1)
-    guess = f" (did you mean {known / near[0]}?)" if near else ""
-    sets = difflib.get_close_matches(str(path), registry.names(), n=1)
-    if sets and not near:
-        guess = f" (did you mean the set {sets[0]}?)"
+    guess = did_you_mean(first.name, names, shown=known.joinpath) or did_you_mean(
+        str(path), registry.names(), shown="the set {}".format
+    )
     if set("*?[") & set(first.name):
         advice = f"a pattern in quotes is not expanded; name the folder: {known}"
     else:

@@ -10,8 +10,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from deepzero.data.data_files import candidate_folders, not_found
 from deepzero.data.dataset import Dataset
-from deepzero.data.files import candidate_folders, not_found
 from deepzero.data.idx import read_dimensions
 from deepzero.errors import InvalidInputError
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from deepzero.data.found import TEST, TRAIN, Found, Samples
+from deepzero.data.own_data import TEST, TRAIN, Found, Samples
 from deepzero.errors import DataNotFoundError, InvalidInputError
 
 UNSIGNED_BYTE = 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from jaxtyping import Real
 from torch import Tensor
 
-from deepzero.data.found import TEST, TRAIN, VALIDATION, Found, Samples
+from deepzero.data.own_data import TEST, TRAIN, VALIDATION, Found, Samples
 from deepzero.errors import InvalidInputError
+from deepzero.text import nearest
 
 INPUTS = ("x", "images", "image", "inputs", "features", "data", "arr_0")
 LABELS = ("y", "labels", "label", "targets", "target", "classes", "arr_1")
@@ -114,8 +114,8 @@ def _pair(part: str, roles: dict[str, tuple[str, bool] | None], path: Path) -> t
 
 
 def _unknown(path: Path, arrays: dict[str, Array]) -> InvalidInputError:
-    near = [difflib.get_close_matches(name.lower(), INPUTS + LABELS, n=1) for name in arrays]
-    guesses = [f"{name} -> {guess[0]}" for name, guess in zip(arrays, near, strict=True) if guess]
+    near = {name: nearest(name.lower(), INPUTS + LABELS) for name in arrays}
+    guesses = [f"{name} -> {guess}" for name, guess in near.items() if guess]
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items()) or "nothing"
     return InvalidInputError(
         f"the arrays in {path} have names that say nothing: {shapes}. Names that are understood: {KNOWN}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from deepzero.data.columns import read_columns
 from deepzero.errors import InvalidInputError
+from deepzero.text import nearest
 
 Array = npt.NDArray[Any]
 
@@ -57,9 +57,9 @@ def require_columns(names: Sequence[str], needed: Sequence[str], *, ignored: str
     if not missing:
         return
     others = [name for name in names if name not in needed and name != ignored]
-    near = difflib.get_close_matches(missing[0], others, n=1)
+    near = nearest(missing[0], others)
     raise InvalidInputError(
-        f"there is no column {', '.join(map(repr, missing[:5]))}{f' (is it {near[0]!r}?)' if near else ''}; "
+        f"there is no column {', '.join(map(repr, missing[:5]))}{f' (is it {near!r}?)' if near else ''}; "
         f"expected {', '.join(needed)}; got {', '.join(names)}"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 
 from deepzero.data.columns import is_number, read_columns
-from deepzero.data.found import TRAIN, Found, Samples
+from deepzero.data.own_data import TRAIN, Found, Samples
 from deepzero.errors import InvalidInputError
+from deepzero.text import did_you_mean
 
 TARGETS = ("label", "target", "class", "y")
 INDEX_NAMES = ("Unnamed: 0", "__index_level_0__")
@@ -64,10 +64,8 @@ def _target(names: list[str], target: str | None, path: Path) -> tuple[str, str 
     """The target's name, and how it was chosen if nobody said so."""
     if target is not None:
         if target not in names:
-            near = difflib.get_close_matches(target, names, n=1)
             raise InvalidInputError(
-                f"{path} has no column {target!r}{f' (did you mean {near[0]!r}?)' if near else ''}; "
-                f"it has: {', '.join(names)}"
+                f"{path} has no column {target!r}{did_you_mean(target, names, shown=repr)}; it has: {', '.join(names)}"
             )
         return target, None
     usual = [name for name in names if name.lower() in TARGETS]

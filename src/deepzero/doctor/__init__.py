@@ -2,7 +2,6 @@
 
 from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.doctor.examination import diagnose, examine
-from deepzero.doctor.plot import plot_sweep
 from deepzero.doctor.records import (
     Curve,
     Determinism,
@@ -22,6 +21,7 @@ from deepzero.doctor.records import (
     Trial,
 )
 from deepzero.doctor.surface import LossSurface, loss_surface
+from deepzero.doctor.sweep_plot import plot_sweep
 
 __all__ = [
     "Curve",

@@ -29,7 +29,8 @@ from deepzero.doctor.sweep import PLAIN, STEPS, USELESS, choose_step, compared, 
 from deepzero.doctor.trial import try_step
 from deepzero.errors import InvalidInputError, NonFiniteLossError
 from deepzero.estimator import Estimate, Estimator
-from deepzero.evaluators import ExecutorEvaluator, SequentialEvaluator
+from deepzero.evaluators import SequentialEvaluator
+from deepzero.executors import ExecutorEvaluator
 from deepzero.objective import BlackBox, Objective, parameters_of
 from deepzero.probes import CoordinatePerturbations, Perturbations, RandomProbes
 from deepzero.randomness import derive_seed, seeded_scope

@@ -9,7 +9,6 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from deepzero.doctor.duration import duration
 from deepzero.doctor.records import (
     Determinism,
     Forecast,
@@ -21,6 +20,7 @@ from deepzero.doctor.records import (
     StepChoice,
     Sweep,
 )
+from deepzero.text import duration
 
 if TYPE_CHECKING:
     from deepzero.doctor.diagnosis import Diagnosis

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deepzero.doctor.diagnosis import Diagnosis
-from deepzero.doctor.duration import duration
+from deepzero.text import duration
 
 
 def verdict(found: Diagnosis) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero import validation
+from deepzero.allocator import give_back_freed_memory
 from deepzero.announce import announced
 from deepzero.errors import DeepZeroError, GraphError, InvalidInputError, from_black_box
 from deepzero.evaluators.base import (
@@ -26,7 +27,6 @@ from deepzero.evaluators.base import (
     timed_answer,
 )
 from deepzero.evaluators.costs import CostTable, chunk_cost, timed
-from deepzero.evaluators.heap import give_back_freed_memory
 from deepzero.evaluators.workers import one_thread, parallel_map, without_batching_advice
 from deepzero.graph import plan
 from deepzero.graph.capture import Node, capture

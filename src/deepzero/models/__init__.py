@@ -6,7 +6,7 @@ from deepzero.models.digits_cnn import DigitsCNN
 from deepzero.models.lenet import LeNet
 from deepzero.models.local_mixer import LocalMixer
 from deepzero.models.mlp import MLP
-from deepzero.models.registry import build, names, require_known
+from deepzero.models.model_registry import build, names, require_known
 from deepzero.models.resnet import PaddedShortcut, ResNet, cifar_resnet, resnet18
 from deepzero.models.simple_cnn import SimpleCNN
 from deepzero.models.wide_cnn import WideCNN

@@ -13,7 +13,7 @@ import numpy as np
 
 from deepzero import validation
 from deepzero.errors import DataNotFoundError, InvalidInputError, QueryError
-from deepzero.evaluators import query_key
+from deepzero.executors import query_key
 
 Array = np.ndarray[Any, Any]
 

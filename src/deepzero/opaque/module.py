@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from deepzero import validation
 from deepzero.errors import BlackBoxWarning, CoupledRowsError, InvalidInputError
 from deepzero.estimator import Estimator
-from deepzero.evaluators import QueryJournal, QueryPolicy
-from deepzero.evaluators.executor_pool import ExecutorSource
-from deepzero.evaluators.problem import problem_of_function
+from deepzero.executors import QueryJournal, QueryPolicy
+from deepzero.executors.pool import ExecutorSource
+from deepzero.executors.problem import problem_of_function
 from deepzero.objective import Objective
 from deepzero.opaque.directions import COORDINATES, ORTHOGONAL, RANDOM
 from deepzero.opaque.locality import Colouring, Locality, PerChannel

@@ -23,13 +23,13 @@ from deepzero.errors import (
     RowError,
     mark_from_black_box,
 )
-from deepzero.evaluators import QueryJournal, QueryPolicy
-from deepzero.evaluators.executor_calls import Clock
-from deepzero.evaluators.executor_pool import ExecutorSource, Pool
-from deepzero.evaluators.executor_step import Step
-from deepzero.evaluators.executor_worker import PackedTensor
-from deepzero.evaluators.policy import RateLimit
-from deepzero.evaluators.queries import KEY_BYTES, tensor_bytes
+from deepzero.executors import QueryJournal, QueryPolicy
+from deepzero.executors.dispatch import Step
+from deepzero.executors.executor_calls import Clock
+from deepzero.executors.policy import RateLimit
+from deepzero.executors.pool import ExecutorSource, Pool
+from deepzero.executors.queries import KEY_BYTES, tensor_bytes
+from deepzero.executors.worker import PackedTensor
 from deepzero.operator import as_called_alone
 
 log = logging.getLogger("deepzero")

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from deepzero.errors import DeepZeroError, InvalidInputError
-from deepzero.own.arguments import arguments, guess
+from deepzero.own.function_arguments import arguments
+from deepzero.text import did_you_mean
 
 T = TypeVar("T")
 FORMS = "file.py, file.py:function or module:function"
@@ -76,7 +77,8 @@ def imported(word: str, default: str = "recipe") -> Any:
         there = _public(module)
         what = f"there are: {', '.join(there)}" if there else "it defines nothing"
         raise InvalidInputError(
-            f"{place} has no {name!r}{guess(name, there)}; {what}. Type {place}:NAME for one of them, or define {name}"
+            f"{place} has no {name!r}{did_you_mean(name, there)}; {what}. Type {place}:NAME for one of them, or "
+            f"define {name}"
         )
     return getattr(module, name)
 
@@ -151,7 +153,7 @@ def _from_file(path: Path) -> ModuleType:
         names = [p.name for p in folder.glob("*.py")] if folder.is_dir() else []
         what = "is a folder" if path.is_dir() else "does not exist"
         where = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
-        raise InvalidInputError(f"{path} {what}{guess(path.name, names)}{where}; expected {FORMS}")
+        raise InvalidInputError(f"{path} {what}{did_you_mean(path.name, names)}{where}; expected {FORMS}")
     path = path.resolve()
     root, parts = path.parent, [path.stem]
     while (root / "__init__.py").is_file():

@@ -2,8 +2,8 @@
 
 from deepzero.recipes.catalogue import RECIPES, Recipe, find
 from deepzero.recipes.customize import SETTINGS, customize
-from deepzero.recipes.own import config_file, data_config, own_config, with_data
-from deepzero.recipes.runs import Start, named, resumed, start_of_team, started
+from deepzero.recipes.own_recipes import config_file, data_config, own_config, with_data
+from deepzero.recipes.run_starts import Start, named, resumed, start_of_team, started
 
 __all__ = [
     "RECIPES",

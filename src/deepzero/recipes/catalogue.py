@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from deepzero.errors import InvalidInputError
-from deepzero.recipes.digits import digits, digits_dense
-from deepzero.recipes.images import cifar10_cnn, cifar10_resnet20, fashion_mnist_cnn
-from deepzero.tasks.config import ClassificationConfig
+from deepzero.recipes.digits_recipes import digits, digits_dense
+from deepzero.recipes.image_recipes import cifar10_cnn, cifar10_resnet20, fashion_mnist_cnn
+from deepzero.tasks.classification.classification_config import ClassificationConfig
+from deepzero.text import did_you_mean
 
 Config = TypeVar("Config")
 
@@ -63,7 +63,7 @@ def find(name: str) -> Recipe[ClassificationConfig]:
 def named(name: str, recipes: Mapping[str, Recipe[Config]], what: str) -> Recipe[Config]:
     """The one called ``name``, or an error that names the nearest."""
     if name not in recipes:
-        near = difflib.get_close_matches(name, recipes, n=1)
-        guess = f" (did you mean {near[0]}?)" if near else ""
-        raise InvalidInputError(f"unknown {what} {name!r}{guess}; there are: {', '.join(recipes)}")
+        raise InvalidInputError(
+            f"unknown {what} {name!r}{did_you_mean(name, recipes)}; there are: {', '.join(recipes)}"
+        )
     return recipes[name]

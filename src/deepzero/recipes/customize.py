@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from deepzero.errors import InvalidInputError
-from deepzero.tasks.config import ClassificationConfig
+from deepzero.tasks.classification.classification_config import ClassificationConfig
+from deepzero.text import did_you_mean
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "seed": ("seed",),
@@ -27,7 +27,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "ratios": ("sparsity", "ratios"),
     "depth": ("model", "options", "depth"),
 }
-"""Setting -> where it is in :class:`~deepzero.tasks.config.ClassificationConfig`."""
+"""Setting -> where it is in :class:`~deepzero.tasks.classification.classification_config.ClassificationConfig`."""
 
 
 def customize(config: ClassificationConfig, **settings: Any) -> ClassificationConfig:
@@ -55,9 +55,8 @@ def customize(config: ClassificationConfig, **settings: Any) -> ClassificationCo
 
 def _path(name: str) -> tuple[str, ...]:
     if name not in SETTINGS:
-        near = difflib.get_close_matches(name, SETTINGS, n=1)
         raise InvalidInputError(
-            f"unknown setting {name!r}{f' (did you mean {near[0]}?)' if near else ''}; there are: {', '.join(SETTINGS)}"
+            f"unknown setting {name!r}{did_you_mean(name, SETTINGS)}; there are: {', '.join(SETTINGS)}"
         )
     return SETTINGS[name]
 

@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from deepzero.report.figures import Document, Figure, Table, curve
+from deepzero.report.folder_contents import Run, points
 from deepzero.report.layers import parameters
-from deepzero.report.reading import Run, points
-from deepzero.report.records import Document, Figure, Table, curve
-from deepzero.report.values import MISSING, duration, flat, shown
+from deepzero.report.value_text import MISSING, flat, shown
+from deepzero.text import duration
 
 LABEL = 40
 """Letters of a label, at most; where settings take more, runs are called by their folders."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import rich.table
 from rich.text import Text
 
-from deepzero.report.records import Table
-from deepzero.report.values import numeric_columns
+from deepzero.report.figures import Table
+from deepzero.report.value_text import numeric_columns
 
 
 def rich_table(table: Table) -> rich.table.Table:

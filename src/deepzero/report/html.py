@@ -8,10 +8,10 @@ from importlib.resources import files
 from typing import Any
 
 from deepzero import __version__
+from deepzero.report.figures import Document, Figure, HeatMap, Picture, Series, Table
 from deepzero.report.maps import draw_map
-from deepzero.report.records import Document, Figure, HeatMap, Picture, Series, Table
 from deepzero.report.svg import NARROW, draw
-from deepzero.report.values import MISSING, flat, numeric_columns, shown
+from deepzero.report.value_text import MISSING, flat, numeric_columns, shown
 
 LONG = 60
 """Letters from which a list of values is folded away."""

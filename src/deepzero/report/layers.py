@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Iterable
 
-from deepzero.report.reading import Run
-from deepzero.report.records import HeatMap, Table
-from deepzero.report.values import MISSING, flat
+from deepzero.report.figures import HeatMap, Table
+from deepzero.report.folder_contents import Run
+from deepzero.report.value_text import MISSING, flat
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 KEPT = "kept/"

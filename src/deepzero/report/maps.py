@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from deepzero.report.records import HeatMap
+from deepzero.report.figures import HeatMap
 from deepzero.report.svg import LEGEND_LINE, NARROW, STYLE, Sheet, digest, titled, written
 from deepzero.report.ticks import tick
 

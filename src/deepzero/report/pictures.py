@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from PIL import Image, ImageDraw
 
-from deepzero.report.records import Picture
+from deepzero.report.figures import Picture
 from deepzero.report.svg import STYLE
 
 COLORMAP = "RdBu_r"

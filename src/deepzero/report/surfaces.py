@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from deepzero.report.reading import Run
-from deepzero.report.records import HeatMap
-from deepzero.report.values import shown
-from deepzero.training.files import json_object
+from deepzero.files import json_object
+from deepzero.report.figures import HeatMap
+from deepzero.report.folder_contents import Run
+from deepzero.report.value_text import shown
 
 SURFACE = "surface.json"
 STEEP = 100.0

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from deepzero.report.records import Figure, HeatMap, Series
+from deepzero.report.figures import Figure, HeatMap, Series
 from deepzero.report.svg_text import cleaned
 from deepzero.report.ticks import LogTicks, tick
 

@@ -16,7 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 from deepzero.errors import CheckpointError
-from deepzero.training.files import sync_folder, to_json, write_file
+from deepzero.files import sync_folder, to_json, write_file
 
 FORMAT = "deepzero checkpoint 1"
 TENSORS = "tensors.safetensors"

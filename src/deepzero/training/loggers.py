@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.training.files import finite, flat, replace_file
+from deepzero.files import finite, flat, replace_file
 from deepzero.training.metrics import Record, Sink
 from deepzero.training.run_folder import writing
 

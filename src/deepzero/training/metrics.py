@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from deepzero.training.files import finite
+from deepzero.files import finite
 from deepzero.training.run_folder import writing
 
 Record = Mapping[str, Any]

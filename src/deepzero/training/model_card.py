@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from deepzero.training.files import replace_file
+from deepzero.files import replace_file
 from deepzero.training.model_file import ModelFile
 from deepzero.training.run_folder import RunFolder, writing
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from deepzero import models
 from deepzero.errors import DeepZeroError, InvalidInputError, RunFolderError
+from deepzero.files import replace_file
 from deepzero.own import is_own, parted
 from deepzero.training.evaluation import eval_mode
-from deepzero.training.files import replace_file
 from deepzero.training.run_folder import RunFolder, read_record, writing, written_again
 
 FORMAT = "deepzero model 1"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError
+from deepzero.files import replace_file
 from deepzero.training.evaluation import eval_mode
-from deepzero.training.files import replace_file
 
 
 def export_onnx(model: nn.Module, example: Tensor, path: Path, *, names: tuple[str, str] = ("image", "logits")) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import shlex
@@ -16,8 +15,9 @@ import safetensors.torch
 from torch import Tensor
 
 from deepzero.errors import RunFolderError
+from deepzero.files import finite, flat, json_object, leftovers, replace_file, to_json
+from deepzero.text import did_you_mean
 from deepzero.training.checkpoint import CheckpointStore
-from deepzero.training.files import finite, flat, json_object, leftovers, replace_file, to_json
 
 FORMAT = "deepzero run 1"
 RECORD, SUMMARY = "run.json", "summary.json"
@@ -221,8 +221,8 @@ def no_run(path: Path, runs: Sequence[str] | None = None) -> str:
         return f"{path} holds no run (it has no {RECORD}); name the folder of one, such as runs/NAME"
     if set("*?[") & set(path.name):
         return f"{path} holds no run: a pattern in quotes is not expanded; type it without quotes"
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*") if p.is_dir()], n=1)
-    guess = f" (did you mean {path.parent / near[0]}?)" if near else ""
+    folders = [p.name for p in path.parent.glob("*") if p.is_dir()]
+    guess = did_you_mean(path.name, folders, shown=path.parent.joinpath)
     return f"{path} holds no run, because there is no such folder{guess}; name the folder of a run, such as runs/NAME"
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from deepzero.environment import versions
 from deepzero.team import Team
 from deepzero.training.checkpoint import Checkpoint
-from deepzero.training.environment import versions
 from deepzero.training.run_folder import RunFolder
 
 log = logging.getLogger("deepzero")

@@ -20,31 +20,31 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from deepzero import validation as checks
 from deepzero.data import Preprocessing
+from deepzero.environment import hardware, versions
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, QueryBudgetError
 from deepzero.estimator import Estimator
 from deepzero.evaluators import DistributedEvaluator, DivisibleEvaluator, Evaluator
 from deepzero.evaluators.workers import one_thread
+from deepzero.files import finite
 from deepzero.losses import loss_name
 from deepzero.objective import Batch, NetworkObjective
 from deepzero.team import Team
 from deepzero.training import state
-from deepzero.training.arguments import check, described
 from deepzero.training.batches import reader, scores_itself
 from deepzero.training.callbacks import Callback, direction, monitored
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
-from deepzero.training.environment import hardware, versions
 from deepzero.training.evaluation import Metric, eval_mode, measured
-from deepzero.training.files import finite
 from deepzero.training.loggers import open_logger
 from deepzero.training.metrics import JsonLines, Sink, read_metrics
 from deepzero.training.model_card import write_card
 from deepzero.training.model_file import EXPORTED, ModelFile
-from deepzero.training.plot import plot_run
 from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RECORD, RunFolder
+from deepzero.training.run_plot import plot_run
 from deepzero.training.shared_run import SharedRun
 from deepzero.training.sources import GradientSource, HoldsTensors, kept_ratios
 from deepzero.training.stop import SharedStop, StopRequest
+from deepzero.training.trainer_arguments import check, described
 
 BUDGET = "the budget of"
 ADVICE = (

@@ -10,7 +10,6 @@ from deepzero.graph.rules import (
     fourier,
     indexing,
     linear,
-    losses,
     moments,
     normalization,
     opaque,
@@ -18,11 +17,12 @@ from deepzero.graph.rules import (
     pooling,
     reduction,
     resampling,
-    selection,
     shape,
     softmax,
     transposed,
 )
+from deepzero.graph.rules import choices as selection
+from deepzero.graph.rules import pair_losses as losses
 from deepzero.graph.rules.base import RULES, rule
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.fused import batch_norm_relu

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Int64, Num, Shaped
 from torch import Tensor
 
-from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome
+from deepzero.graph.cpu import kernels
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, fold, unfold_count
 from deepzero.graph.rules.base import difference_of, rule
 from deepzero.graph.rules.pointwise import total

@@ -18,7 +18,7 @@ from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Dense
 from deepzero.graph.rules.base import difference_of, rule
 from deepzero.graph.rules.fallback import fallback
-from deepzero.graph.rules.losses import MEAN, NONE
+from deepzero.graph.rules.pair_losses import MEAN, NONE
 from deepzero.graph.rules.softmax import log_probabilities, normaliser_change
 
 aten = torch.ops.aten

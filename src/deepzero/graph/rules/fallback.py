@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Dense, difference_dtype
+from deepzero.graph.fallback_watch import note_fallback
 from deepzero.graph.rules.frames import Moving, jointly, perturbed
-from deepzero.graph.watch import note_fallback
 
 
 def fallback(call: Call, *args: Any, **kwargs: Any) -> Outcome:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Value
+from deepzero.graph.cpu import kernels
 from deepzero.graph.differences import Channel, Dense, Difference, constant_over
 from deepzero.graph.rules.activation import relu
 from deepzero.graph.rules.base import apply_pointwise

@@ -17,8 +17,8 @@ from jaxtyping import Int64, Num
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
+from deepzero.graph.cpu import kernels
 from deepzero.graph.differences import Channel, Dense, Difference, entries
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.fallback import fallback

@@ -1,8 +1,8 @@
 """Solver in the loop: a network that corrects a coarse PDE solver which can only be run."""
 
-from deepzero.tasks.correction.config import METHODS, CorrectionConfig, FlowConfig
-from deepzero.tasks.correction.reference import Reference, reference, shedding
-from deepzero.tasks.correction.run import correct, load_network, settings_of
+from deepzero.tasks.correction.correction_config import METHODS, CorrectionConfig, FlowConfig
+from deepzero.tasks.correction.reference_flows import Reference, reference, shedding
+from deepzero.tasks.correction.train_correction import correct, load_network, settings_of
 from deepzero.tasks.correction.wake import Flows, WakeFlow, divergence, downsampled, vorticity
 
 __all__ = [

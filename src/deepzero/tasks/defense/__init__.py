@@ -1,8 +1,7 @@
 """A denoiser in front of a classifier that can only be queried, so that the pair is certifiably robust."""
 
 from deepzero.tasks.defense.certification import Certified, CertifyConfig, certify
-from deepzero.tasks.defense.config import METHODS, DefenseConfig, DenoiserConfig
-from deepzero.tasks.defense.run import defend, settings_of
+from deepzero.tasks.defense.defense_config import METHODS, DefenseConfig, DenoiserConfig
 from deepzero.tasks.defense.smoothing import (
     ABSTAIN,
     Certificate,
@@ -12,7 +11,8 @@ from deepzero.tasks.defense.smoothing import (
     lower_bound,
     require_reachable,
 )
-from deepzero.tasks.stages import StageConfig
+from deepzero.tasks.defense.train_defense import defend, settings_of
+from deepzero.tasks.training_stage import StageConfig
 
 __all__ = [
     "ABSTAIN",

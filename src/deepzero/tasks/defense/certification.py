@@ -16,11 +16,11 @@ from torch import Tensor
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.tasks.defense.parts import pixels
-from deepzero.tasks.defense.run import load_pair
+from deepzero.files import replace_file, to_json
+from deepzero.tasks.defense.defense_parts import pixels
 from deepzero.tasks.defense.smoothing import ABSTAIN, Certificate, Smoothed, certified_accuracy, require_reachable
+from deepzero.tasks.defense.train_defense import load_pair
 from deepzero.training import JsonLines, StopRequest
-from deepzero.training.files import replace_file, to_json
 
 CERTIFICATES, RESULT = "certificates.jsonl", "certified.json"
 RADII = (0.0, 0.25, 0.5, 0.75)

@@ -1,0 +1,79 @@
+"""Resolve the ``evaluator``, ``strict`` and ``executor`` options of an estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from deepzero.errors import InvalidInputError
+from deepzero.evaluators.automatic import AutomaticEvaluator
+from deepzero.evaluators.base import Evaluator
+from deepzero.evaluators.batched import BatchedEvaluator
+from deepzero.evaluators.propagation import PropagationEvaluator
+from deepzero.evaluators.sequential import SequentialEvaluator
+from deepzero.executors.executor_evaluator import ExecutorEvaluator
+from deepzero.executors.journal import QueryJournal
+from deepzero.executors.policy import QueryPolicy
+from deepzero.executors.pool import ExecutorSource
+from deepzero.objective import BlackBox, Objective
+
+NAMED: dict[str, Callable[[], Evaluator]] = {
+    "auto": AutomaticEvaluator,
+    "propagation": PropagationEvaluator,
+    "batched": BatchedEvaluator,
+    "sequential": SequentialEvaluator,
+}
+
+
+def choose_evaluator(
+    objective: Objective,
+    evaluator: Evaluator | str | None,
+    executor: ExecutorSource | None,
+    *,
+    policy: QueryPolicy | None,
+    journal: QueryJournal | None,
+    strict: bool = False,
+) -> Evaluator:
+    """The evaluator that was asked for, or the default.
+
+    Raises:
+        InvalidInputError: the options contradict each other, or are not what they should be.
+    """
+    if executor is None:
+        if policy is not None or journal is not None:
+            raise InvalidInputError(
+                "policy and journal go with executor=..., for example executor=ThreadPoolExecutor(8); an evaluator "
+                "is given its own: evaluator=dz.ExecutorEvaluator(executor, policy=..., journal=...)"
+            )
+        return _evaluator(objective, evaluator, strict)
+    if evaluator is not None:
+        raise InvalidInputError("give either evaluator=... or executor=..., not both")
+    if not isinstance(objective, BlackBox):
+        raise InvalidInputError(
+            "executor=... is for black boxes, dz.BlackBox(fn, params); a network runs faster without it "
+            '(evaluator="auto"), and on several processes with torchrun'
+        )
+    return ExecutorEvaluator(executor, policy=policy, journal=journal)
+
+
+def _evaluator(objective: Objective, asked: Evaluator | str | type | None, strict: bool) -> Evaluator:
+    if strict and asked not in (None, "auto"):
+        raise InvalidInputError('strict=True goes with evaluator="auto"; other evaluators never change their way')
+    if asked is None or asked == "auto":
+        return SequentialEvaluator() if isinstance(objective, BlackBox) else AutomaticEvaluator(strict=strict)
+    if isinstance(asked, str):
+        if asked not in NAMED:
+            raise InvalidInputError(f"evaluator must be an evaluator or one of {', '.join(NAMED)}; got {asked!r}")
+        return NAMED[asked]()
+    if isinstance(asked, type) and asked in (
+        AutomaticEvaluator,
+        PropagationEvaluator,
+        BatchedEvaluator,
+        SequentialEvaluator,
+    ):
+        return _evaluator(objective, asked(), strict)
+    if isinstance(asked, type) or not callable(getattr(asked, "measure", None)):
+        raise InvalidInputError(
+            f"evaluator must be an evaluator such as dz.SequentialEvaluator(), or one of {', '.join(NAMED)}; got "
+            f"{asked!r}"
+        )
+    return asked

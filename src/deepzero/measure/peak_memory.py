@@ -1,0 +1,129 @@
+"""Peak of memory of one estimate, in a fresh process in which nothing else has been measured."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from deepzero.coordinates import Coordinates
+from deepzero.errors import BudgetError, DeepZeroError, InvalidInputError
+from deepzero.estimator import CGE
+from deepzero.evaluators import PropagationEvaluator
+from deepzero.measure.cases import Problem, problem
+from deepzero.measure.timed_part import one_of_each, some_of_each
+
+with suppress(ImportError):  # Windows has none, and cannot be measured
+    import resource
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one estimate, in bytes.
+
+    Attributes:
+        budget: the memory budget of the evaluator.
+        peak: largest resident set of the process during the estimate, interpreter and libraries included.
+        before: resident set before it, with libraries, model and batch.
+        growth: peak minus before: what the estimate took.
+        queries: queries of the estimate.
+        fraction: part of the case's coordinates that it queried.
+    """
+
+    budget: int
+    peak: int
+    before: int
+    growth: int
+    queries: int
+    fraction: float
+
+
+def measure_memory(counts: Mapping[str, int], *, threads: int, budget: int | None, **settings: Any) -> Memory:
+    """Make one estimate in a new process, the first there but for one on two images that loads the libraries.
+
+    Args:
+        counts: how many coordinates of each parameter to query.
+        threads: of torch, and so workers.
+        budget: memory budget in bytes; None for the default.
+        **settings: arguments of :func:`deepzero.measure.cases.problem`.
+
+    Raises:
+        BudgetError: the budget is too small for one query.
+    """
+    if sys.platform == "win32":
+        raise InvalidInputError("the peak of memory cannot be measured on Windows; try --no-memory")
+    request = json.dumps({"counts": dict(counts), "threads": threads, "budget": budget, "settings": settings})
+    program = "import sys; from deepzero.measure.peak_memory import main; main(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, request], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last_words = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise DeepZeroError(f"the process that measures memory ended with code {done.returncode}: {last_words}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "over_budget" in answer:
+        raise BudgetError(answer["over_budget"])
+    return Memory(**answer)
+
+
+def main(request: str) -> None:
+    """Answer a request of :func:`measure_memory` on standard output."""
+    asked = json.loads(request)
+    torch.set_num_threads(asked["threads"])
+    try:
+        answer = asdict(_measured(asked["settings"], asked["counts"], asked["budget"]))
+    except BudgetError as error:
+        answer = {"over_budget": str(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+def _measured(settings: dict[str, Any], counts: dict[str, int], budget: int | None) -> Memory:
+    small = problem(**{**settings, "batch": 2})
+    _estimate(small, PropagationEvaluator(), one_of_each(small.coordinates, len(counts), small.seed))
+    asked = problem(**settings)
+    evaluator = PropagationEvaluator() if budget is None else PropagationEvaluator(memory_budget=budget)
+    part = some_of_each(asked.coordinates, counts, asked.seed)
+    gc.collect()
+    before = start_of_peak()
+    queries = _estimate(asked, evaluator, part)
+    peak = peak_so_far()
+    return Memory(evaluator.memory_budget, peak, before, peak - before, queries, part.count / asked.coordinates.count)
+
+
+def _estimate(asked: Problem, evaluator: PropagationEvaluator, part: Coordinates) -> int:
+    options: dict[str, Any] = {"step_size": asked.step_size, "sparsity": part, "evaluator": evaluator}
+    return CGE(asked.model, loss=F.cross_entropy, **options).estimate(*asked.batch).queries
+
+
+def start_of_peak() -> int:
+    """The resident set now. Linux lets a process reset its own high-water mark; elsewhere the mark so far stands."""
+    if not STATUS.exists():
+        return peak_so_far()
+    RESET.write_text("5")
+    return _status("VmRSS")
+
+
+def peak_so_far() -> int:
+    """The high-water mark of the resident set.
+
+    Linux keeps it by address space in VmHWM; ru_maxrss, which a child inherits from the process that started it, would
+    report the parent's there.
+    """
+    if STATUS.exists():
+        return _status("VmHWM")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _status(key: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024

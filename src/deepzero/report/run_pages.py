@@ -1,0 +1,201 @@
+"""Training runs as documents: one each, and one that compares them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from deepzero.report.comparison import compare, folders
+from deepzero.report.correction_pages import correction, is_correction
+from deepzero.report.defense_pages import defense, is_defense
+from deepzero.report.figures import Document, Figure, Span, curve
+from deepzero.report.folder_contents import TEST, VALIDATION, Run, how_to_continue, points, read, surroundings
+from deepzero.report.layers import layer_maps, layer_table, parameters
+from deepzero.report.surfaces import surface_maps
+from deepzero.report.value_text import MISSING, flat, shown
+from deepzero.text import duration
+
+ACCURACY = "accuracy"
+POINTS = 200
+"""Of a curve, at most; neighbouring steps are averaged."""
+
+
+def documents(paths: Sequence[Path]) -> list[Document]:
+    """What several folders hold, in their order; before them a comparison if two or more are training runs.
+
+    Args:
+        paths: folders of training runs, or of reproductions (those with ``results.json``).
+
+    Raises:
+        RunFolderError: a folder holds neither.
+    """
+    distinct: dict[Path, Path] = {}
+    for path in paths:
+        distinct.setdefault(path.resolve(), path)
+    found = [read(path) for path in distinct.values()]
+    runs = [item for item in found if isinstance(item, Run) and not (is_defense(item) or is_correction(item))]
+    comparison = [compare(runs)] if len(runs) > 1 else []
+    names = {run.path: name for run, name in zip(runs, folders(runs), strict=True)}
+    return comparison + [_shown(item, names) for item in found]
+
+
+def _shown(item: Run | Document, names: Mapping[Path, str]) -> Document:
+    if isinstance(item, Document):
+        return item
+    if is_correction(item):
+        return correction(item)
+    return defense(item) if is_defense(item) else document(item, names[item.path])
+
+
+def document(run: Run, name: str) -> Document:
+    """A run as far as it went: headline, curves, layers, and everything it depends on."""
+    return Document(
+        title=f"{name}: {_what(run)}",
+        caption=_caption(run),
+        headline=_headline(run),
+        tables=layer_table(run),
+        figures=[*_measures(run), _losses(run), *_schedules(run)],
+        maps=[*layer_maps(run), *surface_maps(run)],
+        facts=_facts(run),
+    )
+
+
+def _what(run: Run) -> str:
+    given = flat(run.config)
+    sparsity = given.get("sparsity.sparsity")
+    sparse = f", {sparsity:.0%} sparse" if sparsity else ""
+    model, method = (given.get(f"{part}.{key}") for part, key in (("model", "name"), ("estimator", "method")))
+    if model is None:
+        return f"{given.get('model.class', 'a network')}, {given.get('estimator.class', 'trained')}"
+    data = given.get("data.path") or given.get("data.name")
+    return f"{_last(str(model))} on {_last(str(data))}, {method}{sparse}"
+
+
+def _last(path: str) -> str:
+    """A name as it is; of a path of the user's own, its last part: ``nets/own.py:Net`` becomes ``own.py:Net``."""
+    return path.rpartition("/")[2]
+
+
+def _caption(run: Run) -> str:
+    if run.summary is not None:
+        epoch = f"Weights of epoch {run.summary['selected_epoch'] + 1}"
+        selected = f"{epoch}, selected on the validation split" if run.validations else f"{epoch}, the last"
+        return f"{selected}; the test set was used once, at the end." if run.tests else f"{selected}."
+    so_far = f"step {run.steps[-1]['step']:,}, epoch {run.steps[-1]['epoch'] + 1}" if run.steps else "no step yet"
+    epochs = flat(run.config).get("training.epochs")
+    state = f"This run has not finished: {so_far}{'' if epochs is None else f', of {epochs} epochs'}."
+    if "recipe" not in run.record:
+        return f"{state} It was started from Python; to continue it, call it again with resume=True."
+    return f"{state} {how_to_continue(run, 'train')}"
+
+
+def _headline(run: Run) -> dict[str, str]:
+    last = run.records[-1] if run.records else {"queries": 0, "seconds": 0.0}
+    counted = parameters(run)
+    return {
+        **_scores(run),
+        "queries": shown(last["queries"]),
+        "queries of a step": _queries_of_a_step(run),
+        "time": duration(last["seconds"]),
+        "start-up and step 1": MISSING if run.start_up is None else duration(run.start_up),
+        "parameters": shown(counted),
+        "sparsity": f"{flat(run.config).get('sparsity.sparsity') or 0:.1%}",
+    }
+
+
+def _scores(run: Run) -> dict[str, str]:
+    summary = run.summary
+    if summary is None:
+        best = run.best(ACCURACY)
+        return {"state": "unfinished", **({} if best is None else {"best validation accuracy": f"{best:.2%}"})}
+    keys = [f"{split}{name}" for name in run.measures or ["loss"] for split in (TEST, VALIDATION)]
+    found = {key: summary.get(key) for key in keys}
+    shares = [f"{split}{ACCURACY}" for split in (TEST, VALIDATION)]
+    return {
+        key.replace("_", " "): f"{value:.2%}" if key in shares else shown(value)
+        for key, value in found.items()
+        if value is not None
+    }
+
+
+def _per_step(run: Run) -> list[tuple[int, int]]:
+    """Each step but the first (whose queries may include those of the ratios), and its queries."""
+    return [(b["step"], b["queries"] - a["queries"]) for a, b in pairwise(run.steps) if b["step"] == a["step"] + 1]
+
+
+def _queries_of_a_step(run: Run) -> str:
+    counts = [count for _, count in _per_step(run)]
+    if not counts or min(counts) == max(counts):
+        return shown(counts[0] if counts else None)
+    return f"{min(counts):,} to {max(counts):,}"
+
+
+def _measures(run: Run) -> list[Figure]:
+    """What is measured on the validation split, against queries and against seconds; the test beside it."""
+    return [_measure(run, name, axis) for name in run.measures for axis in ("queries", "seconds")]
+
+
+def _measure(run: Run, name: str, axis: str) -> Figure:
+    scale, unit = (100.0, "%") if name == ACCURACY else (1.0, "")
+    curves = [curve("validation", points(run.validations, axis, VALIDATION + name, scale=scale))]
+    for at, value in points(run.tests, axis, TEST + name, scale=scale):
+        curves.append(curve(f"test {value:.2f}{unit}" if unit else f"test {shown(value)}", [(at, value)]))
+    return Figure(
+        title=f"{name.replace('_', ' ').capitalize()} against {axis}",
+        x_label=axis,
+        y_label=f"{name.replace('_', ' ')}{f' ({unit})' if unit else ''}",
+        series=curves,
+        x_from_zero=True,
+        spans=_start_up(run) if axis == "seconds" else [],
+    )
+
+
+def _start_up(run: Run) -> list[Span]:
+    if run.start_up is None:
+        return []
+    return [Span(name=f"start-up and first step: {duration(run.start_up)}", start=0.0, end=run.start_up)]
+
+
+def _losses(run: Run) -> Figure:
+    curves = [
+        curve("training, steps", _thinned(points(run.steps, "queries", "loss"))),
+        curve("training, epoch mean", points(run.epochs, "queries", "training_loss")),
+        curve("validation", points(run.validations, "queries", f"{VALIDATION}loss")),
+    ]
+    return Figure(title="Loss against queries", x_label="queries", y_label="loss", series=curves, x_from_zero=True)
+
+
+def _schedules(run: Run) -> list[Figure]:
+    """The learning rate, and the queries of a step if their number changes."""
+    rates = _thinned(points(run.steps, "step", "learning_rate"))
+    figures = [_against_steps("Learning rate", "learning rate", rates)]
+    counts = _per_step(run)
+    if len({count for _, count in counts}) > 1:
+        figures.append(_against_steps("Queries of a step", "queries", _thinned(counts)))
+    return figures
+
+
+def _against_steps(title: str, label: str, drawn: Sequence[tuple[float, float]]) -> Figure:
+    return Figure(title=title, x_label="step", y_label=label, series=[curve(label, drawn)])
+
+
+def _thinned(given: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most :data:`POINTS` points, each the mean of some neighbours, at the place of the last of them."""
+    size = -(-len(given) // POINTS)
+    groups = [given[start : start + size] for start in range(0, len(given), max(size, 1))]
+    return [(group[-1][0], statistics.fmean(y for _, y in group)) for group in groups]
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    summary = run.summary or {}
+    settings = run.record.get("settings") or {}
+    return {
+        "folder": str(run.path),
+        "recipe": run.record.get("recipe"),
+        "changed settings": ", ".join(f"{name} {shown(value)}" for name, value in settings.items()),
+        **{key: summary[key] for key in ("steps", "queries_for_ratios", "test_loss", "processes") if key in summary},
+        **surroundings(run),
+    }

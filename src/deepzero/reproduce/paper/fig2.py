@@ -1,0 +1,190 @@
+"""Fig. 2: first-order training against coordinate-wise and random estimates, by number of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from deepzero import data, models
+from deepzero.estimator import CGE, RGE
+from deepzero.evaluators import SequentialEvaluator
+from deepzero.losses import LOSSES
+from deepzero.measure.noise import image_shape
+from deepzero.report import Figure, Table
+from deepzero.reproduce.cells import Cell, Labels, Measurement, Training
+from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
+from deepzero.reproduce.paper import published as paper
+from deepzero.reproduce.presentation import accuracy_series, accuracy_table, beside, spread_text, time_table
+from deepzero.tasks.classification.classification_config import (
+    ClassificationConfig,
+    DataConfig,
+    EstimatorConfig,
+    ModelConfig,
+)
+from deepzero.training import TrainingConfig
+from deepzero.training.sources import Autograd
+
+LIMIT = "RGE, small-step limit"
+METHODS = ("FO", "CGE", "RGE", LIMIT)
+NOTE = (
+    "RGE takes q = d directions a step. Where d forwards a step cannot be afforded, its small-step limit is drawn from "
+    "the law of such estimates given the exact gradient."
+)
+
+
+def parameters(scale: Scale, depth: int) -> int:
+    """Number of parameters of the network at a depth."""
+    channels, _ = image_shape(scale.images.name)
+    network = models.build("simple_cnn", in_channels=channels, depth=depth)
+    return sum(p.numel() for p in network.parameters())
+
+
+def config(scale: Scale, depth: int, method: str, seed: int) -> ClassificationConfig:
+    """A run of the simple CNN."""
+    d = parameters(scale, depth)
+    estimator = {
+        "FO": EstimatorConfig(method="fo"),
+        "CGE": EstimatorConfig(method="cge", step_size=5e-3),
+        "RGE": EstimatorConfig(method="rge", step_size=5e-3, queries=d),
+        LIMIT: EstimatorConfig(method="rge-limit", options={"queries": d}),
+    }[method]
+    return ClassificationConfig(
+        data=scale.images,
+        model=ModelConfig(name="simple_cnn", options={"depth": depth}),
+        estimator=estimator,
+        training=TrainingConfig(epochs=scale.epochs, learning_rate=0.1, momentum=0.9, warmup_epochs=1.0),
+        seed=seed,
+    )
+
+
+def cells(scale: Scale) -> Iterator[Cell]:
+    """Every method at every depth, and the error of single estimates."""
+    for depth in scale["errors"]:
+        options = {"depth": depth, "batch_size": scale["error_batch"], "data_name": scale.images.name}
+        yield Cell(
+            labels={"d": parameters(scale, depth), "method": "errors"},
+            work=Measurement(estimate_errors, {**options, "estimates": scale["estimates"]}),
+        )
+    for seed in range(scale.seeds):
+        for method in METHODS:
+            for depth in scale["depths"][method]:
+                labels: Labels = {"d": parameters(scale, depth), "method": method, "seed": seed}
+                yield Cell(labels=labels, work=Training(config(scale, depth, method, seed)))
+
+
+def estimate_errors(*, depth: int, batch_size: int, data_name: str, estimates: int, device: str) -> dict[str, Any]:
+    """:math:`|\\hat g - g|^2 / |g|^2` of single CGE and RGE estimates at q = d, at initial weights, by full forwards.
+
+    The batch is noise with random labels (digits: the first images); step size 5e-3.
+    """
+    channels, size = image_shape(data_name)
+    model = models.build("simple_cnn", in_channels=channels, image_size=size, depth=depth).to(device).train()
+    x, y = _batch(data_name, batch_size, device)
+    exact = _gradient(model, Autograd(model, loss=LOSSES["cross-entropy"]), x, y)
+    d = len(exact)
+    shared: Mapping[str, Any] = {"loss": LOSSES["cross-entropy"], "step_size": 5e-3, "evaluator": SequentialEvaluator()}
+    random = [
+        _relative_error(_gradient(model, RGE(model, queries=d, seed=seed, **shared), x, y), exact)
+        for seed in range(estimates)
+    ]
+    coordinate = _relative_error(_gradient(model, CGE(model, **shared), x, y), exact)
+    return {"RGE": random, "CGE": coordinate, "theory": (d + 1) / d, "d": d}
+
+
+def _batch(name: str, size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if name == "digits":
+        loader = data.BatchLoader(data.load("digits").train, batch_size=size, device=device)
+        return loader.batch(0, 0)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(size, 3, 32, 32, generator=generator), torch.randint(10, (size,), generator=generator)
+    return x.to(device), y.to(device)
+
+
+def _gradient(model: torch.nn.Module, source: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    model.zero_grad()
+    source.backward(x, y)
+    return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]).double()
+
+
+def _relative_error(estimate: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((estimate - exact).square().sum() / exact.square().sum())
+
+
+def present(outcomes: Outcomes, _: Scale) -> Presentation:
+    """Accuracy and time by number of parameters, and the errors of single estimates."""
+    runs = Outcomes(o for o in outcomes if "seed" in o.labels)
+    real = Outcomes(o for o in runs if o.labels["method"] != LIMIT)
+    tables = [
+        accuracy_table(runs, title="Test accuracy, %", rows="d", columns="method", published=paper.FIG2, note=NOTE),
+        time_table(real, title="Time of a run", rows="d", columns="method"),
+    ]
+    if len(errors := outcomes.where(method="errors")):
+        tables.append(_errors(errors))
+    figure = Figure(
+        title="Test accuracy against the number of parameters",
+        x_label="parameters d",
+        y_label="test accuracy, %",
+        series=accuracy_series(runs, x="d", by="method"),
+    )
+    return Presentation(tables=tables, figures=beside(figure, paper.FIG2))
+
+
+def _errors(errors: Outcomes) -> Table:
+    rows = [
+        [
+            f"{run.labels['d']:,}",
+            spread_text(run.result["RGE"]),
+            f"{run.result['theory']:.3f}",
+            f"{run.result['CGE']:.2e}",
+        ]
+        for run in errors
+    ]
+    return Table(
+        title="Squared error of a single estimate over the squared gradient",
+        columns=["d", "RGE, measured", "RGE, theory (d + 1)/q", "CGE, measured"],
+        rows=rows,
+        note="By full forwards at initial weights, step size 5e-3, q = d. Mean ± standard deviation (estimates).",
+    )
+
+
+def _everywhere(*depths: int) -> dict[str, tuple[int, ...]]:
+    return dict.fromkeys(METHODS, depths)
+
+
+EXPERIMENT = Experiment(
+    name="fig2",
+    title="Fig. 2: first-order training, CGE and RGE on the simple CNN",
+    scales={
+        "smoke": Scale(
+            caption="Digits, 64 images of 8x8 pixels, 1 epoch.",
+            data=DataConfig(name="digits", batch_size=32, limit=64),
+            grid={"depths": _everywhere(1), "errors": (1,), "error_batch": 32, "estimates": 2},
+        ),
+        "small": Scale(
+            caption=(
+                "CIFAR-10, 5,120 images averaged to 16x16 pixels, 8 epochs, batches of 128, no augmentation. RGE's "
+                "training runs are those of its small-step limit."
+            ),
+            data=DataConfig(name="cifar10", batch_size=128, validation=0.02, image_size=16, limit=5120),
+            epochs=8,
+            seeds=3,
+            grid={
+                "depths": _everywhere(1, 2, 3, 4) | {"CGE": (1, 2), "RGE": ()},
+                "errors": (1,),
+                "error_batch": 128,
+                "estimates": 3,
+            },
+        ),
+        "paper": Scale(
+            caption="CIFAR-10, 50 epochs, batches of 128, no augmentation (the paper states neither).",
+            data=DataConfig(name="cifar10", batch_size=128, validation=0.02),
+            epochs=50,
+            seeds=3,
+            grid={"depths": _everywhere(1, 2, 3, 4, 5), "errors": (1, 2), "error_batch": 128, "estimates": 5},
+        ),
+    },
+    cells=cells,
+    present=present,
+)

@@ -1,0 +1,182 @@
+"""Reference simulations: made once on the fine grid, kept on disk under a hash of what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from deepzero.data.data_files import candidate_folders
+from deepzero.errors import RunFolderError
+from deepzero.files import replace_file, to_json
+from deepzero.tasks.correction.correction_config import FlowConfig
+from deepzero.tasks.correction.wake import Flows, WakeFlow, downsampled
+from deepzero.tasks.training_stage import StoppedError, alone
+from deepzero.training import StopRequest
+from deepzero.training.run_folder import writing
+
+NAME = "wake-flow"
+FORMAT = 1
+"""Of the files; another one is another folder."""
+FRAMES, STATE, SETTINGS = "frames.safetensors", "unfinished.safetensors", "settings.json"
+SAVE_SECONDS = 30.0
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Frames of the fine simulations on the grid of the source.
+
+    Attributes:
+        training: ``[simulations, frames, 2, X+1, Y+1]`` float32.
+        test: likewise.
+        training_reynolds: ``[simulations, 1]``.
+        test_reynolds: likewise.
+        probe: v_x behind the cylinder at every step from the first, ``[steps, simulations]``, training ones first.
+    """
+
+    training: Float[Tensor, "s t 2 x1 y1"]
+    test: Float[Tensor, "r t 2 x1 y1"]
+    training_reynolds: Float[Tensor, "s 1"]
+    test_reynolds: Float[Tensor, "r 1"]
+    probe: Float[Tensor, "steps n"]
+
+    @property
+    def scales(self) -> tuple[float, float, float]:
+        """Standard deviations of :math:`|v_x|`, :math:`|v_y|` and the Reynolds number over the training simulations."""
+        size = self.training.abs()
+        parts = (size[:, :, 0, :, :-1], size[:, :, 1, :-1, :], self.training_reynolds)
+        found = [float(part.double().std(correction=0)) for part in parts]
+        return found[0], found[1], found[2] or 1.0
+
+
+def reference(
+    config: FlowConfig, *, data_dir: str | Path | None = None, stop: StopRequest, progress: Progress | None = None
+) -> Reference:
+    """The reference simulations of a configuration; what is on disk is taken from there, and else made and kept.
+
+    Args:
+        config: of the flows.
+        data_dir: where they are kept; by default ``$DEEPZERO_DATA/wake-flow``, else ``data/wake-flow``.
+        stop: asked after every step; what was done is kept.
+        progress: told of steps done and steps in all.
+
+    Raises:
+        StoppedError: that was asked for.
+        RunFolderError: the folder cannot be written, or holds other files under that hash.
+    """
+    folder = folder_of(config, data_dir)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with alone(folder, stop):
+        if not (folder / FRAMES).exists():
+            _make(config, folder, stop, progress)
+        found = safetensors.torch.load_file(folder / FRAMES)
+    return _split(config, found)
+
+
+def folder_of(config: FlowConfig, data_dir: str | Path | None = None) -> Path:
+    """Where the reference simulations of a configuration are kept."""
+    roots = candidate_folders(NAME, data_dir)
+    return roots[0] / f"{NAME}-{_digest(config)}"
+
+
+def _settings(config: FlowConfig) -> bytes:
+    return to_json({"format": FORMAT, **asdict(config)})
+
+
+def _digest(config: FlowConfig) -> str:
+    return hashlib.sha256(_settings(config)).hexdigest()[:12]
+
+
+def _make(config: FlowConfig, folder: Path, stop: StopRequest, progress: Progress | None) -> None:
+    """Simulate, from where an interrupted process left it."""
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        if (folder / SETTINGS).exists() and (folder / SETTINGS).read_bytes() != _settings(config):
+            raise RunFolderError(f"{folder} holds simulations of other settings; move it away")
+        replace_file(folder / SETTINGS, _settings(config))
+    flow = WakeFlow(2 * config.resolution, tolerance=config.tolerance)
+    begin = flow.initial([*config.training, *config.test])
+    work = _Unfinished.load(folder, begin)
+    total, saved = config.warmup + config.frames, time.monotonic()
+    while work.step < total:
+        if work.step >= config.warmup:
+            work.frames.append(downsampled(work.velocity))
+        work.velocity = flow.step(work.velocity, begin.reynolds)
+        work.probe.append(work.velocity[:, 0, config.resolution, 5 * config.resolution // 2].clone())
+        work.step += 1
+        if progress is not None:
+            progress(work.step, total)
+        if stop.reason is not None:
+            work.save(folder)
+            raise StoppedError(stop.reason)
+        if time.monotonic() - saved > SAVE_SECONDS:
+            work.save(folder)
+            saved = time.monotonic()
+    if not bool(work.velocity.isfinite().all()):
+        raise RunFolderError(
+            f"a reference simulation blew up; a resolution of {config.resolution} is too coarse for these Reynolds "
+            "numbers, or the warm-up too long"
+        )
+    tensors = {"frames": torch.stack(work.frames, dim=1), "probe": torch.stack(work.probe)}
+    with writing(folder):
+        replace_file(folder / FRAMES, safetensors.torch.save(tensors))
+        (folder / STATE).unlink(missing_ok=True)
+
+
+@dataclass
+class _Unfinished:
+    """Simulations on their way."""
+
+    step: int
+    velocity: Tensor
+    frames: list[Tensor]
+    probe: list[Tensor]
+
+    @classmethod
+    def load(cls, folder: Path, begin: Flows) -> _Unfinished:
+        """What an interrupted process left; a broken file is as good as none."""
+        try:
+            found = safetensors.torch.load_file(folder / STATE)
+        except (FileNotFoundError, safetensors.SafetensorError):
+            return cls(0, begin.velocity, [], [])
+        frames = list(found["frames"].unbind(1)) if "frames" in found else []
+        return cls(int(found["step"]), found["velocity"], frames, list(found["probe"]))
+
+    def save(self, folder: Path) -> None:
+        """Keep it."""
+        tensors = {"step": torch.tensor(self.step), "velocity": self.velocity, "probe": torch.stack(self.probe)}
+        if self.frames:
+            tensors["frames"] = torch.stack(self.frames, dim=1)
+        with writing(folder):
+            replace_file(folder / STATE, safetensors.torch.save(tensors))
+
+
+def _split(config: FlowConfig, found: dict[str, Tensor]) -> Reference:
+    cut = len(config.training)
+    reynolds = torch.tensor([*config.training, *config.test], dtype=torch.float32).unsqueeze(1)
+    frames = found["frames"]
+    return Reference(frames[:cut], frames[cut:], reynolds[:cut], reynolds[cut:], found["probe"])
+
+
+def shedding(probe: Float[Tensor, " steps"]) -> float:
+    """The strongest frequency of a signal that is sampled once a unit of time.
+
+    Example:
+        >>> times = torch.arange(1000)
+        >>> round(shedding(torch.sin(2 * torch.pi * times / 125)), 4)
+        0.008
+    """
+    spectrum = torch.fft.rfft(
+        (probe - probe.mean()) * torch.hann_window(len(probe), dtype=probe.dtype), n=8 * len(probe)
+    )
+    return int(spectrum.abs().argmax()) / (8 * len(probe))

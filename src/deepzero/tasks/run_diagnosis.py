@@ -1,0 +1,179 @@
+"""The doctor on a configuration: exactly the data, network, coordinates and loop that a run would have."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepzero import data, validation
+from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
+from deepzero.doctor.forecast import mean_seconds
+from deepzero.environment import hardware, versions
+from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.estimator import Estimator
+from deepzero.files import replace_file, to_json
+from deepzero.tasks.classification.classification_config import ESTIMATORS, ClassificationConfig
+from deepzero.tasks.classification.classification_parts import (
+    load_images,
+    make_model,
+    make_optimizer,
+    scorer,
+    training_batches,
+)
+from deepzero.tasks.classification.coordinate_selection import select
+from deepzero.tasks.classification.gradient_choice import gradient_source
+from deepzero.team import Team
+from deepzero.training import Trainer
+from deepzero.training.batches import random_states, reader, set_random_states
+
+REPORT, PLOT = "diagnosis.json", "sweep.png"
+WINDOW = 0.5
+"""Seconds of timing each thing that a loop does beside its estimates."""
+
+
+def diagnose(
+    config: ClassificationConfig, *, data_dir: str | Path | None = None, device: str = "cpu", seconds: float = 20.0
+) -> Diagnosis:
+    """Examine the first step of the run that :func:`deepzero.tasks.classification.train` would make.
+
+    Args:
+        config: of the run.
+        data_dir: where the data set lies, see :func:`deepzero.data.load`.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        seconds: about how long each part of the examination may take, see :func:`deepzero.doctor.examine`.
+
+    Raises:
+        InvalidInputError: an argument is out of its domain, or the run takes its gradients from autograd.
+        DataNotFoundError: the data set is not there.
+
+    Example:
+        >>> from deepzero.recipes import customize, find
+        >>> config = customize(find("digits").config(), sparsity=0.0, limit=64, batch_size=16)
+        >>> diagnosis = diagnose(config, seconds=0.1)
+        >>> diagnosis.forecast.queries, diagnosis.forecast.loop.steps_per_epoch
+        (4955, 4)
+    """
+    if config.estimator.method not in ESTIMATORS:
+        raise InvalidInputError("the doctor examines estimates from function values; choose the estimator cge or rge")
+    place = validation.device(device)
+    splits = load_images(config, data_dir)
+    model = make_model(config, splits.train).to(place)
+    batches = training_batches(config, splits.train, place)
+    begun = time.perf_counter()
+    selection = select(config, model, splits.train, place)
+    scoring = time.perf_counter() - begun
+    zo = gradient_source(config, model, selection)
+    assert isinstance(zo, Estimator)
+    return examine(
+        zo,
+        *batches.batch(0, 0),
+        learning_rate=config.training.learning_rate,
+        loop=_loop_costs(config, model, splits, batches, scoring),
+        seconds=seconds,
+    )
+
+
+def diagnose_trainer(trainer: Trainer, *, seconds: float = 20.0) -> Diagnosis:
+    """Examine the first step of the run that a trainer would make; the trainer is left as it is.
+
+    The forecast of an epoch counts the batches, and not what the trainer does beside them: the optimizer, validation.
+
+    Args:
+        trainer: any, over an estimator.
+        seconds: about how long each part of the examination may take, see :func:`deepzero.doctor.examine`.
+
+    Raises:
+        InvalidInputError: the trainer takes its gradients from something else than an estimator, or has no batch.
+    """
+    zo = trainer.source
+    if not isinstance(zo, Estimator):
+        raise InvalidInputError(
+            f"the doctor examines estimates from function values; the trainer takes its gradients "
+            f"from {type(zo).__name__}, "
+            "not dz.CGE or dz.RGE"
+        )
+    device = next(iter(trainer.model.parameters())).device
+    before = random_states(trainer.train)
+    try:
+        batches = reader(trainer.train, device, Team())
+        begun = time.perf_counter()
+        first = next(batches.read(0, 0), None)
+        reading = time.perf_counter() - begun
+    finally:
+        set_random_states(before, trainer.train)
+    if first is None:
+        raise InvalidInputError("train gave no batch; give at least one")
+    loop = None
+    if batches.length is not None and trainer.epochs is not None:
+        loop = LoopCosts(batches.length, step_overhead=reading, epochs=trainer.epochs)
+    rate = float(trainer.optimizer.param_groups[0]["lr"]) if isinstance(trainer.optimizer, torch.optim.SGD) else None
+    return examine(zo, *first, learning_rate=rate or None, loop=loop, seconds=seconds)
+
+
+def record_of(diagnosis: Diagnosis, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written of a diagnosis: the verdict first, everything as plain values, what was examined, and where."""
+    return {
+        "verdict": diagnosis.verdict,
+        "healthy": diagnosis.healthy,
+        "diagnosis": diagnosis.as_dict(),
+        "config": dict(config),
+        "versions": versions(),
+        "hardware": hardware(torch.device("cpu")),
+    }
+
+
+def write(diagnosis: Diagnosis, folder: Path, config: Mapping[str, Any], *, title: str = "") -> None:
+    """Write ``diagnosis.json`` and, if there was a sweep, ``sweep.png``; an earlier diagnosis is replaced.
+
+    Args:
+        diagnosis: what was found.
+        folder: made if it is not there.
+        config: what was examined, as JSON-able values.
+        title: of the picture.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / REPORT, to_json(record_of(diagnosis, config)))
+        if diagnosis.sweep is not None:
+            replace_file(folder / PLOT, plot_sweep(diagnosis, title=title))
+    except OSError as error:
+        raise RunFolderError(f"{folder} could not be written ({error}); choose another --out") from error
+
+
+def _loop_costs(
+    config: ClassificationConfig, model: nn.Module, splits: data.Splits, batches: data.BatchLoader, scoring: float
+) -> LoopCosts:
+    """Time what a run does beside its estimates, on a copy of the model."""
+    trial = copy.deepcopy(model)
+    optimizer = make_optimizer(config, trial)
+    numbers = itertools.cycle(range(len(batches)))
+
+    def step() -> None:
+        batches.batch(0, next(numbers))
+        for parameter in trial.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+
+    def mean(function: Callable[[], object]) -> float:
+        function()  # the first call allocates
+        return mean_seconds(function, seconds=WINDOW, most=10_000)
+
+    validate = partial(scorer(config, splits.validation, next(trial.parameters()).device), trial)
+    return LoopCosts(
+        steps_per_epoch=len(batches),
+        step_overhead=mean(step),
+        epoch_overhead=mean(validate) if len(splits.validation) else 0.0,
+        epochs=config.training.epochs,
+        startup=scoring,
+    )

@@ -1,0 +1,121 @@
+"""The loss around the weights of a run: kept in its folder, and shown by ``deepzero report``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from deepzero import validation
+from deepzero.doctor.surface import loss_surface
+from deepzero.errors import RunFolderError
+from deepzero.losses import LOSSES
+from deepzero.objective import Batch, NetworkObjective
+from deepzero.report.surfaces import SURFACE
+from deepzero.tasks.classification.classification_config import from_record
+from deepzero.tasks.classification.classification_parts import load_images, make_model, training_batches
+from deepzero.tasks.classification.coordinate_selection import Ratios, select
+from deepzero.tasks.classification.gradient_choice import gradient_source
+from deepzero.training import RunFolder, read_record
+from deepzero.training.state import selected
+
+RATIOS = "ratios.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run has got to, and what its loss and its gradient are there.
+
+    Attributes:
+        objective: the network at the weights, in train mode, with the run's loss.
+        batch: the first batch of the run.
+        gradient: the run's own estimate there, by parameter name.
+        queries: function values that it took.
+        weights: which weights these are, in words.
+    """
+
+    objective: NetworkObjective
+    batch: tuple[Any, ...]
+    gradient: dict[str, Tensor]
+    queries: int
+    weights: str
+
+
+def surface(
+    path: Path,
+    *,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+    radius: float | None = None,
+    points: int = 21,
+    seed: int = 0,
+    tell: Callable[[int, int], None] = lambda _done, _all: None,
+) -> dict[str, Any]:
+    """Measure the loss around the weights of a run, and keep it in its folder as ``surface.json``.
+
+    The weights are the selected ones of a run that has finished, else those of its last checkpoint. The loss is that of
+    the run's first batch, in train mode, and the gradient is what the run's own estimator finds there.
+
+    Args:
+        path: folder of the run.
+        data_dir: where the data set lies, see :func:`deepzero.data.load`.
+        device: where to compute.
+        radius: see :func:`deepzero.doctor.surface.loss_surface`, as the next three.
+        points: along each axis.
+        seed: of the random direction.
+        tell: is called with the number of queries done, and of all.
+
+    Raises:
+        RunFolderError: the folder holds no run of ``deepzero train``, or no weights yet.
+        DataNotFoundError: the data set is not there.
+        InvalidInputError: an argument is out of its domain.
+    """
+    record = read_record(path)
+    if "data" not in record["config"]:
+        raise RunFolderError(
+            f"a loss surface can be drawn of runs of recipes and configurations of deepzero train only, and the run in "
+            f"{path} is of another kind; leave out --surface"
+        )
+    place = _place(RunFolder(path, record), data_dir, device)
+    found = loss_surface(
+        place.objective, place.batch, place.gradient, radius=radius, points=points, seed=seed, tell=tell
+    )
+    values = {
+        **asdict(found),
+        "batch": len(place.batch[-1]),
+        "gradient_queries": place.queries,
+        "seed": seed,
+        "weights": place.weights,
+    }
+    RunFolder(path, record).write(SURFACE, values)
+    return values
+
+
+def _place(folder: RunFolder, data_dir: str | Path | None, device: str) -> Place:
+    config, place = from_record(folder.record["config"]), validation.device(device)
+    weights, words = _weights(folder)
+    splits = load_images(config, data_dir)
+    model = make_model(config, splits.train).to(place)
+    known = folder.read(RATIOS)
+    selection = select(config, model, splits.train, place, known=None if known is None else Ratios(**known))
+    source = gradient_source(config, model, selection)
+    model.load_state_dict(dict(weights))
+    batch = training_batches(config, splits.train, place).batch(0, 0)
+    before = source.queries
+    source.backward(*batch)
+    gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.load_state_dict(dict(weights))  # buffers as they were
+    return Place(NetworkObjective(model, LOSSES[config.loss]), Batch(batch), gradient, source.queries - before, words)
+
+
+def _weights(folder: RunFolder) -> tuple[Mapping[str, Tensor], str]:
+    if (summary := folder.summary) is not None:
+        return folder.read_weights(), f"the selected weights, of epoch {summary['selected_epoch'] + 1}"
+    store = folder.checkpoints()
+    if not store.paths():
+        raise RunFolderError(f"{folder.path} holds no weights yet: wait for its first checkpoint")
+    checkpoint = store.load().checkpoint
+    return selected("model", checkpoint.tensors), f"the weights of step {checkpoint.step}"
