@@ -32,7 +32,7 @@ from deepzero.tasks.classification.coordinate_selection import select
 from deepzero.tasks.classification.gradient_choice import gradient_source
 from deepzero.team import Team
 from deepzero.training import Trainer
-from deepzero.training.batches import random_states, reader, set_random_states
+from deepzero.training.batch_reader import random_states, reader, set_random_states
 
 REPORT, PLOT = "diagnosis.json", "sweep.png"
 WINDOW = 0.5
