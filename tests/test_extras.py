@@ -67,7 +67,9 @@ def test_every_package_stands_in_the_extra_that_its_message_names() -> None:
 def test_the_base_installation_depends_on_nothing_that_an_extra_brings() -> None:
     base = {requirement.partition(">=")[0].lower() for requirement in PROJECT["dependencies"]}
     extras = PROJECT["optional-dependencies"]
-    assert not base & {r.partition(">=")[0].lower() for extra in ("cli", "data", "plot", "scipy") for r in extras[extra]}
+    assert not base & {
+        r.partition(">=")[0].lower() for extra in ("cli", "data", "plot", "scipy") for r in extras[extra]
+    }
     assert extras["all"] == ["deepzero[cli,data,plot,scipy]"]
     assert "all" in extras["test"][0]
 
