@@ -87,7 +87,7 @@ def estimates(frames: Reference, flow: WakeFlow, rounds: int) -> dict[str, Any]:
     config = find_correction("wake-small").config()
     batches = FlowBatches(frames.training, frames.training_reynolds, config.unroll, config.batch_size, rounds + 1, 0)
     torch.manual_seed(0)
-    network = make_network(config, frames.scales)
+    network = make_network(config.widths, config.start, frames.scales)
     ratios = {f"network.{name}": 1 - config.sparsity for name, p in network.named_parameters() if p.dim() > 1}
     sides = {
         name: dz.CGE(

@@ -17,7 +17,7 @@ from deepzero.files import finite
 from deepzero.tasks.task_config import StageConfig
 from deepzero.training import Batches, GradientSource, RunFolder, Sink, StopRequest, Trainer, hardware, versions
 from deepzero.training.run_folder import RECORD
-from deepzero.training.schedule import learning_rate
+from deepzero.training.training_config import learning_rate
 
 
 @dataclass(frozen=True)

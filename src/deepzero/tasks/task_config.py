@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, cast, get_origin, get_type_hints
 from deepzero import data, validation
 from deepzero.errors import InvalidInputError
 from deepzero.text import did_you_mean
-from deepzero.training.schedule import SCHEDULES
+from deepzero.training.training_config import SCHEDULES
 
 Config = TypeVar("Config")
 

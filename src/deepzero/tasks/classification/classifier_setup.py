@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from deepzero.estimator import CGE, RGE
 from deepzero.evaluators import BatchedEvaluator, PropagationEvaluator
 from deepzero.losses import LOSSES
 from deepzero.sparsity import Alternating, DynamicRatios, Score, fo_grasp, zo_grasp
+from deepzero.stopwatch import Stopwatch
 from deepzero.tasks.classification.classification_config import (
     STENCILS,
     ClassificationConfig,
@@ -34,7 +34,7 @@ from deepzero.tasks.classification.coordinate_selection import (
 from deepzero.tasks.task_data import training_batches
 from deepzero.team import Team
 from deepzero.training import TrainingConfig
-from deepzero.training.sources import Autograd, GradientSource
+from deepzero.training.gradient_sources import Autograd, GradientSource
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def set_up(
     """
     model = make_model(config.model, train_set, seed=config.seed).to(device)
     batches = training_batches(config.data, train_set, seed=config.seed, device=device)
-    begun = time.perf_counter()
+    watch = Stopwatch()
     initial = InitialState(
         model,
         train_set,
@@ -93,7 +93,7 @@ def set_up(
         name=config.model.name,
     )
     selection = select(config.sparsity, initial, known)
-    seconds = time.perf_counter() - begun
+    seconds = watch.seconds()
     source = gradient_source(
         config.estimator,
         model,

@@ -226,9 +226,7 @@ class _Selector:
         """A batch as the run's own, without augmentation."""
         initial = self.initial
         size = min(initial.batch_size, len(initial.train_set))
-        loader = BatchLoader(
-            initial.train_set, batch_size=size, shuffle=True, seed=initial.seed, device=initial.device
-        )
+        loader = BatchLoader(initial.train_set, batch_size=size, shuffle=True, seed=initial.seed, device=initial.device)
         return loader.batch(0, 0)
 
     def _sample(self) -> Batch:

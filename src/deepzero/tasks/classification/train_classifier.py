@@ -20,8 +20,8 @@ from deepzero.tasks.classification.coordinate_selection import Ratios
 from deepzero.tasks.task_data import Scorer, read_data
 from deepzero.team import Team, own_device
 from deepzero.training import ModelFile, Result, SharedRun, Sink, StopRequest, Trainer, TrainingConfig
-from deepzero.training.schedule import learning_rate
-from deepzero.training.state import parameter_shapes
+from deepzero.training.checkpoint_contents import parameter_shapes
+from deepzero.training.training_config import learning_rate
 
 RATIOS = "ratios.json"
 

@@ -24,7 +24,7 @@ from deepzero.tasks.correction import correction_config as names
 from deepzero.tasks.correction.correction_config import CorrectionConfig
 from deepzero.tasks.correction.reference_flows import Reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
-from deepzero.training.sources import Autograd, GradientSource
+from deepzero.training.gradient_sources import Autograd, GradientSource
 
 POLICY = QueryPolicy(retries=1, on_nan="skip")
 """A solver that fails is run once more; a flow that blows up costs its query and nothing else."""
@@ -155,7 +155,7 @@ class Method:
 
 
 def make_network(widths: tuple[int, ...], start: str, scales: tuple[float, ...]) -> FlowCorrector:
-    """The network at its initial weights; ``start`` is one of :data:`~deepzero.tasks.correction.correction_config.STARTS`."""
+    """The network at its initial weights; ``start`` says how its last layer begins: ``glorot`` or ``zero``."""
     network = FlowCorrector(widths=widths, scales=scales)
     if start == names.ZERO:
         nn.init.zeros_(network.layers[-1].weight)  # type: ignore[arg-type]
@@ -247,7 +247,7 @@ def _by_estimate(
 
 
 def _calls(config: CorrectionConfig, directions: int) -> int:
-    """Solver calls of a step; the first step of a trajectory does not depend on the network, and takes no directions."""
+    """Solver calls of a step; the first step of a trajectory takes no directions: the network comes after it."""
     return config.batch_size * (config.unroll + directions * (config.unroll - 1))
 
 

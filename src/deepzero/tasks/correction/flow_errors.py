@@ -26,7 +26,7 @@ FRAMES_SHOWN = 50
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Simulations from the first frame of every test flow, by several correctors side by side; the solver alone is last.
+    """Simulations from the first frame of every test flow, by several correctors side by side, the solver alone last.
 
     Attributes:
         errors: mean absolute error over faces and components, ``[correctors, flows, steps]``; NaN from where on a

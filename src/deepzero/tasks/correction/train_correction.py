@@ -33,9 +33,9 @@ from deepzero.tasks.correction.wake import Flows, WakeFlow
 from deepzero.tasks.staged_run import Stage, StagedRun, concluded, existing_run, new_run
 from deepzero.tasks.task_config import StageConfig
 from deepzero.training import RunFolder, StopRequest, read_record, require_made_by
+from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.progress import counting
 from deepzero.training.run_folder import writing
-from deepzero.training.state import snapshot
 
 TRAINING = "training"
 SNAPSHOTS, RATIOS = "snapshots", "ratios.json"
@@ -234,7 +234,7 @@ class _Correction:
         )
 
     def ratios(self, network: FlowCorrector) -> tuple[dict[str, float], int]:
-        """Part of each weight that a step of ``zo-sol`` takes, and the solver calls to find it; found once, and kept."""
+        """Part of each weight that a step of ``zo-sol`` takes, and the solver calls to find it; made once, kept."""
         path = self.run.path / RATIOS
         if self.config.method not in names.WEIGHTS:
             return {}, 0
@@ -293,7 +293,9 @@ class _Snapshots:
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
             replace_file(_snapshot_path(self.folder, record["step"]), safetensors.torch.save(snapshot(self.network)))
-            replace_file(self.folder / f"{record['step']:08d}.json", to_json({**record, "skipped": self.method.skipped}))
+            replace_file(
+                self.folder / f"{record['step']:08d}.json", to_json({**record, "skipped": self.method.skipped})
+            )
 
     def close(self) -> None:
         """Nothing is open."""

@@ -40,11 +40,7 @@ class Target:
 def load_target(classifier: str | Path) -> Target:
     """A classifier in a file or behind an address."""
     text = str(classifier)
-    model = (
-        HttpModel(text)
-        if text.startswith(ADDRESS)
-        else OnnxModel(text, threads=torch.get_num_threads())
-    )
+    model = HttpModel(text) if text.startswith(ADDRESS) else OnnxModel(text, threads=torch.get_num_threads())
 
     def ask(x: Tensor) -> Tensor:
         return torch.as_tensor(model(x.detach().cpu().numpy())).to(x.device)

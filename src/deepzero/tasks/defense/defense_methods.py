@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,11 +18,11 @@ from deepzero.models import Autoencoder, DnCNN, UNetDenoiser
 from deepzero.opaque import Learned, Opaque
 from deepzero.sparsity import DynamicRatios, SparsityWarning, layer_ratios, zo_grasp
 from deepzero.sparsity.selection import counts_from_ratios
-from deepzero.tasks.defense import defense_config as names
 from deepzero.tasks.black_box_sources import BlackBoxSource
+from deepzero.tasks.defense import defense_config as names
 from deepzero.tasks.defense.defended_classifier import Normalized, Scores
 from deepzero.tasks.defense.defense_config import DefenseConfig, DenoiserConfig
-from deepzero.training.sources import Autograd, GradientSource
+from deepzero.training.gradient_sources import Autograd, GradientSource
 
 Denoiser = DnCNN | UNetDenoiser
 Part = TypeVar("Part")

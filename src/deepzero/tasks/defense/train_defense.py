@@ -43,8 +43,8 @@ from deepzero.tasks.staged_run import Stage, StagedRun, alone, concluded, existi
 from deepzero.tasks.task_config import StageConfig
 from deepzero.tasks.task_data import read_data
 from deepzero.training import Autograd, RunFolder, StopRequest, read_record, require_made_by
-from deepzero.training.onnx_file import export_onnx
-from deepzero.training.state import snapshot
+from deepzero.training.checkpoint_contents import snapshot
+from deepzero.training.model_file import export_onnx
 
 CLASSIFIER = "classifier.onnx"
 """The model file of a classifier of our own, in the folder of its stage."""
@@ -193,9 +193,7 @@ class _Defense:
         config = self.config
         model = self.built(Autoencoder, config.autoencoder)
         settings = {"autoencoder": config.autoencoder}
-        self.shared(
-            "autoencoder", model, config.pretraining, F.mse_loss, target=CLEAN, sigma=0.0, settings=settings
-        )
+        self.shared("autoencoder", model, config.pretraining, F.mse_loss, target=CLEAN, sigma=0.0, settings=settings)
         return model
 
     def shared(
@@ -213,7 +211,7 @@ class _Defense:
         batches = self.batches(name, self.splits.train, stage, int(stage.steps or 1), target=target, sigma=sigma)
         self.by_autograd(self.stages / name, model, stage, loss, batches, settings=settings or {})
 
-    # The denoiser by the classifier's answers ---------------------------------------------------------------------------
+    # The denoiser by the classifier's answers ------------------------------------------------------------------------
 
     def denoiser(self, target: Target) -> tuple[nn.Module, int]:
         """The network in front of the classifier, and the queries of its training."""
@@ -302,7 +300,14 @@ class _Defense:
             return make(*args, **options)
 
     def batches(
-        self, name: str, images: data.Dataset, stage: StageConfig, steps: int, *, target: str, sigma: float | None = None
+        self,
+        name: str,
+        images: data.Dataset,
+        stage: StageConfig,
+        steps: int,
+        *,
+        target: str,
+        sigma: float | None = None,
     ) -> NoisyBatches:
         """Batches of a stage, with noise of the configuration by default."""
         return NoisyBatches.of(
