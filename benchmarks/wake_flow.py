@@ -32,8 +32,8 @@ import deepzero as dz
 from deepzero.measure.rounds import Spread
 from deepzero.recipes.correction_recipes import find_correction
 from deepzero.tasks.correction import Flows, Reference, WakeFlow, divergence, shedding
-from deepzero.tasks.correction import reference_flows as reference
 from deepzero.tasks.correction.correction_methods import FlowBatches, UnrolledError, make_network
+from deepzero.tasks.correction.reference_flows import reference
 from deepzero.tasks.correction.wake import RADIUS, WIDTH
 from deepzero.training import StopRequest, hardware, versions
 

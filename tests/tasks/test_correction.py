@@ -19,7 +19,6 @@ from deepzero.opaque import Opaque
 from deepzero.recipes.correction_recipes import CORRECTIONS, find_correction
 from deepzero.report import documents, page
 from deepzero.tasks.correction import METHODS, CorrectionConfig, FlowConfig, correct, load_network
-from deepzero.tasks.correction import reference_flows as reference
 from deepzero.tasks.correction.correction_config import (
     EMULATOR,
     FO_SOL,
@@ -34,7 +33,7 @@ from deepzero.tasks.correction.correction_config import (
 from deepzero.tasks.correction.correction_methods import FlowBatches, UnrolledError, make_network, surroundings
 from deepzero.tasks.correction.correction_time import correction_seconds
 from deepzero.tasks.correction.flow_errors import roll_out
-from deepzero.tasks.correction.reference_flows import FRAMES, STATE, Reference, folder_of
+from deepzero.tasks.correction.reference_flows import FRAMES, STATE, Reference, folder_of, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
 from deepzero.tasks.staged_run import StoppedError
 from deepzero.training import StopRequest
