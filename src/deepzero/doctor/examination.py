@@ -36,7 +36,7 @@ from deepzero.evaluators import (
     SequentialEvaluator,
 )
 from deepzero.evaluators.costs import timed
-from deepzero.graph.fallback_watch import watch_fallbacks
+from deepzero.graph.rules.fallback import watch_fallbacks
 from deepzero.objective import Closure, Loss, NetworkObjective, Objective, first_query, parameters_of, steady
 from deepzero.probes import CoordinatePerturbations, Perturbations
 from deepzero.randomness import derive_seed
