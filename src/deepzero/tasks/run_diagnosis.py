@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import time
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,11 @@ from torch import nn
 
 from deepzero import data, validation
 from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
-from deepzero.doctor.forecast import mean_seconds
 from deepzero.environment import hardware, versions
-from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.errors import InvalidInputError, MissingPackageError, RunFolderError
 from deepzero.estimator import Estimator
 from deepzero.files import replace_file, to_json
+from deepzero.stopwatch import Stopwatch, mean_seconds
 from deepzero.tasks.classification.classification_config import ESTIMATORS, ClassificationConfig
 from deepzero.tasks.classification.classification_parts import (
     load_images,
@@ -32,11 +32,13 @@ from deepzero.tasks.classification.coordinate_selection import select
 from deepzero.tasks.classification.gradient_choice import gradient_source
 from deepzero.team import Team
 from deepzero.training import Trainer
-from deepzero.training.batches import random_states, reader, set_random_states
+from deepzero.training.batch_reader import random_states, reader, set_random_states
 
 REPORT, PLOT = "diagnosis.json", "sweep.png"
 WINDOW = 0.5
 """Seconds of timing each thing that a loop does beside its estimates."""
+
+log = logging.getLogger("deepzero")
 
 
 def diagnose(
@@ -67,9 +69,9 @@ def diagnose(
     splits = load_images(config, data_dir)
     model = make_model(config, splits.train).to(place)
     batches = training_batches(config, splits.train, place)
-    begun = time.perf_counter()
+    watch = Stopwatch()
     selection = select(config, model, splits.train, place)
-    scoring = time.perf_counter() - begun
+    scoring = watch.seconds()
     zo = gradient_source(config, model, selection)
     assert isinstance(zo, Estimator)
     return examine(
@@ -104,9 +106,9 @@ def diagnose_trainer(trainer: Trainer, *, seconds: float = 20.0) -> Diagnosis:
     before = random_states(trainer.train)
     try:
         batches = reader(trainer.train, device, Team())
-        begun = time.perf_counter()
+        watch = Stopwatch()
         first = next(batches.read(0, 0), None)
-        reading = time.perf_counter() - begun
+        reading = watch.seconds()
     finally:
         set_random_states(before, trainer.train)
     if first is None:
@@ -146,9 +148,17 @@ def write(diagnosis: Diagnosis, folder: Path, config: Mapping[str, Any], *, titl
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / REPORT, to_json(record_of(diagnosis, config)))
         if diagnosis.sweep is not None:
-            replace_file(folder / PLOT, plot_sweep(diagnosis, title=title))
+            _write_plot(folder / PLOT, diagnosis, title)
     except OSError as error:
         raise RunFolderError(f"{folder} could not be written ({error}); choose another --out") from error
+
+
+def _write_plot(path: Path, diagnosis: Diagnosis, title: str) -> None:
+    """Write the picture of the sweep; a diagnosis does not fail at its end because Matplotlib is not installed."""
+    try:
+        replace_file(path, plot_sweep(diagnosis, title=title))
+    except MissingPackageError as missing:
+        log.warning("%s is left out: %s", path, missing)
 
 
 def _loop_costs(
