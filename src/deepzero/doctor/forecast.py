@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from deepzero.evaluators import CostTable
 from deepzero.evaluators.costs import timed, wait_for_devices
 from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.probes import CoordinatePerturbations, Perturbations
+from deepzero.stencils import FORWARD
 
 LONG_STEP = 5.0
 """Seconds from which on a step is not timed but added up from the cost table."""
@@ -47,7 +47,7 @@ def forecast(
 
 def time_estimates(zo: Estimator, batch: Sequence[Any]) -> tuple[float, Estimate]:
     """Mean seconds of estimates at consecutive steps, after one that does not count; the estimator is left as it is."""
-    trial = copy.copy(zo)
+    trial = zo.copy()
     estimate = trial.estimate(*batch)
 
     def next_estimate() -> None:
@@ -100,7 +100,7 @@ def _from_table(
         min(count, table.parameters[name].chunk) * table.parameters[name].bytes for name, count in counts.items()
     ]
     return Forecast(
-        queries=1 + nodes * len(perturbations),
+        queries=zo.cost(perturbations),
         seconds_per_step=table.seconds_per_step(counts, nodes=nodes),
         method="cost table",
         base_seconds=table.base,
@@ -114,15 +114,15 @@ def _from_one_query(
     zo: Estimator, batch: tuple[Any, ...], perturbations: Perturbations, query_seconds: float
 ) -> Forecast:
     """All queries take what a few take, which is right for full evaluations."""
-    few = sample(zo, perturbations, 8, zo.context(batch))
-    some = timed(lambda: zo.evaluator.measure(zo.objective, batch, few, [zo.step_size], zo.seed), repeats=3)
+    few = sample(zo, perturbations, 8)
+    some = timed(lambda: zo.slopes(few, batch, stencil=FORWARD), repeats=3)
     each = max(some - query_seconds, 0.0) / len(few)
     nodes = len(zo.stencil.nodes)
     counts = {}
     if isinstance(perturbations, CoordinatePerturbations):
         counts = {name: len(index) for name, index in perturbations.coordinates.items()}
     return Forecast(
-        queries=1 + nodes * len(perturbations),
+        queries=zo.cost(perturbations),
         seconds_per_step=query_seconds + nodes * len(perturbations) * each,
         method="one query",
         base_seconds=query_seconds,
