@@ -98,8 +98,7 @@ def train(
     path, place, team = Path(out), own_device(validation.device(device)), team or Team()
     started = time.perf_counter()
     run = SharedRun.open(path, config=asdict(config), resume=resume, team=team, files=[RATIOS])
-    alone = team.size == 1
-    with StopRequest(max_seconds=max_seconds, once=alone, waits=alone) as stop:
+    with StopRequest.of(team, max_seconds=max_seconds) as stop:
         splits = splits or load_images(config, data_dir)
         model = make_model(config, splits.train).to(place)
         if run.summary is not None:
