@@ -91,8 +91,7 @@ def train(
     place = own_device(validation.device(device))
     started = time.perf_counter()
     run = SharedRun.open(path, config=asdict(config), resume=resume, team=team, files=[RATIOS])
-    alone = team.size == 1
-    with StopRequest(max_seconds=max_seconds, once=alone, waits=alone) as stop:
+    with StopRequest.of(team, max_seconds=max_seconds) as stop:
         splits = splits or read_data(config.data, data_dir)
         if run.summary is not None:
             log.info("%s holds a finished run: nothing is left to do", path)
