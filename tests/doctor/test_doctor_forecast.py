@@ -6,7 +6,7 @@ import torch
 from patients import LOSS, batch, cube, healthy
 
 import deepzero as dz
-from deepzero.coordinates import Coordinates, StepContext
+from deepzero.coordinates import Coordinates
 from deepzero.doctor import LoopCosts, forecast
 from deepzero.evaluators.costs import ChunkCost, CostTable
 from deepzero.objective import parameters_of
@@ -34,7 +34,7 @@ def tabled(monkeypatch):
 
 
 def predict(zo, arguments, **options):
-    perturbations = zo.probes.draw(StepContext(0, 0, zo.objective, arguments))
+    perturbations = zo.directions(*arguments)
     return forecast.forecast(zo, arguments, perturbations, query_seconds=1e-4, **options)
 
 

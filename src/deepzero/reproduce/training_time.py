@@ -8,7 +8,6 @@ import time
 from torch import Tensor
 
 from deepzero import data
-from deepzero.coordinates import StepContext
 from deepzero.doctor.forecast import forecast, mean_seconds
 from deepzero.estimator import Estimator
 from deepzero.evaluators.costs import timed
@@ -52,6 +51,6 @@ def training_seconds(config: ClassificationConfig, splits: data.Splits, place: s
 
 
 def _estimate_seconds(zo: Estimator, batch: tuple[Tensor, Tensor]) -> float:
-    perturbations = zo.probes.draw(StepContext(0, 0, zo.objective, batch))
+    perturbations = zo.directions(*batch)
     query = timed(lambda: zo.objective.evaluate(parameters_of(zo.objective), batch, seed=0), repeats=1)
     return forecast(zo, batch, perturbations, query_seconds=query)[0].seconds_per_step

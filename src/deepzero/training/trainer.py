@@ -27,7 +27,7 @@ from deepzero.evaluators import DistributedEvaluator, DivisibleEvaluator, Evalua
 from deepzero.evaluators.workers import one_thread
 from deepzero.files import finite
 from deepzero.losses import loss_name
-from deepzero.objective import Batch, NetworkObjective
+from deepzero.objective import NetworkObjective
 from deepzero.team import Team
 from deepzero.training import state
 from deepzero.training.batches import reader, scores_itself
@@ -508,8 +508,7 @@ class Trainer:
             self._at.inputs = {"shape": list(batch[0].shape[1:]), "dtype": str(batch[0].dtype).removeprefix("torch.")}
         if self.max_queries is None or not isinstance(self.source, Estimator):
             return
-        directions = self.source.probes.draw(self.source.context(Batch(batch)))
-        cost = self.accumulate * (1 + len(directions) * len(self.source.stencil.nodes))
+        cost = self.accumulate * self.source.cost(self.source.directions(*batch))
         if self.queries + cost > self.max_queries:
             raise InvalidInputError(
                 f"a step takes {cost:,} queries, but only {self.max_queries - self.queries:,} of max_queries="
