@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import statistics
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from deepzero.errors import QueryBudgetError
 from deepzero.objective import Evaluation, Objective, Parameters, owners_of, parameters_of
+from deepzero.stopwatch import Stopwatch
 
 NAMED_ENTRIES = 3
 """Entries that a query's description names one by one."""
@@ -103,7 +103,7 @@ class MeteredObjective:
         if self.remaining <= 0:
             raise QueryBudgetError(f"the examination may make {self.limit:,} queries, and they are spent")
         self.queries += 1
-        before, start = _generators(), time.perf_counter()
+        before, watch = _generators(), Stopwatch()
         try:
             answer = self.objective.evaluate(parameters, batch, seed=seed)
         except Exception as error:  # whatever it is: the function is the user's, and its error is reported
@@ -111,7 +111,7 @@ class MeteredObjective:
             place = self._place(parameters)
             self.failures.append(f"query {self.queries} ({place}): {type(error).__name__}: {message}")
             answer = Evaluation(torch.tensor(float("nan"), dtype=torch.float64))
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(watch.seconds())
         self.drawn |= {name for name, state in _generators().items() if state != before[name]}
         return answer
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import time
 
 from torch import Tensor
 
 from deepzero import data
-from deepzero.doctor.forecast import forecast, mean_seconds
+from deepzero.doctor.forecast import forecast
 from deepzero.estimator import Estimator
-from deepzero.evaluators.costs import timed
 from deepzero.objective import parameters_of
+from deepzero.stopwatch import Stopwatch, mean_seconds, median_seconds
 from deepzero.tasks.classification.classification_config import ClassificationConfig
 from deepzero.tasks.classification.classification_parts import make_model, training_batches
 from deepzero.tasks.classification.coordinate_selection import select
@@ -34,11 +33,11 @@ def training_seconds(config: ClassificationConfig, splits: data.Splits, place: s
         place: ``cpu``, ``cuda`` or ``cuda:1``.
     """
     where = device(place)
-    begun = time.perf_counter()
+    watch = Stopwatch()
     model = make_model(config, splits.train).to(where)
     batches = training_batches(config, splits.train, where)
     selection = select(config, model, splits.train, where)
-    choosing = time.perf_counter() - begun
+    choosing = watch.seconds()
     source = gradient_source(config, model, selection)
     batch = batches.batch(0, 0)
     if isinstance(source, Estimator):
@@ -52,5 +51,5 @@ def training_seconds(config: ClassificationConfig, splits: data.Splits, place: s
 
 def _estimate_seconds(zo: Estimator, batch: tuple[Tensor, Tensor]) -> float:
     perturbations = zo.directions(*batch)
-    query = timed(lambda: zo.objective.evaluate(parameters_of(zo.objective), batch, seed=0), repeats=1)
+    query = median_seconds(lambda: zo.objective.evaluate(parameters_of(zo.objective), batch, seed=0), repeats=1)
     return forecast(zo, batch, perturbations, query_seconds=query)[0].seconds_per_step

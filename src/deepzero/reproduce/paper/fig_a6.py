@@ -16,12 +16,12 @@ from deepzero.evaluators import PropagationEvaluator
 from deepzero.losses import LOSSES
 from deepzero.measure.noise import noise
 from deepzero.measure.scaling import Machine, simulate
-from deepzero.measure.stopwatch import seconds_of
 from deepzero.objective import NetworkObjective
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, Measurement
 from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
 from deepzero.sparsity import DynamicRatios, smart_ratio
+from deepzero.stopwatch import seconds_of
 from deepzero.tasks.classification.classification_config import DataConfig
 
 SPARSITY = 0.9
