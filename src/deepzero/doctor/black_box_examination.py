@@ -16,7 +16,7 @@ from torch import Tensor
 from deepzero import validation
 from deepzero.doctor.determinism import Determinism, check_determinism, with_effect
 from deepzero.doctor.diagnosis import Diagnosis
-from deepzero.doctor.direction_samples import coordinates_of, directions_of, sample, steepest
+from deepzero.doctor.direction_samples import directions_of, sample
 from deepzero.doctor.forecast import LoopCosts, RunPlan, forecast_black_box
 from deepzero.doctor.gradient_check import check_gradients, estimated_pairs, try_step
 from deepzero.doctor.metered_objective import MeteredObjective
@@ -137,7 +137,8 @@ def _sweep(
 ) -> Diagnosis:
     """The sweep with the remaining queries, the choice of a step, and the effect of the noise on slopes."""
     grid, count = _extent(zo, metered, steps)
-    swept = measure_slopes({PLAIN: zo}, batch, _telling(directions, estimate, count, zo.seed), grid)
+    few = sample(directions, count, zo.seed, gradients=None if estimate is None else estimate.gradients)
+    swept = measure_slopes({PLAIN: zo}, batch, few, grid)
     sweep, agreed = compare_slopes(swept, None)
     slopes: Tensor | None
     if determinism.repeatable:
@@ -163,13 +164,3 @@ def _extent(zo: Estimator, metered: MeteredObjective, steps: Sequence[float] | N
         steps = steps[:: -(-2 * nodes * (len(steps) + 1) // max(room, 1))]
     grid = with_step(steps, zo.step_size)
     return grid, max(1, min(MOST_DIRECTIONS, room // (nodes * len(grid))))
-
-
-def _telling(directions: Perturbations, estimate: Estimate | None, count: int, seed: int) -> Perturbations:
-    """About ``count`` directions: of coordinates those with the largest slopes, if an estimate says which."""
-    coordinates = coordinates_of(directions)
-    if estimate is not None and coordinates is not None:
-        largest = steepest(coordinates, estimate.gradients, count)
-        if largest:
-            return directions.among(largest)  # type: ignore[attr-defined, no-any-return]
-    return sample(directions, count, seed)

@@ -30,7 +30,8 @@ class Diagnosis:
 
     Attributes:
         determinism: does the objective give the same loss twice?
-        operations: the way of differences to the loss; None where nothing is propagated (black boxes, other evaluators).
+        operations: the way of differences to the loss; None where nothing is propagated (black boxes and the
+            like).
         plan: the way queries are run, and its check, as :meth:`deepzero.estimator.Estimator.explain` says it,
             line by line.
         sweep: errors at many step sizes; None if the loss is not finite.
@@ -80,8 +81,8 @@ class Diagnosis:
             of = "slope" if self.gradients is None or self.gradients.expected_cosine is not None else "gradient"
             yield f"{of} error {self.step.configured_error:.1e} at the step {self.step.configured:.1e}"
         if self.run is not None:
-            price = "" if self.run.price is None else f", price {self.run.price:,.2f}"
-            yield f"{self.run.queries:,} queries and about {duration(self.run.seconds)} for {self.run.steps:,} steps{price}"
+            run, price = self.run, "" if self.run.price is None else f", price {self.run.price:,.2f}"
+            yield f"{run.queries:,} queries and about {duration(run.seconds)} for {run.steps:,} steps{price}"
         elif self.forecast is not None and self.forecast.loop is not None:
             yield f"about {duration(self.forecast.seconds_of_run or 0.0)} for {self.forecast.loop.epochs} epochs"
         elif self.forecast is not None:

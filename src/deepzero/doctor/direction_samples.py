@@ -34,17 +34,21 @@ def directions_by_parameter(directions: Perturbations) -> dict[str, int]:
     return {name: len(index) for name, index in (coordinates_of(directions) or {}).items()}
 
 
-def sample(directions: Perturbations, count: int, seed: int) -> Perturbations:
-    """About ``count`` of the directions; all of a kind that knows neither ``among`` nor ``first``.
+def sample(
+    directions: Perturbations, count: int, seed: int, *, gradients: Mapping[str, Tensor] | None = None
+) -> Perturbations:
+    """About ``count`` of the directions; all of a kind that has neither ``coordinates`` nor ``first``.
 
     Args:
         directions: coordinates are spread evenly over the parameters, of others the first are taken.
         count: of directions.
         seed: of the choice of coordinates.
+        gradients: by parameter name; the coordinates with the largest entries are chosen, if there are any but 0.
     """
     coordinates = coordinates_of(directions)
     if coordinates is not None:
-        return directions.among(spread(coordinates, count, seed))  # type: ignore[attr-defined, no-any-return]
+        largest = None if gradients is None else steepest(coordinates, gradients, count)
+        return directions.among(largest or spread(coordinates, count, seed))  # type: ignore[attr-defined, no-any-return]
     first = getattr(directions, "first", None)
     return directions if first is None else first(count)
 

@@ -81,7 +81,7 @@ class Trial:
 
 def sampled_pairs(coordinates: Coordinates, slopes: Tensor, exact: Exact | None) -> Pairs:
     """Slopes ``[K]`` of sampled coordinates, by parameter."""
-    parts = slopes.double().cpu().split([len(index) for index in coordinates.values()])
+    parts = torch.split(slopes.double().cpu(), [len(index) for index in coordinates.values()])
     return {
         name: (part, None if exact is None else exact.gradients[name].reshape(-1).double().cpu()[index])
         for (name, index), part in zip(coordinates.items(), parts, strict=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deepzero.errors import QueryBudgetError
-from deepzero.objective import Evaluation, Objective, Parameters, owners_of, parameters_of
+from deepzero.objective import BlackBox, Evaluation, Objective, Parameters, owners_of, parameters_of
 from deepzero.stopwatch import Stopwatch
 
 NAMED_ENTRIES = 3
@@ -59,6 +59,7 @@ class QueryCheck:
     drift: float | None
     sendable: str
     failures: tuple[str, ...]
+
 
 class MeteredObjective:
     """An objective that answers as another one does, and keeps count of its queries.
@@ -165,12 +166,11 @@ def _generators() -> dict[str, Any]:
 
 
 def _sendable(objective: Objective) -> str:
-    """Why the function of a black box cannot be sent to another process; empty if it can, or if there is none."""
-    function = getattr(objective, "function", None)
-    if function is None:
+    """Why the function of a black box cannot be sent to another process; empty if it can; others are never sent."""
+    if not isinstance(objective, BlackBox):
         return ""
     try:
-        ForkingPickler.dumps(function())
+        ForkingPickler.dumps(objective.function())
     except Exception as error:  # pickling runs code of the user's
         return " ".join(str(error).split())
     return ""

@@ -105,7 +105,7 @@ def _sweep(
     *,
     affordable: float,
 ) -> tuple[Sweep, Tensor | None]:
-    """A sweep of as many directions as is affordable, in queries, by the estimator's evaluator and by plain differences.
+    """A sweep of as many directions as are affordable, by the estimator's evaluator and by plain differences.
 
     Returns:
         The sweep, and the slopes without noise: by autograd, or agreed upon; None if there is no agreement.
@@ -153,7 +153,8 @@ def _check_coordinates(
     sizes = directions_by_parameter(directions)
     most = max(MOST_SAMPLES, PER_PARAMETER * len(sizes))
     few = sample(directions, max(len(sizes), min(most, int(affordable))), zo.seed)
-    coordinates = coordinates_of(few) or {}
+    coordinates = coordinates_of(few)
+    assert coordinates is not None
 
     def check(step: float) -> GradientCheck:
         slopes = zo.slopes(few, batch, step_size=step).values

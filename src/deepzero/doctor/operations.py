@@ -147,8 +147,8 @@ def described(error: Exception) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     message = " ".join(str(error).split()) or "without a message"
     return (
-        f"{type(error).__name__}: {message} (raised in {last.name}, {Path(last.filename).name} line {last.lineno}). This "
-        "was not foreseen: please report it; meanwhile use evaluator=dz.SequentialEvaluator()"
+        f"{type(error).__name__}: {message} (raised in {last.name}, {Path(last.filename).name} line {last.lineno}). "
+        "This was not foreseen: please report it; meanwhile use evaluator=dz.SequentialEvaluator()"
     )
 
 

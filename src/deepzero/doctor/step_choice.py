@@ -19,7 +19,7 @@ AS_GOOD = 0.1
 """Relative error up to which a step is as good as any: a step along the estimate lowers the loss, to first order, by at
 least 90 % of what one along the gradient does."""
 CLEAR = 10.0
-"""A root mean square over directions says something from this many times its noise on. (Moré and Wild, 2012, ask for 100
+"""Ratio to its noise from which on a root mean square over directions says something. (Moré and Wild, 2012, ask for 100
 of a second difference, where a single one decides.)"""
 FACTORS = {FORWARD.name: (2, 0.5, math.sqrt(2.0)), CENTRAL.name: (3, 1 / 6, math.sqrt(0.5))}
 """By stencil: the order of the derivative in its error, that derivative's factor, and the factor of the noise."""
