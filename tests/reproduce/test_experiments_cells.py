@@ -63,7 +63,7 @@ def stop_after(monkeypatch, steps):
 
     monkeypatch.setattr("deepzero.training.metrics.JsonLines.write", note)
     monkeypatch.setattr(
-        "deepzero.training.stop.StopRequest.reason",
+        "deepzero.training.stop_request.StopRequest.reason",
         property(lambda _: "the test" if made and made[-1] >= steps else None),
     )
 

@@ -17,7 +17,7 @@ from deepzero.tasks.classification import RATIOS
 from deepzero.tasks.classification.classification_config import ClassificationConfig
 from deepzero.tasks.classification.classification_parts import load_images
 from deepzero.training.metrics import read_metrics
-from deepzero.training.stop import StopRequest
+from deepzero.training.stop_request import StopRequest
 
 Labels = Mapping[str, str | int | float]
 

@@ -22,7 +22,7 @@ from deepzero.reproduce.cells import Cell, Outcome, Place, all_finite
 from deepzero.reproduce.experiment import Experiment, Outcomes, Scale
 from deepzero.reproduce.reproduction_folder import ReproductionFolder
 from deepzero.text import duration
-from deepzero.training.stop import StopRequest
+from deepzero.training.stop_request import StopRequest
 
 DIVERGED = "diverged"
 

@@ -24,7 +24,7 @@ from deepzero.tasks.classification.classification_config import (
     ModelConfig,
 )
 from deepzero.training import TrainingConfig
-from deepzero.training.sources import Autograd
+from deepzero.training.gradient_sources import Autograd
 
 LIMIT = "RGE, small-step limit"
 METHODS = ("FO", "CGE", "RGE", LIMIT)

@@ -15,7 +15,7 @@ from deepzero.tasks.correction.correction_methods import make_network
 from deepzero.tasks.correction.reference_flows import FRAMES, folder_of
 from deepzero.tasks.correction.train_correction import PARTS
 from deepzero.tasks.correction.wake import AT_ONCE, WakeFlow
-from deepzero.training.state import snapshot
+from deepzero.training.checkpoint_contents import snapshot
 
 BACKWARD = 5
 """A backward through the solver's step, in units of the step (measured: 4 to 6)."""
