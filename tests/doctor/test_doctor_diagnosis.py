@@ -22,7 +22,7 @@ def test_what_is_fit_is_said_with_figures():
     loop = LoopCosts(steps_per_epoch=10, epochs=20, startup=6.0)
     forecast = Forecast(100, 0.5, "timed", 0.1, (), loop=loop, seconds_per_epoch=5.7)
     assert made(forecast=forecast).verdict == (
-        "fit to train: deterministic, slope error 5.0e-02 at the step 5.0e-03, about 120.0 s for 20 epochs"
+        "fit to train: deterministic, slope error 5.0e-02 at the step 5.0e-03, about 2.0 min for 20 epochs"
     )
 
 

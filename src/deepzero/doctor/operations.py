@@ -15,9 +15,9 @@ from deepzero.estimator import Estimator
 from deepzero.evaluator_choice import NAMED
 from deepzero.evaluators import Evaluator, PropagationEvaluator
 from deepzero.graph.capture import is_getitem
-from deepzero.graph.fallback_watch import watch_fallbacks
 from deepzero.graph.program import Program, Step
 from deepzero.graph.rules import fallback
+from deepzero.graph.rules.fallback import watch_fallbacks
 from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.probes import Perturbations
 from deepzero.stencils import FORWARD
