@@ -115,7 +115,7 @@ def test_an_own_network_on_a_folder_of_images(photos, capsys):
     assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in told)
 
 
-@pytest.mark.parametrize("limit", [(), ("--limit", "30")])
+@pytest.mark.parametrize("limit", [(), ("--limit", "64")])
 def test_data_without_a_network_are_read_once(limit, tmp_path, monkeypatch, capsys):
     """They are read to find a network that suits them, and the training gets what was read."""
     reads, whole = [], data.load
