@@ -40,7 +40,7 @@ from deepzero.measure.rounds import Spread, by_side, in_turns, ratio
 from deepzero.models import DnCNN
 from deepzero.opaque import OnnxModel
 from deepzero.stopwatch import Stopwatch, seconds_of
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense import DefenseConfig, DenoiserConfig
 from deepzero.tasks.defense.defense_methods import finetuning
 

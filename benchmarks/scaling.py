@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 
 import deepzero as dz
-from deepzero.coordinates import StepContext
 from deepzero.evaluators.distributed import CALIBRATION
 from deepzero.measure.cases import in_full_chunks, problem
 from deepzero.measure.measurement_record import command_line, environment, flat_heading, write_record
@@ -56,8 +55,8 @@ class Bench:
         whole = dz.CGE(self.problem.model, loss=F.cross_entropy, sparsity=self.problem.coordinates)
         assert isinstance(whole.objective, NetworkObjective)
         self.objective = whole.objective
-        perturbations = whole.probes.draw(StepContext(0, 0, self.objective, self.problem.batch))
-        prepared = self.inner.prepare(self.objective, self.problem.batch, perturbations, [self.problem.step_size], 0)
+        directions = whole.directions(*self.problem.batch)
+        prepared = self.inner.prepare(whole.step_queries(directions, [self.problem.step_size], self.problem.batch))
         self.jobs = prepared.jobs
         prepared.release()
         self.chunks: dict[str, int] = {}

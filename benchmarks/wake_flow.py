@@ -29,10 +29,11 @@ from torch import Tensor, nn
 import deepzero as dz
 from deepzero.measure.measurement_record import environment, heading, write_record
 from deepzero.measure.rounds import Spread, by_side, in_turns, ratio
-from deepzero.recipes.correction_recipes import find_correction
+from deepzero.recipes.correction_recipes import RECIPES
 from deepzero.stopwatch import Stopwatch, seconds_of
-from deepzero.tasks.correction import Flows, Reference, WakeFlow, divergence, reference, shedding
+from deepzero.tasks.correction import Flows, Reference, WakeFlow, divergence, shedding
 from deepzero.tasks.correction.correction_methods import FlowBatches, UnrolledError, make_network
+from deepzero.tasks.correction.reference_flows import reference
 from deepzero.tasks.correction.wake import RADIUS, WIDTH
 from deepzero.training import StopRequest
 
@@ -102,10 +103,10 @@ def step(zo: dz.Estimator, network: nn.Module, batches: FlowBatches, turn: int) 
 
 def estimates(frames: Reference, flow: WakeFlow, rounds: int) -> dict[str, Any]:
     """Queries a second of a step of ZO-SOL, together and one by one."""
-    config = find_correction("wake-small").config()
+    config = RECIPES.find("wake-small").config()
     batches = FlowBatches(frames.training, frames.training_reynolds, config.unroll, config.batch_size, rounds + 1, 0)
     torch.manual_seed(0)
-    network = make_network(config, frames.scales)
+    network = make_network(config.widths, config.start, frames.scales)
     ratios = {f"network.{name}": 1 - config.sparsity for name, p in network.named_parameters() if p.dim() > 1}
     sides = {
         name: dz.CGE(
@@ -136,7 +137,7 @@ def main(options: Options) -> None:
     torch.set_num_threads(1)
     circumstances = environment()
     circumstances["python"] = circumstances["versions"]["python"]
-    config = find_correction("wake-small").config().flow
+    config = RECIPES.find("wake-small").config().flow
     frames = reference(config, data_dir=options.data_dir, stop=StopRequest())
     coarse, fine = WakeFlow(config.resolution), WakeFlow(2 * config.resolution)
     record: dict[str, Any] = {

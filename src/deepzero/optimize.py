@@ -21,6 +21,7 @@ from deepzero.arrays import BARE, Given, is_like_array
 from deepzero.coordinates import Coordinates
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import CGE, RGE, Estimator
+from deepzero.evaluators import StepQueries
 from deepzero.executors import ExecutorEvaluator, QueryJournal, QueryPolicy
 from deepzero.executors.pool import ExecutorSource
 from deepzero.extras import required_for
@@ -419,7 +420,7 @@ class _Search:
         if self.repeats > 1 or not isinstance(evaluator, ExecutorEvaluator):
             return float(single.evaluate(parameters_of(single), self.args, seed=0).loss)
         nothing = CoordinatePerturbations(Coordinates({}), parameters_of(self.box))
-        return float(evaluator.measure(self.box, Batch(self.args), nothing, [1.0], seed=0).loss)
+        return float(evaluator.measure(StepQueries(self.box, Batch(self.args), nothing, [1.0], seed=0)).loss)
 
 
 class _SpentError(Exception):

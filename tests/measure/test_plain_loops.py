@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deepzero.errors import InvalidInputError
-from deepzero.evaluators import SequentialEvaluator
+from deepzero.evaluators import SequentialEvaluator, StepQueries
 from deepzero.measure.block_reuse import BlockReuseLoop, split
 from deepzero.measure.cases import one_of_each, problem
 from deepzero.measure.naive_loop import Form, NaiveLoop, eager_forms, gpu_forms
@@ -50,7 +50,7 @@ def test_loops_agree_with_the_oracle(name, loop):
     chosen = one_of_each(task.coordinates, 12, seed=1)
     objective = NetworkObjective(task.model, F.cross_entropy)
     perturbations = CoordinatePerturbations(chosen, parameters_of(objective))
-    oracle = SequentialEvaluator().measure(objective, task.batch, perturbations, [task.step_size], seed=0)
+    oracle = SequentialEvaluator().measure(StepQueries(objective, task.batch, perturbations, [task.step_size], seed=0))
     tested = loop(task)
     found = [tested.difference(*perturbations.locate(k)) for k in range(len(perturbations))]
     assert torch.allclose(torch.tensor(found, dtype=torch.float64), oracle.differences[0], rtol=0, atol=1e-12)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from deepzero.recipes.image_recipes import cifar10_resnet20
+from deepzero.recipes.classification_recipes import cifar10_resnet20
 from deepzero.report import Figure
 from deepzero.reproduce.cells import Cell, Labels, Training
 from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
 from deepzero.reproduce.paper import published as paper
 from deepzero.reproduce.presentation import accuracy_series, accuracy_table, beside, time_table, trajectory
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

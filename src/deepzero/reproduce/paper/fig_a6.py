@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from deepzero import models
-from deepzero.coordinates import StepContext
 from deepzero.estimator import CGE, Estimator
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.losses import LOSSES
@@ -23,7 +22,7 @@ from deepzero.reproduce.cells import Cell, Measurement
 from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
 from deepzero.sparsity import DynamicRatios, smart_ratio
 from deepzero.stopwatch import seconds_of
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 
 SPARSITY = 0.9
 THREADS = (1, 2, 4, 8, 16)
@@ -58,13 +57,13 @@ def measured(*, counts: list[int], repeats: int, device: str, **problem: Any) ->
     assert isinstance(one.objective, NetworkObjective)
     assert isinstance(one.evaluator, PropagationEvaluator)
     table = one.evaluator.costs(one.objective, *batch, repeats=3)
-    perturbations = one.probes.draw(StepContext(0, 0, one.objective, batch))
-    prepared = one.evaluator.prepare(one.objective, batch, perturbations, [one.step_size], 0)
+    directions = one.directions(*batch)
+    prepared = one.evaluator.prepare(one.step_queries(directions, [one.step_size], batch))
     machine = Machine(table.base, table.seconds_per_query(), LATENCY, BANDWIDTH)
     forecasts = [simulate(prepared.jobs, machine, workers) for workers in SIMULATED]
     prepared.release()
     return {
-        "queries": 1 + len(perturbations),
+        "queries": one.cost(directions),
         "measured": seconds,
         "simulated": {str(f.workers): f.seconds for f in forecasts},
     }
