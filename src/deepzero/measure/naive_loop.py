@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from deepzero.measure.cases import Problem
 
-Watch = Callable[[str], AbstractContextManager[None]]
+StageWatch = Callable[[str], AbstractContextManager[None]]
 """Takes the time of a block by the name of its stage: a :class:`~deepzero.stopwatch.StageStopwatch`, or nothing."""
 
 ONEDNN: Any = torch.backends.mkldnn
@@ -131,7 +131,7 @@ class NaiveLoop:
         base: the loss at the parameters, in the precision of the forward.
     """
 
-    def __init__(self, problem: Problem, form: Form = PLAIN, *, watch: Watch = unwatched) -> None:
+    def __init__(self, problem: Problem, form: Form = PLAIN, *, watch: StageWatch = unwatched) -> None:
         self.model = form.copy(problem.model)
         self.parameters = dict(self.model.named_parameters())
         self.step_size = problem.step_size
@@ -198,7 +198,7 @@ class NaiveLoop:
 
 @torch.no_grad()
 def loss_with_moved_entry(
-    entry: Tensor, step: float, loss: Callable[[], Tensor], *, watch: Watch = unwatched
+    entry: Tensor, step: float, loss: Callable[[], Tensor], *, watch: StageWatch = unwatched
 ) -> Tensor:
     """The loss with one entry moved in place; the entry is put back as it was, not by subtracting the step.
 
