@@ -130,4 +130,4 @@ def test_the_stages_of_a_query_are_watched():
     loop = NaiveLoop(problem("digits", batch=4), watch=watch)
     assert stages == []
     loop.difference("fc.bias", 0)
-    assert stages == ["perturbation", "inference", "perturbation"]
+    assert stages == ["perturbation", "perturbation", "inference", "perturbation"]

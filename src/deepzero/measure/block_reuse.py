@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError
 from deepzero.measure.cases import Problem
-from deepzero.measure.naive_loop import PLAIN, Form, entry_of, loss_with_moved_entry
+from deepzero.measure.naive_loop import PLAIN, EntryMove, Form, entry_of
 from deepzero.models import DigitsCNN, ResNet, SimpleCNN
 
 
@@ -130,8 +130,8 @@ class BlockReuseLoop:
 
     def difference(self, name: str, index: int) -> float:
         """The loss with the entry of a flat index moved by the step, minus the base loss."""
-        loss = partial(self._loss_from, self._owner[name])
-        return loss_with_moved_entry(entry_of(self.parameters[name], index), self.step_size, loss).item() - self.base
+        move = EntryMove.by(self.step_size, entry_of(self.parameters[name], index))
+        return move.loss(partial(self._loss_from, self._owner[name])).item() - self.base
 
     def _loss_from(self, start: int) -> Tensor:
         value = self._inputs[start]
