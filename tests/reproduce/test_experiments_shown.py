@@ -18,7 +18,7 @@ from deepzero.reproduce.presentation import (
     time_table,
     trajectory,
 )
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 
 
 def run(method, d, seed, accuracy, curve=(), **values):

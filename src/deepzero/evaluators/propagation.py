@@ -31,11 +31,10 @@ from deepzero.evaluators.workers import one_thread, parallel_map, without_batchi
 from deepzero.graph import plan
 from deepzero.graph.capture import Node, capture
 from deepzero.graph.differences import Dense
-from deepzero.graph.forward import HALF, Values, cast, graph_inputs, held_bytes, native, run
+from deepzero.graph.forward import HALF, Recomputation, Values, cast, graph_inputs, held_bytes, native, run
 from deepzero.graph.library import Entry, Library, rounding_of
 from deepzero.graph.program import Program, compile_program, reads
 from deepzero.graph.propagate import Meter, loss_differences, propagated
-from deepzero.graph.recompute import Recomputation
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
 from deepzero.objective import (
     Batch,

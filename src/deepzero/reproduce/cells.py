@@ -13,9 +13,8 @@ from typing import Any, Protocol
 from deepzero import data
 from deepzero.reproduce.training_time import training_seconds
 from deepzero.tasks import classification
-from deepzero.tasks.classification import RATIOS
-from deepzero.tasks.classification.classification_config import ClassificationConfig
-from deepzero.tasks.classification.classification_parts import load_images
+from deepzero.tasks.classification import RATIOS, ClassificationConfig
+from deepzero.tasks.task_data import DataReader
 from deepzero.training.metrics import read_metrics
 from deepzero.training.stop_request import StopRequest
 
@@ -38,15 +37,14 @@ class Place:
     data_dir: Path | None = None
     device: str = "cpu"
     stop: StopRequest = field(default_factory=StopRequest)
-    _images: dict[tuple[Any, ...], data.Splits] = field(default_factory=dict)
+    _reader: DataReader = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._reader = DataReader(self.data_dir)
 
     def images(self, config: ClassificationConfig) -> data.Splits:
         """The images of a run, which are read once: the cells of an experiment share a few sets."""
-        wanted = config.data
-        key = (wanted.name, wanted.path, wanted.target, wanted.test, wanted.validation, wanted.image_size, wanted.limit)
-        if key not in self._images:
-            self._images[key] = load_images(config, self.data_dir)
-        return self._images[key]
+        return self._reader.read(config.data)
 
 
 class Work(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 from deepzero.errors import InvalidInputError
 from deepzero.report import Figure, Picture, Table
 from deepzero.reproduce.cells import Cell, Outcome
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 from deepzero.text import duration
 
 SCALES = ("smoke", "small", "paper")

@@ -11,10 +11,8 @@ from deepzero.doctor.forecast import forecast
 from deepzero.estimator import Estimator
 from deepzero.objective import parameters_of
 from deepzero.stopwatch import Stopwatch, mean_seconds, median_seconds
-from deepzero.tasks.classification.classification_config import ClassificationConfig
-from deepzero.tasks.classification.classification_parts import make_model, training_batches
-from deepzero.tasks.classification.coordinate_selection import select
-from deepzero.tasks.classification.gradient_choice import gradient_source
+from deepzero.tasks.classification import ClassificationConfig
+from deepzero.tasks.classification.classifier_setup import set_up
 from deepzero.validation import device
 
 WINDOW = 2.0
@@ -32,21 +30,17 @@ def training_seconds(config: ClassificationConfig, splits: data.Splits, place: s
         splits: its images.
         place: ``cpu``, ``cuda`` or ``cuda:1``.
     """
-    where = device(place)
     watch = Stopwatch()
-    model = make_model(config, splits.train).to(where)
-    batches = training_batches(config, splits.train, where)
-    selection = select(config, model, splits.train, where)
+    setup = set_up(config, splits.train, device(place))
     choosing = watch.seconds()
-    source = gradient_source(config, model, selection)
-    batch = batches.batch(0, 0)
+    source, batch = setup.source, setup.batches.batch(0, 0)
     if isinstance(source, Estimator):
         step = _estimate_seconds(source, batch)
     else:
         trial = copy.copy(source)
         trial.backward(*batch)  # the first call allocates and compiles
         step = mean_seconds(lambda: trial.backward(*batch), seconds=WINDOW)
-    return choosing + config.training.epochs * len(batches) * step
+    return choosing + config.training.epochs * len(setup.batches) * step
 
 
 def _estimate_seconds(zo: Estimator, batch: tuple[Tensor, Tensor]) -> float:

@@ -13,7 +13,7 @@ from deepzero.reproduce.paper import fig5 as sample_sizes
 from deepzero.reproduce.paper import published as paper
 from deepzero.reproduce.paper import table1 as widths
 from deepzero.reproduce.presentation import SPREAD, beside
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

@@ -17,7 +17,7 @@ from deepzero.reproduce.cells import Cell, Labels, Measurement, Training
 from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
 from deepzero.reproduce.paper import published as paper
 from deepzero.reproduce.presentation import accuracy_series, accuracy_table, beside, spread_text, time_table
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

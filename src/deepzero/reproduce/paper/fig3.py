@@ -15,7 +15,7 @@ from deepzero.measure.sides import BlockReuse, DeepZero, Naive, Side
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, Measurement
 from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 
 SIDES = {"naive": "no reuse", "block_reuse": "feature reuse", "deepzero": "difference propagation"}
 

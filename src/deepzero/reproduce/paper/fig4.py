@@ -11,7 +11,7 @@ from deepzero.reproduce.cells import Cell, Labels, Training
 from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
 from deepzero.reproduce.paper import published as paper
 from deepzero.reproduce.presentation import accuracy_series, accuracy_table, beside, time_table, trajectory
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

@@ -12,7 +12,7 @@ from deepzero.reproduce.cells import Cell, Labels, Training
 from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
 from deepzero.reproduce.presentation import accuracy_series, accuracy_table, query_table, time_table
 from deepzero.sparsity import random_coordinates, smart_ratio
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

@@ -10,7 +10,7 @@ from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, Labels, Training
 from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
 from deepzero.reproduce.presentation import accuracy_series
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

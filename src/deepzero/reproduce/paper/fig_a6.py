@@ -22,7 +22,7 @@ from deepzero.reproduce.cells import Cell, Measurement
 from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
 from deepzero.sparsity import DynamicRatios, smart_ratio
 from deepzero.stopwatch import seconds_of
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 
 SPARSITY = 0.9
 THREADS = (1, 2, 4, 8, 16)

@@ -17,7 +17,7 @@ from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, Labels, Measurement, Training
 from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
 from deepzero.reproduce.presentation import trajectory
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

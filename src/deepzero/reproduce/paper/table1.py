@@ -9,7 +9,7 @@ from deepzero.reproduce.cells import Cell, Labels, Training
 from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
 from deepzero.reproduce.paper import published as paper
 from deepzero.reproduce.presentation import SPREAD, accuracy_series, beside
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

@@ -21,7 +21,7 @@ from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Present
 from deepzero.reproduce.paper import published as paper
 from deepzero.reproduce.presentation import spread_text
 from deepzero.stopwatch import StageStopwatch, seconds_of
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 
 STAGES = ("directions", "perturbation", "inference", "arithmetic")
 """Stages 1 to 4 of the paper's Appendix C."""
