@@ -110,11 +110,11 @@ class Correct:
 
     def _config(self, interrupted: CorrectionConfig | None) -> CorrectionConfig:
         """The recipe's configuration, or that of the run that goes on, with the settings that were given."""
-        from deepzero.recipes.correction_recipes import find_correction  # noqa: PLC0415
+        from deepzero.recipes.correction_recipes import RECIPES  # noqa: PLC0415
 
         changed = ("method", "unroll", "steps", "budget", "directions", "sparsity", "ratios", "learning_rate", "seed")
         settings: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}
-        return replace(interrupted or find_correction(self.recipe).config(), **settings)
+        return replace(interrupted or RECIPES.find(self.recipe).config(), **settings)
 
 
 def _result(summary: dict[str, Any]) -> str:

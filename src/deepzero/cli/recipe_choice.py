@@ -15,15 +15,17 @@ from deepzero.errors import InvalidInputError
 from deepzero.recipes import RECIPES, config_file, data_config, find, own_config, with_data
 from deepzero.recipes.run_starts import Base
 from deepzero.tasks.classification.classification_config import ESTIMATORS, ClassificationConfig, ModelConfig
+from deepzero.tasks.task_data import DataReader
 
 
-def base_of(command: Any, own: tuple[str, ClassificationConfig] | None) -> Base | None:
+def base_of(command: Any, own: tuple[str, ClassificationConfig] | None, reader: DataReader) -> Base | None:
     """The configuration that a command starts from, before single settings are changed; None for the default one.
 
     Args:
-        command: with the options ``recipe``, ``config``, ``data``, ``target``, ``image_size``, ``test``, ``model`` and
-            ``depth``.
+        command: with the options ``recipe``, ``config``, ``data``, ``target``, ``image_size``, ``test``, ``limit``,
+            ``model`` and ``depth``.
         own: a configuration of the user's own, and what to call it.
+        reader: reads the data, where a network is to be found for them.
     """
     named = [name for name in ("recipe", "config") if getattr(command, name) is not None]
     if len(named) == 2:
@@ -42,9 +44,16 @@ def base_of(command: Any, own: tuple[str, ClassificationConfig] | None) -> Base 
         name, config = _before(command, own)
         model = None if command.model is None else _network(command)
         if command.data is not None:
-            images = data_config(command.data, target=command.target, image_size=command.image_size, test=command.test)
+            images = data_config(
+                command.data,
+                target=command.target,
+                image_size=command.image_size,
+                test=command.test,
+                limit=command.limit,
+            )
+            require_data_dir_used(command.data_dir, images.name, images.path)
             name = Path(command.data).stem if config is None else name
-            config = own_config(images, model) if config is None else with_data(config, images)
+            config = own_config(images, model, reader=reader) if config is None else with_data(config, images)
         elif config is None:
             name, config = "digits", find("digits").config()
         return name, config if model is None else replace(config, model=model)

@@ -16,6 +16,7 @@ from deepzero.recipes import SETTINGS, start_of_team
 from deepzero.recipes.run_starts import ROOT, Base, free, interrupted_run, latest
 from deepzero.tasks import classification
 from deepzero.tasks.classification.classification_config import ClassificationConfig
+from deepzero.tasks.task_data import DataReader
 from deepzero.team import Team, joined, launch_name
 from deepzero.training import Result, Trainer, read_record
 from deepzero.validation import positive
@@ -42,12 +43,13 @@ def run_training(command: Train, output: Output) -> int:
     positive("--rank-timeout", command.rank_timeout, hint="10")
     if command.checkpoint_minutes is not None:
         positive("--checkpoint-minutes", command.checkpoint_minutes, hint="10")
+    reader = DataReader(command.data_dir)
     with joined(command.device, timeout=60 * command.rank_timeout) as team:
         if not team.leads:
             logging.getLogger("deepzero").setLevel(logging.ERROR)
         own = own_recipe(command, team)
         if own is None:
-            result = _configured(command, base_of(command, None), output, team, max_seconds)
+            result = _configured(command, base_of(command, None, reader), reader, output, team, max_seconds)
         else:
             word, words = own
             function = imported(word)
@@ -58,8 +60,8 @@ def run_training(command: Train, output: Output) -> int:
             if isinstance(made, Trainer):
                 result = _trained(command, made, word, words, output, team)
             else:
-                base = base_of(command, (_stem(word), made))
-                result = _configured(command, base, output, team, max_seconds)
+                base = base_of(command, (_stem(word), made), reader)
+                result = _configured(command, base, reader, output, team, max_seconds)
         return _report(result, output) if team.leads else DONE
 
 
@@ -75,7 +77,9 @@ def own_recipe(command: Train, team: Team) -> tuple[str, tuple[str, ...]] | None
     return None if own is None else (own["recipe"], tuple(own["set"]))
 
 
-def _configured(command: Train, base: Base | None, output: Output, team: Team, max_seconds: float | None) -> Result:
+def _configured(
+    command: Train, base: Base | None, reader: DataReader, output: Output, team: Team, max_seconds: float | None
+) -> Result:
     """Train by a configuration."""
     settings: dict[str, Any] = {name: getattr(command, name) for name in SETTINGS if hasattr(command, name)}
     start = start_of_team(base, settings, command.out, resume=command.resume, team=team)
@@ -85,6 +89,7 @@ def _configured(command: Train, base: Base | None, output: Output, team: Team, m
         out=start.out,
         resume=start.resume,
         data_dir=command.data_dir,
+        splits=reader.known(start.config.data),
         device=command.device,
         max_seconds=max_seconds,
         loggers=(*command.logger, CollectAgain()),
