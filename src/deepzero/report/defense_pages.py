@@ -16,7 +16,7 @@ CERTIFIED = "certified.json"
 
 
 def is_defense(run: RecordedRun) -> bool:
-    """Whether a folder is that of a defense."""
+    """True if a folder is that of a defense."""
     return "defense" in run.config
 
 
