@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.coordinates import Coordinates
-from deepzero.evaluators.costs import wait_for_devices
 from deepzero.evaluators.propagation import DEFAULT_BUDGET
 from deepzero.measure.cases import Problem, problem
 from deepzero.measure.peak_memory import peak_so_far, start_of_peak
@@ -22,6 +20,7 @@ from deepzero.measure.rounds import Spread
 from deepzero.measure.sides import DeepZero
 from deepzero.measure.timed_part import in_full_chunks, one_of_each, shuffled, some_of_each
 from deepzero.randomness import derive_seed
+from deepzero.stopwatch import pace, wait_for_devices
 
 ERROR_SAMPLE = 192
 STEP_SIZES = (5e-3, 1e-4)
@@ -159,14 +158,14 @@ def forwards_per_second(query: Query, asked: Problem, device: torch.device, seco
     chosen = shuffled(asked.coordinates, derive_seed(asked.seed, "plain", turn))
     for _ in range(3):  # wakes the device up, and has cuDNN choose its kernels
         query(*next(chosen))
-    wait_for_devices()
-    done, start = 0, time.perf_counter()
-    while done == 0 or time.perf_counter() - start < seconds:
-        for _ in range(16 if device.type == "cuda" else 1):
+
+    def queries() -> int:
+        count = 16 if device.type == "cuda" else 1
+        for _ in range(count):
             query(*next(chosen))
-            done += 1
-        wait_for_devices()
-    return done / (time.perf_counter() - start)
+        return count
+
+    return pace(queries, seconds).rate
 
 
 def memory(asked: Problem, side: DeepZero, device: torch.device) -> dict[str, Any]:

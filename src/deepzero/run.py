@@ -18,10 +18,9 @@ from deepzero.losses import named_loss
 from deepzero.objective import Loss, NetworkObjective
 from deepzero.team import Team
 from deepzero.training import RunFolder, measured, read_metrics, read_record, require_made_by
-from deepzero.training.batches import Batches, reader
+from deepzero.training.batch_reader import Batches, reader
 from deepzero.training.evaluation import Metric, eval_mode
-from deepzero.training.model_file import NAME, ModelFile, export_program
-from deepzero.training.onnx_file import export_onnx
+from deepzero.training.model_file import NAME, ModelFile, export_onnx, export_program
 
 FORMATS = (".onnx", ".pt2")
 BATCH = 500

@@ -6,6 +6,7 @@ import torch
 from patients import LOSS, batch, cube, healthy
 
 import deepzero as dz
+from deepzero import stopwatch
 from deepzero.coordinates import Coordinates, StepContext
 from deepzero.doctor import LoopCosts, forecast
 from deepzero.evaluators.costs import ChunkCost, CostTable
@@ -73,7 +74,7 @@ def test_a_short_step_is_timed_as_a_whole():
 
 def test_estimates_are_timed_at_consecutive_steps(monkeypatch):
     clock = itertools.count(step=0.5)
-    monkeypatch.setattr(forecast, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     steps = []
 
     class Spy:
@@ -98,7 +99,7 @@ def test_black_boxes_and_random_directions_are_timed_too():
 
 
 def test_a_long_step_without_a_table_is_queries_times_one_query(monkeypatch):
-    monkeypatch.setattr(forecast, "timed", lambda function, repeats: 10.0)
+    monkeypatch.setattr(forecast, "median_seconds", lambda function, repeats: 10.0)
     found, estimate = predict(dz.CGE(cube()), ())
     assert estimate is None
     assert found.method == "one query"

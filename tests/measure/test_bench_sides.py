@@ -35,7 +35,7 @@ def test_block_reuse_weights_blocks_by_their_coordinates(asked, monkeypatch):
 
     monkeypatch.setattr(side.loop, "difference", difference)
     monkeypatch.setattr(side.loop, "refresh", lambda: now.__setitem__(0, now[0] + 100))
-    monkeypatch.setattr("deepzero.measure.sides.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("deepzero.stopwatch.time.perf_counter", lambda: now[0])
     timing = side.time(1e-3, 0)
     assert timing.seconds == 100 + 1 * 176 + 2 * 2336 + 3 * 2112 + 4 * 330
     assert timing.timed_queries == 5

@@ -56,7 +56,7 @@ def stopping_after(monkeypatch, step):
 
     monkeypatch.setattr("deepzero.training.metrics.JsonLines.write", note)
     monkeypatch.setattr(
-        "deepzero.training.stop.StopRequest.reason",
+        "deepzero.training.stop_request.StopRequest.reason",
         property(lambda self: "the test" if made and made[-1]["step"] >= step else None),
     )
 

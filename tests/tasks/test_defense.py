@@ -20,7 +20,7 @@ from deepzero.tasks.defense import train_defense as run
 from deepzero.tasks.defense.defense_config import QUERYING, from_record
 from deepzero.tasks.defense.train_defense import CLASSIFIER, load_pair
 from deepzero.training import StopRequest, read_metrics
-from deepzero.training.onnx_file import export_onnx
+from deepzero.training.model_file import export_onnx
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")

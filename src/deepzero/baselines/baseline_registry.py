@@ -10,9 +10,8 @@ from torch import nn
 from deepzero.baselines.alignment import AlignAda, AlignProp, AlignZero
 from deepzero.baselines.base import Baseline
 from deepzero.baselines.feedback import DirectFeedbackAlignment, FeedbackAlignment
-from deepzero.baselines.forward_gradient import LocalForwardGradient, WeightForwardGradient
+from deepzero.baselines.forward_gradient import LocalForwardGradient, RandomizedLimit, WeightForwardGradient
 from deepzero.baselines.pattern_search import FastPatternSearch, PatternSearch
-from deepzero.baselines.random_limit import RandomizedLimit
 from deepzero.errors import InvalidInputError
 from deepzero.objective import Loss
 from deepzero.text import did_you_mean

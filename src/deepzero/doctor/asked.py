@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from deepzero.errors import QueryBudgetError
 from deepzero.objective import Evaluation, Objective, Parameters, owners_of, parameters_of
+from deepzero.stopwatch import Stopwatch
 
 NAMED = 3
 """Entries that a query's description names one by one."""
@@ -60,14 +60,14 @@ class Asked:
         if self.left <= 0:
             raise QueryBudgetError(f"the examination may make {self.limit:,} queries, and they are spent")
         self.queries += 1
-        before, begun = _generators(), time.perf_counter()
+        before, watch = _generators(), Stopwatch()
         try:
             answer = self._objective.evaluate(parameters, batch, seed=seed)
         except Exception as error:  # whatever it is: the function is the user's, and its error is told
             said = " ".join(str(error).split()) or "no message"
             self.failures.append(f"query {self.queries} ({self._where(parameters)}): {type(error).__name__}: {said}")
             answer = Evaluation(torch.tensor(float("nan"), dtype=torch.float64))
-        self.seconds.append(time.perf_counter() - begun)
+        self.seconds.append(watch.seconds())
         self.drawn |= {name for name, state in _generators().items() if state != before[name]}
         return answer
 

@@ -35,13 +35,13 @@ from deepzero.evaluators import (
     PropagationEvaluator,
     SequentialEvaluator,
 )
-from deepzero.evaluators.costs import timed
 from deepzero.graph.fallback_watch import watch_fallbacks
 from deepzero.objective import Closure, Loss, NetworkObjective, Objective, first_query, parameters_of, steady
 from deepzero.probes import CoordinatePerturbations, Perturbations
 from deepzero.randomness import derive_seed
 from deepzero.stencils import FORWARD, Stencil
 from deepzero.step_sizes import StepSizeLike
+from deepzero.stopwatch import median_seconds
 
 MOST_SAMPLES, LEAST_SAMPLES = 64, 4
 PER_PARAMETER = 4
@@ -311,7 +311,7 @@ class _Visit:
         parameters = parameters_of(objective)
         with steady(objective):
             _, query = first_query(objective, parameters, self.batch, self.seed)
-            return timed(lambda: query(parameters), repeats=3)
+            return median_seconds(lambda: query(parameters), repeats=3)
 
     def _measure(self, perturbations: Perturbations) -> None:
         """A first measurement, of a few directions."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +13,12 @@ from deepzero.doctor.sampling import sample
 from deepzero.errors import GraphError
 from deepzero.estimator import Estimate, Estimator
 from deepzero.evaluators import CostTable
-from deepzero.evaluators.costs import timed, wait_for_devices
 from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.probes import CoordinatePerturbations, Perturbations
+from deepzero.stopwatch import mean_seconds, median_seconds
 
 LONG_STEP = 5.0
 """Seconds from which on a step is not timed but added up from the cost table."""
-LEAST, MOST = 3, 20
-"""Calls to time: at least, and at most."""
 TIMING = 3.0
 """Seconds of timing estimates after which no further one is begun."""
 
@@ -55,18 +52,6 @@ def time_estimates(zo: Estimator, batch: Sequence[Any]) -> tuple[float, Estimate
         trial.estimate(*batch)
 
     return mean_seconds(next_estimate, seconds=TIMING), estimate
-
-
-def mean_seconds(function: Callable[[], object], *, seconds: float, most: int = MOST) -> float:
-    """Mean seconds of a call, over a window of ``seconds``, so that a busy moment does not decide."""
-    times: list[float] = []
-    wait_for_devices()
-    while len(times) < LEAST or (len(times) < most and sum(times) < seconds):
-        start = time.perf_counter()
-        function()
-        wait_for_devices()
-        times.append(time.perf_counter() - start)
-    return sum(times) / len(times)
 
 
 def layer_times(table: CostTable, counts: dict[str, int], nodes: int) -> tuple[LayerTime, ...]:
@@ -115,7 +100,7 @@ def _from_one_query(
 ) -> Forecast:
     """All queries take what a few take, which is right for full evaluations."""
     few = sample(zo, perturbations, 8, zo.context(batch))
-    some = timed(lambda: zo.evaluator.measure(zo.objective, batch, few, [zo.step_size], zo.seed), repeats=3)
+    some = median_seconds(lambda: zo.evaluator.measure(zo.objective, batch, few, [zo.step_size], zo.seed), repeats=3)
     each = max(some - query_seconds, 0.0) / len(few)
     nodes = len(zo.stencil.nodes)
     counts = {}

@@ -26,7 +26,7 @@ from deepzero.evaluators.base import (
     require_repeatable,
     timed_answer,
 )
-from deepzero.evaluators.costs import CostTable, chunk_cost, timed
+from deepzero.evaluators.costs import CostTable, chunk_cost
 from deepzero.evaluators.workers import one_thread, parallel_map, without_batching_advice
 from deepzero.graph import plan
 from deepzero.graph.capture import Node, capture
@@ -51,6 +51,7 @@ from deepzero.operator import standing_in
 from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPerturbations
 from deepzero.randomness import Draws
 from deepzero.step_sizes import FromDtype
+from deepzero.stopwatch import median_seconds
 
 log = logging.getLogger("deepzero")
 
@@ -475,7 +476,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         """
         step = self._begin(objective, batch, self._sizes(objective), seed=0)
         entry, program, values = step.entry, step.entry.program, step.values
-        base = timed(lambda: self.base_values(program, objective, batch, seed=0), repeats)
+        base = median_seconds(lambda: self.base_values(program, objective, batch, seed=0), repeats)
         parameters = parameters_of(objective)
         foot = self._footprint(entry, values, offset)
         device = device_of(parameters)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,6 @@ import torch.nn.functional as F
 from deepzero.coordinates import Coordinates, StepContext
 from deepzero.estimator import CGE, Estimate
 from deepzero.evaluators import PropagationEvaluator
-from deepzero.evaluators.costs import wait_for_devices
 from deepzero.measure.cases import Problem
 from deepzero.measure.forms import Form, Trial, forms, trial
 from deepzero.measure.plain_loops import BlockReuseLoop, NaiveLoop
@@ -22,6 +20,7 @@ from deepzero.measure.rounds import Timing
 from deepzero.measure.timed_part import in_full_chunks, shuffled
 from deepzero.objective import NetworkObjective
 from deepzero.randomness import derive_seed
+from deepzero.stopwatch import Stopwatch, pace, seconds_of
 
 
 class Side(Protocol):
@@ -72,12 +71,13 @@ class Naive:
         """At least one query."""
         chosen = shuffled(self.problem.coordinates, derive_seed(self.problem.seed, self.name, turn))
         self.loop.difference(*next(chosen))  # wakes threads and caches up
-        done, start, spent = 0, time.perf_counter(), 0.0
-        while done == 0 or spent < seconds:
+
+        def query() -> int:
             self.loop.difference(*next(chosen))
-            done, spent = done + 1, time.perf_counter() - start
-        queries = self.problem.queries
-        return Timing(queries, queries * spent / done, done, spent)
+            return 1
+
+        timed, queries = pace(query, seconds), self.problem.queries
+        return Timing(queries, queries * timed.seconds / timed.done, timed.done, timed.seconds)
 
 
 class BlockReuse:
@@ -116,15 +116,12 @@ class BlockReuse:
         seed = derive_seed(self.problem.seed, self.name, turn)
         streams = [shuffled(block, derive_seed(seed, i)) for i, block in enumerate(self._blocks)]
         self.loop.refresh()  # wakes threads and caches up
-        begin = time.perf_counter()
-        self.loop.refresh()
-        base = time.perf_counter() - begin
+        watch = Stopwatch()
+        base = seconds_of(self.loop.refresh)
         totals, passes = [0.0] * len(streams), 0
-        while passes == 0 or time.perf_counter() - begin < seconds:
+        while passes == 0 or watch.seconds() < seconds:
             for i, stream in enumerate(streams):
-                start = time.perf_counter()
-                self.loop.difference(*next(stream))
-                totals[i] += time.perf_counter() - start
+                totals[i] += seconds_of(partial(self.loop.difference, *next(stream)))
             passes += 1
         whole = base + sum(b.count * t / passes for b, t in zip(self._blocks, totals, strict=True))
         return Timing(self.problem.queries, whole, 1 + passes * len(streams), base + sum(totals))
@@ -190,10 +187,9 @@ class DeepZero:
         while not whole or spent * (len(whole) + 1) <= seconds * len(whole):
             seed = derive_seed(self.problem.seed, self.name, turn, len(whole))
             part = in_full_chunks(self.problem.coordinates, self.chunks, fraction, seed)
-            start = time.perf_counter()
+            watch = Stopwatch()
             estimate = self.estimate(part)
-            wait_for_devices()
-            took = time.perf_counter() - start
+            took = watch.seconds()
             whole.append(self._extrapolated(took, part))
             spent, timed = spent + took, timed + estimate.queries
         return Timing(self.problem.queries, statistics.fmean(whole), timed, spent)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from deepzero import data
 from deepzero.coordinates import StepContext
-from deepzero.doctor.forecast import forecast, mean_seconds
+from deepzero.doctor.forecast import forecast
 from deepzero.estimator import Estimator
-from deepzero.evaluators.costs import timed
 from deepzero.objective import parameters_of
+from deepzero.stopwatch import Stopwatch, mean_seconds, median_seconds
 from deepzero.tasks import classification
 from deepzero.tasks.classification import RATIOS
 from deepzero.tasks.classification.classification_config import ClassificationConfig
@@ -26,7 +25,7 @@ from deepzero.tasks.classification.classification_parts import load_images, make
 from deepzero.tasks.classification.coordinate_selection import select
 from deepzero.tasks.classification.gradient_choice import gradient_source
 from deepzero.training.metrics import read_metrics
-from deepzero.training.stop import StopRequest
+from deepzero.training.stop_request import StopRequest
 from deepzero.validation import device
 
 Labels = Mapping[str, str | int | float]
@@ -132,11 +131,11 @@ def training_seconds(config: ClassificationConfig, splits: data.Splits, place: s
         place: ``cpu``, ``cuda`` or ``cuda:1``.
     """
     where = device(place)
-    start = time.perf_counter()
+    watch = Stopwatch()
     model = make_model(config, splits.train).to(where)
     batches = training_batches(config, splits.train, where)
     selection = select(config, model, splits.train, where)
-    choosing = time.perf_counter() - start
+    choosing = watch.seconds()
     source = gradient_source(config, model, selection)
     batch = batches.batch(0, 0)
     if isinstance(source, Estimator):
@@ -150,7 +149,7 @@ def training_seconds(config: ClassificationConfig, splits: data.Splits, place: s
 
 def _estimate_seconds(zo: Estimator, batch: tuple[Tensor, Tensor]) -> float:
     perturbations = zo.probes.draw(StepContext(0, 0, zo.objective, batch))
-    query = timed(lambda: zo.objective.evaluate(parameters_of(zo.objective), batch, seed=0), repeats=1)
+    query = median_seconds(lambda: zo.objective.evaluate(parameters_of(zo.objective), batch, seed=0), repeats=1)
     return forecast(zo, batch, perturbations, query_seconds=query)[0].seconds_per_step
 
 

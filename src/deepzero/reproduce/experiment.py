@@ -15,6 +15,14 @@ SCALES = ("smoke", "small", "paper")
 """Names of the scales: seconds, minutes, and days to weeks."""
 
 
+def _replaced(_: Any, new: int) -> int:
+    return new
+
+
+def _limited(data: DataConfig, limit: int) -> DataConfig:
+    return replace(data, limit=limit)
+
+
 @dataclass(frozen=True)
 class SetBy:
     """Marks a field of a scale that an option of ``deepzero reproduce`` changes.
@@ -25,14 +33,14 @@ class SetBy:
     """
 
     option: str
-    value: Callable[[Any, int], Any] = lambda own, new: new
+    value: Callable[[Any, int], Any] = _replaced
 
 
 Epochs = Annotated[int, SetBy("epochs")]
 """Passes over the training images."""
 Seeds = Annotated[int, SetBy("seeds")]
 """Runs of each kind."""
-Images = Annotated[DataConfig, SetBy("limit", lambda own, new: replace(own, limit=new))]
+Images = Annotated[DataConfig, SetBy("limit", _limited)]
 """A data set and its batches."""
 AtMostImages = Annotated[int, SetBy("limit", min)]
 """A number of training images that the option can only lower."""

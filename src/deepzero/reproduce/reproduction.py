@@ -24,7 +24,7 @@ from deepzero.reproduce.experiment import Experiment, Scale
 from deepzero.reproduce.presentation import Outcome, Outcomes
 from deepzero.reproduce.reproduction_folder import ReproductionFolder
 from deepzero.text import duration
-from deepzero.training.stop import StopRequest
+from deepzero.training.stop_request import StopRequest
 
 DIVERGED = "diverged"
 
@@ -75,7 +75,7 @@ class Request:
     @property
     def size(self) -> Scale:
         """The scale with its changes."""
-        scale = self.experiment.scale(self.scale)
+        scale: Scale = self.experiment.scale(self.scale)
         return scale.changed(epochs=self.epochs, seeds=self.seeds, limit=self.limit)
 
     @cached_property

@@ -19,7 +19,7 @@ from deepzero.coordinates import Coordinates, StepContext
 from deepzero.errors import InvalidInputError
 from deepzero.objective import Loss, NetworkObjective, parameters_of, split_batch
 from deepzero.randomness import derive_seed
-from deepzero.sparsity.grasp import zo_grasp
+from deepzero.sparsity.scores import zo_grasp
 from deepzero.sparsity.selection import RANKS, always_names, check_ratios, counts_from_ratios, draw, masks_from_scores
 
 UNITS = ("step", "epoch")

@@ -1,4 +1,4 @@
-"""From numbers per layer or per weight to sets of coordinates, and the rules that every way of choosing shares.
+"""Sets of coordinates from ratios per layer or scores per weight, the rules that all choices share, and a summary.
 
 Two kinds of parameters are told apart. *Prunable* ones are thinned: by default those with two or more dimensions
 (weights of convolutions, linear layers, embeddings). All others (biases, affine parameters of norms) are queried at
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Float64, Real
@@ -212,3 +213,58 @@ def draw(parameters: Parameters, counts: Mapping[str, int], full: Collection[str
             generator.manual_seed(derive_seed(seed, name))
             chosen[name] = torch.randperm(p.numel(), generator=generator)[: counts[name]]
     return Coordinates(chosen)
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """Coordinates kept of one parameter."""
+
+    name: str
+    kept: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Coordinates kept of every trainable parameter; ``str()`` gives a table."""
+
+    layers: tuple[LayerCount, ...]
+
+    @property
+    def kept(self) -> int:
+        """All coordinates kept: the queries a step needs beside the base (with a forward stencil)."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def size(self) -> int:
+        """All coordinates there are."""
+        return sum(layer.size for layer in self.layers)
+
+    def __str__(self) -> str:
+        rows = [*self.layers, LayerCount("total", self.kept, self.size)]
+        width = max(len(row.name) for row in rows)
+        lines = (f"{row.name:<{width}} {row.kept:>11,} of {row.size:>11,} {row.kept / row.size:>7.2%}" for row in rows)
+        return "\n".join(lines)
+
+
+def summarize(model: nn.Module | BlackBox, coordinates: Coordinates) -> Summary:
+    """Count the coordinates kept of each trainable parameter.
+
+    Raises:
+        InvalidInputError: the coordinates do not fit the model.
+
+    Example:
+        >>> import torch
+        >>> print(summarize(nn.Linear(4, 2), Coordinates({"weight": torch.tensor([0, 5])})))
+        weight           2 of           8  25.00%
+        bias             0 of           2   0.00%
+        total            2 of          10  20.00%
+    """
+    parameters = trainable(model)
+    coordinates.check_fits(parameters)
+    return Summary(
+        tuple(
+            LayerCount(name, coordinates[name].numel() if name in coordinates else 0, p.numel())
+            for name, p in parameters.items()
+        )
+    )

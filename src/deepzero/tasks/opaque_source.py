@@ -8,8 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from deepzero.opaque import Learned, Opaque
-from deepzero.training import state
-from deepzero.training.sources import GradientSource
+from deepzero.training.checkpoint_contents import (
+    optimizer_tensors,
+    optimizer_values,
+    prefixed,
+    restore_optimizer,
+    selected,
+    snapshot,
+)
+from deepzero.training.gradient_sources import GradientSource
 
 
 class Asking:
@@ -42,7 +49,7 @@ class Asking:
         """The source's, and the guess's numbers; the black box's counters are in the model's."""
         found = {"source": self._source.state_dict()}
         if self._guess is not None:
-            values = state.optimizer_values(self._guess.optimizer)
+            values = optimizer_values(self._guess.optimizer)
             found["guess"] = {"places": self._guess.state_dict()["places"], "optimizer": values}
         return found
 
@@ -57,20 +64,20 @@ class Asking:
             return {}
         memory = self._guess.state_dict()["memory"]
         return {
-            **state.prefixed("module", state.snapshot(self._guess.module)),
-            **state.prefixed("optimizer", state.optimizer_tensors(self._guess.optimizer)),
-            **state.prefixed("memory", {str(k): value.detach().cpu().clone() for k, value in enumerate(memory)}),
+            **prefixed("module", snapshot(self._guess.module)),
+            **prefixed("optimizer", optimizer_tensors(self._guess.optimizer)),
+            **prefixed("memory", {str(k): value.detach().cpu().clone() for k, value in enumerate(memory)}),
         }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`tensors` returned, after :meth:`load_state_dict`."""
         if self._guess is None or self._values is None:
             return
-        memory = state.selected("memory", tensors)
-        state.restore_optimizer(self._guess.optimizer, self._values["optimizer"], state.selected("optimizer", tensors))
+        memory = selected("memory", tensors)
+        restore_optimizer(self._guess.optimizer, self._values["optimizer"], selected("optimizer", tensors))
         self._guess.load_state_dict(
             {
-                "module": state.selected("module", tensors),
+                "module": selected("module", tensors),
                 "optimizer": self._guess.optimizer.state_dict(),
                 "memory": [memory[str(k)] for k in range(len(memory))],
                 "places": self._values["places"],

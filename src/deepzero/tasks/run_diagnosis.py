@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,11 @@ from torch import nn
 
 from deepzero import data, validation
 from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
-from deepzero.doctor.forecast import mean_seconds
 from deepzero.environment import hardware, versions
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.estimator import Estimator
 from deepzero.files import replace_file, to_json
+from deepzero.stopwatch import Stopwatch, mean_seconds
 from deepzero.tasks.classification.classification_config import ESTIMATORS, ClassificationConfig
 from deepzero.tasks.classification.classification_parts import (
     load_images,
@@ -32,7 +31,7 @@ from deepzero.tasks.classification.coordinate_selection import select
 from deepzero.tasks.classification.gradient_choice import gradient_source
 from deepzero.team import Team
 from deepzero.training import Trainer
-from deepzero.training.batches import random_states, reader, set_random_states
+from deepzero.training.batch_reader import random_states, reader, set_random_states
 
 REPORT, PLOT = "diagnosis.json", "sweep.png"
 WINDOW = 0.5
@@ -67,9 +66,9 @@ def diagnose(
     splits = load_images(config, data_dir)
     model = make_model(config, splits.train).to(place)
     batches = training_batches(config, splits.train, place)
-    begun = time.perf_counter()
+    watch = Stopwatch()
     selection = select(config, model, splits.train, place)
-    scoring = time.perf_counter() - begun
+    scoring = watch.seconds()
     zo = gradient_source(config, model, selection)
     assert isinstance(zo, Estimator)
     return examine(
@@ -104,9 +103,9 @@ def diagnose_trainer(trainer: Trainer, *, seconds: float = 20.0) -> Diagnosis:
     before = random_states(trainer.train)
     try:
         batches = reader(trainer.train, device, Team())
-        begun = time.perf_counter()
+        watch = Stopwatch()
         first = next(batches.read(0, 0), None)
-        reading = time.perf_counter() - begun
+        reading = watch.seconds()
     finally:
         set_random_states(before, trainer.train)
     if first is None:

@@ -20,7 +20,7 @@ from deepzero.tasks.classification.classification_parts import load_images, make
 from deepzero.tasks.classification.coordinate_selection import Ratios, select
 from deepzero.tasks.classification.gradient_choice import gradient_source
 from deepzero.training import RunFolder, read_record
-from deepzero.training.state import selected
+from deepzero.training.checkpoint_contents import selected
 
 RATIOS = "ratios.json"
 

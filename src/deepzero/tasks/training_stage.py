@@ -16,7 +16,7 @@ from torch import nn
 from deepzero import validation
 from deepzero.training import Batches, GradientSource, RunFolder, Sink, StopRequest, Trainer, versions
 from deepzero.training.run_folder import RECORD
-from deepzero.training.schedule import SCHEDULES, learning_rate
+from deepzero.training.training_config import SCHEDULES, learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)

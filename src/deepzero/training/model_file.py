@@ -1,12 +1,15 @@
-"""The file ``model.json`` of a run: how its network is made again, and what goes in and comes out."""
+"""The network of a run as files: ``model.json``, by which it is made again, its exported program, and ONNX."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import io
 import json
+import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -162,6 +165,38 @@ def export_program(model: nn.Module, example: Tensor, path: Path) -> str | None:
         return f"torch.export cannot express it: {str(error).splitlines()[0][:300]}"
     replace_file(path, buffer.getvalue())
     return None
+
+
+def export_onnx(model: nn.Module, example: Tensor, path: Path, *, names: tuple[str, str] = ("image", "logits")) -> None:
+    """Write a network, in eval mode, as an ONNX file for batches of any size.
+
+    Args:
+        model: takes one tensor.
+        example: a batch of at least two.
+        path: of the file.
+        names: of the input and of the output.
+
+    Raises:
+        InvalidInputError: the packages that write such files are not installed, or cannot express the network.
+    """
+    if importlib.util.find_spec("onnxscript") is None:  # what torch.onnx needs
+        raise InvalidInputError("writing ONNX files needs onnx and onnxscript; try pip install 'deepzero[onnx]'")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with eval_mode(model), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        try:
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                input_names=[names[0]],
+                output_names=[names[1]],
+                dynamic_shapes=({0: torch.export.Dim("n")},),
+            )
+        except Exception as error:
+            raise InvalidInputError(f"the network cannot be written as an ONNX file: {str(error)[:300]}") from error
+    assert program is not None
+    replace_file(path, program.model_proto.SerializeToString())
 
 
 def _exported(path: Path, problem: str | None) -> nn.Module:

@@ -29,21 +29,31 @@ from deepzero.files import finite
 from deepzero.losses import loss_name
 from deepzero.objective import Batch, NetworkObjective
 from deepzero.team import Team
-from deepzero.training import state
-from deepzero.training.batches import reader, scores_itself
+from deepzero.training.batch_reader import reader, scores_itself
 from deepzero.training.callbacks import Callback, direction, monitored
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
+from deepzero.training.checkpoint_contents import (
+    all_finite,
+    decoded,
+    encoded,
+    optimizer_tensors,
+    optimizer_values,
+    parameter_shapes,
+    prefixed,
+    restore_optimizer,
+    selected,
+    snapshot,
+)
 from deepzero.training.evaluation import Metric, eval_mode, measured
+from deepzero.training.gradient_sources import GradientSource, HoldsTensors, kept_ratios
 from deepzero.training.loggers import open_logger
 from deepzero.training.metrics import JsonLines, Sink, read_metrics
-from deepzero.training.model_card import write_card
 from deepzero.training.model_file import EXPORTED, ModelFile
 from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RECORD, RunFolder
-from deepzero.training.run_plot import plot_run
+from deepzero.training.run_result import plot_run, write_card
 from deepzero.training.shared_run import SharedRun
-from deepzero.training.sources import GradientSource, HoldsTensors, kept_ratios
-from deepzero.training.stop import SharedStop, StopRequest
+from deepzero.training.stop_request import SharedStop, StopRequest
 from deepzero.training.trainer_arguments import check, described
 
 BUDGET = "the budget of"
@@ -457,7 +467,7 @@ class Trainer:
         if not math.isfinite(scores.get("loss", 0.0)):
             raise self._diverged(f"the loss on the validation split is {scores['loss']}")
         if self.best is None or self._rank(scores) > self._rank(self.best.scores):
-            self.best = Best(scores, epoch, state.snapshot(self.model))
+            self.best = Best(scores, epoch, snapshot(self.model))
         return scores
 
     def _rank(self, scores: Mapping[str, float]) -> tuple[float, float]:
@@ -543,21 +553,21 @@ class Trainer:
         """
         values, tensors = checkpoint.state, checkpoint.tensors
         try:
-            self.model.load_state_dict(state.selected("model", tensors))
-            state.restore_optimizer(self.optimizer, values["optimizer"], state.selected("optimizer", tensors))
+            self.model.load_state_dict(selected("model", tensors))
+            restore_optimizer(self.optimizer, values["optimizer"], selected("optimizer", tensors))
             self.source.load_state_dict(values["source"])
             if isinstance(self.source, HoldsTensors):
-                self.source.load_tensors(state.selected("source", tensors))
+                self.source.load_tensors(selected("source", tensors))
             if self.scheduler is not None:
-                self.scheduler.load_state_dict(state.decoded(values["scheduler"]))
+                self.scheduler.load_state_dict(decoded(values["scheduler"]))
             for callback, kept in zip(self._stateful_callbacks(), values["callbacks"], strict=True):
                 callback.load_state_dict(kept)
-            self._reader.restore(values["reader"], state.selected("reader", tensors))
+            self._reader.restore(values["reader"], selected("reader", tensors))
             self._at = _Position(**values["position"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint of step {checkpoint.step} does not fit this run: {error}") from error
         if (best := values["best"]) is not None:
-            self.best = Best(best["scores"], best["epoch"], state.selected("best", tensors))
+            self.best = Best(best["scores"], best["epoch"], selected("best", tensors))
 
     def _values(self) -> dict[str, Any]:
         best = self.best
@@ -565,8 +575,8 @@ class Trainer:
             "position": {**asdict(self._at), "seconds": self.elapsed()},
             "metrics_bytes": 0 if self._written is None else self._written.size,
             "best": None if best is None else {"scores": best.scores, "epoch": best.epoch},
-            "optimizer": state.optimizer_values(self.optimizer),
-            "scheduler": None if self.scheduler is None else state.encoded(self.scheduler.state_dict()),
+            "optimizer": optimizer_values(self.optimizer),
+            "scheduler": None if self.scheduler is None else encoded(self.scheduler.state_dict()),
             "callbacks": [callback.state_dict() for callback in self._stateful_callbacks()],
             "reader": self._reader.values(),
             "source": self.source.state_dict(),
@@ -574,18 +584,18 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
-            **state.prefixed("model", state.snapshot(self.model)),
-            **state.prefixed("optimizer", state.optimizer_tensors(self.optimizer)),
-            **state.prefixed("best", self.best.tensors if self.best else {}),
-            **state.prefixed("reader", self._reader.tensors()),
-            **state.prefixed("source", self.source.tensors() if isinstance(self.source, HoldsTensors) else {}),
+            **prefixed("model", snapshot(self.model)),
+            **prefixed("optimizer", optimizer_tensors(self.optimizer)),
+            **prefixed("best", self.best.tensors if self.best else {}),
+            **prefixed("reader", self._reader.tensors()),
+            **prefixed("source", self.source.tensors() if isinstance(self.source, HoldsTensors) else {}),
         }
 
     def _stateful_callbacks(self) -> list[Callback]:
         return [callback for callback in self.callbacks if isinstance(callback, Callback)]
 
     def _require_finite_weights(self) -> None:
-        if not state.all_finite(self.model):
+        if not all_finite(self.model):
             raise self._diverged("a weight or a running statistic is not finite")
 
     def _diverged(self, cause: str) -> NonFiniteLossError:
@@ -640,7 +650,7 @@ class Trainer:
             there = self.team.from_leader((folder / RECORD).exists)
             goes_on = there if resume == "auto" else bool(resume)
             run = SharedRun.open(folder, config=self.config, resume=goes_on, team=self.team)
-            run.start(config=self.config, notes={"parameters": state.parameter_shapes(self.model), **self.notes})
+            run.start(config=self.config, notes={"parameters": parameter_shapes(self.model), **self.notes})
             self._run = run
         if run.folder is not None:
             self._store = run.folder.checkpoints()
@@ -674,7 +684,7 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Take the selected weights, look at the test data, and write what remains of the run."""
         if self.best is not None:
-            self._latest = state.snapshot(self.model)
+            self._latest = snapshot(self.model)
             self.model.load_state_dict(self.best.tensors)
         summary: dict[str, Any] = self.team.from_leader(self._conclude)
         if self._run is not None:
@@ -709,7 +719,7 @@ class Trainer:
         return summary
 
     def _write(self, folder: RunFolder, summary: Mapping[str, Any]) -> None:
-        folder.write_weights(state.snapshot(self.keep))
+        folder.write_weights(snapshot(self.keep))
         folder.write_plot(plot_run(read_metrics(folder.metrics), title=self._title(summary)))
         if self.model_file is not None:
             written = self.model_file.write(folder, self.keep, self._at.inputs)

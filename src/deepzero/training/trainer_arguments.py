@@ -13,8 +13,8 @@ from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import Estimator
 from deepzero.objective import NetworkObjective, owners_of
-from deepzero.training import state
-from deepzero.training.batches import scores_itself
+from deepzero.training.batch_reader import scores_itself
+from deepzero.training.checkpoint_contents import encoded
 from deepzero.training.loggers import LOGGERS
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def described(trainer: Trainer) -> dict[str, Any]:
             "parameters": {name: list(p.shape) for name, p in trainer.model.named_parameters()},
         },
         "estimator": {"class": type(trainer.source).__name__, **fixed},
-        "optimizer": {"class": type(trainer.optimizer).__name__, "groups": state.encoded(groups)},
+        "optimizer": {"class": type(trainer.optimizer).__name__, "groups": encoded(groups)},
         "scheduler": None if trainer.scheduler is None else type(trainer.scheduler).__name__,
         "accumulate": trainer.accumulate,
         "clip_norm": trainer.clip_norm,
@@ -108,7 +108,7 @@ def _check_schedule(trainer: Trainer) -> None:
         raise InvalidInputError("ReduceLROnPlateau looks at the validation; use scheduler_interval='epoch'")
     if isinstance(trainer.scheduler, ReduceLROnPlateau) and trainer.validation is None:
         raise InvalidInputError("ReduceLROnPlateau looks at the validation data; give validation=...")
-    state.encoded(trainer.scheduler.state_dict())
+    encoded(trainer.scheduler.state_dict())
 
 
 def _check_validation(trainer: Trainer) -> None:

@@ -14,7 +14,7 @@ from deepzero.evaluators import SequentialEvaluator
 from deepzero.losses import LOSSES
 from deepzero.measure.noise import image_shape
 from deepzero.report import Table
-from deepzero.reproduce.cells import Cell, SingleMeasurement
+from deepzero.reproduce.cells import Cell, Labels, SingleMeasurement
 from deepzero.reproduce.experiment import Experiment, TrainingScale
 from deepzero.reproduce.paper import published
 from deepzero.reproduce.presentation import (
@@ -32,7 +32,7 @@ from deepzero.tasks.classification.classification_config import (
     ModelConfig,
 )
 from deepzero.training import TrainingConfig
-from deepzero.training.sources import Autograd
+from deepzero.training.gradient_sources import Autograd
 
 LIMIT = "RGE, small-step limit"
 METHODS = ("FO", "CGE", "RGE", LIMIT)
@@ -84,6 +84,7 @@ def config(scale: Fig2Scale, depth: int, method: str, seed: int) -> Classificati
 
 def cells(scale: Fig2Scale) -> Iterator[Cell]:
     """Every method at every depth, and the error of single estimates."""
+    labels: Labels
     name, batch_size = scale.data.name, scale.data.batch_size
     for depth in scale.error_depths:
         options = {"depth": depth, "batch_size": batch_size, "data_name": name, "estimates": scale.estimates}

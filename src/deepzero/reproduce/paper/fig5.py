@@ -69,16 +69,16 @@ def queries_of_step(model: ModelConfig, data_name: str) -> int:
 def config(scale: Fig5Scale, method: str, images: int, seed: int) -> ClassificationConfig:
     """A run of one method on a number of images."""
     data = replace(scale.data, limit=images)
-    steps = {"epochs": scale.epochs, "evaluate_every": scale.evaluate_every}
+    plain = TrainingConfig(learning_rate=0.1, warmup_epochs=1.0) if method == fig4.DEEPZERO else SEARCH_TRAINING
+    training = replace(plain, epochs=scale.epochs, evaluate_every=scale.evaluate_every)
     if method == fig4.DEEPZERO:
-        training = TrainingConfig(learning_rate=0.1, warmup_epochs=1.0, **steps)
         return fig4.deepzero(data=data, model=scale.model, training=training, every=5, seed=seed, sparsity=SPARSITY)
     options = {"queries": queries_of_step(scale.model, data.name), "evaluator": "sequential"}
     return ClassificationConfig(
         data=data,
         model=scale.model,
         estimator=EstimatorConfig(method=SEARCHES[method], options=options),
-        training=replace(SEARCH_TRAINING, **steps),
+        training=training,
         seed=seed,
     )
 

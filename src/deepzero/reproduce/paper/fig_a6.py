@@ -18,13 +18,13 @@ from deepzero.evaluators import PropagationEvaluator
 from deepzero.losses import LOSSES
 from deepzero.measure.noise import noise
 from deepzero.measure.scaling import Machine, simulate
-from deepzero.measure.stopwatch import seconds_of
 from deepzero.objective import NetworkObjective
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, SingleMeasurement
 from deepzero.reproduce.experiment import Experiment, Scale
 from deepzero.reproduce.presentation import MISSING, Outcomes, Presentation
 from deepzero.sparsity import DynamicRatios, smart_ratio
+from deepzero.stopwatch import seconds_of
 from deepzero.tasks.classification.classification_config import ModelConfig
 
 SPARSITY = 0.9
@@ -108,12 +108,12 @@ def cells(scale: FigA6Scale) -> Iterator[Cell]:
 
 def present(outcomes: Outcomes, _: FigA6Scale) -> Presentation:
     """Steps an hour by number of workers."""
-    rows, series = [], []
+    rows: list[list[str]] = []
+    series = []
     for run in outcomes:
         medians = {int(n): statistics.median(values) for n, values in run.result["measured"].items()}
         simulated = {int(n): seconds for n, seconds in run.result["simulated"].items()}
-        for n in sorted({*medians, *simulated}):
-            rows.append([str(n), *_speed(medians, n), *_speed(simulated, n)])
+        rows += [[str(n), *_speed(medians, n), *_speed(simulated, n)] for n in sorted({*medians, *simulated})]
         for name, curve in (("measured", medians), ("simulated", simulated)):
             series.append(Series(name=name, x=list(curve), y=[3600 / seconds for seconds in curve.values()]))
     table = Table(

@@ -13,7 +13,7 @@ from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, Labels, Workplace
 from deepzero.reproduce.experiment import Experiment, Scale, Seeds
 from deepzero.reproduce.paper import published
-from deepzero.reproduce.presentation import MISSING, Outcome, Outcomes, Presentation, spread_text
+from deepzero.reproduce.presentation import MISSING, Outcomes, Presentation, spread_text
 from deepzero.tasks.defense import METHODS, CertifyConfig, DefenseConfig, DenoiserConfig, StageConfig, certify, defend
 from deepzero.tasks.defense.defense_config import DENOISER, FO_DS, OPAQUE, QUERYING, SMOOTHING, ZO_DS
 from deepzero.training.metrics import read_metrics

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +12,16 @@ from torch import Tensor, nn
 from deepzero import models
 from deepzero.coordinates import Coordinates
 from deepzero.estimator import CGE
-from deepzero.evaluators.costs import wait_for_devices
 from deepzero.losses import LOSSES
 from deepzero.measure.cases import Batch, digits_batch, noise_batch
 from deepzero.measure.noise import image_shape
-from deepzero.measure.stopwatch import seconds_of
 from deepzero.randomness import derive_seed
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, SingleMeasurement
 from deepzero.reproduce.experiment import Experiment, Scale
 from deepzero.reproduce.paper import published
 from deepzero.reproduce.presentation import MISSING, Outcomes, Presentation, spread_text
+from deepzero.stopwatch import StageStopwatch, seconds_of
 
 STAGES = ("directions", "perturbation", "inference", "arithmetic")
 """Stages 1 to 4 of the paper's Appendix C."""
@@ -34,29 +31,13 @@ STEPS, EPOCHS = 390, 50
 """Steps of an epoch of CIFAR-10 in batches of 128, and the paper's epochs."""
 
 
-class Stopwatch:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time of a block to a stage."""
-        wait_for_devices()
-        start = time.perf_counter()
-        yield
-        wait_for_devices()
-        self.seconds[stage] += time.perf_counter() - start
-
-
 class OneByOne:
     """Estimates as they are usually written: one full forward a query, in train mode, without autograd."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self.model, self.batch = model, batch
         self.parameters: list[Tensor] = list(model.parameters())
-        self.watch = Stopwatch()
+        self.watch = StageStopwatch(STAGES)
         self.base = self.loss()
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from deepzero.losses import LOSSES
 from deepzero.tasks.classification.classification_config import STENCILS, ClassificationConfig
 from deepzero.tasks.classification.coordinate_selection import Selection, divided, schedule
 from deepzero.team import Team
-from deepzero.training.sources import Autograd, GradientSource
+from deepzero.training.gradient_sources import Autograd, GradientSource
 
 
 def gradient_source(

@@ -27,8 +27,8 @@ from deepzero.tasks.classification.coordinate_selection import Ratios, select
 from deepzero.tasks.classification.gradient_choice import gradient_source
 from deepzero.team import Team, own_device
 from deepzero.training import Result, SharedRun, Sink, StopRequest, Trainer, TrainingConfig
-from deepzero.training.schedule import learning_rate
-from deepzero.training.state import parameter_shapes
+from deepzero.training.checkpoint_contents import parameter_shapes
+from deepzero.training.training_config import learning_rate
 
 RATIOS = "ratios.json"
 

@@ -10,7 +10,7 @@ from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.tasks.classification.classification_config import record_of
 from deepzero.tasks.correction.wake import TEST_REYNOLDS, TRAINING_REYNOLDS
-from deepzero.training.schedule import SCHEDULES
+from deepzero.training.training_config import SCHEDULES
 
 SRC, NON, FO_SOL, ZO_SOL, ZO_SOL_RGE = "src", "non", "fo-sol", "zo-sol", "zo-sol-rge"
 OPAQUE, EMULATOR = "opaque", "opaque-emulator"

@@ -24,7 +24,7 @@ from deepzero.tasks.correction.correction_config import CorrectionConfig
 from deepzero.tasks.correction.reference_flows import Reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
 from deepzero.tasks.opaque_source import Asking
-from deepzero.training.sources import Autograd, GradientSource
+from deepzero.training.gradient_sources import Autograd, GradientSource
 
 POLICY = QueryPolicy(retries=1, on_nan="skip")
 """A solver that fails is run once more; a flow that blows up costs its query and nothing else."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from deepzero.randomness import seeded_scope
+from deepzero.stopwatch import seconds_of
 from deepzero.tasks.correction import correction_config as names
 from deepzero.tasks.correction.correction_config import CorrectionConfig
 from deepzero.tasks.correction.correction_methods import make_network
 from deepzero.tasks.correction.reference_flows import FRAMES, folder_of
 from deepzero.tasks.correction.train_correction import PARTS
 from deepzero.tasks.correction.wake import AT_ONCE, WakeFlow
-from deepzero.training.state import snapshot
+from deepzero.training.checkpoint_contents import snapshot
 
 BACKWARD = 5
 """A backward through the solver's step, in units of the step (measured: 4 to 6)."""
@@ -68,9 +68,4 @@ def _reference_step(config: CorrectionConfig) -> float:
 
 def _seconds(call: Callable[[], object]) -> float:
     """The least of a few, after two that compile."""
-    found = []
-    for _ in range(2 + REPEATS):
-        begun = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - begun)
-    return min(found[2:])
+    return min([seconds_of(call) for _ in range(2 + REPEATS)][2:])

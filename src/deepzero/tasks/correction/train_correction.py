@@ -28,9 +28,9 @@ from deepzero.tasks.correction.reference_flows import Reference, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
 from deepzero.tasks.training_stage import StageConfig, StagedRun, StoppedError, opened, trained
 from deepzero.training import RunFolder, StopRequest, hardware, read_record, require_made_by, versions
+from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.progress import counting
 from deepzero.training.run_folder import writing
-from deepzero.training.state import snapshot
 
 TRAINING = "training"
 SNAPSHOTS, RATIOS = "snapshots", "ratios.json"

@@ -21,7 +21,7 @@ from deepzero.tasks.defense import defense_config as names
 from deepzero.tasks.defense.defense_config import DefenseConfig
 from deepzero.tasks.defense.defense_parts import Scores
 from deepzero.tasks.opaque_source import Asking
-from deepzero.training.sources import Autograd, GradientSource
+from deepzero.training.gradient_sources import Autograd, GradientSource
 
 Denoiser = DnCNN | UNetDenoiser
 RANKING = 192

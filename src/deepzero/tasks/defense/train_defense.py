@@ -34,8 +34,8 @@ from deepzero.tasks.defense.defense_parts import (
 )
 from deepzero.tasks.training_stage import StageConfig, StagedRun, StoppedError, alone, opened, trained
 from deepzero.training import Autograd, RunFolder, StopRequest, hardware, read_record, require_made_by, versions
-from deepzero.training.onnx_file import export_onnx
-from deepzero.training.state import snapshot
+from deepzero.training.checkpoint_contents import snapshot
+from deepzero.training.model_file import export_onnx
 
 CLASSIFIER = "classifier.onnx"
 """The model file of a classifier of our own, in the folder of its stage."""

@@ -16,7 +16,7 @@ from deepzero.reproduce.paper.fig2 import estimate_errors
 from deepzero.reproduce.paper.fig3 import compare
 from deepzero.reproduce.paper.fig_a6 import SIMULATED, measured
 from deepzero.reproduce.paper.schedule_study import cost_table
-from deepzero.reproduce.paper.table_a1 import STAGES, STEP_SIZE, OneByOne, Stopwatch, propagation, stages
+from deepzero.reproduce.paper.table_a1 import STAGES, STEP_SIZE, OneByOne, propagation, stages
 
 LOSS = LOSSES["cross-entropy"]
 
@@ -89,7 +89,7 @@ def test_directions_are_standard_normal_and_others_at_every_query(one_by_one):
 @pytest.mark.parametrize("method", ["RGE", "CGE"])
 def test_stages_are_scaled_to_the_whole_estimate(method, monkeypatch):
     seconds = iter(range(10_000))
-    monkeypatch.setattr("deepzero.reproduce.paper.table_a1.time.perf_counter", lambda: next(seconds))
+    monkeypatch.setattr("deepzero.stopwatch.time.perf_counter", lambda: next(seconds))
     found = stages(depth=1, method=method, data_name="digits", batch_size=8, queries=5, device="cpu")
     d = sum(p.numel() for p in models.build("simple_cnn", in_channels=1, image_size=8, depth=1).parameters())
     assert (found["d"], found["timed_queries"]) == (d, 5)
@@ -105,16 +105,6 @@ def test_no_more_queries_are_timed_than_there_are(monkeypatch):
     asked = []
     found = stages(depth=1, method="CGE", data_name="digits", batch_size=4, queries=10**6, device="cpu")
     assert found["timed_queries"] == found["d"] == len(set(asked)) == len(asked)
-
-
-def test_a_stopwatch_adds_up(monkeypatch):
-    times = iter([1.0, 3.0, 10.0, 10.5, 20.0, 20.25])
-    monkeypatch.setattr("deepzero.reproduce.paper.table_a1.time.perf_counter", lambda: next(times))
-    watch = Stopwatch()
-    for stage in ("inference", "arithmetic", "inference"):
-        with watch(stage):
-            pass
-    assert watch.seconds == {"directions": 0.0, "perturbation": 0.0, "inference": 2.25, "arithmetic": 0.5}
 
 
 @pytest.mark.usefixtures("global_rng_untouched")

@@ -1,19 +1,70 @@
-"""The model card of a run: what the network is, how it was trained, how to use it; as a README.md in its folder."""
+"""The result of a run for people: its picture and its model card."""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from deepzero.files import replace_file
 from deepzero.training.model_file import ModelFile
 from deepzero.training.run_folder import RunFolder, writing
 
-NAME = "README.md"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CARD = "README.md"
 """Where the Hugging Face hub looks for a card, too."""
 SHOWN = 20
-"""Classes that are listed."""
+"""Classes that a card lists."""
+X_AXES = {"queries": "queries", "seconds": "seconds"}
+
+
+def plot_run(records: Sequence[dict[str, Any]], *, title: str) -> bytes:
+    """Training loss and validation accuracy against queries and against seconds, as a PNG file.
+
+    Args:
+        records: the lines of a run's ``metrics.jsonl``.
+        title: written above.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - slow to import, used once at the end
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    axes = figure.subplots(2, 2, sharey="row", sharex="col")
+    steps = [r for r in records if r["kind"] == "step"]
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    tests = [r for r in records if r["kind"] == "test"]
+    for column, (key, label) in enumerate(X_AXES.items()):
+        _losses(axes[0, column], steps, epochs, key)
+        _accuracies(axes[1, column], epochs, tests, key)
+        axes[1, column].set_xlabel(label)
+    axes[0, 0].set_ylabel("loss")
+    axes[1, 0].set_ylabel("accuracy")
+    axes[0, 0].legend()
+    axes[1, 0].legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _losses(axis: Axes, steps: list[dict[str, Any]], epochs: list[dict[str, Any]], key: str) -> None:
+    axis.plot([r[key] for r in steps], [r["loss"] for r in steps], alpha=0.3, label="training, each step")
+    trained = [r for r in epochs if "training_loss" in r]  # a run may end where no step was made since the last epoch
+    means = [r["training_loss"] for r in trained]
+    axis.plot([r[key] for r in trained], means, color="C0", label="training, epoch mean")
+    looked = [r for r in epochs if "validation_loss" in r]
+    axis.plot([r[key] for r in looked], [r["validation_loss"] for r in looked], color="C1", label="validation")
+
+
+def _accuracies(axis: Axes, epochs: list[dict[str, Any]], tests: list[dict[str, Any]], key: str) -> None:
+    looked = [r for r in epochs if "validation_accuracy" in r]
+    axis.plot([r[key] for r in looked], [r["validation_accuracy"] for r in looked], "C1.-", label="validation")
+    for r in tests:
+        axis.plot([r[key]], [r["test_accuracy"]], "k*", markersize=10, label=f"test {r['test_accuracy']:.2%}")
 
 
 def write_card(folder: RunFolder, name: str, file: ModelFile, summary: Mapping[str, Any]) -> None:
@@ -69,8 +120,8 @@ def write_card(folder: RunFolder, name: str, file: ModelFile, summary: Mapping[s
         "What is it meant for, and what not? Whose data are these, and whom do they leave out? Nothing says so yet.",
         "",
     ]
-    with writing(folder.path / NAME):
-        replace_file(folder.path / NAME, "\n".join(lines).encode())
+    with writing(folder.path / CARD):
+        replace_file(folder.path / CARD, "\n".join(lines).encode())
 
 
 def _table(scores: Mapping[str, float]) -> list[str]:
