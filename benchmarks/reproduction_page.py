@@ -13,8 +13,7 @@ import json
 import re
 from pathlib import Path
 
-from deepzero.report import Document
-from deepzero.report.console import markdown
+from deepzero.report import Document, markdown
 from deepzero.report.svg import draw
 
 ROOT = Path(__file__).parents[1]

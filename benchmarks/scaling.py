@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 
 import deepzero as dz
-from deepzero.coordinates import StepContext
 from deepzero.evaluators.distributed import CALIBRATION
 from deepzero.measure.cases import problem
 from deepzero.measure.scaling import Machine, simulate
@@ -65,8 +64,8 @@ class Bench:
         self.together = dz.DistributedEvaluator(self.inner, self.team)
         whole = dz.CGE(self.problem.model, loss=F.cross_entropy, sparsity=self.problem.coordinates)
         self.objective = whole.objective
-        perturbations = whole.probes.draw(StepContext(0, 0, self.objective, self.problem.batch))
-        prepared = self.inner.prepare(self.objective, self.problem.batch, perturbations, [self.problem.step_size], 0)
+        directions = whole.directions(*self.problem.batch)
+        prepared = self.inner.prepare(whole.step_queries(directions, [self.problem.step_size], self.problem.batch))
         self.jobs = prepared.jobs
         prepared.release()
         self.chunks: dict[str, int] = {}

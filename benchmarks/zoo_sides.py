@@ -31,11 +31,11 @@ from torch import Tensor, nn
 import deepzero as dz
 from deepzero import objective
 from deepzero.coordinates import Coordinates
-from deepzero.randomness import derive_seed
+from deepzero.randomness import step_seed
 
 ZOO = {member.name: member for member in (*SMALL, *MEMBERS)}
 STEP_SIZE = 5e-3
-SEED = derive_seed(0, "objective", 0)
+SEED = step_seed(0, 0)
 """From which an estimator with seed 0 draws at its first step."""
 FORMS: dict[str, Callable[[], Any]] = {
     "inference_mode": torch.inference_mode,

@@ -14,6 +14,10 @@ class InvalidInputError(DeepZeroError, ValueError):
     """An argument is out of its domain; the message says what was expected, what came, and what to type instead."""
 
 
+class MissingPackageError(InvalidInputError, ImportError):
+    """An optional package is not installed; the message says which extra of deepzero brings it."""
+
+
 class GraphError(DeepZeroError):
     """The model cannot be turned into a graph whose differences can be propagated."""
 

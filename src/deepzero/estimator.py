@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RowError
 from deepzero.evaluator_choice import choose_evaluator
-from deepzero.evaluators import Evaluator
+from deepzero.evaluators import Evaluator, Measurement, StepQueries
 from deepzero.evaluators.distributed import load_evaluator
 from deepzero.executors import ExecutorSource, QueryJournal, QueryPolicy
 from deepzero.objective import (
@@ -33,7 +35,7 @@ from deepzero.objective import (
 )
 from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
 from deepzero.probes.coordinate import CoordinatePerturbations
-from deepzero.randomness import derive_seed
+from deepzero.randomness import derive_seed, step_seed
 from deepzero.stencils import FORWARD, Stencil, as_stencil
 from deepzero.step_sizes import (
     NOISE_POINTS,
@@ -43,6 +45,23 @@ from deepzero.step_sizes import (
     relative_noise,
     require_representable,
 )
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Slopes of the loss along the :math:`K` directions of a step, and the loss differences that they are made of.
+
+    Attributes:
+        loss: base loss, 0-dim float64.
+        values: the slopes; NaN or infinite where a loss was.
+        differences: :math:`\\ell(\\theta + t_j p_k) - \\ell(\\theta)` at every node :math:`j` of the stencil.
+        buffers: the objective's buffers as the base query leaves them.
+    """
+
+    loss: Tensor
+    values: Float64[Tensor, " K"]
+    differences: Float64[Tensor, "J K"]
+    buffers: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -133,28 +152,103 @@ class Estimator:
         with steady(self.objective):
             return self._estimate(Batch(batch, keywords))
 
-    def _estimate(self, arguments: Batch) -> Estimate:
-        context = self.context(arguments)
-        perturbations = self.probes.draw(context)
-        if isinstance(perturbations, CoordinatePerturbations):
-            self._kept = perturbations.coordinates.shares(parameters_of(self.objective))
-        offsets = [node * context.step_size for node in self.stencil.nodes]
-        seed = derive_seed(self.seed, "objective", self.step)
+    def _estimate(self, batch: Batch) -> Estimate:
+        context = self.context(batch)
+        directions = self.probes.draw(context)
+        found = self.slopes(directions, batch, step_size=context.step_size)
+        if isinstance(directions, CoordinatePerturbations):
+            self._kept = directions.coordinates.shares(parameters_of(self.objective))
+        skipped = self._unanswered(found.differences)
+        self._require_finite(found.differences.masked_fill(skipped, 0.0), directions, context.step_size)
+        with torch.no_grad():
+            slopes = found.values.masked_fill(skipped, 0.0)
+            gradients = constrained(self.objective, directions.combine(slopes, self.dtype))
+        return Estimate(found.loss, gradients, self.cost(directions), found.buffers, int(skipped.sum()))
+
+    def directions(self, *batch: Any, **keywords: Any) -> Perturbations:
+        """The :math:`K` directions :math:`p_k` of the next step: :math:`e_i` for CGE, :math:`u_k` for RGE.
+
+        Args:
+            *batch: as for :meth:`backward`; schedules may look at it.
+            **keywords: likewise.
+
+        Example:
+            >>> import numpy as np, deepzero as dz
+            >>> zo = dz.CGE(dz.BlackBox(lambda x: float((x**2).sum()), np.ones(3)))
+            >>> directions = zo.directions()
+            >>> len(directions), directions.describe(2), zo.cost(directions)
+            (3, 'x[2]', 4)
+        """
+        return self.probes.draw(self.context(Batch(batch, keywords)))
+
+    def slopes(
+        self,
+        directions: Perturbations,
+        batch: tuple[Any, ...] = (),
+        *,
+        step_size: float | None = None,
+        stencil: Stencil | str | None = None,
+    ) -> Slopes:
+        """Slopes along directions, with the random numbers of the next step; changes nothing.
+
+        .. math:: s_k = \\frac{\\sum_j w_j \\, [\\ell(\\theta + t_j p_k) - \\ell(\\theta)]}{\\sum_j w_j t_j},
+            \\qquad t_j = \\nu_j \\mu
+
+        with nodes :math:`\\nu_j` and weights :math:`w_j` of the stencil. Where an evaluator forms
+        :math:`\\theta + t_j p_k`, :math:`t_j` is what rounding leaves of it.
+
+        Args:
+            directions: those of :meth:`directions`, or some of them.
+            batch: the arguments of an estimate, as a tuple or a :class:`~deepzero.objective.Batch`.
+            step_size: :math:`\\mu`; the estimator's by default.
+            stencil: the estimator's by default.
+
+        Example:
+            >>> import numpy as np, deepzero as dz
+            >>> zo = dz.CGE(dz.BlackBox(lambda x: float((x**2).sum()), np.ones(3)))
+            >>> zo.slopes(zo.directions(), step_size=0.5).values
+            tensor([2.5000, 2.5000, 2.5000], dtype=torch.float64)
+            >>> zo.slopes(zo.directions(), step_size=0.5, stencil=dz.CENTRAL).values
+            tensor([2., 2., 2.], dtype=torch.float64)
+        """
+        chosen = self.stencil if stencil is None else as_stencil(stencil)
+        size = self.context(batch).step_size if step_size is None else step_size
+        queries = self.step_queries(directions, [node * size for node in chosen.nodes], batch)
+        answers = self.measure(queries)
+        with torch.no_grad():
+            values = chosen.slopes(answers.differences, answers.taken(queries))
+        return Slopes(answers.loss, values, answers.differences, answers.buffers)
+
+    def step_queries(
+        self, directions: Perturbations, offsets: Sequence[float], batch: tuple[Any, ...] = ()
+    ) -> StepQueries:
+        """The queries of the next step at some offsets :math:`t_j` along some directions, as evaluators take them."""
+        return StepQueries(self.objective, batch, directions, offsets, step_seed(self.seed, self.step))
+
+    def measure(self, queries: StepQueries) -> Measurement:
+        """The answers to queries: ``[J, K]`` loss differences; changes nothing."""
         try:
-            answers = self.evaluator.measure(self.objective, arguments, perturbations, offsets, seed)
+            with steady(self.objective):
+                return self.evaluator.measure(queries)
         except RowError as error:
             if error.job is not None:
-                k = error.job.start + error.perturbation
-                error.during(f"{perturbations.describe(k)} moved by {offsets[error.job.row]:g}")
+                error.during(queries.describe(error.job.row, error.job.start + error.perturbation))
             raise
-        skipped = self._unanswered(answers.differences)
-        answers.differences[:, skipped] = 0.0
-        _require_finite(answers.differences, perturbations, offsets)
-        with torch.no_grad():
-            slopes = self.stencil.slopes(answers.differences, answers.taken(perturbations, offsets))
-            gradients = constrained(self.objective, perturbations.combine(slopes, self.dtype))
-        queries = 1 + answers.differences.numel()
-        return Estimate(answers.loss, gradients, queries, answers.buffers, int(skipped.sum()))
+
+    def cost(self, directions: Perturbations) -> int:
+        """Function values that an estimate along ``directions`` takes, the base included."""
+        return 1 + len(self.stencil.nodes) * len(directions)
+
+    def copy(self, *, objective: Objective | None = None, evaluator: Evaluator | None = None) -> Estimator:
+        """Another estimator with the same choices and counters, on another objective or evaluator if one is given.
+
+        What one of them counts or finds out (:attr:`queries`, the noise of the loss) does not reach the other.
+        """
+        twin = copy.copy(self)
+        twin.step_rule = copy.copy(self.step_rule)
+        twin.objective = self.objective if objective is None else objective
+        twin.evaluator = self.evaluator if evaluator is None else evaluator
+        return twin
 
     def _unanswered(self, differences: Tensor) -> Tensor:
         """``[q]``: directions that a black box's policy leaves out; all of them would be no estimate."""
@@ -162,6 +256,16 @@ class Estimator:
         if not bool(bad.any()) or bool(bad.all()) or not forgives_black_boxes(self.objective):
             return torch.zeros_like(bad)
         return bad
+
+    def _require_finite(self, differences: Tensor, directions: Perturbations, step_size: float) -> None:
+        bad = (~differences.isfinite()).nonzero()
+        if len(bad):
+            row, k = bad[0].tolist()
+            raise NonFiniteLossError(
+                f"{len(bad)} of {differences.numel()} perturbed losses are not finite, the first at "
+                f"{directions.describe(k)} moved by {self.stencil.nodes[row] * step_size:g}; lower the step size or "
+                "the learning rate, or run `deepzero doctor`"
+            )
 
     def context(self, batch: tuple[Any, ...]) -> StepContext:
         """What the directions of the next step are drawn from, steps of the parameters included."""
@@ -226,8 +330,7 @@ class Estimator:
             rule.noise = 0.0
             return
         parameters = parameters_of(self.objective)
-        seed = derive_seed(self.seed, "objective", self.step)
-        _, query = first_query(self.objective, parameters, batch, seed)
+        _, query = first_query(self.objective, parameters, batch, step_seed(self.seed, self.step))
         rule.noise = relative_noise(lambda moved: float(query(moved)), parameters, derive_seed(self.seed, "noise"))
         self.queries += NOISE_POINTS + 1
 
@@ -421,14 +524,3 @@ def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Object
     if loss is not None or closure is not None:
         raise InvalidInputError(f"a {type(model).__name__} returns its loss itself; leave out loss=... and closure=...")
     return model  # type: ignore[no-any-return]
-
-
-def _require_finite(differences: Tensor, perturbations: Perturbations, offsets: list[float]) -> None:
-    bad = (~differences.isfinite()).nonzero()
-    if len(bad):
-        row, k = bad[0].tolist()
-        raise NonFiniteLossError(
-            f"{len(bad)} of {differences.numel()} perturbed losses are not finite, the first at "
-            f"{perturbations.describe(k)} moved by {offsets[row]:g}; lower the step size or the learning rate, "
-            "or run `deepzero doctor`"
-        )

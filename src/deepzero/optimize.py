@@ -10,12 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import scipy.optimize
 import torch
-from scipy.optimize import OptimizeResult
 from torch import Tensor, nn
 
 from deepzero import validation
@@ -23,12 +21,17 @@ from deepzero.arrays import BARE, Given, is_like_array
 from deepzero.coordinates import Coordinates
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import CGE, RGE, Estimator
+from deepzero.evaluators import StepQueries
 from deepzero.executors import ExecutorEvaluator, QueryJournal, QueryPolicy
 from deepzero.executors.pool import ExecutorSource
+from deepzero.extras import required_for
 from deepzero.objective import Batch, BlackBox, parameters_of
 from deepzero.probes.coordinate import CoordinatePerturbations
 from deepzero.stencils import CENTRAL, Stencil, as_stencil
 from deepzero.step_sizes import NOISE_POINTS, FromNoise, StepSizeLike
+
+if TYPE_CHECKING:
+    from scipy.optimize import OptimizeResult
 
 METHODS = ("cge", "rge")
 QUASI_NEWTON, ADAM, SGD = "l-bfgs-b", "adam", "sgd"
@@ -104,6 +107,7 @@ def minimize(
 
     Raises:
         InvalidInputError: an argument is out of its domain, or ``max_queries`` does not allow a single step.
+        MissingPackageError: SciPy is not installed.
         NonFiniteLossError: ``fn`` returned NaN or infinity.
         QueryError: a call failed for good.
 
@@ -113,6 +117,7 @@ def minimize(
         >>> found.x.round(3), found.success
         (array([2.5, 2.5, 2.5, 2.5]), True)
     """
+    _scipy()
     if not callable(fn):
         raise InvalidInputError(f"fn must be callable as fn(x, *args) -> float, got {type(fn).__name__}")
     validation.choice("method", method, METHODS)
@@ -322,7 +327,7 @@ class _Search:
         if self.callback is not None:
             x = _like(self.x0, self.named(point))
             try:
-                self.callback(OptimizeResult(x=x, fun=value, nit=self.steps, nfev=self.calls))
+                self.callback(_scipy().OptimizeResult(x=x, fun=value, nit=self.steps, nfev=self.calls))
             except StopIteration as asked:
                 raise _StoppedError from asked  # which SciPy does not take for its own
 
@@ -348,9 +353,9 @@ class _Search:
         def each(x: np.ndarray[Any, Any]) -> None:
             self.tell(torch.from_numpy(x.copy()), values.get(x.tobytes(), self.best))
 
-        bounds = None if self.limits is None else scipy.optimize.Bounds(*(limit.numpy() for limit in self.limits))
+        bounds = None if self.limits is None else _scipy().Bounds(*(limit.numpy() for limit in self.limits))
         try:
-            found = scipy.optimize.minimize(
+            found = _scipy().minimize(
                 value_and_slopes,
                 self.flat().numpy(),
                 jac=True,
@@ -397,7 +402,7 @@ class _Search:
             seen = [self._asked(single) for _ in range(self.final)]
         if self.repeats > 1:
             more["standard_error"] = float(np.std(seen, ddof=1)) / math.sqrt(self.final)
-        return OptimizeResult(
+        return _scipy().OptimizeResult(
             x=_like(self.x0, self.named(self.best_point)),
             fun=math.fsum(seen) / len(seen),
             jac=_like(self.x0, self.named(self.slopes)),
@@ -415,7 +420,7 @@ class _Search:
         if self.repeats > 1 or not isinstance(evaluator, ExecutorEvaluator):
             return float(single.evaluate(parameters_of(single), self.args, seed=0).loss)
         nothing = CoordinatePerturbations(Coordinates({}), parameters_of(self.box))
-        return float(evaluator.measure(self.box, Batch(self.args), nothing, [1.0], seed=0).loss)
+        return float(evaluator.measure(StepQueries(self.box, Batch(self.args), nothing, [1.0], seed=0)).loss)
 
 
 class _SpentError(Exception):
@@ -488,12 +493,23 @@ def _execution(
     return {"evaluator": evaluator}
 
 
+def _scipy() -> Any:
+    """The module ``scipy.optimize``.
+
+    Raises:
+        MissingPackageError: SciPy is not installed.
+    """
+    with required_for("dz.minimize"):
+        from scipy import optimize  # noqa: PLC0415 - optional
+    return optimize
+
+
 def _limits(bounds: Bounds | None, box: BlackBox) -> tuple[Tensor, Tensor] | None:
     """Lower and upper bounds of all entries, flat."""
     if bounds is None:
         return None
     size = _size(box)
-    if isinstance(bounds, scipy.optimize.Bounds):
+    if isinstance(bounds, _scipy().Bounds):
         low, high = (np.broadcast_to(np.asarray(side, np.float64), size) for side in (bounds.lb, bounds.ub))
     else:
         given = [bounds] * size if len(bounds) == 2 and not isinstance(bounds[0], (tuple, list)) else list(bounds)

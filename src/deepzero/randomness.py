@@ -47,6 +47,16 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def step_seed(seed: int, step: int) -> int:
+    """Seed of whatever the objective draws in a step, such as dropout masks: the same for all queries of the step.
+
+    Args:
+        seed: of the estimator.
+        step: number of steps before this one.
+    """
+    return derive_seed(seed, "objective", step)
+
+
 @contextmanager
 def seeded_scope(seed: int, device: torch.device, *, draws: Draws | None = None) -> Iterator[None]:
     """Run a block whose draws from the global generators start from ``seed``; afterwards they are as before.

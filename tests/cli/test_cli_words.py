@@ -6,7 +6,7 @@ import pytest
 
 import deepzero
 from deepzero.cli import main, meant
-from deepzero.cli.main import COMMANDS
+from deepzero.cli.program import COMMANDS
 from deepzero.cli.signature import options_of, places_of, usage
 from deepzero.cli.words import check, in_options
 from deepzero.errors import InvalidInputError

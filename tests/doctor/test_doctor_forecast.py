@@ -7,7 +7,7 @@ from patients import LOSS, batch, cube, healthy
 
 import deepzero as dz
 from deepzero import stopwatch
-from deepzero.coordinates import Coordinates, StepContext
+from deepzero.coordinates import Coordinates
 from deepzero.doctor import LoopCosts, forecast
 from deepzero.evaluators.costs import ChunkCost, CostTable
 from deepzero.objective import parameters_of
@@ -35,7 +35,7 @@ def tabled(monkeypatch):
 
 
 def predict(zo, arguments, **options):
-    perturbations = zo.probes.draw(StepContext(0, 0, zo.objective, arguments))
+    perturbations = zo.directions(*arguments)
     return forecast.forecast(zo, arguments, perturbations, query_seconds=1e-4, **options)
 
 

@@ -6,7 +6,6 @@ import torch
 from patients import CUBE_SLOPE, LOSS, batch, cube, healthy
 
 import deepzero as dz
-from deepzero.coordinates import StepContext
 from deepzero.doctor.records import Curve, Point, Sweep
 from deepzero.doctor.reference import exact_gradients
 from deepzero.doctor.sampling import exact_slopes, sample
@@ -15,17 +14,10 @@ from deepzero.objective import parameters_of
 
 
 def sweep(zo, arguments, *, exact=None, steps=STEPS, evaluators=None):
-    perturbations = zo.probes.draw(StepContext(0, 0, zo.objective, arguments))
-    return run_sweep(
-        evaluators or {"sequential": dz.SequentialEvaluator()},
-        zo.objective,
-        arguments,
-        perturbations,
-        steps=steps,
-        stencil=zo.stencil,
-        seed=0,
-        exact=exact,
-    )[0]
+    perturbations = zo.directions(*arguments)
+    evaluators = evaluators or {"sequential": dz.SequentialEvaluator()}
+    estimators = {name: zo.copy(evaluator=evaluator) for name, evaluator in evaluators.items()}
+    return run_sweep(estimators, arguments, perturbations, steps=steps, exact=exact)[0]
 
 
 def made(errors, steps=STEPS):
@@ -61,7 +53,7 @@ def test_without_exact_slopes_neighbouring_steps_find_them():
 def network_sweep(evaluators):
     zo, arguments = dz.CGE(healthy(), loss=LOSS), batch()
     exact = exact_gradients(zo.objective, arguments, seed=0, loss=1.0)
-    whole = zo.probes.draw(StepContext(0, 0, zo.objective, arguments))
+    whole = zo.directions(*arguments)
     return sweep(zo, arguments, exact=("autograd", exact_slopes(whole, exact.gradients)), evaluators=evaluators)
 
 
@@ -143,20 +135,18 @@ def test_the_configured_step_is_among_the_steps():
 
 def test_samples_are_spread_over_the_parameters():
     zo = dz.CGE(healthy(), loss=LOSS)
-    context = StepContext(0, 0, zo.objective, batch())
-    whole = zo.probes.draw(context)
-    few = sample(zo, whole, 12, context)
+    whole = zo.directions(*batch())
+    few = sample(zo, whole, 12)
     assert {name: len(index) for name, index in few.coordinates.items()} == dict.fromkeys(
         parameters_of(zo.objective), 2
     )
-    assert len(sample(zo, whole, 3, context)) == 3
-    assert torch.equal(sample(zo, whole, 12, context).coordinates["0.weight"], few.coordinates["0.weight"])
+    assert len(sample(zo, whole, 3)) == 3
+    assert torch.equal(sample(zo, whole, 12).coordinates["0.weight"], few.coordinates["0.weight"])
 
 
 def test_slopes_along_random_directions_are_products_with_the_gradient():
     zo = dz.RGE(healthy(), loss=LOSS, queries=5)
-    context = StepContext(0, 0, zo.objective, batch())
-    few = sample(zo, zo.probes.draw(context), 3, context)
+    few = sample(zo, zo.directions(*batch()), 3)
     gradients = {name: torch.ones_like(p).double() for name, p in parameters_of(zo.objective).items()}
     expected = [sum(float(part.double().sum()) for part in few.direction(k).values()) for k in range(3)]
     assert exact_slopes(few, gradients).tolist() == pytest.approx(expected)

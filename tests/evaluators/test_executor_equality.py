@@ -15,7 +15,7 @@ import torch
 import deepzero as dz
 from deepzero.coordinates import Coordinates
 from deepzero.errors import InvalidInputError, QueryError
-from deepzero.executors.queries import step_queries
+from deepzero.executors.queries import listed_queries
 from deepzero.executors.worker import KEPT, Message, PackedTensor, Payload, answer
 from deepzero.objective import parameters_of
 from deepzero.probes import CoordinatePerturbations, RandomPerturbations
@@ -160,7 +160,7 @@ def test_workers_keep_few_steps() -> None:
 ])  # fmt: skip
 def test_a_query_is_far_smaller_than_the_parameters(make: Any) -> None:
     parameters = {"w": torch.zeros(10_000, dtype=torch.float64)}
-    query = step_queries(make(parameters), [1e-3], b"identity")[7]
+    query = listed_queries(make(parameters), [1e-3], b"identity")[7]
     message = Message("0" * 32, ((query.displacement, query.offset),), query.key, 7)
     assert len(pickle.dumps((answer, message))) < 500 < 80_000 / 100
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deepzero.errors import InvalidInputError, VerificationError
-from deepzero.evaluators import SequentialEvaluator
+from deepzero.evaluators import SequentialEvaluator, StepQueries
 from deepzero.measure.agreement import check
 from deepzero.measure.cases import problem
 from deepzero.measure.forms import Form
@@ -53,7 +53,9 @@ def test_loops_agree_with_the_oracle(name, loop):
     chosen = one_of_each(asked.coordinates, 12, seed=1)
     objective = NetworkObjective(asked.model, F.cross_entropy)
     perturbations = CoordinatePerturbations(chosen, parameters_of(objective))
-    oracle = SequentialEvaluator().measure(objective, asked.batch, perturbations, [asked.step_size], seed=0)
+    oracle = SequentialEvaluator().measure(
+        StepQueries(objective, asked.batch, perturbations, [asked.step_size], seed=0)
+    )
     tested = loop(asked)
     found = [tested.difference(*perturbations.locate(k)) for k in range(len(perturbations))]
     assert torch.allclose(torch.tensor(found, dtype=torch.float64), oracle.differences[0], rtol=0, atol=1e-12)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from made_up import cells_of, network, shown
 
-from deepzero.report import draw
-from deepzero.report.console import markdown
+from deepzero.report import draw, markdown
 from deepzero.reproduce import EXPERIMENTS, SCALES, Outcomes, Training
 
 EVERY = [(name, scale) for name in EXPERIMENTS for scale in SCALES]

@@ -18,10 +18,17 @@ from torch import Tensor, nn
 from deepzero import validation
 from deepzero.baselines.base import Baseline
 from deepzero.coordinates import Coordinates
-from deepzero.evaluators import BatchedEvaluator, Evaluator, Measurement, PropagationEvaluator, SequentialEvaluator
+from deepzero.evaluators import (
+    BatchedEvaluator,
+    Evaluator,
+    Measurement,
+    PropagationEvaluator,
+    SequentialEvaluator,
+    StepQueries,
+)
 from deepzero.objective import Loss, Parameters, parameters_of
 from deepzero.probes import CoordinatePerturbations
-from deepzero.randomness import derive_seed
+from deepzero.randomness import derive_seed, step_seed
 
 GROWTH = 16
 MODELS_TIMES_SAMPLES = 50_000
@@ -120,7 +127,7 @@ class Polling(Baseline):
         self, parameters: Parameters, batch: tuple[Tensor, Tensor], moves: Int64[Tensor, " moves"]
     ) -> tuple[Measurement, Float64[Tensor, " moves"]]:
         """The base query, and the differences of the loss in the order of the moves; infinite where not finite."""
-        seed = derive_seed(self.seed, "objective", self.step)
+        seed = step_seed(self.seed, self.step)
         differences = torch.empty(len(moves), dtype=torch.float64)
         for parity, sign in enumerate((1, -1)):
             places = (moves % 2 == parity).nonzero().squeeze(1)
@@ -129,7 +136,7 @@ class Polling(Baseline):
             entries, order = (moves[places] // 2).sort()
             perturbations = CoordinatePerturbations(_coordinates(entries, parameters), parameters)
             offset = sign * self.memory["radius"]
-            measurement = self.evaluator.measure(self.objective, batch, perturbations, [offset], seed)
+            measurement = self.evaluator.measure(StepQueries(self.objective, batch, perturbations, [offset], seed))
             differences[places[order]] = measurement.differences[0].to(differences.device)
         return measurement, torch.where(differences.isfinite(), differences, torch.inf)
 

@@ -26,7 +26,7 @@ class Completion:
 
     def run(self, output: Output) -> int:
         """Print the script."""
-        from deepzero.cli.main import completion_script  # noqa: PLC0415 - which knows this command
+        from deepzero.cli.program import completion_script  # noqa: PLC0415 - which knows this command
 
         script = completion_script(self.shell)
         if output.as_json:

@@ -135,7 +135,7 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _report(outcome: Reproduction, output: Output) -> int:
-    from deepzero.report.console import rich_table  # noqa: PLC0415
+    from deepzero.report import rich_table  # noqa: PLC0415
 
     diverged = list(outcome.document.facts.get("diverged", ()))
     shown: list[RenderableType] = [Text(outcome.document.caption), *map(rich_table, outcome.document.tables)]

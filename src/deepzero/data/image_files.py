@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from deepzero.errors import DataNotFoundError, InvalidInputError
+from deepzero.extras import required_for
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 GRAY_MODES = ("1", "L", "LA", "La")
@@ -30,6 +34,17 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS
 
 
+def pillow() -> Any:
+    """The module ``PIL.Image``.
+
+    Raises:
+        MissingPackageError: Pillow is not installed.
+    """
+    with required_for("an image file"):
+        from PIL import Image  # noqa: PLC0415 - optional
+    return Image
+
+
 def open_image(path: Path) -> Image.Image:
     """Open an image file; its pixels are decoded later.
 
@@ -39,10 +54,12 @@ def open_image(path: Path) -> Image.Image:
     """
     if not path.is_file():
         raise DataNotFoundError(f"there is no file {path}")
+    reader = pillow()
     try:
-        return Image.open(path)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        image: Image.Image = reader.open(path)
+    except (OSError, SyntaxError, ValueError, reader.DecompressionBombError) as error:
         raise _unreadable(str(path), error) from error
+    return image
 
 
 def name_of(image: Image.Image) -> str:
@@ -82,7 +99,7 @@ def pixels(
     is_gray(image)
     try:
         converted = image.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, pillow().DecompressionBombError) as error:
         raise _unreadable(name_of(image), error) from error
     if shorter_side is not None:
         converted = _middle(converted, height, width, shorter_side)
@@ -98,7 +115,7 @@ def pixels(
 def _middle(image: Image.Image, height: int, width: int, shorter_side: int) -> Image.Image:
     scale = shorter_side / min(image.size)
     wide, high = (max(shorter_side, round(scale * side)) for side in image.size)
-    resized = image.resize((wide, high), Image.Resampling.BICUBIC)
+    resized = image.resize((wide, high), pillow().Resampling.BICUBIC)
     left, top = (wide - width) // 2, (high - height) // 2
     return resized.crop((left, top, left + width, top + height))
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deepzero import validation
-from deepzero.coordinates import Coordinates, StepContext
+from deepzero.coordinates import Coordinates
 from deepzero.doctor.asked import Asked
 from deepzero.doctor.determinism import check_determinism, with_effect
 from deepzero.doctor.diagnosis import Diagnosis
@@ -33,7 +31,7 @@ from deepzero.evaluators import SequentialEvaluator
 from deepzero.executors import ExecutorEvaluator
 from deepzero.objective import BlackBox, Objective, parameters_of
 from deepzero.probes import CoordinatePerturbations, Perturbations, RandomProbes
-from deepzero.randomness import derive_seed, seeded_scope
+from deepzero.randomness import derive_seed, seeded_scope, step_seed
 from deepzero.stencils import CENTRAL, FORWARD
 from deepzero.step_sizes import relative_noise, size_of
 
@@ -121,7 +119,7 @@ def examine_black_box(
     if found.determinism.loss is None:
         return found, asked
     assert found.queries is not None
-    forecast = _forecast(zo, visit.zo.probes.draw(visit.context), found.queries.seconds)
+    forecast = _forecast(zo, visit.zo.directions(*batch), found.queries.seconds)
     run = plan.cost(zo, forecast)
     return replace(found, forecast=forecast if loop is None else with_loop(forecast, loop), run=run), asked
 
@@ -130,16 +128,9 @@ class _Visit:
     """An estimator that asks in the examination's way."""
 
     def __init__(self, zo: Estimator, asked: Asked, batch: tuple[Any, ...]) -> None:
-        self.zo = copy.copy(zo)
-        self.zo.step_rule = copy.copy(zo.step_rule)
-        self.zo.objective, self.zo.evaluator = asked, SequentialEvaluator()
+        self.zo = zo.copy(objective=asked, evaluator=SequentialEvaluator())
         self.asked, self.batch, self.function = asked, batch, zo.objective
-        self.seed = derive_seed(zo.seed, "objective", zo.step)
-
-    @cached_property
-    def context(self) -> StepContext:
-        """What directions are drawn from; a step size by noise asks for it here."""
-        return self.zo.context(self.batch)
+        self.seed = step_seed(zo.seed, zo.step)
 
     def loss(self, parameters: Mapping[str, Tensor]) -> float:
         """One query."""
@@ -160,7 +151,7 @@ class _Visit:
         rounding = None
         if determinism.repeatable:
             rounding = relative_noise(self.loss, parameters, self.seed) * abs(determinism.loss)
-        perturbations = self.zo.probes.draw(self.context)
+        perturbations = self.zo.directions(*self.batch)
         if len(perturbations) == 0:
             raise InvalidInputError("no coordinate is queried: give sparsity at least one coordinate")
         estimate, failure = self.estimate(perturbations)
@@ -183,7 +174,7 @@ class _Visit:
 
     def estimate(self, perturbations: Perturbations) -> tuple[Estimate | None, str | None]:
         """A whole estimate, if it takes no more than half of the queries that are left; and why it failed."""
-        if 1 + len(self.zo.stencil.nodes) * len(perturbations) > self.asked.left // 2:
+        if self.zo.cost(perturbations) > self.asked.left // 2:
             return None, None
         failed = len(self.asked.failures)
         try:
@@ -198,7 +189,7 @@ class _Visit:
     def telling(self, perturbations: Perturbations, estimate: Estimate | None, count: int) -> Perturbations:
         """Directions for a sweep, about ``count``: of coordinates those with the largest slopes, if they are known."""
         if estimate is None or not isinstance(perturbations, CoordinatePerturbations):
-            return sample(self.zo, perturbations, count, self.context)
+            return sample(self.zo, perturbations, count)
         coordinates = perturbations.coordinates
         sizes = torch.cat([estimate.gradients[n].reshape(-1)[i].abs().double() for n, i in coordinates.items()])
         largest = torch.zeros(len(sizes), dtype=torch.bool)
@@ -206,8 +197,8 @@ class _Visit:
         parts = torch.split(largest & (sizes > 0), [len(index) for _, index in coordinates.items()])
         few = {n: i[part] for (n, i), part in zip(coordinates.items(), parts, strict=True) if bool(part.any())}
         if not few:
-            return sample(self.zo, perturbations, count, self.context)
-        return CoordinatePerturbations(Coordinates(few), parameters_of(self.asked), perturbations.scales)
+            return sample(self.zo, perturbations, count)
+        return perturbations.among(Coordinates(few))
 
     def swept(
         self,
@@ -228,9 +219,7 @@ class _Visit:
         grid = with_step(steps, zo.step_size)
         count = max(1, min(MOST_DIRECTIONS, room // (nodes * len(grid))))
         few = self.telling(perturbations, estimate, count)
-        slopes, felt = measured_slopes(
-            {PLAIN: zo.evaluator}, self.asked, self.batch, few, steps=grid, stencil=zo.stencil, seed=self.seed
-        )
+        slopes, felt = measured_slopes({PLAIN: zo}, self.batch, few, steps=grid)
         sweep, agreed = compared(slopes, grid, None, felt)
         known = None if sweep.uncertainty >= USELESS else agreed
         if determinism.repeatable:
@@ -288,7 +277,7 @@ def _forecast(zo: Estimator, perturbations: Perturbations, query: float) -> Fore
     counts = {}
     if isinstance(perturbations, CoordinatePerturbations):
         counts = {name: len(index) for name, index in perturbations.coordinates.items()}
-    queries = 1 + nodes * len(perturbations)
+    queries = zo.cost(perturbations)
     return Forecast(
         queries=queries,
         seconds_per_step=-(-queries // workers) * query,

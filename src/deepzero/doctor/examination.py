@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deepzero import validation
-from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext
+from deepzero.coordinates import Coordinates, CoordinateSchedule
 from deepzero.doctor.advice import advise
 from deepzero.doctor.black_box import MAX_QUERIES, RunPlan, examine_black_box
 from deepzero.doctor.determinism import check_determinism, with_effect
@@ -35,10 +34,10 @@ from deepzero.evaluators import (
     PropagationEvaluator,
     SequentialEvaluator,
 )
-from deepzero.graph.fallback_watch import watch_fallbacks
+from deepzero.graph.rules.fallback import watch_fallbacks
 from deepzero.objective import Closure, Loss, NetworkObjective, Objective, first_query, parameters_of, steady
 from deepzero.probes import CoordinatePerturbations, Perturbations
-from deepzero.randomness import derive_seed
+from deepzero.randomness import step_seed
 from deepzero.stencils import FORWARD, Stencil
 from deepzero.step_sizes import StepSizeLike
 from deepzero.stopwatch import median_seconds
@@ -256,10 +255,6 @@ class _Visit:
     seconds: float
 
     @property
-    def context(self) -> StepContext:
-        return self.zo.context(self.batch)
-
-    @property
     def evaluator(self) -> str:
         """What the evaluator that answers is called."""
         return evaluator_name(self.zo.evaluator, self.zo.objective)
@@ -273,7 +268,7 @@ class _Visit:
 
     def perturbations(self) -> Perturbations:
         """The directions of the step."""
-        perturbations = self.zo.probes.draw(self.context)
+        perturbations = self.zo.directions(*self.batch)
         if len(perturbations) == 0:
             raise InvalidInputError("no coordinate is queried: give sparsity at least one coordinate")
         return perturbations
@@ -316,29 +311,26 @@ class _Visit:
     def _measure(self, perturbations: Perturbations) -> None:
         """A first measurement, of a few directions."""
         zo = self.zo
-        few = sample(zo, perturbations, max(MOST_SAMPLES, len(parameters_of(zo.objective))), self.context)
-        zo.evaluator.measure(zo.objective, self.batch, few, [zo.step_size], self.seed)
+        few = sample(zo, perturbations, max(MOST_SAMPLES, len(parameters_of(zo.objective))))
+        zo.slopes(few, self.batch, stencil=FORWARD)
 
     def sweep(
         self, perturbations: Perturbations, steps: Sequence[float], exact: Exact | None, query: float
     ) -> tuple[Sweep, Tensor | None]:
         """The sweep, and the slopes without noise: by autograd, or agreed upon; None if there is no agreement."""
         name = self.evaluator
-        evaluators = {name: self.zo.evaluator, "sequential": SequentialEvaluator()}
-        affordable = self.seconds / query / (2 * len(evaluators))
+        estimators = {name: self.zo, "sequential": self.zo.copy(evaluator=SequentialEvaluator())}
+        affordable = self.seconds / query / (2 * len(estimators))
         if affordable / len(steps) < 2 * LEAST_SAMPLES:
             steps = steps[::2]
         count = max(LEAST_SAMPLES, min(MOST_SAMPLES, int(affordable / len(steps))))
-        few = sample(self.zo, perturbations, count, self.context)
+        few = sample(self.zo, perturbations, count)
         true = None if exact is None else exact_slopes(few, exact.gradients)
         found, agreed = run_sweep(
-            evaluators,
-            self.zo.objective,
+            estimators,
             self.batch,
             few,
             steps=with_step(steps, self.zo.step_size),
-            stencil=self.zo.stencil,
-            seed=self.seed,
             exact=None if exact is None or true is None else (exact.kind, true),
         )
         return found, true if true is not None or found.uncertainty >= USELESS else agreed
@@ -362,14 +354,12 @@ class _Visit:
             return replace(checked, expected_cosine=expected_cosine(self.zo, len(perturbations))), None
         zo, parameters = self.zo, len(perturbations.coordinates)
         most = max(MOST_SAMPLES, PER_PARAMETER * parameters)
-        few = sample(zo, perturbations, max(parameters, min(most, int(self.seconds / query))), self.context)
+        few = sample(zo, perturbations, max(parameters, min(most, int(self.seconds / query))))
         assert isinstance(few, CoordinatePerturbations)
         sizes = {name: len(index) for name, index in perturbations.coordinates.items()}
 
         def check(step: float) -> GradientCheck:
-            offsets = [node * step for node in zo.stencil.nodes]
-            answers = zo.evaluator.measure(zo.objective, self.batch, few, offsets, self.seed)
-            slopes = zo.stencil.slopes(answers.differences, answers.taken(few, offsets))
+            slopes = zo.slopes(few, self.batch, step_size=step).values
             return check_gradients(sampled_pairs(few, slopes, exact), exact, sizes)
 
         configured = check(zo.step_size)
@@ -384,9 +374,7 @@ class _Visit:
 
 def _visit(zo: Estimator, batch: tuple[Any, ...], seconds: float) -> _Visit:
     """A visit that leaves the estimator as it is."""
-    examined = copy.copy(zo)
-    examined.step_rule = copy.copy(zo.step_rule)
-    return _Visit(examined, batch, derive_seed(zo.seed, "objective", zo.step), seconds)
+    return _Visit(zo.copy(), batch, step_seed(zo.seed, zo.step), seconds)
 
 
 def evaluator_name(evaluator: Evaluator, objective: Objective) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ from deepzero.estimator import Estimate, Estimator
 from deepzero.evaluators import CostTable
 from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.probes import CoordinatePerturbations, Perturbations
+from deepzero.stencils import FORWARD
 from deepzero.stopwatch import mean_seconds, median_seconds
 
 LONG_STEP = 5.0
@@ -44,7 +44,7 @@ def forecast(
 
 def time_estimates(zo: Estimator, batch: Sequence[Any]) -> tuple[float, Estimate]:
     """Mean seconds of estimates at consecutive steps, after one that does not count; the estimator is left as it is."""
-    trial = copy.copy(zo)
+    trial = zo.copy()
     estimate = trial.estimate(*batch)
 
     def next_estimate() -> None:
@@ -85,7 +85,7 @@ def _from_table(
         min(count, table.parameters[name].chunk) * table.parameters[name].bytes for name, count in counts.items()
     ]
     return Forecast(
-        queries=1 + nodes * len(perturbations),
+        queries=zo.cost(perturbations),
         seconds_per_step=table.seconds_per_step(counts, nodes=nodes),
         method="cost table",
         base_seconds=table.base,
@@ -99,15 +99,15 @@ def _from_one_query(
     zo: Estimator, batch: tuple[Any, ...], perturbations: Perturbations, query_seconds: float
 ) -> Forecast:
     """All queries take what a few take, which is right for full evaluations."""
-    few = sample(zo, perturbations, 8, zo.context(batch))
-    some = median_seconds(lambda: zo.evaluator.measure(zo.objective, batch, few, [zo.step_size], zo.seed), repeats=3)
+    few = sample(zo, perturbations, 8)
+    some = median_seconds(lambda: zo.slopes(few, batch, stencil=FORWARD), repeats=3)
     each = max(some - query_seconds, 0.0) / len(few)
     nodes = len(zo.stencil.nodes)
     counts = {}
     if isinstance(perturbations, CoordinatePerturbations):
         counts = {name: len(index) for name, index in perturbations.coordinates.items()}
     return Forecast(
-        queries=1 + nodes * len(perturbations),
+        queries=zo.cost(perturbations),
         seconds_per_step=query_seconds + nodes * len(perturbations) * each,
         method="one query",
         base_seconds=query_seconds,

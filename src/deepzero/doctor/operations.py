@@ -31,7 +31,7 @@ def check_operations(
         objective: the network.
         batch: ``x, y``.
         fell: names of the operations in the graph that have a rule and were seen to fall back, as
-            :func:`~deepzero.graph.fallback_watch.watch_fallbacks` collects them.
+            :func:`~deepzero.graph.rules.fallback.watch_fallbacks` collects them.
     """
     try:
         program = evaluator.program(objective, batch)

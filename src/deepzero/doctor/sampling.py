@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from deepzero.coordinates import Coordinates, StepContext
+from deepzero.coordinates import Coordinates
 from deepzero.estimator import Estimator
-from deepzero.objective import parameters_of
-from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPerturbations, RandomProbes
+from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPerturbations
 from deepzero.randomness import derive_seed
 
 
-def sample(zo: Estimator, perturbations: Perturbations, count: int, context: StepContext) -> Perturbations:
+def sample(zo: Estimator, perturbations: Perturbations, count: int) -> Perturbations:
     """At most ``count`` of the directions of a step; coordinates are spread evenly over the parameters."""
     if isinstance(perturbations, CoordinatePerturbations):
         chosen = spread(perturbations.coordinates, count, zo.seed)
-        return CoordinatePerturbations(chosen, parameters_of(zo.objective), perturbations.scales)
-    if isinstance(perturbations, RandomPerturbations) and isinstance(zo.probes, RandomProbes):
-        return replace(zo.probes, queries=min(count, len(perturbations))).draw(context)
+        return perturbations.among(chosen)
+    if isinstance(perturbations, RandomPerturbations):
+        return perturbations.first(count)
     return perturbations
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from deepzero.doctor.records import Curve, Point, StepChoice, Sweep
 from deepzero.doctor.reference import agreed_slopes
 from deepzero.errors import InvalidInputError
-from deepzero.evaluators import Evaluator
+from deepzero.estimator import Estimator
 from deepzero.objective import Objective, parameters_of
 from deepzero.probes import Perturbations
-from deepzero.stencils import CENTRAL, FORWARD, Stencil
+from deepzero.stencils import CENTRAL, FORWARD
 
 PLAIN = "sequential"
 """The name of plain differences of two losses."""
@@ -49,29 +49,24 @@ def with_step(steps: Sequence[float], step_size: float) -> list[float]:
 
 
 def run_sweep(
-    evaluators: Mapping[str, Evaluator],
-    objective: Objective,
+    estimators: Mapping[str, Estimator],
     batch: tuple[Any, ...],
     perturbations: Perturbations,
     *,
     steps: Sequence[float],
-    stencil: Stencil,
-    seed: int,
     exact: tuple[str, Tensor] | None,
 ) -> tuple[Sweep, Tensor]:
     """Query the same directions at all steps with all evaluators and all stencils; also the slopes taken for true.
 
     Args:
-        evaluators: by name; the one that will be used comes first.
-        objective: what is queried.
+        estimators: of one objective, by the names of their evaluators; the one that will be used comes first. Its
+            stencil is looked at beside ``FORWARD`` and ``CENTRAL``.
         batch: the arguments of an estimate.
         perturbations: ``K`` directions.
         steps: increasing.
-        stencil: looked at beside ``FORWARD`` and ``CENTRAL``.
-        seed: of the objective's own draws.
         exact: a name and exact slopes ``[K]``, if there are any.
     """
-    slopes, felt = measured_slopes(evaluators, objective, batch, perturbations, steps=steps, stencil=stencil, seed=seed)
+    slopes, felt = measured_slopes(estimators, batch, perturbations, steps=steps)
     return compared(slopes, list(steps), exact, felt)
 
 
@@ -80,26 +75,23 @@ Slopes = dict[tuple[str, str], Tensor]
 
 
 def measured_slopes(
-    evaluators: Mapping[str, Evaluator],
-    objective: Objective,
+    estimators: Mapping[str, Estimator],
     batch: tuple[Any, ...],
     perturbations: Perturbations,
     *,
     steps: Sequence[float],
-    stencil: Stencil,
-    seed: int,
 ) -> tuple[Slopes, dict[str, list[float]]]:
     """The slopes of a sweep, and by evaluator the steps that do not vanish."""
-    stencils = tuple({s.name: s for s in (FORWARD, CENTRAL, stencil)}.values())
+    stencils = tuple({s.name: s for s in (FORWARD, CENTRAL, next(iter(estimators.values())).stencil)}.values())
     nodes = sorted({node for s in stencils for node in s.nodes})
     slopes: Slopes = {}
     felt: dict[str, list[float]] = {}
-    for name, evaluator in evaluators.items():
-        kept = list(steps) if name == "propagation" else _felt(objective, perturbations, steps, nodes)
-        offsets = [node * step for step in kept for node in nodes]
-        answers = evaluator.measure(objective, batch, perturbations, offsets, seed)
+    for name, zo in estimators.items():
+        kept = list(steps) if name == "propagation" else _felt(zo.objective, perturbations, steps, nodes)
+        queries = zo.step_queries(perturbations, [node * step for step in kept for node in nodes], batch)
+        answers = zo.measure(queries)
         table = answers.differences.cpu().reshape(len(kept), len(nodes), -1)
-        taken = answers.taken(perturbations, offsets).cpu().reshape(table.shape)
+        taken = answers.taken(queries).cpu().reshape(table.shape)
         for s in stencils:
             rows = [nodes.index(node) for node in s.nodes]
             found = {step: s.slopes(table[i, rows], taken[i, rows]) for i, step in enumerate(kept)}

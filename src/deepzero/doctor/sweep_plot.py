@@ -6,6 +6,7 @@ import io
 
 from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.errors import InvalidInputError
+from deepzero.extras import required_for
 
 STYLES = {"forward": "-", "central": "--"}
 
@@ -15,9 +16,11 @@ def plot_sweep(diagnosis: Diagnosis, *, title: str = "") -> bytes:
 
     Raises:
         InvalidInputError: the diagnosis has no sweep, since the loss was not finite.
+        MissingPackageError: Matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second: only where a picture is asked for
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    with required_for("a plot"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second: only for a picture
+        from matplotlib.figure import Figure  # noqa: PLC0415
 
     sweep = diagnosis.sweep
     if sweep is None:

@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from deepzero.errors import DrawError, GraphError, SlowQueriesWarning, UnbatchableError
-from deepzero.evaluators.base import Answer, DivisibleEvaluator, Job, Preparation, require_repeatable
+from deepzero.evaluators.base import Answer, DivisibleEvaluator, Job, Preparation, StepQueries, require_repeatable
 from deepzero.evaluators.batched import BatchedEvaluator
 from deepzero.evaluators.costs import CostTable
 from deepzero.evaluators.propagation import PropagationEvaluator
@@ -82,24 +82,18 @@ class AutomaticEvaluator(DivisibleEvaluator):
         self._sequential = SequentialEvaluator()
         self._plans: WeakKeyDictionary[Any, _Plan] = WeakKeyDictionary()
 
-    def prepare(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Preparation:
+    def prepare(self, queries: StepQueries) -> Preparation:
         """The step by the first rung that can take it."""
+        objective, batch, perturbations = queries.objective, queries.batch, queries.perturbations
         if not isinstance(objective, NetworkObjective):
-            return self._sequential.prepare(objective, batch, perturbations, offsets, seed)
+            return self._sequential.prepare(queries)
         plan = self._plans.setdefault(objective, _Plan())
         refused = plan.refused.setdefault(_situation(objective, batch), {})
         for rung in self._rungs(objective, perturbations):
             if rung in refused:
                 continue
             try:
-                prepared = self._take(rung, objective, batch, perturbations, offsets, seed)
+                prepared = self._take(rung, objective, queries)
             except (GraphError, UnbatchableError, DrawError) as error:
                 if self.strict:
                     raise
@@ -117,22 +111,14 @@ class AutomaticEvaluator(DivisibleEvaluator):
         priced = asks_black_boxes(objective)  # vmap asks for its base as often as for a chunk
         return (PROPAGATION, BATCHED, SEQUENTIAL) if half or priced else (BATCHED, PROPAGATION, SEQUENTIAL)
 
-    def _take(
-        self,
-        rung: str,
-        objective: NetworkObjective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Preparation:
+    def _take(self, rung: str, objective: NetworkObjective, queries: StepQueries) -> Preparation:
         if rung == PROPAGATION:
-            return self.propagation.prepare(objective, batch, perturbations, offsets, seed)
+            return self.propagation.prepare(queries)
         if rung == SEQUENTIAL:
-            prepared = self._sequential.prepare(objective, batch, perturbations, offsets, seed)
+            prepared = self._sequential.prepare(queries)
             require_repeatable(objective)
             return prepared
-        prepared = self.batched.prepare(objective, batch, perturbations, offsets, seed)
+        prepared = self.batched.prepare(queries)
         require_repeatable(objective)
         return _with_first_answer(prepared) if prepared.jobs else prepared
 

@@ -12,8 +12,63 @@ import torch
 from torch import Tensor
 
 from deepzero.errors import NonFiniteLossError, RowError, VerificationError
-from deepzero.objective import Objective
+from deepzero.objective import Objective, Parameters, parameters_of
 from deepzero.probes import Perturbations
+
+
+@dataclass(frozen=True)
+class StepQueries:
+    """The queries of one step: :math:`\\ell(\\theta + t_j p_k)` for every offset and direction, and the base loss.
+
+    Attributes:
+        objective: what is queried, at its current parameters :math:`\\theta`.
+        batch: the arguments of the estimate.
+        perturbations: the :math:`K` directions :math:`p_k`.
+        offsets: the :math:`J` offsets :math:`t_j` along each of them.
+        seed: of whatever the objective draws; all queries of a step see the same random numbers.
+
+    Example:
+        >>> import numpy as np, deepzero as dz
+        >>> zo = dz.CGE(dz.BlackBox(lambda x: float(x.sum()), np.zeros(3)))
+        >>> queries = zo.step_queries(zo.directions(), [0.5, -0.5])
+        >>> queries.shape, queries.describe(1, 2)
+        ((2, 3), 'x[2] moved by -0.5')
+    """
+
+    objective: Objective
+    batch: tuple[Any, ...]
+    perturbations: Perturbations
+    offsets: Sequence[float]
+    seed: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(J, K)``: offsets and directions."""
+        return len(self.offsets), len(self.perturbations)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The trainable parameters :math:`\\theta`, live, by name."""
+        return parameters_of(self.objective)
+
+    def moved(self, parameters: Parameters, row: int, k: int) -> dict[str, Tensor]:
+        """:math:`\\theta + t_j p_k` for offset number ``row`` and direction number ``k``."""
+        return self.perturbations.displace(parameters, k, self.offsets[row])
+
+    def nominal_steps(self) -> Tensor:
+        """Steps as they are in exact arithmetic, ``[J, K]`` float64."""
+        return self.perturbations.nominal(self.offsets)
+
+    def rounded_steps(self) -> Tensor:
+        """Steps that rounding leaves of :math:`\\theta + t`, ``[J, K]`` float64.
+
+        Raises:
+            InvalidInputError: a step vanishes in the rounding of a parameter.
+        """
+        return self.perturbations.taken(self.parameters(), self.offsets)
+
+    def describe(self, row: int, k: int) -> str:
+        """One query in words, for messages."""
+        return f"{self.perturbations.describe(k)} moved by {self.offsets[row]:g}"
 
 
 @dataclass(frozen=True)
@@ -22,10 +77,10 @@ class Measurement:
 
     Attributes:
         loss: base loss :math:`\\ell(\\theta)`, 0-dim float64.
-        differences: ``[len(offsets), K]`` float64, :math:`\\ell(\\theta + t_j p_k) - \\ell(\\theta)`.
+        differences: ``[J, K]`` float64, :math:`\\ell(\\theta + t_j p_k) - \\ell(\\theta)`.
         buffers: the objective's buffers as the base query leaves them.
-        steps: ``[len(offsets), K]`` float64, the steps really taken, where :math:`\\theta + t` was formed and so
-            rounded; None: those asked for.
+        steps: ``[J, K]`` float64, the steps really taken, where :math:`\\theta + t` was formed and so rounded; None:
+            the nominal ones.
     """
 
     loss: Tensor
@@ -33,9 +88,9 @@ class Measurement:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     steps: Tensor | None = None
 
-    def taken(self, perturbations: Perturbations, offsets: Sequence[float]) -> Tensor:
-        """The steps by which differences are divided, ``[len(offsets), K]`` float64."""
-        return perturbations.nominal(offsets) if self.steps is None else self.steps
+    def taken(self, queries: StepQueries) -> Tensor:
+        """The steps by which differences are divided, ``[J, K]`` float64."""
+        return queries.nominal_steps() if self.steps is None else self.steps
 
 
 @dataclass(frozen=True)
@@ -90,13 +145,10 @@ class Preparation:
     release: Callable[[], None] = lambda: None
     steps: Tensor | None = None
 
-    def assemble(
-        self, jobs: Sequence[Job], parts: Sequence[Tensor], perturbations: Perturbations, offsets: Sequence[float]
-    ) -> Measurement:
-        """The measurement from the differences of all jobs, whoever found them."""
-        shape = len(offsets), len(perturbations)
-        differences = torch.zeros(shape, dtype=torch.float64, device=self.loss.device)
-        for job, part in zip(jobs, parts, strict=True):
+    def assemble(self, queries: StepQueries, parts: Sequence[Tensor]) -> Measurement:
+        """The measurement from the differences ``[len(job)]`` of all jobs in their order, whoever found them."""
+        differences = torch.zeros(queries.shape, dtype=torch.float64, device=self.loss.device)
+        for job, part in zip(self.jobs, parts, strict=True):
             differences[job.row, job.start : job.stop] = part
         return Measurement(self.loss, differences, self.buffers, self.steps)
 
@@ -104,14 +156,7 @@ class Preparation:
 class Evaluator(Protocol):
     """Computes loss differences. All evaluators give the same numbers up to rounding."""
 
-    def measure(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Measurement:
+    def measure(self, queries: StepQueries) -> Measurement:
         """Loss differences of all perturbations at all offsets :math:`t_j`; nothing is mutated."""
         ...
 
@@ -128,29 +173,15 @@ class DivisibleEvaluator(ABC):
     """An evaluator whose work can be divided: it says what there is to do, and whoever asks decides who does it."""
 
     @abstractmethod
-    def prepare(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Preparation:
+    def prepare(self, queries: StepQueries) -> Preparation:
         """The base query, and all others as jobs, cut without regard to who will answer them."""
 
-    def measure(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Measurement:
+    def measure(self, queries: StepQueries) -> Measurement:
         """Loss differences of all jobs, answered here."""
-        step = self.prepare(objective, batch, perturbations, offsets, seed)
+        step = self.prepare(queries)
         parts = [answer.differences for answer in step.answer(step.jobs)]
         step.release()
-        return step.assemble(step.jobs, parts, perturbations, offsets)
+        return step.assemble(queries, parts)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

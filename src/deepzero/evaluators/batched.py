@@ -11,21 +11,26 @@ from torch.utils import _pytree as pytree
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError, UnbatchableError, from_black_box
-from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
+from deepzero.evaluators.base import (
+    DivisibleEvaluator,
+    Job,
+    Preparation,
+    StepQueries,
+    require_finite_base,
+    timed_answer,
+)
 from deepzero.evaluators.workers import without_batching_advice
 from deepzero.objective import (
     NetworkObjective,
-    Objective,
     Parameters,
     as_complex,
     device_of,
     keywords,
     one_number,
-    parameters_of,
 )
 from deepzero.operator import perturbed_query
 from deepzero.placement import Attributes
-from deepzero.probes import CoordinatePerturbations, Perturbations
+from deepzero.probes import CoordinatePerturbations
 from deepzero.randomness import Draws
 
 CHUNK = 8
@@ -54,32 +59,26 @@ class BatchedEvaluator(DivisibleEvaluator):
     def __init__(self, *, chunk: int | None = None) -> None:
         self.chunk = None if chunk is None else validation.count("chunk", chunk)
 
-    def prepare(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Preparation:
+    def prepare(self, queries: StepQueries) -> Preparation:
         """The base query; every chunk of directions is a job."""
+        objective, batch = queries.objective, queries.batch
         if not isinstance(objective, NetworkObjective):
             raise InvalidInputError(
                 "BatchedEvaluator evaluates an nn.Module; use evaluator=dz.SequentialEvaluator() here"
             )
-        parameters = parameters_of(objective)
-        steps = perturbations.taken(parameters, offsets)
-        base, draws = objective.base(parameters, batch, seed=seed)
+        parameters = queries.parameters()
+        steps = queries.rounded_steps()
+        base, draws = objective.base(parameters, batch, seed=queries.seed)
         require_finite_base(base.loss)
-        if objective.hidden or not objective.follows(parameters, batch, seed, draws):
+        if objective.hidden or not objective.follows(parameters, batch, queries.seed, draws):
             raise UnbatchableError("the program holds references to its parameters that torch.func.vmap cannot replace")
         chunk = self.chunk or usual_chunk(parameters, batch)
-        jobs = jobs_of(perturbations, len(offsets), chunk)
+        jobs = jobs_of(queries, chunk)
         bases: dict[tuple[str, int], Tensor] = {}
 
         def differences(job: Job) -> Tensor:
             size = min(chunk, job.full)
-            points = [perturbations.displace(parameters, k, offsets[job.row]) for k in range(job.start, job.stop)]
+            points = [queries.moved(parameters, job.row, k) for k in range(job.start, job.stop)]
             points += [points[-1]] * (size - len(points))
             moving = [name for name in parameters if any(point[name] is not parameters[name] for point in points)]
             key = (job.kind, size)
@@ -141,15 +140,16 @@ def usual_chunk(parameters: Parameters, batch: tuple[Any, ...]) -> int:
     return CHUNK_OF_SMALL if entries <= SMALL else CHUNK
 
 
-def jobs_of(perturbations: Perturbations, offsets: int, chunk: int) -> list[Job]:
-    """The directions at each of some offsets, ``chunk`` at a time; coordinates of one parameter together."""
+def jobs_of(queries: StepQueries, chunk: int) -> list[Job]:
+    """The directions at each offset, ``chunk`` at a time; coordinates of one parameter together."""
+    perturbations = queries.perturbations
     groups = [("query", 0, len(perturbations))]
     if isinstance(perturbations, CoordinatePerturbations):
         chosen = perturbations.coordinates
         groups = [(name, perturbations.start(name), perturbations.start(name) + len(chosen[name])) for name in chosen]
     return [
         Job(row, k, min(k + chunk, stop), kind, full=stop - start)
-        for row in range(offsets)
+        for row in range(len(queries.offsets))
         for kind, start, stop in groups
         for k in range(start, stop, chunk)
     ]

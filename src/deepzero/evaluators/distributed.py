@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from deepzero.errors import TeamError
-from deepzero.evaluators.base import Answer, DivisibleEvaluator, Evaluator, Job, Measurement
-from deepzero.objective import Objective
-from deepzero.probes import Perturbations
+from deepzero.evaluators.base import Answer, DivisibleEvaluator, Evaluator, Job, Measurement, StepQueries
 from deepzero.team import Team
 
 CALIBRATION = 3
@@ -48,20 +46,13 @@ class DistributedEvaluator:
         self._costs: dict[str, float] = {}
         self._measured = 0
 
-    def measure(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Measurement:
+    def measure(self, queries: StepQueries) -> Measurement:
         """Loss differences of all jobs, each answered by one rank.
 
         Raises:
             TeamError: a rank hangs, has ended, or has another base loss.
         """
-        step = self.inner.prepare(objective, batch, perturbations, offsets, seed)
+        step = self.inner.prepare(queries)
         shares = divide(step.jobs, self._costs, self.team.size)
         answers = step.answer([step.jobs[i] for i in shares[self.team.rank]])
         step.release()
@@ -83,7 +74,7 @@ class DistributedEvaluator:
             pieces = torch.split(part[1:], [*(len(step.jobs[i]) for i in share), len(kinds)])
             for i, piece in zip(share, pieces, strict=False):
                 parts[i] = piece
-        return step.assemble(step.jobs, parts, perturbations, offsets)
+        return step.assemble(queries, parts)
 
     def _learn(self, jobs: Sequence[Job], kinds: Sequence[str], seconds: Sequence[Tensor]) -> None:
         """Seconds a query of each kind, over all ranks."""

@@ -22,6 +22,7 @@ from deepzero.evaluators.base import (
     DivisibleEvaluator,
     Job,
     Preparation,
+    StepQueries,
     require_finite_base,
     require_repeatable,
     timed_answer,
@@ -31,17 +32,15 @@ from deepzero.evaluators.workers import one_thread, parallel_map, without_batchi
 from deepzero.graph import plan
 from deepzero.graph.capture import Node, capture
 from deepzero.graph.differences import Dense
-from deepzero.graph.forward import HALF, Values, cast, graph_inputs, held_bytes, native, run
+from deepzero.graph.forward import HALF, Recomputation, Values, cast, graph_inputs, held_bytes, native, run
 from deepzero.graph.library import Entry, Library, rounding_of
 from deepzero.graph.program import Program, compile_program, reads
 from deepzero.graph.propagate import Meter, loss_differences, propagated
-from deepzero.graph.recompute import Recomputation
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
 from deepzero.objective import (
     Batch,
     Evaluation,
     NetworkObjective,
-    Objective,
     as_complex,
     device_of,
     keywords,
@@ -163,15 +162,9 @@ class PropagationEvaluator(DivisibleEvaluator):
         self._libraries: WeakKeyDictionary[NetworkObjective, Library] = WeakKeyDictionary()
         self._footprints: dict[str, plan.Footprint] = {}
 
-    def prepare(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Preparation:
+    def prepare(self, queries: StepQueries) -> Preparation:
         """The live base query and the graph's base forward; every chunk of directions is a job."""
+        objective, perturbations, offsets = queries.objective, queries.perturbations, queries.offsets
         if not isinstance(objective, NetworkObjective):
             raise InvalidInputError(
                 "PropagationEvaluator evaluates an nn.Module; use evaluator=dz.SequentialEvaluator() here"
@@ -183,7 +176,7 @@ class PropagationEvaluator(DivisibleEvaluator):
             )
         sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in parameters_of(objective)}
         with self._way_out(), without_batching_advice():
-            step = self._begin(objective, batch, sizes, seed)
+            step = self._begin(objective, queries.batch, sizes, queries.seed)
             if isinstance(perturbations, CoordinatePerturbations):
                 return self._coordinates(step, objective, perturbations, offsets)
             return self._directions(step, objective, perturbations, offsets)

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from deepzero.errors import InvalidInputError
-from deepzero.evaluators.base import Measurement, require_finite_base
+from deepzero.evaluators.base import Measurement, StepQueries, require_finite_base
 from deepzero.executors.dispatch import Step
 from deepzero.executors.executor_calls import Clock
 from deepzero.executors.journal import QueryJournal
 from deepzero.executors.policy import QueryPolicy, RateLimit
 from deepzero.executors.pool import ExecutorSource, Pool
 from deepzero.executors.problem import problem_of
-from deepzero.executors.queries import BASE, Query, step_identity, step_queries
+from deepzero.executors.queries import BASE, Query, listed_queries, step_identity
 from deepzero.executors.worker import Payload
-from deepzero.objective import BlackBox, Objective, parameters_of
-from deepzero.probes import Perturbations
+from deepzero.objective import BlackBox, parameters_of
 
 Progress = Callable[[int, int], None]
 
@@ -76,14 +75,7 @@ class ExecutorEvaluator:
         """Queries that run at the same time; None where the executor does not say."""
         return self._pool.workers()
 
-    def measure(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Measurement:
+    def measure(self, queries: StepQueries) -> Measurement:
         """Loss differences of all directions; a direction that was skipped has differences of 0.
 
         Raises:
@@ -91,6 +83,7 @@ class ExecutorEvaluator:
             NonFiniteLossError: a loss was NaN or infinite, and the policy says to stop.
             JournalError: the journal cannot be written, or answers another problem.
         """
+        objective, perturbations = queries.objective, queries.perturbations
         if not isinstance(objective, BlackBox):
             raise InvalidInputError(
                 "ExecutorEvaluator evaluates a dz.BlackBox(fn, params); for a network use the default evaluator "
@@ -98,15 +91,15 @@ class ExecutorEvaluator:
             )
         if self.journal is not None:
             self.journal.answers_for(problem_of(objective))
-        steps = perturbations.taken(parameters_of(objective), offsets)
-        queries = step_queries(perturbations, offsets, self._identity(objective, batch, seed))
-        answers = self._known(queries)
-        unanswered = [query for query in queries if query.place not in answers]
-        if unanswered:
-            self._query(objective, batch, perturbations, offsets, queries, answers)
+        steps = queries.rounded_steps()
+        identity = self._identity(objective, queries.batch, queries.seed)
+        listed = listed_queries(perturbations, queries.offsets, identity)
+        answers = self._known(listed)
+        if any(query.place not in answers for query in listed):
+            self._query(objective, queries, listed, answers)
         base = torch.tensor(answers[BASE], dtype=torch.float64)
         require_finite_base(base)
-        differences = self._differences(answers, base, len(offsets), len(perturbations))
+        differences = self._differences(answers, base, *queries.shape)
         return Measurement(base, differences, steps=steps)
 
     def _identity(self, objective: BlackBox, batch: tuple[Any, ...], seed: int) -> bytes | None:
@@ -129,30 +122,27 @@ class ExecutorEvaluator:
     def _query(
         self,
         objective: BlackBox,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        queries: Sequence[Query],
+        queries: StepQueries,
+        listed: Sequence[Query],
         answers: dict[int, float | None],
     ) -> None:
         """Fill ``answers`` with what is missing."""
 
         def accept(found: dict[int, float | None]) -> None:
             if self.journal is not None:
-                self.journal.record({str(queries[place].key): loss for place, loss in found.items()})
+                self.journal.record({str(listed[place].key): loss for place, loss in found.items()})
             answers.update(found)
             if self._progress is not None:
-                self._progress(len(answers), len(queries))
+                self._progress(len(answers), len(listed))
 
         def describe(place: int) -> str:
             if place == BASE:
                 return "the base query"
-            row, k = divmod(place - 1, len(perturbations))
-            return f"{perturbations.describe(k)} moved by {offsets[row]:g}"
+            return queries.describe(*divmod(place - 1, len(queries.perturbations)))
 
         function = objective.function()
-        payload = Payload.pack(function, parameters_of(objective), batch)
-        stacks = cut(queries, function.batched or 1, answers)
+        payload = Payload.pack(function, queries.parameters(), queries.batch)
+        stacks = cut(listed, function.batched or 1, answers)
         Step(
             self._pool,
             payload,

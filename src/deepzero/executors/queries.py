@@ -71,7 +71,7 @@ def is_finite(answer: float | np.ndarray[Any, Any]) -> bool:
     return bool(np.isfinite(answer).all())
 
 
-def step_queries(perturbations: Perturbations, offsets: Sequence[float], identity: bytes | None) -> list[LossQuery]:
+def listed_queries(perturbations: Perturbations, offsets: Sequence[float], identity: bytes | None) -> list[LossQuery]:
     """All queries of a step by place: the base, then every direction at the first offset, and so on."""
     directions = [perturbations.displacement(k) for k in range(len(perturbations))]
     points: list[tuple[Displacement | None, float]] = [(None, 0.0)]

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Value
 from deepzero.graph.capture import Graph, Node
+from deepzero.graph.program import downstream
 from deepzero.objective import NetworkObjective, Parameters, as_complex, keywords
 from deepzero.operator import TARGET, answering, narrowed
 from deepzero.randomness import Draws, matching, placed, without_draw
@@ -164,6 +166,43 @@ def substitute(node: Node, function: Callable[[Node], Any]) -> tuple[tuple[Any, 
         (node.args, node.kwargs),
         lambda a: function(a) if isinstance(a, Node) else a,
     )
+
+
+class Recomputation:
+    """The operations downstream of some graph inputs, to be run at other values of these.
+
+    Args:
+        graph: the graph.
+        sources: the inputs that move.
+        values: base values of a forward that kept what the operations read.
+        draws: the step's random numbers.
+        wide: the values are a float64 forward's.
+    """
+
+    def __init__(
+        self, graph: Graph, sources: tuple[Node, ...], values: Values, draws: Draws, *, wide: bool = False
+    ) -> None:
+        self._graph, self._values = graph, values
+        self._nodes = downstream(graph, sources)
+        self._dealer = Dealer(graph, draws, wide=wide)
+        last = {used: node for node in self._nodes for used in node.inputs}
+        self._frees: dict[Node, list[Node]] = {}
+        for used, node in last.items():
+            self._frees.setdefault(node, []).append(used)
+
+    def loss(self, moved: Mapping[Node, Tensor]) -> Float64[Tensor, ""]:
+        """The loss where the sources are ``moved``; averaged in float64."""
+        there = dict(moved)
+        with torch.no_grad():
+            for node in self._nodes:
+                args, kwargs = substitute(node, lambda n: there[n] if n in there else native(self._values[n]))
+                there[node] = self._dealer.call(node, args, kwargs)
+                for dead in self._frees.get(node, ()):
+                    if dead is not self._graph.output:
+                        there.pop(dead, None)
+        output = there.get(self._graph.output)
+        value: Tensor = native(self._values[self._graph.output]) if output is None else output
+        return value.double().mean()
 
 
 def held_bytes(values: Values) -> int:

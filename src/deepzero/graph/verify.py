@@ -18,10 +18,9 @@ from torch import Tensor
 
 from deepzero.errors import GraphError, VerificationError, from_black_box
 from deepzero.graph.capture import Node
-from deepzero.graph.forward import Values, graph_inputs, held_bytes, run
+from deepzero.graph.forward import Recomputation, Values, graph_inputs, held_bytes, run
 from deepzero.graph.program import Cone, Program, compile_program, reads
 from deepzero.graph.propagate import loss_differences
-from deepzero.graph.recompute import Recomputation
 from deepzero.objective import NetworkObjective, Parameters, as_real, displaced, parameters_of
 from deepzero.operator import standing_in
 from deepzero.randomness import Draws, derive_seed

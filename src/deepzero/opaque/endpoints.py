@@ -14,6 +14,7 @@ import numpy as np
 from deepzero import validation
 from deepzero.errors import DataNotFoundError, InvalidInputError, QueryError
 from deepzero.executors import query_key
+from deepzero.extras import required_for
 
 Array = np.ndarray[Any, Any]
 
@@ -48,10 +49,8 @@ class OnnxModel:
     @cached_property
     def session(self) -> Any:
         """The ``onnxruntime.InferenceSession``."""
-        try:
+        with required_for("an ONNX file"):
             import onnxruntime  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise InvalidInputError("ONNX Runtime is not installed; try pip install 'deepzero[onnx]'") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if self.threads is not None:

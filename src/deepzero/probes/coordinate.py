@@ -62,6 +62,10 @@ class CoordinatePerturbations:
     def __len__(self) -> int:
         return self._count
 
+    def among(self, coordinates: Coordinates) -> CoordinatePerturbations:
+        """The unit vectors of other coordinates of the same parameters, with the same scales."""
+        return CoordinatePerturbations(coordinates, self._like, self.scales)
+
     def start(self, name: str) -> int:
         """Position of the first direction of parameter ``name``."""
         return self._starts[name]

@@ -92,6 +92,11 @@ class RandomPerturbations:
     def __len__(self) -> int:
         return self._queries
 
+    def first(self, count: int) -> RandomPerturbations:
+        """Directions :math:`u_1` to :math:`u_n` alone, with :math:`n` at most ``count``."""
+        some = min(count, self._queries)
+        return RandomPerturbations(some, self._distribution, self._seed, self._like, self.scales)
+
     def displacement(self, k: int) -> RandomDisplacement:
         """:math:`u_k` as the seed it is drawn from."""
         return RandomDisplacement(self._distribution, derive_seed(self._seed, k), tuple(self.scales.items()))

@@ -1,4 +1,4 @@
-"""What a folder holds: a training run, finished or not, or the results of a reproduction."""
+"""The content of a folder: a training run, finished or not, or the results of a reproduction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALIDATION, TEST = "validation_", "test_"
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """A training run as far as it went.
 
     Attributes:
@@ -99,13 +99,13 @@ def points(records: Iterable[Mapping[str, Any]], x: str, y: str, *, scale: float
     return [(record[x], scale * record[y] if scale != 1 else record[y]) for record in known]
 
 
-def how_to_continue(run: Run, command: str) -> str:
+def how_to_continue(run: RecordedRun, command: str) -> str:
     """The end of the caption of a run that has not finished: ``deepzero <command> --resume`` on its folder."""
     folder = shlex.quote(str(run.path))
     return f"Unless it is still running, continue it with\n\n    deepzero {command} --resume --out {folder}"
 
 
-def surroundings(run: Run) -> dict[str, Any]:
+def surroundings(run: RecordedRun) -> dict[str, Any]:
     """The facts that runs of every kind have: settings, machine, versions."""
     summary = run.summary or {}
     return {
@@ -115,7 +115,7 @@ def surroundings(run: Run) -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> Run | Document:
+def read(path: Path) -> RecordedRun | Document:
     """The run or the results in a folder.
 
     Raises:
@@ -146,11 +146,11 @@ def results(path: Path) -> Document:
         raise RunFolderError(f"{path} cannot be shown: {error}") from error
 
 
-def _run(path: Path) -> Run:
+def _run(path: Path) -> RecordedRun:
     record = read_record(path)
     folder = RunFolder(path, record)
     summary, ratios = folder.summary, folder.read("ratios.json")
-    return Run(
+    return RecordedRun(
         path, record, metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path, record)
     )
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from deepzero.report.figures import HeatMap, Table
-from deepzero.report.folder_contents import Run
+from deepzero.report.folder_contents import RecordedRun
 from deepzero.report.value_text import MISSING, flat
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -15,7 +15,7 @@ KEPT = "kept/"
 COLUMNS = ("layer", "shape", "weights", "kept", "keep ratio")
 
 
-def parameters(run: Run) -> int | None:
+def parameters(run: RecordedRun) -> int | None:
     """How many parameters are trained; None as long as no weights are stored."""
     if run.summary is not None:
         return int(run.summary["parameters"])
@@ -23,7 +23,7 @@ def parameters(run: Run) -> int | None:
     return sum(sizes) if sizes else None
 
 
-def layer_table(run: Run) -> list[Table]:
+def layer_table(run: RecordedRun) -> list[Table]:
     """One table: size, kept weights and keep ratio of each layer; none for a run that keeps everything.
 
     The kept weights of a layer are its keep ratio times its size, rounded.
@@ -42,7 +42,7 @@ def layer_table(run: Run) -> list[Table]:
     ]
 
 
-def layer_maps(run: Run) -> list[HeatMap]:
+def layer_maps(run: RecordedRun) -> list[HeatMap]:
     """One map: the part of each layer that was queried, over the epochs; none for a run whose records do not say it."""
     told = [record for record in run.epochs if any(key.startswith(KEPT) for key in record)]
     names = list(dict.fromkeys(key.removeprefix(KEPT) for record in told for key in record if key.startswith(KEPT)))
@@ -68,7 +68,7 @@ def _in_percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _in_order(run: Run, names: Iterable[str]) -> list[str]:
+def _in_order(run: RecordedRun, names: Iterable[str]) -> list[str]:
     """In the order of the network; where a run of an earlier version does not tell it, by name."""
     if "parameters" in run.record:
         places = {name: place for place, name in enumerate(run.shapes)}
@@ -76,7 +76,7 @@ def _in_order(run: Run, names: Iterable[str]) -> list[str]:
     return sorted(names, key=_natural)
 
 
-def _row(run: Run, name: str) -> tuple[str, ...]:
+def _row(run: RecordedRun, name: str) -> tuple[str, ...]:
     ratio = f"{run.keep[name]:.1%}"
     if name not in run.shapes:
         return (name, MISSING, MISSING, MISSING, ratio)
@@ -84,7 +84,7 @@ def _row(run: Run, name: str) -> tuple[str, ...]:
     return (name, "\u00d7".join(map(str, shape)), f"{size:,}", f"{round(run.keep[name] * size):,}", ratio)
 
 
-def _totals(run: Run) -> list[tuple[str, ...]]:
+def _totals(run: RecordedRun) -> list[tuple[str, ...]]:
     """Everything else, and all together, where sizes are known."""
     total = parameters(run)
     if total is None or any(name not in run.shapes for name in run.keep):
@@ -96,7 +96,7 @@ def _totals(run: Run) -> list[tuple[str, ...]]:
     return [*others, ("all", "", f"{total:,}", f"{kept + rest:,}", f"{(kept + rest) / total:.1%}")]
 
 
-def _note(run: Run) -> str:
+def _note(run: RecordedRun) -> str:
     given = flat(run.config)
     if given.get("sparsity.pattern") == "static":
         return "The same weights at every step."

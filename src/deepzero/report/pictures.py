@@ -7,15 +7,18 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-import matplotlib.style
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
-from PIL import Image, ImageDraw
 
+from deepzero.extras import required_for
 from deepzero.report.figures import Picture
 from deepzero.report.svg import STYLE
+
+with required_for("a picture of a flow"):
+    import matplotlib
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+    from PIL import Image, ImageDraw
 
 COLORMAP = "RdBu_r"
 WIDTH, HEIGHT = 7.2, 2.2  # inches

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from deepzero import data
-from deepzero.coordinates import StepContext
 from deepzero.doctor.forecast import forecast
 from deepzero.estimator import Estimator
 from deepzero.objective import parameters_of
@@ -148,7 +147,7 @@ def training_seconds(config: ClassificationConfig, splits: data.Splits, place: s
 
 
 def _estimate_seconds(zo: Estimator, batch: tuple[Tensor, Tensor]) -> float:
-    perturbations = zo.probes.draw(StepContext(0, 0, zo.objective, batch))
+    perturbations = zo.directions(*batch)
     query = median_seconds(lambda: zo.objective.evaluate(parameters_of(zo.objective), batch, seed=0), repeats=1)
     return forecast(zo, batch, perturbations, query_seconds=query)[0].seconds_per_step
 

@@ -20,7 +20,7 @@ from deepzero.estimator import Estimator
 from deepzero.evaluators import BatchedEvaluator, Evaluator
 from deepzero.objective import BlackBox, Loss, NetworkObjective, device_of, parameters_of
 from deepzero.probes import RandomProbes
-from deepzero.randomness import derive_seed, seeded_scope
+from deepzero.randomness import derive_seed, seeded_scope, step_seed
 from deepzero.sparsity.selection import trainable
 
 
@@ -130,7 +130,7 @@ def fo_grasp(
     """
     replica = _replica(model, loss, dtype)
     parameters = {name: p for name, p in replica.model.named_parameters() if p.requires_grad}
-    with torch.enable_grad(), seeded_scope(derive_seed(seed, "objective", 0), device_of(parameters)):
+    with torch.enable_grad(), seeded_scope(step_seed(seed, 0), device_of(parameters)):
         value = replica.loss_value(replica.model(_cast(x, dtype)), _cast(y, dtype))
         gradient = _gradients(value, parameters, create_graph=True)
         flow = torch.stack([(g * g.detach()).sum() for g in gradient.values()]).sum()

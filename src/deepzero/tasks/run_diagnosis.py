@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 from deepzero import data, validation
 from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
 from deepzero.environment import hardware, versions
-from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.errors import InvalidInputError, MissingPackageError, RunFolderError
 from deepzero.estimator import Estimator
 from deepzero.files import replace_file, to_json
 from deepzero.stopwatch import Stopwatch, mean_seconds
@@ -36,6 +37,8 @@ from deepzero.training.batch_reader import random_states, reader, set_random_sta
 REPORT, PLOT = "diagnosis.json", "sweep.png"
 WINDOW = 0.5
 """Seconds of timing each thing that a loop does beside its estimates."""
+
+log = logging.getLogger("deepzero")
 
 
 def diagnose(
@@ -145,9 +148,17 @@ def write(diagnosis: Diagnosis, folder: Path, config: Mapping[str, Any], *, titl
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / REPORT, to_json(record_of(diagnosis, config)))
         if diagnosis.sweep is not None:
-            replace_file(folder / PLOT, plot_sweep(diagnosis, title=title))
+            _write_plot(folder / PLOT, diagnosis, title)
     except OSError as error:
         raise RunFolderError(f"{folder} could not be written ({error}); choose another --out") from error
+
+
+def _write_plot(path: Path, diagnosis: Diagnosis, title: str) -> None:
+    """Write the picture of the sweep; a diagnosis does not fail at its end because Matplotlib is not installed."""
+    try:
+        replace_file(path, plot_sweep(diagnosis, title=title))
+    except MissingPackageError as missing:
+        log.warning("%s is left out: %s", path, missing)
 
 
 def _loop_costs(

@@ -14,7 +14,7 @@ from deepzero.doctor.surface import loss_surface
 from deepzero.errors import RunFolderError
 from deepzero.losses import LOSSES
 from deepzero.objective import Batch, NetworkObjective
-from deepzero.report.surfaces import SURFACE
+from deepzero.report.run_pages import SURFACE
 from deepzero.tasks.classification.classification_config import from_record
 from deepzero.tasks.classification.classification_parts import load_images, make_model, training_batches
 from deepzero.tasks.classification.coordinate_selection import Ratios, select

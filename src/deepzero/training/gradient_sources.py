@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import CheckpointError, NonFiniteLossError
 from deepzero.objective import Loss, NetworkObjective, device_of
-from deepzero.randomness import derive_seed, seeded_scope
+from deepzero.randomness import seeded_scope, step_seed
 
 
 class GradientSource(Protocol):
@@ -144,7 +144,7 @@ class Autograd:
     def _differentiate(
         self, parameters: Mapping[str, nn.Parameter], x: Any, y: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        seed = derive_seed(self.seed, "objective", self.step)
+        seed = step_seed(self.seed, self.step)
         with torch.enable_grad(), seeded_scope(seed, device_of(parameters)), repeatable_convolutions():
             value = self.objective.loss_value(self.objective.model(x), y)
             gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
+from deepzero.extras import required_for
 from deepzero.files import finite, flat, replace_file
 from deepzero.training.metrics import Record, Sink
 from deepzero.training.run_folder import writing
@@ -59,7 +60,7 @@ class TensorBoard:
         config: settings of the run, shown as text.
 
     Raises:
-        InvalidInputError: TensorBoard is not installed.
+        MissingPackageError: TensorBoard is not installed.
 
     Example:
         >>> import tempfile
@@ -72,10 +73,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | Path, *, config: Mapping[str, Any] | None = None) -> None:
-        try:
+        with required_for("the logger tensorboard"):
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise _missing("TensorBoard", "tensorboard") from error
         self._open, self._folder, self._config = SummaryWriter, str(folder), config
         self._writer: Any = None
 
@@ -132,10 +131,8 @@ class WandB:
         dir: str | Path | None = None,  # noqa: A002 - as wandb.init calls it
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        try:
+        with required_for("the logger wandb"):
             import wandb  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise _missing("Weights & Biases", "wandb") from error
         if mode is not None:
             validation.choice("mode", mode, ("online", "offline", "disabled"))
         self._kept = Kept(folder, "wandb")
@@ -221,11 +218,9 @@ class MLflow:
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        try:
+        with required_for("the logger mlflow"):
             from mlflow import MlflowClient  # noqa: PLC0415 - optional
             from mlflow.exceptions import MlflowException  # noqa: PLC0415
-        except ImportError as error:
-            raise _missing("MLflow", "mlflow") from error
         self._kept = Kept(folder, "mlflow")
         self._failure = MlflowException
         self._waiting: list[tuple[Record, int]] = []
@@ -388,7 +383,3 @@ def _wandb_settings(wandb: Any) -> Any:
 
 def _name_of(folder: str | Path | None) -> str | None:
     return None if folder is None else Path(folder).resolve().name
-
-
-def _missing(what: str, extra: str) -> InvalidInputError:
-    return InvalidInputError(f"{what} is not installed; try pip install 'deepzero[{extra}]'")

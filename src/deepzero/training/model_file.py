@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import io
 import json
 import logging
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from deepzero import models
 from deepzero.errors import DeepZeroError, InvalidInputError, RunFolderError
+from deepzero.extras import required_for
 from deepzero.files import replace_file
 from deepzero.own import is_own, parted
 from deepzero.training.evaluation import eval_mode
@@ -177,10 +177,11 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path, *, names: tuple[s
         names: of the input and of the output.
 
     Raises:
-        InvalidInputError: the packages that write such files are not installed, or cannot express the network.
+        MissingPackageError: the packages that write such files are not installed.
+        InvalidInputError: they cannot express the network.
     """
-    if importlib.util.find_spec("onnxscript") is None:  # what torch.onnx needs
-        raise InvalidInputError("writing ONNX files needs onnx and onnxscript; try pip install 'deepzero[onnx]'")
+    with required_for("writing ONNX files"):
+        import onnxscript  # noqa: F401, PLC0415 - optional, and needed by torch.onnx
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with eval_mode(model), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter's own deprecations

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from deepzero.extras import required_for
 from deepzero.files import replace_file
 from deepzero.training.model_file import ModelFile
 from deepzero.training.run_folder import RunFolder, writing
@@ -27,9 +28,13 @@ def plot_run(records: Sequence[dict[str, Any]], *, title: str) -> bytes:
     Args:
         records: the lines of a run's ``metrics.jsonl``.
         title: written above.
+
+    Raises:
+        MissingPackageError: Matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - slow to import, used once at the end
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    with required_for("a plot"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - slow, used once at the end
+        from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     FigureCanvasAgg(figure)

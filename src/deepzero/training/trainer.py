@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import sys
 import time
@@ -21,13 +22,19 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from deepzero import validation as checks
 from deepzero.data import Preprocessing
 from deepzero.environment import hardware, versions
-from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, QueryBudgetError
+from deepzero.errors import (
+    CheckpointError,
+    InvalidInputError,
+    MissingPackageError,
+    NonFiniteLossError,
+    QueryBudgetError,
+)
 from deepzero.estimator import Estimator
 from deepzero.evaluators import DistributedEvaluator, DivisibleEvaluator, Evaluator
 from deepzero.evaluators.workers import one_thread
 from deepzero.files import finite
 from deepzero.losses import loss_name
-from deepzero.objective import Batch, NetworkObjective
+from deepzero.objective import NetworkObjective
 from deepzero.team import Team
 from deepzero.training.batch_reader import reader, scores_itself
 from deepzero.training.callbacks import Callback, direction, monitored
@@ -61,6 +68,9 @@ ADVICE = (
     "what to try: a lower learning rate; a larger step size if losses are noisy; `deepzero doctor` measures the noise "
     "floor of the objective and recommends a step size"
 )
+
+
+log = logging.getLogger("deepzero")
 
 
 @dataclass
@@ -518,8 +528,7 @@ class Trainer:
             self._at.inputs = {"shape": list(batch[0].shape[1:]), "dtype": str(batch[0].dtype).removeprefix("torch.")}
         if self.max_queries is None or not isinstance(self.source, Estimator):
             return
-        directions = self.source.probes.draw(self.source.context(Batch(batch)))
-        cost = self.accumulate * (1 + len(directions) * len(self.source.stencil.nodes))
+        cost = self.accumulate * self.source.cost(self.source.directions(*batch))
         if self.queries + cost > self.max_queries:
             raise InvalidInputError(
                 f"a step takes {cost:,} queries, but only {self.max_queries - self.queries:,} of max_queries="
@@ -720,11 +729,18 @@ class Trainer:
 
     def _write(self, folder: RunFolder, summary: Mapping[str, Any]) -> None:
         folder.write_weights(snapshot(self.keep))
-        folder.write_plot(plot_run(read_metrics(folder.metrics), title=self._title(summary)))
+        self._write_plot(folder, self._title(summary))
         if self.model_file is not None:
             written = self.model_file.write(folder, self.keep, self._at.inputs)
             write_card(folder, self.name, written, summary)
         folder.write("summary.json", summary)
+
+    def _write_plot(self, folder: RunFolder, title: str) -> None:
+        """Write ``plot.png``; a run does not fail at its end because Matplotlib is not installed."""
+        try:
+            folder.write_plot(plot_run(read_metrics(folder.metrics), title=title))
+        except MissingPackageError as missing:
+            log.warning("%s is left out: %s", folder.path / "plot.png", missing)
 
     def _title(self, summary: Mapping[str, Any]) -> str:
         accuracy = summary.get("test_accuracy", summary.get("validation_accuracy"))

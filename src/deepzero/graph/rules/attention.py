@@ -21,12 +21,14 @@ from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, same_channels
 from deepzero.graph.rules.base import difference_of, normal_dim, rule
 from deepzero.graph.rules.fallback import fallback
+from deepzero.graph.rules.frames import Moving
+from deepzero.graph.rules.pointwise import product_change
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Weights:
+class AttentionWeights:
     """Base attention weights ``[*lead, l, s]``, their logarithms, and the rows that may attend to nothing (or None)."""
 
     weights: Float[Tensor, "*lead l s"]
@@ -34,7 +36,7 @@ class Weights:
     dead: Bool[Tensor, "*#lead l 1"] | None
 
     @classmethod
-    def of(cls, scores: Float[Tensor, "*lead l s"]) -> Weights:
+    def of(cls, scores: Float[Tensor, "*lead l s"]) -> AttentionWeights:
         """Of scores that may be minus infinity; a row of nothing else gets the weight 0 everywhere, as in PyTorch."""
         dead = (scores == -math.inf).all(-1, keepdim=True)
         if not bool(dead.any()):
@@ -43,10 +45,10 @@ class Weights:
         logarithms = torch.log_softmax(scores.masked_fill(dead, 0.0), -1).masked_fill(dead, -math.inf)
         return cls(logarithms.exp(), logarithms, dead)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
+    def map(self, function: Callable[[Tensor], Tensor]) -> AttentionWeights:
         """The same function (a selection) of all parts."""
         dead = None if self.dead is None else function(self.dead.expand(*self.weights.shape[:-1], 1))
-        return Weights(function(self.weights), function(self.logarithms), dead)
+        return AttentionWeights(function(self.weights), function(self.logarithms), dead)
 
     def change(self, d: Float[Tensor, "p ..."]) -> Float[Tensor, "p ..."]:
         """``softmax(scores + d) - softmax(scores)``.
@@ -69,30 +71,9 @@ class Weights:
         return part.addcmul_(self.weights, total, value=-1).div_(1 + total)
 
 
-def _softmax_of(call: Call, scores: Callable[[], Tensor]) -> Weights:
-    weights: Weights = call.memo("weights", lambda: Weights.of(scores()))
+def _softmax_of(call: Call, scores: Callable[[], Tensor]) -> AttentionWeights:
+    weights: AttentionWeights = call.memo("weights", lambda: AttentionWeights.of(scores()))
     return weights
-
-
-@dataclass(frozen=True)
-class Moving:
-    """A stacked base value ``[#p, ...]`` and its difference ``[p, ...]``, or None."""
-
-    base: Tensor
-    delta: Tensor | None
-
-    @property
-    def moved(self) -> Tensor:
-        """The perturbed value."""
-        return self.base if self.delta is None else self.base + self.delta
-
-    def scaled(self, factor: float) -> Moving:
-        """Both times a number."""
-        return Moving(self.base * factor, None if self.delta is None else self.delta * factor)
-
-    def transposed(self) -> Moving:
-        """The last two dimensions exchanged."""
-        return Moving(self.base.mT, None if self.delta is None else self.delta.mT)
 
 
 def grouped_product(a: Tensor, b: Tensor) -> Tensor:
@@ -103,16 +84,6 @@ def grouped_product(a: Tensor, b: Tensor) -> Tensor:
     together = a.reshape(*a.shape[:-3], b.shape[-3], size[0] * size[1], a.shape[-1])
     out = together @ b
     return out.reshape(*out.shape[:-3], a.shape[-3], size[1], out.shape[-1])
-
-
-def _product_change(a: Moving, b: Moving) -> Tensor | None:
-    """``da b + (a + da) db``."""
-    parts = []
-    if a.delta is not None:
-        parts.append(grouped_product(a.delta, b.base))
-    if b.delta is not None:
-        parts.append(grouped_product(a.moved, b.delta))
-    return None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 @rule(aten.scaled_dot_product_attention.default)
@@ -147,22 +118,29 @@ def attention(
     if head is None:
         q, k, v = (_everywhere(o, lead) for o in (query, key, value))
         change = None if mask_change is None else _aligned(mask_change.dense(), lead + 1)
-        return Dense(_change(q.scaled(factor), k, v, change, weights.map(_stacked)).expand(-1, *shape))
+        return Dense(_change(_scaled(q, factor), k, v, change, weights.map(_stacked)).expand(-1, *shape))
     q, k, v = (_on_head(o, head) for o in (query, key, value))
     change = _aligned(mask_change.delta, lead) if isinstance(mask_change, Channel) else None
-    out = _change(q.scaled(factor), k, v, change, weights.map(lambda w: _pick(w, head)))
+    out = _change(_scaled(q, factor), k, v, change, weights.map(lambda w: _pick(w, head)))
     axis = lead + head.axis
     return Channel(axis, head.channels, out.expand(-1, *shape[:axis], *shape[axis + 1 :]), shape)
 
 
-def _change(q: Moving, k: Moving, v: Moving, mask: Tensor | None, weights: Weights) -> Tensor:
+def _scaled(m: Moving, factor: float) -> Moving:
+    return m.map(lambda t: t * factor)
+
+
+def _change(
+    q: Moving, k: Moving, v: Moving, mask: Float[Tensor, "p ..."] | None, weights: AttentionWeights
+) -> Float[Tensor, "p ..."]:
     """The output's change from stacked operands, of which at least one differs."""
-    scores = _product_change(q, k.transposed())
+    scores: Tensor | None = None
+    if q.delta is not None or k.delta is not None:
+        scores = product_change(q, k.map(lambda t: t.mT), grouped_product)
     if mask is not None:
         scores = mask if scores is None else scores + mask
-    change = _product_change(Moving(weights.weights, None if scores is None else weights.change(scores)), v)
-    assert change is not None
-    return change
+    moving = Moving(weights.weights, None if scores is None else weights.change(scores))
+    return product_change(moving, v, grouped_product)
 
 
 def _scores(
@@ -234,13 +212,3 @@ def _pick(base: Tensor, head: _Head) -> Tensor:
 def _on_head(operand: Operand, head: _Head) -> Moving:
     difference = operand.difference
     return Moving(_pick(operand.base, head), difference.delta if isinstance(difference, Channel) else None)
-
-
-@rule(aten._safe_softmax.default)
-def safe_softmax(call: Call, x: Operand, dim: int, dtype: torch.dtype | None = None) -> Outcome:
-    """A softmax that gives 0 where all entries of a row are minus infinity."""
-    assert x.difference is not None
-    axis = normal_dim(dim, x.base.dim())
-    weights = _softmax_of(call, lambda: x.base.movedim(axis, -1))
-    change = weights.map(_stacked).change(x.difference.dense().movedim(axis + 1, -1))
-    return Dense(change.movedim(-1, axis + 1))

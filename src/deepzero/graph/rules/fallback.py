@@ -8,7 +8,8 @@ that ``torch.func.vmap`` can batch or that can be called once per perturbation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from torch.utils import _pytree as pytree
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
+from deepzero.graph.capture import Node
 from deepzero.graph.differences import Dense, difference_dtype
-from deepzero.graph.fallback_watch import note_fallback
 from deepzero.graph.rules.frames import Moving, jointly, perturbed
 
 
@@ -58,7 +59,7 @@ def _change(
     cast: Callable[[Any], Any],
     like: Tensor,
 ) -> Tensor:
-    wide = [Moving(cast(p.base), None if p.delta is None else cast(p.delta)) for p in pairs]
+    wide = [pair.map(cast) for pair in pairs]
     return _subtract(at([p.moved for p in wide], cast), at([p.base for p in wide], cast), like)
 
 
@@ -123,3 +124,34 @@ def _subtract(new: Tensor, base: Tensor, like: Tensor) -> Tensor:
     if dtype == torch.int64:
         return new.to(dtype) - base.to(dtype)
     return torch.where(new == base, 0, new - base).to(dtype)
+
+
+# Who falls back
+
+_watches: list[dict[str, str]] = []
+
+
+@contextmanager
+def watch_fallbacks() -> Iterator[dict[str, str]]:
+    """Operations that the fallback evaluates inside of the block, on any thread: name in the graph -> operation.
+
+    Example:
+        >>> import torch, torch.nn.functional as F, deepzero as dz
+        >>> loss = lambda output, y: torch.logcumsumexp(output, 1).mean()
+        >>> with watch_fallbacks() as seen:
+        ...     _ = dz.CGE(torch.nn.Linear(3, 2), loss=loss).estimate(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+        >>> set(seen.values())
+        {'aten.logcumsumexp.default'}
+    """
+    seen: dict[str, str] = {}
+    _watches.append(seen)
+    try:
+        yield seen
+    finally:
+        _watches[:] = [watch for watch in _watches if watch is not seen]
+
+
+def note_fallback(node: Node) -> None:
+    """Tell whoever watches that the fallback is asked for an operation."""
+    for seen in _watches:
+        seen[node.name] = str(node.target)

@@ -30,6 +30,10 @@ class Moving(NamedTuple):
         """``z + d``."""
         return self.base if self.delta is None else perturbed(self.base, self.delta)
 
+    def map(self, function: Callable[[Any], Any]) -> Moving:
+        """The same function of both: a linear one, or a cast."""
+        return Moving(function(self.base), None if self.delta is None else function(self.delta))
+
 
 def perturbed(base: Tensor, delta: Tensor) -> Tensor:
     """``z + d``; exact for integers and booleans, whose differences are integers."""

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot
-from deepzero.graph.rules.base import normal_dim, rule
+from deepzero.graph.rules.base import linear_map, multilinear, normal_dim, rule
 from deepzero.graph.rules.fallback import fallback
-from deepzero.graph.rules.multilinear import linear_map, multilinear
 
 aten = torch.ops.aten
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot
-from deepzero.graph.rules.base import difference_of, map_delta, rule
-from deepzero.graph.rules.multilinear import multilinear
+from deepzero.graph.rules.base import difference_of, map_delta, multilinear, rule
 from deepzero.graph.rules.pointwise import broadcast, total
 
 aten = torch.ops.aten

@@ -12,10 +12,9 @@ from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Difference
 from deepzero.graph.rules import formulas
 from deepzero.graph.rules.base import rule
-from deepzero.graph.rules.dimensions import along, reduced_dims
-from deepzero.graph.rules.extrema import extreme_change
+from deepzero.graph.rules.choices import extreme_change
 from deepzero.graph.rules.fallback import fallback
-from deepzero.graph.rules.reduction import summed
+from deepzero.graph.rules.reduction import along, reduced_dims, summed
 
 aten = torch.ops.aten
 

@@ -96,8 +96,7 @@ def binary_cross_entropy_with_logits(
         positive = Moving(
             torch.logaddexp(-x.base, zero), None if x.delta is None else formulas.softplus(-x.base, -x.delta)
         )
-        rest = Moving(1 - t.base, None if t.delta is None else -t.delta)
-        return _weighted_change(_plus(_times(rest, negative), _times(_times(q, t), positive)), w)
+        return _weighted_change(_plus(_times(_rest(t), negative), _times(_times(q, t), positive)), w)
 
     return _reduced((x, target, _or_one(weight), _or_one(pos_weight)), reduction, change)
 
@@ -109,9 +108,7 @@ def binary_cross_entropy(
     """``-w (t L(x) + (1 - t) L(1 - x))`` with ``L = max(log, -100)``."""
 
     def change(x: Moving, t: Moving, w: Moving) -> Tensor:
-        other = Moving(1 - x.base, None if x.delta is None else -x.delta)
-        rest = Moving(1 - t.base, None if t.delta is None else -t.delta)
-        return -_weighted_change(_plus(_times(t, _bounded_log(x)), _times(rest, _bounded_log(other))), w)
+        return -_weighted_change(_plus(_times(t, _bounded_log(x)), _times(_rest(t), _bounded_log(_rest(x)))), w)
 
     return _reduced((x, target, _or_one(weight)), reduction, change)
 
@@ -184,6 +181,11 @@ def _or_none(delta: Any) -> Any:
 
 def _or_one(weight: Operand | None) -> Any:
     return 1.0 if weight is None else weight
+
+
+def _rest(share: Moving) -> Moving:
+    """What is missing to 1."""
+    return Moving(1 - share.base, None if share.delta is None else -share.delta)
 
 
 def _times(a: Moving, b: Moving) -> Moving:

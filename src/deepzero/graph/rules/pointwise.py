@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,12 +34,12 @@ def total(parts: list[Difference | None]) -> Difference | None:
     return result
 
 
-def product_change(a: Moving, b: Moving) -> Tensor:
-    """``(a + da)(b + db) - a b = da b + (a + da) db``."""
+def product_change(a: Moving, b: Moving, multiply: Callable[[Any, Any], Tensor] = operator.mul) -> Tensor:
+    """``(a + da)(b + db) - a b = da b + (a + da) db`` for any product ``multiply``; one of both differs."""
     if a.delta is None:
-        return a.base * b.delta  # type: ignore[no-any-return]
-    first = a.delta * b.base
-    return first if b.delta is None else first + a.moved * b.delta  # type: ignore[no-any-return]
+        return multiply(a.base, b.delta)
+    first = multiply(a.delta, b.base)
+    return first if b.delta is None else first + multiply(a.moved, b.delta)
 
 
 def weighted(*terms: tuple[Moving, Any]) -> Any:
@@ -243,7 +245,7 @@ def cast_rule(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
 
 
 def _cast_change(m: Moving, dtype: torch.dtype) -> Tensor:
-    wide = Moving(widened(m.base), widened(m.delta))
+    wide = m.map(widened)
     return wide.moved.to(dtype).to(torch.int64) - wide.base.to(dtype).to(torch.int64)  # type: ignore[no-any-return]
 
 

@@ -12,17 +12,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int64, Num
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
-from deepzero.graph.cpu import kernels
 from deepzero.graph.differences import Channel, Dense, Difference, entries
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.shape import reshaped
+from deepzero.graph.windows import Window
 
 aten = torch.ops.aten
 
@@ -80,8 +80,7 @@ def max_pool2d(
     ceil_mode: bool = False,
 ) -> Outcome:
     """Maximum over windows of height and width."""
-    window = kernels.Window(_pair(kernel_size), _pair(stride or kernel_size), _pair(padding), _pair(dilation))
-    return _on_images(call, x, window, 2)
+    return _on_images(call, x, Window.of(kernel_size, stride, padding, dilation), 2)
 
 
 @rule(aten.max_pool1d.default)
@@ -94,14 +93,8 @@ def max_pool1d(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Outcome:
-    """Maximum over windows of the last dimension: of images of height 1."""
-    kernel, steps, pad, spread = (_pair(v)[1] for v in (kernel_size, stride or kernel_size, padding, dilation))
-    return _on_images(call, x, kernels.Window((1, kernel), (1, steps), (0, pad), (1, spread)), 1)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    values = tuple(value) if isinstance(value, Sequence) else (value, value)
-    return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
+    """Maximum over windows of the last dimension."""
+    return _on_images(call, x, Window.of_line(kernel_size, stride, padding, dilation), 1)
 
 
 def _images(shape: torch.Size, spatial: int) -> torch.Size:
@@ -110,7 +103,7 @@ def _images(shape: torch.Size, spatial: int) -> torch.Size:
     return torch.Size((*(1 for _ in range(2 - len(lead))), *lead, *(1 for _ in range(2 - spatial)), *space))
 
 
-def _on_images(call: Call, x: Operand, window: kernels.Window, spatial: int) -> Outcome:
+def _on_images(call: Call, x: Operand, window: Window, spatial: int) -> Outcome:
     difference, shape = x.difference, call.output.base.shape
     assert difference is not None
     if x.base.dim() == 4:
@@ -123,14 +116,14 @@ def _on_images(call: Call, x: Operand, window: kernels.Window, spatial: int) -> 
     return reshaped(_max_pool(value, maximum, reshaped(difference, value.base.shape), window), shape)
 
 
-def _max_pool(value: Value, maximum: Value, difference: Difference, window: kernels.Window) -> Difference:
+def _max_pool(value: Value, maximum: Value, difference: Difference, window: Window) -> Difference:
     if isinstance(difference, Channel) and difference.axis == 1:
-        out = kernels.max_pool(difference, value, maximum, window)
+        out = kernels.on(difference.delta).max_pool(difference, value, maximum, window)
         if out is None:
             out = max_change(difference.of(value.base), difference.delta, difference.of(maximum.base), window)
         return Channel(1, difference.channels, out, maximum.base.shape)
     dense = Dense(difference.dense())
-    out = kernels.max_pool(dense, value, maximum, window)
+    out = kernels.on(dense.delta).max_pool(dense, value, maximum, window)
     return Dense(max_change(value.base, dense.delta, maximum.base, window) if out is None else out)
 
 
@@ -138,35 +131,17 @@ def max_change(
     z: Num[Tensor, "*base h w"],
     d: Num[Tensor, "p *rest h w"],
     maximum: Num[Tensor, "*base h_out w_out"],
-    window: kernels.Window,
+    window: Window,
 ) -> Num[Tensor, "p *rest h_out w_out"]:
     """The change of the maximum over windows of height and width, one kernel position after another."""
-    height, width = maximum.shape[-2:]
+    out = maximum.shape[-2:]
     best: Tensor | None = None
     for row, column in itertools.product(range(window.kernel[0]), range(window.kernel[1])):
-        gap = _shifted(z, row, column, height, width, window, -math.inf) - maximum
-        candidate = gap + _shifted(d, row, column, height, width, window, 0.0)
+        gap = window.entry(z, row, column, out, -math.inf) - maximum
+        candidate = gap + window.entry(d, row, column, out, 0.0)
         best = candidate if best is None else torch.maximum(best, candidate)
     assert best is not None
     return best
-
-
-def _shifted(
-    t: Num[Tensor, "*lead h w"], row: int, column: int, height: int, width: int, window: kernels.Window, fill: float
-) -> Num[Tensor, "*lead {height} {width}"]:
-    """Entry ``(row, column)`` of every window."""
-    extent = [
-        (size - 1) * s + (k - 1) * d + 1
-        for size, s, k, d in zip((height, width), window.stride, window.kernel, window.dilation, strict=True)
-    ]
-    low = window.padding
-    high = [max(0, e - p - n) for e, p, n in zip(extent, low, t.shape[-2:], strict=True)]
-    if any(low) or any(high):
-        t = F.pad(t, (low[1], high[1], low[0], high[0]), value=fill)
-    top, left = row * window.dilation[0], column * window.dilation[1]
-    rows = slice(top, top + (height - 1) * window.stride[0] + 1, window.stride[0])
-    columns = slice(left, left + (width - 1) * window.stride[1] + 1, window.stride[1])
-    return t[..., rows, columns]
 
 
 def _winners(

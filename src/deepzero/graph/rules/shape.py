@@ -16,8 +16,7 @@ from torch import Tensor
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot
-from deepzero.graph.rules.base import normal_dim, rule
-from deepzero.graph.rules.multilinear import linear_jointly, linear_map
+from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
 aten = torch.ops.aten

@@ -18,9 +18,9 @@ from torch import Tensor
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, difference_dtype
 from deepzero.graph.rules.base import normal_dim, rule
-from deepzero.graph.rules.dimensions import along, reduced_dims
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.formulas import OVERFLOW, within
+from deepzero.graph.rules.reduction import along, reduced_dims
 
 aten = torch.ops.aten
 

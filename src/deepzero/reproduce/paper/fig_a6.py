@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from deepzero import models
-from deepzero.coordinates import StepContext
 from deepzero.estimator import CGE, Estimator
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.losses import LOSSES
@@ -61,13 +60,13 @@ def measured(*, counts: list[int], repeats: int, device: str, **problem: Any) ->
     assert isinstance(one.objective, NetworkObjective)
     assert isinstance(one.evaluator, PropagationEvaluator)
     table = one.evaluator.costs(one.objective, *batch, repeats=3)
-    perturbations = one.probes.draw(StepContext(0, 0, one.objective, batch))
-    prepared = one.evaluator.prepare(one.objective, batch, perturbations, [one.step_size], 0)
+    directions = one.directions(*batch)
+    prepared = one.evaluator.prepare(one.step_queries(directions, [one.step_size], batch))
     machine = Machine(table.base, table.seconds_per_query(), LATENCY, BANDWIDTH)
     forecasts = [simulate(prepared.jobs, machine, workers) for workers in SIMULATED]
     prepared.release()
     return {
-        "queries": 1 + len(perturbations),
+        "queries": one.cost(directions),
         "measured": {str(workers): values for workers, values in seconds.items()},
         "simulated": {str(f.workers): f.seconds for f in forecasts},
     }

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
+from deepzero.extras import required_for
 
 TRAINING_REYNOLDS = (97.7, 195.3, 390.6, 781.3, 1562.5, 3125.0)
 TEST_REYNOLDS = (146.5, 293.0, 585.9, 1171.9, 2343.8)
@@ -260,13 +261,8 @@ def _quietly() -> Iterator[None]:
 
 def require_phiflow() -> None:
     """Raise unless PhiFlow can be imported."""
-    try:
-        with _quietly():
-            import phi.physics.fluid  # noqa: PLC0415 - optional
-    except ImportError as error:
-        raise InvalidInputError(
-            "the wake flow needs PhiFlow, which is not installed; try pip install 'deepzero[physics]'"
-        ) from error
+    with required_for("the wake flow"), _quietly():
+        import phi.physics.fluid  # noqa: PLC0415 - optional
     del phi
 
 

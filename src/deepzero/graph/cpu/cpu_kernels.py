@@ -1,6 +1,6 @@
-"""Fused CPU kernels. Each replaces the body of a rule, never its meaning, and returns None where it does not apply.
+"""Kernels for float32 and float64 tensors on a CPU: the functions of :class:`deepzero.graph.kernels.Kernels`.
 
-They apply to float32 and float64 tensors on a CPU; everywhere else (CUDA, other dtypes) the plain rules run.
+Each returns None where it does not apply: for other dtypes, more or fewer spatial dimensions, windows that overlap.
 
 Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
 """
@@ -8,32 +8,19 @@ Legend: p perturbations, b samples, c channels, i input and o output channels, h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
-from deepzero.graph.calls import Operand, Value
+from deepzero.graph.calls import Value
 from deepzero.graph.differences import Channel, Dense
-
-if TYPE_CHECKING:
-    from deepzero.graph.rules.convolution import Geometry
+from deepzero.graph.windows import ConvolutionGeometry, Window
 
 WIDE = 512
 """Columns that a compiled loop likes to see side by side."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A pooling window over height and width."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
 
 
 @cache
@@ -45,7 +32,7 @@ def compiled() -> Any:
 
 
 def applies(*tensors: Tensor) -> bool:
-    """Whether the compiled loops take these tensors."""
+    """True if the compiled loops take these tensors."""
     return all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors)
 
 
@@ -77,7 +64,11 @@ def _coefficients(
     gamma: Float[Tensor, " width"] | None,
     residue: Float64[Tensor, " width"],
 ) -> tuple[Float64[Tensor, " p *c"], Float64[Tensor, " p *c"], Float64[Tensor, " p *c"]]:
-    """Slope, tilt and shift of ``v = slope d + tilt c + shift`` from the sums of ``d, c d, d^2``; see normalization."""
+    """Slope, tilt and shift of ``v = slope d + tilt c + shift`` from the sums of ``d, c d, d^2`` over ``rows`` rows.
+
+    With the mean change ``dv`` of the variance, ``s' = sqrt(s^2 + dv)``: slope ``1 / s'``, tilt ``1/s' - 1/s``, shift
+    ``-slope mean(d)``, times gamma. ``residue`` is the mean of c, which is 0 but for rounding.
+    """
     mean, cross, square = (sums / rows).unbind(1)
     dv = 2 * (cross - mean * residue) + (square - mean * mean)
     scale = scale.double()
@@ -96,7 +87,7 @@ def normalize_relu_channel(
     gamma: Float[Tensor, " c"] | None,
     before: Value,
 ) -> Float[Tensor, "p b *rest"] | None:
-    """``relu(bn(.))`` of a channel difference, train mode; ``before`` is the base value that the relu sees."""
+    """One pass for the sums, one for ``relu(before + v) - relu(before)`` with ``v = slope d + tilt c + shift``."""
     if not applies(difference.delta, before.base):
         return None
     channels, delta = difference.channels, difference.delta.contiguous().flatten(1)
@@ -123,7 +114,7 @@ def normalize_relu_dense(
     *,
     overwrite: bool,
 ) -> Float[Tensor, "p b c *rest"] | None:
-    """``relu(bn(.) + extra)`` of a dense difference, train mode."""
+    """The same over all channels, which lie side by side in memory; with ``overwrite``, in delta's own."""
     if not applies(delta, before.base):
         return None
     source = channels_last(delta)
@@ -150,7 +141,7 @@ def normalize_relu_dense(
 
 
 def _side_by_side(rows: int, width: int) -> int:
-    """How many rows to lay side by side so that the loops over columns are long."""
+    """Number of rows to lay side by side so that the loops over columns are long."""
     side = 1
     while rows % (2 * side) == 0 and 2 * side * width <= WIDE:
         side *= 2
@@ -158,12 +149,12 @@ def _side_by_side(rows: int, width: int) -> int:
 
 
 def convolve_channel(
-    difference: Channel, weight: Operand, geometry: Geometry, shape: torch.Size
+    difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
 ) -> Float[Tensor, "p b o h w"] | None:
-    """A channel difference through a two-dimensional convolution to every output channel, channels-last."""
+    """Patches of each perturbation's channel times the filters of that channel, in channels-last memory."""
     if geometry.ndim != 2 or not applies(difference.delta, weight.base):
         return None
-    filters = weight.value.remember("by_channel", lambda: weight.base.permute(1, 2, 3, 0).flatten(1, 2).contiguous())
+    filters = weight.remember("by_channel", lambda: weight.base.permute(1, 2, 3, 0).flatten(1, 2).contiguous())
     delta, count = difference.delta.contiguous(), difference.count
     batch, outputs, height, width = shape
     columns = delta.new_empty(count, batch, height, width, *geometry.kernel)
@@ -175,16 +166,16 @@ def convolve_channel(
 
 def shifted_slices(
     padded: Float[Tensor, "i b *spatial"],
-    geometry: Geometry,
-    shape: torch.Size,
+    geometry: ConvolutionGeometry,
+    size: Sequence[int],
     features: Int64[Tensor, " p"],
     taps: Sequence[Int64[Tensor, " p"]],
     values: Float[Tensor, " p"],
 ) -> Float[Tensor, "p b h w"] | None:
-    """The slice of the padded input that each one-hot weight multiplies, times its value."""
+    """``values[p] * padded[features[p], :, window]``, the window of ``size`` that begins at tap ``taps[:, p]``."""
     if geometry.ndim != 2 or not applies(padded, values):
         return None
-    out = padded.new_empty(values.numel(), padded.shape[1], *shape[2:])
+    out = padded.new_empty(values.numel(), padded.shape[1], *size)
     index = [indices(t) for t in (features, *taps)]
     compiled().shifted_slices(padded.numpy(), *index, values.numpy(), geometry.stride, geometry.dilation, out.numpy())
     return out
@@ -193,11 +184,9 @@ def shifted_slices(
 def max_pool(
     difference: Channel | Dense, base: Value, maximum: Value, window: Window
 ) -> Float[Tensor, "p b *c h w"] | None:
-    """Change of window maxima, for windows that tile height and width; of one channel or of all."""
-    height, width = base.base.shape[2:]
-    tiles = window.padding == (0, 0) and window.stride == window.kernel and window.dilation == (1, 1)
-    exact = tuple(s * n for s, n in zip(window.stride, maximum.base.shape[2:], strict=True)) == (height, width)
-    if not (tiles and exact) or not applies(difference.delta, base.base):
+    """``max (z - M + d)`` over windows that tile height and width, M being the maximum of z; one channel or all."""
+    width = base.base.shape[3]
+    if not window.tiles(base.base.shape[2:], maximum.base.shape[2:]) or not applies(difference.delta, base.base):
         return None
     gap = base.remember(f"gap{window}", lambda: _gap(base.base, maximum.base, window))
     if isinstance(difference, Channel):

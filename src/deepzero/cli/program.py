@@ -72,7 +72,7 @@ OWN_CODE = ("train", "doctor")
 INDENT = 16 * " "
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Args:
