@@ -195,8 +195,9 @@ class Cell:
     def trained(cls, labels: Labels, config: ClassificationConfig) -> Cell:
         """The cell of a training run: its seed is one more label.
 
-        >>> Cell.trained({"method": "FO"}, ClassificationConfig(seed=3)).labels
-        {'method': 'FO', 'seed': 3}
+        >>> from deepzero.recipes.catalogue import find
+        >>> Cell.trained({"method": "CGE"}, find("digits").config()).labels
+        {'method': 'CGE', 'seed': 0}
         """
         return cls(labels={**labels, "seed": config.seed}, work=Training(config))
 
