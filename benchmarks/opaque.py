@@ -41,7 +41,7 @@ import deepzero as dz
 from deepzero.measure.rounds import Spread
 from deepzero.models import DnCNN
 from deepzero.opaque import OnnxModel
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense import DefenseConfig, DenoiserConfig
 from deepzero.tasks.defense.defense_methods import finetuning
 from deepzero.training import hardware, versions

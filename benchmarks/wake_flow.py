@@ -32,8 +32,8 @@ import deepzero as dz
 from deepzero.measure.rounds import Spread
 from deepzero.recipes.correction_recipes import find_correction
 from deepzero.tasks.correction import Flows, Reference, WakeFlow, divergence, shedding
-from deepzero.tasks.correction import reference_flows as reference
 from deepzero.tasks.correction.correction_methods import FlowBatches, UnrolledError, make_network
+from deepzero.tasks.correction.reference_flows import reference
 from deepzero.tasks.correction.wake import RADIUS, WIDTH
 from deepzero.training import StopRequest, hardware, versions
 
@@ -87,7 +87,7 @@ def estimates(frames: Reference, flow: WakeFlow, rounds: int) -> dict[str, Any]:
     config = find_correction("wake-small").config()
     batches = FlowBatches(frames.training, frames.training_reynolds, config.unroll, config.batch_size, rounds + 1, 0)
     torch.manual_seed(0)
-    network = make_network(config, frames.scales)
+    network = make_network(config.widths, config.start, frames.scales)
     ratios = {f"network.{name}": 1 - config.sparsity for name, p in network.named_parameters() if p.dim() > 1}
     sides = {
         name: dz.CGE(

@@ -17,7 +17,7 @@ from PIL import Image
 from deepzero.cli import main
 from deepzero.recipes.correction_recipes import find_correction
 from deepzero.recipes.defense_recipes import digits
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.correction import correct
 from deepzero.tasks.defense import DenoiserConfig, StageConfig, defend
 

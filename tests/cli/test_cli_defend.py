@@ -11,7 +11,7 @@ from deepzero.cli import main
 from deepzero.recipes import Recipe
 from deepzero.recipes import defense_recipes as defenses
 from deepzero.recipes.defense_recipes import DEFENSES, digits
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense import METHODS, DefenseConfig, DenoiserConfig, StageConfig, settings_of
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")

@@ -18,7 +18,7 @@ from deepzero.cli import main
 from deepzero.errors import InvalidInputError
 from deepzero.recipes import config_file, find
 from deepzero.run import load_run
-from deepzero.tasks.classification.classification_config import from_record
+from deepzero.tasks.classification import from_record
 from deepzero.training import read_metrics
 
 NET = """

@@ -25,7 +25,7 @@ from deepzero.reproduce.paper.fig6 import Correction
 from deepzero.reproduce.paper.schedule_study import cost_table
 from deepzero.reproduce.paper.table2 import Defense
 from deepzero.reproduce.paper.table_a1 import STAGES
-from deepzero.tasks.classification.classification_config import ClassificationConfig, DataConfig
+from deepzero.tasks.classification import ClassificationConfig, DataConfig
 
 SIZES = {"digits": (1, 8), "cifar10": (3, 32)}
 

@@ -9,7 +9,7 @@ import pytest
 from deepzero.errors import InvalidInputError
 from deepzero.reproduce import EXPERIMENTS, find, names
 from deepzero.reproduce.experiment import AtMostImages, Epochs, Scale, TrainingScale
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,8 @@ import pytest
 
 from deepzero.reproduce import Cell, Experiment, Presentation, Request, Scale, SingleMeasurement, Training, reproduce
 from deepzero.reproduce.cells import Workplace, training_seconds
-from deepzero.tasks.classification.classification_config import (
-    ClassificationConfig,
-    DataConfig,
-    EstimatorConfig,
-    ModelConfig,
-    SparsityConfig,
-)
-from deepzero.tasks.classification.classification_parts import load_images
+from deepzero.tasks.classification import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
+from deepzero.tasks.task_data import read_data
 from deepzero.training import TrainingConfig, read_metrics
 from deepzero.training.metrics import JsonLines
 
@@ -155,10 +149,10 @@ def test_images_are_read_once_for_each_set(monkeypatch):
     reads = []
 
     def load(wanted, data_dir):
-        reads.append((wanted.data.limit, data_dir))
-        return load_images(wanted, data_dir)
+        reads.append((wanted.limit, data_dir))
+        return read_data(wanted, data_dir)
 
-    monkeypatch.setattr("deepzero.reproduce.cells.load_images", load)
+    monkeypatch.setattr("deepzero.tasks.task_data.read_data", load)
     place = Workplace()
     small, large = config(), replace(config(), data=DataConfig(name="digits", batch_size=32, limit=128))
     first = place.images(small)
@@ -171,13 +165,15 @@ def test_images_are_read_once_for_each_set(monkeypatch):
 def test_a_forecast_is_the_time_of_a_step_times_the_steps(monkeypatch):
     monkeypatch.setattr("deepzero.reproduce.cells.mean_seconds", lambda function, seconds: 2.0)
     made = config(epochs=5)
-    took = training_seconds(made, load_images(made))
+    took = training_seconds(made, read_data(made.data))
     assert 5 * 2 * 2.0 <= took < 5 * 2 * 2.0 + 2.0  # and the choice of coordinates
     assert Training(made).forecast(Workplace()) == pytest.approx(took, abs=2.0)
 
 
 def test_a_forecast_of_estimates_grows_with_the_epochs():
-    few, many = (training_seconds(c, load_images(c)) for c in (config("cge", epochs=1), config("cge", epochs=10_000)))
+    few, many = (
+        training_seconds(c, read_data(c.data)) for c in (config("cge", epochs=1), config("cge", epochs=10_000))
+    )
     assert 30 * few < many
 
 

@@ -19,7 +19,7 @@ from deepzero.own import called, imported, is_own, settings_of
 from deepzero.recipes import SETTINGS, started
 from deepzero.recipes.run_starts import DEFAULT, ROOT
 from deepzero.tasks import run_diagnosis as diagnosis
-from deepzero.tasks.classification.classification_config import ClassificationConfig
+from deepzero.tasks.classification import ClassificationConfig
 from deepzero.training import Trainer
 
 if TYPE_CHECKING:

@@ -117,7 +117,7 @@ class Evaluate:
 
     def run(self, output: Output) -> int:
         """Evaluate, and print the numbers."""
-        from deepzero.tasks.run_scoring import score_run  # noqa: PLC0415 - with PyTorch
+        from deepzero.tasks.classification import score_run  # noqa: PLC0415 - with PyTorch
 
         if self.target is not None and self.data is None:
             raise InvalidInputError("--target has no effect without --data; leave it out, or add --data PATH")
@@ -126,8 +126,8 @@ class Evaluate:
         run = _loaded(self.run_folder, self.model)
         found = score_run(run, self.data, target=self.target, data_dir=self.data_dir)
         told = ", ".join(score(name, value) for name, value in found.scores.items())
-        line = f"{told} on {found.samples:,} samples of {found.what}"
-        output.result(line, **found.scores, samples=found.samples, data=found.what)
+        line = f"{told} on {found.samples:,} samples of {found.title}"
+        output.result(line, **found.scores, samples=found.samples, data=found.title)
         return DONE
 
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from deepzero.errors import InvalidInputError
 from deepzero.recipes.digits_recipes import digits, digits_dense
 from deepzero.recipes.image_recipes import cifar10_cnn, cifar10_resnet20, fashion_mnist_cnn
-from deepzero.tasks.classification.classification_config import ClassificationConfig
+from deepzero.tasks.classification import ClassificationConfig
 from deepzero.text import did_you_mean
 
 Config = TypeVar("Config")

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from deepzero.errors import InvalidInputError
-from deepzero.tasks.classification.classification_config import ClassificationConfig
+from deepzero.tasks.classification import ClassificationConfig
 from deepzero.text import did_you_mean
 
 SETTINGS: dict[str, tuple[str, ...]] = {
@@ -27,7 +27,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "ratios": ("sparsity", "ratios"),
     "depth": ("model", "options", "depth"),
 }
-"""Setting -> where it is in :class:`~deepzero.tasks.classification.classification_config.ClassificationConfig`."""
+"""Setting -> where it is in :class:`~deepzero.tasks.classification.ClassificationConfig`."""
 
 
 def customize(config: ClassificationConfig, **settings: Any) -> ClassificationConfig:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deepzero.recipes.catalogue import Recipe, named
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense.defense_config import DEEPZERO, DefenseConfig, DenoiserConfig
-from deepzero.tasks.training_stage import StageConfig
+from deepzero.tasks.task_config import StageConfig
 
 DEFAULT = "digits"
 RATES = {DEEPZERO: 0.3}

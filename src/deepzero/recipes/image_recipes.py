@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

@@ -12,7 +12,7 @@ from typing import Any
 from deepzero import data
 from deepzero.errors import InvalidInputError
 from deepzero.recipes.catalogue import find
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,
@@ -20,7 +20,7 @@ from deepzero.tasks.classification.classification_config import (
     SparsityConfig,
     from_record,
 )
-from deepzero.tasks.classification.classification_parts import read_images
+from deepzero.tasks.task_data import read_data
 from deepzero.text import did_you_mean
 from deepzero.training import TrainingConfig, command_of
 
@@ -42,7 +42,7 @@ def own_config(images: DataConfig, model: ModelConfig | None = None) -> Classifi
             blocks at most) and a perceptron for tables (``mlp``).
     """
     if model is None:
-        model = suggested_model(read_images(images).train)
+        model = suggested_model(read_data(images).train)
     sparsity = 0.0 if model.name == "mlp" else 0.9
     return ClassificationConfig(
         data=replace(images, batch_size=BATCH),

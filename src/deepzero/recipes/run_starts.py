@@ -10,7 +10,7 @@ from typing import Any
 from deepzero.errors import RunFolderError
 from deepzero.recipes.catalogue import find
 from deepzero.recipes.customize import customize
-from deepzero.tasks.classification.classification_config import ClassificationConfig, from_record
+from deepzero.tasks.classification import ClassificationConfig, from_record
 from deepzero.team import Team, launch_name
 from deepzero.training import read_record, require_made_by
 

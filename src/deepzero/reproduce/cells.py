@@ -18,11 +18,9 @@ from deepzero.estimator import Estimator
 from deepzero.objective import parameters_of
 from deepzero.stopwatch import Stopwatch, mean_seconds, median_seconds
 from deepzero.tasks import classification
-from deepzero.tasks.classification import RATIOS
-from deepzero.tasks.classification.classification_config import ClassificationConfig
-from deepzero.tasks.classification.classification_parts import load_images, make_model, training_batches
-from deepzero.tasks.classification.coordinate_selection import select
-from deepzero.tasks.classification.gradient_choice import gradient_source
+from deepzero.tasks.classification import RATIOS, ClassificationConfig
+from deepzero.tasks.classification.classifier_setup import set_up
+from deepzero.tasks.task_data import DataReader
 from deepzero.training.metrics import read_metrics
 from deepzero.training.stop_request import StopRequest
 from deepzero.validation import device
@@ -49,15 +47,14 @@ class Workplace:
     data_dir: Path | None = None
     device: str = "cpu"
     stop: StopRequest = field(default_factory=StopRequest)
-    _images: dict[tuple[Any, ...], data.Splits] = field(default_factory=dict)
+    _reader: DataReader = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._reader = DataReader(self.data_dir)
 
     def images(self, config: ClassificationConfig) -> data.Splits:
         """The images of a run, which are read once: the cells of an experiment share a few sets."""
-        source = config.data
-        key = (source.name, source.path, source.target, source.test, source.validation, source.image_size, source.limit)
-        if key not in self._images:
-            self._images[key] = load_images(config, self.data_dir)
-        return self._images[key]
+        return self._reader.read(config.data)
 
 
 class Work(Protocol):
@@ -129,21 +126,17 @@ def training_seconds(config: ClassificationConfig, splits: data.Splits, place: s
         splits: its images.
         place: ``cpu``, ``cuda`` or ``cuda:1``.
     """
-    where = device(place)
     watch = Stopwatch()
-    model = make_model(config, splits.train).to(where)
-    batches = training_batches(config, splits.train, where)
-    selection = select(config, model, splits.train, where)
+    setup = set_up(config, splits.train, device(place))
     choosing = watch.seconds()
-    source = gradient_source(config, model, selection)
-    batch = batches.batch(0, 0)
+    source, batch = setup.source, setup.batches.batch(0, 0)
     if isinstance(source, Estimator):
         step = _estimate_seconds(source, batch)
     else:
         trial = copy.copy(source)
         trial.backward(*batch)  # the first call allocates and compiles
         step = mean_seconds(lambda: trial.backward(*batch), seconds=WINDOW)
-    return choosing + config.training.epochs * len(batches) * step
+    return choosing + config.training.epochs * len(setup.batches) * step
 
 
 def _estimate_seconds(zo: Estimator, batch: tuple[Tensor, Tensor]) -> float:

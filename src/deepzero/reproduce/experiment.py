@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar, get_args, get_type_hi
 from deepzero.errors import InvalidInputError
 from deepzero.reproduce.cells import Cell
 from deepzero.reproduce.presentation import Outcomes, Presentation
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 
 SCALES = ("smoke", "small", "paper")
 """Names of the scales: seconds, minutes, and days to weeks."""

@@ -35,7 +35,7 @@ from deepzero.evaluators.workers import one_thread
 from deepzero.files import finite
 from deepzero.losses import loss_name
 from deepzero.objective import NetworkObjective
-from deepzero.team import Team
+from deepzero.team import Alone, Team
 from deepzero.training.batch_reader import reader, scores_itself
 from deepzero.training.callbacks import Callback, direction, monitored
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
@@ -264,7 +264,7 @@ class Trainer:
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.validate_every, self.max_queries, self.max_minutes = validate_every, max_queries, max_minutes
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
-        self.team, self._divides = team or Team(), team is not None
+        self.team, self._divides = team or Alone(), team is not None
         self.progress, self.model_file = progress, _described_model(model_file, classes, preprocessing, estimator)
         self.name, self.notes, self.facts = name or type(model).__name__, dict(notes or {}), dict(facts or {})
         self.keep, self.queries_before = keep or model, queries_before
@@ -313,9 +313,8 @@ class Trainer:
         with ExitStack() as stack:
             stack.callback(self._stop_the_clock)
             if stop is None:
-                seconds, alone = None if self.max_minutes is None else 60 * self.max_minutes, self.team.size == 1
-                request = StopRequest(max_seconds=seconds, once=alone, waits=alone)
-                stop = stack.enter_context(request)
+                seconds = None if self.max_minutes is None else 60 * self.max_minutes
+                stop = stack.enter_context(StopRequest.of(self.team, max_seconds=seconds))
             self._open(resume)
             if self._over() and self._run is not None and self._run.summary is not None:
                 self.keep.load_state_dict(self._run.weights())
@@ -383,7 +382,7 @@ class Trainer:
             batches = self._reader.read(self.epoch, self._at.index)
             exhausted = False
             while not (exhausted or self._over() or self._is_out_of_queries()):
-                if (reason := stop.reason) is not None:
+                if (reason := stop.agreed()) is not None:
                     self.save()
                     return reason
                 try:
@@ -488,7 +487,7 @@ class Trainer:
         if scores_itself(data):
             with eval_mode(self.model):
                 return {name: float(value) for name, value in data(self.model).items()}
-        return measured(self.source.objective, reader(data, self._device, Team()).read(0, 0), self.metrics)  # type: ignore[attr-defined]
+        return measured(self.source.objective, reader(data, self._device, Alone()).read(0, 0), self.metrics)  # type: ignore[attr-defined]
 
     def record(self, kind: str, **values: Any) -> None:
         """Tell sinks and callbacks."""

@@ -10,12 +10,7 @@ from deepzero.reproduce.cells import Cell
 from deepzero.reproduce.experiment import AtMostImages, Epochs, Experiment, TrainingScale
 from deepzero.reproduce.paper import fig4, fig5, published, table1
 from deepzero.reproduce.presentation import MISSING, SPREAD, Outcomes, Presentation, beside
-from deepzero.tasks.classification.classification_config import (
-    ClassificationConfig,
-    DataConfig,
-    EstimatorConfig,
-    ModelConfig,
-)
+from deepzero.tasks.classification import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
 from deepzero.training import TrainingConfig
 
 FORWARD_GRADIENTS = {

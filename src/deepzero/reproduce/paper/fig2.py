@@ -25,12 +25,7 @@ from deepzero.reproduce.presentation import (
     spread_text,
     time_table,
 )
-from deepzero.tasks.classification.classification_config import (
-    ClassificationConfig,
-    DataConfig,
-    EstimatorConfig,
-    ModelConfig,
-)
+from deepzero.tasks.classification import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
 from deepzero.training import TrainingConfig
 from deepzero.training.gradient_sources import Autograd
 

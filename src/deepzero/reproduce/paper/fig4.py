@@ -18,13 +18,7 @@ from deepzero.reproduce.presentation import (
     time_table,
     trajectory,
 )
-from deepzero.tasks.classification.classification_config import (
-    ClassificationConfig,
-    DataConfig,
-    EstimatorConfig,
-    ModelConfig,
-    SparsityConfig,
-)
+from deepzero.tasks.classification import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
 from deepzero.training import TrainingConfig
 
 DEEPZERO, DENSE = "DeepZero", "FO, dense"

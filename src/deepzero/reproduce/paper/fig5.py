@@ -20,12 +20,7 @@ from deepzero.reproduce.presentation import (
     time_table,
 )
 from deepzero.sparsity import random_coordinates, smart_ratio
-from deepzero.tasks.classification.classification_config import (
-    ClassificationConfig,
-    DataConfig,
-    EstimatorConfig,
-    ModelConfig,
-)
+from deepzero.tasks.classification import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
 from deepzero.training import TrainingConfig
 
 SPARSITY = 0.9

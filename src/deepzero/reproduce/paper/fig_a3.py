@@ -11,7 +11,7 @@ from deepzero.reproduce.cells import Cell
 from deepzero.reproduce.experiment import Experiment
 from deepzero.reproduce.paper import tables_a2_a3
 from deepzero.reproduce.paper.tables_a2_a3 import PERCENT, PruningScale
-from deepzero.tasks.classification.classification_config import SparsityConfig
+from deepzero.tasks.classification import SparsityConfig
 
 PATTERNS = {
     "M1": SparsityConfig(ratios="zo-grasp", pattern="alternating"),

@@ -11,7 +11,7 @@ from deepzero.reproduce.cells import Cell
 from deepzero.reproduce.experiment import Experiment, TrainingScale
 from deepzero.reproduce.paper import fig4
 from deepzero.reproduce.presentation import Outcomes, Presentation, accuracy_figures
-from deepzero.tasks.classification.classification_config import ClassificationConfig, DataConfig, ModelConfig
+from deepzero.tasks.classification import ClassificationConfig, DataConfig, ModelConfig
 from deepzero.training import TrainingConfig
 
 BATCH = "batch size"

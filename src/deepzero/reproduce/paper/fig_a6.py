@@ -24,7 +24,7 @@ from deepzero.reproduce.experiment import Experiment, Scale
 from deepzero.reproduce.presentation import MISSING, Outcomes, Presentation
 from deepzero.sparsity import DynamicRatios, smart_ratio
 from deepzero.stopwatch import seconds_of
-from deepzero.tasks.classification.classification_config import ModelConfig
+from deepzero.tasks.classification import ModelConfig
 
 SPARSITY = 0.9
 THREADS = (1, 2, 4, 8, 16)

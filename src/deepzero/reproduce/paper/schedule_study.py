@@ -17,13 +17,7 @@ from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, SingleMeasurement
 from deepzero.reproduce.experiment import Experiment, TrainingScale
 from deepzero.reproduce.presentation import MISSING, Outcome, Outcomes, Presentation, trajectory
-from deepzero.tasks.classification.classification_config import (
-    ClassificationConfig,
-    DataConfig,
-    EstimatorConfig,
-    ModelConfig,
-    SparsityConfig,
-)
+from deepzero.tasks.classification import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
 from deepzero.text import duration
 from deepzero.training import TrainingConfig
 

@@ -10,13 +10,7 @@ from deepzero.reproduce.cells import Cell
 from deepzero.reproduce.experiment import Experiment, TrainingScale
 from deepzero.reproduce.paper import published
 from deepzero.reproduce.presentation import Curves, Outcomes, Presentation, accuracy_figures, accuracy_table
-from deepzero.tasks.classification.classification_config import (
-    ClassificationConfig,
-    DataConfig,
-    EstimatorConfig,
-    ModelConfig,
-    SparsityConfig,
-)
+from deepzero.tasks.classification import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
 from deepzero.training import TrainingConfig
 
 PRUNING = {"random": "random", "FO-GraSP": "fo-grasp", "ZO-GraSP": "zo-grasp"}

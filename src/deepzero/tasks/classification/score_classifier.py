@@ -1,4 +1,4 @@
-"""How good the network of a finished run is on labelled data: its own test set, or others."""
+"""Loss and accuracy of the network of a finished run: on its own test set, or on other labelled data."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ from deepzero.data import Dataset, Preprocessing
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.run import BATCH, Run
 from deepzero.tasks.classification.classification_config import from_record
-from deepzero.tasks.classification.classification_parts import load_images
+from deepzero.tasks.task_data import read_data
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Numbers by name, over how many samples of what."""
+    """Scores of a network.
+
+    Attributes:
+        scores: numbers by name.
+        samples: that they are means over.
+        title: of the samples, in words.
+    """
 
     scores: dict[str, float]
     samples: int
-    what: str
+    title: str
 
 
 def score_run(
@@ -33,8 +39,8 @@ def score_run(
 
     Args:
         run: of a classifier.
-        word: a file or folder with labelled data, all of which is looked at, or the name of a data set, whose test set
-            is; None: the test set of the run's own data.
+        word: a file or folder with labelled data, all of which counts, or the name of a data set, whose test set
+            counts; None: the test set of the run's own data.
         target: the column of a table that holds the classes.
         data_dir: where the files of a named set lie.
 
@@ -50,7 +56,7 @@ def score_run(
                 "run.evaluate((x, y), loss=...)"
             )
         config = from_record(run.config)
-        return _scored(run, load_images(config, data_dir).test, f"the test set of {config.data.title}")
+        return _scored(run, read_data(config.data, data_dir).test, f"the test set of {config.data.title}")
     if run.preprocessing is None or run.classes is None:
         raise InvalidInputError(
             f"the run in {run.folder} does not say how raw data become inputs of its network; in Python: "
@@ -70,40 +76,40 @@ def _joined(splits: data.Splits) -> Dataset:
     return replace(train, inputs=inputs, labels=labels)
 
 
-def _scored(run: Run, dataset: Dataset, what: str) -> Scored:
+def _scored(run: Run, dataset: Dataset, title: str) -> Scored:
     if run.preprocessing is None or run.classes is None:
         raise InvalidInputError(f"the run in {run.folder} does not say how raw data become inputs of its network")
-    inputs = run.preprocessing.normalize(_fitting(dataset, run.preprocessing, what))
-    batches = DataLoader(TensorDataset(inputs, _labels(dataset, run.classes, what)), batch_size=BATCH)
-    return Scored(run.evaluate(batches), len(dataset), what)
+    inputs = run.preprocessing.normalize(_fitting(dataset, run.preprocessing, title))
+    batches = DataLoader(TensorDataset(inputs, _labels(dataset, run.classes, title)), batch_size=BATCH)
+    return Scored(run.evaluate(batches), len(dataset), title)
 
 
-def _fitting(dataset: Dataset, wanted: Preprocessing, what: str) -> Tensor:
+def _fitting(dataset: Dataset, trained_on: Preprocessing, title: str) -> Tensor:
     """The inputs of a data set, if they are in the form that the network was trained on; columns in its order."""
-    given = dataset.preprocessing
+    own = dataset.preprocessing
     for name in ("kind", "input_shape", "values", "scale", "tile"):
-        if (there := getattr(given, name)) != (asked := getattr(wanted, name)):
+        if (value := getattr(own, name)) != (expected := getattr(trained_on, name)):
             raise InvalidInputError(
-                f"{what} does not fit the network: its {name.replace('_', ' ')} is {there!r}, the network was trained "
-                f"on {asked!r}; choose data in that form"
+                f"{title} does not fit the network: its {name.replace('_', ' ')} is {value!r}, the network was trained "
+                f"on {expected!r}; choose data in that form"
             )
-    if not wanted.column_names or given.column_names == wanted.column_names:
+    if not trained_on.column_names or own.column_names == trained_on.column_names:
         return dataset.inputs
-    if set(given.column_names) != set(wanted.column_names):
-        odd = ", ".join(sorted(set(given.column_names) ^ set(wanted.column_names)))
+    if set(own.column_names) != set(trained_on.column_names):
+        odd = ", ".join(sorted(set(own.column_names) ^ set(trained_on.column_names)))
         raise InvalidInputError(
-            f"{what} has other columns than the network was trained on; only one of them has: {odd}. Give it the "
-            f"columns {', '.join(wanted.column_names)}"
+            f"{title} has other columns than the network was trained on; only one of them has: {odd}. Give it the "
+            f"columns {', '.join(trained_on.column_names)}"
         )
-    return dataset.inputs[:, [given.column_names.index(name) for name in wanted.column_names]]
+    return dataset.inputs[:, [own.column_names.index(name) for name in trained_on.column_names]]
 
 
-def _labels(dataset: Dataset, classes: tuple[str, ...], what: str) -> Tensor:
+def _labels(dataset: Dataset, classes: tuple[str, ...], title: str) -> Tensor:
     """Labels in the numbers of the run: classes are the same if their names are."""
     unknown = [name for name in dataset.class_names if name not in classes]
     if unknown:
         raise InvalidInputError(
-            f"{what} has classes that the network does not know: {', '.join(unknown[:5])}; it knows "
+            f"{title} has classes that the network does not know: {', '.join(unknown[:5])}; it knows "
             f"{', '.join(classes[:10])}"
         )
     return torch.tensor([classes.index(name) for name in dataset.class_names])[dataset.labels]

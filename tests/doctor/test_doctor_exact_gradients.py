@@ -1,10 +1,9 @@
-import pytest
 import torch
 from patients import LOSS, batch, cube, healthy, seeded
 from torch import nn
 
 import deepzero as dz
-from deepzero.doctor.reference import agreed_slopes, exact_gradients
+from deepzero.doctor.exact_gradients import exact_gradients
 from deepzero.objective import parameters_of
 from deepzero.randomness import seeded_scope
 
@@ -63,24 +62,3 @@ def test_there_is_none_for_a_black_box_or_behind_no_grad():
             return super().forward(x).detach()
 
     assert exact(seeded(Detached(6, 3))) is None
-
-
-def test_neighbouring_steps_agree_on_the_true_slope():
-    steps = [10.0**k for k in range(-6, 0)]
-    noise = torch.tensor([1e-12, -1e-12], dtype=torch.float64)
-    slopes = torch.stack([torch.tensor([2.0, -1.0], dtype=torch.float64) + 3 * h**2 + noise / h for h in steps])
-    found, uncertainty = agreed_slopes(slopes, steps)
-    assert found.tolist() == pytest.approx([2.0, -1.0], abs=2e-7)
-    assert 0 < uncertainty < 1e-6
-
-
-def test_steps_too_small_to_see_anything_are_no_agreement():
-    slopes = torch.tensor([[0.0], [0.0], [2.1], [2.4]], dtype=torch.float64)
-    found, _ = agreed_slopes(slopes, [1e-4, 1e-3, 1e-2, 1e-1])
-    assert float(found) == pytest.approx(2.1, abs=0.01)
-
-
-def test_where_nothing_is_ever_seen_there_is_no_certainty():
-    found, uncertainty = agreed_slopes(torch.zeros(3, 2, dtype=torch.float64), [1e-3, 1e-2, 1e-1])
-    assert not found.any()
-    assert uncertainty == float("inf")

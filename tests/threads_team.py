@@ -21,6 +21,8 @@ class Meeting:
 
 
 class ThreadsTeam(Team):
+    interruptible = False
+
     def __init__(self, rank: int, meeting: Meeting) -> None:
         super().__init__(rank, len(meeting.given))
         self._meeting = meeting
@@ -32,8 +34,8 @@ class ThreadsTeam(Team):
         self._meeting.barrier.wait()
         return everything
 
-    def broadcast(self, data: bytes) -> bytes:
-        return self._all(data)[0]
+    def broadcast(self, data: bytes, *, source: int = 0) -> bytes:
+        return self._all(data)[source]
 
     def exchange(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         assert len(own) == sizes[self.rank]
@@ -42,6 +44,9 @@ class ThreadsTeam(Team):
 
     def highest(self, value: int) -> int:
         return max(self._all(value))
+
+    def agrees(self, value: Callable[[], int]) -> bool:
+        return len(set(self._all(value()))) == 1
 
 
 def together(size: int, function: Callable[[Team], Any]) -> list[Any]:

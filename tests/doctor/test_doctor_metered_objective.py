@@ -1,4 +1,4 @@
-"""Queries that are counted, timed and bounded, and whose failures are told."""
+"""Queries that are counted, timed and bounded, and whose failures are reported."""
 
 import random
 
@@ -8,32 +8,32 @@ import torch
 from patients import cube
 
 import deepzero as dz
-from deepzero.doctor.asked import Asked
+from deepzero.doctor.metered_objective import MeteredObjective
 from deepzero.errors import QueryBudgetError
 from deepzero.objective import parameters_of
 
 
-def ask(asked, **moved):
-    parameters = {name: value.clone() for name, value in parameters_of(asked).items()}
+def ask(metered, **moved):
+    parameters = {name: value.clone() for name, value in parameters_of(metered).items()}
     for name, change in moved.items():
         parameters[name] += torch.tensor(change)
-    return float(asked.evaluate(parameters, (), seed=0).loss)
+    return float(metered.evaluate(parameters, (), seed=0).loss)
 
 
 def test_answers_are_the_objectives_and_are_counted():
-    asked = Asked(cube(), 3)
-    assert [ask(asked), ask(asked, w=[1.0, 0.0])] == [9.0, 16.0]
-    assert (asked.queries, asked.left, len(asked.seconds)) == (2, 1, 2)
-    assert asked.failures == []
-    assert asked.drawn == set()
+    metered = MeteredObjective(cube(), 3)
+    assert [ask(metered), ask(metered, w=[1.0, 0.0])] == [9.0, 16.0]
+    assert (metered.queries, metered.remaining, len(metered.seconds)) == (2, 1, 2)
+    assert metered.failures == []
+    assert metered.drawn == set()
 
 
 def test_what_exceeds_the_limit_is_not_asked():
     calls = []
-    asked = Asked(dz.BlackBox(lambda x: float(calls.append(1) or 0.0), np.zeros(1)), 2)
-    ask(asked), ask(asked)
+    metered = MeteredObjective(dz.BlackBox(lambda x: float(calls.append(1) or 0.0), np.zeros(1)), 2)
+    ask(metered), ask(metered)
     with pytest.raises(QueryBudgetError, match="may make 2 queries, and they are spent"):
-        ask(asked)
+        ask(metered)
     assert len(calls) == 2
 
 
@@ -50,9 +50,9 @@ def test_a_failure_is_nan_and_told_with_its_query(change, where):
     def fails(x):
         raise RuntimeError("out of\n reach")
 
-    asked = Asked(dz.BlackBox(fails, np.zeros(4)), 5)
-    assert np.isnan(ask(asked, x=change))
-    (failure,) = asked.failures
+    metered = MeteredObjective(dz.BlackBox(fails, np.zeros(4)), 5)
+    assert np.isnan(ask(metered, x=change))
+    (failure,) = metered.failures
     assert failure.startswith("query 1 (")
     assert failure.endswith("): RuntimeError: out of reach")
     with pytest.raises(AssertionError, match=where):
@@ -60,9 +60,9 @@ def test_a_failure_is_nan_and_told_with_its_query(change, where):
 
 
 def test_what_is_no_number_is_a_failure_too():
-    asked = Asked(dz.BlackBox(lambda x: "three", np.zeros(1)), 5)
-    assert np.isnan(ask(asked))
-    assert "fn must return one number" in asked.failures[0]
+    metered = MeteredObjective(dz.BlackBox(lambda x: "three", np.zeros(1)), 5)
+    assert np.isnan(ask(metered))
+    assert "fn must return one number" in metered.failures[0]
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def test_what_is_no_number_is_a_failure_too():
 def test_draws_from_global_generators_are_seen(draw, name):
     before = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
     try:
-        asked = Asked(dz.BlackBox(lambda x: draw(), np.zeros(1)), 5)
-        ask(asked)
+        metered = MeteredObjective(dz.BlackBox(lambda x: draw(), np.zeros(1)), 5)
+        ask(metered)
     finally:
         np.random.set_state(before[0])  # noqa: NPY002
         random.setstate(before[1])
         torch.set_rng_state(before[2])
-    assert asked.drawn == {name}
+    assert metered.drawn == {name}

@@ -299,7 +299,7 @@ def test_sparse_coordinates_are_the_ones_examined():
 
 
 def test_few_seconds_mean_few_samples(monkeypatch):
-    monkeypatch.setattr("deepzero.doctor.examination.median_seconds", lambda function, repeats: 10.0)
+    monkeypatch.setattr("deepzero.doctor.network_examination.median_seconds", lambda function, repeats: 10.0)
     found = examined(healthy(), seconds=20.0)
     assert found.sweep.samples == 4
     assert len(found.sweep.curves[0].points) <= 8

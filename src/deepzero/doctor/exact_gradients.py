@@ -1,8 +1,7 @@
-"""What slopes are compared with: autograd in float64 where it exists, else the agreement of neighbouring steps."""
+"""Gradients by autograd, in float64 where that exists: what estimates are compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,30 +72,3 @@ def _cast(values: Any, dtype: torch.dtype | None) -> Any:
         return value.detach().to(dtype) if floating and dtype is not None else value
 
     return pytree.tree_map(cast, values)
-
-
-def agreed_slopes(slopes: Tensor, steps: Sequence[float]) -> tuple[Tensor, float]:
-    """Slopes on which two neighbouring steps agree best, extrapolated to step 0, and their relative disagreement.
-
-    For an error of :math:`c\\mu^2` Richardson's :math:`(r^2 s(\\mu) - s(r\\mu)) / (r^2 - 1)` is free of it.
-
-    Args:
-        slopes: ``[S, K]``, of the central stencil, at increasing steps.
-        steps: the ``S`` steps.
-
-    Example:
-        >>> steps = [0.1, 0.2]
-        >>> cubic = torch.tensor([[3 + h**2] for h in steps], dtype=torch.float64)  # (1 + t)**3 at t = +-h
-        >>> value, _ = agreed_slopes(cubic, steps)
-        >>> round(float(value), 6)
-        3.0
-    """
-    best = (torch.zeros(slopes.shape[1], dtype=torch.float64), float("inf"))
-    for i in range(len(steps) - 1):
-        near, far = slopes[i], slopes[i + 1]
-        scale = float(near.norm() + far.norm()) / 2
-        gap = float((near - far).norm())
-        if scale > 0 and gap / scale < best[1]:
-            squared = (steps[i + 1] / steps[i]) ** 2
-            best = ((squared * near - far) / (squared - 1), gap / scale)
-    return best

@@ -1,4 +1,4 @@
-"""A gradient source around a black box: queries are those that the black box counts, and a guess is saved with it."""
+"""Gradient sources around a black box: their queries are the calls of the black box."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from deepzero.training.checkpoint_contents import (
     selected,
     snapshot,
 )
-from deepzero.training.gradient_sources import GradientSource
+from deepzero.training.gradient_sources import Autograd, GradientSource
 
 
-class Asking:
+class BlackBoxSource:
     """A gradient source whose queries are those that the black box counts.
 
     Args:
         source: fills ``p.grad``.
-        box: is asked.
-        guess: learns from its answers.
+        box: counts its queries.
+        guess: learns from the answers of the box, and is saved with the source.
     """
 
     def __init__(self, source: GradientSource, box: Opaque, guess: Learned | None = None) -> None:
@@ -34,19 +34,19 @@ class Asking:
 
     @property
     def queries(self) -> int:
-        """Answers of the black box so far."""
+        """Queries of the black box so far."""
         return self._box.queries
 
     def backward(self, *batch: Any) -> Tensor:
-        """As the source does it."""
+        """Delegate to the source."""
         return self._source.backward(*batch)
 
     def set_epoch(self, epoch: int) -> None:
-        """As the source does it."""
+        """Delegate to the source."""
         self._source.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The source's, and the guess's numbers; the black box's counters are in the model's."""
+        """State of the source, and numbers of the guess; the counters of the black box are in the model's state."""
         found = {"source": self._source.state_dict()}
         if self._guess is not None:
             values = optimizer_values(self._guess.optimizer)
@@ -59,7 +59,7 @@ class Asking:
         self._values = values.get("guess")
 
     def tensors(self) -> dict[str, Tensor]:
-        """The guess's: weights, optimizer and memory."""
+        """Weights, optimizer and memory of the guess."""
         if self._guess is None:
             return {}
         memory = self._guess.state_dict()["memory"]
@@ -83,3 +83,37 @@ class Asking:
                 "places": self._values["places"],
             }
         )
+
+
+class CountedCalls:
+    """A gradient source that differentiates through the black box, with the same number of calls in every step.
+
+    Args:
+        source: fills ``p.grad``.
+        before: calls before the first step.
+        each: calls of a step.
+    """
+
+    def __init__(self, source: Autograd, *, before: int, each: int) -> None:
+        self._source, self._before, self._each = source, before, each
+
+    @property
+    def queries(self) -> int:
+        """Calls of the black box so far."""
+        return self._before + self._each * self._source.queries
+
+    def backward(self, *batch: Any) -> Tensor:
+        """Delegate to the source."""
+        return self._source.backward(*batch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Delegate to the source."""
+        self._source.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Delegate to the source."""
+        return self._source.state_dict()
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        """Delegate to the source."""
+        self._source.load_state_dict(values)
