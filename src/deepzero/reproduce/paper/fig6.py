@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzero.files import json_object
-from deepzero.recipes.correction_recipes import find_correction
+from deepzero.recipes.correction_recipes import RECIPES
 from deepzero.report import Figure, Picture, Series, Table
 from deepzero.report.correction_pages import ERRORS, still
 from deepzero.reproduce.cells import Cell, Workplace
@@ -225,7 +225,7 @@ EXPERIMENT = Experiment(
     scales={
         "smoke": Fig6Scale(
             caption="A grid of 8x16 cells and a few steps: that everything works. Its errors mean nothing.",
-            config=find_correction("wake-tiny").config(),
+            config=RECIPES.find("wake-tiny").config(),
         ),
         "small": Fig6Scale(
             caption=(
@@ -236,7 +236,7 @@ EXPERIMENT = Experiment(
                 "as many as opaque and opaque-emulator take within the solver calls of zo-sol. The coordinates of "
                 "zo-sol are the same part of every layer, and all biases."
             ),
-            config=find_correction("wake-small").config(),
+            config=RECIPES.find("wake-small").config(),
             methods=(*(name for name in METHODS if name != FO_SOL), LONGER, FO_SOL),
             # As many as the methods of ours take within the solver calls of zo-sol.
             steps={LONGER: 1600, FO_SOL: 1600},
@@ -244,7 +244,7 @@ EXPERIMENT = Experiment(
         ),
         "paper": Fig6Scale(
             caption="The paper's setting: 56,898 weights, 16 unrolled steps, ten epochs of Adam at 1e-4.",
-            config=find_correction("wake").config(),
+            config=RECIPES.find("wake").config(),
         ),
     },
     cells=cells,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzero.data.data_files import candidate_folders, not_found
-from deepzero.recipes.defense_recipes import find_defense, with_method
+from deepzero.recipes.defense_recipes import RECIPES, with_method
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, Labels, Workplace
 from deepzero.reproduce.experiment import Experiment, Scale, Seeds
@@ -244,7 +244,7 @@ def _by_radius(outcomes: Outcomes, name: str) -> Figure:
 
 
 def _smoke() -> DefenseConfig:
-    config = find_defense("digits").config()
+    config = RECIPES.find("digits").config()
     return replace(
         config,
         data=replace(config.data, limit=200, batch_size=16),
@@ -258,7 +258,7 @@ def _smoke() -> DefenseConfig:
 
 def _small_cifar10() -> DefenseConfig:
     """What two cores can do: smaller batches, fewer directions, and less pretraining."""
-    config = find_defense("cifar10").config()
+    config = RECIPES.find("cifar10").config()
     return replace(
         config,
         data=replace(config.data, batch_size=16),
@@ -268,8 +268,8 @@ def _small_cifar10() -> DefenseConfig:
     )
 
 
-_DIGITS = find_defense("digits").config()
-_IMAGENET10 = find_defense("imagenet10").config()
+_DIGITS = RECIPES.find("digits").config()
+_IMAGENET10 = RECIPES.find("imagenet10").config()
 
 EXPERIMENT = Experiment(
     name="tab2",
