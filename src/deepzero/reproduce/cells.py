@@ -188,8 +188,8 @@ class Cell:
     def trained(cls, labels: Labels, config: ClassificationConfig) -> Cell:
         """The cell of a training run: its seed is one more label.
 
-        >>> from deepzero.recipes.catalogue import find
-        >>> Cell.trained({"method": "CGE"}, find("digits").config()).labels
+        >>> from deepzero.recipes.classification_recipes import RECIPES
+        >>> Cell.trained({"method": "CGE"}, RECIPES.find("digits").config()).labels
         {'method': 'CGE', 'seed': 0}
         """
         return cls(labels={**labels, "seed": config.seed}, work=Training(config))
