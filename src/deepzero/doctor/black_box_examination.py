@@ -18,7 +18,7 @@ from deepzero.doctor.determinism import Determinism, check_determinism, with_eff
 from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.doctor.direction_samples import directions_of, sample
 from deepzero.doctor.forecast import LoopCosts, RunPlan, forecast_black_box
-from deepzero.doctor.gradient_check import check_gradients, estimated_pairs, try_step
+from deepzero.doctor.gradient_check import check_gradients, try_step
 from deepzero.doctor.metered_objective import MeteredObjective
 from deepzero.doctor.step_choice import USELESS, choose_step, slope_size, step_for_noise
 from deepzero.doctor.sweep import PLAIN, STEPS, compare_slopes, measure_slopes, with_step
@@ -89,7 +89,7 @@ def examine_black_box(
     step_forecast = forecast_black_box(zo, directions, queries.seconds)
     return replace(
         found,
-        gradients=None if estimate is None else check_gradients(estimated_pairs(estimate.gradients, None), None),
+        gradients=None if estimate is None else check_gradients(estimate.gradients, None),
         forecast=step_forecast.with_loop(loop),
         trial=trial,
         failure=failure,
