@@ -30,7 +30,7 @@ import tyro
 
 import deepzero as dz
 from deepzero.measure.rounds import Spread
-from deepzero.recipes.correction_recipes import find_correction
+from deepzero.recipes.correction_recipes import RECIPES
 from deepzero.tasks.correction import Flows, Reference, WakeFlow, divergence, shedding
 from deepzero.tasks.correction.correction_methods import FlowBatches, UnrolledError, make_network
 from deepzero.tasks.correction.reference_flows import reference
@@ -84,7 +84,7 @@ def milliseconds(call: Callable[[], object], rounds: int) -> dict[str, Any]:
 
 def estimates(frames: Reference, flow: WakeFlow, rounds: int) -> dict[str, Any]:
     """Queries a second of a step of ZO-SOL, together and one by one."""
-    config = find_correction("wake-small").config()
+    config = RECIPES.find("wake-small").config()
     batches = FlowBatches(frames.training, frames.training_reynolds, config.unroll, config.batch_size, rounds + 1, 0)
     torch.manual_seed(0)
     network = make_network(config.widths, config.start, frames.scales)
@@ -124,7 +124,7 @@ def estimates(frames: Reference, flow: WakeFlow, rounds: int) -> dict[str, Any]:
 def main(options: Options) -> None:
     """Measure, print, write."""
     torch.set_num_threads(1)
-    config = find_correction("wake-small").config().flow
+    config = RECIPES.find("wake-small").config().flow
     frames = reference(config, data_dir=options.data_dir, stop=StopRequest())
     coarse, fine = WakeFlow(config.resolution), WakeFlow(2 * config.resolution)
     record: dict[str, Any] = {

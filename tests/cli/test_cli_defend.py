@@ -10,7 +10,7 @@ import pytest
 from deepzero.cli import main
 from deepzero.recipes import Recipe
 from deepzero.recipes import defense_recipes as defenses
-from deepzero.recipes.defense_recipes import DEFENSES, digits
+from deepzero.recipes.defense_recipes import RECIPES, digits
 from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense import METHODS, DefenseConfig, DenoiserConfig, StageConfig, settings_of
 
@@ -32,7 +32,7 @@ def small() -> DefenseConfig:
 @pytest.fixture(autouse=True)
 def _small_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(DEFENSES, "digits", Recipe("digits", small, "seconds"))
+    monkeypatch.setitem(RECIPES, "digits", Recipe("digits", small, "seconds"))
 
 
 def test_from_a_recipe_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,8 +75,8 @@ def test_bad_input_is_exit_code_2(words: list[str], message: str, capsys: pytest
 
 
 def test_every_recipe_can_be_made_for_every_method() -> None:
-    for name in DEFENSES:
-        own = defenses.find_defense(name).config()
+    for name in RECIPES:
+        own = RECIPES.find(name).config()
         for method in METHODS:
             config = defenses.with_method(own, method)
             assert config.method == method
@@ -100,4 +100,4 @@ def test_the_recipes_of_defenses_are_listed(capsys: pytest.CaptureFixture[str]) 
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
     assert "deepzero defend RECIPE" in listed
-    assert all(name in listed for name in DEFENSES)
+    assert all(name in listed for name in RECIPES)

@@ -16,7 +16,7 @@ pytest.importorskip("phi", reason="PhiFlow is not installed: pip install 'deepze
 from deepzero.errors import InvalidInputError, RowError, RunFolderError
 from deepzero.models import FlowCorrector
 from deepzero.opaque import Opaque
-from deepzero.recipes.correction_recipes import CORRECTIONS, find_correction
+from deepzero.recipes.correction_recipes import RECIPES
 from deepzero.report import documents, page
 from deepzero.tasks.correction import METHODS, CorrectionConfig, FlowConfig, correct, load_network
 from deepzero.tasks.correction.correction_config import (
@@ -38,7 +38,7 @@ from deepzero.tasks.correction.wake import Flows, WakeFlow
 from deepzero.tasks.staged_run import StoppedError
 from deepzero.training import StopRequest
 
-TINY = find_correction("wake-tiny").config()
+TINY = RECIPES.find("wake-tiny").config()
 
 
 @pytest.fixture(scope="module")
@@ -370,11 +370,11 @@ def test_bad_settings_are_refused_before_any_work(data: Path, tmp_path: Path) ->
 
 
 def test_recipes_are_known_by_name_and_come_back_from_json() -> None:
-    for recipe in CORRECTIONS.values():
+    for recipe in RECIPES.values():
         config = recipe.config()
         assert from_record(json.loads(json.dumps(json.loads(json.dumps(config, default=vars))))) == config
     with pytest.raises(InvalidInputError, match="did you mean wake-small"):
-        find_correction("wake-smal")
+        RECIPES.find("wake-smal")
 
 
 def test_the_forecast_counts_what_a_run_does(data: Path, flows: Reference) -> None:

@@ -100,11 +100,11 @@ class Correct:
 
     def _config(self, begun: CorrectionConfig | None) -> CorrectionConfig:
         """The recipe's configuration, or that of the run that goes on, with the settings that were given."""
-        from deepzero.recipes.correction_recipes import find_correction  # noqa: PLC0415
+        from deepzero.recipes.correction_recipes import RECIPES  # noqa: PLC0415
 
         changed = ("method", "unroll", "steps", "budget", "directions", "sparsity", "ratios", "learning_rate", "seed")
         given: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}
-        return replace(begun or find_correction(self.recipe).config(), **given)
+        return replace(begun or RECIPES.find(self.recipe).config(), **given)
 
 
 def _told(summary: dict[str, Any]) -> str:

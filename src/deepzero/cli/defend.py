@@ -108,12 +108,12 @@ class Defend:
 
     def _settings(self) -> tuple[DefenseConfig, str | None]:
         """The configuration and the classifier of the run."""
-        from deepzero.recipes.defense_recipes import find_defense, with_method  # noqa: PLC0415
+        from deepzero.recipes.defense_recipes import RECIPES, with_method  # noqa: PLC0415
         from deepzero.tasks.defense import settings_of  # noqa: PLC0415
 
         if self.resume and self.out is None:
             raise InvalidInputError("name the folder of the run to resume, for example --resume --out runs/...")
-        config, classifier = find_defense(self.recipe).config(), self.classifier
+        config, classifier = RECIPES.find(self.recipe).config(), self.classifier
         if self.resume and self.out is not None:
             config, classifier = settings_of(self.out)
         if self.method is not None and not self.resume:

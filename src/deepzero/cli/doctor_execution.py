@@ -16,9 +16,11 @@ from deepzero.estimator import CGE, RGE, Estimator
 from deepzero.objective import BlackBox, NetworkObjective, device_of, parameters_of
 from deepzero.own import called, imported, is_own, settings_of
 from deepzero.recipes import SETTINGS, started
-from deepzero.recipes.run_starts import DEFAULT, ROOT
+from deepzero.recipes.classification_recipes import DEFAULT
+from deepzero.recipes.run_starts import ROOT
 from deepzero.tasks.classification import ClassificationConfig
 from deepzero.tasks.run_diagnosis import DiagnosisRecord, diagnose, diagnose_trainer
+from deepzero.tasks.task_data import DataReader
 from deepzero.training import Trainer
 
 if TYPE_CHECKING:
@@ -57,9 +59,16 @@ def run_doctor(command: Doctor, output: Output) -> int:
 def _configured(command: Doctor, own: tuple[str, ClassificationConfig] | None, folder: Path | None) -> DiagnosisRecord:
     """Examine a run by a recipe, or by a configuration of the user's own, with its name."""
     settings = {name: getattr(command, name) for name in SETTINGS if hasattr(command, name)}
-    config = started(base_of(command, own), settings, folder).config
+    reader = DataReader(command.data_dir)
+    config = started(base_of(command, own, reader), settings, folder).config
     require_effect(command, config)
-    diagnosis = diagnose(config, data_dir=command.data_dir, device=command.device, seconds=command.seconds)
+    diagnosis = diagnose(
+        config,
+        data_dir=command.data_dir,
+        splits=reader.known(config.data),
+        device=command.device,
+        seconds=command.seconds,
+    )
     title = f"{config.model.title} on {config.data.title}"
     return DiagnosisRecord(diagnosis, asdict(config), title, validation.device(command.device))
 

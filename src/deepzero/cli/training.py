@@ -25,6 +25,7 @@ from deepzero.recipes import (
 from deepzero.recipes.run_starts import ROOT, Base, free, interrupted_run, latest
 from deepzero.tasks import classification
 from deepzero.tasks.classification.classification_config import ESTIMATORS, ClassificationConfig, ModelConfig
+from deepzero.tasks.task_data import DataReader
 from deepzero.team import Team, joined, launch_name
 from deepzero.training import Result, Trainer, read_record
 
@@ -49,12 +50,13 @@ def run_training(command: Train, output: Output) -> int:
     max_seconds = seconds_of(command.max_minutes)
     for name in ("rank_timeout", "checkpoint_minutes"):
         require_positive(name, getattr(command, name))
+    reader = DataReader(command.data_dir)
     with joined(command.device, timeout=60 * command.rank_timeout) as team:
         if not team.leads:
             logging.getLogger("deepzero").setLevel(logging.ERROR)
         own = own_recipe(command, team)
         if own is None:
-            result = _configured(command, base_of(command, None), output, team, max_seconds)
+            result = _configured(command, base_of(command, None, reader), reader, output, team, max_seconds)
         else:
             word, words = own
             function = imported(word)
@@ -65,8 +67,8 @@ def run_training(command: Train, output: Output) -> int:
             if isinstance(made, Trainer):
                 result = _trained(command, made, word, words, output, team)
             else:
-                base = base_of(command, (_stem(word), made))
-                result = _configured(command, base, output, team, max_seconds)
+                base = base_of(command, (_stem(word), made), reader)
+                result = _configured(command, base, reader, output, team, max_seconds)
         return _report(result, output) if team.leads else DONE
 
 
@@ -82,13 +84,14 @@ def own_recipe(command: Train, team: Team) -> tuple[str, tuple[str, ...]] | None
     return None if own is None else (own["recipe"], tuple(own["set"]))
 
 
-def base_of(command: Any, own: tuple[str, ClassificationConfig] | None) -> Base | None:
+def base_of(command: Any, own: tuple[str, ClassificationConfig] | None, reader: DataReader) -> Base | None:
     """The configuration that a command starts from, before single settings are changed; None for the default one.
 
     Args:
-        command: with the options ``recipe``, ``config``, ``data``, ``target``, ``image_size``, ``test``, ``model`` and
-            ``depth``.
+        command: with the options ``recipe``, ``config``, ``data``, ``target``, ``image_size``, ``test``, ``limit``,
+            ``model`` and ``depth``.
         own: a configuration of the user's own, and what to call it.
+        reader: reads the data, where a network is to be found for them.
     """
     named = [name for name in ("recipe", "config") if getattr(command, name) is not None]
     if len(named) == 2:
@@ -107,9 +110,16 @@ def base_of(command: Any, own: tuple[str, ClassificationConfig] | None) -> Base 
         name, config = _before(command, own)
         model = None if command.model is None else _network(command)
         if command.data is not None:
-            images = data_config(command.data, target=command.target, image_size=command.image_size, test=command.test)
+            images = data_config(
+                command.data,
+                target=command.target,
+                image_size=command.image_size,
+                test=command.test,
+                limit=command.limit,
+            )
+            require_data_dir_used(command.data_dir, images.name, images.path)
             name = Path(command.data).stem if config is None else name
-            config = own_config(images, model) if config is None else with_data(config, images)
+            config = own_config(images, model, reader=reader) if config is None else with_data(config, images)
         elif config is None:
             name, config = "digits", find("digits").config()
         return name, config if model is None else replace(config, model=model)
@@ -129,7 +139,9 @@ def _network(command: Any) -> ModelConfig:
     return ModelConfig(name=command.model, options={} if command.depth is None else {"depth": command.depth})
 
 
-def _configured(command: Train, base: Base | None, output: Output, team: Team, max_seconds: float | None) -> Result:
+def _configured(
+    command: Train, base: Base | None, reader: DataReader, output: Output, team: Team, max_seconds: float | None
+) -> Result:
     """Train by a configuration."""
     settings: dict[str, Any] = {name: getattr(command, name) for name in SETTINGS if hasattr(command, name)}
     start = start_of_team(base, settings, command.out, resume=command.resume, team=team)
@@ -139,6 +151,7 @@ def _configured(command: Train, base: Base | None, output: Output, team: Team, m
         out=start.out,
         resume=start.resume,
         data_dir=command.data_dir,
+        splits=reader.known(start.config.data),
         device=command.device,
         max_seconds=max_seconds,
         loggers=(*command.logger, CollectAgain()),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from deepzero import validation
+from deepzero import data, validation
 from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
 from deepzero.environment import hardware, versions
 from deepzero.errors import InvalidInputError, MissingPackageError, RunFolderError
@@ -35,13 +35,19 @@ log = logging.getLogger("deepzero")
 
 
 def diagnose(
-    config: ClassificationConfig, *, data_dir: str | Path | None = None, device: str = "cpu", seconds: float = 20.0
+    config: ClassificationConfig,
+    *,
+    data_dir: str | Path | None = None,
+    splits: data.Splits | None = None,
+    device: str = "cpu",
+    seconds: float = 20.0,
 ) -> Diagnosis:
     """Examine the first step of the run that :func:`deepzero.tasks.classification.train` would make.
 
     Args:
         config: of the run.
         data_dir: where the data set lies, see :func:`deepzero.data.load`.
+        splits: the data, as :func:`deepzero.tasks.task_data.read_data` gives them; read by default.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         seconds: about how long each part of the examination may take, see :func:`deepzero.doctor.examine`.
 
@@ -59,7 +65,7 @@ def diagnose(
     if config.estimator.method not in ESTIMATORS:
         raise InvalidInputError("the doctor examines estimates from function values; choose the estimator cge or rge")
     place = validation.device(device)
-    splits = read_data(config.data, data_dir)
+    splits = splits or read_data(config.data, data_dir)
     setup = set_up(config, splits.train, place)
     assert isinstance(setup.source, Estimator)
     score = Scorer(splits.validation, config.loss, setup.device) if len(splits.validation) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from deepzero.recipes.image_recipes import cifar10_resnet20
+from deepzero.recipes.classification_recipes import cifar10_resnet20
 from deepzero.report import Figure
 from deepzero.reproduce.cells import Cell, Labels, Training
 from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale

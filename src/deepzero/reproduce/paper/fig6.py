@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzero.files import json_object
-from deepzero.recipes.correction_recipes import find_correction
+from deepzero.recipes.correction_recipes import RECIPES
 from deepzero.report import Figure, Picture, Series, Table
 from deepzero.report.correction_pages import ERRORS, still
 from deepzero.reproduce.cells import Cell, Outcome, Place
@@ -210,7 +210,7 @@ def _by_step(outcomes: Outcomes, methods: Sequence[str]) -> Figure:
     )
 
 
-_SMALL = find_correction("wake-small").config
+_SMALL = RECIPES.find("wake-small").config
 _LONGER = {"steps": 1600}
 """As many steps as the methods of ours take within the solver calls of ``zo-sol``."""
 
@@ -220,7 +220,7 @@ EXPERIMENT = Experiment(
     scales={
         "smoke": Scale(
             caption="A grid of 8x16 cells and a few steps: that everything works. Its errors mean nothing.",
-            grid={"config": find_correction("wake-tiny").config, "methods": {name: {} for name in METHODS}},
+            grid={"config": RECIPES.find("wake-tiny").config, "methods": {name: {} for name in METHODS}},
         ),
         "small": Scale(
             caption=(
@@ -243,7 +243,7 @@ EXPERIMENT = Experiment(
         ),
         "paper": Scale(
             caption="The paper's setting: 56,898 weights, 16 unrolled steps, ten epochs of Adam at 1e-4.",
-            grid={"config": find_correction("wake").config, "methods": {name: {} for name in METHODS}},
+            grid={"config": RECIPES.find("wake").config, "methods": {name: {} for name in METHODS}},
         ),
     },
     cells=cells,

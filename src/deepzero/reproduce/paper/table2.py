@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzero.data.data_files import candidate_folders, not_found
-from deepzero.recipes.defense_recipes import find_defense, with_method
+from deepzero.recipes.defense_recipes import RECIPES, with_method
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, Labels, Place
 from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
@@ -229,7 +229,7 @@ def _by_radius(outcomes: Outcomes, name: str) -> Figure:
 
 
 def _smoke() -> DefenseConfig:
-    config = find_defense("digits").config()
+    config = RECIPES.find("digits").config()
     return replace(
         config,
         data=replace(config.data, limit=200, batch_size=16),
@@ -243,7 +243,7 @@ def _smoke() -> DefenseConfig:
 
 def _small_cifar10() -> DefenseConfig:
     """What two cores can do: smaller batches, fewer directions, and less pretraining."""
-    config = find_defense("cifar10").config()
+    config = RECIPES.find("cifar10").config()
     return replace(
         config,
         data=replace(config.data, batch_size=16),
@@ -253,7 +253,7 @@ def _small_cifar10() -> DefenseConfig:
     )
 
 
-_DIGITS = find_defense("digits")
+_DIGITS = RECIPES.find("digits")
 
 EXPERIMENT = Experiment(
     name="tab2",
@@ -306,12 +306,12 @@ EXPERIMENT = Experiment(
                 "ImageNet-10 from a folder of images, a classifier from a model file, a DnCNN of 17 layers of 64 "
                 "channels, 1,152 queries an estimate. The paper states neither noise nor batch: 0.25 and 64 here."
             ),
-            data=find_defense("imagenet10").config().data,
+            data=RECIPES.find("imagenet10").config().data,
             grid={
                 "targets": {
                     "imagenet10": {
-                        "config": find_defense("imagenet10").config,
-                        "budgets": (find_defense("imagenet10").config().budget,),
+                        "config": RECIPES.find("imagenet10").config,
+                        "budgets": (RECIPES.find("imagenet10").config().budget,),
                         "certification": CertifyConfig(images=500),
                         "given": True,
                     }
