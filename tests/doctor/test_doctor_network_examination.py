@@ -356,8 +356,8 @@ class Loop:
 
 
 def test_an_evaluator_of_ones_own_is_examined_under_the_name_of_its_class():
-    found = examined(healthy(), evaluator=Loop())
-    plain = examined(healthy(), evaluator=dz.SequentialEvaluator())
+    found = examined(healthy(), evaluator=Loop(), seconds=100.0)
+    plain = examined(healthy(), evaluator=dz.SequentialEvaluator(), seconds=100.0)
     assert found.plan == ("a loop", "of forwards")
     assert found.operations is None
     assert found.step.evaluator == "Loop"
