@@ -1,4 +1,4 @@
-"""What glibc's memory allocator does with freed memory: keep it for the next tensor, or give it back."""
+"""Settings of glibc's memory allocator: keep freed memory for the next tensor, or give it back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEEP = 2**31 - 1
 
 
 def reuse_freed_memory() -> bool:
-    """Tell glibc's allocator to keep what is freed in place of giving it back to the system; whether it did.
+    """Make glibc's allocator keep freed memory in place of giving it back to the system; True if that worked.
 
     A forward frees and allocates its activations again and again. By default glibc returns blocks of some MiB to the
     system at once, and every page of the next one is a fault, which can take as long as the arithmetic. The most memory
