@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,41 +12,70 @@ import deepzero as dz
 from deepzero import models
 from deepzero.evaluators import SequentialEvaluator
 from deepzero.losses import LOSSES
-from deepzero.measure.cases import digits_batch, noise_batch
+from deepzero.measure.cases import CASES, cnn_case, problem
+from deepzero.measure.naive_loop import NaiveLoop
 from deepzero.reproduce.paper.fig2 import estimate_errors
 from deepzero.reproduce.paper.fig3 import compare
 from deepzero.reproduce.paper.fig_a6 import SIMULATED, measured
 from deepzero.reproduce.paper.schedule_study import cost_table
-from deepzero.reproduce.paper.table_a1 import STAGES, STEP_SIZE, OneByOne, propagation, stages
+from deepzero.reproduce.paper.table_a1 import (
+    STAGES,
+    STEP_SIZE,
+    coordinate_estimate,
+    propagation,
+    random_estimate,
+    stages,
+)
+from deepzero.stopwatch import StageStopwatch
 
 LOSS = LOSSES["cross-entropy"]
 
 
 @pytest.fixture
-def one_by_one():
+def task():
     """The CNN of depth 1 on ten digits, in float64."""
-    model = models.build("simple_cnn", in_channels=1, image_size=8, depth=1).double().train()
-    x, y = digits_batch(10, 0)
-    return OneByOne(model, (x.double(), y))
+    found = problem(cnn_case(1, "digits"), batch=10, step_size=STEP_SIZE)
+    x, y = found.batch
+    return replace(found, model=found.model.double(), batch=(x.double(), y))
 
 
-def test_queries_one_by_one_are_the_coordinate_wise_estimate(one_by_one):
-    sizes = [p.numel() for p in one_by_one.parameters]
-    before = [p.detach().clone() for p in one_by_one.parameters]
-    found = one_by_one.coordinates([(k, i) for k, size in enumerate(sizes) for i in range(size)])
-    assert all(torch.equal(p, q) for p, q in zip(one_by_one.parameters, before, strict=True))
-    zo = dz.CGE(one_by_one.model, loss=LOSS, step_size=STEP_SIZE, evaluator=SequentialEvaluator())
-    expected = zo.estimate(*one_by_one.batch).gradients
-    for (name, p), gradient in zip(one_by_one.model.named_parameters(), found, strict=True):
-        torch.testing.assert_close(gradient, expected[name].reshape(p.shape), rtol=1e-9, atol=1e-10, msg=name)
+@pytest.fixture
+def loop(task):
+    return NaiveLoop(task)
 
 
-def test_only_the_chosen_coordinates_are_queried(one_by_one):
-    found = one_by_one.coordinates([(0, 3), (3, 5)])
-    assert [(k, *g.view(-1).nonzero().squeeze(1).tolist()) for k, g in enumerate(found) if g.any()] == [(0, 3), (3, 5)]
+@pytest.fixture
+def watch():
+    return StageStopwatch(STAGES)
 
 
-def test_random_queries_one_by_one_are_the_formula(one_by_one, monkeypatch):
+def values(parameters):
+    return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+def are_equal(parameters, before):
+    return all(torch.equal(p, before[name]) for name, p in parameters.items())
+
+
+def test_queries_one_by_one_are_the_coordinate_wise_estimate(task, loop, watch):
+    before = values(loop.parameters)
+    pairs = [(name, i) for name, p in loop.parameters.items() for i in range(p.numel())]
+    found = coordinate_estimate(loop, pairs, watch)
+    assert are_equal(loop.parameters, before)
+    zo = dz.CGE(task.model, loss=LOSS, step_size=STEP_SIZE, evaluator=SequentialEvaluator())
+    expected = zo.estimate(*task.batch).gradients
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name].reshape(gradient.shape), rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_only_the_chosen_coordinates_are_queried(loop, watch):
+    names = list(loop.parameters)
+    chosen = [(names[0], 3), (names[3], 5)]
+    found = coordinate_estimate(loop, chosen, watch)
+    assert [(name, *g.view(-1).nonzero().squeeze(1).tolist()) for name, g in found.items() if g.any()] == chosen
+
+
+def test_random_queries_one_by_one_are_the_formula(loop, watch, monkeypatch):
     """:math:`\\frac{1}{q} \\sum_i \\frac{\\ell(\\theta + \\mu u_i) - \\ell(\\theta)}{\\mu} u_i`, and the weights stay."""
     drawn = []
     normal = torch.Tensor.normal_
@@ -54,32 +84,32 @@ def test_random_queries_one_by_one_are_the_formula(one_by_one, monkeypatch):
         drawn.append(normal(self, *args, **kwargs).clone())
         return self
 
-    before = [p.detach().clone() for p in one_by_one.parameters]
+    before = values(loop.parameters)
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "normal_", noted)
-        found = one_by_one.random(3)
-    assert all(torch.equal(p, q) for p, q in zip(one_by_one.parameters, before, strict=True))
-    directions = [drawn[i : i + len(before)] for i in range(0, len(drawn), len(before))]
+        found = random_estimate(loop, 3, watch)
+    assert are_equal(loop.parameters, before)
+    directions = [dict(zip(before, drawn[i:], strict=False)) for i in range(0, len(drawn), len(before))]
     assert len(directions) == 3
-    expected = [torch.zeros_like(p) for p in before]
-    base = one_by_one.loss()
+    expected = {name: torch.zeros_like(p) for name, p in before.items()}
+    base = loop.loss()
     for u in directions:
         with torch.no_grad():
-            for p, start, v in zip(one_by_one.parameters, before, u, strict=True):
-                p.copy_(start + STEP_SIZE * v)
-            slope = (one_by_one.loss() - base) / STEP_SIZE
-        expected = [total + slope * v / 3 for total, v in zip(expected, u, strict=True)]
-    for gradient, formula in zip(found, expected, strict=True):
-        torch.testing.assert_close(gradient, formula, rtol=1e-9, atol=1e-10)
+            for name, p in loop.parameters.items():
+                p.copy_(before[name] + STEP_SIZE * u[name])
+            slope = (loop.loss() - base) / STEP_SIZE
+        expected = {name: total + slope * u[name] / 3 for name, total in expected.items()}
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-10)
 
 
-def test_directions_are_standard_normal_and_others_at_every_query(one_by_one):
+def test_directions_are_standard_normal_and_others_at_every_query(task, loop, watch):
     """Many directions recover the gradient, which no other law than one of unit covariance does."""
-    model = one_by_one.model
-    exact = torch.autograd.grad(LOSS(model(one_by_one.batch[0]), one_by_one.batch[1]), one_by_one.parameters)
+    x, y = task.batch
+    exact = torch.autograd.grad(LOSS(task.model(x), y), list(task.model.parameters()))
     flat = torch.cat([g.reshape(-1) for g in exact])
     d, q = len(flat), 4 * len(flat)
-    found = torch.cat([g.reshape(-1) for g in one_by_one.random(q)])
+    found = torch.cat([g.reshape(-1) for g in random_estimate(loop, q, watch).values()])
     error = float((found - flat).square().sum() / flat.square().sum())
     assert error == pytest.approx((d + 1) / q, rel=0.5)
     assert float(found @ flat / flat.square().sum()) == pytest.approx(1.0, abs=0.3)
@@ -100,7 +130,7 @@ def test_stages_are_scaled_to_the_whole_estimate(method, monkeypatch):
 
 def test_no_more_queries_are_timed_than_there_are(monkeypatch):
     monkeypatch.setattr(
-        "deepzero.reproduce.paper.table_a1.OneByOne.coordinates", lambda self, chosen: asked.extend(chosen)
+        "deepzero.reproduce.paper.table_a1.coordinate_estimate", lambda loop, chosen, watch: asked.extend(chosen)
     )
     asked = []
     found = stages(depth=1, method="CGE", data_name="digits", batch_size=4, queries=10**6, device="cpu")
@@ -169,7 +199,7 @@ def test_the_sides_of_the_comparison_agree_and_are_timed():
 
 
 def test_the_comparison_of_the_paper_is_on_its_network():
-    x, _ = noise_batch(2, 0)
+    x, _ = CASES["cnn"].batch(2, 0)
     network = models.build("simple_cnn", depth=5)
     assert network(x).shape == (2, 10)
     assert sum(p.numel() for p in network.parameters()) == 12_610

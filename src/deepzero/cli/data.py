@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from deepzero.cli.command import Output
 from deepzero.cli.options import DONE, Json, Quiet
-from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError
 
 if TYPE_CHECKING:

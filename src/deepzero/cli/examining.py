@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepzero import doctor
+from deepzero.cli.command import Output
 from deepzero.cli.options import DONE
-from deepzero.cli.output import Output
-from deepzero.cli.recipe_words import require_no_network
-from deepzero.cli.training import base_of, require_effect, require_positive
+from deepzero.cli.recipe_choice import base_of, require_effect, require_no_network
 from deepzero.doctor import Diagnosis
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.estimator import CGE, RGE, Estimator
@@ -23,6 +22,7 @@ from deepzero.tasks import run_diagnosis as diagnosis
 from deepzero.tasks.classification import ClassificationConfig
 from deepzero.tasks.task_data import DataReader
 from deepzero.training import Trainer
+from deepzero.validation import positive
 
 if TYPE_CHECKING:
     from deepzero.cli.doctor import Doctor
@@ -41,7 +41,7 @@ WANTED = (
 
 def run_doctor(command: Doctor, output: Output) -> int:
     """Examine, print the diagnosis, and write it."""
-    require_positive("seconds", command.seconds)
+    positive("--seconds", command.seconds, hint="20")
     own = command.recipe if command.recipe is not None and is_own(command.recipe) else None
     folder = command.out or ROOT / f"{_title(command)}-doctor"
     if folder.exists() and not folder.is_dir():

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.table import Table
 
+from deepzero.cli.command import Output
 from deepzero.cli.options import Json, Quiet
-from deepzero.cli.output import Output
 
 if TYPE_CHECKING:
     from deepzero.recipes import Recipe

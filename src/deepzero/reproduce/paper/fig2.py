@@ -11,7 +11,7 @@ from deepzero import data, models
 from deepzero.estimator import CGE, RGE
 from deepzero.evaluators import SequentialEvaluator
 from deepzero.losses import LOSSES
-from deepzero.measure.noise import image_shape
+from deepzero.measure.image_batches import Batch, image_shape, noise_batch
 from deepzero.report import Figure, Table
 from deepzero.reproduce.cells import Cell, Labels, Measurement, Training
 from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
@@ -93,13 +93,11 @@ def estimate_errors(*, depth: int, batch_size: int, data_name: str, estimates: i
     return {"RGE": random, "CGE": coordinate, "theory": (d + 1) / d, "d": d}
 
 
-def _batch(name: str, size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(name: str, size: int, device: str) -> Batch:
     if name == "digits":
         loader = data.BatchLoader(data.load("digits").train, batch_size=size, device=device)
         return loader.batch(0, 0)
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(size, 3, 32, 32, generator=generator), torch.randint(10, (size,), generator=generator)
-    return x.to(device), y.to(device)
+    return noise_batch(size, seed=0, device=device)
 
 
 def _gradient(model: torch.nn.Module, source: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from deepzero.measure import Case, Problem, problem
-from deepzero.measure.agreement import check
-from deepzero.measure.cases import digits_batch, noise_batch
-from deepzero.measure.noise import image_shape
-from deepzero.measure.rounds import Spread, ratio
-from deepzero.measure.sides import BlockReuse, DeepZero, Naive, Side
+from deepzero.measure.cases import cnn_case, problem
+from deepzero.measure.rounds import Spread, by_side, in_turns, rates, ratio
+from deepzero.measure.sides import BlockReuse, DeepZero, Naive, Side, check_agreement
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, Measurement
 from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
@@ -22,30 +20,19 @@ SIDES = {"naive": "no reuse", "block_reuse": "feature reuse", "deepzero": "diffe
 
 def compare(*, depth: int, data_name: str, batch_size: int, rounds: int, seconds: float, device: str) -> dict[str, Any]:
     """Seconds of a dense estimate on the simple CNN by each side, in turns; the sides must agree first."""
-    channels, size = image_shape(data_name)
-    options = (("depth", depth), ("in_channels", channels), ("image_size", size))
-    make = digits_batch if data_name == "digits" else noise_batch
-    case = Case(f"cnn of depth {depth}", "simple_cnn", data_name, make, 0.0, seconds, options)
-    asked = _moved(problem(case, batch=batch_size), device)
-    naive, reuse, deepzero = Naive(asked), BlockReuse(asked), DeepZero(asked)
-    agreement = check(asked, naive, reuse, deepzero)
+    task = problem(cnn_case(depth, data_name), batch=batch_size).on(device)
+    naive, reuse, deepzero = Naive(task), BlockReuse(task), DeepZero(task)
+    agreement = check_agreement(naive, reuse, deepzero)
     sides: list[Side] = [naive, reuse, deepzero]
-    timings: dict[str, list[Any]] = {side.name: [] for side in sides}
-    for turn in range(rounds):
-        for side in sides:
-            timings[side.name].append(side.time(seconds / rounds, turn))
+    timings = by_side(in_turns({side.name: partial(side.time, seconds / rounds) for side in sides}, rounds))
+    naive_rates = rates(timings[naive.name])
     return {
-        "d": asked.queries - 1,
-        "seconds": {name: asdict(Spread.of([t.seconds for t in timed])) for name, timed in timings.items()},
-        "speed_up": {name: asdict(ratio(timed, timings["naive"])) for name, timed in timings.items()},
+        "d": task.coordinates.count,
+        "seconds": {name: asdict(Spread.of(t.seconds for t in timed)) for name, timed in timings.items()},
+        "speed_up": {name: asdict(ratio(rates(timed), naive_rates)) for name, timed in timings.items()},
         "deviation": agreement.deviation,
         "tolerance": agreement.tolerance,
     }
-
-
-def _moved(asked: Problem, device: str) -> Problem:
-    x, y = asked.batch
-    return replace(asked, model=asked.model.to(device), batch=(x.to(device), y.to(device)))
 
 
 def cells(scale: Scale) -> Iterator[Cell]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from deepzero import models
-from deepzero.measure.noise import image_shape
+from deepzero.measure.image_batches import image_shape
 from deepzero.report import Figure, Series
 from deepzero.reproduce.cells import Cell, Labels, Training
 from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from deepzero import models
 from deepzero.estimator import CGE, Estimator
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.losses import LOSSES
-from deepzero.measure.noise import noise
-from deepzero.measure.scaling import Machine, simulate
+from deepzero.measure.image_batches import Batch, noise_batch
+from deepzero.measure.rounds import by_side, in_turns
+from deepzero.measure.simulated_workers import Machine, simulate
 from deepzero.objective import NetworkObjective
+from deepzero.randomness import derive_seed
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, Measurement
 from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
@@ -35,13 +35,13 @@ LATENCY, BANDWIDTH = 50e-6, 1.25e9
 
 def _estimators(
     model: str, options: dict[str, Any], image_size: int, channels: int, batch_size: int, device: str
-) -> tuple[Callable[[int], Estimator], tuple[Tensor, Tensor]]:
-    """What makes an estimator with so many workers, and a batch."""
+) -> tuple[Callable[[int], Estimator], Batch]:
+    """A factory of estimators by the number of their workers, and a batch."""
     network = models.build(model, in_channels=channels, image_size=image_size, **options).to(device)
     ratios = DynamicRatios(smart_ratio(network, SPARSITY))
     return lambda workers: CGE(
         network, loss=LOSSES["cross-entropy"], sparsity=ratios, evaluator=PropagationEvaluator(workers=workers)
-    ), noise(batch_size, channels, image_size, device=device)
+    ), noise_batch(batch_size, channels, image_size, seed=derive_seed(0, "noise"), device=device)
 
 
 def measured(*, counts: list[int], repeats: int, device: str, **problem: Any) -> dict[str, Any]:
@@ -50,10 +50,9 @@ def measured(*, counts: list[int], repeats: int, device: str, **problem: Any) ->
     estimators = {workers: make(workers) for workers in counts if workers <= (os.cpu_count() or 1)}
     for zo in estimators.values():
         zo.estimate(*batch)  # exports, compiles and verifies
-    seconds: dict[int, list[float]] = {workers: [] for workers in estimators}
-    for _ in range(repeats):
-        for workers, zo in estimators.items():
-            seconds[workers].append(seconds_of(partial(zo.estimate, *batch)))
+    seconds = by_side(
+        in_turns({str(workers): partial(_seconds, zo, batch) for workers, zo in estimators.items()}, repeats)
+    )
     one = make(1)
     assert isinstance(one.objective, NetworkObjective)
     assert isinstance(one.evaluator, PropagationEvaluator)
@@ -65,9 +64,13 @@ def measured(*, counts: list[int], repeats: int, device: str, **problem: Any) ->
     prepared.release()
     return {
         "queries": one.cost(directions),
-        "measured": {str(workers): values for workers, values in seconds.items()},
+        "measured": seconds,
         "simulated": {str(f.workers): f.seconds for f in forecasts},
     }
+
+
+def _seconds(zo: Estimator, batch: Batch, _: int) -> float:
+    return seconds_of(partial(zo.estimate, *batch))
 
 
 def cells(scale: Scale) -> Iterator[Cell]:

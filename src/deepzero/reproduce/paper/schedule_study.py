@@ -11,8 +11,9 @@ from deepzero import models
 from deepzero.estimator import CGE
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.losses import LOSSES
-from deepzero.measure.noise import image_shape, noise
+from deepzero.measure.image_batches import image_shape, noise_batch
 from deepzero.objective import NetworkObjective
+from deepzero.randomness import derive_seed
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, Labels, Measurement, Training
 from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
@@ -94,7 +95,8 @@ def cost_table(
     zo = CGE(network, loss=LOSSES["cross-entropy"], evaluator=PropagationEvaluator(workers=1))
     assert isinstance(zo.objective, NetworkObjective)
     assert isinstance(zo.evaluator, PropagationEvaluator)
-    table = zo.evaluator.costs(zo.objective, *noise(batch_size, channels, size, device=device), repeats=3)
+    batch = noise_batch(batch_size, channels, size, seed=derive_seed(0, "noise"), device=device)
+    table = zo.evaluator.costs(zo.objective, *batch, repeats=3)
     return {"base": table.base, "seconds_per_query": table.seconds_per_query()}
 
 

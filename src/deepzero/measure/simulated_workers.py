@@ -28,11 +28,11 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """One step on so many workers.
+class SimulatedStep:
+    """One step on a number of workers.
 
     Attributes:
-        workers: how many.
+        workers: number of workers.
         seconds: of the step.
         base: seconds of it for the base forward.
         work: seconds of it for the longest share.
@@ -55,7 +55,7 @@ class Forecast:
         return self.speed_up / self.workers
 
 
-def simulate(jobs: Sequence[Job], machine: Machine, workers: int) -> Forecast:
+def simulate(jobs: Sequence[Job], machine: Machine, workers: int) -> SimulatedStep:
     """Divide ``jobs`` as :class:`~deepzero.DistributedEvaluator` does, and add up.
 
     .. math:: T(W) = T_{\\text{base}} + \\max_w \\sum_{j \\in \\text{share}_w} c_j
@@ -76,7 +76,7 @@ def simulate(jobs: Sequence[Job], machine: Machine, workers: int) -> Forecast:
     queries = sum(len(job) for job in jobs)
     exchange = workers * machine.latency + 8 * queries / machine.bandwidth if workers > 1 else 0.0
     total = machine.base + max(shares) + exchange
-    return Forecast(
+    return SimulatedStep(
         workers=workers,
         seconds=total,
         base=machine.base,

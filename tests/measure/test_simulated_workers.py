@@ -6,7 +6,7 @@ import pytest
 
 from deepzero.errors import InvalidInputError
 from deepzero.evaluators.base import Job
-from deepzero.measure.scaling import Machine, simulate
+from deepzero.measure.simulated_workers import Machine, simulate
 
 JOBS = [Job(0, 10 * k, 10 * (k + 1)) for k in range(64)]
 
