@@ -36,9 +36,7 @@ CHECKED_MODULES = (
     "deepzero.opaque",
     "deepzero.sparsity",
     "deepzero.stencils",
-    "deepzero.tasks.correction",
-    "deepzero.tasks.defense",
-    "deepzero.tasks.classification.coordinate_selection",
+    "deepzero.tasks",
 )
 
 
