@@ -44,7 +44,7 @@ def test_from_a_recipe_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     command = ["certify", "runs/defend-digits-opaque-seed1", "--images", "2", "--trials", "50", "--radii", "0", "0.1"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "2 of 2 images" in out
+    assert "images 2/2" in out
     assert "r = 0.1" in out
     assert main(["report", "runs/defend-digits-opaque-seed1", "--out", "page.html"]) == 0
     page = Path("page.html").read_text()

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from rich.console import Group
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from deepzero.cli.command import Output
 from deepzero.cli.options import Json, Quiet
-from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError
 
 ALL = "all"

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero import validation
-from deepzero.allocator import give_back_freed_memory
 from deepzero.announce import announced
 from deepzero.errors import DeepZeroError, GraphError, InvalidInputError, from_black_box
 from deepzero.evaluators.base import (
@@ -48,6 +47,7 @@ from deepzero.objective import (
 )
 from deepzero.operator import standing_in
 from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPerturbations
+from deepzero.process_memory import give_back_freed_memory
 from deepzero.randomness import Draws
 from deepzero.step_sizes import FromDtype
 from deepzero.stopwatch import median_seconds

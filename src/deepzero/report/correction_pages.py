@@ -25,11 +25,6 @@ PANELS = ("source", "corrected", "reference")
 VORTICITY, FILM = "vorticity", "vorticity.gif"
 
 
-def is_correction(run: RecordedRun) -> bool:
-    """Whether a folder is that of a correction."""
-    return "correction" in run.config
-
-
 def correction(run: RecordedRun) -> Document:
     """A correction as far as it went; its pictures are written into the folder, too."""
     config = run.config["correction"]
@@ -139,5 +134,5 @@ def _pictures(run: RecordedRun) -> list[Picture]:
 
 
 def _seen(field: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Where a flow has blown up there is nothing to see."""
+    """The field, with 0 where the flow has blown up."""
     return np.where(np.isfinite(field), field, 0.0)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from deepzero.files import json_object
 from deepzero.report.comparison import compare, folders
-from deepzero.report.correction_pages import correction, is_correction
-from deepzero.report.defense_pages import defense, is_defense
+from deepzero.report.correction_pages import correction
+from deepzero.report.defense_pages import defense
 from deepzero.report.figures import Document, Figure, HeatMap, Span, curve
 from deepzero.report.folder_contents import TEST, VALIDATION, RecordedRun, how_to_continue, points, read, surroundings
 from deepzero.report.layers import layer_maps, layer_table, parameters
 from deepzero.report.value_text import MISSING, flat, shown
 from deepzero.text import duration
+from deepzero.training.run_folder import command_of
 
+PAGES: Mapping[str, Callable[[RecordedRun], Document]] = {"defend": defense, "correct": correction}
+"""Pages of runs by the command that makes them; all other runs are trainings, and are compared with each other."""
 ACCURACY = "accuracy"
 POINTS = 200
 """Of a curve, at most; neighbouring steps are averaged."""
@@ -29,7 +32,7 @@ STEEP = 100.0
 
 
 def documents(paths: Sequence[Path]) -> list[Document]:
-    """What several folders hold, in their order; before them a comparison if two or more are training runs.
+    """The contents of several folders, in their order; before them a comparison if two or more are training runs.
 
     Args:
         paths: folders of training runs, or of reproductions (those with ``results.json``).
@@ -41,7 +44,7 @@ def documents(paths: Sequence[Path]) -> list[Document]:
     for path in paths:
         distinct.setdefault(path.resolve(), path)
     found = [read(path) for path in distinct.values()]
-    runs = [item for item in found if isinstance(item, RecordedRun) and not (is_defense(item) or is_correction(item))]
+    runs = [item for item in found if isinstance(item, RecordedRun) and command_of(item.record) not in PAGES]
     comparison = [compare(runs)] if len(runs) > 1 else []
     names = {run.path: name for run, name in zip(runs, folders(runs), strict=True)}
     return comparison + [_shown(item, names) for item in found]
@@ -50,9 +53,8 @@ def documents(paths: Sequence[Path]) -> list[Document]:
 def _shown(item: RecordedRun | Document, names: Mapping[Path, str]) -> Document:
     if isinstance(item, Document):
         return item
-    if is_correction(item):
-        return correction(item)
-    return defense(item) if is_defense(item) else document(item, names[item.path])
+    page = PAGES.get(command_of(item.record))
+    return document(item, names[item.path]) if page is None else page(item)
 
 
 def document(run: RecordedRun, name: str) -> Document:
@@ -69,13 +71,13 @@ def document(run: RecordedRun, name: str) -> Document:
 
 
 def _what(run: RecordedRun) -> str:
-    given = flat(run.config)
-    sparsity = given.get("sparsity.sparsity")
+    settings = flat(run.config)
+    sparsity = settings.get("sparsity.sparsity")
     sparse = f", {sparsity:.0%} sparse" if sparsity else ""
-    model, method = (given.get(f"{part}.{key}") for part, key in (("model", "name"), ("estimator", "method")))
+    model, method = (settings.get(f"{part}.{key}") for part, key in (("model", "name"), ("estimator", "method")))
     if model is None:
-        return f"{given.get('model.class', 'a network')}, {given.get('estimator.class', 'trained')}"
-    data = given.get("data.path") or given.get("data.name")
+        return f"{settings.get('model.class', 'a network')}, {settings.get('estimator.class', 'trained')}"
+    data = settings.get("data.path") or settings.get("data.name")
     return f"{_last(str(model))} on {_last(str(data))}, {method}{sparse}"
 
 
@@ -139,7 +141,7 @@ def _queries_of_a_step(run: RecordedRun) -> str:
 
 
 def _measures(run: RecordedRun) -> list[Figure]:
-    """What is measured on the validation split, against queries and against seconds; the test beside it."""
+    """The measures on the validation split, against queries and against seconds; the test beside them."""
     return [_measure(run, name, axis) for name in run.measures for axis in ("queries", "seconds")]
 
 
@@ -187,10 +189,10 @@ def _against_steps(title: str, label: str, drawn: Sequence[tuple[float, float]])
     return Figure(title=title, x_label="step", y_label=label, series=[curve(label, drawn)])
 
 
-def _thinned(given: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(curve_points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most :data:`POINTS` points, each the mean of some neighbours, at the place of the last of them."""
-    size = -(-len(given) // POINTS)
-    groups = [given[start : start + size] for start in range(0, len(given), max(size, 1))]
+    size = -(-len(curve_points) // POINTS)
+    groups = [curve_points[start : start + size] for start in range(0, len(curve_points), max(size, 1))]
     return [(group[-1][0], statistics.fmean(y for _, y in group)) for group in groups]
 
 

@@ -103,7 +103,7 @@ class Stage:
         folder: of the stage.
         settings: JSON-able; a folder with other ones is refused.
         config: of the training.
-        model: what is trained, with all that its gradient needs.
+        model: network to train, with all that its gradient needs.
         source: of the gradient.
         batches: of one epoch.
         kept: the part whose weights are the result; None for all of the model.
@@ -138,7 +138,7 @@ class Stage:
         record = {**self.settings, "stage": asdict(self.config)}
         if (self.folder / RECORD).exists():
             before = RunFolder.reopen(self.folder, config=record)
-            if before.summary is not None:
+            if before.read_summary() is not None:
                 kept.load_state_dict(before.read_weights())
                 return
         rate, total = self.config.learning_rate, self.epochs * len(self.batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,9 @@ from deepzero.measure.cases import cnn_case, problem
 from deepzero.measure.rounds import Spread, by_side, in_turns, rates, ratio
 from deepzero.measure.sides import BlockReuse, DeepZero, Naive, Side, check_agreement
 from deepzero.report import Figure, Series, Table
-from deepzero.reproduce.cells import Cell, Measurement
-from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
-from deepzero.tasks.classification import DataConfig
+from deepzero.reproduce.cells import Cell, SingleMeasurement
+from deepzero.reproduce.experiment import Experiment, Scale
+from deepzero.reproduce.presentation import Outcomes, Presentation
 
 SIDES = {"naive": "no reuse", "block_reuse": "feature reuse", "deepzero": "difference propagation"}
 
@@ -35,20 +35,39 @@ def compare(*, depth: int, data_name: str, batch_size: int, rounds: int, seconds
     }
 
 
-def cells(scale: Scale) -> Iterator[Cell]:
+@dataclass(frozen=True, kw_only=True)
+class Fig3Scale(Scale):
+    """The scale of Fig. 3.
+
+    Attributes:
+        depths: of the network.
+        data_name: data set whose images, or noise of their shape, are the batch.
+        batch_size: images of the batch.
+        rounds: in which the sides take turns.
+        seconds: of timing a side, in all rounds.
+    """
+
+    depths: tuple[int, ...] = (1, 2, 3, 4, 5)
+    data_name: str = "cifar10"
+    batch_size: int
+    rounds: int
+    seconds: float
+
+
+def cells(scale: Fig3Scale) -> Iterator[Cell]:
     """Every depth."""
-    for depth in scale["depths"]:
+    for depth in scale.depths:
         options = {
             "depth": depth,
-            "data_name": scale.images.name,
-            "batch_size": scale.images.batch_size,
-            "rounds": scale["rounds"],
-            "seconds": scale["seconds"],
+            "data_name": scale.data_name,
+            "batch_size": scale.batch_size,
+            "rounds": scale.rounds,
+            "seconds": scale.seconds,
         }
-        yield Cell(labels={"depth": depth}, work=Measurement(compare, options, seconds=3 * scale["seconds"]))
+        yield Cell(labels={"depth": depth}, work=SingleMeasurement(compare, options, seconds=3 * scale.seconds))
 
 
-def present(outcomes: Outcomes, _: Scale) -> Presentation:
+def present(outcomes: Outcomes, _: Fig3Scale) -> Presentation:
     """Seconds of an estimate and speed-ups by number of parameters."""
     rows = []
     for run in outcomes:
@@ -94,20 +113,25 @@ EXPERIMENT = Experiment(
     name="fig3",
     title="Fig. 3: feature reuse",
     scales={
-        "smoke": Scale(
+        "smoke": Fig3Scale(
             caption="Digits, batch of 16, depths 1 and 2.",
-            data=DataConfig(name="digits", batch_size=16),
-            grid={"depths": (1, 2), "rounds": 1, "seconds": 0.2},
+            depths=(1, 2),
+            data_name="digits",
+            batch_size=16,
+            rounds=1,
+            seconds=0.2,
         ),
-        "small": Scale(
+        "small": Fig3Scale(
             caption="Noise of 3x32x32, batch of 128; each side is timed for 20 s at every depth, if need be in part.",
-            data=DataConfig(name="cifar10", batch_size=128),
-            grid={"depths": (1, 2, 3, 4, 5), "rounds": 3, "seconds": 20.0},
+            batch_size=128,
+            rounds=3,
+            seconds=20.0,
         ),
-        "paper": Scale(
+        "paper": Fig3Scale(
             caption="Noise of 3x32x32, batch of 256; each side is timed for 5 minutes at every depth.",
-            data=DataConfig(name="cifar10", batch_size=256),
-            grid={"depths": (1, 2, 3, 4, 5), "rounds": 5, "seconds": 300.0},
+            batch_size=256,
+            rounds=5,
+            seconds=300.0,
         ),
     },
     cells=cells,

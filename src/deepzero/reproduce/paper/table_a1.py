@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +15,11 @@ from deepzero.measure.cases import cnn_case, problem
 from deepzero.measure.naive_loop import NaiveLoop
 from deepzero.randomness import derive_seed
 from deepzero.report import Figure, Series, Table
-from deepzero.reproduce.cells import Cell, Measurement
-from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
-from deepzero.reproduce.paper import published as paper
-from deepzero.reproduce.presentation import spread_text
+from deepzero.reproduce.cells import Cell, SingleMeasurement
+from deepzero.reproduce.experiment import Experiment, Scale
+from deepzero.reproduce.paper import published
+from deepzero.reproduce.presentation import MISSING, Outcomes, Presentation, spread_text
 from deepzero.stopwatch import StageStopwatch, seconds_of
-from deepzero.tasks.classification import DataConfig
 
 STAGES = ("directions", "perturbation", "inference", "arithmetic")
 """Stages 1 to 4 of the paper's Appendix C."""
@@ -83,40 +83,60 @@ def propagation(*, depth: int, data_name: str, batch_size: int, repeats: int, de
     return {"d": task.coordinates.count, "seconds": seconds}
 
 
-def cells(scale: Scale) -> Iterator[Cell]:
-    """Both estimators one by one, and coordinates by propagation, at every depth."""
-    for depth in scale["depths"]:
-        common = {"depth": depth, "data_name": scale.images.name, "batch_size": scale.images.batch_size}
-        for method in ("RGE", "CGE"):
-            options = {**common, "method": method, "queries": scale["queries"]}
-            yield Cell(labels={"depth": depth, "method": method}, work=Measurement(stages, options))
-        yield Cell(
-            labels={"depth": depth, "method": PROPAGATED},
-            work=Measurement(propagation, {**common, "repeats": scale["repeats"]}),
-        )
-
-
 PROPAGATED = "CGE, difference propagation"
 
 
-def present(outcomes: Outcomes, _: Scale) -> Presentation:
+@dataclass(frozen=True, kw_only=True)
+class TableA1Scale(Scale):
+    """The scale of Table A1.
+
+    Attributes:
+        depths: of the network.
+        data_name: data set whose images, or noise of their shape, are the batch.
+        batch_size: images of the batch.
+        queries: of an estimate that are timed when they are made one by one.
+        repeats: estimates by difference propagation that are timed.
+    """
+
+    depths: tuple[int, ...] = (1, 2, 3, 4, 5)
+    data_name: str = "cifar10"
+    batch_size: int
+    queries: int
+    repeats: int
+
+
+def cells(scale: TableA1Scale) -> Iterator[Cell]:
+    """Both estimators one by one, and coordinates by propagation, at every depth."""
+    for depth in scale.depths:
+        common = {"depth": depth, "data_name": scale.data_name, "batch_size": scale.batch_size}
+        for method in ("RGE", "CGE"):
+            options = {**common, "method": method, "queries": scale.queries}
+            yield Cell(labels={"depth": depth, "method": method}, work=SingleMeasurement(stages, options))
+        yield Cell(
+            labels={"depth": depth, "method": PROPAGATED},
+            work=SingleMeasurement(propagation, {**common, "repeats": scale.repeats}),
+        )
+
+
+def present(outcomes: Outcomes, _: TableA1Scale) -> Presentation:
     """Seconds by stage, ours and the paper's, and the time of a whole training run by number of parameters."""
     rows: list[list[str]] = []
     totals: dict[str, dict[int, float]] = {}
     for depth in outcomes.labelled("depth"):
-        of = {run.labels["method"]: run.result for run in outcomes.where(depth=depth)}
-        for method in ("RGE", "CGE"):
-            if method in of:
-                d = of[method]["d"]
-                published = paper.TAB_A1[method].get(d)
-                seconds = [of[method][stage] for stage in STAGES]
-                totals.setdefault(method, {})[d] = sum(seconds)
-                theirs = [f"{value:g}" for value in published] if published else [MISSING] * len(STAGES)
-                rows.append([f"{d:,}", method, *(f"{s:.3g}" for s in seconds), f"{sum(seconds):.3g}", *theirs])
-        if PROPAGATED in of:
-            d, seconds = of[PROPAGATED]["d"], of[PROPAGATED]["seconds"]
-            totals.setdefault(PROPAGATED, {})[d] = sum(seconds) / len(seconds)
-            rows.append([f"{d:,}", PROPAGATED, *[MISSING] * 4, spread_text(seconds), *[MISSING] * 4])
+        for run in outcomes.where(depth=depth):
+            method, d = str(run.labels["method"]), run.result["d"]
+            if method == PROPAGATED:
+                estimates = run.result["seconds"]
+                total = sum(estimates) / len(estimates)
+                seconds, text, theirs = [MISSING] * len(STAGES), spread_text(estimates), None
+            else:
+                stages = [run.result[stage] for stage in STAGES]
+                total = sum(stages)
+                seconds, text = [f"{s:.3g}" for s in stages], f"{total:.3g}"
+                theirs = published.TAB_A1[method].get(d)
+            totals.setdefault(method, {})[d] = total
+            paper = [f"{value:g}" for value in theirs] if theirs else [MISSING] * len(STAGES)
+            rows.append([f"{d:,}", method, *seconds, text, *paper])
     table = Table(
         title="Seconds of one estimate by stage, q = d",
         columns=["d", "method", *STAGES, "all", *(f"paper: {stage}" for stage in STAGES)],
@@ -144,20 +164,25 @@ EXPERIMENT = Experiment(
     also=("figA2",),
     title="Table A1 and Fig. A2: time of CGE and RGE",
     scales={
-        "smoke": Scale(
+        "smoke": TableA1Scale(
             caption="Digits, batch of 16, one depth, 20 queries.",
-            data=DataConfig(name="digits", batch_size=16),
-            grid={"depths": (1,), "queries": 20, "repeats": 2},
+            depths=(1,),
+            data_name="digits",
+            batch_size=16,
+            queries=20,
+            repeats=2,
         ),
-        "small": Scale(
+        "small": TableA1Scale(
             caption="Noise of 3x32x32, batch of 128; 100 queries of each kind are timed, and 3 estimates.",
-            data=DataConfig(name="cifar10", batch_size=128),
-            grid={"depths": (1, 2, 3, 4, 5), "queries": 100, "repeats": 3},
+            batch_size=128,
+            queries=100,
+            repeats=3,
         ),
-        "paper": Scale(
+        "paper": TableA1Scale(
             caption="Noise of 3x32x32, batch of 256; every query is timed, and 5 estimates.",
-            data=DataConfig(name="cifar10", batch_size=256),
-            grid={"depths": (1, 2, 3, 4, 5), "queries": 12_610, "repeats": 5},
+            batch_size=256,
+            queries=12_610,
+            repeats=5,
         ),
     },
     cells=cells,

@@ -76,8 +76,8 @@ def correct(
     record = {"correction": asdict(config)}
     flow = WakeFlow(config.flow.resolution, tolerance=config.flow.tolerance)
     run = existing_run(path, config=record, resume=resume) or new_run(path, config=record)
-    if run.summary is not None:
-        return StagedRun(path, run.summary)
+    if (summary := run.read_summary()) is not None:
+        return StagedRun(path, summary)
     with StopRequest(max_seconds=max_seconds) as stop:
 
         def work() -> dict[str, Any]:
@@ -107,7 +107,7 @@ def load_network(folder: Path) -> FlowCorrector:
     """
     config = settings_of(folder)
     run = RunFolder.reopen(folder, config={"correction": asdict(config)})
-    if run.summary is None or config.method == names.SRC:
+    if run.read_summary() is None or config.method == names.SRC:
         raise RunFolderError(
             f"{folder} holds no trained network; make one with `deepzero correct`, or go on with "
             f"`deepzero correct --resume --out {folder}`"
@@ -140,7 +140,7 @@ class _Correction:
         return self.run.path / SNAPSHOTS
 
     def result(self) -> dict[str, Any]:
-        """Train, evaluate, and return what the summary says of both."""
+        """Train, evaluate, and return their part of the summary."""
         started = time.perf_counter()
         config, network = self.config, None
         if config.method != names.SRC:
@@ -198,7 +198,7 @@ class _Correction:
         """Steps of the training, within the budget if there is one.
 
         Args:
-            method: says what a step takes.
+            method: gives the solver calls of a step.
             ranking: solver calls that were spent before.
         """
         config = self.config
@@ -280,7 +280,7 @@ class _Correction:
 
 @dataclass(frozen=True)
 class _Snapshots:
-    """Keeps the network at the end of every part of the training, with where it was."""
+    """Keeps the network at the end of every part of the training, with its record."""
 
     folder: Path
     network: nn.Module

@@ -7,16 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from deepzero.reproduce import Cell, Experiment, Measurement, Presentation, Request, Scale, Training, reproduce
-from deepzero.reproduce.cells import Place
-from deepzero.reproduce.training_time import training_seconds
-from deepzero.tasks.classification import (
-    ClassificationConfig,
-    DataConfig,
-    EstimatorConfig,
-    ModelConfig,
-    SparsityConfig,
-)
+from deepzero.reproduce import Cell, Experiment, Presentation, Request, Scale, SingleMeasurement, Training, reproduce
+from deepzero.reproduce.cells import Workplace, training_seconds
+from deepzero.tasks.classification import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
 from deepzero.tasks.task_data import read_data
 from deepzero.training import TrainingConfig, read_metrics
 from deepzero.training.metrics import JsonLines
@@ -37,7 +30,7 @@ def config(method="fo", *, sparsity=None, model="mlp", epochs=3, **training):
 
 def alone(*configs):
     """An experiment of these runs."""
-    scale = Scale(caption="Tiny.", data=configs[0].data)
+    scale = Scale(caption="Tiny.")
     return Experiment(
         name="alone",
         title="Runs",
@@ -136,18 +129,18 @@ def test_the_result_of_a_run(tmp_path):
     ids=["dense", "smart-ratio", "static", "magnitude", "cost-aware"],
 )
 def test_the_coordinates_are_those_that_are_queried(tmp_path, sparsity):
-    result = Training(config("cge", sparsity=sparsity, model="simple_cnn", epochs=1)).run(tmp_path, Place())
+    result = Training(config("cge", sparsity=sparsity, model="simple_cnn", epochs=1)).run(tmp_path, Workplace())
     assert result["queries"] == result["queries_for_ratios"] + 2 * (1 + sum(result["coordinates"].values()))
 
 
 def test_where_every_step_ranks_anew_no_coordinates_are_told(tmp_path):
     sparsity = SparsityConfig(sparsity=0.5, pattern="alternating", queries=2, per_class=1)
-    assert Training(config(sparsity=sparsity, epochs=1)).run(tmp_path, Place())["coordinates"] is None
+    assert Training(config(sparsity=sparsity, epochs=1)).run(tmp_path, Workplace())["coordinates"] is None
 
 
 def test_without_validation_images_the_curve_has_no_accuracy(tmp_path):
     plain = config(epochs=2)
-    result = Training(replace(plain, data=replace(plain.data, validation=0.0))).run(tmp_path, Place())
+    result = Training(replace(plain, data=replace(plain.data, validation=0.0))).run(tmp_path, Workplace())
     assert result["curve"]["validation_accuracy"] == [None, None]
     assert len(result["curve"]["training_loss"]) == 2
 
@@ -160,7 +153,7 @@ def test_images_are_read_once_for_each_set(monkeypatch):
         return read_data(wanted, data_dir)
 
     monkeypatch.setattr("deepzero.tasks.task_data.read_data", load)
-    place = Place()
+    place = Workplace()
     small, large = config(), replace(config(), data=DataConfig(name="digits", batch_size=32, limit=128))
     first = place.images(small)
     assert place.images(replace(small, seed=3, data=replace(small.data, batch_size=16))) is first
@@ -170,11 +163,11 @@ def test_images_are_read_once_for_each_set(monkeypatch):
 
 
 def test_a_forecast_is_the_time_of_a_step_times_the_steps(monkeypatch):
-    monkeypatch.setattr("deepzero.reproduce.training_time.mean_seconds", lambda function, seconds: 2.0)
+    monkeypatch.setattr("deepzero.reproduce.cells.mean_seconds", lambda function, seconds: 2.0)
     made = config(epochs=5)
     took = training_seconds(made, read_data(made.data))
     assert 5 * 2 * 2.0 <= took < 5 * 2 * 2.0 + 2.0  # and the choice of coordinates
-    assert Training(made).forecast(Place()) == pytest.approx(took, abs=2.0)
+    assert Training(made).forecast(Workplace()) == pytest.approx(took, abs=2.0)
 
 
 def test_a_forecast_of_estimates_grows_with_the_epochs():
@@ -188,10 +181,10 @@ def test_measurements_state_what_they_take(tmp_path):
     def measure(*, wide, device):
         return {"wide": wide, "device": device}
 
-    work = Measurement(measure, {"wide": 3}, seconds=7.0)
-    assert work.run(tmp_path, Place(device="cpu")) == {"wide": 3, "device": "cpu"}
+    work = SingleMeasurement(measure, {"wide": 3}, seconds=7.0)
+    assert work.run(tmp_path, Workplace(device="cpu")) == {"wide": 3, "device": "cpu"}
     assert work.settings() == {"measurement": "measure", "options": {"wide": 3}}
-    assert work.forecast(Place()) == 7.0
+    assert work.forecast(Workplace()) == 7.0
 
 
 @pytest.mark.parametrize(
@@ -204,4 +197,4 @@ def test_measurements_state_what_they_take(tmp_path):
     ],
 )
 def test_names_are_names_of_files(labels, name):
-    assert Cell(labels=labels, work=Measurement(dict, {})).name == name
+    assert Cell(labels=labels, work=SingleMeasurement(dict, {})).name == name

@@ -1,4 +1,4 @@
-"""Outcomes, scales, and the tables and curves that experiments share."""
+"""Outcomes, and the tables and curves that experiments share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import statistics
 
 import pytest
 
-from deepzero.errors import InvalidInputError
-from deepzero.reproduce import EXPERIMENTS, Outcome, Outcomes, Scale, find, names
+from deepzero.reproduce import Outcome, Outcomes
 from deepzero.reproduce.presentation import (
     SPREAD,
     accuracy_series,
@@ -18,7 +17,6 @@ from deepzero.reproduce.presentation import (
     time_table,
     trajectory,
 )
-from deepzero.tasks.classification import DataConfig
 
 
 def run(method, d, seed, accuracy, curve=(), **values):
@@ -70,9 +68,7 @@ def test_numbers_of_one_outcome_and_of_none():
 def test_accuracy_by_two_labels():
     trained = Outcomes(o for o in RUNS if "seed" in o.labels)
     published = {"FO": {9: 40.0, 30: 99.0}, "RGE": {20: 37.5}}
-    table = accuracy_table(
-        trained, title="T", rows="d", columns="method", published=published, text="{:,} p".format, note="More."
-    )
+    table = accuracy_table(trained, "d", published=published, text="{:,} p".format, note="More.")
     assert list(table.columns) == ["d", "FO", "CGE", "paper: FO", "paper: RGE"]
     assert [list(row) for row in table.rows] == [
         ["9 p", "25.00 (1)", "12.50 (1)", "40.00", "—"],
@@ -83,18 +79,18 @@ def test_accuracy_by_two_labels():
 
 def test_tables_of_nothing():
     nothing = Outcomes([])
-    assert accuracy_table(nothing, title="T", rows="d", columns="method", published={"FO": {1: 2.0}}).rows == []
-    assert time_table(nothing, title="T", rows="d", columns="method").rows == []
-    assert accuracy_series(nothing, x="d", by="method") == []
+    assert accuracy_table(nothing, "d", published={"FO": {1: 2.0}}).rows == []
+    assert time_table(nothing, "d").rows == []
+    assert accuracy_series(nothing, "d") == []
 
 
 def test_time_by_two_labels():
-    table = time_table(RUNS.where(method="FO"), title="T", rows="d", columns="method")
+    table = time_table(RUNS.where(method="FO"), "d")
     assert [list(row) for row in table.rows] == [["9", "3.0 s"], ["20", "15.0 s"]]
 
 
 def test_accuracy_against_a_label():
-    fo, cge = accuracy_series(Outcomes(o for o in RUNS if "seed" in o.labels), x="d", by="method")
+    fo, cge = accuracy_series(Outcomes(o for o in RUNS if "seed" in o.labels), "d")
     assert (fo.name, fo.x) == ("FO", [9, 20])
     assert fo.y == pytest.approx([25.0, 55.0])
     assert fo.spread == pytest.approx([0.0, statistics.stdev([50, 60])])
@@ -126,36 +122,3 @@ def test_the_course_of_runs_that_look_now_and_then_or_never():
 def test_mean_and_deviation_of_values():
     assert spread_text([0.5, 1.0, 1.5]) == "1.000 ± 0.500 (3)"
     assert spread_text([0.25], 1) == "0.2 (1)"
-
-
-def test_a_scale_with_other_numbers_says_so():
-    scale = Scale(caption="Digits.", data=DataConfig(name="digits", limit=64), epochs=2, seeds=3, grid={"depths": (1,)})
-    other = scale.changed(epochs=1000, limit=2000)
-    assert other.caption == "Digits. Changed here: epochs 1,000, limit 2,000."
-    assert (other.epochs, other.seeds, other.data.limit, other["depths"]) == (1000, 3, 2000, (1,))
-    assert scale.changed(seeds=1).caption == "Digits. Changed here: seeds 1."
-    assert scale.changed(seeds=1).data == scale.data
-    assert scale.changed() == scale.changed(epochs=2, seeds=3, limit=64) == scale
-    assert (scale.epochs, scale.data.limit) == (2, 64)
-
-
-def test_experiments_are_found_by_every_name():
-    assert find("fig2") is EXPERIMENTS["fig2"]
-    assert find("figA4") is EXPERIMENTS["fig4"]
-    assert find("figA2") is EXPERIMENTS["tabA1"]
-    every = [name for e in EXPERIMENTS.values() for name in (e.name, *e.also)]
-    assert names() == every
-    assert len(set(every)) == len(every)
-
-
-@pytest.mark.parametrize(("name", "near"), [("fig22", "fig2"), ("tabA11", "tabA1"), ("schedule", "schedules")])
-def test_an_unknown_experiment_names_the_nearest(name, near):
-    with pytest.raises(InvalidInputError, match=rf"unknown experiment '{name}' \(did you mean {near}\?\); there are: "):
-        find(name)
-    with pytest.raises(InvalidInputError, match=r"unknown experiment 'zzz'; there are: fig1d, "):
-        find("zzz")
-
-
-def test_an_unknown_scale_names_those_there_are():
-    with pytest.raises(InvalidInputError, match="fig2 has the scales smoke, small, paper, got 'huge'"):
-        find("fig2").scale("huge")

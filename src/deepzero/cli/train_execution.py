@@ -1,33 +1,25 @@
-"""What ``deepzero train`` does with its options."""
+"""The execution of ``deepzero train``: by a configuration, or by a trainer that own code returns."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepzero.cli.collector import CollectAgain
+from deepzero.cli.command import Output, score, tell_stopped
 from deepzero.cli.options import DONE, seconds_of
-from deepzero.cli.output import Output, score, tell_stopped
-from deepzero.cli.recipe_words import require_data_dir_used, require_no_network, require_recipe
+from deepzero.cli.recipe_choice import base_of, require_effect, require_no_network
 from deepzero.errors import InvalidInputError
 from deepzero.own import absolute, called, imported, is_own, parted, require_kind, settings_of
-from deepzero.recipes import (
-    SETTINGS,
-    config_file,
-    data_config,
-    find,
-    own_config,
-    start_of_team,
-    with_data,
-)
+from deepzero.process_memory import CollectAgain
+from deepzero.recipes import SETTINGS, start_of_team
 from deepzero.recipes.run_starts import ROOT, Base, free, interrupted_run, latest
 from deepzero.tasks import classification
-from deepzero.tasks.classification.classification_config import ESTIMATORS, ClassificationConfig, ModelConfig
+from deepzero.tasks.classification.classification_config import ClassificationConfig
 from deepzero.tasks.task_data import DataReader
 from deepzero.team import Team, joined, launch_name
 from deepzero.training import Result, Trainer, read_record
+from deepzero.validation import positive
 
 if TYPE_CHECKING:
     from deepzero.cli.train import Train
@@ -48,8 +40,9 @@ FOR_CONFIGURATIONS = (
 def run_training(command: Train, output: Output) -> int:
     """Train by a recipe, a configuration, or the user's own code."""
     max_seconds = seconds_of(command.max_minutes)
-    for name in ("rank_timeout", "checkpoint_minutes"):
-        require_positive(name, getattr(command, name))
+    positive("--rank-timeout", command.rank_timeout, hint="10")
+    if command.checkpoint_minutes is not None:
+        positive("--checkpoint-minutes", command.checkpoint_minutes, hint="10")
     reader = DataReader(command.data_dir)
     with joined(command.device, timeout=60 * command.rank_timeout) as team:
         if not team.leads:
@@ -84,61 +77,6 @@ def own_recipe(command: Train, team: Team) -> tuple[str, tuple[str, ...]] | None
     return None if own is None else (own["recipe"], tuple(own["set"]))
 
 
-def base_of(command: Any, own: tuple[str, ClassificationConfig] | None, reader: DataReader) -> Base | None:
-    """The configuration that a command starts from, before single settings are changed; None for the default one.
-
-    Args:
-        command: with the options ``recipe``, ``config``, ``data``, ``target``, ``image_size``, ``test``, ``limit``,
-            ``model`` and ``depth``.
-        own: a configuration of the user's own, and what to call it.
-        reader: reads the data, where a network is to be found for them.
-    """
-    named = [name for name in ("recipe", "config") if getattr(command, name) is not None]
-    if len(named) == 2:
-        raise InvalidInputError(f"give a recipe or --config, not both; got {command.recipe} and {command.config}")
-    for name in ("target", "image_size", "test"):
-        if getattr(command, name) is not None and command.data is None:
-            raise InvalidInputError(
-                f"--{name.replace('_', '-')} has no effect without --data; leave it out, or add --data PATH"
-            )
-    if not named and command.data is None and command.model is None:
-        return None
-    if command.recipe is not None and own is None:
-        require_recipe(command.recipe, type(command).__name__.lower(), command.data)
-
-    def made() -> tuple[str, ClassificationConfig]:
-        name, config = _before(command, own)
-        model = None if command.model is None else _network(command)
-        if command.data is not None:
-            images = data_config(
-                command.data,
-                target=command.target,
-                image_size=command.image_size,
-                test=command.test,
-                limit=command.limit,
-            )
-            require_data_dir_used(command.data_dir, images.name, images.path)
-            name = Path(command.data).stem if config is None else name
-            config = own_config(images, model, reader=reader) if config is None else with_data(config, images)
-        elif config is None:
-            name, config = "digits", find("digits").config()
-        return name, config if model is None else replace(config, model=model)
-
-    return made
-
-
-def _before(command: Any, own: tuple[str, ClassificationConfig] | None) -> tuple[str, ClassificationConfig | None]:
-    if own is not None:
-        return own
-    if command.config is not None:
-        return config_file(command.config)
-    return (command.recipe, find(command.recipe).config()) if command.recipe is not None else ("own", None)
-
-
-def _network(command: Any) -> ModelConfig:
-    return ModelConfig(name=command.model, options={} if command.depth is None else {"depth": command.depth})
-
-
 def _configured(
     command: Train, base: Base | None, reader: DataReader, output: Output, team: Team, max_seconds: float | None
 ) -> Result:
@@ -159,29 +97,6 @@ def _configured(
         notes=start.notes,
         team=team,
     )
-
-
-def require_positive(name: str, value: float | None) -> None:
-    """Raise unless the number that an option was given is above zero."""
-    if value is not None and not 0 < value < float("inf"):
-        raise InvalidInputError(f"--{name.replace('_', '-')} must be a number above 0, got {value:g}; for example 10")
-
-
-def require_effect(command: Any, config: ClassificationConfig) -> None:
-    """Raise if an option that was given changes nothing.
-
-    Raises:
-        InvalidInputError: naming the option, and why it has no effect.
-    """
-    method = config.estimator.method
-    require_data_dir_used(command.data_dir, config.data.name, config.data.path)
-    if command.queries is not None and method != "rge":
-        raise InvalidInputError(
-            f"--queries has no effect: it is the number of random directions, and the estimator is {method}; add "
-            "--estimator rge, or leave it out"
-        )
-    if command.step_size is not None and method not in ESTIMATORS:
-        raise InvalidInputError(f"--step-size has no effect: {method} takes no finite differences; leave it out")
 
 
 def _trained(command: Train, trainer: Trainer, word: str, words: tuple[str, ...], output: Output, team: Team) -> Result:
@@ -213,7 +128,7 @@ def _folder(command: Train, word: str) -> Path:
 
 
 def _stem(word: str) -> str:
-    """What to call a recipe of the user's own: its file, or its module."""
+    """The name of a recipe of the user's own: that of its file, or of its module."""
     place, _ = parted(word)
     return Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
 
@@ -228,16 +143,16 @@ def _report(result: Result, output: Output) -> int:
         code = tell_stopped(output, "train", result.folder, result.stopped)
         return code if launch_name() is None else DONE
     summary = result.summary
-    output.result(_told(result), folder=result.folder, stopped=None, summary=summary)
+    output.result(_result_line(result), folder=result.folder, stopped=None, summary=summary)
     return DONE
 
 
-def _told(result: Result) -> str:
-    """One line: what came out, at what cost, and where it is."""
+def _result_line(result: Result) -> str:
+    """One line: the scores, their cost, and the folder."""
     summary = result.summary or {}
     scores = [name for name in summary if name.startswith(("test_", "validation_")) and summary[name] is not None]
     tests = [name for name in scores if name.startswith("test_")] or scores
-    said = ", ".join(score(name, summary[name]) for name in sorted(tests))
-    said = f"{said} with the weights of epoch {summary['selected_epoch'] + 1}; " if said else ""
+    line = ", ".join(score(name, summary[name]) for name in sorted(tests))
+    line = f"{line} with the weights of epoch {summary['selected_epoch'] + 1}; " if line else ""
     ended = f"; ended by {summary['ended']}" if summary.get("ended") else ""
-    return f"{said}{summary['queries']:,} queries in {summary['seconds']:,.0f} s{ended}; see {result.folder}"
+    return f"{line}{summary['queries']:,} queries in {summary['seconds']:,.0f} s{ended}; see {result.folder}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import shlex
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from deepzero.cli.command import Output, score
 from deepzero.cli.options import DONE, Folder, Json, Quiet
-from deepzero.cli.output import Output, score
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.text import did_you_mean
 
@@ -55,8 +54,8 @@ class Predict:
         _require_there(self.inputs)
         run = _loaded(self.run_folder, self.model)
         _require_kind(run, self.inputs)
-        names, given = _inputs(self.inputs)
-        rows = _rows(run, names, given)
+        names, inputs = _inputs(self.inputs)
+        rows = _rows(run, names, inputs)
         if self.out is not None:
             self._write(rows)
             output.result(f"{len(rows):,} predictions: {self.out}", out=self.out, predictions=len(rows))
@@ -105,11 +104,11 @@ class Evaluate:
     """Folder of the run."""
     data: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: the run's own test set)")] = None
     """Folder or file with labelled data (`deepzero data PATH` says what is there), or the name of a set. All of it is
-    looked at."""
+    used."""
     target: Annotated[str | None, arg(metavar="COLUMN", help_behavior_hint="")] = None
     """With --data: column of a table that holds the classes."""
     data_dir: Folder = None
-    """Where a named data set lies (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
+    """Folder of a named data set (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
     model: Model = None
     """The network, for a run whose network could not be kept."""
     quiet: Quiet = False
@@ -125,8 +124,8 @@ class Evaluate:
             raise InvalidInputError(f"--data-dir has no effect: the data are at {self.data}; leave it out")
         run = _loaded(self.run_folder, self.model)
         found = score_run(run, self.data, target=self.target, data_dir=self.data_dir)
-        told = ", ".join(score(name, value) for name, value in found.scores.items())
-        line = f"{told} on {found.samples:,} samples of {found.title}"
+        scores = ", ".join(score(name, value) for name, value in found.scores.items())
+        line = f"{scores} on {found.samples:,} samples of {found.title}"
         output.result(line, **found.scores, samples=found.samples, data=found.title)
         return DONE
 
@@ -142,7 +141,7 @@ class Export:
     run_folder: RunFolder
     """Folder of the run."""
     file: Positional[Annotated[Path, arg(metavar="FILE", help_behavior_hint="")]]
-    """Where to write: a name that ends in .onnx or .pt2."""
+    """File to write: a name that ends in .onnx or .pt2."""
     model: Model = None
     """The network, for a run whose network could not be kept."""
     quiet: Quiet = False
@@ -192,17 +191,17 @@ def _require_kind(run: Run, paths: Sequence[Path]) -> None:
 
     kinds = {".npy": "array", ".npz": "array"}
     kinds |= dict.fromkeys((*CSV_ENDINGS, *PARQUET_ENDINGS), "table") | dict.fromkeys(ENDINGS, "image")
-    wanted = "array" if run.preprocessing is None else run.preprocessing.kind.removesuffix("s")
+    expected = "array" if run.preprocessing is None else run.preprocessing.kind.removesuffix("s")
     advice = {
         "array": "its trainer was given tensors, so name an .npy or .npz file of arrays as the network takes them",
         "image": "name image files, a folder of them, or an .npy or .npz file of arrays",
         "table": "name a CSV or Parquet table, or an .npy or .npz file of arrays",
-    }[wanted]
+    }[expected]
     for path in paths:
         kind = "image" if path.is_dir() else kinds.get(path.suffix.lower())
-        if kind not in (wanted, "array", None) or (kind is None and wanted == "array"):
+        if kind not in (expected, "array", None) or (kind is None and expected == "array"):
             what = "a folder" if path.is_dir() else f"of the kind {kind or path.suffix or 'unknown'}"
-            trained = "arrays" if wanted == "array" else f"{wanted}s"
+            trained = "arrays" if expected == "array" else f"{expected}s"
             raise InvalidInputError(f"{path} is {what}, but the run in {run.folder} was trained on {trained}; {advice}")
 
 
@@ -220,8 +219,9 @@ def _loaded(folder: Path, model: str | None) -> Run:
 
 
 def _inputs(paths: tuple[Path, ...]) -> tuple[list[str] | None, Any]:
-    """Names of the inputs, where they have some, and what the run is given."""
+    """Names of the inputs, if they have some, and the inputs as a run takes them."""
     from deepzero.data import image_files, is_image  # noqa: PLC0415 - with PyTorch
+    from deepzero.data.npz import read_inputs  # noqa: PLC0415
 
     if len(paths) > 1:
         return [str(path) for path in paths], list(paths)
@@ -232,34 +232,13 @@ def _inputs(paths: tuple[Path, ...]) -> tuple[list[str] | None, Any]:
             raise InvalidInputError(f"{path} holds no image files; name a folder that does, or the files themselves")
         return [str(file) for file in files], files
     if path.suffix in (".npy", ".npz"):
-        return None, _array(path)
+        return None, read_inputs(path)
     return [str(path)] if is_image(path) else None, path
 
 
-def _array(path: Path) -> Any:
-    """The array of a file of NumPy's."""
-    import numpy as np  # noqa: PLC0415
-
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if path.suffix == ".npy":
-            return loaded
-        with loaded as arrays:
-            names = [name for name in ("x_test", "x", "images", "features", "data", "inputs") if name in arrays]
-            if not names:
-                raise InvalidInputError(f"{path} holds {', '.join(arrays)}; the array to predict on must be called x")
-            return arrays[names[0]]
-    except InvalidInputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInputError(
-            f"{path} cannot be read ({error}); write an array of numbers again: np.save('x.npy', x)"
-        ) from error
-
-
-def _rows(run: Run, names: list[str] | None, given: Any) -> list[dict[str, Any]]:
+def _rows(run: Run, names: list[str] | None, inputs: Any) -> list[dict[str, Any]]:
     """One record an input."""
-    outputs = run.outputs(given)
+    outputs = run.outputs(inputs)
     names = names or [str(k) for k in range(len(outputs))]
     if run.classes is None:
         return [{"input": name, "output": row} for name, row in zip(names, outputs.tolist(), strict=True)]

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from deepzero.reproduce import find
-from deepzero.reproduce.cells import Outcome
-from deepzero.reproduce.experiment import MISSING, Outcomes
+from deepzero.reproduce.presentation import MISSING, Outcome, Outcomes
 
 FIG6 = find("fig6")
 SMALL = FIG6.scale("small")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from made_up import cells_of, shown
 
-from deepzero.reproduce import Measurement
-from deepzero.reproduce.paper import published as paper
+from deepzero.reproduce import SingleMeasurement
+from deepzero.reproduce.paper.published import FIG1D
 
 
 def row(table, *begin):
@@ -41,7 +41,7 @@ def test_figure_1d():
     assert (ours.x, ours.y, ours.spread) == ([5000], [pytest.approx(30.5)], [pytest.approx(0.5)])
     assert all(s.reference for s in published.series)
     assert {s.name: (s.x, s.y) for s in published.series} == {
-        f"{method}, paper": ([parameters], [accuracy]) for method, (parameters, accuracy) in paper.FIG1D.items()
+        f"{method}, paper": ([parameters], [accuracy]) for method, (parameters, accuracy) in FIG1D.items()
     }
 
 
@@ -217,7 +217,7 @@ def test_coordinate_schedules():
 
 
 def test_schedules_without_a_cost_table_show_queries_only():
-    count = len([c for c in cells_of("schedules", "small") if isinstance(c.work, Measurement)])
+    count = len([c for c in cells_of("schedules", "small") if isinstance(c.work, SingleMeasurement)])
     presented, _ = shown("schedules", "small", lambda n: n >= count)
     assert {figure.x_label for figure in presented.figures} == {"queries"}
     assert "—" in presented.tables[0].rows[0]

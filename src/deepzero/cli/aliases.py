@@ -1,4 +1,4 @@
-"""What other programs call things, and what they are called here."""
+"""Names of other programs for commands and options, and the names that these have here."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ LETTERS = {
 }
 """Short option -> option of this program, in commands that have it."""
 
-PLACES = {
+ARGUMENTS = {
     "out": "file",
     "output": "file",
     "o": "file",
@@ -80,7 +80,7 @@ PLACES = {
     "folder": "run_folder",
     "experiment": "name",
 }
-"""Option of another program -> field of this one that is a word without a name, in commands that have it."""
+"""Option of another program -> field of this one that is an argument without a name, in commands that have it."""
 
 COMMANDS = {
     "help": "--help",
@@ -108,4 +108,4 @@ COMMANDS = {
     "datasets": "data",
     "benchmark": "bench",
 }
-"""Command of another program -> what to type after ``deepzero``."""
+"""Command of another program -> the words to type after ``deepzero``."""
