@@ -33,8 +33,7 @@ from deepzero.objective import (
     parameters_of,
     steady,
 )
-from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
-from deepzero.probes.coordinate import CoordinatePerturbations
+from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes, coordinates_of
 from deepzero.randomness import derive_seed, step_seed
 from deepzero.stencils import FORWARD, Stencil, as_stencil
 from deepzero.step_sizes import (
@@ -156,8 +155,9 @@ class Estimator:
         context = self.context(batch)
         directions = self.probes.draw(context)
         found = self.slopes(directions, batch, step_size=context.step_size)
-        if isinstance(directions, CoordinatePerturbations):
-            self._kept = directions.coordinates.shares(parameters_of(self.objective))
+        coordinates = coordinates_of(directions)
+        if coordinates is not None:
+            self._kept = coordinates.shares(parameters_of(self.objective))
         skipped = self._unanswered(found.differences)
         self._require_finite(found.differences.masked_fill(skipped, 0.0), directions, context.step_size)
         with torch.no_grad():

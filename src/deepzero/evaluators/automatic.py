@@ -18,7 +18,7 @@ from deepzero.graph.library import shape_key
 from deepzero.graph.program import Program
 from deepzero.graph.verify import Check
 from deepzero.objective import NetworkObjective, Objective, asks_black_boxes, parameters_of
-from deepzero.probes import CoordinatePerturbations, Perturbations
+from deepzero.probes import Perturbations, coordinates_of
 
 PROPAGATION = "propagation: differences are carried through the exported graph"
 BATCHED = "batches of full forwards (torch.func.vmap)"
@@ -105,7 +105,7 @@ class AutomaticEvaluator(DivisibleEvaluator):
         raise AssertionError("one forward a query refuses nothing")
 
     def _rungs(self, objective: NetworkObjective, perturbations: Perturbations) -> tuple[str, ...]:
-        if isinstance(perturbations, CoordinatePerturbations):
+        if coordinates_of(perturbations) is not None:
             return PROPAGATION, BATCHED, SEQUENTIAL
         half = any(p.dtype.itemsize <= HALF_TYPES for p in parameters_of(objective).values())
         priced = asks_black_boxes(objective)  # vmap asks for its base as often as for a chunk
@@ -165,10 +165,10 @@ class AutomaticEvaluator(DivisibleEvaluator):
 
     def _explained(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> list[str]:
         try:
-            entry = self.propagation.entry(objective, batch)
+            prepared = self.propagation.prepared(objective, batch)
         except GraphError as error:
             return [f"coordinates: {BATCHED} or {SEQUENTIAL}, because {error}"]
-        program, check = entry.program, entry.check
+        program, check = prepared.program, prepared.check
         again = program.recomputed
         carried = [name for name in program.cones if name not in again]
         lines = [f"{PROPAGATION}: {len(carried)} of {len(program.cones)} parameters"]
