@@ -1,4 +1,4 @@
-"""What is tolerated of a black box, and how hard it may be pressed."""
+"""Timeouts, retries and rate limits."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class RateLimit:
         return self._next
 
     def start(self, now: float) -> None:
-        """Take note of a start."""
+        """Record a start."""
         self._next = now + self._interval
 
 
