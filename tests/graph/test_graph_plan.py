@@ -39,7 +39,7 @@ def test_a_budget_below_one_query() -> None:
 @pytest.mark.parametrize(("budget", "workers"), [(100 + 90, 1), (100 + 180, 2), (100 + 269, 2), (100 + 900, 4)])
 def test_workers_share_what_the_base_leaves(budget: int, workers: int) -> None:
     foot = Footprint(100, {"a": 10, "b": 45})
-    assert workers_that_fit(foot, {"a": 9, "b": 2}, budget=budget, wanted=4) == workers
+    assert workers_that_fit(foot, {"a": 9, "b": 2}, budget=budget, most=4) == workers
 
 
 def test_the_footprint_depends_on_shapes_only() -> None:

@@ -30,11 +30,11 @@ HALF_TYPES = 2
 
 @dataclass
 class _Plan:
-    """What was found out about one objective.
+    """Knowledge about one objective, from its steps so far.
 
     Attributes:
-        refused: rung -> why it cannot be taken; by the shapes and modes for which that holds.
-        warned: sentences that were said.
+        refused: rung -> reason why it cannot be taken; by the shapes and modes for which that holds.
+        warned: sentences of the warnings so far.
         rung: the one taken last.
     """
 
@@ -130,7 +130,7 @@ class AutomaticEvaluator(DivisibleEvaluator):
         batch: tuple[Any, ...],
         perturbations: Perturbations,
     ) -> None:
-        """Say once what is slow."""
+        """Warn once of each slow way."""
         first = self._rungs(objective, perturbations)[0]
         sentences = []
         if plan.rung != first:
@@ -185,7 +185,7 @@ class AutomaticEvaluator(DivisibleEvaluator):
         return self.propagation.program(objective, batch)
 
     def check(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Check | None:
-        """How the program was checked: see :meth:`PropagationEvaluator.check`."""
+        """The check of the program: see :meth:`PropagationEvaluator.check`."""
         return self.propagation.check(objective, batch)
 
     def costs(self, objective: NetworkObjective, *batch: Any, offset: float = 5e-3, repeats: int = 3) -> CostTable:
@@ -225,12 +225,12 @@ def _with_first_answer(prepared: Preparation) -> Preparation:
 
 
 def _situation(objective: NetworkObjective, batch: tuple[Any, ...]) -> Any:
-    """For what a refusal holds: shapes of the batch and modes of the modules."""
+    """The conditions of a refusal: shapes of the batch and modes of the modules."""
     return shape_key(batch), tuple(module.training for module in objective.model.modules())
 
 
 def _grouped(recomputed: dict[str, str]) -> dict[str, str]:
-    """Reason -> parameters, with those named that it was found for."""
+    """Reason -> names of the parameters that it was found for."""
     groups: dict[str, list[str]] = {}
     for name, reason in recomputed.items():
         last = [line.split(": ", 1)[-1] for line in reason.splitlines() if "cannot be followed" in line]

@@ -1,4 +1,7 @@
-"""The interface of an evaluator: it answers all queries of one step, whatever way is fastest."""
+"""The interface of an evaluator: it answers all queries of one step.
+
+Shapes: ``J`` offsets along each of ``K`` directions.
+"""
 
 from __future__ import annotations
 
@@ -202,7 +205,7 @@ class Preparation:
     steps: Tensor | None = None
 
     def assemble(self, queries: StepQueries, parts: Sequence[Tensor]) -> Measurement:
-        """The measurement from the differences ``[len(job)]`` of all jobs in their order, whoever found them."""
+        """The measurement from the differences ``[len(job)]`` of all jobs in their order, from whatever process."""
         differences = torch.zeros(queries.shape, dtype=torch.float64, device=self.loss.device)
         for job, part in zip(self.jobs, parts, strict=True):
             differences[job.row, job.start : job.stop] = part
@@ -217,20 +220,20 @@ class Evaluator(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to give the same bits, as JSON-able values."""
+        """The state that a resumed run needs to give the same bits, as JSON-able values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Restore the state that :meth:`state_dict` returned."""
         ...
 
 
 class DivisibleEvaluator(ABC):
-    """An evaluator whose work can be divided: it says what there is to do, and whoever asks decides who does it."""
+    """An evaluator whose work can be divided: it lists the jobs of a step; its caller decides who answers which."""
 
     @abstractmethod
     def prepare(self, queries: StepQueries) -> Preparation:
-        """The base query, and all others as jobs, cut without regard to who will answer them."""
+        """The base query, and all others as jobs, cut the same whoever will answer them."""
 
     def measure(self, queries: StepQueries) -> Measurement:
         """Loss differences of all jobs, answered here."""
@@ -241,11 +244,11 @@ class DivisibleEvaluator(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to give the same bits, as JSON-able values."""
+        """The state that a resumed run needs to give the same bits, as JSON-able values."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Restore the state that :meth:`state_dict` returned."""
 
 
 def require_finite_base(loss: Tensor) -> None:

@@ -41,8 +41,8 @@ SMALL, CHUNK_OF_SMALL = 1 << 16, 32
 """Entries of parameters and batch up to which a forward costs its calls, not its arithmetic; queries that then go
 together."""
 AGREEMENT = 1e-4
-"""How far the base loss of a batch of queries may be from that of one, relative to it, in float32; in other dtypes in
-proportion to their rounding."""
+"""Accepted distance of the base loss of a batch of queries from that of one, relative to it, in float32; in others
+in proportion to their rounding."""
 
 
 class BatchedEvaluator(DivisibleEvaluator):

@@ -262,13 +262,13 @@ class PropagationEvaluator(DivisibleEvaluator):
         return self.prepared(objective, batch).program
 
     def recomputed(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> dict[str, str]:
-        """Parameters whose queries run operations again, and why, in the program used last for such a batch."""
+        """Parameters whose queries run operations again -> the reason, in the program used last for such a batch."""
         library = self._libraries.get(objective)
         prepared = None if library is None else library.latest(batch)
         return {} if prepared is None else prepared.program.recomputed
 
     def check(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Check | None:
-        """How the program for a batch was checked, and how sharp the check was; None with ``verify=False``."""
+        """The check of the program for a batch, and its sharpness; None with ``verify=False``."""
         return self.prepared(objective, batch).check
 
     def _sizes(self, objective: NetworkObjective) -> dict[str, float]:
@@ -340,13 +340,13 @@ class PropagationEvaluator(DivisibleEvaluator):
         """Perturbations per chunk by parameter, and the workers that fit."""
         on_cpu = device.type == "cpu"
         target = self.chunk_bytes or (CPU_TARGET if on_cpu else CUDA_TARGET)
-        wanted = (self.workers or torch.get_num_threads()) if on_cpu else 1
+        most = (self.workers or torch.get_num_threads()) if on_cpu else 1
         budget, overhead = self.memory_budget, plan.ALLOCATOR if on_cpu else 1.0
         sizes = plan.chunk_sizes(foot, target=target, budget=budget, overhead=overhead)
-        return sizes, plan.workers_that_fit(foot, sizes, budget=budget, wanted=wanted, overhead=overhead)
+        return sizes, plan.workers_that_fit(foot, sizes, budget=budget, most=most, overhead=overhead)
 
     def _is_tight(self, foot: plan.Footprint, device: torch.device, sizes: dict[str, int], workers: int) -> bool:
-        """Whether what an estimate leaves in the allocator's arenas could take the next one over the budget."""
+        """True if what an estimate leaves in the allocator's arenas could take the next one over the budget."""
         return device.type == "cpu" and plan.in_flight(foot, sizes, workers) * 2 * plan.ALLOCATOR > self.memory_budget
 
     def _footprint(self, step: PropagatedStep, offset: float) -> plan.Footprint:

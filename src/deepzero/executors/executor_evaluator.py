@@ -19,7 +19,7 @@ from deepzero.executors.pool import ExecutorSource, Pool
 from deepzero.executors.problem import problem_of
 from deepzero.executors.queries import BASE, LossQuery, Query, listed_queries, step_identity
 from deepzero.executors.worker import Payload
-from deepzero.objective import BlackBox
+from deepzero.objective import SendableObjective
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,7 +89,7 @@ class ExecutorEvaluator:
             JournalError: the journal cannot be written, or answers another problem.
         """
         box = queries.objective
-        if not isinstance(box, BlackBox):
+        if not isinstance(box, SendableObjective):
             raise InvalidInputError(
                 "ExecutorEvaluator evaluates a dz.BlackBox(fn, params); for a network use the default evaluator "
                 "(PropagationEvaluator), on several processes with torchrun"
@@ -117,7 +117,7 @@ class ExecutorEvaluator:
                 raise
         return listed_queries(queries.perturbations, queries.offsets, identity)
 
-    def _dispatch(self, box: BlackBox, answers: _Answers) -> None:
+    def _dispatch(self, box: SendableObjective, answers: _Answers) -> None:
         """Have the workers answer what is missing."""
         queries, function = answers.queries, box.function()
         dispatcher = Dispatcher(

@@ -178,8 +178,8 @@ class QueryJournal:
         """
         known: dict[str, rows.Answer | None] = {}
         with self._used():
-            asked = list(keys)
-            for some in (asked[start : start + LOOKUP] for start in range(0, len(asked), LOOKUP)):
+            listed = list(keys)
+            for some in (listed[start : start + LOOKUP] for start in range(0, len(listed), LOOKUP)):
                 marks = ",".join("?" * len(some))
                 for row in self._db.execute(f"SELECT key, loss, checksum FROM answers WHERE key IN ({marks})", some):
                     known[row[0]] = self._unpack(*row)

@@ -1,4 +1,4 @@
-"""Which problem a black box is: its function, the values that the function refers to, and its parameters' shapes."""
+"""Identity of a black box's problem: its function, the values that it refers to, and the parameters' shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from deepzero.arrays import OnBareArray
 from deepzero.executors.queries import tensor_bytes
-from deepzero.objective import BlackBox
+from deepzero.objective import SendableObjective, parameters_of
 
 DIGEST_BYTES = 8
 ASSIGNING = frozenset({"STORE_GLOBAL", "STORE_DEREF", "DELETE_GLOBAL", "DELETE_DEREF"})
@@ -36,7 +36,7 @@ INSTALLED = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstd
 _known: dict[int, tuple[weakref.ref[Any], bytes]] = {}
 
 
-def problem_of(box: BlackBox) -> str:
+def problem_of(box: SendableObjective) -> str:
     """A line that says which problem a black box is: the same in every run of the same program.
 
     It is the function's module and qualified name, and a digest of
@@ -53,17 +53,20 @@ def problem_of(box: BlackBox) -> str:
 
     Example:
         >>> import numpy as np
+        >>> from deepzero import BlackBox
         >>> box = BlackBox(lambda p: float(p["w"].sum()), {"w": np.zeros(2)})
         >>> problem_of(box) == problem_of(BlackBox(box.fn, {"w": np.ones(2)}))
         True
         >>> problem_of(box) == problem_of(BlackBox(box.fn, {"w": np.ones(3)}))
         False
     """
-    fn = box.fn.fn if isinstance(box.fn, OnBareArray) else box.fn
+    function = box.function()
+    fn = function.fn.fn if isinstance(function.fn, OnBareArray) else function.fn
     digest = hashlib.blake2b(_digest(fn), digest_size=DIGEST_BYTES)
-    digest.update(f"{'array' if fn is not box.fn else 'dict'};".encode())
-    for name, value in box.values.items():
-        kind = "tensor" if isinstance(value, Tensor) else "array"
+    digest.update(f"{'array' if fn is not function.fn else 'dict'};".encode())
+    values: Mapping[str, Any] = getattr(box, "values", None) or parameters_of(box)
+    for name, value in values.items():
+        kind = "array" if name in function.arrays else "tensor"
         digest.update(f"{name!r} {kind} {value.dtype} {tuple(value.shape)};".encode())
     return f"{_name(fn)} {digest.hexdigest()}"
 

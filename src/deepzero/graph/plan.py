@@ -24,7 +24,7 @@ WORKSPACE = 12
 """Temporaries of a rule, in multiples of its result: gelu and the fallback, which work in float64, hold the most."""
 
 RECOMPUTED = 4
-"""What a query that runs operations again holds, as a divisor of what the base forward keeps."""
+"""Divisor of the bytes of the base forward that gives those of a query that runs operations again."""
 
 ALLOCATOR = 1.8
 """Memory that the process takes, in multiples of live tensors: what the C allocator keeps in its arenas for reuse."""
@@ -50,7 +50,7 @@ class Footprint:
         return dict(self.written or self.queries)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the chunk plan depends on, as JSON-able values."""
+        """The part on which the chunk plan depends, as JSON-able values."""
         return {"held": self.held, "queries": dict(self.queries)}
 
 
@@ -117,10 +117,10 @@ def chunk_sizes(foot: Footprint, *, target: int, budget: int, overhead: float = 
 
 
 def workers_that_fit(
-    foot: Footprint, sizes: Mapping[str, int], *, budget: int, wanted: int, overhead: float = 1.0
+    foot: Footprint, sizes: Mapping[str, int], *, budget: int, most: int, overhead: float = 1.0
 ) -> int:
-    """How many chunks may be in flight; never changes what a chunk holds."""
-    return max(1, min(wanted, (int(budget / overhead) - foot.held) // _largest_chunk(foot, sizes)))
+    """The number of chunks in flight that the budget allows; it never changes what a chunk holds."""
+    return max(1, min(most, (int(budget / overhead) - foot.held) // _largest_chunk(foot, sizes)))
 
 
 def in_flight(foot: Footprint, sizes: Mapping[str, int], workers: int) -> int:

@@ -1,4 +1,4 @@
-"""Which directions are queried."""
+"""Probes: the directions of a step."""
 
 from deepzero.probes.base import (
     CoordinateDirections,

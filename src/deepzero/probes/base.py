@@ -13,7 +13,7 @@ from deepzero.objective import Parameters
 
 
 class Displacement(Protocol):
-    """One direction in a few bytes: what travels to another process, in place of moved parameters.
+    """One direction in a few bytes: it travels to another process in place of moved parameters.
 
     An implementation is a frozen dataclass of strings and numbers. Its ``repr`` identifies it.
     """
@@ -103,5 +103,5 @@ class Probes(Protocol):
         ...
 
     def state(self) -> dict[str, object]:
-        """What identifies this rule, as JSON-able values (for checkpoints)."""
+        """The identity of this rule, as JSON-able values (for checkpoints)."""
         ...
