@@ -17,13 +17,13 @@ import torch
 
 from deepzero import data
 from deepzero.measure.rounds import Spread
-from deepzero.tasks.classification import train
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,
     ModelConfig,
     SparsityConfig,
+    train,
 )
 from deepzero.training import TrainingConfig, read_metrics
 

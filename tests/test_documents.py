@@ -51,7 +51,6 @@ def test_every_package_is_in_the_api_reference() -> None:
     modules = [m.name for m in pkgutil.iter_modules(deepzero.__path__) if not m.name.startswith("_")]
     internal = {
         *(
-            "allocator",
             "arrays",
             "cli",
             "environment",
@@ -59,6 +58,7 @@ def test_every_package_is_in_the_api_reference() -> None:
             "extras",
             "files",
             "own",
+            "process_memory",
             "randomness",
             "stopwatch",
         ),

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from deepzero import stopwatch
-from deepzero.stopwatch import Pace, StageStopwatch, Stopwatch, mean_seconds, median_seconds, pace, seconds_of
+from deepzero.stopwatch import (
+    StageStopwatch,
+    Stopwatch,
+    Throughput,
+    mean_seconds,
+    median_seconds,
+    seconds_of,
+    throughput,
+)
 
 
 class Clock:
@@ -78,14 +86,14 @@ def test_the_limits_of_a_window_can_be_chosen(clock):
     assert mean_seconds(worker(clock, [1.0, 3.0]), seconds=1e9, least=1, most=2) == 2.0
 
 
-def test_a_pace_counts_what_was_done_until_the_time_was_over(clock):
-    found = pace(worker(clock, [1.0, 1.0, 1.0]), 2.5)
-    assert found == Pace(9, 3.0)
+def test_a_throughput_counts_what_was_done_until_the_time_was_over(clock):
+    found = throughput(worker(clock, [1.0, 1.0, 1.0]), 2.5)
+    assert found == Throughput(9, 3.0)
     assert found.rate == 3.0
 
 
-def test_a_pace_is_of_one_call_at_least(clock):
-    assert pace(worker(clock, [4.0], on_device=True), 0.0) == Pace(3, 4.0)
+def test_a_throughput_is_of_one_call_at_least(clock):
+    assert throughput(worker(clock, [4.0], on_device=True), 0.0) == Throughput(3, 4.0)
 
 
 def test_stages_add_up(clock):

@@ -353,14 +353,14 @@ class Estimator:
             "epoch": self.epoch,
             "queries": self.queries,
             "skipped": self.skipped,
-            "fixed": self._fixed(),
+            "fixed": self.settings(),
             "evaluator": self.evaluator.state_dict(),
             **({"noise": self.step_rule.noise} if isinstance(self.step_rule, FromNoise) else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`; the choices that shape the estimate must be the same."""
-        expected, found = self._fixed(), state["fixed"]
+        expected, found = self.settings(), state["fixed"]
         if expected != found:
             changed = ", ".join(f"{k}: {found.get(k)!r} -> {v!r}" for k, v in expected.items() if found.get(k) != v)
             raise CheckpointError(
@@ -372,7 +372,8 @@ class Estimator:
             self.step_rule.noise = state.get("noise")
         load_evaluator(self.evaluator, state["evaluator"])
 
-    def _fixed(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
+        """The choices that shape the estimate, as JSON-able values; a run is resumed with the same."""
         return {
             "stencil": self.stencil.name,
             "step_size": self.step_rule.describe(),

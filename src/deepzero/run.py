@@ -16,7 +16,7 @@ from deepzero.data import Preprocessing
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.losses import named_loss
 from deepzero.objective import Loss, NetworkObjective
-from deepzero.team import Team
+from deepzero.team import Alone
 from deepzero.training import RunFolder, measured, read_metrics, read_record, require_made_by
 from deepzero.training.batch_reader import Batches, reader
 from deepzero.training.evaluation import Metric, eval_mode
@@ -151,7 +151,7 @@ class Run:
             if len(x) != len(y):
                 raise InvalidInputError(f"there are {len(x)} inputs, but {len(y)} targets")
             data = DataLoader(TensorDataset(x, y), batch_size=BATCH)
-        return reader(data, torch.device("cpu"), Team()).read(0, 0)
+        return reader(data, torch.device("cpu"), Alone()).read(0, 0)
 
     def export(self, path: str | Path) -> Path:
         """Write the network for other programs: ``.onnx``, or ``.pt2`` (a program of ``torch.export``).

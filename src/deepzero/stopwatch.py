@@ -60,7 +60,7 @@ class StageStopwatch:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Work done, and the seconds it took.
 
     Attributes:
@@ -75,6 +75,9 @@ class Pace:
     def rate(self) -> float:
         """Pieces of work per second."""
         return self.done / self.seconds
+
+    def __add__(self, other: Throughput) -> Throughput:
+        return Throughput(self.done + other.done, self.seconds + other.seconds)
 
 
 def seconds_of(function: Callable[[], object]) -> float:
@@ -105,7 +108,7 @@ def mean_seconds(function: Callable[[], object], *, seconds: float, least: int =
     return statistics.fmean(times)
 
 
-def pace(work: Callable[[], int], seconds: float) -> Pace:
+def throughput(work: Callable[[], int], seconds: float) -> Throughput:
     """Repeat a call until ``seconds`` have passed, at least once.
 
     Args:
@@ -117,4 +120,4 @@ def pace(work: Callable[[], int], seconds: float) -> Pace:
     while spent < seconds:
         done += work()
         spent = watch.seconds()
-    return Pace(done, spent)
+    return Throughput(done, spent)

@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import resource, sys, torch
-from deepzero.allocator import reuse_freed_memory
+from deepzero.process_memory import reuse_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     assert reuse_freed_memory()

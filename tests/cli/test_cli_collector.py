@@ -1,7 +1,7 @@
 import gc
 
 from deepzero.cli import main
-from deepzero.cli.collector import CollectAgain, no_collection
+from deepzero.process_memory import CollectAgain, no_collection
 
 TINY = ["--estimator", "fo", "--sparsity", "0", "--limit", "64", "--batch-size", "32", "--epochs", "1"]
 

@@ -34,9 +34,9 @@ def tabled(monkeypatch):
     monkeypatch.setattr(dz.PropagationEvaluator, "costs", lambda *_, **__: TABLE)
 
 
-def predict(zo, arguments, **options):
+def predict(zo, arguments):
     perturbations = zo.directions(*arguments)
-    return forecast.forecast(zo, arguments, perturbations, query_seconds=1e-4, **options)
+    return forecast.forecast(zo, arguments, perturbations, query_seconds=1e-4)
 
 
 @pytest.mark.usefixtures("tabled")
@@ -57,7 +57,7 @@ def test_a_long_step_is_added_up_from_the_cost_table(stencil, nodes):
 @pytest.mark.usefixtures("tabled")
 def test_an_epoch_is_its_steps_and_what_the_loop_does_besides():
     loop = LoopCosts(steps_per_epoch=30, step_overhead=0.25, epoch_overhead=7.0, epochs=3)
-    found, _ = predict(dz.CGE(healthy(), loss=LOSS, sparsity=SPARSE), batch(), loop=loop)
+    found = predict(dz.CGE(healthy(), loss=LOSS, sparsity=SPARSE), batch())[0].with_loop(loop)
     assert found.seconds_per_epoch == pytest.approx(30 * (found.seconds_per_step + 0.25) + 7.0)
     assert found.loop == loop
 

@@ -19,7 +19,7 @@ from deepzero.report.comparison import compare, labels
 from deepzero.report.folder_contents import RecordedRun, read
 from deepzero.report.value_text import shown as values_shown
 from deepzero.tasks import classification
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

@@ -9,7 +9,7 @@ import deepzero as dz
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.recipes import customize, find
 from deepzero.tasks import run_diagnosis as diagnosis
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     ModelConfig,

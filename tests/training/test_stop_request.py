@@ -4,7 +4,9 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from threads_team import together
 
+from deepzero.team import Team
 from deepzero.training import SharedStop, StopRequest
 
 
@@ -81,23 +83,16 @@ def test_where_signals_come_in_pairs_the_second_is_noted_too():
     [
         ([None, None, None], None),
         ([None, "SIGTERM", None], "SIGTERM"),
-        (["the time limit of 3 s", None, None], "the time limit"),
-        (["SIGINT", None, "the time limit of 3 s"], "SIGINT"),
+        (["the time limit of 3 s", None, None], "the time limit of 3 s"),
+        ([None, "SIGINT", "the time limit of 3 s"], "SIGINT"),
     ],
 )
 def test_a_team_stops_if_any_of_it_is_asked_to(reasons, expected):
-    class Team:
-        size = 3
+    def agreed(team: Team) -> str | None:
+        return SharedStop(SimpleNamespace(reason=reasons[team.rank]), team).agreed()
 
-        def highest(self, value: int) -> int:
-            return max(values) if len(values) == 3 else values.append(value) or 0
-
-    values: list[int] = []
-    team = Team()
-    shared = [SharedStop(SimpleNamespace(reason=reason), team) for reason in reasons]
-    for one in shared:
-        assert one.reason is None  # collects what each rank says
-    assert [one.reason for one in shared] == [expected] * 3
+    assert together(3, agreed) == [expected] * 3
+    assert [SharedStop(SimpleNamespace(reason=reason), Team()).agreed() for reason in reasons] == reasons
 
 
 def test_a_signal_is_answered_at_once(caplog):
@@ -117,7 +112,7 @@ def test_before_there_is_anything_to_save_signals_act_as_usual():
         assert signal.getsignal(signal.SIGINT) is before
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        SharedStop(stop, SimpleNamespace(size=1)).begin()
+        SharedStop(stop, Team()).begin()
         stop.begin()
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.reason == "SIGINT"
@@ -125,3 +120,13 @@ def test_before_there_is_anything_to_save_signals_act_as_usual():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_requests_inside_of_each_other_end_in_any_order():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest(once=False) as outer:
+        with StopRequest(once=False) as inner:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (inner.reason, outer.reason) == (None, "SIGTERM")
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from deepzero.cli.command import Output
 from deepzero.cli.options import DONE, Json, Quiet
-from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Data:
 
     def _training(self, path: Path, splits: Splits) -> dict[str, Any]:
         """What training on these data does unless other options are given, and the command for it."""
-        from deepzero.recipes.own_recipes import data_config, own_config, suggested_model  # noqa: PLC0415 - with PyTorch
+        from deepzero.recipes.configurations import data_config, own_config, suggested_model  # noqa: PLC0415 - with PyTorch
 
         images = data_config(str(path), target=self.target, image_size=self.image_size, test=self.test)
         config = own_config(images, suggested_model(splits.train))

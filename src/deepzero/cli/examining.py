@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepzero import doctor
+from deepzero.cli.command import Output
 from deepzero.cli.options import DONE
-from deepzero.cli.output import Output
-from deepzero.cli.recipe_words import require_no_network
-from deepzero.cli.training import base_of, require_effect, require_positive
+from deepzero.cli.recipe_choice import base_of, require_effect, require_no_network
 from deepzero.doctor import Diagnosis
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.estimator import CGE, RGE, Estimator
 from deepzero.objective import BlackBox, NetworkObjective
 from deepzero.own import called, imported, is_own, settings_of
 from deepzero.recipes import SETTINGS, started
-from deepzero.recipes.run_starts import DEFAULT, ROOT
+from deepzero.recipes.classification_recipes import DEFAULT
+from deepzero.recipes.run_starts import ROOT
 from deepzero.tasks import run_diagnosis as diagnosis
-from deepzero.tasks.classification.classification_config import ClassificationConfig
+from deepzero.tasks.classification import ClassificationConfig
+from deepzero.tasks.task_data import DataReader
 from deepzero.training import Trainer
+from deepzero.validation import positive
 
 if TYPE_CHECKING:
     from deepzero.cli.doctor import Doctor
@@ -39,7 +41,7 @@ WANTED = (
 
 def run_doctor(command: Doctor, output: Output) -> int:
     """Examine, print the diagnosis, and write it."""
-    require_positive("seconds", command.seconds)
+    positive("--seconds", command.seconds, hint="20")
     own = command.recipe if command.recipe is not None and is_own(command.recipe) else None
     folder = command.out or ROOT / f"{_title(command)}-doctor"
     if folder.exists() and not folder.is_dir():
@@ -48,7 +50,9 @@ def run_doctor(command: Doctor, output: Output) -> int:
         found, config, title = _own(command, own)
     else:
         _require_no_effectless(command, "a recipe", ("set", *OF_BLACK_BOXES))
-        found, config, title = _configured(command, started(base_of(command, None), _settings(command), folder).config)
+        reader = DataReader(command.data_dir)
+        start = started(base_of(command, None, reader), _settings(command), folder)
+        found, config, title = _configured(command, start.config, reader)
     output.result(found, **diagnosis.record_of(found, config))
     diagnosis.write(found, folder, config, title=title)
     output.console.print(f"report and plot: {folder}", soft_wrap=True)
@@ -59,9 +63,17 @@ def _settings(command: Doctor) -> dict[str, Any]:
     return {name: getattr(command, name) for name in SETTINGS if hasattr(command, name)}
 
 
-def _configured(command: Doctor, config: ClassificationConfig) -> tuple[Diagnosis, dict[str, Any], str]:
+def _configured(
+    command: Doctor, config: ClassificationConfig, reader: DataReader
+) -> tuple[Diagnosis, dict[str, Any], str]:
     require_effect(command, config)
-    found = diagnosis.diagnose(config, data_dir=command.data_dir, device=command.device, seconds=command.seconds)
+    found = diagnosis.diagnose(
+        config,
+        data_dir=command.data_dir,
+        splits=reader.known(config.data),
+        device=command.device,
+        seconds=command.seconds,
+    )
     return found, asdict(config), f"{config.model.title} on {config.data.title}"
 
 
@@ -74,8 +86,9 @@ def _own(command: Doctor, word: str) -> tuple[Diagnosis, dict[str, Any], str]:
     require_no_network(made, word, "doctor")
     if isinstance(made, ClassificationConfig):
         _require_no_effectless(command, "a recipe", OF_BLACK_BOXES)
-        start = started(base_of(command, (_title(command), made)), _settings(command), command.out)
-        return _configured(command, start.config)
+        reader = DataReader(command.data_dir)
+        start = started(base_of(command, (_title(command), made), reader), _settings(command), command.out)
+        return _configured(command, start.config, reader)
     config = {"own": word, "set": settings, **{n: getattr(command, n) for n in (*CHOICES, *OF_BLACK_BOXES)}}
     if isinstance(made, Trainer):
         _require_no_effectless(command, "a trainer, which has its own", _all_but(command, "seconds"))

@@ -16,33 +16,57 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
+from tyro.conf import Positional
 
 from deepzero import __version__
-from deepzero.allocator import reuse_freed_memory
 from deepzero.announce import is_reminder
 from deepzero.cli.bench import Bench
-from deepzero.cli.command import Command
-from deepzero.cli.completion import Completion
+from deepzero.cli.command import Command, Output, say_json
 from deepzero.cli.correct import Correct
 from deepzero.cli.data import Data
 from deepzero.cli.defend import Certify, Defend
 from deepzero.cli.doctor import Doctor
-from deepzero.cli.output import Output, say_json
+from deepzero.cli.finished_run import Evaluate, Export, Predict
+from deepzero.cli.options import DONE, Json, Quiet
 from deepzero.cli.recipes import Recipes
 from deepzero.cli.report import Report
 from deepzero.cli.reproduce import Reproduce
 from deepzero.cli.signature import options_of
 from deepzero.cli.train import Train
-from deepzero.cli.use import Evaluate, Export, Predict
 from deepzero.cli.words import HELP, check, in_options
 from deepzero.errors import DataNotFoundError, DeepZeroError, InvalidInputError, RunFolderError
 from deepzero.own import is_own
+from deepzero.process_memory import reuse_freed_memory
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Print the script with which a shell completes commands and options.
+
+    For bash: deepzero completion bash > ~/.local/share/bash-completion/completions/deepzero
+    """
+
+    shell: Positional[Literal["bash", "zsh", "fish"]]
+    """The shell."""
+    quiet: Quiet = False
+    json: Json = False
+
+    def run(self, output: Output) -> int:
+        """Print the script."""
+        script = completion_script(self.shell)
+        if output.as_json:
+            output.result("", shell=self.shell, script=script)
+        else:
+            sys.stdout.write(script)
+        return DONE
+
 
 DESCRIPTION = "Train deep networks from function values alone."
 
@@ -111,7 +135,7 @@ def _spoken(message: str, words: Sequence[str]) -> str:
 
 
 def _parsed(words: Sequence[str]) -> Command:
-    """The command that the words are; help is wrapped, and that of the whole program tells one sentence of each.
+    """The command that the words are; help is wrapped, and that of the whole program has one sentence of each.
 
     Raises:
         SystemExit: help was asked for.
@@ -119,15 +143,17 @@ def _parsed(words: Sequence[str]) -> Command:
     """
     in_brief = words[0] in HELP
     kinds: Any = Union[tuple(_kind(name, command, in_brief=in_brief) for name, command in COMMANDS.items())]  # noqa: UP007
-    said, refused = io.StringIO(), io.StringIO()
+    out, err = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(refused):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             command: Command = tyro.cli(kinds, prog="deepzero", description=DESCRIPTION, args=words)
     except SystemExit as leaving:
         if leaving.code:
-            told = " ".join(re.sub(r"[^\x20-\x7e]|-{3,}", " ", refused.getvalue()).split())
-            raise InvalidInputError(told or f"the words are not understood; see `deepzero {words[0]} --help`") from None
-        print(_wrapped(said.getvalue()) if set(words) & set(HELP) else said.getvalue(), end="")
+            message = " ".join(re.sub(r"[^\x20-\x7e]|-{3,}", " ", err.getvalue()).split())
+            raise InvalidInputError(
+                message or f"the words are not understood; see `deepzero {words[0]} --help`"
+            ) from None
+        print(_wrapped(out.getvalue()) if set(words) & set(HELP) else out.getvalue(), end="")
         raise
     return command
 
@@ -150,11 +176,11 @@ def _wrapped(text: str) -> str:
 
 
 def completion_script(shell: str) -> str:
-    """What a shell has to read to complete the words of this program."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+    """The script with which a shell completes the words of this program."""
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
         _parsed(["--tyro-print-completion", shell])
-    return said.getvalue()
+    return script.getvalue()
 
 
 def _fail(message: str, code: int, *, as_json: bool) -> int:
@@ -167,7 +193,7 @@ def _fail(message: str, code: int, *, as_json: bool) -> int:
 
 @contextmanager
 def _messages_on(console: Console, *, quiet: bool) -> Iterator[None]:
-    """Show what the library has to say, warnings included, above the progress bar; when quiet, warnings on stderr."""
+    """Show messages and warnings of the library above the progress bar; when quiet, warnings on stderr."""
     log = logging.getLogger("deepzero")
     shown = Console(stderr=True, highlight=False) if quiet else console
     handler = RichHandler(console=shown, show_time=False, show_level=False, show_path=False)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
 
+from deepzero.cli.command import Output
 from deepzero.cli.options import Json, Quiet
-from deepzero.cli.output import Output
 
 if TYPE_CHECKING:
     from deepzero.recipes import Recipe
@@ -25,15 +24,10 @@ class Recipes:
 
     def run(self, output: Output) -> int:
         """Print a table for each command that takes recipes."""
-        from deepzero.recipes import RECIPES  # noqa: PLC0415 - with PyTorch
-        from deepzero.recipes.correction_recipes import CORRECTIONS  # noqa: PLC0415
-        from deepzero.recipes.defense_recipes import DEFENSES  # noqa: PLC0415
+        from deepzero.recipes import catalogue_of  # noqa: PLC0415 - with PyTorch
+        from deepzero.recipes.catalogue import COMMANDS  # noqa: PLC0415
 
-        commands: dict[str, Iterable[Recipe[Any]]] = {
-            "train": RECIPES.values(),
-            "defend": DEFENSES.values(),
-            "correct": CORRECTIONS.values(),
-        }
+        commands = {command: catalogue_of(command).values() for command in COMMANDS}
         tables = []
         for command, recipes in commands.items():
             table = Table(command, "what it is", "data", "cost", title=f"deepzero {command} RECIPE")

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from deepzero.cli.command import Output
 from deepzero.cli.options import DONE, Flag, Folder, Json, Quiet
-from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError, RunFolderError
 
 FILE = "report.html"

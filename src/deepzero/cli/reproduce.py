@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
+from deepzero.cli.command import Output
 from deepzero.cli.options import DONE, STOPPED, Json, Quiet, seconds_of
-from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Reproduce:
     device: str = "cpu"
     """Where to compute: cpu, cuda or cuda:<number>."""
     max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
-    """Save and exit with code 75 after so many minutes."""
+    """Save and exit with code 75 after that many minutes."""
     quiet: Quiet = False
     json: Json = False
 

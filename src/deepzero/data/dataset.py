@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from deepzero.data.preprocessing import IMAGES, TABLE, Preprocessing
 from deepzero.data.raw_images import BYTES, FRACTIONS, REALS
-from deepzero.data.seeding import generator
 from deepzero.errors import InvalidInputError
 
 
@@ -130,6 +130,25 @@ class Splits:
     validation: Dataset
     test: Dataset
     notes: tuple[str, ...] = ()
+
+
+def generator(*address: int) -> torch.Generator:
+    """A CPU generator whose state is a function of the non-negative integers in ``address`` alone.
+
+    Raises:
+        InvalidInputError: a number of the address is negative or not an integer.
+
+    >>> first = torch.rand(2, generator=generator(0, 1))
+    >>> torch.equal(first, torch.rand(2, generator=generator(0, 1)))
+    True
+    >>> torch.equal(first, torch.rand(2, generator=generator(1, 0)))
+    False
+    """
+    for number in address:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise InvalidInputError(f"seeds and positions must be integers of at least 0, got {number!r}")
+    seed = np.random.SeedSequence(address).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed))
 
 
 def split(dataset: Dataset, fraction: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:

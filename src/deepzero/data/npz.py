@@ -68,6 +68,36 @@ def read_npz(path: Path) -> Found:
     )
 
 
+def read_inputs(path: Path) -> Array:
+    """The inputs in an ``.npy`` file, or in an ``.npz`` file under a name that :func:`read_npz` understands.
+
+    Of several parts, those of the test set.
+
+    Raises:
+        InvalidInputError: the file is damaged, or no array has such a name.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if path.suffix == ".npy":
+            return np.asarray(loaded)
+        with loaded as archive:
+            roles = {name: _role(name) for name in archive.files}
+            names = [
+                name for part in (TEST, TRAIN, VALIDATION) for name, role in roles.items() if role == (part, False)
+            ]
+            if not names:
+                raise InvalidInputError(
+                    f"{path} holds {', '.join(archive.files)}; the array to predict on must be called x"
+                )
+            return _array(archive, names[0], path)
+    except InvalidInputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read ({error}); write an array of numbers again: np.save('x.npy', x)"
+        ) from error
+
+
 def _array(archive: Any, name: str, path: Path) -> Array:
     try:
         array: Array = archive[name]
@@ -83,7 +113,7 @@ def _array(archive: Any, name: str, path: Path) -> Array:
 
 
 def _role(name: str) -> tuple[str, bool] | None:
-    """The part that an array belongs to and whether it holds labels; None if its name says neither."""
+    """The part that an array belongs to, and True if it holds labels; None if its name says neither."""
     words = name.lower().split("_")
     part = next((PARTS[word] for word in words if word in PARTS), TRAIN)
     what = "_".join(word for word in words if word not in PARTS)

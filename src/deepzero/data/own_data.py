@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Real
 from torch import Tensor
 
-from deepzero.data.dataset import Dataset, Splits, split
+from deepzero.data.dataset import Dataset, Splits, generator, split
 from deepzero.data.images import downsample, statistics
 from deepzero.data.labels import classes_of
-from deepzero.data.seeding import generator
 from deepzero.errors import InvalidInputError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"

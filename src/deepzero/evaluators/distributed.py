@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepzero.errors import TeamError
+from deepzero.errors import InvalidInputError, TeamError
 from deepzero.evaluators.base import Answer, DivisibleEvaluator, Evaluator, Job, Measurement, StepQueries
-from deepzero.team import Team
+from deepzero.team import Alone, Team
 
 CALIBRATION = 3
 """Steps whose times make the cost table; the first one, in which loops are compiled, is overwritten by the next."""
@@ -42,7 +42,7 @@ class DistributedEvaluator:
 
     def __init__(self, inner: DivisibleEvaluator, team: Team | None = None) -> None:
         self.inner = inner
-        self.team = team or Team()
+        self.team = team or Alone()
         self._costs: dict[str, float] = {}
         self._measured = 0
 
@@ -103,6 +103,24 @@ class DistributedEvaluator:
         """Restore the state that :meth:`state_dict` returned on any number of ranks."""
         self.inner.load_state_dict(state["inner"])
         self._costs, self._measured = dict(state["costs"]), state["measured"]
+
+
+def divided(evaluator: Evaluator, team: Team) -> Evaluator:
+    """The evaluator whose queries a team divides.
+
+    Raises:
+        InvalidInputError: the team has several processes, but the queries of this evaluator cannot be divided.
+    """
+    if isinstance(evaluator, DistributedEvaluator):
+        return evaluator
+    if isinstance(evaluator, DivisibleEvaluator):
+        return DistributedEvaluator(evaluator, team)
+    if team.size > 1:
+        raise InvalidInputError(
+            f"the queries of a {type(evaluator).__name__} cannot be divided among processes; leave out evaluator=..., "
+            "or train in one process (an executor has workers of its own)"
+        )
+    return evaluator
 
 
 def load_evaluator(evaluator: Evaluator, state: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero import validation
-from deepzero.allocator import give_back_freed_memory
 from deepzero.announce import announced
 from deepzero.errors import DeepZeroError, GraphError, InvalidInputError, from_black_box
 from deepzero.evaluators.base import (
@@ -42,6 +41,7 @@ from deepzero.graph.verify import Check, compare_with_program, tolerance_of, ver
 from deepzero.objective import Batch, NetworkObjective, device_of, keywords, parameters_of
 from deepzero.operator import standing_in
 from deepzero.probes import CoordinateDirections, JointDirections
+from deepzero.process_memory import give_back_freed_memory
 from deepzero.step_sizes import FromDtype
 from deepzero.stopwatch import median_seconds
 

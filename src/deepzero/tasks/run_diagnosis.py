@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from deepzero import data, validation
 from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
@@ -21,15 +20,8 @@ from deepzero.estimator import Estimator
 from deepzero.files import replace_file, to_json
 from deepzero.stopwatch import Stopwatch, mean_seconds
 from deepzero.tasks.classification.classification_config import ESTIMATORS, ClassificationConfig
-from deepzero.tasks.classification.classification_parts import (
-    load_images,
-    make_model,
-    make_optimizer,
-    scorer,
-    training_batches,
-)
-from deepzero.tasks.classification.coordinate_selection import select
-from deepzero.tasks.classification.gradient_choice import gradient_source
+from deepzero.tasks.classification.classifier_setup import ClassifierSetup, make_optimizer, set_up
+from deepzero.tasks.task_data import Scorer, read_data
 from deepzero.team import Team
 from deepzero.training import Trainer
 from deepzero.training.batch_reader import random_states, reader, set_random_states
@@ -42,13 +34,19 @@ log = logging.getLogger("deepzero")
 
 
 def diagnose(
-    config: ClassificationConfig, *, data_dir: str | Path | None = None, device: str = "cpu", seconds: float = 20.0
+    config: ClassificationConfig,
+    *,
+    data_dir: str | Path | None = None,
+    splits: data.Splits | None = None,
+    device: str = "cpu",
+    seconds: float = 20.0,
 ) -> Diagnosis:
     """Examine the first step of the run that :func:`deepzero.tasks.classification.train` would make.
 
     Args:
         config: of the run.
         data_dir: where the data set lies, see :func:`deepzero.data.load`.
+        splits: the data, as :func:`deepzero.tasks.task_data.read_data` gives them; read by default.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         seconds: about how long each part of the examination may take, see :func:`deepzero.doctor.examine`.
 
@@ -66,19 +64,14 @@ def diagnose(
     if config.estimator.method not in ESTIMATORS:
         raise InvalidInputError("the doctor examines estimates from function values; choose the estimator cge or rge")
     place = validation.device(device)
-    splits = load_images(config, data_dir)
-    model = make_model(config, splits.train).to(place)
-    batches = training_batches(config, splits.train, place)
-    watch = Stopwatch()
-    selection = select(config, model, splits.train, place)
-    scoring = watch.seconds()
-    zo = gradient_source(config, model, selection)
-    assert isinstance(zo, Estimator)
+    splits = splits or read_data(config.data, data_dir)
+    setup = set_up(config, splits.train, place)
+    assert isinstance(setup.source, Estimator)
     return examine(
-        zo,
-        *batches.batch(0, 0),
+        setup.source,
+        *setup.batches.batch(0, 0),
         learning_rate=config.training.learning_rate,
-        loop=_loop_costs(config, model, splits, batches, scoring),
+        loop=_loop_costs(config, setup, splits.validation),
         seconds=seconds,
     )
 
@@ -161,12 +154,10 @@ def _write_plot(path: Path, diagnosis: Diagnosis, title: str) -> None:
         log.warning("%s is left out: %s", path, missing)
 
 
-def _loop_costs(
-    config: ClassificationConfig, model: nn.Module, splits: data.Splits, batches: data.BatchLoader, scoring: float
-) -> LoopCosts:
-    """Time what a run does beside its estimates, on a copy of the model."""
-    trial = copy.deepcopy(model)
-    optimizer = make_optimizer(config, trial)
+def _loop_costs(config: ClassificationConfig, setup: ClassifierSetup, validation_set: data.Dataset) -> LoopCosts:
+    """Time the parts of a run beside its estimates, on a copy of the model."""
+    trial, batches = copy.deepcopy(setup.model), setup.batches
+    optimizer = make_optimizer(config.training, trial)
     numbers = itertools.cycle(range(len(batches)))
 
     def step() -> None:
@@ -179,11 +170,11 @@ def _loop_costs(
         function()  # the first call allocates
         return mean_seconds(function, seconds=WINDOW, most=10_000)
 
-    validate = partial(scorer(config, splits.validation, next(trial.parameters()).device), trial)
+    score = Scorer(validation_set, config.loss, setup.device) if len(validation_set) else None
     return LoopCosts(
         steps_per_epoch=len(batches),
         step_overhead=mean(step),
-        epoch_overhead=mean(validate) if len(splits.validation) else 0.0,
+        epoch_overhead=0.0 if score is None else mean(partial(score, trial)),
         epochs=config.training.epochs,
-        startup=scoring,
+        startup=setup.selection_seconds,
     )

@@ -15,10 +15,10 @@ from deepzero.errors import RunFolderError
 from deepzero.losses import LOSSES
 from deepzero.objective import Batch, NetworkObjective
 from deepzero.report.run_pages import SURFACE
-from deepzero.tasks.classification.classification_config import from_record
-from deepzero.tasks.classification.classification_parts import load_images, make_model, training_batches
-from deepzero.tasks.classification.coordinate_selection import Ratios, select
-from deepzero.tasks.classification.gradient_choice import gradient_source
+from deepzero.tasks.classification import from_record
+from deepzero.tasks.classification.classifier_setup import set_up
+from deepzero.tasks.classification.coordinate_selection import Ratios
+from deepzero.tasks.task_data import read_data
 from deepzero.training import RunFolder, read_record
 from deepzero.training.checkpoint_contents import selected
 
@@ -97,13 +97,12 @@ def surface(
 def _place(folder: RunFolder, data_dir: str | Path | None, device: str) -> Place:
     config, place = from_record(folder.record["config"]), validation.device(device)
     weights, words = _weights(folder)
-    splits = load_images(config, data_dir)
-    model = make_model(config, splits.train).to(place)
+    splits = read_data(config.data, data_dir)
     known = folder.read(RATIOS)
-    selection = select(config, model, splits.train, place, known=None if known is None else Ratios(**known))
-    source = gradient_source(config, model, selection)
+    setup = set_up(config, splits.train, place, known=None if known is None else Ratios(**known))
+    model, source = setup.model, setup.source
     model.load_state_dict(dict(weights))
-    batch = training_batches(config, splits.train, place).batch(0, 0)
+    batch = setup.batches.batch(0, 0)
     before = source.queries
     source.backward(*batch)
     gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

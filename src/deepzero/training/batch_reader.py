@@ -200,8 +200,6 @@ class Replayed(Reader):
             set_random_states(self._now, self._holder)
 
     def _shared(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self._team.size == 1:
-            return states
         own = torch.cat([state.contiguous().view(torch.uint8).reshape(-1) for state in states.values()])
         given = self._team.broadcast(own.numpy().tobytes())
         if len(given) != len(own):
@@ -219,10 +217,7 @@ class Replayed(Reader):
             )
 
     def _require_one_batch(self, batch: Any) -> None:
-        if self._team.size == 1:
-            return
-        own = int(fingerprint(batch)[:15], 16)
-        if self._team.highest(own) != -self._team.highest(-own):
+        if not self._team.agrees(lambda: int(fingerprint(batch)[:15], 16)):
             raise TeamError(
                 "the processes of the team read different batches; give all of them the same data and the same seeds "
                 "(no DistributedSampler: queries are divided, not data)"

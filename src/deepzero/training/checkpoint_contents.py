@@ -1,10 +1,11 @@
-"""From live objects to a checkpoint and back, bit for bit."""
+"""The contents of a checkpoint: live objects as tensors and JSON-able values, and back, bit for bit."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,117 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deepzero.errors import InvalidInputError
+from deepzero.training.batch_reader import Reader
+from deepzero.training.callbacks import Callback
+from deepzero.training.checkpoint import Checkpoint
+from deepzero.training.gradient_sources import GradientSource, HoldsTensors
+
+
+@dataclass
+class Best:
+    """The weights selected so far.
+
+    Attributes:
+        scores: of the validation, by name without ``validation_``.
+        epoch: after which they were taken, from 0.
+        tensors: parameters and buffers.
+    """
+
+    scores: dict[str, float]
+    epoch: int
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Best | None:
+        """The selected weights in a checkpoint; None if none had been selected."""
+        values = checkpoint.state["best"]
+        return None if values is None else cls(values["scores"], values["epoch"], selected("best", checkpoint.tensors))
+
+
+@dataclass(kw_only=True)
+class Position:
+    """Progress of a run: what a checkpoint keeps beside weights, optimizer and gradient source.
+
+    Attributes:
+        step: optimizer steps made.
+        epoch: epochs completed.
+        index: batches read of the next one.
+        seconds: time the run took in processes before this one.
+        losses: of the steps since the last epoch's end.
+        cost: function values that the last step took.
+        looked: the step after which the validation data were looked at last.
+        kept: shares of the coordinates of the last step, for the record of an epoch.
+        inputs: shape and dtype of the network's input, without the batch; None where there is not one tensor.
+        ended: why the run is over, if not because its epochs are.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    cost: int | None = None
+    looked: int = -1
+    kept: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, Any] | None = None
+    ended: str | None = None
+
+    def end_step(self, *, batches: int, loss: float) -> None:
+        """Count a step on that many batches."""
+        self.step += 1
+        self.index += batches
+        self.losses.append(loss)
+
+    def end_epoch(self, *, complete: bool) -> None:
+        """Forget the losses of an epoch, and count it if all of its batches were read."""
+        if complete:
+            self.epoch, self.index = self.epoch + 1, 0
+        self.losses = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveObjects:
+    """The objects that change during a training, and whose state a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: Any
+    source: GradientSource
+    reader: Reader
+    callbacks: Sequence[Callback]
+
+    def values(self) -> dict[str, Any]:
+        """The JSON-able part of their state."""
+        return {
+            "optimizer": optimizer_values(self.optimizer),
+            "scheduler": None if self.scheduler is None else encoded(self.scheduler.state_dict()),
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "reader": self.reader.values(),
+            "source": self.source.state_dict(),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of their state, by name."""
+        return {
+            **prefixed("model", snapshot(self.model)),
+            **prefixed("optimizer", optimizer_tensors(self.optimizer)),
+            **prefixed("reader", self.reader.tensors()),
+            **prefixed("source", self.source.tensors() if isinstance(self.source, HoldsTensors) else {}),
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Give them the state in a checkpoint."""
+        values, tensors = checkpoint.state, checkpoint.tensors
+        self.model.load_state_dict(selected("model", tensors))
+        restore_optimizer(self.optimizer, values["optimizer"], selected("optimizer", tensors))
+        self.source.load_state_dict(values["source"])
+        if isinstance(self.source, HoldsTensors):
+            self.source.load_tensors(selected("source", tensors))
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(decoded(values["scheduler"]))
+        for callback, state in zip(self.callbacks, values["callbacks"], strict=True):
+            callback.load_state_dict(state)
+        self.reader.restore(values["reader"], selected("reader", tensors))
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -125,7 +237,7 @@ def decoded(value: Any) -> Any:  # noqa: PLR0911 - one kind a line
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether every parameter and buffer is free of NaN and infinity."""
+    """True if no parameter and no buffer holds NaN or infinity."""
     return all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
 
 

@@ -68,9 +68,8 @@ class JsonLines:
             self._file = path.open("ab")
             self._file.truncate(min(start, self._file.tell()))
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
+    def flush(self) -> int:
+        """Hand everything to the system; the bytes written so far."""
         with writing(self.path):
             self._file.flush()
         return self._file.tell()

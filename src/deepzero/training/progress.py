@@ -58,6 +58,22 @@ def _bar(console: Console) -> Progress:
     )
 
 
+def console_for(progress: bool | Console | None) -> Console | None:
+    """The console to show the progress of a run on.
+
+    Args:
+        progress: a console, or True for one on standard error; None for that only if it is a terminal or a notebook.
+
+    Returns:
+        None if nothing is to be shown.
+    """
+    if isinstance(progress, Console):
+        return progress
+    console = Console(stderr=True)
+    shows = console.is_terminal or console.is_jupyter if progress is None else progress
+    return console if shows else None
+
+
 class ProgressBar:
     """A bar with the time left, loss and queries a second; without a terminal, a line now and then.
 

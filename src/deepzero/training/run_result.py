@@ -1,16 +1,24 @@
-"""The result of a run for people: its picture and its model card."""
+"""The result of a run: what a training returns, and its files: weights, picture, model, model card, summary."""
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
+from deepzero.errors import MissingPackageError
 from deepzero.extras import required_for
 from deepzero.files import replace_file
+from deepzero.training.checkpoint_contents import snapshot
+from deepzero.training.metrics import read_metrics
 from deepzero.training.model_file import ModelFile
-from deepzero.training.run_folder import RunFolder, writing
+from deepzero.training.run_folder import SUMMARY, RunFolder, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +28,64 @@ CARD = "README.md"
 SHOWN = 20
 """Classes that a card lists."""
 X_AXES = {"queries": "queries", "seconds": "seconds"}
+
+log = logging.getLogger("deepzero")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a call of :meth:`deepzero.Trainer.fit`.
+
+    Attributes:
+        model: with the selected weights if the run has finished, else as it was when the run stopped.
+        folder: the run's folder; None if nothing is written.
+        summary: the run's result as in ``summary.json``; None if it was stopped before its end.
+        stopped: why it was stopped, None if it has finished.
+    """
+
+    model: nn.Module
+    folder: Path | None
+    summary: dict[str, Any] | None
+    stopped: str | None = None
+
+
+def write_result(
+    folder: RunFolder,
+    summary: Mapping[str, Any],
+    *,
+    name: str,
+    model: nn.Module,
+    model_file: ModelFile | None,
+    inputs: Mapping[str, Any] | None,
+) -> None:
+    """Write the files of a run that has finished, its summary last: where that is, all of them are.
+
+    Args:
+        folder: of the run.
+        summary: its result.
+        name: of the run, for its picture and its card.
+        model: with the weights that are the result.
+        model_file: by which the model is made again; None: the folder keeps its weights alone.
+        inputs: shape and dtype of the model's input, if it takes one tensor.
+    """
+    folder.write_weights(snapshot(model))
+    _write_plot(folder, _title(name, summary))
+    if model_file is not None:
+        write_card(folder, name, model_file.write(folder, model, inputs), summary)
+    folder.write(SUMMARY, summary)
+
+
+def _write_plot(folder: RunFolder, title: str) -> None:
+    """Write ``plot.png``; a run does not fail at its end because Matplotlib is not installed."""
+    try:
+        folder.write_plot(plot_run(read_metrics(folder.metrics), title=title))
+    except MissingPackageError as missing:
+        log.warning("%s is left out: %s", folder.path / "plot.png", missing)
+
+
+def _title(name: str, summary: Mapping[str, Any]) -> str:
+    accuracy = summary.get("test_accuracy", summary.get("validation_accuracy"))
+    return name if accuracy is None else f"{name}: {accuracy:.2%}"
 
 
 def plot_run(records: Sequence[dict[str, Any]], *, title: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Ways to end a run early and cleanly: SIGINT, SIGTERM, a time limit."""
+"""Requests to end a run early and cleanly: SIGINT, SIGTERM, a time limit."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ log = logging.getLogger("deepzero")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = " (Ctrl-C again: stop at once)"
+_noting: list[StopRequest] = []
+"""Requests that note signals at the moment, the outermost first."""
 
 
 class StopRequest:
@@ -27,9 +29,9 @@ class StopRequest:
 
     Args:
         max_seconds: a time limit from entering the block, None for none.
-        once: whether a second signal acts as usual. torchrun sends signals of its own after those of a terminal, so
+        once: True if a second signal acts as usual. torchrun sends signals of its own after those of a terminal, so
             there the second one is noted like the first.
-        waits: whether signals act as usual until :meth:`begin`, because there is nothing to save yet.
+        waits: True if signals act as usual until :meth:`begin`, because there is nothing to save yet.
 
     Raises:
         InvalidInputError: the time limit is not above 0.
@@ -43,6 +45,15 @@ class StopRequest:
         self._previous: dict[signal.Signals, Any] = {}
         self._start = time.monotonic()
 
+    @classmethod
+    def of(cls, team: Team, *, max_seconds: float | None = None) -> Self:
+        """The request of one process of a team: a process that is alone may be interrupted until there is work to save.
+
+        Raises:
+            InvalidInputError: the time limit is not above 0.
+        """
+        return cls(max_seconds=max_seconds, once=team.interruptible, waits=team.interruptible)
+
     def __enter__(self) -> Self:
         self._start = time.monotonic()
         if not self._waits:
@@ -52,14 +63,15 @@ class StopRequest:
     def begin(self) -> None:
         """Note signals from here on; of no effect if they are noted already."""
         if not self._previous and self._received is None and threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            self._previous = {number: signal.signal(number, _note) for number in STOP_SIGNALS}
+            _noting.append(self)
 
     def __exit__(self, *exception: object) -> None:
         self._restore()
 
     @property
     def reason(self) -> str | None:
-        """Why to stop, or None to go on."""
+        """The reason to stop, or None to go on."""
         if self._received is not None:
             return self._received
         if self.max_seconds is not None and time.monotonic() - self._start >= self.max_seconds:
@@ -73,21 +85,27 @@ class StopRequest:
             return None
         return max(self._start + self.max_seconds - time.monotonic(), 1e-3)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal, and tell a request around this one, which has its own work to end."""
-        first, self._received = self._received is None, signal.Signals(number).name
-        around = getattr(self._previous.get(signal.Signals(number)), "__self__", None)
+    def _receive(self, name: str) -> bool:
+        """Note a signal; True if it is the first."""
+        first, self._received = self._received is None, name
         if self._once:
             self._restore()
-        if isinstance(around, StopRequest):
-            around._note(number, frame)
-        elif first:
-            log.warning("%s: finishing this step, then saving%s", self._received, AGAIN * self._once)
+        return first
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+        if self in _noting:
+            _noting.remove(self)
+
+
+def _note(number: int, _frame: FrameType | None) -> None:
+    """Note a signal in every open request, from the inside out: those around the innermost have work to end, too."""
+    name, outermost = signal.Signals(number).name, _noting[0]
+    first = [request._receive(name) for request in reversed(_noting)][-1]
+    if first:
+        log.warning("%s: finishing this step, then saving%s", name, AGAIN * outermost._once)
 
 
 class SharedStop:
@@ -106,11 +124,6 @@ class SharedStop:
         """Note signals from here on."""
         self._own.begin()
 
-    @property
-    def reason(self) -> str | None:
-        """Why to stop, the same on every rank; every rank must ask as often as the others."""
-        own = self._own.reason
-        if self._team.size == 1:
-            return own
-        known = [None, "the time limit", *(number.name for number in STOP_SIGNALS)]
-        return known[self._team.highest(known.index(own) if own in known else 1)]
+    def agreed(self) -> str | None:
+        """The reason to stop, the same on every rank, or None to go on; every rank must ask as often as the others."""
+        return self._team.first(self._own.reason)

@@ -1,7 +1,9 @@
-"""Arguments of a trainer, checked before anything is done."""
+"""The arguments of a trainer: checked before anything is done, and described for the record of the run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,30 +12,34 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from deepzero import validation
+from deepzero.data import Preprocessing
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import Estimator
+from deepzero.losses import loss_name
 from deepzero.objective import NetworkObjective, owners_of
 from deepzero.training.batch_reader import scores_itself
 from deepzero.training.checkpoint_contents import encoded
+from deepzero.training.gradient_sources import GradientSource
 from deepzero.training.loggers import LOGGERS
+from deepzero.training.model_file import ModelFile
 
 if TYPE_CHECKING:
     from deepzero.training.trainer import Trainer
 
 NEEDED = ("backward", "queries", "set_epoch", "state_dict", "load_state_dict")
-"""What a gradient source has, see :class:`deepzero.training.GradientSource`."""
+"""Names that a gradient source has, see :class:`deepzero.training.GradientSource`."""
 
 
 def described(trainer: Trainer) -> dict[str, Any]:
-    """What a run depends on beside its data, as far as it can be told."""
-    fixed = trainer.source.state_dict()["fixed"] if isinstance(trainer.source, Estimator) else {}
+    """The settings that a run depends on beside its data, as far as they are known."""
+    settings = trainer.source.settings() if isinstance(trainer.source, Estimator) else {}
     groups = [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizer.param_groups]
     return {
         "model": {
             "class": type(trainer.model).__qualname__,
             "parameters": {name: list(p.shape) for name, p in trainer.model.named_parameters()},
         },
-        "estimator": {"class": type(trainer.source).__name__, **fixed},
+        "estimator": {"class": type(trainer.source).__name__, **settings},
         "optimizer": {"class": type(trainer.optimizer).__name__, "groups": encoded(groups)},
         "scheduler": None if trainer.scheduler is None else type(trainer.scheduler).__name__,
         "accumulate": trainer.accumulate,
@@ -42,8 +48,28 @@ def described(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def described_model(
+    file: ModelFile | None, classes: Sequence[str] | None, preprocessing: Preprocessing | None, source: GradientSource
+) -> ModelFile | None:
+    """The model file, completed by what a trainer knows of inputs, outputs and loss."""
+    if file is None:
+        return None
+    objective = getattr(source, "objective", None)
+    known = objective.loss if isinstance(objective, NetworkObjective) and objective.closure is None else None
+    return replace(
+        file,
+        classes=file.classes if classes is None else tuple(map(str, classes)),
+        preprocessing=file.preprocessing if preprocessing is None else preprocessing.to_json(),
+        loss=file.loss or loss_name(known),
+    )
+
+
 def check(trainer: Trainer) -> None:
-    """Refuse what cannot work before anything is done."""
+    """Refuse arguments that cannot work before anything is done.
+
+    Raises:
+        InvalidInputError: the message says what was expected, and what to type instead.
+    """
     if not isinstance(trainer.model, nn.Module):
         raise InvalidInputError(
             f"model must be an nn.Module, got {type(trainer.model).__name__}; to minimize a function of parameters "
@@ -151,6 +177,6 @@ def _check_loggers(trainer: Trainer) -> None:
 
 
 def _owned(source: Any) -> set[int]:
-    """The parameters that a source estimates, as far as it tells."""
+    """Identities of the parameters that a source estimates, as far as they are known."""
     objective = getattr(source, "objective", None)
     return set() if objective is None else {id(p) for p in owners_of(objective).values()}

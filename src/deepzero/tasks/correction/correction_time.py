@@ -1,4 +1,4 @@
-"""How long a correction will take, before it is started."""
+"""Forecast of the seconds that a correction takes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def correction_seconds(config: CorrectionConfig, data_dir: str | Path | None = N
 
     Args:
         config: of the run.
-        data_dir: where reference simulations are kept; those that are there take no time.
+        data_dir: folder of the reference simulations; those that are there take no time.
     """
     flow = WakeFlow(config.flow.resolution, tolerance=config.flow.tolerance)
     state = flow.initial([390.6] * AT_ONCE)
     solver = _seconds(lambda: flow.step(*state)) / AT_ONCE
     with seeded_scope(config.seed, torch.device("cpu")):
-        network = make_network(config, (1.0, 1.0, 1.0))
+        network = make_network(config.widths, config.start, (1.0, 1.0, 1.0))
     with torch.no_grad():
         forward = _seconds(lambda: network(state.velocity[:8], state.reynolds[:8])) / 8
     rows = config.batch_size * config.unroll

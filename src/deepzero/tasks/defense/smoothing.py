@@ -1,4 +1,4 @@
-"""Randomized smoothing: what a classifier answers under Gaussian noise, and the radius within which that is certain.
+"""Randomized smoothing: the answer of a classifier under Gaussian noise, and the radius within which it is certain.
 
 The smoothed classifier :math:`g(x) = \\arg\\max_c P[f(x + \\varepsilon) = c]` with
 :math:`\\varepsilon \\sim N(0, \\sigma^2 I)` answers the same on the whole ball of radius
@@ -83,10 +83,10 @@ def require_reachable(radii: Iterable[float], sigma: float, trials: int, alpha: 
     Raises:
         InvalidInputError: a radius is out of reach; the message says how many samples, or which sigma, it needs.
     """
-    wanted, most = max(radii, default=0.0), largest_radius(sigma, trials, alpha)
-    if wanted < most:
+    largest, most = max(radii, default=0.0), largest_radius(sigma, trials, alpha)
+    if largest < most:
         return
-    bound = _statistics().norm.cdf(wanted / sigma)
+    bound = _statistics().norm.cdf(largest / sigma)
     needed = alpha_power(bound, alpha) if bound < ALMOST_CERTAIN else None
     advice = "take a smaller radius" if needed is None else f"take N={needed:,} or more (--trials {needed})"
     if most <= 0:
@@ -94,8 +94,8 @@ def require_reachable(radii: Iterable[float], sigma: float, trials: int, alpha: 
             f"nothing can be certified with N={trials:,} samples at alpha={alpha:g}, even if all agree; {advice}"
         )
     raise InvalidInputError(
-        f"a radius of {wanted:g} cannot be certified with sigma={sigma:g}, N={trials:,} and alpha={alpha:g}: even if "
-        f"all samples agree, the bound ends at {most:.3f}; {advice}, or sigma={wanted / (most / sigma):.2f} or more"
+        f"a radius of {largest:g} cannot be certified with sigma={sigma:g}, N={trials:,} and alpha={alpha:g}: even if "
+        f"all samples agree, the bound ends at {most:.3f}; {advice}, or sigma={largest / (most / sigma):.2f} or more"
     )
 
 
@@ -112,7 +112,7 @@ def alpha_power(probability: float, alpha: float) -> int:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is certain about one image.
+    """The certain answer for one image.
 
     Attributes:
         answer: the class, or :data:`ABSTAIN`.
@@ -136,7 +136,7 @@ class Smoothed:
     Attributes:
         scores: images ``[n, *image]`` to scores ``[n, classes]``.
         sigma: standard deviation of the noise.
-        classes: how many there are.
+        classes: number of them.
         batch: most images of one call.
         seed: of the noise; an image's noise is a function of the seed and the image's number.
 
@@ -159,7 +159,7 @@ class Smoothed:
         validation.count("batch", self.batch)
 
     def counts(self, image: Float[Tensor, ...], samples: int, seed: int) -> Int64[Tensor, " classes"]:
-        """How often each class is answered among ``samples`` noisy copies of an image."""
+        """Answers of each class among ``samples`` noisy copies of an image."""
         generator = torch.Generator().manual_seed(seed)
         found = torch.zeros(self.classes, dtype=torch.int64)
         for start in range(0, samples, DRAWN):
@@ -202,4 +202,4 @@ def certified_accuracy(
         [0.5, 0.5, 0.0]
     """
     right = [c.radius if c.answer == label else -1.0 for c, label in zip(certificates, labels, strict=True)]
-    return [sum(radius >= wanted for radius in right) / len(right) for wanted in radii]
+    return [sum(own >= radius for own in right) / len(right) for radius in radii]
