@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, and the few bytes that they exchange.
+"""The processes of one run: their ranks, and the few bytes that they exchange.
 
 ``torchrun`` starts a team; a process that was started without it is a team of one, which runs through the same code.
 Bytes and float64 numbers travel through ``torch.distributed`` collectives; nothing is pickled.
@@ -35,8 +35,8 @@ class Team:
 
     Args:
         rank: number of this process, from 0; rank 0 leads: it alone reads and writes the run's folder.
-        size: how many processes there are.
-        device: where what is exchanged lies: the CPU for gloo, the process's own GPU for NCCL.
+        size: number of processes.
+        device: of the tensors that are exchanged: the CPU for gloo, the process's own GPU for NCCL.
         timeout: seconds to wait for another process.
 
     Attributes:
@@ -226,7 +226,7 @@ def joined(device: str = "cpu", *, timeout: float = DEFAULT_TIMEOUT) -> Iterator
     """The team that this process was started in: ``torchrun``'s, or a team of one.
 
     Args:
-        device: where the run computes: ``cpu``, or ``cuda``, where each process of a host takes the GPU of its local
+        device: of the run: ``cpu``, or ``cuda``, where each process of a host takes the GPU of its local
             rank. Collectives go through NCCL between GPUs, else through gloo.
         timeout: seconds to wait for another process.
 

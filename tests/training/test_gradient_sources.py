@@ -84,5 +84,5 @@ def test_a_loss_that_is_not_finite_leaves_no_gradient():
 def test_state_of_another_estimator_is_refused():
     zo = dz.CGE(network(), loss=F.cross_entropy)
     source = Autograd(network(), loss=F.cross_entropy)
-    with pytest.raises(CheckpointError, match="another estimator"):
+    with pytest.raises(CheckpointError, match="another method"):
         source.load_state_dict(zo.state_dict())

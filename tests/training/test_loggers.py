@@ -238,7 +238,7 @@ def test_mlflow_is_told_later_if_its_store_does_not_answer(
         for step in range(1, 401):
             sink.write(training_step(step))
     assert [record.getMessage() for record in caplog.records if "no route to host" in record.getMessage()] == [
-        "MLflow does not take measurements now, they are kept and told later: no route to host"
+        "MLflow does not take measurements now, they are kept and sent later: no route to host"
     ]
 
     def counted(run_id: str, metrics: Any) -> None:

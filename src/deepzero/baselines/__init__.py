@@ -1,4 +1,4 @@
-"""What the paper compares with: training without backpropagation through the network, by other means than queries.
+"""The methods that the paper compares with: training without backpropagation, by other means than queries.
 
 Each method is a gradient source for the training loop, as :class:`deepzero.Estimator` is: it fills ``p.grad``. They are
 for comparison only; most of them look inside the network, which a black box does not allow. :func:`build` makes one by

@@ -34,7 +34,7 @@ _BY_NAME = {baseline.name: baseline for baseline in _ALL}
 
 
 def names() -> list[str]:
-    """What :func:`build` takes, sorted."""
+    """The names that :func:`build` takes, sorted."""
     return sorted(_BY_NAME)
 
 

@@ -35,7 +35,7 @@ MODELS_TIMES_SAMPLES = 50_000
 
 
 class Polling(Baseline):
-    """What both variants share: the moves, their order, the radius, the budget.
+    """The base of both variants: the moves, their order, the radius, the budget.
 
     The moves are :math:`\\theta_i \\pm r` for every parameter entry :math:`i` and both signs. A sweep tries all of them
     in an order that is a pure function of the seed and the number of the sweep. A call of :meth:`backward` goes on with
@@ -84,11 +84,11 @@ class Polling(Baseline):
 
     @abstractmethod
     def sizes(self, samples: int) -> Iterator[int]:
-        """How many moves are evaluated together, poll after poll, on a batch of so many samples."""
+        """Numbers of moves that are evaluated together, poll after poll, on a batch of that many samples."""
 
     @abstractmethod
     def pick(self, differences: Float64[Tensor, " moves"]) -> int:
-        """Which move of a poll to accept, given the differences of the loss, one of which at least is below 0."""
+        """The number of the move to accept, by the differences of the loss, one of which at least is below 0."""
 
     @torch.no_grad()
     def directions(

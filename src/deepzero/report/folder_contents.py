@@ -149,7 +149,7 @@ def results(path: Path) -> Document:
 def _run(path: Path) -> RecordedRun:
     record = read_record(path)
     folder = RunFolder(path, record)
-    summary, ratios = folder.summary, folder.read("ratios.json")
+    summary, ratios = folder.read_summary(), folder.read("ratios.json")
     return RecordedRun(
         path, record, metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path, record)
     )

@@ -1,4 +1,4 @@
-"""Which coordinates are worth a query: scores -> layer-wise ratios -> a schedule -> coordinates of a step.
+"""Sparsity: scores -> layer-wise ratios -> a schedule -> the coordinates that a step queries.
 
 The paper's pipeline (Algorithm 1 of Chen et al., 2024)::
 

@@ -141,9 +141,9 @@ def _spill(shares: Mapping[str, int], sizes: Mapping[str, int], budget: int) -> 
     scale = budget / sum(share * sizes[name] for name, share in shares.items())
     ratios, surplus = {}, 0.0
     for name, share in shares.items():
-        wanted = scale * share * sizes[name] + surplus
-        ratios[name] = min(1.0, wanted / sizes[name])
-        surplus = max(0.0, wanted - sizes[name])
+        kept = scale * share * sizes[name] + surplus
+        ratios[name] = min(1.0, kept / sizes[name])
+        surplus = max(0.0, kept - sizes[name])
     return ratios, surplus
 
 
@@ -180,7 +180,7 @@ def cost_aware_ratios(
         exponent: :math:`a`, 0 to 10; 0 ignores cost, 1 spends time in proportion to :math:`n_l w_l`.
         weights: :math:`w_l` > 0 by name: a sensitivity, or ``smart_ratio(model, 0.9)``; all 1 by default.
         prunable: names to thin; by default every parameter with two or more dimensions.
-        always: which other parameters are queried in full, and paid first (default: all).
+        always: names of the other parameters to query in full, which are paid first (default: all).
 
     Raises:
         InvalidInputError: a cost or weight is missing or not above 0, or the budget is too small for one coordinate of
@@ -240,7 +240,7 @@ def _water_level(layers: list[_Layer], budget: float) -> float:
 def _require_affordable(
     budget: float, layers: Mapping[str, _Layer], parameters: Parameters, full: Mapping[str, float]
 ) -> float:
-    """What the always-queried parameters cost, if the budget pays for them and one coordinate of each layer."""
+    """The cost of the always-queried parameters, if the budget pays for them and one coordinate of each layer."""
     reserved = sum(parameters[name].numel() * cost for name, cost in full.items())
     least = reserved + sum(layer.cost for layer in layers.values())
     if budget < least:

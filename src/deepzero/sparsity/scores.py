@@ -68,7 +68,7 @@ def zo_grasp(
             same at both points.
         distribution: ``gaussian`` (the paper's), ``rademacher`` or ``sphere``.
         dtype: precision of all evaluations.
-        evaluator: how; by default ``vmap`` over 8 directions at a time. Memory grows with
+        evaluator: of the queries; by default ``vmap`` over 8 directions at a time. Memory grows with
             ``dz.BatchedEvaluator(chunk=...)``; ``dz.SequentialEvaluator()`` works for models that ``vmap`` refuses.
 
     Returns:

@@ -1,6 +1,6 @@
 """Sets of coordinates from ratios per layer or scores per weight, the rules that all choices share, and a summary.
 
-Two kinds of parameters are told apart. *Prunable* ones are thinned: by default those with two or more dimensions
+There are two kinds of parameters. *Prunable* ones are thinned: by default those with two or more dimensions
 (weights of convolutions, linear layers, embeddings). All others (biases, affine parameters of norms) are queried at
 every step, since they are few and matter much: ResNet-20 has 1,386 of them beside 268,336 prunable weights.
 """
@@ -68,7 +68,7 @@ def always_names(parameters: Parameters, thinned: Collection[str], always: Colle
     Args:
         parameters: trainable parameters.
         thinned: names of the parameters that are thinned.
-        always: which of the others to query in full; by default all of them, ``()`` for none.
+        always: names of the others to query in full; by default all of them, ``()`` for none.
 
     Raises:
         InvalidInputError: a name is unknown, or both thinned and always queried.
@@ -105,7 +105,7 @@ def masks_from_scores(
             to first order the change of :math:`\\|\\nabla\\ell\\|^2` when weight :math:`i` is removed, and Wang et al.,
             2020 remove the weights with the largest.
         prunable: names to thin; by default every parameter with two or more dimensions.
-        always: which of the other parameters are true everywhere (default: all); the rest are false everywhere.
+        always: names of the other parameters that are true everywhere (default: all); the rest are false everywhere.
 
     Raises:
         InvalidInputError: sparsity outside [0, 1), unknown rank or name, or a score that is not finite.
@@ -166,7 +166,7 @@ def counts_from_ratios(ratios: Mapping[str, float], parameters: Parameters) -> d
 
 
 def warn_empty(names: list[str]) -> None:
-    """Say which layers keep one coordinate although their ratio asked for none."""
+    """Warn of layers that keep one coordinate although their ratio rounds to none."""
     if names:
         warnings.warn(
             f"{', '.join(names)} would be left without a coordinate and {'keeps' if len(names) == 1 else 'keep'} one; "
@@ -187,7 +187,7 @@ def random_coordinates(
         model: whose trainable parameters are drawn from.
         ratios: keep ratios in (0, 1] by parameter name.
         seed: of the draw.
-        always: which parameters without a ratio are queried in full (default: all of them).
+        always: names of the parameters without a ratio to query in full (default: all of them).
 
     Raises:
         InvalidInputError: a ratio outside (0, 1] or an unknown name.

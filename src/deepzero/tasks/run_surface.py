@@ -111,7 +111,7 @@ def _place(folder: RunFolder, data_dir: str | Path | None, device: str) -> Place
 
 
 def _weights(folder: RunFolder) -> tuple[Mapping[str, Tensor], str]:
-    if (summary := folder.summary) is not None:
+    if (summary := folder.read_summary()) is not None:
         return folder.read_weights(), f"the selected weights, of epoch {summary['selected_epoch'] + 1}"
     store = folder.checkpoints()
     if not store.paths():

@@ -138,7 +138,7 @@ class Stage:
         record = {**self.settings, "stage": asdict(self.config)}
         if (self.folder / RECORD).exists():
             before = RunFolder.reopen(self.folder, config=record)
-            if before.summary is not None:
+            if before.read_summary() is not None:
                 kept.load_state_dict(before.read_weights())
                 return
         rate, total = self.config.learning_rate, self.epochs * len(self.batches)

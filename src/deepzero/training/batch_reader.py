@@ -17,7 +17,7 @@ from deepzero.errors import CheckpointError, InvalidInputError, TeamError
 from deepzero.team import Team
 
 Arguments = tuple[Any, ...]
-"""What an estimator's ``backward`` is called with."""
+"""The arguments of an estimator's ``backward``."""
 
 
 @runtime_checkable
@@ -46,25 +46,25 @@ class Reader(ABC):
         """The batches ``start``, ``start + 1``, ... of ``epoch``."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What reading on needs."""
+        """The tensors of the state that reading on needs."""
         return {}
 
     def values(self) -> dict[str, Any]:
-        """The part of it that is JSON-able."""
+        """The JSON-able part of that state."""
         return {}
 
     def restore(self, _values: Mapping[str, Any], _tensors: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`values` and :meth:`tensors` gave."""
+        """Continue from the state of :meth:`values` and :meth:`tensors`."""
         return
 
 
 def reader(train: Any, device: torch.device, team: Team) -> Reader:
-    """How to read what a user calls training data.
+    """The reader of training data.
 
     Args:
         train: a ``DataLoader`` or another iterable of batches; a function of the epoch that returns one; an object with
             ``batch(epoch, index)`` and a length; or None for a problem without data, whose epochs have one step.
-        device: where the tensors of a batch are brought.
+        device: of the tensors of a batch, which are brought there.
         team: the processes of the run, which read the same batches.
 
     Raises:
@@ -90,7 +90,7 @@ def reader(train: Any, device: torch.device, team: Team) -> Reader:
 
 
 def scores_itself(data: Any) -> bool:
-    """Whether validation or test data are a function of the model that returns numbers, and no batches."""
+    """True if validation or test data are a function of the model that returns numbers, and no batches."""
     return callable(data) and not isinstance(data, (Iterable, Batches))
 
 
@@ -125,7 +125,7 @@ class Replayed(Reader):
 
     Args:
         epochs: function of the epoch that returns its batches.
-        device: where the tensors of a batch are brought.
+        device: of the tensors of a batch, which are brought there.
         team: the processes of the run; the random state of rank 0 holds on all of them.
         holder: the iterable whose generators count; None if there is a new one for every epoch.
     """
@@ -201,10 +201,10 @@ class Replayed(Reader):
 
     def _shared(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
         own = torch.cat([state.contiguous().view(torch.uint8).reshape(-1) for state in states.values()])
-        given = self._team.broadcast(own.numpy().tobytes())
-        if len(given) != len(own):
+        shared = self._team.broadcast(own.numpy().tobytes())
+        if len(shared) != len(own):
             raise TeamError("the processes of the team have different random generators; start them alike")
-        parts = torch.split(torch.frombuffer(bytearray(given), dtype=torch.uint8), [s.nbytes for s in states.values()])
+        parts = torch.split(torch.frombuffer(bytearray(shared), dtype=torch.uint8), [s.nbytes for s in states.values()])
         return {k: p.view(s.dtype).reshape(s.shape) for (k, s), p in zip(states.items(), parts, strict=True)}
 
     def _require_as_before(self, epoch: int, start: int) -> None:

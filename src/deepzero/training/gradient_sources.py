@@ -1,12 +1,14 @@
-"""Where gradients come from: anything with the interface of an estimator; and the first-order one, for comparison."""
+"""Sources of gradients: the interface of an estimator, a base for rules that look into a network, and autograd."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
@@ -32,7 +34,7 @@ class GradientSource(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on bitwise, as JSON-able values."""
+        """The state that a resumed run needs to go on bitwise, as JSON-able values."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -63,7 +65,7 @@ class ChoosesCoordinates(Protocol):
 
 
 def kept_ratios(source: GradientSource) -> dict[str, float]:
-    """What a record of an epoch says of the coordinates of its last step: ``kept/<parameter>``, a share in [0, 1].
+    """Shares in [0, 1] of the coordinates of the last step, as an epoch's record names them: ``kept/<parameter>``.
 
     Empty for a source that does not choose coordinates, and for a step that left none out.
     """
@@ -82,14 +84,93 @@ def repeatable_convolutions() -> Iterator[None]:
         torch.backends.cudnn.deterministic = chosen
 
 
-class Autograd:
+class GradientRule(ABC):
+    """A gradient source that may look into the network: counters, seed, checks, and the filling of ``p.grad``.
+
+    Args:
+        model: a network of the kind that the rule is made for.
+        loss: ``loss(output, target)``.
+        seed: of everything that the rule draws; the draws of a step are a pure function of it and the step.
+
+    Attributes:
+        name: of the rule, in checkpoints and errors.
+        objective: the network with its loss.
+        queries: function values used so far.
+        step: calls of :meth:`backward` so far.
+        epoch: the one that was announced last.
+        memory: JSON-able values that the rule remembers from step to step; None for a rule without a memory.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, model: nn.Module, *, loss: Loss, seed: int = 0) -> None:
+        self.objective = NetworkObjective(model, loss)
+        self.seed = seed
+        self.queries = 0
+        self.step = 0
+        self.epoch = 0
+        self.memory: dict[str, Any] | None = None
+
+    @abstractmethod
+    def gradients(self, x: Any, y: Any) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " ..."]], int]:
+        """The loss, the gradient of every trainable parameter by name, and the function values that they took."""
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name."""
+        return {name: p for name, p in self.objective.model.named_parameters() if p.requires_grad}
+
+    def backward(self, *batch: Any) -> Tensor:
+        """Add the rule's gradient to ``p.grad`` of every trainable parameter and return the loss.
+
+        Raises:
+            NonFiniteLossError: the loss or the gradient is not finite; no ``.grad`` was changed.
+        """
+        x, y = batch
+        loss, gradients, queries = self.gradients(x, y)
+        if not all(bool(result.isfinite().all()) for result in (loss, *gradients.values())):
+            raise NonFiniteLossError(f"the loss is {float(loss)} or the gradient of {self.name} is not finite")
+        for name, parameter in self.parameters().items():
+            gradient = gradients[name]
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        self.queries += queries
+        self.step += 1
+        return loss
+
+    def set_epoch(self, epoch: int) -> None:
+        """Announce the epoch."""
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters and the memory, as JSON-able values, and by which rule they were made."""
+        return {
+            "source": self.name,
+            "seed": self.seed,
+            "step": self.step,
+            "epoch": self.epoch,
+            "queries": self.queries,
+            **({} if self.memory is None else {"memory": self.memory}),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Raises:
+            CheckpointError: it is the state of another rule, or under another seed.
+        """
+        if (state.get("source"), state.get("seed")) != (self.name, self.seed):
+            raise CheckpointError("the checkpoint was made by another method; resume with the same options")
+        self.step, self.epoch, self.queries = state["step"], state["epoch"], state["queries"]
+        self.memory = None if self.memory is None else dict(state["memory"])
+
+
+class Autograd(GradientRule):
     """The exact gradient on the chosen coordinates, by backpropagation: what zeroth-order training is compared with.
 
     Args:
         model: a network whose forward takes ``x``.
         loss: ``loss(output, target)``.
         sparsity: as for :func:`deepzero.CGE`; the gradient is 0 outside the chosen coordinates.
-        seed: seeds dropout masks.
+        seed: of dropout masks.
 
     Attributes:
         queries: function values used so far, one a step.
@@ -103,6 +184,8 @@ class Autograd:
         (torch.Size([2, 3]), 1)
     """
 
+    name = "autograd"
+
     def __init__(
         self,
         model: nn.Module,
@@ -111,64 +194,30 @@ class Autograd:
         sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None = None,
         seed: int = 0,
     ) -> None:
-        self.objective = NetworkObjective(model, loss)
+        super().__init__(model, loss=loss, seed=seed)
         self.schedule = as_schedule(sparsity)
-        self.seed = seed
-        self.queries = 0
-        self.step = 0
-        self.epoch = 0
         self._kept: dict[str, float] = {}
 
-    def backward(self, *batch: Any) -> Tensor:
-        """Add the exact gradient to ``p.grad``.
-
-        Raises:
-            NonFiniteLossError: the loss or its gradient is not finite; no ``.grad`` was changed.
-        """
-        chosen = self.schedule.coordinates(StepContext(self.step, self.epoch, self.objective, batch))
-        parameters = {name: p for name, p in self.objective.model.named_parameters() if p.requires_grad}
-        loss, gradients = self._differentiate(parameters, *batch)
+    def gradients(self, x: Any, y: Any) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " ..."]], int]:
+        """The loss, the exact gradient, and one function value."""
+        chosen = self.schedule.coordinates(StepContext(self.step, self.epoch, self.objective, (x, y)))
+        parameters = self.parameters()
+        with seeded_scope(step_seed(self.seed, self.step), device_of(parameters)), repeatable_convolutions():
+            loss, gradients = exact_gradients(self.objective, parameters, x, y)
         masks = chosen.masks({name: p.shape for name, p in parameters.items()})
-        for name, parameter in parameters.items():
-            gradient = gradients[name] * masks[name].to(parameter.device)
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         self._kept = chosen.shares(parameters)
-        self.queries += 1
-        self.step += 1
-        return loss
+        return loss, {name: g * masks[name].to(g.device) for name, g in gradients.items()}, 1
 
     def kept(self) -> dict[str, float]:
         """As :meth:`deepzero.Estimator.kept`."""
         return dict(self._kept)
 
-    def _differentiate(
-        self, parameters: Mapping[str, nn.Parameter], x: Any, y: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        seed = step_seed(self.seed, self.step)
-        with torch.enable_grad(), seeded_scope(seed, device_of(parameters)), repeatable_convolutions():
-            value = self.objective.loss_value(self.objective.model(x), y)
-            gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
-        loss = value.detach()
-        if not all(bool(result.isfinite().all()) for result in (loss, *gradients)):
-            raise NonFiniteLossError(f"the loss is {float(loss)} or its gradient is not finite")
-        return loss, dict(zip(parameters, gradients, strict=True))
 
-    def set_epoch(self, epoch: int) -> None:
-        """Announce the epoch to schedules that count epochs."""
-        self.epoch = epoch
-
-    def state_dict(self) -> dict[str, Any]:
-        """The counters."""
-        return {
-            "source": "autograd",
-            "seed": self.seed,
-            "step": self.step,
-            "epoch": self.epoch,
-            "queries": self.queries,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
-        if (state.get("source"), state.get("seed")) != ("autograd", self.seed):
-            raise CheckpointError("the checkpoint was made by another estimator; resume with the same options")
-        self.step, self.epoch, self.queries = state["step"], state["epoch"], state["queries"]
+def exact_gradients(
+    objective: NetworkObjective, parameters: Mapping[str, nn.Parameter], x: Any, y: Any
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " ..."]]]:
+    """The loss and its gradients by backpropagation, 0 where it does not depend on a parameter."""
+    with torch.enable_grad():
+        loss = objective.loss_value(objective.model(x), y)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    return loss.detach(), dict(zip(parameters, gradients, strict=True))

@@ -33,13 +33,13 @@ GIVE_IT = "name the network yourself: --model FILE.py:Net (in Python: load_run(f
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """How a network is made again, and what its inputs and outputs mean.
+    """The recipe by which a network is made again, and the meaning of its inputs and outputs.
 
     Attributes:
         target: the network: a name of :func:`deepzero.models.names`, or ``file.py:Net`` or ``module:Net``, which is
             called with ``arguments``; None: the network itself is exported at the end of the run, by ``torch.export``.
         arguments: keywords of the network, JSON-able.
-        preprocessing: what raw inputs go through, as :meth:`deepzero.data.Preprocessing.to_json` gives it; None if the
+        preprocessing: of raw inputs, in the form of :meth:`deepzero.data.Preprocessing.to_json`; None if the
             network takes them as they are.
         classes: names of the classes in the order of the outputs; None if the outputs are no classes.
         loss: name of the loss (:func:`deepzero.losses.loss_name`); by default of the one that is trained with.
@@ -136,7 +136,7 @@ def _with_code(target: str, code: Path) -> str:
 
 
 def _export(folder: RunFolder, model: nn.Module, inputs: Mapping[str, Any] | None) -> str | None:
-    """Write the network as a program of ``torch.export``; or why not."""
+    """Write the network as a program of ``torch.export``; the reason if that is not possible, else None."""
     if inputs is None:
         return "its input is not one tensor of samples"
     example = torch.zeros(2, *inputs["shape"], dtype=getattr(torch, inputs["dtype"]))
@@ -153,7 +153,7 @@ def export_program(model: nn.Module, example: Tensor, path: Path) -> str | None:
         path: of the file.
 
     Returns:
-        Why it cannot be; None if it was written.
+        The reason why it cannot be written; None if it was.
     """
     buffer, model = io.BytesIO(), copy.deepcopy(model).cpu()
     try:
@@ -218,7 +218,7 @@ class ExportedNetwork(nn.Module):
         self.program = program
 
     def forward(self, x: Tensor) -> Any:
-        """What the network gives for a batch."""
+        """The output for a batch."""
         return self.program(x)
 
     def train(self, mode: bool = True) -> Self:

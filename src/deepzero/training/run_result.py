@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CARD = "README.md"
-"""Where the Hugging Face hub looks for a card, too."""
+"""The Hugging Face hub looks for a card under this name, too."""
 SHOWN = 20
 """Classes that a card lists."""
 X_AXES = {"queries": "queries", "seconds": "seconds"}
@@ -141,12 +141,12 @@ def _accuracies(axis: Axes, epochs: list[dict[str, Any]], tests: list[dict[str, 
 def write_card(folder: RunFolder, name: str, file: ModelFile, summary: Mapping[str, Any]) -> None:
     """Write the card of a finished run, in the form of Mitchell et al., 2019, "Model Cards for Model Reporting".
 
-    What a program cannot know (intended use, biases of the data) stands there as a question to whoever publishes it.
+    Facts that a program cannot know (intended use, biases of the data) stand there as questions to the publisher.
 
     Args:
         folder: of the run.
-        name: what the run is called.
-        file: what goes in and comes out.
+        name: of the run.
+        file: describes inputs and outputs.
         summary: the run's result.
     """
     scores = {k: v for k, v in summary.items() if k.startswith(("test_", "validation_")) and v is not None}
@@ -201,7 +201,7 @@ def _table(scores: Mapping[str, float]) -> list[str]:
 
 
 def _inputs(file: ModelFile) -> list[str]:
-    """What goes in, and what comes out."""
+    """The lines about inputs and outputs."""
     lines = ["## Inputs and outputs", ""]
     if file.inputs is not None:
         shape = ", ".join(["n", *map(str, file.inputs["shape"])])

@@ -255,7 +255,7 @@ class Trainer:
                 own, which SIGINT, SIGTERM and ``max_minutes`` fill.
 
         Raises:
-            InvalidInputError: it is not said how long to train.
+            InvalidInputError: neither epochs nor steps are given, or both.
             RunFolderError: ``out`` holds another run, or none to resume.
             CheckpointError: no checkpoint can be used, or one could not be written; or the data are others than before.
             NonFiniteLossError: training diverged; the last good checkpoint is kept.

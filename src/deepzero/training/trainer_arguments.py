@@ -81,10 +81,10 @@ def check(trainer: Trainer) -> None:
             "estimator must fill p.grad by backward(*batch), as dz.CGE(model, loss=...) does, and have "
             f"{', '.join(NEEDED[1:])}; got {type(trainer.source).__name__}, which has no {missing[0]}"
         )
-    owned, held = _owned(trainer.source), {id(p) for p in trainer.model.parameters()}
-    if owned and not held & owned:
+    estimated, own = _estimated(trainer.source), {id(p) for p in trainer.model.parameters()}
+    if estimated and not own & estimated:
         raise InvalidInputError("the estimator is of another model than the one given; give both the same object")
-    _check_optimizer(trainer, held)
+    _check_optimizer(trainer, own)
     _check_numbers(trainer)
     _check_schedule(trainer)
     _check_validation(trainer)
@@ -92,7 +92,7 @@ def check(trainer: Trainer) -> None:
     _check_classes(trainer)
 
 
-def _check_optimizer(trainer: Trainer, held: set[int]) -> None:
+def _check_optimizer(trainer: Trainer, own: set[int]) -> None:
     if not isinstance(trainer.optimizer, Optimizer):
         raise InvalidInputError(
             "optimizer must be a torch.optim optimizer over the model's parameters, such as "
@@ -100,7 +100,7 @@ def _check_optimizer(trainer: Trainer, held: set[int]) -> None:
         )
     if isinstance(trainer.optimizer, torch.optim.LBFGS):
         raise InvalidInputError("LBFGS asks for the loss again within a step; use SGD or Adam, or dz.minimize")
-    if not any(id(p) in held for group in trainer.optimizer.param_groups for p in group["params"]):
+    if not any(id(p) in own for group in trainer.optimizer.param_groups for p in group["params"]):
         raise InvalidInputError(
             "the optimizer holds no parameter of this model, so nothing would be trained; make it of "
             "model.parameters() after the model is on its device and in its dtype"
@@ -176,7 +176,7 @@ def _check_loggers(trainer: Trainer) -> None:
             )
 
 
-def _owned(source: Any) -> set[int]:
+def _estimated(source: Any) -> set[int]:
     """Identities of the parameters that a source estimates, as far as they are known."""
     objective = getattr(source, "objective", None)
     return set() if objective is None else {id(p) for p in owners_of(objective).values()}

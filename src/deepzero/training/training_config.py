@@ -91,7 +91,7 @@ def _after_warmup(step: int, warmup: int, total: int, decay: Callable[[float], f
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Optimizer, schedule, and how often to look and to save.
+    """Optimizer, schedule, and the intervals of validation and checkpoints.
 
     Attributes:
         epochs: passes over the training split.

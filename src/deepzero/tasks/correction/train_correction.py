@@ -76,8 +76,8 @@ def correct(
     record = {"correction": asdict(config)}
     flow = WakeFlow(config.flow.resolution, tolerance=config.flow.tolerance)
     run = existing_run(path, config=record, resume=resume) or new_run(path, config=record)
-    if run.summary is not None:
-        return StagedRun(path, run.summary)
+    if (summary := run.read_summary()) is not None:
+        return StagedRun(path, summary)
     with StopRequest(max_seconds=max_seconds) as stop:
 
         def work() -> dict[str, Any]:
@@ -107,7 +107,7 @@ def load_network(folder: Path) -> FlowCorrector:
     """
     config = settings_of(folder)
     run = RunFolder.reopen(folder, config={"correction": asdict(config)})
-    if run.summary is None or config.method == names.SRC:
+    if run.read_summary() is None or config.method == names.SRC:
         raise RunFolderError(
             f"{folder} holds no trained network; make one with `deepzero correct`, or go on with "
             f"`deepzero correct --resume --out {folder}`"

@@ -94,8 +94,8 @@ def defend(
         require_classifier(classifier)
     record = _record(config, classifier)
     run = existing_run(path, config=record, resume=resume)
-    if run is not None and run.summary is not None:
-        return StagedRun(path, run.summary)
+    if run is not None and (summary := run.read_summary()) is not None:
+        return StagedRun(path, summary)
     splits = read_data(config.data, data_dir)
     if classifier is not None:
         require_answers(classifier, splits.train)
@@ -351,7 +351,8 @@ def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[Defense
     """
     config, classifier = settings_of(folder)
     run = RunFolder.reopen(folder, config=_record(config, classifier))
-    if run.summary is None:
+    summary = run.read_summary()
+    if summary is None:
         raise RunFolderError(
             f"{folder} holds no defense that has finished; make one with `deepzero defend`, or go on with "
             f"`deepzero defend --resume --out {folder}`"
@@ -368,7 +369,7 @@ def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[Defense
     front.load_state_dict(run.read_weights())
     own = Path(run.record["stages"]) / "classifier" / CLASSIFIER
     target = load_target(own if classifier is None else classifier)
-    if target.sha256 != run.summary["classifier_sha256"]:
+    if target.sha256 != summary["classifier_sha256"]:
         raise RunFolderError(
             f"{target.name} is another classifier than the one that {folder} was trained for: its content has changed "
             "since; put the old file back, or train a new defense"
