@@ -20,6 +20,7 @@ CHECKED_MODULES = (
     "deepzero.baselines",
     "deepzero.coordinates",
     "deepzero.data",
+    "deepzero.graph.calls",
     "deepzero.graph.decompositions",
     "deepzero.graph.differences",
     "deepzero.graph.cpu.cpu_kernels",
@@ -35,9 +36,7 @@ CHECKED_MODULES = (
     "deepzero.opaque",
     "deepzero.sparsity",
     "deepzero.stencils",
-    "deepzero.tasks.correction",
-    "deepzero.tasks.defense",
-    "deepzero.tasks.classification.coordinate_selection",
+    "deepzero.tasks",
 )
 
 

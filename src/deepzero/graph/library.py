@@ -1,4 +1,4 @@
-"""The programs of an objective: captured when needed, checked when made, given up when they are out of date."""
+"""The programs of an objective: captured at first use, found again by shapes and state, replaced when stale."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class PreparedProgram:
     joint_footprint: Footprint | None = None
 
     def agrees(self, found: Tensor, live: Tensor, unit: float) -> bool:
-        """Whether the graph's loss is the live program's, but for the rounding that was seen when it was made."""
+        """True if the graph's loss is the live program's, but for the rounding that was seen when it was made."""
         self.scale = max(self.scale, abs(float(live)))
         return abs(float(found) - float(live)) <= max(32 * self.apart, 64 * unit * abs(float(live)))
 
     def may_be_rounding(self, found: Tensor, live: Tensor, tolerance: float) -> bool:
-        """Whether a difference could be rounding that was not seen yet."""
+        """True if a difference could be rounding that was not seen yet."""
         return abs(float(found) - float(live)) <= tolerance * (abs(float(live)) + self.scale + 1e-3)
 
 
@@ -80,7 +80,7 @@ class Library:
     def get(
         self, objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws, *, strict: bool
     ) -> tuple[PreparedProgram, bool]:
-        """The program for a batch as things stand, and whether it was made just now."""
+        """The program for a batch as things stand; True if it was made just now."""
         shapes, seen = shape_key(batch), picture(objective)
         key = shapes, self._key(seen)
         if key in self.entries:
@@ -169,7 +169,7 @@ class Library:
 
 
 def shape_key(batch: tuple[Any, ...]) -> Hashable:
-    """What a graph depends on in a batch: shapes, dtypes, devices of tensors, everything else itself, the structure."""
+    """The part of a batch that a graph depends on: shapes, dtypes, devices of tensors, other values, the structure."""
     leaves, spec = pytree.tree_flatten((tuple(batch), keywords(batch)))
     described = tuple(
         (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else repr(leaf)

@@ -32,7 +32,7 @@ class Recipe(Generic[Config]):
 
     @property
     def summary(self) -> str:
-        """One sentence on what is trained: the first line of the function's docstring."""
+        """One sentence: the first line of the function's docstring."""
         return (self.config.__doc__ or "").partition("\n")[0]
 
 

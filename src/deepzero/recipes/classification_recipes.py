@@ -45,7 +45,7 @@ def digits_dense() -> ClassificationConfig:
 def cifar10_cnn(*, depth: int = 5) -> ClassificationConfig:
     """The depth-adjustable CNN on which the paper compares estimators (its Fig. 2), dense, on CIFAR-10.
 
-    Chen et al., 2024 state 50 epochs of SGD with a cosine; what they leave open is as in their main recipe.
+    Chen et al., 2024 state 50 epochs of SGD with a cosine; settings that they leave open are as in their main recipe.
 
     Args:
         depth: number of blocks, 1 to 5: 730, 3,700, 6,670, 9,640 or 12,610 parameters.

@@ -25,11 +25,6 @@ PANELS = ("source", "corrected", "reference")
 VORTICITY, FILM = "vorticity", "vorticity.gif"
 
 
-def is_correction(run: RecordedRun) -> bool:
-    """Whether a folder is that of a correction."""
-    return "correction" in run.config
-
-
 def correction(run: RecordedRun) -> Document:
     """A correction as far as it went; its pictures are written into the folder, too."""
     config = run.config["correction"]

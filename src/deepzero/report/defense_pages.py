@@ -15,11 +15,6 @@ from deepzero.text import duration
 CERTIFIED = "certified.json"
 
 
-def is_defense(run: RecordedRun) -> bool:
-    """Whether a folder is that of a defense."""
-    return "defense" in run.config
-
-
 def defense(run: RecordedRun) -> Document:
     """A defense as far as it went."""
     config = run.config["defense"]

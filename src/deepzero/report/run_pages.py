@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from deepzero.files import json_object
 from deepzero.report.comparison import compare, folders
-from deepzero.report.correction_pages import correction, is_correction
-from deepzero.report.defense_pages import defense, is_defense
+from deepzero.report.correction_pages import correction
+from deepzero.report.defense_pages import defense
 from deepzero.report.figures import Document, Figure, HeatMap, Span, curve
 from deepzero.report.folder_contents import TEST, VALIDATION, RecordedRun, how_to_continue, points, read, surroundings
 from deepzero.report.layers import layer_maps, layer_table, parameters
 from deepzero.report.value_text import MISSING, flat, shown
 from deepzero.text import duration
+from deepzero.training.run_folder import command_of
 
+PAGES: Mapping[str, Callable[[RecordedRun], Document]] = {"defend": defense, "correct": correction}
+"""Pages of runs by the command that makes them; all other runs are trainings, and are compared with each other."""
 ACCURACY = "accuracy"
 POINTS = 200
 """Of a curve, at most; neighbouring steps are averaged."""
@@ -41,7 +44,7 @@ def documents(paths: Sequence[Path]) -> list[Document]:
     for path in paths:
         distinct.setdefault(path.resolve(), path)
     found = [read(path) for path in distinct.values()]
-    runs = [item for item in found if isinstance(item, RecordedRun) and not (is_defense(item) or is_correction(item))]
+    runs = [item for item in found if isinstance(item, RecordedRun) and command_of(item.record) not in PAGES]
     comparison = [compare(runs)] if len(runs) > 1 else []
     names = {run.path: name for run, name in zip(runs, folders(runs), strict=True)}
     return comparison + [_shown(item, names) for item in found]
@@ -50,9 +53,8 @@ def documents(paths: Sequence[Path]) -> list[Document]:
 def _shown(item: RecordedRun | Document, names: Mapping[Path, str]) -> Document:
     if isinstance(item, Document):
         return item
-    if is_correction(item):
-        return correction(item)
-    return defense(item) if is_defense(item) else document(item, names[item.path])
+    page = PAGES.get(command_of(item.record))
+    return document(item, names[item.path]) if page is None else page(item)
 
 
 def document(run: RecordedRun, name: str) -> Document:

@@ -103,7 +103,7 @@ class Stage:
         folder: of the stage.
         settings: JSON-able; a folder with other ones is refused.
         config: of the training.
-        model: what is trained, with all that its gradient needs.
+        model: network to train, with all that its gradient needs.
         source: of the gradient.
         batches: of one epoch.
         kept: the part whose weights are the result; None for all of the model.

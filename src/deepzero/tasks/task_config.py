@@ -17,7 +17,7 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images or table, and how batches are made of them.
+    """Images or a table, and the batches of them.
 
     Attributes:
         name: one of :func:`deepzero.data.names`; with a ``path``, the kind of what lies there, as
@@ -25,13 +25,13 @@ class DataConfig:
         batch_size: images of a training batch.
         validation: part of the training images to select weights by, in [0, 1); with 0 the last weights are taken.
         padding: pixels of padding before a random crop; 0 for no crop.
-        flip: whether to flip half of the images left to right.
+        flip: flip half of the images left to right.
         drop_last: leave out a last training batch that is not full.
         image_size: average the images down to this size; None for their own.
-        limit: use only so many training samples; None for all.
+        limit: number of training samples to use; None for all.
         path: a file or folder of one's own, kept as an absolute path; None for a named set.
         target: the column of a table that holds the labels; None for the usual one.
-        test: part of each class to hold out as the test set, where the ``path`` has none; None for the usual part.
+        test: part of each class to hold out as the test set, if the ``path`` has none; None for the usual part.
 
     >>> own = DataConfig.of_path("flowers.csv", kind="csv", target="species", batch_size=16)
     >>> own.name, own.target, own.title
@@ -78,7 +78,7 @@ class DataConfig:
 
     @property
     def title(self) -> str:
-        """What a person calls the data: the name of the set, or of the file or folder."""
+        """The name of the set, or of the file or folder."""
         return self.name if self.path is None else Path(self.path).name
 
 
@@ -111,7 +111,7 @@ def record_of(kind: type[Config], values: Mapping[str, Any], where: str = "") ->
 
     Args:
         kind: the record's class.
-        values: its fields; lists become tuples where the field is one.
+        values: its fields; lists become tuples if the field is one.
         where: what stands before a name in a message.
 
     Raises:
@@ -124,22 +124,22 @@ def record_of(kind: type[Config], values: Mapping[str, Any], where: str = "") ->
                 f"unknown setting {where}{name}{did_you_mean(name, known)}; there are: "
                 f"{', '.join(where + k for k in known)}"
             )
-    given = {}
+    settings = {}
     for name, value in values.items():
         if is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
                 raise InvalidInputError(f"{where}{name} must hold settings by name, got {value!r}")
-            given[name] = record_of(hints[name], value, f"{where}{name}.")
+            settings[name] = record_of(hints[name], value, f"{where}{name}.")
         else:
-            given[name] = tuple(value) if get_origin(hints[name]) is tuple and isinstance(value, list) else value
+            settings[name] = tuple(value) if get_origin(hints[name]) is tuple and isinstance(value, list) else value
     needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
-    missing = [name for name in needed if name not in given]
+    missing = [name for name in needed if name not in settings]
     if missing:
         raise InvalidInputError(
             f'the setting {where}{missing[0]} is missing; give it, or name a recipe to change: recipe = "digits"'
         )
     try:
-        return kind(**given)
+        return kind(**settings)
     except TypeError as error:
         what = where.rstrip(".") or "the configuration"
         raise InvalidInputError(f"a setting of {what} is of the wrong kind: {error}") from error

@@ -25,7 +25,7 @@ def read_data(config: DataConfig, data_dir: str | Path | None = None) -> data.Sp
 
     Args:
         config: of the data.
-        data_dir: where the files of a named set lie, see :func:`deepzero.data.load`.
+        data_dir: folder of the files of a named set, see :func:`deepzero.data.load`.
 
     Raises:
         DataNotFoundError: the data set is not there.
@@ -48,10 +48,10 @@ def read_data(config: DataConfig, data_dir: str | Path | None = None) -> data.Sp
 
 @dataclass(frozen=True)
 class DataReader:
-    """Reads data sets, and keeps what it has read.
+    """Reads data sets, each once, and keeps them.
 
     Attributes:
-        data_dir: where the files of named sets lie, see :func:`deepzero.data.load`.
+        data_dir: folder of the files of named sets, see :func:`deepzero.data.load`.
 
     >>> reader, config = DataReader(), DataConfig(name="digits", limit=64)
     >>> reader.known(config) is None, reader.read(config) is reader.read(config)

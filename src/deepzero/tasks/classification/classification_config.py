@@ -1,4 +1,4 @@
-"""The configuration of an image-classification run: frozen records, checked when they are made."""
+"""The configuration of a classification run: frozen records, checked when they are made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STENCILS: dict[str, Stencil] = {stencil.name: stencil for stencil in (FORWARD, C
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network.
+    """The network.
 
     Attributes:
         name: one of :func:`deepzero.models.names`, or ``file.py:Net`` or ``module:Net`` for one's own; the path of a
@@ -44,13 +44,13 @@ class ModelConfig:
 
     @property
     def title(self) -> str:
-        """What a person calls the network: its name, or that of its class."""
+        """Short name of the network, or of its class."""
         return self.name.rpartition("/")[2].removesuffix(".py") if is_own(self.name) else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorConfig:
-    """Where gradients come from.
+    """The source of gradients.
 
     Attributes:
         method: ``cge`` and ``rge`` estimate them from function values; ``fo`` is autograd on the same coordinates, and
@@ -81,15 +81,15 @@ class EstimatorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityConfig:
-    """Which coordinates are queried, and when they change.
+    """The coordinates that are queried, and when they change.
 
     Attributes:
         sparsity: part of the weights that is not queried at a step, in [0, 1); norms and biases always are.
-        ratios: what tells layers apart: a ranking of weights (``zo-grasp``, ``fo-grasp``, ``magnitude``, ``random``) or
-            a rule (``smart-ratio``, ``uniform``; ``cost-aware`` spends the work that Smart-Ratio would take at this
-            sparsity, see :func:`deepzero.sparsity.cost_aware_ratios`).
+        ratios: source of the shares of the layers: a ranking of weights (``zo-grasp``, ``fo-grasp``, ``magnitude``,
+            ``random``) or a rule (``smart-ratio``, ``uniform``; ``cost-aware`` spends the work that Smart-Ratio would
+            take at this sparsity, see :func:`deepzero.sparsity.cost_aware_ratios`).
         pattern: ``dynamic`` draws coordinates at random under layer-wise ratios, again and again (the paper's);
-            ``static`` keeps the best-ranked ones, or one draw of a rule; ``alternating`` ranks the weights anew at
+            ``static`` keeps the best-ranked ones, or one draw of a rule; ``alternating`` ranks the weights again at
             every step (the paper's M1; its ranking takes further queries, which are not counted).
         prune: the weights outside a static pattern are zero from the start: a sparse network (the paper's M2).
         every: how long a draw lasts.
@@ -130,19 +130,19 @@ class SparsityConfig:
 
     @property
     def ranks(self) -> bool:
-        """Whether single weights are ranked, not only layers."""
+        """True if single weights are ranked, not only layers."""
         return self.ratios in SCORES
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig:
-    """An image-classification run: all that its result depends on, and nothing else.
+    """A classification run: all that its result depends on, and nothing else.
 
     Attributes:
-        data: which images.
-        model: which network.
-        estimator: where gradients come from.
-        sparsity: which coordinates are queried.
+        data: images or a table.
+        model: the network.
+        estimator: source of gradients.
+        sparsity: the coordinates that are queried.
         loss: one of :data:`deepzero.losses.LOSSES`.
         training: optimizer and schedule.
         seed: of the initial weights, the order of images, augmentation, directions and coordinates.

@@ -144,7 +144,7 @@ def gradient_source(
         model: at its initial weights, which some baselines keep.
         loss: of outputs and labels.
         coordinates: of every step; None for all. Random directions and baselines take none.
-        seed: of directions and of what the network draws.
+        seed: of directions and of the network's own draws.
         team: the processes that divide the queries; None for this one alone.
     """
     if config.method in baselines.names():

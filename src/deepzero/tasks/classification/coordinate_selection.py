@@ -60,7 +60,7 @@ class Ratios:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is known before the first step about the coordinates of a run.
+    """The choice before the first step of the coordinates of a run.
 
     Attributes:
         ratios: layer-wise keep ratios; none for a dense or an alternating run.
@@ -73,7 +73,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class InitialState:
-    """The initial weights of a run, and what they may be judged by.
+    """The initial weights of a run, and all that they may be judged by.
 
     Attributes:
         model: at its initial weights.
@@ -103,7 +103,7 @@ def select(config: SparsityConfig, initial: InitialState, known: Ratios | None =
 
     Args:
         config: of the sparsity.
-        initial: weights, and what they may be judged by.
+        initial: weights, and all that they may be judged by.
         known: the ratios that were found when the run was started.
     """
     if config.sparsity == 0 or config.pattern == "alternating":
@@ -121,7 +121,7 @@ def select(config: SparsityConfig, initial: InitialState, known: Ratios | None =
 
 
 def prune(model: nn.Module, masks: Masks) -> None:
-    """Set the weights outside the masks to zero, where they stay: their gradient is never estimated."""
+    """Set the weights outside the masks to zero, for good: their gradient is never estimated."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in masks:

@@ -42,7 +42,7 @@ def score_run(
         word: a file or folder with labelled data, all of which counts, or the name of a data set, whose test set
             counts; None: the test set of the run's own data.
         target: the column of a table that holds the classes.
-        data_dir: where the files of a named set lie.
+        data_dir: folder of the files of a named set.
 
     Raises:
         InvalidInputError: the data do not fit the network; the message says in what.

@@ -53,12 +53,12 @@ def train(
         config: all that the result depends on.
         out: a folder that is empty or not there; with ``resume``, the folder of a run with the same ``config``.
         resume: continue from the last checkpoint; a finished run is only read.
-        data_dir: where the data set lies, see :func:`deepzero.data.load`.
+        data_dir: folder of the data set, see :func:`deepzero.data.load`.
         splits: the data, as :func:`deepzero.tasks.task_data.read_data` gives them; read by default.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
-        max_seconds: stop after about so long.
+        max_seconds: stop after about that time.
         loggers: further places for measurements, as in :class:`deepzero.Trainer`.
-        console: where to show progress; None to be silent.
+        console: for progress; None to be silent.
         notes: JSON-able values to keep in ``run.json``.
         team: the processes that divide the queries, from :func:`deepzero.team.joined`; by default this one alone. All
             of them call this function with the same arguments; rank 0 reads and writes the folder. The weights have

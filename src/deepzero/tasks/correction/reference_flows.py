@@ -1,4 +1,4 @@
-"""Reference simulations: made once on the fine grid, kept on disk under a hash of what they depend on."""
+"""Reference simulations: made once on the fine grid, kept on disk under a hash of their settings."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Reference:
 def reference(
     config: FlowConfig, *, data_dir: str | Path | None = None, stop: StopRequest, progress: Progress | None = None
 ) -> Reference:
-    """The reference simulations of a configuration; what is on disk is taken from there, and else made and kept.
+    """The reference simulations of a configuration: read from disk, or made and kept.
 
     Args:
         config: of the flows.

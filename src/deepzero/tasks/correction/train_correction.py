@@ -140,7 +140,7 @@ class _Correction:
         return self.run.path / SNAPSHOTS
 
     def result(self) -> dict[str, Any]:
-        """Train, evaluate, and return what the summary says of both."""
+        """Train, evaluate, and return their part of the summary."""
         started = time.perf_counter()
         config, network = self.config, None
         if config.method != names.SRC:
@@ -198,7 +198,7 @@ class _Correction:
         """Steps of the training, within the budget if there is one.
 
         Args:
-            method: says what a step takes.
+            method: gives the solver calls of a step.
             ranking: solver calls that were spent before.
         """
         config = self.config
@@ -280,7 +280,7 @@ class _Correction:
 
 @dataclass(frozen=True)
 class _Snapshots:
-    """Keeps the network at the end of every part of the training, with where it was."""
+    """Keeps the network at the end of every part of the training, with its record."""
 
     folder: Path
     network: nn.Module

@@ -253,7 +253,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without warnings of what is PhiFlow's matter: deprecated imports, sparse tensors in beta, constants in traces."""
+    """Without warnings that are PhiFlow's matter: deprecated imports, sparse tensors in beta, constants in traces."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

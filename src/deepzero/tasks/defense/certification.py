@@ -146,7 +146,7 @@ def certify(
 
 
 def curve(certificates: Sequence[Certificate], labels: Sequence[int]) -> list[list[float]]:
-    """Certified accuracy against radius: ``[radius, accuracy]`` where it falls."""
+    """Certified accuracy against radius: ``[radius, accuracy]`` at each fall."""
     right = sorted(c.radius for c, label in zip(certificates, labels, strict=True) if c.answer == label)
     return [[radius, (len(right) - k) / len(labels)] for k, radius in enumerate(right)]
 

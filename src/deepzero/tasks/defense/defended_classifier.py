@@ -62,7 +62,7 @@ def require_classifier(classifier: str | Path) -> None:
 
 
 def require_answers(classifier: str | Path, images: data.Dataset) -> None:
-    """Raise unless a classifier that was given has scores for an image, one for each class; a black one is asked."""
+    """Raise unless the user's classifier has scores for an image, one for each class; it is asked for a black one."""
     try:
         scores = load_target(classifier).ask(torch.zeros(1, *images.image_shape))
     except Exception as error:  # those of ONNX Runtime are of many kinds

@@ -83,7 +83,7 @@ class DefenseConfig:
         sigma: standard deviation of the noise, for pixels in [0, 1].
         denoiser: the network in front of the classifier.
         autoencoder: a name in :data:`deepzero.models.AUTOENCODERS`, for the methods that have one.
-        classifier: the stage that trains a classifier of our own, where none is given.
+        classifier: the stage that trains a classifier of our own, if the user has none.
         pretraining: of the denoiser, and of the autoencoder, by mean squared error.
         finetuning: by the answers of the classifier.
         budget: queries of the classifier in the finetuning.

@@ -106,7 +106,7 @@ def defend(
 
 
 def settings_of(folder: Path) -> tuple[DefenseConfig, str | None]:
-    """The configuration of a run, and the classifier that it was given.
+    """The configuration of a run, and the user's classifier if it has one.
 
     Raises:
         RunFolderError: the folder holds no defense.
@@ -148,7 +148,7 @@ class _Defense:
         return Path(self.run.record["stages"])
 
     def result(self, classifier: str | Path | None) -> dict[str, Any]:
-        """Go through all stages, and return what the summary says of them."""
+        """Go through all stages, and return their part of the summary."""
         started = time.perf_counter()
         target = self.own_target() if classifier is None else load_target(classifier)
         denoiser, queries = self.denoiser(target)
