@@ -24,7 +24,7 @@ from deepzero.errors import InvalidInputError, QueryError, WrittenParameterWarni
 from deepzero.operator import Answers, answering, asks, forgives, perturbed_query, stirred
 from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
-from deepzero.writes import DRAWS, Watch, WriteNoticed, copied, overlaps_itself, written_so_far
+from deepzero.writes import DRAWS, WriteNoticed, WriteWatch, copied, overlaps_itself, written_so_far
 
 Loss = Callable[[Any, Any], Any]
 Closure = Callable[..., Any]
@@ -326,7 +326,7 @@ class NetworkObjective:
         while True:
             draws = Draws(seed)
             watched = self._watched(batch)
-            watch = nullcontext() if known else Watch(watched, draws=not self._draws)
+            watch = nullcontext() if known else WriteWatch(watched, draws=not self._draws)
             versions = [written_so_far(tensor) for tensor in watched.values()]
             try:
                 with draws.recording() if self._draws else nullcontext(), watch, answering(draws.answers):
@@ -338,7 +338,7 @@ class NetworkObjective:
             self._require_unwritten(watched, versions)
             if self._draws or not draws.stirred:
                 self._draws = bool(draws.entries) or draws.stirred
-                if isinstance(watch, Watch):
+                if isinstance(watch, WriteWatch):
                     self._multiplied = {name.removeprefix("parameter ") for name in watch.multiplied}
                     self._watched_in.add(situation)
                 return evaluation, draws
