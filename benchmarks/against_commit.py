@@ -30,16 +30,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from deepzero.measure import problem
-from deepzero.measure.rounds import Spread
-from deepzero.training import hardware, versions
+from deepzero.measure.measurement_record import environment, heading, write_record
+from deepzero.measure.rounds import Spread, by_side, in_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("here", "commit")
@@ -138,16 +137,16 @@ def worktree(commit: str) -> Iterator[Path]:
 
 def write_problem(options: Options, folder: Path) -> int:
     """Weights, batch and coordinates for both children; returns the number of coordinates."""
-    asked = problem(options.case, batch=options.batch)
-    most = None if asked.sparsity == 0 else options.stretch
-    chosen = {name: indices[:most].tolist() for name, indices in asked.coordinates.items()}
-    tensors = {**asked.model.state_dict(), "batch.x": asked.batch[0], "batch.y": asked.batch[1]}
+    task = problem(options.case, batch=options.batch)
+    most = None if task.sparsity == 0 else options.stretch
+    chosen = {name: indices[:most].tolist() for name, indices in task.coordinates.items()}
+    tensors = {**task.model.state_dict(), "batch.x": task.batch[0], "batch.y": task.batch[1]}
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "problem.safetensors")
     request = {
-        "model": asked.case.model,
-        "options": dict(asked.case.options),
+        "model": task.case.model,
+        "options": dict(task.case.options),
         "coordinates": chosen,
-        "step_size": asked.step_size,
+        "step_size": task.step_size,
         "learning_rate": 1e-3,
         "threads": options.threads,
         "evaluator": options.evaluator,
@@ -174,15 +173,17 @@ def deviation(here: dict[str, Any], there: dict[str, Any]) -> float:
 
 def one_round(children: dict[str, Child], count: int, turns: int) -> dict[str, Any]:
     """``turns`` turns of ``count`` steps for each side, A B B A A B ...: queries per second, and their ratios."""
-    wall, cpu, queries = dict.fromkeys(SIDES, 0.0), dict.fromkeys(SIDES, 0.0), dict.fromkeys(SIDES, 0)
-    for turn in range(turns):
-        for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
-            found = children[side].steps(count)
-            wall[side] += found["seconds"]
-            cpu[side] += found["cpu"]
-            queries[side] += found["queries"]
-    speeds = {side: queries[side] / wall[side] for side in SIDES}
+    sides = {side: partial(steps_of, children[side], count) for side in SIDES}
+    found = by_side(in_turns(sides, turns, swap=True))
+    wall = {side: sum(turn["seconds"] for turn in found[side]) for side in SIDES}
+    cpu = {side: sum(turn["cpu"] for turn in found[side]) for side in SIDES}
+    speeds = {side: sum(turn["queries"] for turn in found[side]) / wall[side] for side in SIDES}
     return {**speeds, "ratio": wall["commit"] / wall["here"], "cpu_ratio": cpu["commit"] / cpu["here"]}
+
+
+def steps_of(child: Child, count: int, _: int) -> dict[str, Any]:
+    """A turn of a child."""
+    return child.steps(count)
 
 
 @contextlib.contextmanager
@@ -197,7 +198,7 @@ def pair(trees: dict[str, Path], folder: Path, threads: int) -> Iterator[dict[st
 
 
 def measure(children: dict[str, Child], options: Options) -> dict[str, Any]:
-    """What a pair of children gives: warm up, check, and take turns for ``--rounds`` rounds."""
+    """All rounds of a pair of children, after they are warm and checked."""
     first = {side: children[side].steps(1) for side in SIDES}
     worst = deviation(first["here"], first["commit"])
     warm_up = max(1, options.warm_up)
@@ -214,7 +215,7 @@ def measure(children: dict[str, Child], options: Options) -> dict[str, Any]:
 
 def run(options: Options) -> dict[str, Any]:
     """The whole comparison, as a record."""
-    load = os.getloadavg() if hasattr(os, "getloadavg") else None
+    circumstances = environment()
     pairs = []
     with worktree(options.commit) as tree, tempfile.TemporaryDirectory() as name:
         coordinates = write_problem(options, Path(name))
@@ -223,10 +224,8 @@ def run(options: Options) -> dict[str, Any]:
                 pairs.append(measure(children, options))
     rounds = [found for measured in pairs for found in measured["rounds"]]
     return {
-        "command": f"python benchmarks/against_commit.py {' '.join(sys.argv[1:])}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": {**hardware(torch.device("cpu")), "versions": versions(), "load_average_before": load},
-        "here": {"commit": git("rev-parse", "HEAD"), "changed_files": git("status", "--porcelain").splitlines()},
+        **heading(circumstances),
+        "tree": {"commit": git("rev-parse", "HEAD"), "changed_files": git("status", "--porcelain").splitlines()},
         "against": git("rev-parse", f"{options.commit}^{{commit}}"),
         "settings": {name: value for name, value in asdict(options).items() if name != "out"},
         "coordinates": coordinates,
@@ -247,8 +246,7 @@ def main() -> None:
             f"{words}: {spread['median']:.3f} (median of {len(spread['rounds'])} rounds, {spread['min']:.3f} to "
             f"{spread['max']:.3f})"
         )
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(options.out, record)
     if options.at_least is not None and record["ratio"]["median"] < options.at_least:
         raise SystemExit(f"the median ratio {record['ratio']['median']:.3f} is below --at-least {options.at_least}")
 

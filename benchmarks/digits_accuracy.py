@@ -14,19 +14,21 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from deepzero.training import hardware, versions
+from deepzero.measure.measurement_record import environment, flat_heading, write_record
+from deepzero.measure.rounds import Spread, by_side, in_turns
 
 ESTIMATORS = ("cge", "fo")
 FIELDS = ("test_accuracy", "validation_accuracy", "selected_epoch", "steps", "queries", "seconds")
 
 
-def run(estimator: str, seed: int) -> dict[str, Any]:
+def run(estimator: str, seeds: list[int], turn: int) -> dict[str, Any]:
     """One run of the command, and its summary."""
+    seed = seeds[turn]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "deepzero", "train", "--estimator", estimator, "--seed", str(seed)]
         subprocess.run([*command, "--out", folder], check=True, stdout=subprocess.DEVNULL)
@@ -35,14 +37,9 @@ def run(estimator: str, seed: int) -> dict[str, Any]:
     return {"seed": seed, **{field: summary[field] for field in FIELDS}}
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, Any]:
     """Mean, median and extremes."""
-    return {
-        "mean": statistics.mean(values),
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-    }
+    return {"mean": statistics.mean(values), **asdict(Spread.of(values))}
 
 
 def main() -> None:
@@ -51,22 +48,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    runs: dict[str, list[dict[str, Any]]] = {estimator: [] for estimator in ESTIMATORS}
-    for seed in options.seeds:
-        for estimator in ESTIMATORS:
-            runs[estimator].append(run(estimator, seed))
+    circumstances = environment()
+    runs = by_side(in_turns({e: partial(run, e, options.seeds) for e in ESTIMATORS}, len(options.seeds)))
     record = {
-        "command": f"python {' '.join(sys.argv)}",
-        "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
+        **flat_heading(circumstances),
         "n": len(options.seeds),
         "runs": runs,
         "test_accuracy": {e: spread([r["test_accuracy"] for r in runs[e]]) for e in ESTIMATORS},
         "seconds": {e: spread([r["seconds"] for r in runs[e]]) for e in ESTIMATORS},
     }
     print(record["test_accuracy"], record["seconds"])
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(options.out, record)
 
 
 if __name__ == "__main__":

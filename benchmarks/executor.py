@@ -1,4 +1,4 @@
-"""What does the executor path add to a query, on a process pool, for a black box of 10,000 parameters?
+"""The cost of a query on a process pool beyond the black box itself, for a black box of 10,000 parameters.
 
     python benchmarks/executor.py --rounds 5 --out benchmarks/records/executor.json
 
@@ -10,13 +10,10 @@ machine alone meanwhile.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
@@ -26,7 +23,9 @@ import numpy as np
 import torch
 
 import deepzero as dz
-from deepzero.training import hardware, versions
+from deepzero.measure.measurement_record import environment, flat_heading, write_record
+from deepzero.measure.rounds import by_side, in_turns
+from deepzero.stopwatch import seconds_of
 
 PARAMETERS = 10_000
 TARGET = 1e-3
@@ -46,9 +45,7 @@ def estimate(queries: int, **options: Any) -> float:
     """Seconds a query of one estimate."""
     sparse = dz.Coordinates({"w": torch.arange(queries - 1)})
     zo = dz.CGE(dz.BlackBox(nothing, values()), sparsity=sparse, **options)
-    start = time.perf_counter()
-    zo.estimate()
-    return (time.perf_counter() - start) / queries
+    return seconds_of(zo.estimate) / queries
 
 
 def journaled(queries: int, pool: Executor) -> float:
@@ -59,18 +56,16 @@ def journaled(queries: int, pool: Executor) -> float:
 
 def whole(queries: int, pool: Executor) -> float:
     """Every query sends all parameters: what this library does not do."""
-    start = time.perf_counter()
-    list(pool.map(nothing, (values() for _ in range(queries))))
-    return (time.perf_counter() - start) / queries
+    return seconds_of(lambda: list(pool.map(nothing, (values() for _ in range(queries))))) / queries
 
 
-def sides(queries: int, pool: Executor) -> dict[str, Callable[[], float]]:
-    """What is measured, by name; each gives seconds a query."""
+def sides(queries: int, pool: Executor) -> dict[str, Callable[[int], float]]:
+    """The sides by name; each gives seconds a query."""
     return {
-        "process_pool": lambda: estimate(queries, executor=pool),
-        "process_pool_with_journal": lambda: journaled(queries, pool),
-        "process_pool_whole_parameters": lambda: whole(queries, pool),
-        "sequential": lambda: estimate(queries),
+        "process_pool": lambda _: estimate(queries, executor=pool),
+        "process_pool_with_journal": lambda _: journaled(queries, pool),
+        "process_pool_whole_parameters": lambda _: whole(queries, pool),
+        "sequential": lambda _: estimate(queries),
     }
 
 
@@ -82,25 +77,20 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    circumstances = environment()
     with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         measured = sides(options.queries, pool)
-        for run in measured.values():
-            run()
-        rounds = [{name: run() for name, run in measured.items()} for _ in range(options.rounds)]
-    medians = {name: statistics.median(one[name] for one in rounds) for name in measured}
+        list(in_turns(measured, 1))  # starts the processes
+        rounds = list(in_turns(measured, options.rounds))
+    medians = {name: statistics.median(seconds) for name, seconds in by_side(rounds).items()}
     record = {
-        "command": f"python {' '.join(sys.argv)}",
-        "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
-        "load_before": load,
+        **flat_heading(circumstances),
         "parameters": PARAMETERS,
         "queries": options.queries,
         "workers": options.workers,
         "seconds_per_query": {"rounds": rounds, "median": medians},
     }
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(options.out, record)
     print(*(f"{name}: {1e3 * seconds:.3f} ms a query" for name, seconds in medians.items()), sep="\n")
     return int(medians["process_pool"] > TARGET)
 

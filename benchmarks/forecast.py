@@ -1,4 +1,4 @@
-"""Is the doctor's prediction of seconds per epoch within 30 % of what a run then takes?
+"""The doctor's prediction of seconds per epoch against the seconds of a run; 30 % apart at the most.
 
     python benchmarks/forecast.py --rounds 3 --out benchmarks/records/forecast.json
 
@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from deepzero.training import hardware, read_metrics, versions
+from deepzero.measure.measurement_record import environment, flat_heading, load_average, write_record
+from deepzero.measure.rounds import by_side, in_turns, ratio
+from deepzero.training import read_metrics
 
 RECIPES = ("digits", "digits-dense")
 TOLERANCE = 0.3
@@ -45,18 +44,17 @@ def measured(recipe: str, folder: Path, epochs: int) -> float:
     return float(ends[-1] - ends[0]) / (len(ends) - 1)
 
 
-def compare(recipe: str, epochs: int) -> dict[str, Any]:
+def compare(recipe: str, epochs: int, _: int) -> dict[str, Any]:
     """One round of one recipe."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load = load_average()
     with tempfile.TemporaryDirectory() as folder:
         forecast = predicted(recipe, Path(folder) / "doctor")
         seconds = measured(recipe, Path(folder) / "run", epochs)
-    ratio = forecast["seconds_per_epoch"] / seconds
-    print(
-        f"{recipe}: predicted {forecast['seconds_per_epoch']:.2f} s, measured {seconds:.2f} s, ratio {ratio:.2f}",
-        flush=True,
-    )
-    return {"method": forecast["method"], "predicted": forecast["seconds_per_epoch"], "measured": seconds, "load": load}
+    expected = forecast["seconds_per_epoch"]
+    words = f"predicted {expected:.2f} s, measured {seconds:.2f} s, ratio {expected / seconds:.2f}"
+    print(f"{recipe}: {words}", flush=True)
+    one = None if load is None else load[0]
+    return {"method": forecast["method"], "predicted": expected, "measured": seconds, "load": one}
 
 
 def main() -> int:
@@ -66,19 +64,20 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=4, help="epochs of a run")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    rounds = {r: [compare(r, options.epochs) for _ in range(options.rounds)] for r in RECIPES}
-    ratios = {r: statistics.median(one["predicted"] / one["measured"] for one in rounds[r]) for r in RECIPES}
+    circumstances = environment()
+    rounds = by_side(in_turns({r: partial(compare, r, options.epochs) for r in RECIPES}, options.rounds))
+    ratios = {
+        recipe: ratio([one["predicted"] for one in found], [one["measured"] for one in found]).median
+        for recipe, found in rounds.items()
+    }
     record = {
-        "command": f"python {' '.join(sys.argv)}",
-        "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
+        **flat_heading(circumstances),
         "rounds": rounds,
         "median_of_predicted_over_measured": ratios,
     }
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(options.out, record)
     print(ratios)
-    return int(any(abs(ratio - 1) > TOLERANCE for ratio in ratios.values()))
+    return int(any(abs(found - 1) > TOLERANCE for found in ratios.values()))
 
 
 if __name__ == "__main__":

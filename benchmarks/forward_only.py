@@ -23,13 +23,9 @@ seeds, and the worst relative difference of a step's gradient from backpropagati
 
 from __future__ import annotations
 
-import copy
-import json
 import statistics
-import sys
-import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +36,10 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero import data
-from deepzero.measure.rounds import Spread
+from deepzero.measure.measurement_record import environment, heading, write_record
+from deepzero.measure.rounds import Spread, in_turns
 from deepzero.models import cifar_resnet
-from deepzero.training import hardware, versions
+from deepzero.stopwatch import Stopwatch
 
 RANGE, NOISE = 4.0, 0.01
 """Largest input of the analog array, and standard deviation of its read noise."""
@@ -86,7 +83,7 @@ class Analog(nn.Module):
         self._noise = torch.Generator().manual_seed(seed + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the array reads out."""
+        """The reading of the array."""
         rounded = (x.clamp(-RANGE, RANGE) / LEAST).round() * LEAST
         answered = self._gain * self._bound * torch.tanh(self.weight / self._bound)
         y = F.conv2d(rounded, answered, stride=self._stride, padding=self._padding)
@@ -106,7 +103,8 @@ class ThroughIdeal(nn.Module):
         ideal = F.conv2d(x, analog.weight, stride=analog._stride, padding=analog._padding)
         with torch.no_grad():
             answer = analog(x)
-        return ideal + (answer - ideal).detach()
+        result: Tensor = ideal + (answer - ideal).detach()
+        return result
 
 
 def forward_only(layer: nn.Module, conv: nn.Conv2d, **options: Any) -> dz.Opaque:
@@ -149,14 +147,14 @@ def deviation(options: Options) -> float:
     y = torch.arange(16) % 10
     for method in METHODS[:2]:
         model = network(options, method, 0).double()
-        F.cross_entropy(model(x), y).backward()
+        torch.autograd.backward(F.cross_entropy(model(x), y))
         gradients.append({name.replace("module.", ""): p.grad for name, p in model.named_parameters()})
     first, second = gradients
     pairs = [(g, second[name]) for name, g in first.items()]
     return max(float((other - g).norm() / g.norm()) for g, other in pairs if g is not None and other is not None)
 
 
-def trained(options: Options, method: str, seed: int, splits: data.Splits) -> dict[str, Any]:
+def trained(options: Options, splits: data.Splits, method: str, seed: int) -> dict[str, Any]:
     """Accuracy, seconds, and runs of the layers a step."""
     dtype = torch.float64 if method.startswith("ideal") else torch.float32
     model = network(options, method, seed).to(dtype)
@@ -164,14 +162,14 @@ def trained(options: Options, method: str, seed: int, splits: data.Splits) -> di
     optimizer = torch.optim.SGD(model.parameters(), lr=options.rate, momentum=0.9, weight_decay=5e-4)
     steps = options.epochs * len(loader)
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    start = time.perf_counter()
+    watch = Stopwatch()
     for epoch in range(options.epochs):
         for x, y in loader.iterate(epoch):
             optimizer.zero_grad()
-            F.cross_entropy(model(x.to(dtype)), y).backward()
+            torch.autograd.backward(F.cross_entropy(model(x.to(dtype)), y))
             optimizer.step()
             rates.step()
-    seconds = time.perf_counter() - start
+    seconds = watch.seconds()
     boxes = [module for module in model.modules() if isinstance(module, dz.Opaque)]
     runs = [box.queries / (steps * options.batch) for box in boxes]
     model.eval()
@@ -207,34 +205,32 @@ def forwards(options: Options, runs: list[float]) -> float:
 def main(options: Options) -> None:
     """Train, print, write."""
     torch.set_num_threads(options.threads)
-    images = {"data_dir": options.data_dir, "image_size": options.size, "limit": options.limit}
-    splits = data.load("cifar10", validation=0.0, **images)
+    splits = data.load(
+        "cifar10", validation=0.0, data_dir=options.data_dir, image_size=options.size, limit=options.limit
+    )
     size = sum(p.numel() for p in network(options, METHODS[0], 0).parameters())
     record: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": {**hardware(torch.device("cpu")), "versions": versions()},
+        **heading(environment()),
         "settings": {**asdict(options), "data_dir": "DIR", "out": None},
         "parameters": size,
         "deviation_from_backpropagation_float64": deviation(options),
         "runs": [],
     }
     print(f"{size:,} parameters; gradient agrees to {record['deviation_from_backpropagation_float64']:.1e}", flush=True)
-    for seed in range(options.seeds):
-        for method in options.methods:
-            run = trained(copy.deepcopy(options), method, seed, splits)
-            record["runs"].append(run)
+    sides = {method: partial(trained, options, splits, method) for method in options.methods}
+    for runs in in_turns(sides, options.seeds):
+        record["runs"] += runs.values()
+        for run in runs.values():
             cost = run["forwards_per_step"]
             cost = "" if cost is None else f", {cost:.0f} network forwards a step"
-            print(f"{method}, seed {seed}: {run['test_accuracy']:.2%} in {run['seconds']:.0f} s{cost}", flush=True)
-            if options.out is not None:
-                options.out.write_text(json.dumps(record, indent=1) + "\n")
+            words = f"{run['test_accuracy']:.2%} in {run['seconds']:.0f} s{cost}"
+            print(f"{run['method']}, seed {run['seed']}: {words}", flush=True)
+        write_record(options.out, record)
     for method in options.methods:
         found = [run["test_accuracy"] for run in record["runs"] if run["method"] == method]
         record.setdefault("test_accuracy", {})[method] = asdict(Spread.of(found))
         print(f"{method}: {statistics.mean(found):.2%} (mean of {len(found)})")
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(options.out, record)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ import torch
 from gpu_check_speed import speed
 from gpu_check_training import training
 
-import deepzero as dz
-from deepzero.training import hardware
+from deepzero.measure import measurement_record
+from deepzero.measure.measurement_record import heading, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED_BY_TESTS = ("pytest", "pytest_timeout", "hypothesis", "beartype")
@@ -57,7 +56,7 @@ SELECTED_ON_CPU = {"tests-rules": "language or encoder or (structure and (residu
 
 
 def main() -> int:
-    """All stages that were asked for, then a summary; 0 if every one of them passed."""
+    """The chosen stages, then a summary; 0 if every one of them passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder of the record and of the logs")
@@ -79,11 +78,9 @@ def check(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # so that a stage ends with the check
     options.out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
-        "command": command(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **heading(environment(options.device), command=command()),
         "device": options.device,
         "dry_run": options.device == "cpu",
-        "environment": environment(options.device),
         "stages": {},
     }
     if record["dry_run"]:
@@ -91,7 +88,7 @@ def check(options: argparse.Namespace) -> int:
     for name in options.only:
         print(f"==> {name} (at most {options.patience * LIMITS[name]:.0f} s)", flush=True)
         record["stages"][name] = attempt(name, options)
-        write(options.out / "gpu-check.json", record)
+        write_record(options.out / "gpu-check.json", record)
         outcome = record["stages"][name]
         print(f"<== {name}: {outcome['status']}, {outcome['seconds']:.0f} s", flush=True)
     failed = [name for name, stage in record["stages"].items() if stage["status"] not in ("passed", "skipped")]
@@ -100,7 +97,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 def attempt(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One stage in a process of its own: how it ended, how long it took, what it found."""
+    """One stage in a process of its own: its status, seconds and findings."""
     found, log = options.out / f"{name}.json", options.out / f"{name}.log"
     found.unlink(missing_ok=True)
     chosen = ["--device", options.device, "--out", str(options.out), "--stage", name]
@@ -128,12 +125,12 @@ def attempt(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_stage(options: argparse.Namespace) -> int:
-    """What the process of a stage does."""
+    """The work of a stage's process."""
     path = options.out / f"{options.stage}.json"
     device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
 
     def note(values: dict[str, Any]) -> None:
-        write(path, values)
+        write_record(path, values)
 
     kind, _, case = options.stage.partition("-")
     if kind == "tests":
@@ -175,7 +172,7 @@ def tests(stage: str, options: argparse.Namespace, note: Note) -> int:
 
 
 def counted(file: str, selected: str | None, results: dict[str, list[str]]) -> dict[str, Any]:
-    """How many passed, and the names of those that did not."""
+    """Number of tests by outcome, and the names of those that did not pass."""
     return {
         "file": file,
         "selected": selected,
@@ -192,18 +189,15 @@ def command() -> str:
 
 
 def environment(kind: str) -> dict[str, Any]:
-    """Hardware, versions, and how busy the machine is."""
+    """Hardware, versions, and load of the machine."""
     device = torch.device(kind)
+    hardware = measurement_record.environment(device)
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    versions, load = hardware.pop("versions"), hardware.pop("load_average_before")
     found: dict[str, Any] = {
-        "hardware": hardware(device),
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "deepzero": dz.__version__,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        },
-        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "hardware": hardware,
+        "versions": {**versions, "cuda": torch.version.cuda, "cudnn": cudnn},
+        "load_before": None if load is None else load[0],
     }
     if kind == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -213,13 +207,6 @@ def environment(kind: str) -> dict[str, Any]:
             "sm": properties.multi_processor_count,
         }
     return found
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Replace a file in one go, so that it is whole or as it was."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ import torch
 
 from deepzero import data
 from deepzero.measure.rounds import Spread
-from deepzero.tasks.classification import train
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,
     ModelConfig,
     SparsityConfig,
+    train,
 )
 from deepzero.training import TrainingConfig, read_metrics
 
@@ -72,7 +72,7 @@ def steps_in(metrics: Path) -> list[dict[str, Any]]:
 
 
 def lines_of(metrics: Path) -> int:
-    """Whole lines so far of a file that is being written."""
+    """Number of whole lines of a file that is being written."""
     return metrics.read_bytes().count(b"\n")
 
 

@@ -1,4 +1,4 @@
-"""What a black box inside of a network costs: the overhead of a call, and a hybrid network against CGE over all of it.
+"""The cost of a black box inside of a network: the overhead of a call, and a hybrid network against CGE over all.
 
     python benchmarks/opaque.py --out benchmarks/records/opaque.json
 
@@ -19,14 +19,11 @@ Leave the machine alone meanwhile.
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +35,17 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import deepzero as dz
-from deepzero.measure.rounds import Spread
+from deepzero.measure.measurement_record import environment, heading, write_record
+from deepzero.measure.rounds import Spread, by_side, in_turns, ratio
 from deepzero.models import DnCNN
 from deepzero.opaque import OnnxModel
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.stopwatch import Stopwatch, seconds_of
+from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense import DefenseConfig, DenoiserConfig
 from deepzero.tasks.defense.defense_methods import finetuning
-from deepzero.training import hardware, versions
 
 BATCH = 64
+METHODS = ("autograd around Opaque", "CGE over all")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def classifier(path: Path, width: int = 32) -> Path:
     for number, stride in enumerate((1, 2, 1, 2, 1)):
         weight = (rng.normal(size=(width, channels, 3, 3)) / np.sqrt(9 * channels)).astype(np.float32)
         weights.append(onnx.numpy_helper.from_array(weight, f"w{number}"))
-        attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [stride, stride]}
+        attributes: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [stride, stride]}
         nodes.append(helper.make_node("Conv", [last, f"w{number}"], [f"c{number}"], **attributes))
         nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"]))
         last, channels = f"r{number}", width
@@ -92,11 +91,22 @@ def classifier(path: Path, width: int = 32) -> Path:
     return path
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+Calls = Mapping[str, Callable[[], object]]
+
+
+def seconds_in_turns(calls: Calls, rounds: int, *, swap: bool = False) -> dict[str, list[float]]:
+    """Seconds of every call, round by round."""
+    return by_side(in_turns({name: partial(timed, call) for name, call in calls.items()}, rounds, swap=swap))
+
+
+def timed(call: Callable[[], object], _: int) -> float:
+    """Seconds of a call in a round."""
+    return seconds_of(call)
+
+
+def spreads(found: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Median and extremes of every side."""
+    return {name: asdict(Spread.of(values)) for name, values in found.items()}
 
 
 def overhead(options: Options, folder: Path) -> dict[str, Any]:
@@ -106,35 +116,28 @@ def overhead(options: Options, folder: Path) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(BATCH, 3, 32, 32, generator=generator)
     many = x.repeat(1 + options.directions, 1, 1, 1).numpy()
-    given = x.clone().requires_grad_()
+    watched = x.clone().requires_grad_()
 
     def forward() -> None:
         with torch.no_grad():
             box(x)
 
     def product() -> None:
-        torch.autograd.grad(box(given).square().sum(), given)
+        torch.autograd.grad(box(watched).square().sum(), watched)
 
     one = x.numpy()
-    sides: dict[str, Callable[[], Any]] = {
-        "session, 64 rows": lambda: model(one),
-        "Opaque, 64 rows": forward,
-        "session, all rows of a product": lambda: model(many),
-        "Opaque, a product": product,
-    }
-    for side in sides.values():
-        side()
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for pair in (list(sides)[:2], list(sides)[2:]):  # each by itself: a large call leaves a cold cache behind
-        for number in range(options.rounds):
-            for name in pair if number % 2 else pair[::-1]:
-                found[name].append(seconds(sides[name]))
-    pairs = [list(found.values())[k : k + 2] for k in (0, 2)]
-    return {
-        "seconds": {name: asdict(Spread.of(values)) for name, values in found.items()},
-        "forward over session": statistics.median(b / a for a, b in zip(*pairs[0], strict=True)),
-        "product over session": statistics.median(b / a for a, b in zip(*pairs[1], strict=True)),
-    }
+    forwards: Calls = {"session, 64 rows": partial(model, one), "Opaque, 64 rows": forward}
+    products: Calls = {"session, all rows of a product": partial(model, many), "Opaque, a product": product}
+    for call in (*forwards.values(), *products.values()):
+        call()
+    seconds: dict[str, list[float]] = {}
+    ratios = []
+    for pair in (forwards, products):  # each by itself: a large call leaves a cold cache behind
+        found = seconds_in_turns(pair, options.rounds, swap=True)
+        session, opaque = found.values()
+        ratios.append(ratio(opaque, session).median)
+        seconds |= found
+    return {"seconds": spreads(seconds), "forward over session": ratios[0], "product over session": ratios[1]}
 
 
 def defense_step(options: Options, folder: Path, directions: int) -> dict[str, Any]:
@@ -154,19 +157,17 @@ def defense_step(options: Options, folder: Path, directions: int) -> dict[str, A
     x, y = torch.rand(BATCH, 3, 32, 32, generator=generator), torch.arange(BATCH) % 10
     fine.source.backward(x, y)
     many = x.repeat(fine.queries_per_step, 1, 1, 1).numpy()
-    found: dict[str, list[float]] = {"step": [], "session": []}
-    for _ in range(max(3, options.rounds // 4)):
-        found["step"].append(seconds(lambda: fine.source.backward(x, y)))
-        found["session"].append(seconds(lambda: model(many)))
+    calls: Calls = {"step": partial(fine.source.backward, x, y), "session": partial(model, many)}
+    found = seconds_in_turns(calls, max(3, options.rounds // 4))
     return {
         "queries of a step": fine.queries_per_step,
-        "seconds": {name: asdict(Spread.of(values)) for name, values in found.items()},
-        "step over session": statistics.median(a / b for a, b in zip(*found.values(), strict=True)),
+        "seconds": spreads(found),
+        "step over session": ratio(found["step"], found["session"]).median,
     }
 
 
 class Head(nn.Module):
-    """What answers for 64 features, of fixed weights: it stands for a service."""
+    """A network of fixed weights that answers for 64 features: it stands for a service."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -197,7 +198,7 @@ def hybrid(seed: int, **options: Any) -> nn.Sequential:
     )
 
 
-def trained(method: str, seed: int, epochs: int, images: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, Any]:
+def trained(method: str, epochs: int, images: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> dict[str, Any]:
     """Seconds of an epoch, queries and accuracy."""
     x, y, x_test, y_test = images
     model = hybrid(seed, queries=16)
@@ -207,18 +208,20 @@ def trained(method: str, seed: int, epochs: int, images: tuple[Tensor, Tensor, T
     took = []
     for epoch in range(epochs):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
-        start = time.perf_counter()
+        watch = Stopwatch()
         for index in range(len(x) // BATCH):
             chosen = order[index * BATCH : (index + 1) * BATCH]
             optimizer.zero_grad()
             if method == "autograd around Opaque":
-                F.cross_entropy(model(x[chosen]), y[chosen]).backward()
+                torch.autograd.backward(F.cross_entropy(model(x[chosen]), y[chosen]))
             else:
                 zo.backward(x[chosen], y[chosen])
             optimizer.step()
             rates.step()
-        took.append(time.perf_counter() - start)
-    queries = model[-1].queries
+        took.append(watch.seconds())
+    box = model[-1]
+    assert isinstance(box, dz.Opaque)
+    queries = box.queries
     model.eval()
     with torch.no_grad():
         accuracy = float((model(x_test).argmax(1) == y_test).float().mean())
@@ -230,16 +233,14 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         record: dict[str, Any] = {
-            "command": " ".join(["python", *sys.argv]),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "environment": {**hardware(torch.device("cpu")), "versions": versions()},
+            **heading(environment()),
             "settings": {**asdict(options), "out": None, "batch": BATCH},
             "overhead": overhead(options, Path(folder)),
             "defense": [defense_step(options, Path(folder), directions) for directions in (32, 192)],
         }
     for step in record["defense"]:
-        queries, ratio = step["queries of a step"], step["step over session"]
-        print(f"step of the defense with {queries} queries over session: {ratio:.3f}", flush=True)
+        queries, over = step["queries of a step"], step["step over session"]
+        print(f"step of the defense with {queries} queries over session: {over:.3f}", flush=True)
     for key in ("forward over session", "product over session"):
         print(f"{key}: {record['overhead'][key]:.3f}", flush=True)
     found, labels = load_digits(return_X_y=True)
@@ -248,25 +249,21 @@ def main(options: Options) -> None:
     y = torch.tensor(labels[order])
     images = x[:1400], y[:1400], x[1400:], y[1400:]
     record["hybrid"] = []
-    for seed in range(options.seeds):
-        for method in ("autograd around Opaque", "CGE over all"):
-            run = trained(method, seed, options.epochs, images)
+    epochs: dict[str, list[float]] = {method: [] for method in METHODS}
+    sides = {method: partial(trained, method, options.epochs, images) for method in METHODS}
+    for runs in in_turns(sides, options.seeds):
+        for method, run in runs.items():
             record["hybrid"].append(run)
-            epoch = statistics.median(run["epoch_seconds"])
+            epochs[method].append(statistics.median(run["epoch_seconds"]))
             print(
-                f"{method}, seed {seed}: {epoch:.2f} s an epoch, {run['queries']:,} queries of the head, "
-                f"test accuracy {run['test_accuracy']:.1%}",
+                f"{method}, seed {run['seed']}: {epochs[method][-1]:.2f} s an epoch, {run['queries']:,} queries of the "
+                f"head, test accuracy {run['test_accuracy']:.1%}",
                 flush=True,
             )
-    runs = record["hybrid"]
-    ratios = [
-        statistics.median(slow["epoch_seconds"]) / statistics.median(fast["epoch_seconds"])
-        for fast, slow in zip(runs[::2], runs[1::2], strict=True)
-    ]
-    record["speed of an epoch, CGE over Opaque"] = asdict(Spread.of(ratios))
-    print(f"an epoch is {statistics.median(ratios):.1f} times faster (median of {len(ratios)} seeds)")
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    slower = ratio(epochs["CGE over all"], epochs["autograd around Opaque"])
+    record["speed of an epoch, CGE over Opaque"] = asdict(slower)
+    print(f"an epoch is {slower.median:.1f} times faster (median of {len(slower.rounds)} seeds)")
+    write_record(options.out, record)
 
 
 if __name__ == "__main__":

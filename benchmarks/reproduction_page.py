@@ -13,8 +13,7 @@ import json
 import re
 from pathlib import Path
 
-from deepzero.report import Document
-from deepzero.report.console import markdown
+from deepzero.report import Document, markdown
 from deepzero.report.svg import draw
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +29,7 @@ def filled(page: str) -> str:
 
 
 def section(name: str) -> str:
-    """What the page shows of a record."""
+    """A record as the page shows it."""
     path = RECORDS / f"reproduce-{name}.json"
     if not path.exists():
         return "Not recorded yet.\n"

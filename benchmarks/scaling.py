@@ -4,45 +4,34 @@
 
 ResNet-20 at coordinates drawn by Smart-Ratio at 90 %, batch 128. In every round rank 0 makes an estimate alone while
 the others wait, then all make the same estimate together. A part of the chunks of every parameter is queried, drawn
-anew each round; the base forward is part of both times. Leave the machine alone meanwhile.
+again each round; the base forward is part of both times. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 import deepzero as dz
-from deepzero.coordinates import StepContext
 from deepzero.evaluators.distributed import CALIBRATION
-from deepzero.measure.cases import problem
-from deepzero.measure.scaling import Machine, simulate
-from deepzero.measure.timed_part import in_full_chunks
-from deepzero.training import hardware, versions
+from deepzero.measure.cases import in_full_chunks, problem
+from deepzero.measure.measurement_record import command_line, environment, flat_heading, write_record
+from deepzero.measure.simulated_workers import Machine, simulate
+from deepzero.objective import NetworkObjective
+from deepzero.stopwatch import median_seconds, seconds_of
 
 WORKERS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
 BANDWIDTH = 1.25e9
 """Bytes a second that a simulated worker receives: 10 Gbit/s Ethernet."""
 STEPS_PER_EPOCH = 351
 """45,000 images of CIFAR-10 in batches of 128."""
-
-
-def seconds_of(function: Callable[[], Any]) -> float:
-    """Wall seconds of a call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def loopback_bytes() -> int:
@@ -64,9 +53,10 @@ class Bench:
         self.alone = dz.DistributedEvaluator(self.inner)
         self.together = dz.DistributedEvaluator(self.inner, self.team)
         whole = dz.CGE(self.problem.model, loss=F.cross_entropy, sparsity=self.problem.coordinates)
+        assert isinstance(whole.objective, NetworkObjective)
         self.objective = whole.objective
-        perturbations = whole.probes.draw(StepContext(0, 0, self.objective, self.problem.batch))
-        prepared = self.inner.prepare(self.objective, self.problem.batch, perturbations, [self.problem.step_size], 0)
+        directions = whole.directions(*self.problem.batch)
+        prepared = self.inner.prepare(whole.step_queries(directions, [self.problem.step_size], self.problem.batch))
         self.jobs = prepared.jobs
         prepared.release()
         self.chunks: dict[str, int] = {}
@@ -95,14 +85,13 @@ class Bench:
     def latency(self, repeats: int = 200) -> float:
         """Median seconds of an exchange of one number each, by rank."""
         own, sizes = torch.zeros(1, dtype=torch.float64), [1] * self.team.size
-        times = [seconds_of(lambda: self.team.exchange(own, sizes)) for _ in range(repeats)]
-        return statistics.median(times) / self.team.size
+        return median_seconds(lambda: self.team.exchange(own, sizes), repeats) / self.team.size
 
     def base(self) -> float:
         """Median seconds of the base forward."""
         program = self.inner.program(self.objective, self.problem.batch)
-        arguments = program, self.objective, self.problem.batch, 0
-        return statistics.median(seconds_of(lambda: self.inner.base_values(*arguments)) for _ in range(5))
+        values = partial(self.inner.base_values, program, self.objective, self.problem.batch, 0)
+        return median_seconds(values, repeats=5)
 
 
 def main() -> None:
@@ -113,6 +102,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    circumstances = environment()
     with dz.joined() as team:
         bench = Bench(team, options.fraction)
         for seed in range(CALIBRATION):
@@ -122,12 +112,12 @@ def main() -> None:
         if not team.leads:
             return
         machine = Machine(base, bench.together.state_dict()["costs"], latency, BANDWIDTH)
-        forecasts = [simulate(bench.jobs, machine, workers) for workers in WORKERS]
+        steps = [simulate(bench.jobs, machine, workers) for workers in WORKERS]
+        command = command_line("torchrun", "--standalone", "--nproc-per-node", str(team.size), sys.argv[0])
+        head = flat_heading(circumstances, command=command)
         record = {
-            "command": f"torchrun --standalone --nproc-per-node {team.size} {' '.join(sys.argv)}",
-            "versions": versions(),
-            "hardware": hardware(torch.device("cpu")),
-            "load": os.getloadavg()[0],
+            **head,
+            "load": head["load_before"],
             "processes": team.size,
             "rounds": rounds,
             "speed_up": statistics.median(r["speed_up"] for r in rounds),
@@ -136,19 +126,18 @@ def main() -> None:
             "queries": sum(len(job) for job in bench.jobs),
             "simulation": [
                 {
-                    **asdict(f),
-                    "efficiency": f.efficiency,
-                    "hours_per_epoch": f.seconds * STEPS_PER_EPOCH / 3600,
-                    "worker_hours_per_epoch": f.seconds * STEPS_PER_EPOCH * f.workers / 3600,
+                    **asdict(step),
+                    "efficiency": step.efficiency,
+                    "hours_per_epoch": step.seconds * STEPS_PER_EPOCH / 3600,
+                    "worker_hours_per_epoch": step.seconds * STEPS_PER_EPOCH * step.workers / 3600,
                 }
-                for f in forecasts
+                for step in steps
             ],
         }
     print(f"speed-up {record['speed_up']:.2f}", [round(r["speed_up"], 2) for r in rounds])
-    for f in forecasts:
-        print(f"{f.workers:5d} workers: {f.seconds:9.3f} s a step, efficiency {f.efficiency:.2f}")
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=2) + "\n")
+    for step in steps:
+        print(f"{step.workers:5d} workers: {step.seconds:9.3f} s a step, efficiency {step.efficiency:.2f}")
+    write_record(options.out, record)
 
 
 if __name__ == "__main__":

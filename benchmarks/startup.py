@@ -1,4 +1,4 @@
-"""How long does a person wait for `deepzero train`, until the first word and until the first step?
+"""The wait for `deepzero train`, until the first word and until the first step.
 
     python benchmarks/startup.py --rounds 5 --out benchmarks/records/startup.json
 
@@ -11,20 +11,18 @@ Leave it alone meanwhile.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from deepzero.training import hardware, versions
+from deepzero.measure.measurement_record import environment, flat_heading, write_record
+from deepzero.measure.rounds import Spread
+from deepzero.stopwatch import Stopwatch, seconds_of
 
 TARGETS = {"help": 1.0, "mistake": 1.0, "first_line": 2.0, "first_step_cold": 12.0, "first_step_warm": 6.0}
 """Seconds by the clock, on two cores."""
@@ -53,22 +51,20 @@ ProgressBar.write = first
 """Ends the process after its first step. It imports what the command itself imports a moment later."""
 
 
-def timed(command: list[str]) -> float:
+def seconds_of_process(command: list[str]) -> float:
     """Seconds of a process from start to end, by the clock."""
-    start = time.perf_counter()
-    subprocess.run(command, capture_output=True, check=False)
-    return time.perf_counter() - start
+    return seconds_of(lambda: subprocess.run(command, capture_output=True, check=False))
 
 
 def first_line() -> float:
     """Seconds until the first line of a training, which then is stopped."""
-    start = time.perf_counter()
+    watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         command = [*PROGRAM, "train", "--out", f"{folder}/run"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment({})) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables({})) as process:
             assert process.stdout is not None
             line = process.stdout.readline()
-            seconds = time.perf_counter() - start
+            seconds = watch.seconds()
             process.kill()
     if not line.startswith("deepzero"):
         sys.exit(f"expected the first line of a training, got {line!r}")
@@ -77,7 +73,7 @@ def first_line() -> float:
 
 def first_step(cache: Path) -> dict[str, float]:
     """Seconds until the first step of a training, by the clock and by the processor."""
-    start = time.perf_counter()
+    watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         words = ["train", "--epochs", "1", "--out", f"{folder}/run"]
         script = f"{FIRST_STEP}\nfrom deepzero.cli import main\nsys.exit(main({words!r}))"
@@ -86,21 +82,21 @@ def first_step(cache: Path) -> dict[str, float]:
             capture_output=True,
             text=True,
             check=True,
-            env=environment({"NUMBA_CACHE_DIR": str(cache)}),
+            env=variables({"NUMBA_CACHE_DIR": str(cache)}),
         )
-    seconds = time.perf_counter() - start
-    said = [line for line in done.stdout.splitlines() if line.startswith("processor seconds")]
-    return {"clock": seconds, "processor": float(said[0].split()[-1])}
+    seconds = watch.seconds()
+    lines = [line for line in done.stdout.splitlines() if line.startswith("processor seconds")]
+    return {"clock": seconds, "processor": float(lines[0].split()[-1])}
 
 
-def environment(more: Mapping[str, str]) -> dict[str, str]:
+def variables(more: Mapping[str, str]) -> dict[str, str]:
     """Of a process that shows its words at once."""
     return {**os.environ, "PYTHONUNBUFFERED": "1", **more}
 
 
 def one_round() -> dict[str, Any]:
     """Everything once, in turns."""
-    found: dict[str, Any] = {name: timed(command) for name, command in SHORT.items()}
+    found: dict[str, Any] = {name: seconds_of_process(command) for name, command in SHORT.items()}
     found["first_line"] = first_line()
     with tempfile.TemporaryDirectory() as cache:
         found["first_step_cold"] = first_step(Path(cache))
@@ -108,9 +104,10 @@ def one_round() -> dict[str, Any]:
     return found
 
 
-def told(values: list[float]) -> dict[str, float]:
-    """Median and spread."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and extremes."""
+    found = Spread.of(values)
+    return {"median": found.median, "least": found.min, "most": found.max}
 
 
 def main() -> None:
@@ -118,32 +115,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=None)
-    given = parser.parse_args()
-    load = os.getloadavg()[0]
-    timed(SHORT["import_names"])  # files are read from the disk once before anything is timed
-    rounds = [one_round() for _ in range(given.rounds)]
+    options = parser.parse_args()
+    circumstances = environment()
+    seconds_of_process(SHORT["import_names"])  # files are read from the disk once before anything is timed
+    rounds = [one_round() for _ in range(options.rounds)]
     seconds: dict[str, Any] = {}
     for name, value in rounds[0].items():
         if isinstance(value, dict):
-            seconds[name] = {kind: told([r[name][kind] for r in rounds]) for kind in value}
+            seconds[name] = {kind: spread([r[name][kind] for r in rounds]) for kind in value}
         else:
-            seconds[name] = told([r[name] for r in rounds])
+            seconds[name] = spread([r[name] for r in rounds])
         by_clock = seconds[name].get("clock", seconds[name])
         print(f"{name:16s} {by_clock['median']:6.2f} s ({by_clock['least']:.2f} to {by_clock['most']:.2f})")
     beyond = statistics.median(r["import_names"] - r["import_torch"] for r in rounds)
     print(f"import of deepzero's main names beyond torch: {beyond:.2f} s")
     record = {
-        "command": " ".join(["python", "benchmarks/startup.py", *sys.argv[1:]]),
-        "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
-        "load_before": load,
+        **flat_heading(circumstances),
         "targets_seconds_by_the_clock": {**TARGETS, "import_beyond_torch": IMPORT_TARGET},
         "seconds": seconds,
         "import_beyond_torch": beyond,
         "rounds": rounds,
     }
-    if given.out is not None:
-        given.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(options.out, record)
 
 
 if __name__ == "__main__":

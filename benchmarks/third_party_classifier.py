@@ -34,8 +34,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tyro.conf import Positional
 
 from deepzero import data
-from deepzero.tasks.defense.defense_parts import accuracy
-from deepzero.tasks.defense.train_defense import given_target
+from deepzero.tasks.defense.defended_classifier import accuracy, load_target
 
 WEIGHTS = "cifar_10_model/trained_models/cnn_model.h5"
 
@@ -49,11 +48,11 @@ class Options:
     out: Positional[Path]
     """The ONNX file to write."""
     data_dir: Path
-    """Where CIFAR-10 lies."""
+    """Folder with CIFAR-10."""
     expected: float = 0.7657
     """Accuracy on the test images."""
     pixel: float = 255.0
-    """What the network knows a white pixel as."""
+    """Value of a white pixel in the network's inputs."""
 
 
 class Graph:
@@ -195,7 +194,7 @@ def main(options: Options) -> None:
     onnx.save(model, unchecked)
     try:
         test = data.load("cifar10", validation=0.0, data_dir=options.data_dir).test
-        found = accuracy(given_target(unchecked).ask, test)
+        found = accuracy(load_target(unchecked).ask, test)
         print(f"accuracy on {len(test):,} test images: {found:.2%}")
         if abs(found - options.expected) > 1e-4:
             raise SystemExit(f"expected {options.expected:.2%}: something was read wrongly, and no file is left")

@@ -1,4 +1,4 @@
-"""The solver of the wake flow: what a step costs, whether its physics is right, and what asking in batches gains.
+"""The solver of the wake flow: the cost of a step, its physics, and the gain of asking in batches.
 
     python benchmarks/wake_flow.py --data-dir FOLDER --out benchmarks/records/wake-flow.json
 
@@ -16,26 +16,26 @@ One thread. Leave the machine alone meanwhile.
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from torch import Tensor, nn
 
 import deepzero as dz
-from deepzero.measure.rounds import Spread
-from deepzero.recipes.correction_recipes import find_correction
+from deepzero.measure.measurement_record import environment, heading, write_record
+from deepzero.measure.rounds import Spread, by_side, in_turns, ratio
+from deepzero.recipes.correction_recipes import RECIPES
+from deepzero.stopwatch import Stopwatch, seconds_of
 from deepzero.tasks.correction import Flows, Reference, WakeFlow, divergence, shedding
-from deepzero.tasks.correction import reference_flows as reference
 from deepzero.tasks.correction.correction_methods import FlowBatches, UnrolledError, make_network
+from deepzero.tasks.correction.reference_flows import reference
 from deepzero.tasks.correction.wake import RADIUS, WIDTH
-from deepzero.training import StopRequest, hardware, versions
+from deepzero.training import StopRequest
 
 SHED = 1000
 """Steps at the end of a reference simulation over which vortices are counted."""
@@ -74,20 +74,39 @@ def physics(frames: Reference, flow: WakeFlow) -> list[dict[str, float]]:
 
 def milliseconds(call: Callable[[], object], rounds: int) -> dict[str, Any]:
     """Of a call, after two that compile."""
-    found = []
-    for _ in range(2 + rounds):
-        begun = time.perf_counter()
-        call()
-        found.append(1e3 * (time.perf_counter() - begun))
+    found = [1e3 * seconds_of(call) for _ in range(2 + rounds)]
     return asdict(Spread.of(found[2:]))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A step of ZO-SOL.
+
+    Attributes:
+        rate: queries a second.
+        gradient: the estimate of all parameters.
+    """
+
+    rate: float
+    gradient: Tensor
+
+
+def step(zo: dz.Estimator, network: nn.Module, batches: FlowBatches, turn: int) -> Turn:
+    """Estimate on the batch of a turn."""
+    batch = batches.batch(0, turn)
+    network.zero_grad()
+    before, watch = zo.queries, Stopwatch()
+    zo.backward(*batch)
+    rate = (zo.queries - before) / watch.seconds()
+    return Turn(rate, torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
 
 
 def estimates(frames: Reference, flow: WakeFlow, rounds: int) -> dict[str, Any]:
     """Queries a second of a step of ZO-SOL, together and one by one."""
-    config = find_correction("wake-small").config()
+    config = RECIPES.find("wake-small").config()
     batches = FlowBatches(frames.training, frames.training_reynolds, config.unroll, config.batch_size, rounds + 1, 0)
     torch.manual_seed(0)
-    network = make_network(config, frames.scales)
+    network = make_network(config.widths, config.start, frames.scales)
     ratios = {f"network.{name}": 1 - config.sparsity for name, p in network.named_parameters() if p.dim() > 1}
     sides = {
         name: dz.CGE(
@@ -99,38 +118,30 @@ def estimates(frames: Reference, flow: WakeFlow, rounds: int) -> dict[str, Any]:
         )
         for name, evaluator in (("together", "propagation"), ("one by one", "sequential"))
     }
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    worst = 0.0
-    for index in range(rounds + 1):
-        batch = batches.batch(0, index)
-        gradients = {}
-        for name, zo in sides.items():
-            network.zero_grad()
-            before, begun = zo.queries, time.perf_counter()
-            zo.backward(*batch)
-            if index:  # the first checks and compiles
-                rates[name].append((zo.queries - before) / (time.perf_counter() - begun))
-            gradients[name] = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
-        apart = (gradients["together"] - gradients["one by one"]).norm() / gradients["one by one"].norm()
-        worst = max(worst, float(apart))
+    turns = by_side(in_turns({name: partial(step, zo, network, batches) for name, zo in sides.items()}, rounds + 1))
+    apart = [
+        float((one.gradient - other.gradient).norm() / other.gradient.norm())
+        for one, other in zip(turns["together"], turns["one by one"], strict=True)
+    ]
+    rates = {name: [turn.rate for turn in found[1:]] for name, found in turns.items()}  # the first checks and compiles
     return {
         "queries_per_step": int(sides["together"].estimate(*batches.batch(0, 0)).queries),
         "queries_per_second": {name: asdict(Spread.of(found)) for name, found in rates.items()},
-        "ratio": asdict(Spread.of([a / b for a, b in zip(rates["together"], rates["one by one"], strict=True)])),
-        "relative_difference_of_the_estimates": worst,
+        "ratio": asdict(ratio(rates["together"], rates["one by one"])),
+        "relative_difference_of_the_estimates": max(apart),
     }
 
 
 def main(options: Options) -> None:
     """Measure, print, write."""
     torch.set_num_threads(1)
-    config = find_correction("wake-small").config().flow
+    circumstances = environment()
+    circumstances["python"] = circumstances["versions"]["python"]
+    config = RECIPES.find("wake-small").config().flow
     frames = reference(config, data_dir=options.data_dir, stop=StopRequest())
     coarse, fine = WakeFlow(config.resolution), WakeFlow(2 * config.resolution)
     record: dict[str, Any] = {
-        "command": "python benchmarks/wake_flow.py",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": {**hardware(torch.device("cpu")), "versions": versions(), "python": sys.version.split()[0]},
+        **heading(circumstances, command="python benchmarks/wake_flow.py"),
         "settings": {"rounds": options.rounds, "flow": asdict(config), "threads": 1},
         "physics": physics(frames, coarse),
         "milliseconds_of_a_step": [],
@@ -140,14 +151,13 @@ def main(options: Options) -> None:
     for flow, counts in ((coarse, (1, 16, 64)), (fine, (1, 11))):
         for count in counts:
             state = Flows(*flow.initial([390.6] * count))
-            took = milliseconds(lambda flow=flow, state=state: flow.step(*state), options.rounds)  # type: ignore[misc]
+            took = milliseconds(partial(flow.step, *state), options.rounds)
             record["milliseconds_of_a_step"].append({"cells_across": flow.resolution, "flows": count, **took})
             print(flow.resolution, count, took, flush=True)
     record["estimates"] = estimates(frames, coarse, options.rounds)
     rates = record["estimates"]["queries_per_second"]
     print({name: rate["median"] for name, rate in rates.items()}, record["estimates"]["ratio"])
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(options.out, record)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Whole optimizer steps on request, by the public interface alone: a child process of ``against_commit.py``.
 
 It reads a folder with weights, batch and coordinates (``problem.safetensors``, ``problem.json``), says which package it
-imported, and then makes as many steps as each line of its standard input asks for.
+imported, and then makes as many steps as each line of its standard input asks for. The package may be an older one, so
+it has a stopwatch of its own.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ class Steps:
     """A model in training."""
 
     def __init__(self, folder: Path) -> None:
-        asked = json.loads((folder / "problem.json").read_text())
-        torch.set_num_threads(asked["threads"])
+        request = json.loads((folder / "problem.json").read_text())
+        torch.set_num_threads(request["threads"])
         tensors = load_file(folder / "problem.safetensors")
         self.batch = tensors.pop("batch.x"), tensors.pop("batch.y")
-        self.model = models.build(asked["model"], seed=0, **asked["options"]).train()
+        self.model = models.build(request["model"], seed=0, **request["options"]).train()
         self.model.load_state_dict(tensors)
         self.estimator = dz.CGE(
             self.model,
             loss=F.cross_entropy,
-            step_size=asked["step_size"],
-            sparsity=Coordinates({name: torch.tensor(indices) for name, indices in asked["coordinates"].items()}),
-            evaluator=dz.PropagationEvaluator() if asked["evaluator"] == "propagation" else None,
+            step_size=request["step_size"],
+            sparsity=Coordinates({name: torch.tensor(indices) for name, indices in request["coordinates"].items()}),
+            evaluator=dz.PropagationEvaluator() if request["evaluator"] == "propagation" else None,
         )
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=asked["learning_rate"])
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=request["learning_rate"])
 
     def make(self, count: int) -> dict[str, Any]:
-        """Make ``count`` steps: wall and CPU seconds, queries, and what the last step found."""
+        """Make ``count`` steps: wall and CPU seconds, queries, and the loss and gradient of the last step."""
         before, start, cpu = self.estimator.queries, time.perf_counter(), time.process_time()
         for _ in range(count):
             self.optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""How fast the default estimator answers on networks that others wrote, against a plain loop and an earlier commit.
+"""Speed of the default estimator on networks that others wrote, against a plain loop and an earlier commit.
 
     python benchmarks/zoo.py --commit a39285b --out benchmarks/records/zoo.json
 
@@ -30,13 +30,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,9 @@ import torch
 from against_commit import ROOT, Child, git, worktree
 from zoo_sides import ZOO
 
-from deepzero.measure.rounds import Spread
-from deepzero.training import hardware, versions
+from deepzero.measure.measurement_record import environment, heading, write_record
+from deepzero.measure.rounds import Spread, by_side, in_short_turns, ratio
+from deepzero.stopwatch import Throughput
 
 AGREEMENT = 1e-2
 """Largest accepted difference of a slope, relative to the largest slope: a loop in float32 subtracts losses."""
@@ -83,7 +83,7 @@ def deviation(found: dict[str, list[float]], expected: dict[str, list[float]]) -
 
 
 class Sides:
-    """The children and what they are asked."""
+    """The children, and the tasks that they answer."""
 
     def __init__(self, children: dict[str, Child]) -> None:
         self._children = children
@@ -94,27 +94,20 @@ class Sides:
         return tuple(self._children)
 
     def ask(self, side: str, task: str, **options: Any) -> dict[str, Any]:
-        """What a child answers; the loop lives beside the estimator of the working tree."""
+        """The answer of a child; the loop lives beside the estimator of the working tree."""
         child = self._children["here" if side == "loop" else side]
         return child.ask(json.dumps({"task": task, **options}))
 
-    def turn(self, side: str, seconds: float) -> tuple[int, float]:
-        """Queries of some seconds, and how many seconds they took."""
+    def turn(self, side: str, seconds: float) -> Throughput:
+        """Queries of about ``seconds``."""
         found = self.ask(side, "loop" if side == "loop" else "steps", seconds=seconds)
-        return found["queries"], found["seconds"]
+        return Throughput(found["queries"], found["seconds"])
 
     def one_round(self, able: Sequence[str], share: float, number: int) -> dict[str, float]:
-        """Queries per second of sides that take turns until each of them has computed for ``share`` seconds."""
-        queries, spent = dict.fromkeys(able, 0), dict.fromkeys(able, 0.0)
+        """Queries per second of the sides that are able, of which another one goes first in every round."""
         first = number % len(able)
         order = [*able[first:], *able[:first]]
-        while min(spent.values()) < share:
-            for side in order:
-                if spent[side] < share:
-                    count, seconds = self.turn(side, min(TURN, share - spent[side]))
-                    queries[side], spent[side] = queries[side] + count, spent[side] + seconds
-            order.reverse()
-        return {side: queries[side] / spent[side] for side in able}
+        return in_short_turns({side: partial(self.turn, side) for side in order}, share, TURN)
 
 
 def examined(sides: Sides, name: str, options: Options) -> dict[str, Any]:
@@ -140,18 +133,13 @@ def measured(sides: Sides, name: str, options: Options) -> dict[str, Any]:
     report = examined(sides, name, options)
     found = report["sides"]
     able = ["loop", *(side for side in sides.estimators if found[side].get("agrees"))]
-    rounds = [sides.one_round(able, options.seconds / options.rounds, number) for number in range(options.rounds)]
-    rates = {side: [one[side] for one in rounds] for side in able}
+    share = options.seconds / options.rounds
+    rates = by_side(sides.one_round(able, share, number) for number in range(options.rounds))
     for side in able:
         found[side]["queries_per_second"] = asdict(Spread.of(rates[side]))
     pairs = [(side, "loop") for side in able[1:]] + [("here", "commit")] * ({"here", "commit"} <= set(able))
-    report["ratios"] = {f"{over}/{under}": quotients(rates[over], rates[under]) for over, under in pairs}
+    report["ratios"] = {f"{over}/{under}": asdict(ratio(rates[over], rates[under])) for over, under in pairs}
     return report
-
-
-def quotients(over: list[float], under: list[float]) -> dict[str, Any]:
-    """Round by round."""
-    return asdict(Spread.of([left / right for left, right in zip(over, under, strict=True)]))
 
 
 @contextlib.contextmanager
@@ -169,15 +157,13 @@ def started(options: Options) -> Iterator[Sides]:
         yield Sides(children)
 
 
-def run(options: Options, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """All members, as a record; ``keep`` is given what there is after each of them."""
-    load = os.getloadavg() if hasattr(os, "getloadavg") else None
+def run(options: Options) -> dict[str, Any]:
+    """All members, as a record that is written after each of them."""
+    circumstances = environment()
     torch.set_num_threads(1)
     settings = {name: value for name, value in asdict(options).items() if name not in ("out", "commit")}
     record: dict[str, Any] = {
-        "command": f"python benchmarks/zoo.py {' '.join(sys.argv[1:])}".strip(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": {**hardware(torch.device("cpu")), "versions": versions(), "load_average_before": load},
+        **heading(circumstances),
         "here": {"commit": git("rev-parse", "HEAD"), "changed_files": git("status", "--porcelain").splitlines()},
         "against": None if options.commit is None else git("rev-parse", f"{options.commit}^{{commit}}"),
         "settings": {**settings, "agreement": AGREEMENT},
@@ -187,7 +173,7 @@ def run(options: Options, keep: Callable[[dict[str, Any]], None]) -> dict[str, A
         for name in options.members:
             record["members"].append(measured(sides, name, options))
             print(f"{len(record['members'])} of {len(options.members)}: {name}", flush=True)
-            keep(record)
+            write_record(options.out, record)
     return record
 
 
@@ -204,7 +190,7 @@ def row(report: dict[str, Any]) -> str:
     return " ".join(cells) + "".join(f"\n    {line}" for line in remarks)
 
 
-def heading(options: Options) -> str:
+def table_heading(options: Options) -> str:
     """The first lines of the table."""
     columns = f"{'member':21}{'coord.':>6} {'loop':>9} {'here':>9} {'here / loop':>22} {'first':>7}"
     if options.commit is not None:
@@ -225,12 +211,12 @@ def shown(spread: dict[str, Any] | None) -> str:
 
 
 def seconds(side: dict[str, Any]) -> str:
-    """How long the first estimate took."""
+    """Seconds of the first estimate."""
     return f"{side['first_use_seconds']:.1f}" if "first_use_seconds" in side else "-"
 
 
 def remark(side: dict[str, Any]) -> str:
-    """What a reader of a side's figures must know."""
+    """Remarks that a reader of a side's figures needs."""
     if "refused" in side:
         return f"refused: {side['refused'][:100]}"
     remarks = []
@@ -251,13 +237,8 @@ def main() -> None:
     """Measure, print, and write the record after every member."""
     options = parsed()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the temporary checkout is removed
-
-    def keep(record: dict[str, Any]) -> None:
-        if options.out is not None:
-            options.out.write_text(json.dumps(record, indent=2) + "\n")
-
-    record = run(options, keep)
-    print("\n".join(["", heading(options), *map(row, record["members"])]))
+    record = run(options)
+    print("\n".join(["", table_heading(options), *map(row, record["members"])]))
     found = [side for report in record["members"] for side in report["sides"].values()]
     differing = sum(not side.get("agrees", True) for side in found)
     if differing:

@@ -2,7 +2,8 @@
 
 It says which package it imported, and then answers every line of its standard input, a JSON object with a ``task``, by
 a line of JSON. It uses what several versions of the package have in common: where ``dz.CGE`` takes no ``closure=...``,
-the objective is wrapped into a module whose output is the loss.
+the objective is wrapped into a module whose output is the loss. So it has a stopwatch of its own for the estimator. The
+loop always runs beside the estimator of the working tree, and uses what that has for measuring.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import contextlib
 import gc
 import inspect
+import itertools
 import json
 import os
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "zoo"), str(TESTS)]
@@ -31,12 +34,12 @@ from torch import Tensor, nn
 import deepzero as dz
 from deepzero import objective
 from deepzero.coordinates import Coordinates
-from deepzero.randomness import derive_seed
+
+if TYPE_CHECKING:
+    from deepzero.measure.naive_loop import EntryMove
 
 ZOO = {member.name: member for member in (*SMALL, *MEMBERS)}
 STEP_SIZE = 5e-3
-SEED = derive_seed(0, "objective", 0)
-"""From which an estimator with seed 0 draws at its first step."""
 FORMS: dict[str, Callable[[], Any]] = {
     "inference_mode": torch.inference_mode,
     "no_grad": torch.no_grad,
@@ -66,14 +69,18 @@ def output_alone(output: Tensor, _: Tensor) -> Tensor:
 
 
 class Loop:
-    """One full forward a query: an entry is moved in place, the loss is read, the entry is put back."""
+    """One full forward a query, of any program."""
 
     def __init__(self, member: Member) -> None:
+        from deepzero.measure.naive_loop import EntryMove  # noqa: PLC0415 - of the working tree
+        from deepzero.randomness import step_seed  # noqa: PLC0415
+
+        self._move = partial(EntryMove.by, STEP_SIZE)
+        self._seed = step_seed(0, 0)
         self._member, self._model, self._batch = member, member.model(), member.arguments()
-        self._entries = {name: flat(p) for name, p in self._model.named_parameters() if p.requires_grad}
+        self._flat = {name: flat(p) for name, p in self._model.named_parameters() if p.requires_grad}
         self._draws = False
-        self._todo: list[tuple[Tensor, float]] = []
-        self._next = 0
+        self._next: Iterator[EntryMove] = iter(())
         self.form = self._runnable_form()
         with FORMS[self.form]():
             before = torch.get_rng_state()
@@ -88,28 +95,29 @@ class Loop:
                 return name
         raise SystemExit(f"the forward of {self._member.name} does not run")
 
-    def value(self) -> float:
-        """The loss; what the model draws is the same at every query."""
+    def value(self) -> Tensor:
+        """The loss; a model that draws does so at every query as an estimator with seed 0 does at its first step."""
         if self._draws:
-            torch.manual_seed(SEED)
-        return self._member.value(self._model, self._batch).item()
+            torch.manual_seed(self._seed)
+        loss: Tensor = self._member.value(self._model, self._batch)
+        return loss
 
-    def query(self, entry: Tensor, before: float) -> float:
-        """The loss with an entry moved; ``before`` is its value."""
-        entry.fill_(before + STEP_SIZE)
-        found = self.value()
-        entry.fill_(before)
-        return found
+    def query(self, move: EntryMove) -> float:
+        """The loss with an entry moved."""
+        return move.loss(self.value).item()
 
     def choose(self, budget: float) -> dict[str, Any]:
         """Coordinates that the loop answers in ``budget`` seconds, and their slopes."""
-        sizes = {name: one.numel() for name, one in self._entries.items()}
-        self._todo = self._queries({name: [0] for name in sizes})
+        sizes = {name: one.numel() for name, one in self._flat.items()}
+        self._next = itertools.cycle(self._moves({name: [0] for name in sizes}))
         once = statistics.median(self.run(0.0)["seconds"] for _ in range(9))
         per_tensor = most_of_each(sizes.values(), budget / once)
         chosen = {name: spaced(size, per_tensor) for name, size in sizes.items()}
-        self._todo, self._next = self._queries(chosen), 0
-        loss, slopes = self._slopes(chosen)
+        moves = self._moves(chosen)
+        with FORMS[self.form]():
+            base = self.value().item()
+            slopes = iter([(self.query(move) - base) / STEP_SIZE for move in moves])
+        self._next = itertools.cycle(moves)
         return {
             "form": self.form,
             "seeded_at_every_query": self._draws,
@@ -117,29 +125,20 @@ class Loop:
             "tensors": len(sizes),
             "per_tensor": per_tensor,
             "coordinates": chosen,
-            "loss": loss,
-            "slopes": slopes,
+            "loss": base,
+            "slopes": {name: [next(slopes) for _ in indices] for name, indices in chosen.items()},
         }
 
-    def _slopes(self, chosen: Mapping[str, list[int]]) -> tuple[float, dict[str, list[float]]]:
-        """The loss, and forward differences at all coordinates."""
-        with FORMS[self.form]():
-            base = self.value()
-            found = iter([(self.query(*one) - base) / STEP_SIZE for one in self._todo])
-        return base, {name: [next(found) for _ in indices] for name, indices in chosen.items()}
-
-    def _queries(self, chosen: Mapping[str, list[int]]) -> list[tuple[Tensor, float]]:
-        """Entries in place and their values."""
-        entries = [self._entries[name][index] for name, indices in chosen.items() for index in indices]
-        return [(entry, float(entry)) for entry in entries]
+    def _moves(self, chosen: Mapping[str, list[int]]) -> list[EntryMove]:
+        """The moves of all queries."""
+        return [self._move(self._flat[name][index]) for name, indices in chosen.items() for index in indices]
 
     def run(self, seconds: float) -> dict[str, Any]:
         """Queries for some time, in turn; at least one."""
         count, start = 0, time.perf_counter()
         with FORMS[self.form]():
             while count == 0 or time.perf_counter() - start < seconds:
-                self.query(*self._todo[self._next])
-                self._next = (self._next + 1) % len(self._todo)
+                self.query(next(self._next))
                 count += 1
         return {"queries": count, "seconds": time.perf_counter() - start}
 
@@ -149,12 +148,12 @@ class Side:
 
     def __init__(self, member: Member, chosen: Mapping[str, list[int]]) -> None:
         model = member.model()
-        given = member.arguments()
+        batch = member.arguments()
         closure = None if takes_closures() else member.closure
         native = closure is None
         self._prefix = "" if native else WRAPPED
-        self.arguments = given.args if native else ((given.args, given.kwargs), torch.zeros(1))
-        self.keywords = given.kwargs if native else {}
+        self.arguments = batch.args if native else ((batch.args, batch.kwargs), torch.zeros(1))
+        self.keywords = batch.kwargs if native else {}
         self._chosen = {
             name: [index for index in indices if index < model.get_parameter(name).numel() * parts(model, name)]
             for name, indices in chosen.items()
@@ -186,20 +185,20 @@ class Side:
         return {"queries": queries, "seconds": time.perf_counter() - start}
 
     def plan(self) -> dict[str, Any]:
-        """What fell back, what is run again, and what the estimator says of itself."""
+        """Operations that fell back, tensors that are run again, and the estimator's own words."""
         kind = getattr(objective, "Batch", None)
         batch = self.arguments if kind is None else kind(self.arguments, self.keywords)
-        told = self.zo.explain().splitlines() if hasattr(self.zo, "explain") else []
+        explained = self.zo.explain().splitlines() if hasattr(self.zo, "explain") else []
         evaluator: Any = self.zo.evaluator
         try:
             program = evaluator.program(self.zo.objective, batch)
         except dz.errors.DeepZeroError as error:
-            return {"not_propagated": first_line(error), "told": told}
+            return {"not_propagated": first_line(error), "told": explained}
         again = dict(getattr(program, "recomputed", {}))
         return {
             "fallbacks": list(program.fallbacks),
             "recomputed": {name: first_line(why) for name, why in again.items()},
-            "told": told,
+            "told": explained,
         }
 
 
@@ -229,8 +228,8 @@ class Answers:
                 return {"refused": first_line(error)}
         side = self._side
         lasting = [one for one in caught if not issubclass(one.category, DeprecationWarning | FutureWarning)]
-        said = list(dict.fromkeys(first_line(str(one.message)) for one in lasting))
-        return {"first_use_seconds": side.first_use, "loss": side.loss, "slopes": side.slopes, **plan, "warned": said}
+        lines = list(dict.fromkeys(first_line(str(one.message)) for one in lasting))
+        return {"first_use_seconds": side.first_use, "loss": side.loss, "slopes": side.slopes, **plan, "warned": lines}
 
     def loop(self, seconds: float) -> dict[str, Any]:
         """Queries of the loop."""
@@ -246,7 +245,7 @@ class Answers:
 
 
 def takes_closures() -> bool:
-    """Whether this version of the package has ``dz.CGE(..., closure=...)``."""
+    """True if this version of the package has ``dz.CGE(..., closure=...)``."""
     return "closure" in inspect.signature(dz.CGE).parameters
 
 
@@ -261,8 +260,8 @@ def parts(model: nn.Module, name: str) -> int:
     return 2 if model.get_parameter(name).is_complex() and hasattr(objective, "as_real") else 1
 
 
-def most_of_each(sizes: Any, queries: float) -> int:
-    """The largest power of 2 such that so many coordinates of each tensor are at most ``queries``; at least 1.
+def most_of_each(sizes: Iterable[int], queries: float) -> int:
+    """The largest power of 2 such that this number of coordinates of each tensor are at most ``queries``; at least 1.
 
     Example:
         >>> most_of_each([10, 3], 9.0)
@@ -293,7 +292,7 @@ def first_line(error: BaseException | str) -> str:
 
 
 def warm_up() -> None:
-    """Load what the first estimate of a process loads."""
+    """Make the first estimate of the process, which loads libraries."""
     zo = dz.CGE(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), loss=nn.functional.cross_entropy)
     zo.estimate(torch.ones(2, 2), torch.tensor([0, 1]))
 
@@ -307,8 +306,8 @@ def main() -> None:
     warm_up()
     known = Answers()
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(getattr(known, asked.pop("task"))(**asked)), file=answers, flush=True)
+        request = json.loads(line)
+        print(json.dumps(getattr(known, request.pop("task"))(**request)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

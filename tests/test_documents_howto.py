@@ -18,13 +18,13 @@ import deepzero
 from deepzero import errors
 from deepzero.doctor import Diagnosis
 from deepzero.report import documents
-from deepzero.tasks.classification import train
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,
     ModelConfig,
     SparsityConfig,
+    train,
 )
 from deepzero.training import TrainingConfig
 

@@ -14,12 +14,12 @@ from torch import nn
 import deepzero as dz
 from deepzero.data import load
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.tasks.classification import train
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,
     ModelConfig,
+    train,
 )
 from deepzero.training import Autograd, TrainingConfig
 

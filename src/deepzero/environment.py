@@ -1,4 +1,4 @@
-"""Where a run took place: versions and hardware, for its summary."""
+"""Versions and hardware, for the records of runs and measurements."""
 
 from __future__ import annotations
 

@@ -14,6 +14,10 @@ class InvalidInputError(DeepZeroError, ValueError):
     """An argument is out of its domain; the message says what was expected, what came, and what to type instead."""
 
 
+class MissingPackageError(InvalidInputError, ImportError):
+    """An optional package is not installed; the message says which extra of deepzero brings it."""
+
+
 class GraphError(DeepZeroError):
     """The model cannot be turned into a graph whose differences can be propagated."""
 
@@ -55,7 +59,7 @@ class RowError(QueryError):
 
     Attributes:
         row: its number in the call.
-        inputs: what it was asked, each of one row.
+        inputs: its arguments, each of one row.
         job: of an evaluator, in which it was asked; None outside of an estimate.
         perturbation: of that job.
     """
@@ -107,7 +111,7 @@ _FROM_BLACK_BOX = "_deepzero_from_black_box"
 
 
 def from_black_box(error: BaseException) -> bool:
-    """Whether asking a black box raised it: then no other way to evaluate the same query should be tried."""
+    """True if asking a black box raised it: then no other way to evaluate the same query should be tried."""
     return getattr(error, _FROM_BLACK_BOX, False)
 
 

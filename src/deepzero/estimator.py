@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from deepzero import validation
 from deepzero.coordinates import Coordinates, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RowError
 from deepzero.evaluator_choice import choose_evaluator
-from deepzero.evaluators import Evaluator
+from deepzero.evaluators import Evaluator, Measurement, StepQueries
 from deepzero.evaluators.distributed import load_evaluator
 from deepzero.executors import ExecutorSource, QueryJournal, QueryPolicy
 from deepzero.objective import (
@@ -31,9 +33,8 @@ from deepzero.objective import (
     parameters_of,
     steady,
 )
-from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
-from deepzero.probes.coordinate import CoordinatePerturbations
-from deepzero.randomness import derive_seed
+from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes, coordinates_of
+from deepzero.randomness import derive_seed, step_seed
 from deepzero.stencils import FORWARD, Stencil, as_stencil
 from deepzero.step_sizes import (
     NOISE_POINTS,
@@ -43,6 +44,23 @@ from deepzero.step_sizes import (
     relative_noise,
     require_representable,
 )
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Slopes of the loss along the :math:`K` directions of a step, and the loss differences that they are made of.
+
+    Attributes:
+        loss: base loss, 0-dim float64.
+        values: the slopes; NaN or infinite where a loss was.
+        differences: :math:`\\ell(\\theta + t_j p_k) - \\ell(\\theta)` at every node :math:`j` of the stencil.
+        buffers: the objective's buffers as the base query leaves them.
+    """
+
+    loss: Tensor
+    values: Float64[Tensor, " K"]
+    differences: Float64[Tensor, "J K"]
+    buffers: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -112,10 +130,10 @@ class Estimator:
         require_representable(self.step_rule.of(parameters_of(objective)), parameters_of(objective))
 
     def __repr__(self) -> str:
-        asked = self.step_rule.describe()
+        rule = self.step_rule.describe()
         return (
             f"{type(self).__name__}({self.objective!r}, probes={self.probes!r}, stencil={self.stencil.name}, "
-            f"step_size={'by dtype' if asked is None else asked}, evaluator={type(self.evaluator).__name__}, "
+            f"step_size={'by dtype' if rule is None else rule}, evaluator={type(self.evaluator).__name__}, "
             f"seed={self.seed}; {self.step:,} steps, {self.queries:,} queries so far)"
         )
 
@@ -133,28 +151,104 @@ class Estimator:
         with steady(self.objective):
             return self._estimate(Batch(batch, keywords))
 
-    def _estimate(self, arguments: Batch) -> Estimate:
-        context = self.context(arguments)
-        perturbations = self.probes.draw(context)
-        if isinstance(perturbations, CoordinatePerturbations):
-            self._kept = perturbations.coordinates.shares(parameters_of(self.objective))
-        offsets = [node * context.step_size for node in self.stencil.nodes]
-        seed = derive_seed(self.seed, "objective", self.step)
+    def _estimate(self, batch: Batch) -> Estimate:
+        context = self.context(batch)
+        directions = self.probes.draw(context)
+        found = self.slopes(directions, batch, step_size=context.step_size)
+        coordinates = coordinates_of(directions)
+        if coordinates is not None:
+            self._kept = coordinates.shares(parameters_of(self.objective))
+        skipped = self._unanswered(found.differences)
+        self._require_finite(found.differences.masked_fill(skipped, 0.0), directions, context.step_size)
+        with torch.no_grad():
+            slopes = found.values.masked_fill(skipped, 0.0)
+            gradients = constrained(self.objective, directions.combine(slopes, self.dtype))
+        return Estimate(found.loss, gradients, self.cost(directions), found.buffers, int(skipped.sum()))
+
+    def directions(self, *batch: Any, **keywords: Any) -> Perturbations:
+        """The :math:`K` directions :math:`p_k` of the next step: :math:`e_i` for CGE, :math:`u_k` for RGE.
+
+        Args:
+            *batch: as for :meth:`backward`; schedules may look at it.
+            **keywords: likewise.
+
+        Example:
+            >>> import numpy as np, deepzero as dz
+            >>> zo = dz.CGE(dz.BlackBox(lambda x: float((x**2).sum()), np.ones(3)))
+            >>> directions = zo.directions()
+            >>> len(directions), directions.describe(2), zo.cost(directions)
+            (3, 'x[2]', 4)
+        """
+        return self.probes.draw(self.context(Batch(batch, keywords)))
+
+    def slopes(
+        self,
+        directions: Perturbations,
+        batch: tuple[Any, ...] = (),
+        *,
+        step_size: float | None = None,
+        stencil: Stencil | str | None = None,
+    ) -> Slopes:
+        """Slopes along directions, with the random numbers of the next step; changes nothing.
+
+        .. math:: s_k = \\frac{\\sum_j w_j \\, [\\ell(\\theta + t_j p_k) - \\ell(\\theta)]}{\\sum_j w_j t_j},
+            \\qquad t_j = \\nu_j \\mu
+
+        with nodes :math:`\\nu_j` and weights :math:`w_j` of the stencil. Where an evaluator forms
+        :math:`\\theta + t_j p_k`, :math:`t_j` is what rounding leaves of it.
+
+        Args:
+            directions: those of :meth:`directions`, or some of them.
+            batch: the arguments of an estimate, as a tuple or a :class:`~deepzero.objective.Batch`.
+            step_size: :math:`\\mu`; the estimator's by default.
+            stencil: the estimator's by default.
+
+        Example:
+            >>> import numpy as np, deepzero as dz
+            >>> zo = dz.CGE(dz.BlackBox(lambda x: float((x**2).sum()), np.ones(3)))
+            >>> zo.slopes(zo.directions(), step_size=0.5).values
+            tensor([2.5000, 2.5000, 2.5000], dtype=torch.float64)
+            >>> zo.slopes(zo.directions(), step_size=0.5, stencil=dz.CENTRAL).values
+            tensor([2., 2., 2.], dtype=torch.float64)
+        """
+        chosen = self.stencil if stencil is None else as_stencil(stencil)
+        size = self.context(batch).step_size if step_size is None else step_size
+        queries = self.step_queries(directions, [node * size for node in chosen.nodes], batch)
+        answers = self.measure(queries)
+        with torch.no_grad():
+            values = chosen.slopes(answers.differences, answers.taken(queries))
+        return Slopes(answers.loss, values, answers.differences, answers.buffers)
+
+    def step_queries(
+        self, directions: Perturbations, offsets: Sequence[float], batch: tuple[Any, ...] = ()
+    ) -> StepQueries:
+        """The queries of the next step at some offsets :math:`t_j` along some directions, as evaluators take them."""
+        return StepQueries(self.objective, batch, directions, offsets, step_seed(self.seed, self.step))
+
+    def measure(self, queries: StepQueries) -> Measurement:
+        """The answers to queries: ``[J, K]`` loss differences; changes nothing."""
         try:
-            answers = self.evaluator.measure(self.objective, arguments, perturbations, offsets, seed)
+            with steady(self.objective):
+                return self.evaluator.measure(queries)
         except RowError as error:
             if error.job is not None:
-                k = error.job.start + error.perturbation
-                error.during(f"{perturbations.describe(k)} moved by {offsets[error.job.row]:g}")
+                error.during(queries.describe(error.job.row, error.job.start + error.perturbation))
             raise
-        skipped = self._unanswered(answers.differences)
-        answers.differences[:, skipped] = 0.0
-        _require_finite(answers.differences, perturbations, offsets)
-        with torch.no_grad():
-            slopes = self.stencil.slopes(answers.differences, answers.taken(perturbations, offsets))
-            gradients = constrained(self.objective, perturbations.combine(slopes, self.dtype))
-        queries = 1 + answers.differences.numel()
-        return Estimate(answers.loss, gradients, queries, answers.buffers, int(skipped.sum()))
+
+    def cost(self, directions: Perturbations) -> int:
+        """Function values that an estimate along ``directions`` takes, the base included."""
+        return 1 + len(self.stencil.nodes) * len(directions)
+
+    def copy(self, *, objective: Objective | None = None, evaluator: Evaluator | None = None) -> Estimator:
+        """Another estimator with the same choices and counters, on another objective or evaluator if one is given.
+
+        What one of them counts or finds out (:attr:`queries`, the noise of the loss) does not reach the other.
+        """
+        twin = copy.copy(self)
+        twin.step_rule = copy.copy(self.step_rule)
+        twin.objective = self.objective if objective is None else objective
+        twin.evaluator = self.evaluator if evaluator is None else evaluator
+        return twin
 
     def _unanswered(self, differences: Tensor) -> Tensor:
         """``[q]``: directions that a black box's policy leaves out; all of them would be no estimate."""
@@ -163,8 +257,18 @@ class Estimator:
             return torch.zeros_like(bad)
         return bad
 
+    def _require_finite(self, differences: Tensor, directions: Perturbations, step_size: float) -> None:
+        bad = (~differences.isfinite()).nonzero()
+        if len(bad):
+            row, k = bad[0].tolist()
+            raise NonFiniteLossError(
+                f"{len(bad)} of {differences.numel()} perturbed losses are not finite, the first at "
+                f"{directions.describe(k)} moved by {self.stencil.nodes[row] * step_size:g}; lower the step size or "
+                "the learning rate, or run `deepzero doctor`"
+            )
+
     def context(self, batch: tuple[Any, ...]) -> StepContext:
-        """What the directions of the next step are drawn from, steps of the parameters included."""
+        """The context of the next step: its number, the batch, and the step sizes of the parameters."""
         self._measure_noise(batch)
         sizes = self.step_sizes()
         require_representable(sizes, parameters_of(self.objective))
@@ -200,18 +304,18 @@ class Estimator:
         return estimate.loss
 
     def explain(self, *batch: Any, **keywords: Any) -> str:
-        """How each parameter's queries are run, what that costs, and how it was checked, in words.
+        """The plan in words: the way each parameter's queries are run, its cost, and its check.
 
         Args:
             *batch: as for :meth:`backward`: makes the base query. Without it: what is known from the steps so far.
             **keywords: likewise.
         """
-        told = getattr(self.evaluator, "explain", None)
+        explain = getattr(self.evaluator, "explain", None)
         name = type(self.evaluator).__name__
-        if told is None:
+        if explain is None:
             return f"{name}: every query is one evaluation of the objective"
         arguments = Batch(batch, keywords) if batch or keywords else None
-        return str(told(self.objective, arguments))
+        return str(explain(self.objective, arguments))
 
     def _measure_noise(self, batch: tuple[Any, ...]) -> None:
         """``step_size="auto"``: the noise of the loss, once.
@@ -221,18 +325,17 @@ class Estimator:
         rule = self.step_rule
         if not isinstance(rule, FromNoise) or rule.noise is not None:
             return
-        exact = getattr(self.evaluator, "exact", False) and not isinstance(self.probes, RandomProbes)
-        if exact and not (isinstance(self.objective, NetworkObjective) and asks_black_boxes(self.objective)):
+        exact = getattr(self.evaluator, "exact", False) and not getattr(self.probes, "moves_all_parameters", False)
+        if exact and not asks_black_boxes(self.objective):
             rule.noise = 0.0
             return
         parameters = parameters_of(self.objective)
-        seed = derive_seed(self.seed, "objective", self.step)
-        _, query = first_query(self.objective, parameters, batch, seed)
+        _, query = first_query(self.objective, parameters, batch, step_seed(self.seed, self.step))
         rule.noise = relative_noise(lambda moved: float(query(moved)), parameters, derive_seed(self.seed, "noise"))
         self.queries += NOISE_POINTS + 1
 
     def kept(self) -> dict[str, float]:
-        """Which part of each layer's coordinates the last estimate was of, in [0, 1], in the objective's order.
+        """The share of each layer's coordinates that the last estimate was of, in [0, 1], in the objective's order.
 
         Layers are parameters of two or more dimensions. Empty before the first estimate, for random directions, and
         where no coordinate was left out.
@@ -250,14 +353,14 @@ class Estimator:
             "epoch": self.epoch,
             "queries": self.queries,
             "skipped": self.skipped,
-            "fixed": self._fixed(),
+            "fixed": self.settings(),
             "evaluator": self.evaluator.state_dict(),
             **({"noise": self.step_rule.noise} if isinstance(self.step_rule, FromNoise) else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`; the choices that shape the estimate must be the same."""
-        expected, found = self._fixed(), state["fixed"]
+        expected, found = self.settings(), state["fixed"]
         if expected != found:
             changed = ", ".join(f"{k}: {found.get(k)!r} -> {v!r}" for k, v in expected.items() if found.get(k) != v)
             raise CheckpointError(
@@ -269,7 +372,8 @@ class Estimator:
             self.step_rule.noise = state.get("noise")
         load_evaluator(self.evaluator, state["evaluator"])
 
-    def _fixed(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
+        """The choices that shape the estimate, as JSON-able values; a run is resumed with the same."""
         return {
             "stencil": self.stencil.name,
             "step_size": self.step_rule.describe(),
@@ -292,7 +396,6 @@ def CGE(  # noqa: N802 - the field's name
     executor: ExecutorSource | None = None,
     policy: QueryPolicy | None = None,
     journal: QueryJournal | None = None,
-    dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Estimator:
     """Coordinate-wise gradient estimation (equation (1) right and Sparse-CGE of Chen et al., 2024).
@@ -316,7 +419,6 @@ def CGE(  # noqa: N802 - the field's name
             one; short for ``evaluator=dz.ExecutorEvaluator(executor, policy=policy, journal=journal)``.
         policy: with ``executor``: timeout, retries, limits.
         journal: with ``executor``: a file that keeps every answer.
-        dtype: accumulation dtype (no effect here: nothing is accumulated across coordinates).
         seed: seeds whatever the objective draws, such as dropout masks.
 
     Example:
@@ -337,7 +439,6 @@ def CGE(  # noqa: N802 - the field's name
         evaluator=chosen,
         stencil=stencil,
         step_size=step_size,
-        dtype=dtype,
         seed=seed,
     )
 
@@ -421,14 +522,3 @@ def _objective(model: Any, loss: Loss | None, closure: Closure | None) -> Object
     if loss is not None or closure is not None:
         raise InvalidInputError(f"a {type(model).__name__} returns its loss itself; leave out loss=... and closure=...")
     return model  # type: ignore[no-any-return]
-
-
-def _require_finite(differences: Tensor, perturbations: Perturbations, offsets: list[float]) -> None:
-    bad = (~differences.isfinite()).nonzero()
-    if len(bad):
-        row, k = bad[0].tolist()
-        raise NonFiniteLossError(
-            f"{len(bad)} of {differences.numel()} perturbed losses are not finite, the first at "
-            f"{perturbations.describe(k)} moved by {offsets[row]:g}; lower the step size or the learning rate, "
-            "or run `deepzero doctor`"
-        )

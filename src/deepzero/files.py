@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: temporary name, fsync, rename."""
+"""Files that are either whole or not there (temporary name, fsync, rename), and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the processes of a team find each other, again and again: a store of their own for every start.
+"""The rendezvous of a team: a store of its own, by which its processes find each other, for every start.
 
 Under a dynamic rendezvous ``torchrun`` hands the store of its agent to the processes, and the same one after a restart.
 In it lie the addresses of processes that are gone, and gloo would wait for them (pytorch/pytorch#135712 has the same
@@ -20,7 +20,7 @@ from deepzero.errors import TeamError
 
 ADDRESS, NONCE = "deepzero/address", "deepzero/nonce"
 PATIENCE = timedelta(seconds=5)
-"""How long to try an address before looking whether there is a newer one."""
+"""Time to try an address before looking for a newer one."""
 
 
 def fresh_store(timeout: timedelta) -> tuple[Store, int, int]:
@@ -31,7 +31,7 @@ def fresh_store(timeout: timedelta) -> tuple[Store, int, int]:
     """
     store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return store, rank, size  # rank 0 hosts it itself, anew at every start
+        return store, rank, size  # rank 0 hosts it itself, a new one at every start
     if rank == 0:
         return _opened(store), rank, size
     return _found(store, timeout), rank, size

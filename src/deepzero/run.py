@@ -16,12 +16,11 @@ from deepzero.data import Preprocessing
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.losses import named_loss
 from deepzero.objective import Loss, NetworkObjective
-from deepzero.team import Team
+from deepzero.team import Alone
 from deepzero.training import RunFolder, measured, read_metrics, read_record, require_made_by
-from deepzero.training.batches import Batches, reader
+from deepzero.training.batch_reader import Batches, reader
 from deepzero.training.evaluation import Metric, eval_mode
-from deepzero.training.model_file import NAME, ModelFile, export_program
-from deepzero.training.onnx_file import export_onnx
+from deepzero.training.model_file import NAME, ModelFile, export_onnx, export_program
 
 FORMATS = (".onnx", ".pt2")
 BATCH = 500
@@ -35,9 +34,9 @@ class Run:
     Attributes:
         folder: of the run.
         model: the network with the selected weights, in eval mode, on the CPU.
-        config: what the run depended on.
+        config: the settings that the run depended on.
         summary: its result.
-        classes: names of the classes; None if the outputs are no classes, or nobody said what they are.
+        classes: names of the classes; None if the outputs are no classes, or their names are not known.
         preprocessing: from raw inputs to those of the network; None if it takes them as they are.
     """
 
@@ -68,29 +67,29 @@ class Run:
         """Raw inputs as the network takes them, ``[n, ...]``.
 
         Args:
-            x: what :class:`~deepzero.data.Preprocessing` of the run takes: image files, arrays, rows of a table. A run
-                without one takes tensors and arrays of the shape that it was trained on.
+            x: image files, arrays or rows of a table, as the run's :class:`~deepzero.data.Preprocessing` takes them. A
+                run without one takes tensors and arrays of the shape that it was trained on.
 
         Raises:
             InvalidInputError: they are of another kind or shape; the message says what was expected.
         """
         if self.preprocessing is not None:
             return self.preprocessing(x)
-        wanted = self._file.inputs
-        dtype = None if wanted is None else getattr(torch, wanted["dtype"])
+        form = self._file.inputs
+        dtype = None if form is None else getattr(torch, form["dtype"])
         try:
-            given = torch.as_tensor(x, dtype=dtype)
+            inputs = torch.as_tensor(x, dtype=dtype)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidInputError(f"expected a tensor or an array, got {type(x).__name__} ({error})") from error
-        if wanted is not None and list(given.shape[1:]) != list(wanted["shape"]):
+        if form is not None and list(inputs.shape[1:]) != list(form["shape"]):
             raise InvalidInputError(
-                f"expected inputs of shape [n, {', '.join(map(str, wanted['shape']))}], as in training, got "
-                f"{list(given.shape)}{'; add the batch with x[None]' if list(given.shape) == wanted['shape'] else ''}"
+                f"expected inputs of shape [n, {', '.join(map(str, form['shape']))}], as in training, got "
+                f"{list(inputs.shape)}{'; add the batch with x[None]' if list(inputs.shape) == form['shape'] else ''}"
             )
-        return given
+        return inputs
 
     def outputs(self, x: Any) -> Tensor:
-        """What the network gives for raw inputs, ``[n, ...]``, in eval mode.
+        """The outputs of the network for raw inputs, ``[n, ...]``, in eval mode.
 
         Raises:
             InvalidInputError: the inputs are of another form, or the network gives something else than one tensor.
@@ -152,7 +151,7 @@ class Run:
             if len(x) != len(y):
                 raise InvalidInputError(f"there are {len(x)} inputs, but {len(y)} targets")
             data = DataLoader(TensorDataset(x, y), batch_size=BATCH)
-        return reader(data, torch.device("cpu"), Team()).read(0, 0)
+        return reader(data, torch.device("cpu"), Alone()).read(0, 0)
 
     def export(self, path: str | Path) -> Path:
         """Write the network for other programs: ``.onnx``, or ``.pt2`` (a program of ``torch.export``).
@@ -208,7 +207,7 @@ def load_run(folder: str | Path, *, model: nn.Module | None = None) -> Run:
     record = read_record(path)
     require_made_by(path, record, "train")
     run = RunFolder(path, record)
-    summary = run.summary
+    summary = run.read_summary()
     if summary is None:
         raise RunFolderError(
             f"the run in {path} has not finished; to finish it, type deepzero train --resume --out "
@@ -229,12 +228,12 @@ def load_run(folder: str | Path, *, model: nn.Module | None = None) -> Run:
 
 
 def _misfit(path: Path, model: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """In what the weights of a run and a network differ."""
-    there, wanted = ({n: list(t.shape) for n, t in tensors.items()} for tensors in (weights, model.state_dict()))
+    """The message that the weights of a run do not fit a network: the tensors that differ."""
+    there, own = ({n: list(t.shape) for n, t in tensors.items()} for tensors in (weights, model.state_dict()))
     odd = [
-        f"{name} is {there.get(name, 'missing')} there, {wanted.get(name, 'missing')} in the network"
-        for name in {**wanted, **there}
-        if there.get(name) != wanted.get(name)
+        f"{name} is {there.get(name, 'missing')} there, {own.get(name, 'missing')} in the network"
+        for name in {**own, **there}
+        if there.get(name) != own.get(name)
     ]
     more = f", and {len(odd) - 2} more" if len(odd) > 2 else ""
     return (

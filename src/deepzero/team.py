@@ -1,7 +1,7 @@
-"""The processes of one run: who they are, and the few bytes that they exchange.
+"""The processes of one run: their ranks, and the few bytes that they exchange.
 
-A team is made by ``torchrun``; a process started without it is a team of one, and runs through the same code. What
-travels is bytes and float64 numbers through ``torch.distributed`` collectives; nothing is pickled.
+``torchrun`` starts a team; a process that was started without it is a team of one, which runs through the same code.
+Bytes and float64 numbers travel through ``torch.distributed`` collectives; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -29,20 +29,33 @@ DEFAULT_TIMEOUT = 600.0
 class Team:
     """One process and the others it works with.
 
+    ``Team(rank, size)`` makes the implementation that fits, as ``pathlib.Path`` does: :class:`Alone` for one process,
+    :class:`Torchrun` for several, between which ``torch.distributed`` has been initialized. By itself the class is
+    abstract: an implementation has :meth:`broadcast`, :meth:`exchange`, :meth:`highest` and :meth:`agrees`.
+
     Args:
         rank: number of this process, from 0; rank 0 leads: it alone reads and writes the run's folder.
-        size: how many processes there are.
-        device: where what is exchanged lies: the CPU for gloo, the process's own GPU for NCCL.
+        size: number of processes.
+        device: of the tensors that are exchanged: the CPU for gloo, the process's own GPU for NCCL.
         timeout: seconds to wait for another process.
 
     Attributes:
         exchanged: payload bytes that this process has received from others so far.
+        interruptible: True if a signal may end this process at once: no other process waits for it, and no launcher
+            sends the signals of a terminal a second time.
 
     Example:
         >>> alone = Team()
         >>> alone.leads, alone.broadcast(b"weights"), alone.highest(3)
         (True, b'weights', 3)
     """
+
+    interruptible: ClassVar[bool]
+
+    def __new__(cls, rank: int = 0, size: int = 1, **options: Any) -> Self:  # noqa: ARG004 - those of __init__
+        """The implementation for a team of this size."""
+        chosen = (Alone if size == 1 else Torchrun) if cls is Team else cls
+        return cast("Self", super().__new__(chosen))
 
     def __init__(
         self,
@@ -60,18 +73,40 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that reads and writes files."""
+        """True for the process that reads and writes files."""
         return self.rank == 0
 
-    def broadcast(self, data: bytes) -> bytes:
-        """The bytes that rank 0 gives, on every rank; what the others give is not looked at."""
-        if self.size == 1:
-            return data
-        length = self._from(0, torch.tensor([len(data)], dtype=torch.int64))
-        own = bytearray(data) if self.leads else bytearray(int(length))
-        if not own:
-            return b""
-        return bytes(self._from(0, torch.frombuffer(own, dtype=torch.uint8)).numpy())
+    def broadcast(self, data: bytes, *, source: int = 0) -> bytes:
+        """The bytes that one rank gives, on every rank; those of the others are ignored."""
+        raise NotImplementedError
+
+    def exchange(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Every rank's part, on every rank.
+
+        Args:
+            own: float64 ``[sizes[rank]]``.
+            sizes: length of each rank's part, the same list on all ranks.
+
+        Returns:
+            The parts in the order of ranks, bit for bit, on the device of ``own``.
+
+        Raises:
+            TeamError: a rank hangs or has ended.
+        """
+        raise NotImplementedError
+
+    def highest(self, value: int) -> int:
+        """The largest of all ranks' values, on every rank."""
+        raise NotImplementedError
+
+    def agrees(self, value: Callable[[], int]) -> bool:
+        """True on every rank if all of them get the same value; a process that is alone does not compute it."""
+        raise NotImplementedError
+
+    def first(self, text: str | None) -> str | None:
+        """The text of the lowest rank that has one, on every rank; None if none has."""
+        source = self.size - self.highest(0 if text is None else self.size - self.rank)
+        return None if source == self.size else self.broadcast((text or "").encode(), source=source).decode()
 
     def from_leader(self, function: Callable[[], Any]) -> Any:
         """Call ``function`` on rank 0 alone, and return its JSON-able value on every rank.
@@ -96,21 +131,48 @@ class Team:
         self.broadcast(b"+" + answer)
         return answer
 
+
+class Alone(Team):
+    """A process without others: whatever it gives is what all have."""
+
+    interruptible = True
+
+    def broadcast(self, data: bytes, *, source: int = 0) -> bytes:
+        """The data."""
+        return data
+
     def exchange(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """Every rank's part, on every rank.
+        """The one part."""
+        return [own]
 
-        Args:
-            own: float64 ``[sizes[rank]]``.
-            sizes: length of each rank's part, the same list on all ranks.
+    def highest(self, value: int) -> int:
+        """The value."""
+        return value
 
-        Returns:
-            The parts in the order of ranks, bit for bit as they were given, on the device of ``own``.
+    def agrees(self, value: Callable[[], int]) -> bool:
+        """True."""
+        return True
+
+
+class Torchrun(Team):
+    """Processes that ``torchrun``, or another launcher, has started, and collectives of ``torch.distributed``."""
+
+    interruptible = False
+
+    def broadcast(self, data: bytes, *, source: int = 0) -> bytes:
+        """The bytes of ``source``: their number first, then they themselves."""
+        length = self._from(source, torch.tensor([len(data)], dtype=torch.int64))
+        own = bytearray(data) if self.rank == source else bytearray(int(length))
+        if not own:
+            return b""
+        return bytes(self._from(source, torch.frombuffer(own, dtype=torch.uint8)).numpy())
+
+    def exchange(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """One broadcast from each rank, all of them at the same time.
 
         Raises:
             TeamError: a rank hangs or has ended.
         """
-        if self.size == 1:
-            return [own]
         parts = [
             own.to(self.device) if rank == self.rank else torch.empty(size, dtype=torch.float64, device=self.device)
             for rank, size in enumerate(sizes)
@@ -125,14 +187,17 @@ class Team:
         return [part.to(own.device) for part in parts]
 
     def highest(self, value: int) -> int:
-        """The largest of all ranks' values, on every rank."""
-        if self.size == 1:
-            return value
+        """An all-reduce of one number."""
         shared = torch.tensor([value], dtype=torch.int64, device=self.device)
         with self._waiting("another rank"):
             dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         self.exchanged += 8
         return int(shared)
+
+    def agrees(self, value: Callable[[], int]) -> bool:
+        """True if the largest value is the smallest one."""
+        own = value()
+        return self.highest(own) == -self.highest(-own)
 
     def _from(self, rank: int, tensor: Tensor) -> Tensor:
         shared = tensor.to(self.device)
@@ -144,7 +209,7 @@ class Team:
 
     @contextmanager
     def _waiting(self, whom: str) -> Iterator[None]:
-        """Turn the failures of collectives into one error that says who is missing."""
+        """Turn the failures of collectives into one error that names who is missing."""
         try:
             yield
         except RuntimeError as error:
@@ -161,7 +226,7 @@ def joined(device: str = "cpu", *, timeout: float = DEFAULT_TIMEOUT) -> Iterator
     """The team that this process was started in: ``torchrun``'s, or a team of one.
 
     Args:
-        device: where the run computes: ``cpu``, or ``cuda``, where each process of a host takes the GPU of its local
+        device: of the run: ``cpu``, or ``cuda``, where each process of a host takes the GPU of its local
             rank. Collectives go through NCCL between GPUs, else through gloo.
         timeout: seconds to wait for another process.
 
@@ -172,7 +237,7 @@ def joined(device: str = "cpu", *, timeout: float = DEFAULT_TIMEOUT) -> Iterator
     timeout = validation.positive("timeout", timeout, hint=f"{DEFAULT_TIMEOUT:g}")
     own = own_device(validation.device(device))
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or not dist.is_available():
-        yield Team(device=own, timeout=timeout)
+        yield Alone(device=own, timeout=timeout)
         return
     backend, limit = "nccl" if own.type == "cuda" else "gloo", timedelta(seconds=timeout)
     try:
@@ -199,7 +264,7 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def launch_name() -> str | None:
-    """What is the same for all processes of one ``torchrun`` and after each of its restarts; None without it."""
+    """A name of the launch: the same for all processes of one ``torchrun`` and after its restarts; None without it."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     if run is None or run != "none":
         return run

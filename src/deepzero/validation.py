@@ -30,6 +30,12 @@ def count(name: str, value: int, *, minimum: int = 1) -> int:
     return value
 
 
+def counts(**values: int) -> None:
+    """Accept integers of at least 1, by the names of their arguments."""
+    for name, value in values.items():
+        count(name, value)
+
+
 def integer(name: str, value: int) -> int:
     """Accept any integer."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -11,7 +11,7 @@ from deepzero import baselines
 from deepzero.baselines import AlignAda, AlignProp, AlignZero
 from deepzero.errors import CheckpointError
 from deepzero.losses import centered_squared_error
-from deepzero.training.sources import Autograd
+from deepzero.training.gradient_sources import Autograd
 
 METHODS = (AlignAda, AlignProp, AlignZero)
 

@@ -12,7 +12,7 @@ from deepzero import baselines, models
 from deepzero.baselines import DirectFeedbackAlignment, FeedbackAlignment
 from deepzero.errors import InvalidInputError
 from deepzero.losses import centered_squared_error
-from deepzero.training.sources import Autograd
+from deepzero.training.gradient_sources import Autograd
 
 LAYERWISE = ("align-ada", "align-prop", "align-zero", "dfa", "fa")
 

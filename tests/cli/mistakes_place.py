@@ -15,9 +15,9 @@ from own_files import image_folder, noise, npz, table
 from PIL import Image
 
 from deepzero.cli import main
-from deepzero.recipes.correction_recipes import find_correction
+from deepzero.recipes.correction_recipes import RECIPES
 from deepzero.recipes.defense_recipes import digits
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.correction import correct
 from deepzero.tasks.defense import DenoiserConfig, StageConfig, defend
 
@@ -181,7 +181,7 @@ def _runs() -> None:
     )
     defend(tiny, out="runs/defense")
     defend(tiny, out="runs/defense-begun", max_seconds=1e-9)
-    correct(find_correction("wake-tiny").config(), out="runs/correction", data_dir="flows", max_seconds=1e-9)
+    correct(RECIPES.find("wake-tiny").config(), out="runs/correction", data_dir="flows", max_seconds=1e-9)
 
 
 def _done(words: list[str], code: int = 0) -> None:

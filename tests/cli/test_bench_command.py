@@ -17,7 +17,7 @@ def test_bench_from_start_to_record(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/deepzero", "bench", "digits"])
     assert main(["bench", "digits", *TINY, "--out", "bench.json"]) == 0
     out = capsys.readouterr().out
-    for word in ("naive loop", "loop with block reuse", "queries/s", "share of time", "convolution", "features.0-3"):
+    for word in ("naive loop", "loop with block reuse", "queries/s", "share of time", "conv2d", "features.0-3"):
         assert word in out
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["command"] == "deepzero bench digits"

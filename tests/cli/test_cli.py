@@ -65,7 +65,7 @@ def test_stop_and_resume(tmp_path, capsys):
         (["train", "--epochs", "0"], "epochs must be an integer of at least 1"),
         (["train", "--depth", "3"], "this recipe's model has no depth"),
         (["train", "--device", "tpu"], "device must be cpu, cuda"),
-        (["train", "--max-minutes", "0"], "--max-minutes must be a number above 0"),
+        (["train", "--max-minutes", "0"], "--max-minutes must be a finite number above 0"),
         (["train", "--limit", "8"], "batch"),
         (["train", "--resume"], "there is no unfinished run in runs"),
         (["train", "--resume", "--out", "none"], "none holds no run, because there is no such folder"),

@@ -10,8 +10,8 @@ import pytest
 from deepzero.cli import main
 from deepzero.recipes import Recipe
 from deepzero.recipes import defense_recipes as defenses
-from deepzero.recipes.defense_recipes import DEFENSES, digits
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.recipes.defense_recipes import RECIPES, digits
+from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense import METHODS, DefenseConfig, DenoiserConfig, StageConfig, settings_of
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -32,7 +32,7 @@ def small() -> DefenseConfig:
 @pytest.fixture(autouse=True)
 def _small_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(DEFENSES, "digits", Recipe("digits", small, "seconds"))
+    monkeypatch.setitem(RECIPES, "digits", Recipe("digits", small, "seconds"))
 
 
 def test_from_a_recipe_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +44,7 @@ def test_from_a_recipe_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     command = ["certify", "runs/defend-digits-opaque-seed1", "--images", "2", "--trials", "50", "--radii", "0", "0.1"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "2 of 2 images" in out
+    assert "images 2/2" in out
     assert "r = 0.1" in out
     assert main(["report", "runs/defend-digits-opaque-seed1", "--out", "page.html"]) == 0
     page = Path("page.html").read_text()
@@ -75,8 +75,8 @@ def test_bad_input_is_exit_code_2(words: list[str], message: str, capsys: pytest
 
 
 def test_every_recipe_can_be_made_for_every_method() -> None:
-    for name in DEFENSES:
-        own = defenses.find_defense(name).config()
+    for name in RECIPES:
+        own = RECIPES.find(name).config()
         for method in METHODS:
             config = defenses.with_method(own, method)
             assert config.method == method
@@ -100,4 +100,4 @@ def test_the_recipes_of_defenses_are_listed(capsys: pytest.CaptureFixture[str]) 
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
     assert "deepzero defend RECIPE" in listed
-    assert all(name in listed for name in DEFENSES)
+    assert all(name in listed for name in RECIPES)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from deepzero.cli import main
-from deepzero.cli.main import COMMANDS
+from deepzero.cli.command import Output, tell_stopped
 from deepzero.cli.options import Json, Quiet
-from deepzero.cli.output import Output, tell_stopped
+from deepzero.cli.program import COMMANDS
 from deepzero.errors import InvalidInputError
 
 pytestmark = pytest.mark.filterwarnings("default:a warning")

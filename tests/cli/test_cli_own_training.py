@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from deepzero import data
 from deepzero.cli import main
 from deepzero.errors import InvalidInputError
 from deepzero.recipes import config_file, find
 from deepzero.run import load_run
-from deepzero.tasks.classification.classification_config import from_record
+from deepzero.tasks.classification import from_record
 from deepzero.training import read_metrics
 
 NET = """
@@ -112,6 +113,21 @@ def test_an_own_network_on_a_folder_of_images(photos, capsys):
     assert [row["input"] for row in told] == files
     assert [row["class"] for row in told] == trained.predict(files)
     assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in told)
+
+
+@pytest.mark.parametrize("limit", [(), ("--limit", "64")])
+def test_data_without_a_network_are_read_once(limit, tmp_path, monkeypatch, capsys):
+    """They are read to find a network that suits them, and the training gets what was read."""
+    reads, whole = [], data.load
+
+    def load(*args, **options):
+        reads.append(options["limit"])
+        return whole(*args, **options)
+
+    monkeypatch.setattr("deepzero.tasks.task_data.data.load", load)
+    assert run("train", "--data", "table.csv", "--epochs", "1", "--out", tmp_path / "run", *limit) == 0
+    assert len(reads) == 1
+    assert "".join(capsys.readouterr()).count("table.csv: the ta") == 1  # a note on what a rule decided
 
 
 def test_predictions_are_printed_or_written(photos, capsys):

@@ -112,7 +112,7 @@ def test_the_command_of_a_record_names_what_the_results_depend_on_and_no_place()
         (["fig2", "--epochs", "-1"], "epochs must be an integer of at least 1, got -1"),
         (["fig3", "--epochs", "3"], "fig3 at the scale 'small' does not depend on epochs; leave epochs out"),
         (["fig2", "--device", "tpu"], "device must be cpu"),
-        (["fig2", "--max-minutes", "0"], "--max-minutes must be a number above 0"),
+        (["fig2", "--max-minutes", "0"], "--max-minutes must be a finite number above 0"),
     ],
 )
 def test_bad_input_is_one_message_exit_code_2_and_nothing_is_written(tmp_path, capsys, arguments, expected):

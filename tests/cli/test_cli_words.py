@@ -1,13 +1,13 @@
-"""Ordinary mistakes at the command line: every answer names the word, what was expected, and what was probably meant."""
+"""Ordinary mistakes at the command line: every answer names the word, what was expected, and what was probably aliases."""
 
 from __future__ import annotations
 
 import pytest
 
 import deepzero
-from deepzero.cli import main, meant
-from deepzero.cli.main import COMMANDS
-from deepzero.cli.signature import options_of, places_of, usage
+from deepzero.cli import aliases, main
+from deepzero.cli.program import COMMANDS
+from deepzero.cli.signature import arguments_of, options_of, usage
 from deepzero.cli.words import check, in_options
 from deepzero.errors import InvalidInputError
 
@@ -75,18 +75,18 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_suggestions_lead_to_what_there_is() -> None:
     options = {option.name for command in COMMANDS.values() for option in options_of(command).values()}
-    places = {place.name for command in COMMANDS.values() for place in places_of(command)}
-    assert set(meant.OPTIONS.values()) | set(meant.LETTERS.values()) <= options
-    assert set(meant.PLACES.values()) <= places
-    assert {word.split()[0] for word in meant.COMMANDS.values()} <= {*COMMANDS, "--help", "--version"}
-    assert not set(meant.COMMANDS) & set(COMMANDS)
+    places = {place.name for command in COMMANDS.values() for place in arguments_of(command)}
+    assert set(aliases.OPTIONS.values()) | set(aliases.LETTERS.values()) <= options
+    assert set(aliases.ARGUMENTS.values()) <= places
+    assert {word.split()[0] for word in aliases.COMMANDS.values()} <= {*COMMANDS, "--help", "--version"}
+    assert not set(aliases.COMMANDS) & set(COMMANDS)
 
 
 def test_words_without_a_name_are_known() -> None:
     assert usage("predict", COMMANDS["predict"]) == "deepzero predict RUN INPUT ..."
     assert usage("completion", COMMANDS["completion"]) == "deepzero completion SHELL"
-    assert [place.needed for place in places_of(COMMANDS["export"])] == [True, True]
-    assert [place.needed for place in places_of(COMMANDS["train"])] == [False]
+    assert [place.needed for place in arguments_of(COMMANDS["export"])] == [True, True]
+    assert [place.needed for place in arguments_of(COMMANDS["train"])] == [False]
 
 
 @pytest.mark.parametrize(

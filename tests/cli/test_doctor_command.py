@@ -95,7 +95,7 @@ def test_a_run_that_cannot_work_is_exit_code_1(capsys):
         (["digit"], "unknown recipe 'digit' (did you mean digits?)"),
         (["--step-size", "0"], "--step-size must be a finite number above 0, got 0.0"),
         (["--sparsity", "1"], "sparsity must lie in [0, 1), got 1.0"),
-        (["--seconds", "0", "--sparsity", "0"], "--seconds must be a number above 0"),
+        (["--seconds", "0", "--sparsity", "0"], "--seconds must be a finite number above 0"),
         (["--depth", "3"], "this recipe's model has no depth"),
         (["--device", "tpu"], "device must be cpu, cuda"),
         (["cifar10-cnn", "--data-dir", "nowhere"], "CIFAR-10"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import deepzero as dz
 from deepzero.coordinates import StepContext
 from deepzero.errors import InvalidInputError, NonFiniteLossError
+from deepzero.evaluators import StepQueries
 from deepzero.randomness import derive_seed
 
 
@@ -179,8 +180,8 @@ def test_a_displacement_of_zero_is_the_base_loss(draw: str, layout: str) -> None
             offsets
         )  # a step of zero is no mistake here
         try:
-            still = evaluator.measure(objective, (X, Y), perturbations, [0.0], seed=3)
-            moved = evaluator.measure(objective, (X, Y), perturbations, [1e-3], seed=3)
+            still = evaluator.measure(StepQueries(objective, (X, Y), perturbations, [0.0], seed=3))
+            moved = evaluator.measure(StepQueries(objective, (X, Y), perturbations, [1e-3], seed=3))
         except dz.DeepZeroError:
             assert name in ("batched", "propagation")  # they say so, and the default takes another way
             continue

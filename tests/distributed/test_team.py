@@ -5,7 +5,7 @@ import torch
 from threads_team import together
 
 from deepzero.errors import InvalidInputError, RunFolderError, TeamError
-from deepzero.team import Team, joined, launch_name, own_device
+from deepzero.team import Alone, Team, Torchrun, joined, launch_name, own_device
 
 
 def test_a_process_without_torchrun_is_a_team_of_one():
@@ -17,6 +17,27 @@ def test_a_process_without_torchrun_is_a_team_of_one():
         assert team.highest(-4) == -4
         assert team.from_leader(lambda: {"a": [1, 2]}) == {"a": [1, 2]}
         assert team.exchanged == 0
+
+
+def test_a_team_is_of_the_kind_that_its_size_asks_for():
+    assert type(Team()) is Alone
+    assert type(Team(1, 3)) is Torchrun
+    assert (Team(1, 3).rank, Team(1, 3).size, Team(1, 3).interruptible) == (1, 3, False)
+    assert Team(timeout=3.0).interruptible
+
+
+def test_what_need_not_be_compared_is_not_computed():
+    assert Team().agrees(lambda: pytest.fail("alone"))
+    assert together(3, lambda team: team.agrees(lambda: 5)) == [True] * 3
+    assert together(3, lambda team: team.agrees(lambda: team.rank // 2)) == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "first"), [([None, None, None], None), ([None, "b", "ccc"], "b"), (["", "b", None], "")]
+)
+def test_the_first_text_is_that_of_the_lowest_rank(texts, first):
+    assert together(3, lambda team: team.first(texts[team.rank])) == [first] * 3
+    assert [Team().first(text) for text in texts] == texts
 
 
 def test_only_the_leader_is_asked():

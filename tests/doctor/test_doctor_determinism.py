@@ -6,8 +6,7 @@ from patients import LOSS, Fluttering, batch, cube, healthy, seeded
 from torch import nn
 
 import deepzero as dz
-from deepzero.doctor.determinism import check_determinism, mode_of, with_effect
-from deepzero.doctor.records import Determinism
+from deepzero.doctor.determinism import Determinism, check_determinism, mode_of, with_effect
 
 
 def check(model):
@@ -69,3 +68,15 @@ def test_the_noise_of_a_slope_is_that_of_independent_losses(stencil, factor):
 def test_no_share_of_slopes_that_are_0_or_unknown(slopes):
     found = with_effect(Determinism(1.0, None, False, 1e-3, False), dz.FORWARD, 0.1, slopes)
     assert found.relative_slope_noise is None
+
+
+class Wrapped:
+    """An objective of one's own around a model."""
+
+    def __init__(self, model):
+        self.model = model
+
+
+def test_the_mode_of_an_objective_of_ones_own_is_that_of_its_model():
+    assert mode_of(Wrapped(healthy().eval())) == "eval"
+    assert mode_of(Wrapped(lambda x: x)) is None

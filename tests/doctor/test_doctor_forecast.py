@@ -6,7 +6,8 @@ import torch
 from patients import LOSS, batch, cube, healthy
 
 import deepzero as dz
-from deepzero.coordinates import Coordinates, StepContext
+from deepzero import stopwatch
+from deepzero.coordinates import Coordinates
 from deepzero.doctor import LoopCosts, forecast
 from deepzero.evaluators.costs import ChunkCost, CostTable
 from deepzero.objective import parameters_of
@@ -33,9 +34,9 @@ def tabled(monkeypatch):
     monkeypatch.setattr(dz.PropagationEvaluator, "costs", lambda *_, **__: TABLE)
 
 
-def predict(zo, arguments, **options):
-    perturbations = zo.probes.draw(StepContext(0, 0, zo.objective, arguments))
-    return forecast.forecast(zo, arguments, perturbations, query_seconds=1e-4, **options)
+def predict(zo, arguments):
+    perturbations = zo.directions(*arguments)
+    return forecast.forecast(zo, arguments, perturbations, query_seconds=1e-4)
 
 
 @pytest.mark.usefixtures("tabled")
@@ -56,7 +57,7 @@ def test_a_long_step_is_added_up_from_the_cost_table(stencil, nodes):
 @pytest.mark.usefixtures("tabled")
 def test_an_epoch_is_its_steps_and_what_the_loop_does_besides():
     loop = LoopCosts(steps_per_epoch=30, step_overhead=0.25, epoch_overhead=7.0, epochs=3)
-    found, _ = predict(dz.CGE(healthy(), loss=LOSS, sparsity=SPARSE), batch(), loop=loop)
+    found = predict(dz.CGE(healthy(), loss=LOSS, sparsity=SPARSE), batch())[0].with_loop(loop)
     assert found.seconds_per_epoch == pytest.approx(30 * (found.seconds_per_step + 0.25) + 7.0)
     assert found.loop == loop
 
@@ -73,7 +74,7 @@ def test_a_short_step_is_timed_as_a_whole():
 
 def test_estimates_are_timed_at_consecutive_steps(monkeypatch):
     clock = itertools.count(step=0.5)
-    monkeypatch.setattr(forecast, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     steps = []
 
     class Spy:
@@ -98,7 +99,7 @@ def test_black_boxes_and_random_directions_are_timed_too():
 
 
 def test_a_long_step_without_a_table_is_queries_times_one_query(monkeypatch):
-    monkeypatch.setattr(forecast, "timed", lambda function, repeats: 10.0)
+    monkeypatch.setattr(forecast, "median_seconds", lambda function, repeats: 10.0)
     found, estimate = predict(dz.CGE(cube()), ())
     assert estimate is None
     assert found.method == "one query"

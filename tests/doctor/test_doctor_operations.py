@@ -7,8 +7,8 @@ import deepzero as dz
 from deepzero.doctor import diagnose
 from deepzero.doctor.operations import check_operations
 from deepzero.errors import InvalidInputError
-from deepzero.graph.fallback_watch import watch_fallbacks
 from deepzero.graph.rules import RULES
+from deepzero.graph.rules.fallback import watch_fallbacks
 
 
 def check(model):

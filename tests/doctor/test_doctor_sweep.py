@@ -6,31 +6,16 @@ import torch
 from patients import CUBE_SLOPE, LOSS, batch, cube, healthy
 
 import deepzero as dz
-from deepzero.coordinates import StepContext
-from deepzero.doctor.records import Curve, Point, Sweep
-from deepzero.doctor.reference import exact_gradients
-from deepzero.doctor.sampling import exact_slopes, sample
-from deepzero.doctor.sweep import STEPS, choose_step, run_sweep, with_step
-from deepzero.objective import parameters_of
+from deepzero.doctor.direction_samples import slopes_along
+from deepzero.doctor.exact_gradients import exact_gradients
+from deepzero.doctor.step_choice import choose_step
+from deepzero.doctor.sweep import STEPS, agreed_slopes, compare_slopes, measure_slopes, with_step
 
 
 def sweep(zo, arguments, *, exact=None, steps=STEPS, evaluators=None):
-    perturbations = zo.probes.draw(StepContext(0, 0, zo.objective, arguments))
-    return run_sweep(
-        evaluators or {"sequential": dz.SequentialEvaluator()},
-        zo.objective,
-        arguments,
-        perturbations,
-        steps=steps,
-        stencil=zo.stencil,
-        seed=0,
-        exact=exact,
-    )[0]
-
-
-def made(errors, steps=STEPS):
-    points = tuple(Point(step, error, 0.0) for step, error in zip(steps, errors, strict=True))
-    return Sweep("float64 autograd", 0.0, 1, (Curve("propagation", "forward", points),), {})
+    evaluators = evaluators or {"sequential": dz.SequentialEvaluator()}
+    estimators = {name: zo.copy(evaluator=evaluator) for name, evaluator in evaluators.items()}
+    return compare_slopes(measure_slopes(estimators, arguments, zo.directions(*arguments), steps), exact)[0]
 
 
 def test_errors_have_the_order_of_the_stencil():
@@ -61,8 +46,8 @@ def test_without_exact_slopes_neighbouring_steps_find_them():
 def network_sweep(evaluators):
     zo, arguments = dz.CGE(healthy(), loss=LOSS), batch()
     exact = exact_gradients(zo.objective, arguments, seed=0, loss=1.0)
-    whole = zo.probes.draw(StepContext(0, 0, zo.objective, arguments))
-    return sweep(zo, arguments, exact=("autograd", exact_slopes(whole, exact.gradients)), evaluators=evaluators)
+    whole = zo.directions(*arguments)
+    return sweep(zo, arguments, exact=("autograd", slopes_along(whole, exact.gradients)), evaluators=evaluators)
 
 
 def test_full_forwards_in_float32_have_a_noise_floor_and_propagation_has_none():
@@ -85,26 +70,6 @@ def test_the_recommended_step_lies_in_the_flat_part_of_full_forwards(stencil):
     assert choice.error <= max(2 * best, 1e-3)
     assert choice.low <= choice.step_size <= choice.high
     assert STEPS[0] < choice.low <= choice.high < STEPS[-1]
-
-
-def test_the_middle_of_the_flat_part_is_recommended():
-    errors = [1.0, 0.3, 0.1, 0.03, 9e-4, 3e-4, 1e-4, 4e-4, 8e-4, 0.01, 0.1, 0.3, 1.0]
-    choice = choose_step(made(errors), "propagation", "forward", 1e-1)
-    assert (choice.low, choice.step_size, choice.high) == (STEPS[4], STEPS[6], STEPS[8])
-    assert choice.error == 1e-4
-    assert choice.configured_error == 1.0
-    assert f"{STEPS[4]:.1e}" in choice.reason
-
-
-def test_the_flat_part_is_connected():
-    errors = [1e-4, 1e-4, 0.5, 0.5, 1e-5, 1e-4, 1e-4, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
-    choice = choose_step(made(errors), "propagation", "forward", 1e-3)
-    assert (choice.low, choice.high) == (STEPS[4], STEPS[6])
-
-
-def test_no_step_is_recommended_where_all_are_noise():
-    assert choose_step(made([0.9] * 13), "propagation", "forward", 1e-3) is None
-    assert choose_step(made([None] * 13), "propagation", "forward", 1e-3) is None
 
 
 def test_steps_whose_losses_overflow_have_no_error():
@@ -141,22 +106,22 @@ def test_the_configured_step_is_among_the_steps():
     assert with_step([1e-3, 1e-2], 1.0) == [1e-3, 1e-2, 1.0]
 
 
-def test_samples_are_spread_over_the_parameters():
-    zo = dz.CGE(healthy(), loss=LOSS)
-    context = StepContext(0, 0, zo.objective, batch())
-    whole = zo.probes.draw(context)
-    few = sample(zo, whole, 12, context)
-    assert {name: len(index) for name, index in few.coordinates.items()} == dict.fromkeys(
-        parameters_of(zo.objective), 2
-    )
-    assert len(sample(zo, whole, 3, context)) == 3
-    assert torch.equal(sample(zo, whole, 12, context).coordinates["0.weight"], few.coordinates["0.weight"])
+def test_neighbouring_steps_agree_on_the_true_slope():
+    steps = [10.0**k for k in range(-6, 0)]
+    noise = torch.tensor([1e-12, -1e-12], dtype=torch.float64)
+    slopes = torch.stack([torch.tensor([2.0, -1.0], dtype=torch.float64) + 3 * h**2 + noise / h for h in steps])
+    found, uncertainty = agreed_slopes(slopes, steps)
+    assert found.tolist() == pytest.approx([2.0, -1.0], abs=2e-7)
+    assert 0 < uncertainty < 1e-6
 
 
-def test_slopes_along_random_directions_are_products_with_the_gradient():
-    zo = dz.RGE(healthy(), loss=LOSS, queries=5)
-    context = StepContext(0, 0, zo.objective, batch())
-    few = sample(zo, zo.probes.draw(context), 3, context)
-    gradients = {name: torch.ones_like(p).double() for name, p in parameters_of(zo.objective).items()}
-    expected = [sum(float(part.double().sum()) for part in few.direction(k).values()) for k in range(3)]
-    assert exact_slopes(few, gradients).tolist() == pytest.approx(expected)
+def test_steps_too_small_to_see_anything_are_no_agreement():
+    slopes = torch.tensor([[0.0], [0.0], [2.1], [2.4]], dtype=torch.float64)
+    found, _ = agreed_slopes(slopes, [1e-4, 1e-3, 1e-2, 1e-1])
+    assert float(found) == pytest.approx(2.1, abs=0.01)
+
+
+def test_where_nothing_is_ever_seen_there_is_no_certainty():
+    found, uncertainty = agreed_slopes(torch.zeros(3, 2, dtype=torch.float64), [1e-3, 1e-2, 1e-1])
+    assert not found.any()
+    assert uncertainty == float("inf")

@@ -12,6 +12,7 @@ import deepzero as dz
 from deepzero import models
 from deepzero.coordinates import Coordinates
 from deepzero.errors import InvalidInputError, NonFiniteLossError
+from deepzero.evaluators import StepQueries
 from deepzero.objective import parameters_of
 from deepzero.probes import CoordinatePerturbations
 
@@ -79,9 +80,11 @@ def test_coordinates_agree_with_one_forward_a_query(chunk: int, training: bool) 
     model.insert(3, nn.Dropout(0.5))
     objective = dz.NetworkObjective(model, F.cross_entropy)
     perturbations = CoordinatePerturbations(some_coordinates(model, most=5), parameters_of(objective))
-    expected = dz.SequentialEvaluator().measure(objective, (X, Y), perturbations, [0.5, -0.25], seed=7)
+    expected = dz.SequentialEvaluator().measure(StepQueries(objective, (X, Y), perturbations, [0.5, -0.25], seed=7))
     with nothing_changes(model):
-        found = dz.BatchedEvaluator(chunk=chunk).measure(objective, (X, Y), perturbations, [0.5, -0.25], seed=7)
+        found = dz.BatchedEvaluator(chunk=chunk).measure(
+            StepQueries(objective, (X, Y), perturbations, [0.5, -0.25], seed=7)
+        )
     torch.testing.assert_close(found.differences, expected.differences, rtol=1e-10, atol=1e-13)
     assert torch.equal(found.loss, expected.loss)
     assert all(torch.equal(found.buffers[name], value) for name, value in expected.buffers.items())
@@ -98,7 +101,7 @@ def test_what_the_loss_does_not_depend_on_has_the_difference_zero(chunk: int) ->
     entries = {"fc1.weight": torch.arange(16), "fc2.weight": torch.arange(0, 84 * 120, 120)[:9]}
     perturbations = CoordinatePerturbations(Coordinates(entries), parameters_of(objective))
     data = normal(9, 1, 16, 16, dtype=torch.float32), torch.arange(9)
-    found = dz.BatchedEvaluator(chunk=chunk).measure(objective, data, perturbations, [1.0, -1.0], seed=0)
+    found = dz.BatchedEvaluator(chunk=chunk).measure(StepQueries(objective, data, perturbations, [1.0, -1.0], seed=0))
     assert not found.differences.any()
 
 
@@ -106,7 +109,7 @@ def test_a_base_loss_that_is_not_a_number_is_refused() -> None:
     objective = dz.NetworkObjective(initialize(NETWORKS["dropout"]()), F.cross_entropy)
     perturbations = CoordinatePerturbations(some_coordinates(objective.model, most=1), parameters_of(objective))
     with pytest.raises(NonFiniteLossError):
-        dz.BatchedEvaluator().measure(objective, (X * torch.nan, Y), perturbations, [1.0], seed=0)
+        dz.BatchedEvaluator().measure(StepQueries(objective, (X * torch.nan, Y), perturbations, [1.0], seed=0))
 
 
 @pytest.mark.parametrize("chunk", [0, -3, 2.0, "all"])

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deepzero.evaluators import costs
 from deepzero.evaluators.costs import ChunkCost, CostTable, chunk_cost
 
 FIXED, EACH = 0.5, 0.125
@@ -39,5 +38,5 @@ def test_the_fit_gives_back_what_chunks_were_made_to_take(monkeypatch, chunk, fi
     def run(indices: Tensor) -> None:
         now[0] += FIXED + EACH * len(indices)
 
-    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("deepzero.stopwatch.time.perf_counter", lambda: now[0])
     assert chunk_cost(run, torch.arange(20), chunk, 7, repeats=3) == ChunkCost(fixed, each, chunk, 7)

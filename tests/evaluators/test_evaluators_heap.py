@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepzero import allocator as heap
+from deepzero import process_memory as heap
 
 
 def resident() -> int:

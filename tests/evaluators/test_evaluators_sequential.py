@@ -9,6 +9,7 @@ from oracle import normal
 from torch import nn
 
 import deepzero as dz
+from deepzero.evaluators import StepQueries
 from deepzero.objective import parameters_of
 from deepzero.probes import CoordinatePerturbations
 
@@ -22,7 +23,7 @@ def test_one_query_per_node_and_direction_and_one_base() -> None:
 
     box = dz.BlackBox(fn, {"w": np.array([1.0, 2.0])})
     directions = CoordinatePerturbations(dz.Coordinates({"w": torch.tensor([0, 1])}), parameters_of(box))
-    answer = dz.SequentialEvaluator().measure(box, (), directions, [0.5, -0.5], seed=0)
+    answer = dz.SequentialEvaluator().measure(StepQueries(box, (), directions, [0.5, -0.5], seed=0))
     assert calls == [[1, 2], [1.5, 2], [1, 2.5], [0.5, 2], [1, 1.5]]
     assert float(answer.loss) == 5
     assert answer.differences.tolist() == [[1.25, 2.25], [-0.75, -1.75]]

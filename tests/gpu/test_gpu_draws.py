@@ -18,7 +18,7 @@ import deepzero as dz
 from deepzero.errors import BudgetError
 from deepzero.sparsity import DynamicRatios, fo_grasp, masks_from_scores, zo_grasp
 from deepzero.training import Autograd, Checkpoint, CheckpointStore, evaluate
-from deepzero.training import state as kept
+from deepzero.training import checkpoint_contents as kept
 
 pytestmark = pytest.mark.gpu
 There = Callable[[Any], Any]

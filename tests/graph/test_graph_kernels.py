@@ -14,7 +14,7 @@ from torch import nn
 
 import deepzero as dz
 from deepzero.graph.cpu import compiled_loops as loops
-from deepzero.graph.cpu import kernels
+from deepzero.graph.cpu import cpu_kernels as kernels
 from deepzero.models import SimpleCNN
 from deepzero.models.resnet import BasicBlock, projection_shortcut
 

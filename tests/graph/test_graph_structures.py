@@ -11,7 +11,7 @@ from oracle import STEP, assert_agrees, assert_close, initialize, normal, seeded
 from torch import Tensor, nn
 
 import deepzero as dz
-from deepzero.graph.rules.fused import batch_norm_relu
+from deepzero.graph.rules.normalization import batch_norm_relu
 
 IMAGES = normal(4, 2, 6, 6, seed=3)
 ROWS = normal(5, 6, seed=4)

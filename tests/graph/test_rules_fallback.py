@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.graph.differences import Dense
-from deepzero.graph.fallback_watch import watch_fallbacks
+from deepzero.graph.rules.fallback import watch_fallbacks
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,

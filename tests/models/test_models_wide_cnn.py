@@ -14,7 +14,7 @@ from deepzero.errors import InvalidInputError
 from deepzero.losses import centered_squared_error
 from deepzero.models import WideCNN
 from deepzero.models.wide_cnn import ScaledConv2d
-from deepzero.training.sources import Autograd
+from deepzero.training.gradient_sources import Autograd
 
 
 def images(count: int, channels: int, height: int, width: int) -> Tensor:

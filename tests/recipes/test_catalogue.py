@@ -1,10 +1,13 @@
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from deepzero import models
 from deepzero.errors import InvalidInputError
-from deepzero.recipes import RECIPES, find
+from deepzero.recipes import RECIPES, catalogue_of, find
+from deepzero.recipes.catalogue import COMMANDS
 from deepzero.sparsity import smart_ratio
 
 
@@ -13,13 +16,19 @@ def build(name, **options):
     return models.build(config.model.name, **{**config.model.options, **options})
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_complete(name):
-    recipe = find(name)
-    assert recipe.name == name
-    assert recipe.summary.endswith(".")
-    assert recipe.cost
-    assert recipe.config() == recipe.config()
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_recipe_is_complete(command):
+    for name, recipe in catalogue_of(command).items():
+        assert recipe.name == name
+        assert recipe.summary.endswith(".")
+        assert recipe.cost
+        assert recipe.config() == recipe.config()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_default_recipe(command):
+    module = importlib.import_module(f"deepzero.recipes.{COMMANDS[command]}")
+    assert module.DEFAULT in catalogue_of(command)
 
 
 def test_the_main_job_is_the_whole_pipeline():
@@ -96,3 +105,5 @@ def test_an_unknown_recipe_names_the_nearest_and_all():
         find("digit")
     with pytest.raises(InvalidInputError, match="unknown recipe 'zzz'; there are"):
         find("zzz")
+    with pytest.raises(InvalidInputError, match=r"unknown correction 'wake-smal' \(did you mean wake-small\?\)"):
+        catalogue_of("correct").find("wake-smal")

@@ -16,10 +16,10 @@ import deepzero as dz
 from deepzero.errors import RunFolderError
 from deepzero.report import Document, Figure, Table, documents, page
 from deepzero.report.comparison import compare, labels
-from deepzero.report.folder_contents import Run, read
+from deepzero.report.folder_contents import RecordedRun, read
 from deepzero.report.value_text import shown as values_shown
 from deepzero.tasks import classification
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,
@@ -123,7 +123,7 @@ def test_layers_are_listed_with_sizes_and_what_is_kept(finished):
     assert column(table, "kept") == ["256", "40", "18", "314"]
     assert column(table, "keep ratio") == ["50.0%", "50.0%", "100.0%", "51.5%"]
     assert table.bars == ["keep ratio"]
-    assert "anew every step" in table.note
+    assert "again every step" in table.note
 
 
 def test_a_dense_run_has_no_layers_to_tell_apart(dense):
@@ -305,9 +305,9 @@ def test_folders_of_the_same_name_are_called_by_their_paths(finished, tmp_path):
 
 def test_runs_that_differ_in_much_are_called_by_their_folders_and_a_table_says_in_what(finished):
     run = read(finished)
-    assert isinstance(run, Run)
+    assert isinstance(run, RecordedRun)
 
-    def other(**training: object) -> Run:
+    def other(**training: object) -> RecordedRun:
         config = {**run.config, "seed": 1, "training": {**run.config["training"], **training}}
         return replace(run, path=Path("elsewhere") / "first", record={**run.record, "config": config})
 

@@ -20,7 +20,7 @@ from pages import Page
 from deepzero.errors import InvalidInputError
 from deepzero.report.live_page import Watch
 from deepzero.tasks import classification
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

@@ -13,19 +13,19 @@ from deepzero.reproduce import (
     EXPERIMENTS,
     Cell,
     Experiment,
-    Measurement,
     Outcome,
     Outcomes,
     Presentation,
-    Scale,
+    SingleMeasurement,
     Training,
+    TrainingScale,
 )
-from deepzero.reproduce.cells import Place
+from deepzero.reproduce.cells import Workplace
 from deepzero.reproduce.paper.fig6 import Correction
 from deepzero.reproduce.paper.schedule_study import cost_table
 from deepzero.reproduce.paper.table2 import Defense
 from deepzero.reproduce.paper.table_a1 import STAGES
-from deepzero.tasks.classification.classification_config import ClassificationConfig, DataConfig
+from deepzero.tasks.classification import ClassificationConfig, DataConfig
 
 SIZES = {"digits": (1, 8), "cifar10": (3, 32)}
 
@@ -38,7 +38,7 @@ class Log:
     forecast: list[str] = field(default_factory=list)
     pause: set[str] = field(default_factory=set)
     """Works that stop in the middle, once."""
-    after: Callable[[str, Place], None] = lambda name, place: None
+    after: Callable[[str, Workplace], None] = lambda name, place: None
     """Called at the end of each run."""
     version: int = 1
     """Part of the settings."""
@@ -55,7 +55,7 @@ class Noted:
     def settings(self) -> dict[str, Any]:
         return {"noted": self.name, "version": self.log.version}
 
-    def run(self, folder: Path, place: Place) -> dict[str, Any] | None:
+    def run(self, folder: Path, place: Workplace) -> dict[str, Any] | None:
         self.log.run.append(self.name)
         if self.name in self.log.pause:
             self.log.pause.remove(self.name)
@@ -63,22 +63,22 @@ class Noted:
         self.log.after(self.name, place)
         return {"test_accuracy": len(self.name) / 10, "folder": folder.name}
 
-    def forecast(self, place: Place) -> float | None:
+    def forecast(self, place: Workplace) -> float | None:
         self.log.forecast.append(self.name)
         return self.seconds
 
 
-def noted_experiment(log: Log, kinds: Mapping[str, float | None], *, plotted: bool = False) -> Experiment:
+def noted_experiment(log: Log, kinds: Mapping[str, float | None], *, plotted: bool = False) -> Experiment[Any]:
     """Cells of some kinds (and the seconds that each is forecast to take), two seeds of each; plots take time."""
 
-    def cells(scale: Scale) -> list[Cell]:
+    def cells(scale: TrainingScale) -> list[Cell]:
         return [
             Cell(labels={"kind": kind, "seed": seed}, work=Noted(f"{kind}{seed}", log, seconds))
             for seed in range(scale.seeds)
             for kind, seconds in kinds.items()
         ]
 
-    def present(outcomes: Outcomes, _: Scale) -> Presentation:
+    def present(outcomes: Outcomes, _: TrainingScale) -> Presentation:
         rows = [[str(o.labels["kind"]), str(o.labels["seed"]), f"{o.result['test_accuracy']:.1f}"] for o in outcomes]
         curve = Series(name="all", x=list(range(len(outcomes))), y=outcomes.values("test_accuracy"))
         return Presentation(
@@ -86,7 +86,7 @@ def noted_experiment(log: Log, kinds: Mapping[str, float | None], *, plotted: bo
             figures=[Figure(title="All", x_label="number", y_label="accuracy", series=[curve])] if plotted else (),
         )
 
-    scale = Scale(caption="Made up.", data=DataConfig(name="digits"), seeds=2)
+    scale = TrainingScale(caption="Made up.", data=DataConfig(name="digits"), seeds=2)
     return Experiment(
         name="noted",
         title="Noted cells",
@@ -133,7 +133,7 @@ def made_up(cell: Cell, number: int) -> Outcome:
         return Outcome(cell.labels, defense_result(work, number))
     if isinstance(work, Correction):
         return Outcome(cell.labels, correction_result(work, number))
-    assert isinstance(work, Measurement)
+    assert isinstance(work, SingleMeasurement)
     return Outcome(cell.labels, measured(work, number))
 
 
@@ -161,7 +161,7 @@ def training_result(config: ClassificationConfig, number: int) -> dict[str, Any]
     }
 
 
-def measured(work: Measurement, number: int) -> dict[str, Any]:
+def measured(work: SingleMeasurement, number: int) -> dict[str, Any]:
     """By the name of the function that would have measured."""
     return MEASURED[work.function.__name__](work.options, number)
 

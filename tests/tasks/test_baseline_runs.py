@@ -8,7 +8,7 @@ import torch
 from deepzero import baselines
 from deepzero.errors import InvalidInputError
 from deepzero.tasks import classification
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

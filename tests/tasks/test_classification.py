@@ -12,15 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RunFolderError
 from deepzero.report.folder_contents import read
 from deepzero.report.run_pages import document
-from deepzero.tasks.classification import train
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,
     ModelConfig,
     SparsityConfig,
+    train,
 )
-from deepzero.tasks.classification.classification_parts import load_images
+from deepzero.tasks.task_data import read_data
 from deepzero.training import CheckpointStore, JsonLines, TrainingConfig, read_metrics
 
 STEPS = 6
@@ -56,7 +56,7 @@ def stopping_after(monkeypatch, step):
 
     monkeypatch.setattr("deepzero.training.metrics.JsonLines.write", note)
     monkeypatch.setattr(
-        "deepzero.training.stop.StopRequest.reason",
+        "deepzero.training.stop_request.StopRequest.reason",
         property(lambda self: "the test" if made and made[-1]["step"] >= step else None),
     )
 
@@ -281,7 +281,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
 
 def test_a_test_loss_that_is_not_finite_does_not_lose_a_run_that_has_come_to_its_end(tmp_path):
     """JSON has no NaN: the loss is null, and the accuracy stands beside it."""
-    splits = load_images(config("fo"))
+    splits = read_data(config("fo").data)
     signs = torch.arange(splits.test.inputs.numel()).reshape(splits.test.inputs.shape) % 2 * 2.0 - 1
     signs[::2] *= -1
     blinding = replace(splits.test, inputs=3e38 * signs, scale=1e-3)

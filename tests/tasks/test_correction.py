@@ -16,10 +16,9 @@ pytest.importorskip("phi", reason="PhiFlow is not installed: pip install 'deepze
 from deepzero.errors import InvalidInputError, RowError, RunFolderError
 from deepzero.models import FlowCorrector
 from deepzero.opaque import Opaque
-from deepzero.recipes.correction_recipes import CORRECTIONS, find_correction
+from deepzero.recipes.correction_recipes import RECIPES
 from deepzero.report import documents, page
 from deepzero.tasks.correction import METHODS, CorrectionConfig, FlowConfig, correct, load_network
-from deepzero.tasks.correction import reference_flows as reference
 from deepzero.tasks.correction.correction_config import (
     EMULATOR,
     FO_SOL,
@@ -34,12 +33,12 @@ from deepzero.tasks.correction.correction_config import (
 from deepzero.tasks.correction.correction_methods import FlowBatches, UnrolledError, make_network, surroundings
 from deepzero.tasks.correction.correction_time import correction_seconds
 from deepzero.tasks.correction.flow_errors import roll_out
-from deepzero.tasks.correction.reference_flows import FRAMES, STATE, Reference, folder_of
+from deepzero.tasks.correction.reference_flows import FRAMES, STATE, Reference, folder_of, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
-from deepzero.tasks.training_stage import StoppedError
+from deepzero.tasks.staged_run import StoppedError
 from deepzero.training import StopRequest
 
-TINY = find_correction("wake-tiny").config()
+TINY = RECIPES.find("wake-tiny").config()
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +167,7 @@ def test_batches_visit_every_pair_once_and_are_followed_by_their_future() -> Non
 
 def gradient(config: CorrectionConfig, flows: Reference, flow: WakeFlow, **ratios: float) -> tuple[torch.Tensor, Any]:
     torch.manual_seed(0)
-    network = make_network(replace(config, start="glorot"), flows.scales)
+    network = make_network(config.widths, "glorot", flows.scales)
     work = surroundings(config, network, flow, flows, ratios)
     frames = Flows(flows.training[:, 3], flows.training_reynolds), flows.training[:, 4 : 4 + config.unroll]
     work.source.backward(*frames)
@@ -192,7 +191,7 @@ def test_all_methods_estimate_the_gradient_through_the_solver(flows: Reference, 
 
 def test_non_never_meets_the_solver(flows: Reference, flow: WakeFlow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Opaque, "forward", None)
-    network = make_network(TINY, flows.scales)
+    network = make_network(TINY.widths, TINY.start, flows.scales)
     work = surroundings(replace(TINY, method=NON), network, flow, flows, {})
     batches = FlowBatches(flows.training, flows.training_reynolds, 1, 2, 1, 0, advanced=flows.training[:, :-1])
     work.source.backward(*batches.batch(0, 0))
@@ -204,7 +203,7 @@ def test_non_never_meets_the_solver(flows: Reference, flow: WakeFlow, monkeypatc
 
 
 def test_a_network_of_zeros_is_the_solver_alone(flows: Reference, flow: WakeFlow) -> None:
-    silent = make_network(TINY, flows.scales)
+    silent = make_network(TINY.widths, TINY.start, flows.scales)
     found = roll_out([silent, None], flow, flows, shown=0)
     assert found.mae(0) == pytest.approx(found.mae(1), rel=1e-3)
     velocity = flow.step(flows.test[:, 0], flows.test_reynolds)
@@ -215,7 +214,7 @@ def test_a_network_of_zeros_is_the_solver_alone(flows: Reference, flow: WakeFlow
 
 
 def test_a_corrector_that_explodes_has_no_error_and_spares_the_others(flows: Reference, flow: WakeFlow) -> None:
-    wild = make_network(TINY, flows.scales)
+    wild = make_network(TINY.widths, TINY.start, flows.scales)
     with torch.no_grad():
         wild.layers[-1].bias.fill_(1e5)
     found = roll_out([wild, None], flow, flows, shown=0)
@@ -279,7 +278,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
 def by_coordinates(flows: Reference, flow: WakeFlow) -> tuple[FlowCorrector, Any, tuple[Flows, torch.Tensor]]:
     """A network inside of the solver, whose slopes are those of a few weights; and a batch."""
-    network = make_network(replace(TINY, start="glorot"), flows.scales)
+    network = make_network(TINY.widths, "glorot", flows.scales)
     work = surroundings(replace(TINY, method=ZO_SOL, budget=None), network, flow, flows, {"layers.2.weight": 0.02})
     return network, work, (Flows(flows.training[:, 3], flows.training_reynolds), flows.training[:, 4:6])
 
@@ -371,11 +370,11 @@ def test_bad_settings_are_refused_before_any_work(data: Path, tmp_path: Path) ->
 
 
 def test_recipes_are_known_by_name_and_come_back_from_json() -> None:
-    for recipe in CORRECTIONS.values():
+    for recipe in RECIPES.values():
         config = recipe.config()
         assert from_record(json.loads(json.dumps(json.loads(json.dumps(config, default=vars))))) == config
     with pytest.raises(InvalidInputError, match="did you mean wake-small"):
-        find_correction("wake-smal")
+        RECIPES.find("wake-smal")
 
 
 def test_the_forecast_counts_what_a_run_does(data: Path, flows: Reference) -> None:

@@ -13,14 +13,14 @@ from filelock import FileLock
 
 from deepzero.errors import DataNotFoundError, InvalidInputError, RunFolderError
 from deepzero.models import UNetDenoiser
-from deepzero.tasks.classification.classification_config import DataConfig
-from deepzero.tasks.classification.classification_parts import load_images
+from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense import METHODS, CertifyConfig, DefenseConfig, DenoiserConfig, StageConfig, certify, defend
 from deepzero.tasks.defense import train_defense as run
 from deepzero.tasks.defense.defense_config import QUERYING, from_record
 from deepzero.tasks.defense.train_defense import CLASSIFIER, load_pair
+from deepzero.tasks.task_data import read_data
 from deepzero.training import StopRequest, read_metrics
-from deepzero.training.onnx_file import export_onnx
+from deepzero.training.model_file import export_onnx
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -52,7 +52,7 @@ def test_every_method_trains_within_its_budget(method: str, stages: Path, tmp_pa
     config = tiny(method, **({"budget": 2 * 16 * 65 + 2} if method == "zo-ae-ds-cge" else {}))
     found = defend(config, out=tmp_path / "run", stages=stages)
     assert found.summary is not None
-    labels = len(load_images(config).train)  # which every querying method asks for
+    labels = len(read_data(config.data).train)  # which every querying method asks for
     spent = found.summary["queries"]
     if method in QUERYING:
         assert labels + config.budget / 2 < spent <= labels + config.budget
@@ -238,4 +238,4 @@ def test_a_stage_that_another_process_works_on_is_waited_for(tmp_path: Path) -> 
 def test_a_student_asks_no_more_than_a_small_budget(stages: Path, tmp_path: Path) -> None:
     found = defend(tiny("distilled", budget=100), out=tmp_path / "run", stages=stages)
     assert found.summary is not None
-    assert found.summary["queries"] - len(load_images(tiny("distilled")).train) == 100
+    assert found.summary["queries"] - len(read_data(tiny("distilled").data).train) == 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,14 +13,15 @@ from own_files import flowers, image_folder
 
 from deepzero import data
 from deepzero.errors import InvalidInputError
-from deepzero.tasks.classification import train
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,
     ModelConfig,
+    train,
 )
-from deepzero.tasks.classification.classification_parts import load_images, make_model
+from deepzero.tasks.classification.classifier_setup import make_model
+from deepzero.tasks.task_data import read_data
 from deepzero.training import TrainingConfig
 
 
@@ -47,7 +48,7 @@ def test_a_configuration_reads_the_same_data_after_json_and_from_another_folder(
     monkeypatch.chdir(tmp_path)
     config = run_config(DataConfig.of_path("flowers.csv", target="species", test=0.3, validation=0.2, batch_size=8))
     with caplog.at_level(logging.INFO, "deepzero"):
-        splits = load_images(config)
+        splits = read_data(config.data)
     told = [record.getMessage() for record in caplog.records]
     assert splits.notes
     assert told[-len(splits.notes) :] == list(splits.notes)
@@ -57,7 +58,7 @@ def test_a_configuration_reads_the_same_data_after_json_and_from_another_folder(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert DataConfig(**stored) == config.data
-    assert same(load_images(replace(config, data=DataConfig(**stored))), splits)
+    assert same(read_data(DataConfig(**stored)), splits)
 
 
 def test_a_configuration_of_an_older_version_can_be_read() -> None:
@@ -82,7 +83,7 @@ def test_what_lies_at_the_path_must_still_be_of_its_kind(tmp_path: Path) -> None
     path.unlink()
     image_folder(tmp_path / "flowers.csv")
     with pytest.raises(InvalidInputError, match="of the kind image-folder, not csv"):
-        load_images(config)
+        read_data(config.data)
 
 
 @pytest.mark.parametrize("kind", ["table", "images"])
@@ -105,7 +106,7 @@ def test_a_network_for_images_does_not_take_a_table(tmp_path: Path) -> None:
         DataConfig.of_path(flowers(tmp_path / "t.csv"), target="species", batch_size=8), model="resnet20"
     )
     with pytest.raises(InvalidInputError, match="got rows of 2 columns; a model for tables is mlp"):
-        make_model(config, load_images(config).train)
+        make_model(config.model, read_data(config.data).train, seed=0)
 
 
 def test_a_table_cannot_be_cropped(tmp_path: Path) -> None:

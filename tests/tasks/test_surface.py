@@ -14,7 +14,7 @@ from deepzero.errors import RunFolderError
 from deepzero.losses import LOSSES
 from deepzero.report import documents
 from deepzero.tasks import classification
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,
@@ -22,8 +22,8 @@ from deepzero.tasks.classification.classification_config import (
     SparsityConfig,
     from_record,
 )
-from deepzero.tasks.classification.classification_parts import load_images, training_batches
 from deepzero.tasks.run_surface import surface
+from deepzero.tasks.task_data import read_data, training_batches
 from deepzero.training import TrainingConfig
 
 CONFIG = ClassificationConfig(
@@ -43,7 +43,7 @@ def run(tmp_path_factory) -> tuple[Path, torch.nn.Module]:
 def test_the_middle_is_the_loss_of_the_selected_weights_on_the_first_batch(run) -> None:
     path, model = run
     found = surface(path, points=3)
-    x, y = training_batches(CONFIG, load_images(CONFIG).train, torch.device("cpu")).batch(0, 0)
+    x, y = training_batches(CONFIG.data, read_data(CONFIG.data).train, seed=0, device=torch.device("cpu")).batch(0, 0)
     model.train()
     loss = LOSSES[CONFIG.loss](model(x), y).mean()
     gradients = torch.autograd.grad(loss, list(model.parameters()))

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from deepzero.errors import InvalidInputError
-from deepzero.tasks.classification.classification_config import (
+from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
     EstimatorConfig,

@@ -24,10 +24,10 @@ from deepzero.tasks.classification.classification_config import (
     ModelConfig,
     SparsityConfig,
 )
-from deepzero.tasks.classification.coordinate_selection import Ratios, prune, schedule, select
+from deepzero.tasks.classification.classifier_setup import schedule
+from deepzero.tasks.classification.coordinate_selection import InitialState, Ratios, Selection, prune, select
 from deepzero.training import TrainingConfig
 
-CPU = torch.device("cpu")
 SPARSITY = 0.75
 
 
@@ -51,19 +51,36 @@ def model() -> torch.nn.Module:
     return models.build("digits_cnn", in_channels=1, image_size=8, seed=3)
 
 
+def selected(
+    chosen: ClassificationConfig, network: torch.nn.Module, train_set: data.Dataset, known: Ratios | None = None
+) -> Selection:
+    initial = InitialState(
+        network,
+        train_set,
+        loss=F.cross_entropy,
+        step_size=chosen.estimator.step_size,
+        batch_size=chosen.data.batch_size,
+        seed=chosen.seed,
+        device=torch.device("cpu"),
+    )
+    return select(chosen.sparsity, initial, known)
+
+
 def drawn(
-    chosen: ClassificationConfig, network: torch.nn.Module, selection: object, step: int
+    chosen: ClassificationConfig, network: torch.nn.Module, selection: Selection, step: int
 ) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
     batch = torch.randn(16, 1, 8, 8, generator=generator), torch.randint(10, (16,), generator=generator)
     context = StepContext(step, 0, NetworkObjective(network, F.cross_entropy), batch)
-    return dict(as_schedule(schedule(chosen, selection)).coordinates(context))
+    return dict(
+        as_schedule(schedule(chosen.sparsity, selection, step_size=5e-3, seed=chosen.seed)).coordinates(context)
+    )
 
 
 @pytest.mark.parametrize("ratios", RATIOS)
 def test_every_rule_leaves_out_its_part_of_the_weights(ratios, train_set):
     network = model()
-    keep = select(config(ratios=ratios), network, train_set, CPU).ratios.keep
+    keep = selected(config(ratios=ratios), network, train_set).ratios.keep
     weights = {name: p for name, p in trainable(network).items() if p.dim() > 1}
     kept = sum(round(keep[name] * p.numel()) for name, p in weights.items())
     total = sum(p.numel() for p in weights.values())
@@ -77,7 +94,7 @@ def test_every_rule_leaves_out_its_part_of_the_weights(ratios, train_set):
 @pytest.mark.parametrize("weights", ["equal", "smart-ratio", "sensitivity"])
 def test_cost_aware_ratios_take_the_work_of_smart_ratio_and_no_more(weights, train_set):
     network = model()
-    selection = select(config(ratios="cost-aware", weights=weights), network, train_set, CPU)
+    selection = selected(config(ratios="cost-aware", weights=weights), network, train_set)
     objective = NetworkObjective(network, F.cross_entropy)
     batch = train_set.inputs[:16].float(), train_set.labels[:16]
     work = PropagationEvaluator().work(objective, *batch)
@@ -93,7 +110,7 @@ def test_cost_aware_ratios_take_the_work_of_smart_ratio_and_no_more(weights, tra
 
 
 def test_sensitivity_takes_a_few_queries_of_each_layer(train_set):
-    selection = select(config(ratios="cost-aware", weights="sensitivity"), model(), train_set, CPU)
+    selection = selected(config(ratios="cost-aware", weights="sensitivity"), model(), train_set)
     assert selection.ratios.queries == 1 + 4 * 64  # each of the four layers has more than 64 weights
 
 
@@ -101,7 +118,7 @@ def test_sensitivity_takes_a_few_queries_of_each_layer(train_set):
 def test_a_static_pattern_keeps_the_best_ranked_weights(ratios, train_set):
     network = model()
     chosen = config(ratios=ratios, pattern="static")
-    selection = select(chosen, network, train_set, CPU)
+    selection = selected(chosen, network, train_set)
     first, later = (drawn(chosen, network, selection, step) for step in (0, 7))
     assert all(torch.equal(first[name], later[name]) for name in first)
     if ratios == "random":
@@ -112,7 +129,7 @@ def test_a_static_pattern_keeps_the_best_ranked_weights(ratios, train_set):
 def test_a_dynamic_pattern_is_drawn_anew_and_known_ratios_are_not_sought_again(train_set):
     network, known = model(), Ratios({"fc.weight": 0.5}, queries=11)
     chosen = config(ratios="zo-grasp")
-    selection = select(chosen, network, train_set, CPU, known=known)
+    selection = selected(chosen, network, train_set, known)
     assert selection.ratios is known
     first, later = (drawn(chosen, network, selection, step)["fc.weight"] for step in (0, 7))
     assert len(first) == len(later) == 160
@@ -121,7 +138,7 @@ def test_a_dynamic_pattern_is_drawn_anew_and_known_ratios_are_not_sought_again(t
 
 def test_an_alternating_pattern_follows_the_weights(train_set):
     chosen, network = config(pattern="alternating"), model()
-    selection = select(chosen, network, train_set, CPU)
+    selection = selected(chosen, network, train_set)
     before = drawn(chosen, network, selection, 0)
     with torch.no_grad():
         network.fc.weight.mul_(100)
@@ -130,13 +147,13 @@ def test_an_alternating_pattern_follows_the_weights(train_set):
 
 
 def test_zo_grasp_takes_its_queries(train_set):
-    assert select(config(ratios="zo-grasp"), model(), train_set, CPU).ratios.queries == 2 * (4 + 1)
+    assert selected(config(ratios="zo-grasp"), model(), train_set).ratios.queries == 2 * (4 + 1)
 
 
 def test_pruned_weights_are_zero_and_stay_so(tmp_path, train_set):
     chosen = config(ratios="magnitude", pattern="static", prune=True)
     network = model()
-    masks = select(chosen, network, train_set, CPU).masks
+    masks = selected(chosen, network, train_set).masks
     assert masks is not None
     result = classification.train(chosen, out=tmp_path / "run")
     for name, parameter in result.model.named_parameters():

@@ -31,7 +31,7 @@ def test_lines_come_back_as_they_were_written(tmp_path):
     for record in RECORDS:
         sink.write(record)
     assert read_metrics(sink.path) == RECORDS  # readable while the run goes on
-    assert sink.size == sink.path.stat().st_size
+    assert sink.flush() == sink.path.stat().st_size
     sink.close()
 
 
@@ -46,7 +46,7 @@ def test_a_number_that_is_not_finite_becomes_null(tmp_path):
 def test_a_resumed_file_is_cut_to_where_the_checkpoint_was_made(tmp_path):
     sink = JsonLines(tmp_path / "metrics.jsonl")
     sink.write(RECORDS[0])
-    kept = sink.size
+    kept = sink.flush()
     sink.write(RECORDS[1])
     sink.close()
     resumed = JsonLines(sink.path, start=kept)

@@ -18,7 +18,7 @@ def test_a_run_is_reopened_with_the_same_settings(tmp_path):
     RunFolder.create(tmp_path / "run", config=CONFIG, notes={"recipe": "digits"})
     folder = RunFolder.reopen(tmp_path / "run", config=CONFIG)
     assert folder.record["recipe"] == "digits"
-    assert folder.summary is None
+    assert folder.read_summary() is None
 
 
 def test_other_settings_are_named(tmp_path):
@@ -69,7 +69,7 @@ def test_other_hidden_files_are_somebody_s(tmp_path):
 def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
     folder = RunFolder.create(tmp_path, config=CONFIG, notes={})
     folder.write("summary.json", {"test_loss": float("nan"), "steps": 3, "layers": [1.5, float("-inf")]})
-    assert folder.summary == {"test_loss": None, "steps": 3, "layers": [1.5, None]}
+    assert folder.read_summary() == {"test_loss": None, "steps": 3, "layers": [1.5, None]}
 
 
 def test_there_is_nothing_to_resume_where_there_is_no_run(tmp_path):
@@ -112,5 +112,5 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(tmp_path, monkey
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunFolderError, match="No space left on device"):
         folder.write("summary.json", {"test_accuracy": 0.0})
-    assert folder.summary == {"test_accuracy": 1.0}
+    assert folder.read_summary() == {"test_accuracy": 1.0}
     assert not list(tmp_path.glob(".*"))

@@ -35,7 +35,7 @@ from deepzero.training import (
     read_metrics,
 )
 from deepzero.training.callbacks import direction
-from deepzero.training.schedule import learning_rate
+from deepzero.training.training_config import learning_rate
 
 
 class Batches:

@@ -5,7 +5,7 @@ import pytest
 
 from deepzero.errors import InvalidInputError
 from deepzero.training import TrainingConfig, warmup_cosine
-from deepzero.training.schedule import SCHEDULES
+from deepzero.training.training_config import SCHEDULES
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ class AlignAda(Alignment):
             maps, initial = forward(self.model, x, cut), forward(self.initial, x, connected)
             loss, error = self.error(maps.logits, y)
             errors = torch.autograd.grad(initial.logits, initial.normalized, error)
-            return loss, self.gradients([*maps.normalized, maps.logits], [*errors, error]), 2
+            return loss, self.parameter_gradients([*maps.normalized, maps.logits], [*errors, error]), 2
 
 
 class AlignZero(Alignment):
@@ -134,7 +134,7 @@ class AlignZero(Alignment):
         with torch.enable_grad():
             loss, error = self.error(logits, y)
             initial = forward(self.initial, x, connected).logits
-            return loss, self.gradients([initial], [error], of=self.initial), 2
+            return loss, self.parameter_gradients([initial], [error], of=self.initial), 2
 
 
 class AlignProp(Alignment):

@@ -108,7 +108,7 @@ class DirectFeedbackAlignment(LayerwiseBaseline):
             maps = forward(self.model, x, cut)
             loss, error = self.error(maps.logits, y)
             sent = [(error @ self.matrix(number, error, a)).view(a.shape) for number, a in enumerate(maps.rectified)]
-            return loss, self.gradients([*maps.rectified, maps.logits], [*sent, error]), 1
+            return loss, self.parameter_gradients([*maps.rectified, maps.logits], [*sent, error]), 1
 
     def matrix(
         self, layer: int, error: Float[Tensor, "b k"], maps: Float[Tensor, "b c h w"]

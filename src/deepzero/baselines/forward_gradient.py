@@ -1,4 +1,4 @@
-"""Forward gradients: one pass of forward-mode differentiation along a random direction, times that direction.
+"""Forward gradients: the derivative along a random direction, times that direction; and the law of many of them.
 
 A. Baydin, B. Pearlmutter, D. Syme, F. Wood, P. Torr, "Gradients without Backpropagation", 2022 (weights); M. Ren,
 S. Kornblith, R. Liao, G. Hinton, "Scaling Forward Gradient with Local Losses", ICLR 2023 (activities, local losses).
@@ -21,12 +21,13 @@ from deepzero.baselines.base import Baseline
 from deepzero.errors import InvalidInputError
 from deepzero.models.local_mixer import LocalMixer, MixerBlock, TokenMixing
 from deepzero.objective import Loss, parameters_of
+from deepzero.training.gradient_sources import exact_gradients
 
 Directions = dict[str, Tensor]
 
 
 class _ForwardGradient(Baseline):
-    """The mean of ``passes`` estimates, each for noise of its own."""
+    """The mean of ``passes`` estimates, each along noise of its own by one pass of forward-mode differentiation."""
 
     def __init__(self, model: nn.Module, *, loss: Loss, seed: int = 0, passes: int = 1) -> None:
         super().__init__(model, loss=loss, seed=seed)
@@ -128,7 +129,7 @@ class WeightForwardGradient(_ForwardGradient):
 
     @contextmanager
     def _watched(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """What goes into the readout and what comes out, at each call."""
+        """Input and output of the readout at each call."""
         calls: list[tuple[Tensor, Tensor]] = []
         if self.readout is None:
             yield calls
@@ -235,6 +236,53 @@ class LocalForwardGradient(_ForwardGradient):
         mean_token = tokens.mean(1)
         loss, error = self._error(head(mean_token), y)
         return loss, error, {name: ratio * value for name, value in _gradients(head, mean_token, error).items()}
+
+
+class RandomizedLimit(Baseline):
+    """RGE with gaussian directions as :math:`\\mu \\to 0` (equation (1) left of Chen et al., 2024), without queries.
+
+    .. math:: \\hat g = \\frac{1}{q} \\sum_{k=1}^q (u_k^T g) u_k, \\qquad u_k \\sim N(0, I_d)
+
+    With :math:`e = g / |g|`, :math:`s \\sim \\chi^2_q` and :math:`n \\sim N(0, I_d)` this has the same law as
+
+    .. math:: |g| \\Bigl( \\frac{s}{q} e + \\frac{\\sqrt s}{q} \\bigl(n - (e^T n) e\\bigr) \\Bigr),
+
+    because :math:`u_k^T e` and the part of :math:`u_k` across :math:`e` are independent. Its mean is :math:`g` and
+    :math:`E|\\hat g - g|^2 = |g|^2 (d + 1) / q`. So a training run by RGE can be forecast at the price of one by
+    autograd, where its :math:`q` forwards a step cannot be afforded: **for comparison only**, since it needs the exact
+    gradient.
+
+    Args:
+        model: any network, in its mode.
+        loss: ``loss(output, target)``.
+        queries: :math:`q`.
+        seed: of the draws.
+    """
+
+    name = "rge-limit"
+
+    def __init__(self, model: nn.Module, *, loss: Loss, seed: int = 0, queries: int = 192) -> None:
+        super().__init__(model, loss=loss, seed=seed)
+        self.count = validation.count("queries", queries)
+
+    def directions(
+        self, x: Float[Tensor, "b ..."], y: Tensor
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, " ..."]], int]:
+        """The loss and a draw; it stands for ``1 + queries`` function values, which are counted."""
+        loss, gradients = exact_gradients(self.objective, self.parameters(), x, y)
+        drawn = self._draw(torch.cat([g.reshape(-1) for g in gradients.values()]))
+        parts = torch.split(drawn, [g.numel() for g in gradients.values()])
+        shaped = {name: part.reshape(g.shape) for (name, g), part in zip(gradients.items(), parts, strict=True)}
+        return loss, shaped, 1 + self.count
+
+    def _draw(self, gradient: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+        norm = torch.linalg.vector_norm(gradient)
+        along = gradient / norm.clamp_min(torch.finfo(gradient.dtype).tiny)
+        square = torch.randn(self.count, dtype=gradient.dtype, device=gradient.device).square().sum()
+        noise = torch.randn_like(gradient)
+        across = noise - (along @ noise) * along
+        drawn: Tensor = norm * (square * along + square.sqrt() * across) / self.count
+        return drawn
 
 
 def _stages(mixer: LocalMixer) -> Iterator[tuple[MixerBlock, nn.Linear]]:

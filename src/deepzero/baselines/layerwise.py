@@ -1,4 +1,4 @@
-"""What feedback and alignment share: a forward pass that can be cut between layers, and the error at the logits."""
+"""The base of feedback and alignment: a forward pass that can be cut between layers, and the error at the logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Link = Callable[[int, nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Maps:
-    """What a forward pass leaves: outputs of batch norm (flat) and of ReLU of the hidden layers, and the logits."""
+    """The maps of a forward pass: outputs of batch norm (flat) and of ReLU of the hidden layers, and the logits."""
 
     normalized: list[Float[Tensor, "b n"]]
     rectified: list[Float[Tensor, "b c h w"]]
@@ -71,7 +71,7 @@ def forward(network: WideCNN, x: Float[Tensor, "b c h w"], link: Link) -> Maps:
 
 
 class LayerwiseBaseline(Baseline):
-    """A baseline that says what error each layer of a :class:`~deepzero.models.WideCNN` learns from.
+    """A baseline that gives each layer of a :class:`~deepzero.models.WideCNN` an error to learn from.
 
     Raises:
         InvalidInputError: the model is another one, or some of its parameters are frozen.
@@ -95,7 +95,7 @@ class LayerwiseBaseline(Baseline):
         (error,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), error
 
-    def gradients(
+    def parameter_gradients(
         self, outputs: Sequence[Tensor], errors: Sequence[Tensor], of: nn.Module | None = None
     ) -> dict[str, Float[Tensor, " ..."]]:
         """Gradients of the parameters (those of ``of`` in place of the model's) when ``outputs`` receive ``errors``."""
@@ -110,4 +110,4 @@ class LayerwiseBaseline(Baseline):
         with torch.enable_grad():
             logits = forward(self.model, x, carried_by(network)).logits
             loss, error = self.error(logits, y)
-            return loss, self.gradients([logits], [error])
+            return loss, self.parameter_gradients([logits], [error])

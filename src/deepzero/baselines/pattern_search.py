@@ -18,17 +18,24 @@ from torch import Tensor, nn
 from deepzero import validation
 from deepzero.baselines.base import Baseline
 from deepzero.coordinates import Coordinates
-from deepzero.evaluators import BatchedEvaluator, Evaluator, Measurement, PropagationEvaluator, SequentialEvaluator
+from deepzero.evaluators import (
+    BatchedEvaluator,
+    Evaluator,
+    Measurement,
+    PropagationEvaluator,
+    SequentialEvaluator,
+    StepQueries,
+)
 from deepzero.objective import Loss, Parameters, parameters_of
 from deepzero.probes import CoordinatePerturbations
-from deepzero.randomness import derive_seed
+from deepzero.randomness import derive_seed, step_seed
 
 GROWTH = 16
 MODELS_TIMES_SAMPLES = 50_000
 
 
 class Polling(Baseline):
-    """What both variants share: the moves, their order, the radius, the budget.
+    """The base of both variants: the moves, their order, the radius, the budget.
 
     The moves are :math:`\\theta_i \\pm r` for every parameter entry :math:`i` and both signs. A sweep tries all of them
     in an order that is a pure function of the seed and the number of the sweep. A call of :meth:`backward` goes on with
@@ -77,11 +84,11 @@ class Polling(Baseline):
 
     @abstractmethod
     def sizes(self, samples: int) -> Iterator[int]:
-        """How many moves are evaluated together, poll after poll, on a batch of so many samples."""
+        """Numbers of moves that are evaluated together, poll after poll, on a batch of that many samples."""
 
     @abstractmethod
     def pick(self, differences: Float64[Tensor, " moves"]) -> int:
-        """Which move of a poll to accept, given the differences of the loss, one of which at least is below 0."""
+        """The number of the move to accept, by the differences of the loss, one of which at least is below 0."""
 
     @torch.no_grad()
     def directions(
@@ -120,7 +127,7 @@ class Polling(Baseline):
         self, parameters: Parameters, batch: tuple[Tensor, Tensor], moves: Int64[Tensor, " moves"]
     ) -> tuple[Measurement, Float64[Tensor, " moves"]]:
         """The base query, and the differences of the loss in the order of the moves; infinite where not finite."""
-        seed = derive_seed(self.seed, "objective", self.step)
+        seed = step_seed(self.seed, self.step)
         differences = torch.empty(len(moves), dtype=torch.float64)
         for parity, sign in enumerate((1, -1)):
             places = (moves % 2 == parity).nonzero().squeeze(1)
@@ -129,7 +136,7 @@ class Polling(Baseline):
             entries, order = (moves[places] // 2).sort()
             perturbations = CoordinatePerturbations(_coordinates(entries, parameters), parameters)
             offset = sign * self.memory["radius"]
-            measurement = self.evaluator.measure(self.objective, batch, perturbations, [offset], seed)
+            measurement = self.evaluator.measure(StepQueries(self.objective, batch, perturbations, [offset], seed))
             differences[places[order]] = measurement.differences[0].to(differences.device)
         return measurement, torch.where(differences.isfinite(), differences, torch.inf)
 

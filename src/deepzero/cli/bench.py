@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from rich.console import Group
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from deepzero.cli.command import Output
 from deepzero.cli.options import Json, Quiet
-from deepzero.cli.output import Output
 from deepzero.errors import InvalidInputError
 
 ALL = "all"
@@ -42,9 +38,9 @@ class Bench:
     threads: int = 2
     """Threads of torch for the loops, and workers of deepzero."""
     rounds: int = 5
-    """How often the sides take turns."""
+    """Turns of each side."""
     seconds_per_side: Annotated[float | None, arg(metavar="X", help_behavior_hint=CASES_OWN)] = None
-    """How long each side is timed, all rounds together."""
+    """Seconds that each side is timed, all rounds together."""
     whole: FlagCreatePairsOff[bool] = False
     """Time deepzero on all coordinates in every round, however long that takes."""
     memory: bool = True
@@ -60,23 +56,21 @@ class Bench:
 
     def run(self, output: Output) -> int:
         """Measure, print the tables, and write the record."""
-        from deepzero import measure as bench  # noqa: PLC0415 - with PyTorch
-        from deepzero.files import replace_file, to_json  # noqa: PLC0415
+        from deepzero.measure import CASES, Settings, problem, record, run, tables  # noqa: PLC0415 - with PyTorch
+        from deepzero.measure.measurement_record import command_line, environment, write_record  # noqa: PLC0415
 
         self._check_out()
-        settings = bench.Settings(**{f.name: getattr(self, f.name) for f in fields(bench.Settings)})
-        names = list(bench.CASES) if self.case == ALL else [self.case]
+        settings = Settings(**{f.name: getattr(self, f.name) for f in fields(Settings)})
+        names = list(CASES) if self.case == ALL else [self.case]
         for name in names:
-            bench.problem(name, **settings.problem)  # bad input is found before anything is measured
-        environment = _environment()
-        reports = [bench.run(name, settings) for name in names]
-        record = bench.record(
-            reports, settings, command=shlex.join(["deepzero", *sys.argv[1:]]), environment=environment
-        )
+            problem(name, **settings.problem)  # bad input is found before anything is measured
+        circumstances = environment(libraries=("numba", "numpy"))
+        reports = [run(name, settings) for name in names]
+        content = record(reports, settings, command=command_line("deepzero"), environment=circumstances)
         if self.out is not None:
-            replace_file(self.out, to_json(record))
+            write_record(self.out, content)
             output.console.print(f"record: {self.out}", soft_wrap=True)
-        output.result(Group(*(table for report in reports for table in bench.tables(report))), **record)
+        output.result(Group(*(table for report in reports for table in tables(report))), **content)
         return 0
 
     def _check_out(self) -> None:
@@ -84,14 +78,3 @@ class Bench:
             raise InvalidInputError(
                 f"--out must be a file in a folder that exists, got {self.out}; try --out bench.json"
             )
-
-
-def _environment() -> dict[str, Any]:
-    """Hardware, versions, and the load before anything is measured: other processes distort all sides."""
-    import torch  # noqa: PLC0415
-
-    from deepzero.training import hardware, versions  # noqa: PLC0415
-
-    load = os.getloadavg() if hasattr(os, "getloadavg") else None
-    libraries = {name: version(name) for name in ("numba", "numpy")}
-    return {**hardware(torch.device("cpu")), "versions": {**versions(), **libraries}, "load_average_before": load}

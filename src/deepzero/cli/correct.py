@@ -9,8 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from deepzero.cli.options import DONE, RECIPES_OWN, Flag, Folder, Json, Quiet, Real, Whole, require_used, seconds_of
-from deepzero.cli.output import Output, tell_stopped
+from deepzero.cli.command import Output, tell_stopped
+from deepzero.cli.options import (
+    DONE,
+    RECIPES_OWN,
+    Folder,
+    Json,
+    MaxMinutes,
+    Quiet,
+    Real,
+    Resume,
+    Seed,
+    Whole,
+    require_folder_to_resume,
+    require_used,
+    seconds_of,
+)
 from deepzero.errors import InvalidInputError
 from deepzero.text import duration
 
@@ -44,24 +58,21 @@ class Correct:
     sparsity: Real = None
     """Share of the weights that a step of zo-sol leaves out."""
     ratios: Annotated[str | None, arg(metavar="WHICH", help_behavior_hint=RECIPES_OWN)] = None
-    """How zo-sol divides its coordinates among the layers: uniform, or zo-grasp."""
+    """Division of the coordinates of zo-sol among the layers: uniform, or zo-grasp."""
     learning_rate: Real = None
     """Learning rate of Adam."""
-    seed: Whole = None
-    """Seed of everything that is drawn."""
+    seed: Seed = None
     data_dir: Folder = None
-    """Where reference simulations are kept (default: $DEEPZERO_DATA/wake-flow, else data/wake-flow)."""
+    """Folder of the reference simulations (default: $DEEPZERO_DATA/wake-flow, else data/wake-flow)."""
     out: Folder = None
     """Folder of the run (default: runs/correct-RECIPE-METHOD-seedN)."""
-    resume: Flag = False
-    """Continue the run in --out; settings need not be repeated."""
-    max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
-    """Save and exit with code 75 after so many minutes."""
+    resume: Resume = False
+    max_minutes: MaxMinutes = None
     quiet: Quiet = False
     json: Json = False
 
     def run(self, output: Output) -> int:
-        """Say how long it takes, train, and say how it went."""
+        """Print a forecast of the time, train, and print the result."""
         from deepzero.tasks.correction import METHODS, correct, settings_of  # noqa: PLC0415
         from deepzero.tasks.correction.correction_config import QUERYING, USED_BY  # noqa: PLC0415
         from deepzero.tasks.correction.correction_time import correction_seconds  # noqa: PLC0415
@@ -71,8 +82,7 @@ class Correct:
             raise InvalidInputError(
                 f"simulations are kept in a folder, but {self.data_dir} is a file; choose another --data-dir"
             )
-        if self.resume and self.out is None:
-            raise InvalidInputError("name the folder of the run to resume, for example --resume --out runs/...")
+        require_folder_to_resume(self.resume, self.out)
         config = self._config(settings_of(self.out) if self.resume and self.out is not None else None)
         require_used(self, config.method, USED_BY)
         if self.steps is not None and config.budget is not None and config.method in QUERYING:
@@ -83,7 +93,7 @@ class Correct:
         if not self.resume:
             about = duration(correction_seconds(config, self.data_dir))
             console.print(f"{config.method}: {METHODS[config.method]}; about {about}", soft_wrap=True, highlight=False)
-        found = correct(
+        trained = correct(
             config,
             out=self.out or ROOT / f"correct-{self.recipe}-{config.method}-seed{config.seed}",
             resume=self.resume,
@@ -91,23 +101,23 @@ class Correct:
             max_seconds=max_seconds,
             console=console,
         )
-        folder = shlex.quote(str(found.folder))
-        if found.summary is None:
-            return tell_stopped(output, "correct", found.folder, found.stopped)
-        output.result(_told(found.summary), folder=found.folder, stopped=None, summary=found.summary)
+        folder = shlex.quote(str(trained.folder))
+        if trained.summary is None:
+            return tell_stopped(output, "correct", trained.folder, trained.stopped)
+        output.result(_result(trained.summary), folder=trained.folder, stopped=None, summary=trained.summary)
         console.print(f"now `deepzero report {folder}`", soft_wrap=True)
         return DONE
 
-    def _config(self, begun: CorrectionConfig | None) -> CorrectionConfig:
+    def _config(self, interrupted: CorrectionConfig | None) -> CorrectionConfig:
         """The recipe's configuration, or that of the run that goes on, with the settings that were given."""
-        from deepzero.recipes.correction_recipes import find_correction  # noqa: PLC0415
+        from deepzero.recipes.correction_recipes import RECIPES  # noqa: PLC0415
 
         changed = ("method", "unroll", "steps", "budget", "directions", "sparsity", "ratios", "learning_rate", "seed")
-        given: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}
-        return replace(begun or find_correction(self.recipe).config(), **given)
+        settings: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}
+        return replace(interrupted or RECIPES.find(self.recipe).config(), **settings)
 
 
-def _told(summary: dict[str, Any]) -> str:
+def _result(summary: dict[str, Any]) -> str:
     """The error beside the source's."""
     source = summary["source_mae"]
     if summary["mae"] is None or source is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,21 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from deepzero.cli.command import Output, tell_stopped
 from deepzero.cli.options import (
     DONE,
     RECIPES_OWN,
     STOPPED,
-    Flag,
+    DataDir,
     Folder,
     Json,
+    MaxMinutes,
     Quiet,
     Real,
+    Resume,
+    Seed,
     Whole,
+    require_folder_to_resume,
     require_used,
     seconds_of,
 )
-from deepzero.cli.output import Output, tell_stopped
-from deepzero.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from deepzero.tasks.defense import Certified, DefenseConfig
@@ -54,29 +56,25 @@ class Defend:
     directions: Whole = None
     """Directions of a sample, or coordinates of a step."""
     loss: Annotated[str | None, arg(metavar="LOSS", help_behavior_hint=RECIPES_OWN)] = None
-    """What the finetuning minimizes: stability (the classifier's own labels) or classification (the true ones)."""
+    """Loss of the finetuning: stability (the classifier's own labels) or classification (the true ones)."""
     finetuned: Annotated[str | None, arg(metavar="WHICH", help_behavior_hint=RECIPES_OWN)] = None
-    """What the method deepzero finetunes: last-layer, or zo-grasp (all convolutions, in the ratios of ZO-GraSP)."""
+    """Part that method deepzero finetunes: last-layer, or zo-grasp (all convolutions, in the ratios of ZO-GraSP)."""
     learning_rate: Real = None
     """Peak learning rate of the finetuning."""
-    seed: Whole = None
-    """Seed of everything that is drawn."""
-    data_dir: Folder = None
-    """Where the data set lies (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
+    seed: Seed = None
+    data_dir: DataDir = None
     out: Folder = None
     """Folder of the run (default: runs/defend-RECIPE-METHOD-seedN)."""
     stages: Folder = None
-    """Where classifier and pretrained denoiser are kept, for several runs to share (default: in the run)."""
-    resume: Flag = False
-    """Continue the run in --out; settings need not be repeated."""
-    max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
-    """Save and exit with code 75 after so many minutes."""
+    """Folder of the classifier and the pretrained denoiser, for several runs to share (default: in the run)."""
+    resume: Resume = False
+    max_minutes: MaxMinutes = None
     quiet: Quiet = False
     json: Json = False
 
     def run(self, output: Output) -> int:
-        """Train, and say how it went."""
-        from deepzero.cli.recipe_words import require_data_dir_used  # noqa: PLC0415
+        """Train, and print the result."""
+        from deepzero.cli.recipe_choice import require_data_dir_used  # noqa: PLC0415
         from deepzero.tasks.defense import METHODS, defend  # noqa: PLC0415 - with PyTorch
         from deepzero.tasks.defense.defense_config import USED_BY  # noqa: PLC0415
 
@@ -85,7 +83,7 @@ class Defend:
         require_used(self, config.method, USED_BY)
         require_data_dir_used(self.data_dir, config.data.name)
         out = self.out or ROOT / f"defend-{self.recipe}-{config.method}-seed{config.seed}"
-        found = defend(
+        trained = defend(
             config,
             out=out,
             resume=self.resume,
@@ -95,32 +93,31 @@ class Defend:
             max_seconds=max_seconds,
             console=output.console,
         )
-        if found.summary is None:
-            return tell_stopped(output, "defend", found.folder, found.stopped)
+        if trained.summary is None:
+            return tell_stopped(output, "defend", trained.folder, trained.stopped)
         output.result(
-            f"{config.method} ({METHODS[config.method]}): {found.summary['queries']:,} queries in "
-            f"{found.summary['seconds']:,.0f} s; now `deepzero certify {shlex.quote(str(found.folder))}`",
-            folder=found.folder,
+            f"{config.method} ({METHODS[config.method]}): {trained.summary['queries']:,} queries in "
+            f"{trained.summary['seconds']:,.0f} s; now `deepzero certify {shlex.quote(str(trained.folder))}`",
+            folder=trained.folder,
             stopped=None,
-            summary=found.summary,
+            summary=trained.summary,
         )
         return DONE
 
     def _settings(self) -> tuple[DefenseConfig, str | None]:
         """The configuration and the classifier of the run."""
-        from deepzero.recipes.defense_recipes import find_defense, with_method  # noqa: PLC0415
+        from deepzero.recipes.defense_recipes import RECIPES, with_method  # noqa: PLC0415
         from deepzero.tasks.defense import settings_of  # noqa: PLC0415
 
-        if self.resume and self.out is None:
-            raise InvalidInputError("name the folder of the run to resume, for example --resume --out runs/...")
-        config, classifier = find_defense(self.recipe).config(), self.classifier
+        require_folder_to_resume(self.resume, self.out)
+        config, classifier = RECIPES.find(self.recipe).config(), self.classifier
         if self.resume and self.out is not None:
             config, classifier = settings_of(self.out)
         if self.method is not None and not self.resume:
             config = with_method(config, self.method)
         changed = ("method", "sigma", "budget", "directions", "loss", "finetuned", "seed")
-        given: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}
-        config = replace(config, **given)
+        settings: dict[str, Any] = {name: value for name in changed if (value := getattr(self, name)) is not None}
+        config = replace(config, **settings)
         if self.learning_rate is not None:
             config = replace(config, finetuning=replace(config.finetuning, learning_rate=self.learning_rate))
         return config, classifier
@@ -141,35 +138,28 @@ class Certify:
     radii: Annotated[tuple[float, ...] | None, arg(metavar="R", help_behavior_hint="(default: 0 to 3 sigma)")] = None
     """Radii of the table."""
     data_dir: Folder = None
-    """Where the data set lies."""
-    max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
-    """Save and exit with code 75 after so many minutes."""
+    """Folder of the data set."""
+    max_minutes: MaxMinutes = None
     quiet: Quiet = False
     json: Json = False
 
     def run(self, output: Output) -> int:
         """Certify, and print the table."""
-        from deepzero.cli.recipe_words import require_data_dir_used  # noqa: PLC0415 - with PyTorch
+        from deepzero.cli.recipe_choice import require_data_dir_used  # noqa: PLC0415 - with PyTorch
         from deepzero.tasks.defense import CertifyConfig, certify, settings_of  # noqa: PLC0415
+        from deepzero.training.progress import counting  # noqa: PLC0415
 
         max_seconds = seconds_of(self.max_minutes)
-
-        said = [time.monotonic()]
-
-        def progress(done: int, total: int, left: float) -> None:
-            if time.monotonic() - said[0] > 10 or done == total:
-                said[0] = time.monotonic()
-                output.console.print(f"{done} of {total} images, {left:,.0f} s left")
-
         require_data_dir_used(self.data_dir, settings_of(self.folder)[0].data.name)
         config = CertifyConfig(images=self.images, trials=self.trials, alpha=self.alpha, radii=self.radii)
-        found = certify(
-            self.folder,
-            config,
-            data_dir=self.data_dir,
-            max_seconds=max_seconds,
-            progress=progress,
-        )
+        with counting(output.console, "images") as count:
+            found = certify(
+                self.folder,
+                config,
+                data_dir=self.data_dir,
+                max_seconds=max_seconds,
+                progress=lambda done, total, _left: count(done, total),
+            )
         if found.result is None:
             output.result(f"stopped by {found.stopped}; the same command goes on", stopped=found.stopped)
             return STOPPED

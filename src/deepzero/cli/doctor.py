@@ -7,22 +7,31 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from deepzero.cli.command import Output
 from deepzero.cli.options import (
     RECIPES_OWN,
+    BatchSize,
+    DataDir,
+    Depth,
+    Device,
+    Epochs,
     Folder,
     ImageSize,
     Json,
+    LearningRate,
+    Limit,
     OwnConfig,
     OwnData,
     OwnModel,
+    Queries,
     Quiet,
-    Real,
+    Seed,
     Settings,
+    Sparsity,
+    StepSize,
     Target,
     TestPart,
-    Whole,
 )
-from deepzero.cli.output import Output
 
 
 @dataclass(frozen=True)
@@ -45,26 +54,16 @@ class Doctor:
     set: Settings = ()
     estimator: Annotated[Literal["cge", "rge"] | None, arg(metavar="{cge,rge}", help_behavior_hint=RECIPES_OWN)] = None
     """Coordinate-wise (cge) or random (rge) finite differences."""
-    sparsity: Real = None
-    """Part of the weights that is not queried at a step, in [0, 1)."""
-    step_size: Real = None
-    """Step of the finite difference."""
-    queries: Whole = None
-    """Random directions a step, for rge."""
-    learning_rate: Real = None
-    """Peak learning rate."""
-    epochs: Whole = None
-    """Passes over the training images."""
-    batch_size: Whole = None
-    """Images of a batch."""
-    depth: Whole = None
-    """Depth of the network, for recipes whose network has one."""
-    limit: Whole = None
-    """Use only so many training images."""
-    seed: Whole = None
-    """Seed of everything that is drawn."""
-    data_dir: Folder = None
-    """Where the data set lies (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
+    sparsity: Sparsity = None
+    step_size: StepSize = None
+    queries: Queries = None
+    learning_rate: LearningRate = None
+    epochs: Epochs = None
+    batch_size: BatchSize = None
+    depth: Depth = None
+    limit: Limit = None
+    seed: Seed = None
+    data_dir: DataDir = None
     max_queries: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 128)")] = None
     """Queries of a black box that the examination may make."""
     run_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 100)")] = None
@@ -75,8 +74,7 @@ class Doctor:
     """Price of a query of a black box."""
     out: Folder = None
     """Folder for the report and the plot (default: runs/<recipe>-doctor); an earlier diagnosis there is replaced."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda or cuda:<number>."""
+    device: Device = "cpu"
     seconds: float = 20.0
     """About how long each part of the examination may take; large networks are sampled more thinly."""
     quiet: Quiet = False
@@ -84,6 +82,6 @@ class Doctor:
 
     def run(self, output: Output) -> int:
         """Examine, print the diagnosis, and write it."""
-        from deepzero.cli.examining import run_doctor  # noqa: PLC0415 - with PyTorch
+        from deepzero.cli.doctor_execution import run_doctor  # noqa: PLC0415 - with PyTorch
 
         return run_doctor(self, output)

@@ -1,4 +1,4 @@
-"""Kinds of options and exit codes that several commands share."""
+"""Options and exit codes that several commands share."""
 
 from __future__ import annotations
 
@@ -74,15 +74,68 @@ Settings = Annotated[
     tuple[str, ...],
     arg(metavar="NAME=VALUE", help_behavior_hint="", help="Arguments of a function of your own."),
 ]
+Epochs = Annotated[
+    int | None, arg(metavar="N", help_behavior_hint=RECIPES_OWN, help="Passes over the training images.")
+]
+Sparsity = Annotated[
+    float | None,
+    arg(
+        metavar="X",
+        help_behavior_hint=RECIPES_OWN,
+        help="Part of the weights that is not queried at a step, in [0, 1).",
+    ),
+]
+StepSize = Annotated[
+    float | None, arg(metavar="X", help_behavior_hint=RECIPES_OWN, help="Step of the finite difference.")
+]
+Queries = Annotated[
+    int | None, arg(metavar="N", help_behavior_hint=RECIPES_OWN, help="Random directions a step, for rge.")
+]
+LearningRate = Annotated[float | None, arg(metavar="X", help_behavior_hint=RECIPES_OWN, help="Peak learning rate.")]
+BatchSize = Annotated[int | None, arg(metavar="N", help_behavior_hint=RECIPES_OWN, help="Images of a batch.")]
+Depth = Annotated[
+    int | None,
+    arg(
+        metavar="N",
+        help_behavior_hint=RECIPES_OWN,
+        help="Depth of the network, for recipes whose network has one.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    arg(metavar="N", help_behavior_hint=RECIPES_OWN, help="Use only N training images."),
+]
+Seed = Annotated[int | None, arg(metavar="N", help_behavior_hint=RECIPES_OWN, help="Seed of everything that is drawn.")]
+DataDir = Annotated[
+    Path | None,
+    arg(
+        metavar="FOLDER",
+        help_behavior_hint="",
+        help="Folder of the data set (default: $DEEPZERO_DATA/<name>, else data/<name>).",
+    ),
+]
+Device = Annotated[str, arg(help="Device to compute on: cpu, cuda or cuda:<number>.")]
+Resume = Annotated[
+    FlagCreatePairsOff[bool],
+    arg(help_behavior_hint="", help="Continue the run in --out; settings need not be repeated."),
+]
+MaxMinutes = Annotated[
+    float | None,
+    arg(
+        metavar="X",
+        help_behavior_hint="(default: no limit)",
+        help="Save and exit with code 75 after that many minutes.",
+    ),
+]
 
 
 def require_used(command: object, method: str, used_by: Mapping[str, Sequence[str]]) -> None:
-    """Raise if an option was given that a method does not look at.
+    """Raise if an option was given that a method does not use.
 
     Args:
         command: with a field for each setting; None: not given.
         method: that the command runs.
-        used_by: setting -> methods that look at it.
+        used_by: setting -> methods that use it.
 
     Raises:
         InvalidInputError: it names the option, and the methods that have a use for it.
@@ -95,14 +148,22 @@ def require_used(command: object, method: str, used_by: Mapping[str, Sequence[st
             )
 
 
+def require_folder_to_resume(resume: bool, out: Path | None) -> None:
+    """Raise if a run is to be resumed and its folder is not named.
+
+    Raises:
+        InvalidInputError: the message says what to type.
+    """
+    if resume and out is None:
+        raise InvalidInputError("name the folder of the run to resume, for example --resume --out runs/...")
+
+
 def seconds_of(minutes: float | None) -> float | None:
     """The limit that ``--max-minutes`` sets, in seconds.
 
     Raises:
         InvalidInputError: it is no time.
     """
-    if minutes is not None and not 0 < minutes < float("inf"):
-        raise InvalidInputError(
-            f"--max-minutes must be a number above 0, got {minutes:g}; for example --max-minutes 30, or leave it out"
-        )
-    return None if minutes is None else 60 * minutes
+    from deepzero.validation import positive  # noqa: PLC0415 - with PyTorch
+
+    return None if minutes is None else 60 * positive("--max-minutes", minutes, hint="30")

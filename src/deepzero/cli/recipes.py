@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
 
+from deepzero.cli.command import Output
 from deepzero.cli.options import Json, Quiet
-from deepzero.cli.output import Output
 
 if TYPE_CHECKING:
     from deepzero.recipes import Recipe
@@ -18,34 +17,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the recipes: what each is, the data it needs, what it costs."""
+    """List the recipes, with a description, the data and the cost of each."""
 
     quiet: Quiet = False
     json: Json = False
 
     def run(self, output: Output) -> int:
         """Print a table for each command that takes recipes."""
-        from deepzero.recipes import RECIPES  # noqa: PLC0415 - with PyTorch
-        from deepzero.recipes.correction_recipes import CORRECTIONS  # noqa: PLC0415
-        from deepzero.recipes.defense_recipes import DEFENSES  # noqa: PLC0415
+        from deepzero.recipes import catalogue_of  # noqa: PLC0415 - with PyTorch
+        from deepzero.recipes.catalogue import COMMANDS  # noqa: PLC0415
 
-        commands: dict[str, Iterable[Recipe[Any]]] = {
-            "train": RECIPES.values(),
-            "defend": DEFENSES.values(),
-            "correct": CORRECTIONS.values(),
-        }
+        commands = {command: catalogue_of(command).values() for command in COMMANDS}
         tables = []
         for command, recipes in commands.items():
             table = Table(command, "what it is", "data", "cost", title=f"deepzero {command} RECIPE")
             for recipe in recipes:
                 table.add_row(recipe.name, recipe.summary, _data(recipe.config()), recipe.cost)
             tables.append(table)
-        told = {command: [_told(recipe) for recipe in recipes] for command, recipes in commands.items()}
-        output.result(Group(*tables), **told)
+        values = {command: [_values(recipe) for recipe in recipes] for command, recipes in commands.items()}
+        output.result(Group(*tables), **values)
         return 0
 
 
-def _told(recipe: Recipe[Any]) -> dict[str, str]:
+def _values(recipe: Recipe[Any]) -> dict[str, str]:
     return {"name": recipe.name, "summary": recipe.summary, "data": _data(recipe.config()), "cost": recipe.cost}
 
 

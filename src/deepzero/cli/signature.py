@@ -1,4 +1,4 @@
-"""What a command takes: its options, and the words that stand by themselves."""
+"""The signature of a command: its options, and its arguments, which stand without a name."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A word without a name.
+class Argument:
+    """A word without a name (a positional argument).
 
     Attributes:
         name: of the field.
-        shown: what help calls it, such as ``RUN``.
+        shown: its name in the help, such as ``RUN``.
         choices: the words there are, if they are few.
         many: any number of words may stand here.
         needed: there must be one.
@@ -76,10 +76,10 @@ def options_of(command: Callable[..., Any]) -> dict[str, Option]:
     return found
 
 
-def places_of(command: Callable[..., Any]) -> list[Place]:
-    """The words of a command that have no name, in their order."""
+def arguments_of(command: Callable[..., Any]) -> list[Argument]:
+    """The arguments of a command, in their order."""
     return [
-        Place(
+        Argument(
             field.name,
             (hint.metavar or field.name.upper()).partition(" ")[0],
             hint.choices,
@@ -92,14 +92,14 @@ def places_of(command: Callable[..., Any]) -> list[Place]:
 
 
 def usage(name: str, command: Callable[..., Any]) -> str:
-    """How the words of a command are typed, without its options.
+    """The command line of a command, without its options.
 
     Example:
-        >>> from deepzero.cli.use import Predict
+        >>> from deepzero.cli.finished_run import Predict
         >>> usage("predict", Predict)
         'deepzero predict RUN INPUT ...'
     """
-    shown = [f"{place.shown} ..." if place.many else place.shown for place in places_of(command)]
+    shown = [f"{one.shown} ..." if one.many else one.shown for one in arguments_of(command)]
     return " ".join(["deepzero", name, *shown])
 
 

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from deepzero.cli.collector import no_collection
+from deepzero.cli.command import Output
 from deepzero.cli.options import (
     RECIPES_OWN,
-    Flag,
+    BatchSize,
+    DataDir,
+    Depth,
+    Device,
+    Epochs,
     Folder,
     ImageSize,
     Json,
+    LearningRate,
+    Limit,
+    MaxMinutes,
     OwnConfig,
     OwnData,
     OwnModel,
+    Queries,
     Quiet,
     Real,
+    Resume,
+    Seed,
     Settings,
+    Sparsity,
+    StepSize,
     Target,
     TestPart,
     Whole,
 )
-from deepzero.cli.output import Output
-
-if TYPE_CHECKING:
-    pass
+from deepzero.process_memory import no_collection
 
 
 @dataclass(frozen=True)
@@ -49,38 +58,25 @@ class Train:
     test: TestPart = None
     model: OwnModel = None
     set: Settings = ()
-    epochs: Whole = None
-    """Passes over the training images."""
+    epochs: Epochs = None
     estimator: Annotated[
         Literal["cge", "rge", "fo"] | None, arg(metavar="{cge,rge,fo}", help_behavior_hint=RECIPES_OWN)
     ] = None
     """Coordinate-wise (cge) or random (rge) finite differences, or autograd for comparison (fo)."""
-    sparsity: Real = None
-    """Part of the weights that is not queried at a step, in [0, 1)."""
-    step_size: Real = None
-    """Step of the finite difference."""
-    queries: Whole = None
-    """Random directions a step, for rge."""
-    learning_rate: Real = None
-    """Peak learning rate."""
-    batch_size: Whole = None
-    """Images of a batch."""
-    depth: Whole = None
-    """Depth of the network, for recipes whose network has one."""
-    limit: Whole = None
-    """Use only so many training images."""
-    seed: Whole = None
-    """Seed of everything that is drawn."""
-    data_dir: Folder = None
-    """Where the data set lies (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
+    sparsity: Sparsity = None
+    step_size: StepSize = None
+    queries: Queries = None
+    learning_rate: LearningRate = None
+    batch_size: BatchSize = None
+    depth: Depth = None
+    limit: Limit = None
+    seed: Seed = None
+    data_dir: DataDir = None
     out: Folder = None
     """Folder of the run (default: a new one in runs/; with --resume, the latest unfinished one there)."""
-    resume: Flag = False
-    """Continue the run in --out; settings need not be repeated."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda or cuda:<number>."""
-    max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
-    """Save and exit with code 75 after so many minutes."""
+    resume: Resume = False
+    device: Device = "cpu"
+    max_minutes: MaxMinutes = None
     checkpoint_steps: Whole = None
     """Steps between two checkpoints, besides those by the clock."""
     checkpoint_minutes: Real = None
@@ -95,6 +91,6 @@ class Train:
     def run(self, output: Output) -> int:
         """Train, and say how it went."""
         with no_collection():
-            from deepzero.cli.training import run_training  # noqa: PLC0415 - with PyTorch
+            from deepzero.cli.train_execution import run_training  # noqa: PLC0415 - with PyTorch
 
             return run_training(self, output)

@@ -1,4 +1,4 @@
-"""Words of a command line that are no command, no option or no value: said before the parser sees them."""
+"""Checks of the words of a command line, before the parser sees them: commands, options, values, arguments."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepzero.cli import meant
-from deepzero.cli.signature import Option, Place, options_of, places_of, usage
+from deepzero.cli import aliases
+from deepzero.cli.signature import Argument, Option, arguments_of, options_of, usage
 from deepzero.errors import InvalidInputError
 from deepzero.text import did_you_mean
 
@@ -20,7 +20,7 @@ BRACKETS = r"(\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))"
 """Text between brackets, with brackets in it."""
 TRUTH = ("true", "false", "yes", "no", "on", "off", "1", "0")
 NEAR = 0.7
-"""How alike a word and what was probably meant must be."""
+"""Least similarity of a word and the name that was probably meant."""
 Commands = Mapping[str, Callable[..., Any]]
 
 
@@ -28,29 +28,29 @@ def check(words: Sequence[str], commands: Commands) -> None:
     """Raise unless the words are a command, its options, and values that these can have.
 
     Raises:
-        InvalidInputError: the message names the word, what was expected, and what was probably meant.
+        InvalidInputError: the message names the word, what was expected, and what was probably aliases.
     """
     if not words or words[0] in HELP:
         return
     if words[0] not in commands:
         raise InvalidInputError(_no_command(words, commands))
-    name, rest, standing = words[0], list(words[1:]), []
+    name, rest, arguments = words[0], list(words[1:]), []
     if any(word in HELP for word in rest):
         return
     options = options_of(commands[name])
     while rest:
         word = rest.pop(0)
         if not word.startswith("-") or _fits(word, float):
-            standing.append(word)
+            arguments.append(word)
             continue
-        given, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or given not in options:
+        option, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or option not in options:
             raise InvalidInputError(_no_option(word.partition("=")[0], name, commands))
-        if options[given].kinds:
-            _require_values([value] if equals else _values(rest, options[given]), options[given], name)
+        if options[option].kinds:
+            _require_values([value] if equals else _values(rest, options[option]), options[option], name)
         elif equals or (rest and rest[0].lower() in TRUTH):
-            raise InvalidInputError(f"--{given} takes no value, got {value or rest[0]!r}; type --{given} alone")
-    _require_places(standing, name, commands[name])
+            raise InvalidInputError(f"--{option} takes no value, got {value or rest[0]!r}; type --{option} alone")
+    _require_arguments(arguments, name, commands[name])
 
 
 def in_options(message: str, options: Iterable[str]) -> str:
@@ -87,8 +87,8 @@ def _no_command(words: Sequence[str], commands: Commands) -> str:
         having = [command for command in commands if name in options_of(commands[command])]
         if having:
             return f"the command is missing before {word}; type it first, for example: deepzero {having[0]} {word} ..."
-    if word in meant.COMMANDS:
-        return f"unknown command {word!r} (did you mean {meant.COMMANDS[word]}?); {there}"
+    if word in aliases.COMMANDS:
+        return f"unknown command {word!r} (did you mean {aliases.COMMANDS[word]}?); {there}"
     what = "option" if word.startswith("-") else "command"
     if word.endswith(".py"):
         return f"unknown command {word!r}; to train by a file of your own, type deepzero train {shlex.quote(word)}"
@@ -107,51 +107,50 @@ def _is_run(word: str) -> bool:
 
 
 def _no_option(word: str, name: str, commands: Commands) -> str:
-    """What to say of an option that a command has not."""
-    given = word.lstrip("-").replace("_", "-").partition("=")[0]
-    options = list(dict.fromkeys(option.name for option in options_of(commands[name]).values()))
-    places = {place.name: place for place in places_of(commands[name])}
+    """The message for an option that a command has not."""
+    option = word.lstrip("-").replace("_", "-").partition("=")[0]
+    options = list(dict.fromkeys(one.name for one in options_of(commands[name]).values()))
+    arguments = {argument.name: argument for argument in arguments_of(commands[name])}
     is_letter = not word.startswith("--")
-    told = f"deepzero {name} has no option {word}"
-    there = f"there are: {', '.join(f'--{option}' for option in options)}"
-    alias = (meant.LETTERS if is_letter else meant.OPTIONS).get(given)
+    problem = f"deepzero {name} has no option {word}"
+    there = f"there are: {', '.join(f'--{one}' for one in options)}"
+    alias = (aliases.LETTERS if is_letter else aliases.OPTIONS).get(option)
     if alias in options:
-        return f"{told} (did you mean --{alias}?); see `deepzero {name} --help`"
-    place = places.get(meant.PLACES.get(given, given)) or next(
-        (p for p in places.values() if p.shown.lower() == given), None
+        return f"{problem} (did you mean --{alias}?); see `deepzero {name} --help`"
+    argument = arguments.get(aliases.ARGUMENTS.get(option, option)) or next(
+        (one for one in arguments.values() if one.shown.lower() == option), None
     )
-    if place is not None:
-        return f"{told}; {place.shown} is typed without a name: {usage(name, commands[name])}"
-    guess = "" if is_letter else _guess(given, options, dashes="--")
-    having = [] if guess or is_letter else [c for c in commands if given in options_of(commands[c])]
+    if argument is not None:
+        return f"{problem}; {argument.shown} is typed without a name: {usage(name, commands[name])}"
+    guess = "" if is_letter else _guess(option, options, dashes="--")
+    having = [] if guess or is_letter else [c for c in commands if option in options_of(commands[c])]
     elsewhere = f" ({', '.join(having)} {'has' if len(having) == 1 else 'have'} it)" if having else ""
-    return f"{told}{guess}; see `deepzero {name} --help`" if guess else f"{told}{elsewhere}; {there}"
+    return f"{problem}{guess}; see `deepzero {name} --help`" if guess else f"{problem}{elsewhere}; {there}"
 
 
-def _require_places(standing: Sequence[str], name: str, command: Callable[..., Any]) -> None:
-    """Raise unless the words without a name are as many as the command takes, and those it knows."""
-    places = places_of(command)
-    rest = list(standing)
-    for place in places:
-        taken = rest if place.many else rest[:1]
-        if not taken and place.needed:
+def _require_arguments(words: Sequence[str], name: str, command: Callable[..., Any]) -> None:
+    """Raise unless the arguments are as many as the command takes, and those it knows."""
+    rest = list(words)
+    for place in arguments_of(command):
+        own = rest if place.many else rest[:1]
+        if not own and place.needed:
             raise InvalidInputError(f"{place.shown} is missing; type {usage(name, command)}{_one_of(place)}")
-        for word in taken:
+        for word in own:
             if place.choices and word not in place.choices:
                 guess = _guess(Path(word).name.lower(), place.choices)
                 raise InvalidInputError(f"deepzero {name} takes one of {', '.join(place.choices)}, got {word!r}{guess}")
-        rest = rest[len(taken) :]
+        rest = rest[len(own) :]
     if rest:
-        raise InvalidInputError(_too_many(standing, rest, name, command))
+        raise InvalidInputError(_too_many(words, rest, name, command))
 
 
-def _one_of(place: Place) -> str:
+def _one_of(place: Argument) -> str:
     return f", where {place.shown} is one of {', '.join(place.choices)}" if place.choices else ""
 
 
-def _too_many(standing: Sequence[str], rest: Sequence[str], name: str, command: Callable[..., Any]) -> str:
+def _too_many(words: Sequence[str], rest: Sequence[str], name: str, command: Callable[..., Any]) -> str:
     form = usage(name, command)
-    whole = " ".join(standing[len(standing) - len(rest) - 1 :])
+    whole = " ".join(words[len(words) - len(rest) - 1 :])
     if Path(whole).exists() and whole != rest[0]:
         return f"{whole!r} has a space in its name; put it in quotes: {shlex.quote(whole)}"
     option, equals, value = rest[0].partition("=")
@@ -166,12 +165,12 @@ def _too_many(standing: Sequence[str], rest: Sequence[str], name: str, command: 
 
 def _values(rest: list[str], option: Option) -> list[str]:
     """The values of an option, which are taken off the words that follow; a negative number is one."""
-    taken: list[str] = []
+    values: list[str] = []
     while rest and (not rest[0].startswith("-") or _fits(rest[0], float)):
-        taken.append(rest.pop(0))
+        values.append(rest.pop(0))
         if not option.many:
             break
-    return taken
+    return values
 
 
 def _require_values(values: Sequence[str], option: Option, command: str) -> None:
@@ -184,14 +183,14 @@ def _require_values(values: Sequence[str], option: Option, command: str) -> None
 def _require_fit(value: str, option: Option) -> None:
     if option.choices:
         if value not in option.choices:
-            guess = _guess(value.lower(), option.choices, near=0.6)
+            guess = _guess(value.lower(), option.choices, cutoff=0.6)
             raise InvalidInputError(f"--{option.name} takes one of {', '.join(option.choices)}, got {value!r}{guess}")
         return
     if not any(_fits(value, kind) for kind in option.kinds):
-        wanted = "a whole number" if option.kinds == (int,) else "a number"
+        expected = "a whole number" if option.kinds == (int,) else "a number"
         retyped = _retyped(value, option)
         advice = f"; type --{option.name} {retyped}" if retyped else _example(option)
-        raise InvalidInputError(f"--{option.name} takes {wanted}, got {value!r}{advice}")
+        raise InvalidInputError(f"--{option.name} takes {expected}, got {value!r}{advice}")
 
 
 def _retyped(value: str, option: Option) -> str | None:
@@ -209,7 +208,7 @@ def _retyped(value: str, option: Option) -> str | None:
 
 
 def _example(option: Option) -> str:
-    """What to type, for numbers."""
+    """A remark with a number to type; empty for other values."""
     if option.kinds not in ((int,), (float,)):
         return ""
     if option.default and not isinstance(option.default, tuple) and isinstance(option.default, int | float):
@@ -227,5 +226,5 @@ def _fits(value: str, kind: type) -> bool:
     return True
 
 
-def _guess(word: str, known: Iterable[str], dashes: str = "", near: float = NEAR) -> str:
-    return did_you_mean(word.lstrip("-"), known, shown=lambda name: dashes + name, cutoff=near)
+def _guess(word: str, known: Iterable[str], dashes: str = "", cutoff: float = NEAR) -> str:
+    return did_you_mean(word.lstrip("-"), known, shown=lambda name: dashes + name, cutoff=cutoff)

@@ -1,6 +1,5 @@
 """Data sets, and batches of them that stay on one device."""
 
-from deepzero.data.augmentation import Augmentation
 from deepzero.data.cifar10 import load_cifar10
 from deepzero.data.dataset import Dataset, Splits, split
 from deepzero.data.dataset_registry import NAMED, load, names
@@ -10,7 +9,7 @@ from deepzero.data.fashion_mnist import load_fashion_mnist
 from deepzero.data.image_files import image_files, is_image
 from deepzero.data.image_folders import load_image_folder
 from deepzero.data.images import channel_statistics, downsample
-from deepzero.data.loader import BatchLoader
+from deepzero.data.loader import Augmentation, BatchLoader
 from deepzero.data.preprocessing import Preprocessing
 
 __all__ = [

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Int64, UInt8
-from PIL import Image
 from torch import Tensor
 
 from deepzero.data.data_files import candidate_folders, not_found
 from deepzero.data.dataset import Dataset
+from deepzero.data.image_files import pillow
 from deepzero.errors import DataNotFoundError, InvalidInputError
+from deepzero.extras import required_for
 
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
@@ -77,8 +78,9 @@ def read_parquet(path: Path) -> Part:
     Raises:
         InvalidInputError: the file is corrupt, a column is missing, or a row is not a 32x32 PNG or JPEG image.
     """
-    import pyarrow as pa  # noqa: PLC0415 - slow to import
-    from pyarrow import parquet  # noqa: PLC0415
+    with required_for("a Parquet file"):
+        import pyarrow as pa  # noqa: PLC0415 - slow to import
+        from pyarrow import parquet  # noqa: PLC0415
 
     try:
         table = parquet.ParquetFile(path).read(columns=["img.bytes", "label"])
@@ -115,6 +117,7 @@ def read_binary(path: Path) -> Part:
 
 
 def _decode(content: bytes | None, *, row: int, path: Path) -> npt.NDArray[np.uint8]:
+    Image = pillow()  # noqa: N806 - Pillow's name
     try:
         image = Image.open(io.BytesIO(content or b""), formats=("PNG", "JPEG"))
         if image.size == (SIZE, SIZE):

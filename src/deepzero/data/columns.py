@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzero.errors import DataNotFoundError, InvalidInputError
+from deepzero.extras import required_for
 
 CSV_ENDINGS, PARQUET_ENDINGS = (".csv", ".tsv", ".txt"), (".parquet", ".pq")
 PARQUET_MAGIC = b"PAR1"
@@ -22,7 +23,8 @@ def read_columns(path: Path) -> Any:
         DataNotFoundError: there is no such file.
         InvalidInputError: it is no such table, has no header or no row, or two columns of one name.
     """
-    import pyarrow as pa  # noqa: PLC0415 - slow to import
+    with required_for("a table"):
+        import pyarrow as pa  # noqa: PLC0415 - slow to import
 
     if not path.is_file():
         raise DataNotFoundError(f"there is no file {path}")
@@ -71,7 +73,7 @@ def _csv(path: Path) -> Any:
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is how a number is written."""
+    """True if a text is a number."""
     try:
         float(text)
     except ValueError:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from deepzero.data.dataset import Dataset, split
+from deepzero.extras import required_for
 
 FILE = "datasets", "data", "digits.csv.gz"
 TEST_FRACTION = 0.2
@@ -47,7 +48,8 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
         if file.is_file():
             table = np.loadtxt(file, delimiter=",")
             return table[:, :-1], table[:, -1]
-    from sklearn import datasets  # noqa: PLC0415 - a version that keeps the file elsewhere
+    with required_for("the data set digits"):
+        from sklearn import datasets  # noqa: PLC0415 - a version that keeps the file elsewhere
 
     pixels, labels = datasets.load_digits(return_X_y=True)
     return pixels, labels

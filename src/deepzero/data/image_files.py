@@ -1,17 +1,21 @@
-"""Image files: which there are in a folder, and their pixels at one size."""
+"""Image files: those in a folder, and their pixels at one size."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from deepzero.errors import DataNotFoundError, InvalidInputError
+from deepzero.extras import required_for
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 GRAY_MODES = ("1", "L", "LA", "La")
@@ -26,8 +30,19 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image, by its ending."""
+    """True if a file is an image, by its ending."""
     return path.suffix.lower() in ENDINGS
+
+
+def pillow() -> Any:
+    """The module ``PIL.Image``.
+
+    Raises:
+        MissingPackageError: Pillow is not installed.
+    """
+    with required_for("an image file"):
+        from PIL import Image  # noqa: PLC0415 - optional
+    return Image
 
 
 def open_image(path: Path) -> Image.Image:
@@ -39,19 +54,21 @@ def open_image(path: Path) -> Image.Image:
     """
     if not path.is_file():
         raise DataNotFoundError(f"there is no file {path}")
+    reader = pillow()
     try:
-        return Image.open(path)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        image: Image.Image = reader.open(path)
+    except (OSError, SyntaxError, ValueError, reader.DecompressionBombError) as error:
         raise _unreadable(str(path), error) from error
+    return image
 
 
 def name_of(image: Image.Image) -> str:
-    """What messages call an image: its file, or that it is a PIL image."""
+    """The name of an image in messages: its file, or that it is a PIL image."""
     return str(getattr(image, "filename", "") or f"a PIL image of {image.width}x{image.height} pixels")
 
 
 def is_gray(image: Image.Image) -> bool:
-    """Whether it has no color.
+    """True if it has no color.
 
     Raises:
         InvalidInputError: its channels have more than 8 bits.
@@ -72,8 +89,8 @@ def pixels(
     Args:
         image: of any mode of 8 bits or less; transparency is left out.
         shape: of the result.
-        shorter_side: what to bring the shorter side to before the middle is cut out; with None the image must have the
-            size of the result.
+        shorter_side: pixels to bring the shorter side to before the middle is cut out; with None the image must have
+            the size of the result.
 
     Raises:
         InvalidInputError: it has more than 8 bits a channel, is damaged, or has another size.
@@ -82,7 +99,7 @@ def pixels(
     is_gray(image)
     try:
         converted = image.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, pillow().DecompressionBombError) as error:
         raise _unreadable(name_of(image), error) from error
     if shorter_side is not None:
         converted = _middle(converted, height, width, shorter_side)
@@ -98,7 +115,7 @@ def pixels(
 def _middle(image: Image.Image, height: int, width: int, shorter_side: int) -> Image.Image:
     scale = shorter_side / min(image.size)
     wide, high = (max(shorter_side, round(scale * side)) for side in image.size)
-    resized = image.resize((wide, high), Image.Resampling.BICUBIC)
+    resized = image.resize((wide, high), pillow().Resampling.BICUBIC)
     left, top = (wide - width) // 2, (high - height) // 2
     return resized.crop((left, top, left + width, top + height))
 

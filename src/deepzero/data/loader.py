@@ -1,23 +1,72 @@
-"""Batches of a data set that stays on one device; every batch is a function of (seed, epoch, position) alone."""
+"""Batches of a data set that stays on one device, shuffled and augmented there; each is a function of its position."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from deepzero.data.augmentation import Augmentation
-from deepzero.data.dataset import Dataset
+from deepzero import validation
+from deepzero.data.dataset import Dataset, generator
 from deepzero.data.preprocessing import normalized
-from deepzero.data.seeding import generator
 from deepzero.errors import InvalidInputError
 
 Batch = tuple[Float[Tensor, "b c h w"] | Float[Tensor, "b c"], Int64[Tensor, " b"]]
 
 ORDER, AUGMENTATION = 0, 1  # what a random stream is for: part of its address
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Pad with zeros, cut a window of the original size at random, and flip half of the images left to right.
+
+    Attributes:
+        padding: pixels added on each side before the crop; 0 for no crop.
+        flip: flip half of the images.
+
+    Raises:
+        InvalidInputError: the padding is not an integer of at least 0.
+
+    >>> images = torch.arange(18).reshape(2, 1, 3, 3)
+    >>> Augmentation(padding=0, flip=True)(images, torch.Generator().manual_seed(4))[:, 0, 0]
+    tensor([[ 2,  1,  0],
+            [ 9, 10, 11]])
+    """
+
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        validation.count("padding", self.padding, minimum=0)
+
+    def __call__(self, images: Shaped[Tensor, "n c h w"], generator: torch.Generator) -> Shaped[Tensor, "n c h w"]:
+        """Augment ``images`` of any type and on any device; the CPU ``generator`` decides the rest."""
+        count, channels, height, width = images.shape
+        tops, lefts, flips = self._draw(count, generator)
+        rows = tops[:, None] + torch.arange(height)
+        columns = torch.arange(width).expand(count, width)
+        columns = lefts[:, None] + torch.where(flips[:, None], columns.flip(1), columns)
+        padded = F.pad(images, (self.padding,) * 4)
+        device = images.device
+        return padded[
+            torch.arange(count, device=device)[:, None, None, None],
+            torch.arange(channels, device=device)[:, None, None],
+            rows.to(device)[:, None, :, None],
+            columns.to(device)[:, None, None, :],
+        ]
+
+    def _draw(
+        self, count: int, generator: torch.Generator
+    ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Top and left corner of each window, and True where it is flipped."""
+        offsets = torch.randint(2 * self.padding + 1, (2, count), generator=generator)
+        flips = torch.randint(2, (count,), generator=generator).bool() & self.flip
+        return offsets[0], offsets[1], flips
 
 
 class BatchLoader:
@@ -26,12 +75,11 @@ class BatchLoader:
     There is no state to save: ``iterate(epoch, start=step)`` continues an epoch bitwise where an earlier run left it.
     Randomness is drawn on the CPU, so that all devices get the same batches.
 
-
     Args:
         dataset: the images or rows, and labels.
         batch_size: samples of a batch; the last one may have fewer.
         shuffle: draw a new order for every epoch.
-        augmentation: random crops and flips of images, drawn anew for every batch; None for none.
+        augmentation: random crops and flips of images, drawn for every batch; None for none.
         drop_last: leave out a last batch that is not full.
         seed: seed of the order and of the augmentation, an integer of at least 0.
         device: where the samples and the batches are.
@@ -61,8 +109,7 @@ class BatchLoader:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InvalidInputError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+        validation.count("batch_size", batch_size)
         if not dtype.is_floating_point:
             raise InvalidInputError(f"dtype must be a floating-point type such as torch.float32, got {dtype}")
         count = len(dataset)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Real
 from torch import Tensor
 
-from deepzero.data.own_data import TEST, TRAIN, VALIDATION, Found, Samples
+from deepzero.data.own_data import TEST, TRAIN, VALIDATION, Contents, Samples
 from deepzero.errors import InvalidInputError
 from deepzero.text import nearest
 
@@ -31,7 +31,7 @@ FEW_CHANNELS = 4
 Array = npt.NDArray[Any]
 
 
-def read_npz(path: Path) -> Found:
+def read_npz(path: Path) -> Contents:
     """Inputs and labels of an ``.npz`` file.
 
     Inputs are images (``[n, h, w]``, or ``[n, h, w, c]`` or ``[n, c, h, w]``) or rows of a table ``[n, c]``; labels are
@@ -59,13 +59,43 @@ def read_npz(path: Path) -> Found:
     unused = [name for name, role in roles.items() if role is None and name.lower() not in CLASS_NAMES + COLUMN_NAMES]
     if unused:
         notes.append(f"{path.name}: not used: {', '.join(unused)}")
-    return Found(
+    return Contents(
         parts=samples,
         labels=f"array {parts[TRAIN][1]!r} of {path.name}",
         class_names=_class_names(arrays, samples),
         fields=fields,
         notes=tuple(notes),
     )
+
+
+def read_inputs(path: Path) -> Array:
+    """The inputs in an ``.npy`` file, or in an ``.npz`` file under a name that :func:`read_npz` understands.
+
+    Of several parts, those of the test set.
+
+    Raises:
+        InvalidInputError: the file is damaged, or no array has such a name.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if path.suffix == ".npy":
+            return np.asarray(loaded)
+        with loaded as archive:
+            roles = {name: _role(name) for name in archive.files}
+            names = [
+                name for part in (TEST, TRAIN, VALIDATION) for name, role in roles.items() if role == (part, False)
+            ]
+            if not names:
+                raise InvalidInputError(
+                    f"{path} holds {', '.join(archive.files)}; the array to predict on must be called x"
+                )
+            return _array(archive, names[0], path)
+    except InvalidInputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read ({error}); write an array of numbers again: np.save('x.npy', x)"
+        ) from error
 
 
 def _array(archive: Any, name: str, path: Path) -> Array:
@@ -83,7 +113,7 @@ def _array(archive: Any, name: str, path: Path) -> Array:
 
 
 def _role(name: str) -> tuple[str, bool] | None:
-    """The part that an array belongs to and whether it holds labels; None if its name says neither."""
+    """The part that an array belongs to, and True if it holds labels; None if its name says neither."""
     words = name.lower().split("_")
     part = next((PARTS[word] for word in words if word in PARTS), TRAIN)
     what = "_".join(word for word in words if word not in PARTS)
@@ -114,8 +144,8 @@ def _pair(part: str, roles: dict[str, tuple[str, bool] | None], path: Path) -> t
 
 
 def _unknown(path: Path, arrays: dict[str, Array]) -> InvalidInputError:
-    near = {name: nearest(name.lower(), INPUTS + LABELS) for name in arrays}
-    guesses = [f"{name} -> {guess}" for name, guess in near.items() if guess]
+    nearest_names = {name: nearest(name.lower(), INPUTS + LABELS) for name in arrays}
+    guesses = [f"{name} -> {guess}" for name, guess in nearest_names.items() if guess]
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items()) or "nothing"
     return InvalidInputError(
         f"the arrays in {path} have names that say nothing: {shapes}. Names that are understood: {KNOWN}"

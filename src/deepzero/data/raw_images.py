@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Real, Shaped
-from PIL import Image
 from torch import Tensor
 
-from deepzero.data.image_files import ENDINGS, image_files, open_image, pixels
+from deepzero.data.image_files import ENDINGS, image_files, open_image, pillow, pixels
 from deepzero.errors import DataNotFoundError, InvalidInputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 BYTES, FRACTIONS, REALS = "bytes", "fractions", "reals"
 VALUES = (BYTES, FRACTIONS, REALS)
 WHITE = 255
 """White in an image file of 8 bits a channel."""
 TOLERANCE = 1e-4
-"""How far a part of white may lie outside of 0 to 1 by rounding, or because a resized image swings over."""
+"""Distance that a part of white may lie outside of 0 to 1 by rounding, or because a resized image swings over."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class RawImages:
-    """How images become what a data set holds; the fields are those of :class:`deepzero.data.Preprocessing`.
+    """Conversion of images into the form of a data set; the fields are those of :class:`deepzero.data.Preprocessing`.
 
     Attributes:
         shape: channels, height and width in the data set, before tiles are averaged.
@@ -67,7 +70,7 @@ class RawImages:
         if isinstance(raw, (str, os.PathLike)):
             with open_image(Path(raw).expanduser()) as image:
                 return self._of_image(image)
-        if isinstance(raw, Image.Image):
+        if _is_pil_image(raw):
             return self._of_image(raw)
         if isinstance(raw, Tensor):
             raw = raw.detach().cpu().numpy()
@@ -158,7 +161,7 @@ def channels_first(raw: Array, channels: int, size: tuple[int, int] | None) -> S
     Args:
         raw: ``[h, w]`` and ``[b, h, w]`` for one channel, ``[c, h, w]``, ``[h, w, c]``, ``[b, c, h, w]`` or
             ``[b, h, w, c]``.
-        channels: how many there must be.
+        channels: their number.
         size: the height and width that there must be; None for any.
 
     Raises:
@@ -201,9 +204,16 @@ def _as_set_holds(images: Real[Tensor, "b c h w"], values: str) -> Real[Tensor, 
     return images if values == BYTES else (images.to(torch.float64) / WHITE).to(torch.float32)
 
 
+def _is_pil_image(raw: Any) -> bool:
+    """True for an image of Pillow's, of which there is none where Pillow was never imported."""
+    module = sys.modules.get("PIL.Image")
+    return module is not None and isinstance(raw, module.Image)
+
+
 def _image(channels: Shaped[Tensor, "c h w"]) -> Image.Image:
     array = channels.numpy()
-    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+    image: Image.Image = pillow().fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+    return image
 
 
 def _files(path: Path) -> list[Path]:

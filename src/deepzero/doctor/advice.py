@@ -1,20 +1,24 @@
-"""Advice in words: what each finding means for a run, and what to do about it."""
+"""Advice in words: the meaning of each finding for a run, and what to do about it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from deepzero.doctor.diagnosis import Diagnosis
-from deepzero.doctor.noise import repeats_for
-from deepzero.doctor.records import LEVELS, Finding, StepChoice, Sweep
-from deepzero.doctor.sweep import AS_GOOD
-from deepzero.objective import NetworkObjective, Objective, parameters_of
+from deepzero.doctor.determinism import modules_of
+from deepzero.doctor.step_choice import AS_GOOD, StepChoice, repeats_for
+from deepzero.doctor.sweep import PROPAGATION, Sweep
+from deepzero.objective import Objective, parameters_of
 
+if TYPE_CHECKING:
+    from deepzero.doctor.diagnosis import Diagnosis
+
+LEVELS = ("error", "warning", "note", "good")
 SERIOUS = AS_GOOD
 """Relative noise from which on a warning is due."""
 UNEVEN = 3.0
@@ -29,6 +33,21 @@ GENERATORS = {
 ALIGNED = 0.9
 """Cosine to autograd from which on an estimate is a gradient."""
 MODES_MATTER = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One piece of advice, in words.
+
+    Attributes:
+        level: ``error`` (a run cannot work), ``warning`` (it will suffer), ``note``, or ``good``.
+        text: what was found and what to do about it.
+        short: the same in a few words, for the verdict; empty where the verdict does not need it.
+    """
+
+    level: str
+    text: str
+    short: str = ""
 
 
 def advise(found: Diagnosis, objective: Objective, batch: tuple[Any, ...]) -> tuple[Finding, ...]:
@@ -144,16 +163,16 @@ def _method(found: Diagnosis) -> Iterator[Finding]:
     if found.run is None or found.forecast is None:
         return
     every, some = found.run.methods
-    told = (
+    comparison = (
         f"cge takes {every.queries:,} queries a step, rge with {some.directions} directions {some.queries:,} at a "
         f"cosine of about {some.cosine:.2f}"
     )
     if every.steps >= ENOUGH_STEPS:
         why = f"{every.steps:,} steps of it fit in as many queries as this run has, each along the whole gradient"
-        yield Finding("note", f"take cge: {why} ({told})")
+        yield Finding("note", f"take cge: {why} ({comparison})")
     else:
         why = f"only {every.steps:,} steps of cge fit in as many queries as this run has, but {some.steps:,} of rge"
-        yield Finding("note", f"take rge: {why} ({told})")
+        yield Finding("note", f"take rge: {why} ({comparison})")
 
 
 def _operations(found: Diagnosis) -> Iterator[Finding]:
@@ -312,7 +331,7 @@ def _nothing_changes(sweep: Sweep | None) -> Finding:
 
 
 def _is_flat(sweep: Sweep) -> bool:
-    """Whether no query of a sweep told another loss."""
+    """True if no query of a sweep gave another loss."""
     return all(point.zeros == 1 for curve in sweep.curves for point in curve.points)
 
 
@@ -354,8 +373,8 @@ def _values(found: Diagnosis, objective: Objective, batch: tuple[Any, ...]) -> I
     if found.determinism.loss is not None:
         return
     named = {f"parameter {name}": p for name, p in parameters_of(objective).items()}
-    if isinstance(objective, NetworkObjective):
-        named |= {f"buffer {name}": b for name, b in objective.model.named_buffers()}
+    for model in modules_of(objective)[:1]:
+        named |= {f"buffer {name}": b for name, b in model.named_buffers()}
     named |= {f"batch tensor {i}": t for i, t in enumerate(pytree.tree_leaves(batch)) if isinstance(t, Tensor)}
     culprits = [name for name, t in named.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     cause = (
@@ -375,7 +394,7 @@ def _dtypes(found: Diagnosis, objective: Objective) -> Iterator[Finding]:
             f"parameters are {', '.join(half)}: updates and steps are rounded to 2 or 3 digits; keep them in float32",
         )
     choice = found.step
-    if choice is None or choice.evaluator == "propagation":
+    if choice is None or choice.evaluator == PROPAGATION:
         return
     lost = [
         name
@@ -391,9 +410,9 @@ def _dtypes(found: Diagnosis, objective: Objective) -> Iterator[Finding]:
 
 
 def _modes(found: Diagnosis, objective: Objective) -> Iterator[Finding]:
-    if found.determinism.mode == "train" or not isinstance(objective, NetworkObjective):
+    if found.determinism.mode == "train":
         return
-    modules = [type(m).__name__ for m in objective.model.modules() if isinstance(m, MODES_MATTER) and not m.training]
+    modules = [type(m).__name__ for m in modules_of(objective) if isinstance(m, MODES_MATTER) and not m.training]
     if modules:
         yield Finding(
             "note",

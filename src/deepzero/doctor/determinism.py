@@ -1,20 +1,44 @@
-"""Does the objective give the same loss twice?"""
+"""Evaluations of the objective with the same seed: do they agree, and if not, what does that do to slopes?"""
 
 from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from deepzero.doctor.records import Determinism
 from deepzero.errors import DeepZeroError, InvalidInputError
-from deepzero.objective import NetworkObjective, Objective, parameters_of
+from deepzero.objective import Objective, parameters_of
 from deepzero.stencils import Stencil
 
 REPEATS = 4
+
+
+@dataclass(frozen=True)
+class Determinism:
+    """Losses of evaluations with the same seed, and the effect of their noise on slopes.
+
+    Attributes:
+        loss: the loss at the current parameters; None if it is not finite.
+        mode: ``train``, ``eval`` or ``mixed``; None for a black box.
+        repeatable: True if evaluations with the same seed agree bitwise.
+        noise: standard deviation of the loss over evaluations with the same seed.
+        depends_on_seed: True if another seed gives another loss, as dropout does; harmless, since all queries of a step
+            share one seed.
+        slope_noise: standard deviation that ``noise`` causes in each slope at the configured step size.
+        relative_slope_noise: the same in units of the root mean square of the slopes; None if that is 0 or
+            drowns in the noise.
+    """
+
+    loss: float | None
+    mode: str | None
+    repeatable: bool
+    noise: float
+    depends_on_seed: bool
+    slope_noise: float = 0.0
+    relative_slope_noise: float | None = None
 
 
 def check_determinism(
@@ -43,9 +67,9 @@ def require_running(objective: Objective, batch: tuple[Any, ...], seed: int) -> 
     except DeepZeroError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split()) or "no message"
+        message = " ".join(str(error).split()) or "no message"
         raise InvalidInputError(
-            f"the loss cannot be evaluated on this batch: {type(error).__name__}: {said}; correct the batch, the "
+            f"the loss cannot be evaluated on this batch: {type(error).__name__}: {message}; correct the batch, the "
             f"model or the loss"
         ) from error
 
@@ -63,8 +87,14 @@ def with_effect(found: Determinism, stencil: Stencil, step_size: float, slopes: 
 
 
 def mode_of(objective: Objective) -> str | None:
-    """The mode of a network: ``train``, ``eval``, or ``mixed``."""
-    if not isinstance(objective, NetworkObjective):
+    """The mode of an objective's ``model``: ``train``, ``eval``, or ``mixed``; None if it has none."""
+    modes = {module.training for module in modules_of(objective)}
+    if not modes:
         return None
-    modes = {module.training for module in objective.model.modules()}
     return "mixed" if len(modes) > 1 else ("train" if modes.pop() else "eval")
+
+
+def modules_of(objective: Objective) -> list[nn.Module]:
+    """The modules of an objective's ``model``; none if it has no model, as a black box."""
+    model = getattr(objective, "model", None)
+    return list(model.modules()) if isinstance(model, nn.Module) else []

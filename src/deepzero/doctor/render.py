@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from deepzero.doctor.records import (
-    Determinism,
-    Forecast,
-    GradientCheck,
-    LayerCheck,
-    Operations,
-    QueryCheck,
-    RunCost,
-    StepChoice,
-    Sweep,
-)
+from deepzero.doctor.determinism import Determinism
+from deepzero.doctor.diagnosis import Diagnosis
+from deepzero.doctor.forecast import Forecast, RunCost
+from deepzero.doctor.gradient_check import GradientCheck, LayerCheck
+from deepzero.doctor.metered_objective import QueryCheck
+from deepzero.doctor.operations import Operations
+from deepzero.doctor.step_choice import StepChoice
+from deepzero.doctor.sweep import Sweep
 from deepzero.text import duration
 
-if TYPE_CHECKING:
-    from deepzero.doctor.diagnosis import Diagnosis
-
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan", "good": "green"}
-SHOWN = 8
+ROWS = 8
 """Rows of a table of layers; the most notable ones."""
 
 
@@ -128,7 +121,7 @@ def _gradients(found: GradientCheck) -> Table:
     title = f"Estimate at the configured step {against}: {overall}"
     columns = ("tried", "exactly 0", "norm", "cosine", "error")
     table = Table(Column("parameter", overflow="fold"), *columns, title=title, title_justify="left")
-    rows = sorted(found.layers, key=_concern)[:SHOWN]
+    rows = sorted(found.layers, key=_concern)[:ROWS]
     for row in rows:
         cells = (_number(row.norm), _number(row.cosine, ".4f"), _number(row.relative_error))
         table.add_row(row.name, str(row.samples), f"{row.zeros:.0%}", *cells)
@@ -157,12 +150,11 @@ def _forecast(found: Forecast, run: RunCost | None) -> Iterator[str]:
                 f"{way.method} with {way.directions:,} directions: {way.queries:,} queries a step, {way.steps:,} steps "
                 f"for as many, cosine {way.cosine:.2f}"
             )
-    if found.seconds_per_epoch is not None and found.loop is not None:
+    if found.loop is not None and found.seconds_per_epoch is not None and found.seconds_of_run is not None:
         loop = found.loop
-        whole = loop.startup + loop.epochs * found.seconds_per_epoch
         yield f"{duration(found.seconds_per_epoch)} an epoch of {loop.steps_per_epoch} steps"
         scores = f" and the scores before them ({duration(loop.startup)})" if loop.startup else ""
-        yield f"{duration(whole)} for {loop.epochs} epochs{scores}"
+        yield f"{duration(found.seconds_of_run)} for {loop.epochs} epochs{scores}"
         validation = f", {duration(loop.epoch_overhead)} an epoch (validation)" if loop.epoch_overhead else ""
         yield f"beside the estimates: {duration(loop.step_overhead)} a step{validation}"
     if found.memory is not None and found.memory_budget is not None:
@@ -170,7 +162,7 @@ def _forecast(found: Forecast, run: RunCost | None) -> Iterator[str]:
         yield f"memory beyond model and batch: {used} of {allowed} allowed"
     yield f"base forward: {duration(found.base_seconds)}"
     total = found.base_seconds + sum(layer.seconds for layer in found.layers)
-    for layer in found.layers[:SHOWN]:
+    for layer in found.layers[:ROWS]:
         share = layer.seconds / total
         yield f"{share:6.1%}  {layer.name}: {layer.coordinates:,} coordinates, {duration(layer.seconds)}"
 

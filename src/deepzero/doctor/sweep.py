@@ -1,39 +1,92 @@
-"""Error against step size: where rounding and noise end, and where curvature begins."""
+"""Error against step size, measured and drawn: where rounding and noise end, and where curvature begins."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from deepzero.doctor.records import Curve, Point, StepChoice, Sweep
-from deepzero.doctor.reference import agreed_slopes
 from deepzero.errors import InvalidInputError
-from deepzero.evaluators import Evaluator
-from deepzero.objective import Objective, parameters_of
+from deepzero.estimator import Estimator
+from deepzero.extras import required_for
 from deepzero.probes import Perturbations
-from deepzero.stencils import CENTRAL, FORWARD, Stencil
+from deepzero.stencils import CENTRAL, FORWARD
 
-PLAIN = "sequential"
-"""The name of plain differences of two losses."""
+if TYPE_CHECKING:
+    from deepzero.doctor.diagnosis import Diagnosis
+
+PLAIN, PROPAGATION = "sequential", "propagation"
+"""Names of the evaluators of plain differences of two losses, and of differences for which no step is ever added."""
 STEPS = tuple(10 ** (k / 2) for k in range(-14, -1))
 """Half-decades from 1e-7 to 1e-1."""
 AGREES = 0.1
-"""Relative error up to which an estimate is said to agree with autograd."""
-ACCURATE = 1e-3
-"""Relative error below which nothing is gained: batches differ by far more."""
-USELESS = 0.5
-"""Relative error from which on an estimate is noise."""
-AS_GOOD = 0.1
-"""Relative error up to which a step is as good as any: a step along the estimate lowers the loss, to first order, by at
-least 90 % of what one along the gradient does."""
+"""Relative error up to which slopes agree with autograd."""
+LINES = {"forward": "-", "central": "--"}
+"""Line styles of the stencils in the plot."""
 BLIND = 0.25
 """Part of the slopes that are 0 at a step but not at the largest, from which on the step does not see the function."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One step size of a sweep.
+
+    Attributes:
+        step_size: the step size.
+        error: relative error of the slopes in the Euclidean norm; None if a loss was not finite, or if the step
+            vanishes when it is added to a parameter.
+        zeros: part of the slopes that are exactly 0.
+        felt: True if the step moves every parameter that it is added to.
+    """
+
+    step_size: float
+    error: float | None
+    zeros: float
+    felt: bool = True
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Error against step size for one evaluator and one stencil, steps increasing."""
+
+    evaluator: str
+    stencil: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Estimates at many step sizes.
+
+    Attributes:
+        reference: what the errors are measured against: ``float64 autograd``, ``autograd`` or ``neighbouring steps``.
+        uncertainty: relative uncertainty of the reference itself; 0 for autograd.
+        samples: directions that were queried at every step size.
+        curves: one for each evaluator and stencil.
+        noise_floor: by evaluator, the root mean square error of a loss difference at the smallest step, in units of the
+            loss: a difference below it is noise.
+        autograd_disagrees: autograd exists, but at no step size do function values agree with it.
+        flat_below: step size below which many slopes are exactly 0 that are not at the largest step, since the loss has
+            flat pieces and jumps; None if it has none.
+    """
+
+    reference: str
+    uncertainty: float
+    samples: int
+    curves: tuple[Curve, ...]
+    noise_floor: dict[str, float]
+    autograd_disagrees: bool = False
+    flat_below: float | None = None
+
+    def curve(self, evaluator: str, stencil: str) -> Curve:
+        """The curve of one evaluator and stencil."""
+        return next(c for c in self.curves if (c.evaluator, c.stencil) == (evaluator, stencil))
 
 
 def with_step(steps: Sequence[float], step_size: float) -> list[float]:
@@ -43,109 +96,91 @@ def with_step(steps: Sequence[float], step_size: float) -> list[float]:
         >>> with_step([1e-3, 1e-2], 5e-3), with_step([1e-3, 1e-2], 1.0)
         ([0.001, 0.005, 0.01], [0.001, 0.01, 1.0])
     """
-    near = min(steps, key=lambda step: abs(math.log(step / step_size)))
-    replaced = abs(math.log10(near / step_size)) <= 0.25
-    return sorted({*(step for step in steps if not (replaced and step == near)), step_size})
+    closest = min(steps, key=lambda step: abs(math.log(step / step_size)))
+    replaced = abs(math.log10(closest / step_size)) <= 0.25
+    return sorted({*(step for step in steps if not (replaced and step == closest)), step_size})
 
 
-def run_sweep(
-    evaluators: Mapping[str, Evaluator],
-    objective: Objective,
-    batch: tuple[Any, ...],
-    perturbations: Perturbations,
-    *,
-    steps: Sequence[float],
-    stencil: Stencil,
-    seed: int,
-    exact: tuple[str, Tensor] | None,
-) -> tuple[Sweep, Tensor]:
-    """Query the same directions at all steps with all evaluators and all stencils; also the slopes taken for true.
+@dataclass(frozen=True)
+class SweptSlopes:
+    """Slopes of the same :math:`K` directions at :math:`S` step sizes.
+
+    Attributes:
+        steps: the step sizes, increasing.
+        values: by names of evaluator and stencil, ``[S, K]`` float64; NaN where a step vanishes. The evaluator of the
+            run comes first.
+        felt: by evaluator, the steps that do not vanish when they are added to the parameters.
+    """
+
+    steps: list[float]
+    values: dict[tuple[str, str], Tensor]
+    felt: dict[str, list[float]]
+
+
+def measure_slopes(
+    estimators: Mapping[str, Estimator], batch: tuple[Any, ...], directions: Perturbations, steps: Sequence[float]
+) -> SweptSlopes:
+    """Query the same directions at all steps with all evaluators, and take slopes by all stencils.
 
     Args:
-        evaluators: by name; the one that will be used comes first.
-        objective: what is queried.
+        estimators: one for each evaluator, by its name; the one of the run comes first.
         batch: the arguments of an estimate.
-        perturbations: ``K`` directions.
+        directions: ``K`` of them.
         steps: increasing.
-        stencil: looked at beside ``FORWARD`` and ``CENTRAL``.
-        seed: of the objective's own draws.
-        exact: a name and exact slopes ``[K]``, if there are any.
     """
-    slopes, felt = measured_slopes(evaluators, objective, batch, perturbations, steps=steps, stencil=stencil, seed=seed)
-    return compared(slopes, list(steps), exact, felt)
-
-
-Slopes = dict[tuple[str, str], Tensor]
-"""Slopes ``[S, K]`` of ``K`` directions at ``S`` steps, by evaluator and stencil; NaN where a step vanishes."""
-
-
-def measured_slopes(
-    evaluators: Mapping[str, Evaluator],
-    objective: Objective,
-    batch: tuple[Any, ...],
-    perturbations: Perturbations,
-    *,
-    steps: Sequence[float],
-    stencil: Stencil,
-    seed: int,
-) -> tuple[Slopes, dict[str, list[float]]]:
-    """The slopes of a sweep, and by evaluator the steps that do not vanish."""
-    stencils = tuple({s.name: s for s in (FORWARD, CENTRAL, stencil)}.values())
-    nodes = sorted({node for s in stencils for node in s.nodes})
-    slopes: Slopes = {}
-    felt: dict[str, list[float]] = {}
-    for name, evaluator in evaluators.items():
-        kept = list(steps) if name == "propagation" else _felt(objective, perturbations, steps, nodes)
-        offsets = [node * step for step in kept for node in nodes]
-        answers = evaluator.measure(objective, batch, perturbations, offsets, seed)
-        table = answers.differences.cpu().reshape(len(kept), len(nodes), -1)
-        taken = answers.taken(perturbations, offsets).cpu().reshape(table.shape)
+    swept = SweptSlopes(list(steps), {}, {})
+    for name, zo in estimators.items():
+        stencils = tuple({s.name: s for s in (FORWARD, CENTRAL, zo.stencil)}.values())
+        nodes = sorted({node for s in stencils for node in s.nodes})
+        felt = swept.steps if name == PROPAGATION else _felt(zo, directions, steps, nodes)
+        queries = zo.step_queries(directions, [node * step for step in felt for node in nodes], batch)
+        answers = zo.measure(queries)
+        differences = answers.differences.cpu().reshape(len(felt), len(nodes), -1)
+        taken = answers.taken(queries).cpu().reshape(differences.shape)
         for s in stencils:
             rows = [nodes.index(node) for node in s.nodes]
-            found = {step: s.slopes(table[i, rows], taken[i, rows]) for i, step in enumerate(kept)}
-            nothing = torch.full((len(perturbations),), math.nan, dtype=torch.float64)
-            slopes[name, s.name] = torch.stack([found.get(step, nothing) for step in steps])
-        felt[name] = kept
-    return slopes, felt
+            found = {step: s.slopes(differences[i, rows], taken[i, rows]) for i, step in enumerate(felt)}
+            nothing = torch.full((len(directions),), math.nan, dtype=torch.float64)
+            swept.values[name, s.name] = torch.stack([found.get(step, nothing) for step in steps])
+        swept.felt[name] = felt
+    return swept
 
 
-def _felt(
-    objective: Objective, perturbations: Perturbations, steps: Sequence[float], nodes: Sequence[float]
-) -> list[float]:
+def _felt(zo: Estimator, directions: Perturbations, steps: Sequence[float], nodes: Sequence[float]) -> list[float]:
     """The steps that do not vanish when they are added to the parameters."""
-    parameters, kept = parameters_of(objective), []
+    felt = []
     for step in steps:
         with suppress(InvalidInputError):
-            perturbations.taken(parameters, [node * step for node in nodes])
-            kept.append(step)
-    return kept
+            zo.step_queries(directions, [node * step for node in nodes]).rounded_steps()
+            felt.append(step)
+    return felt
 
 
-def compared(
-    slopes: Slopes,
-    steps: list[float],
-    exact: tuple[str, Tensor] | None,
-    felt: Mapping[str, Sequence[float]],
-) -> tuple[Sweep, Tensor]:
-    """The errors of a sweep's slopes against exact ones, or those on which neighbouring steps agree."""
-    first = next(iter(slopes))[0]
+def compare_slopes(swept: SweptSlopes, exact: tuple[str, Tensor] | None) -> tuple[Sweep, Tensor]:
+    """The errors of slopes against exact ones, or those on which neighbouring steps agree; and these slopes ``[K]``.
+
+    Args:
+        swept: the slopes.
+        exact: a name and exact slopes ``[K]``, if there are any.
+    """
+    central = swept.values[next(iter(swept.felt)), CENTRAL.name]
     disagrees = False
     if exact is not None:
         kind, reference, uncertainty = *exact, 0.0
-        best = min(_errors(slopes[first, CENTRAL.name], reference), default=math.inf)
-        disagrees = not best <= AGREES and bool(slopes[first, CENTRAL.name].any())
+        best = min(_errors(central, reference), default=math.inf)
+        disagrees = not best <= AGREES and bool(central.any())
     if exact is None or disagrees:
         kind = "neighbouring steps"
-        reference, uncertainty = agreed_slopes(slopes[first, CENTRAL.name], steps)
-    curves = tuple(_curve(*names, rows, reference, steps, felt[names[0]]) for names, rows in slopes.items())
+        reference, uncertainty = agreed_slopes(central, swept.steps)
+    curves = tuple(_curve(swept, *names, reference) for names in swept.values)
     found = Sweep(
         reference=kind,
         uncertainty=uncertainty if math.isfinite(uncertainty) else 1.0,
         samples=len(reference),
         curves=curves,
         noise_floor={
-            name: steps[0] * float((rows[0] - reference).square().mean().sqrt())
-            for (name, stencil), rows in slopes.items()
+            name: swept.steps[0] * float((rows[0] - reference).square().mean().sqrt())
+            for (name, stencil), rows in swept.values.items()
             if stencil == FORWARD.name and bool(rows[0].isfinite().all())
         },
         autograd_disagrees=disagrees,
@@ -161,12 +196,14 @@ def _errors(slopes: Tensor, reference: Tensor) -> list[float]:
     return [error if math.isfinite(error) else math.inf for error in errors]
 
 
-def _curve(
-    evaluator: str, stencil: str, slopes: Tensor, reference: Tensor, steps: list[float], felt: Sequence[float]
-) -> Curve:
+def _curve(swept: SweptSlopes, evaluator: str, stencil: str, reference: Tensor) -> Curve:
+    slopes = swept.values[evaluator, stencil]
     zeros = (slopes == 0).double().mean(1).tolist()
     errors = [error if math.isfinite(error) else None for error in _errors(slopes, reference)]
-    points = (Point(step, error, zero, step in felt) for step, error, zero in zip(steps, errors, zeros, strict=True))
+    points = (
+        Point(step, error, zero, step in swept.felt[evaluator])
+        for step, error, zero in zip(swept.steps, errors, zeros, strict=True)
+    )
     return Curve(evaluator, stencil, tuple(points))
 
 
@@ -178,49 +215,70 @@ def _flat_below(curve: Curve) -> float | None:
     return curve.points[len(blind) - blind[::-1].index(True)].step_size
 
 
-def choose_step(sweep: Sweep, evaluator: str, stencil: str, configured: float) -> StepChoice | None:
-    """The middle of the flat part of a curve: the steps around the best one with an error that is as good.
+def agreed_slopes(slopes: Tensor, steps: Sequence[float]) -> tuple[Tensor, float]:
+    """Slopes on which two neighbouring steps agree best, extrapolated to step 0, and their relative disagreement.
 
-    As good is up to twice the least error, or below what matters (0.1 %), or below what the reference can tell. The
-    middle, on the logarithmic scale, is farthest both from noise and from curvature, which change as training
-    goes on. None if every step gives noise, or if small steps see only flat pieces of the loss.
+    For an error of :math:`c\\mu^2` Richardson's :math:`(r^2 s(\\mu) - s(r\\mu)) / (r^2 - 1)` is free of it.
+
+    Args:
+        slopes: ``[S, K]``, of the central stencil, at increasing steps.
+        steps: the ``S`` steps.
+
+    Example:
+        >>> steps = [0.1, 0.2]
+        >>> cubic = torch.tensor([[3 + h**2] for h in steps], dtype=torch.float64)  # (1 + t)**3 at t = +-h
+        >>> value, _ = agreed_slopes(cubic, steps)
+        >>> round(float(value), 6)
+        3.0
     """
-    if sweep.flat_below is not None:
-        return None
-    points = sweep.curve(evaluator, stencil).points
-    errors = [math.inf if p.error is None else p.error for p in points]
-    best = min(range(len(points)), key=errors.__getitem__)
-    if not errors[best] < USELESS or sweep.uncertainty >= USELESS:
-        return None
-    limit = max(2 * errors[best], ACCURATE, sweep.uncertainty)
-    low, high = best, best
-    while low > 0 and errors[low - 1] <= limit:
-        low -= 1
-    while high + 1 < len(points) and errors[high + 1] <= limit:
-        high += 1
-    middle = (low + high + 1) // 2
-    asked = next((p for p in points if p.step_size == configured), None)
-    start, stop = points[low].step_size, points[high].step_size
-    plain = next((c for c in sweep.curves if (c.evaluator, c.stencil) == (PLAIN, stencil)), None)
-    choice = StepChoice(
-        evaluator=evaluator,
-        stencil=stencil,
-        step_size=points[middle].step_size,
-        low=start,
-        high=stop,
-        error=errors[middle],
-        configured=configured,
-        configured_error=asked.error if asked else None,
-        felt=asked is None or asked.felt,
-        reason=f"from {start:.1e} to {stop:.1e} the error stays below {limit:.1e}; the middle is safe on both "
-        "sides, from noise below and from curvature above",
-        plain_error=None if plain is None or evaluator == PLAIN else plain.points[middle].error,
-    )
-    return judged(choice, errors[middle], asked.error if asked else None, sweep.samples)
+    best = (torch.zeros(slopes.shape[1], dtype=torch.float64), float("inf"))
+    for i in range(len(steps) - 1):
+        inner, outer = slopes[i], slopes[i + 1]
+        scale = float(inner.norm() + outer.norm()) / 2
+        gap = float((inner - outer).norm())
+        if scale > 0 and gap / scale < best[1]:
+            squared = (steps[i + 1] / steps[i]) ** 2
+            best = ((squared * inner - outer) / (squared - 1), gap / scale)
+    return best
 
 
-def judged(choice: StepChoice, error: float, configured_error: float | None, samples: int) -> StepChoice:
-    """The choice with what was measured at both steps, and whether the configured one is as good."""
-    limit = max(AS_GOOD, 2 * error)
-    good = choice.felt and configured_error is not None and configured_error <= limit
-    return replace(choice, error=error, configured_error=configured_error, samples=samples, as_good=good)
+def plot_sweep(diagnosis: Diagnosis, *, title: str = "") -> bytes:
+    """Error against step size with the recommended and the configured step, as a PNG file.
+
+    Raises:
+        InvalidInputError: the diagnosis has no sweep, since the loss was not finite.
+        MissingPackageError: Matplotlib is not installed.
+    """
+    with required_for("a plot"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second: only for a picture
+        from matplotlib.figure import Figure  # noqa: PLC0415
+
+    sweep = diagnosis.sweep
+    if sweep is None:
+        raise InvalidInputError(
+            "the diagnosis holds no sweep to plot: the loss is not finite at the current parameters"
+        )
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(curve.evaluator for curve in sweep.curves))}
+    for curve in sweep.curves:
+        drawn = [(point.step_size, point.error) for point in curve.points if point.error]
+        axis.plot(
+            [step for step, _ in drawn],
+            [error for _, error in drawn],
+            LINES.get(curve.stencil, ":"),
+            marker=".",
+            color=colors[curve.evaluator],
+            label=f"{curve.evaluator}, {curve.stencil}",
+        )
+    if (choice := diagnosis.step) is not None:
+        axis.axvspan(choice.low, choice.high, color="C2", alpha=0.15, label="flat part")
+        axis.axvline(choice.step_size, color="C2", label=f"recommended: {choice.step_size:.1e}")
+        axis.axvline(choice.configured, color="k", linestyle=":", label=f"configured: {choice.configured:.1e}")
+    axis.set(xscale="log", yscale="log", xlabel="step size", ylabel=f"relative error to {sweep.reference}", title=title)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

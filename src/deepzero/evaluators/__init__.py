@@ -1,7 +1,7 @@
-"""How loss differences are computed: one interface, several implementations, the same numbers."""
+"""Loss differences: one interface, several implementations, the same numbers."""
 
 from deepzero.evaluators.automatic import AutomaticEvaluator
-from deepzero.evaluators.base import DivisibleEvaluator, Evaluator, Measurement
+from deepzero.evaluators.base import DivisibleEvaluator, Evaluator, Measurement, StepQueries
 from deepzero.evaluators.batched import BatchedEvaluator
 from deepzero.evaluators.costs import CostTable
 from deepzero.evaluators.distributed import DistributedEvaluator
@@ -18,4 +18,5 @@ __all__ = [
     "Measurement",
     "PropagationEvaluator",
     "SequentialEvaluator",
+    "StepQueries",
 ]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from deepzero.stopwatch import median_seconds
 
 
 @dataclass(frozen=True)
@@ -71,30 +70,10 @@ class CostTable:
 
 def chunk_cost(run: Callable[[Tensor], None], indices: Tensor, chunk: int, nbytes: int, repeats: int) -> ChunkCost:
     """Fit :class:`ChunkCost` to the median times of chunks of one and of ``chunk`` perturbations."""
-    small = timed(lambda: run(indices[:1]), repeats)
+    small = median_seconds(lambda: run(indices[:1]), repeats)
     size = min(chunk, len(indices))
     if size == 1:
         return ChunkCost(0.0, small, chunk, nbytes)
-    full = timed(lambda: run(indices[:size]), repeats)
+    full = median_seconds(lambda: run(indices[:size]), repeats)
     each = max((full - small) / (size - 1), 0.0)
     return ChunkCost(max(full - size * each, 0.0), each, chunk, nbytes)
-
-
-def wait_for_devices() -> None:
-    """Return when all that was asked of GPUs is done, so that a clock read afterwards counts it."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        for device in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(device)
-
-
-def timed(function: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of a call, after one that is not counted."""
-    function()
-    wait_for_devices()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        wait_for_devices()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepzero.errors import TeamError
-from deepzero.evaluators.base import Answer, DivisibleEvaluator, Evaluator, Job, Measurement
-from deepzero.objective import Objective
-from deepzero.probes import Perturbations
-from deepzero.team import Team
+from deepzero.errors import InvalidInputError, TeamError
+from deepzero.evaluators.base import Answer, DivisibleEvaluator, Evaluator, Job, Measurement, StepQueries
+from deepzero.team import Alone, Team
 
 CALIBRATION = 3
 """Steps whose times make the cost table; the first one, in which loops are compiled, is overwritten by the next."""
@@ -44,24 +42,17 @@ class DistributedEvaluator:
 
     def __init__(self, inner: DivisibleEvaluator, team: Team | None = None) -> None:
         self.inner = inner
-        self.team = team or Team()
+        self.team = team or Alone()
         self._costs: dict[str, float] = {}
         self._measured = 0
 
-    def measure(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Measurement:
+    def measure(self, queries: StepQueries) -> Measurement:
         """Loss differences of all jobs, each answered by one rank.
 
         Raises:
             TeamError: a rank hangs, has ended, or has another base loss.
         """
-        step = self.inner.prepare(objective, batch, perturbations, offsets, seed)
+        step = self.inner.prepare(queries)
         shares = divide(step.jobs, self._costs, self.team.size)
         answers = step.answer([step.jobs[i] for i in shares[self.team.rank]])
         step.release()
@@ -83,7 +74,7 @@ class DistributedEvaluator:
             pieces = torch.split(part[1:], [*(len(step.jobs[i]) for i in share), len(kinds)])
             for i, piece in zip(share, pieces, strict=False):
                 parts[i] = piece
-        return step.assemble(step.jobs, parts, perturbations, offsets)
+        return step.assemble(queries, parts)
 
     def _learn(self, jobs: Sequence[Job], kinds: Sequence[str], seconds: Sequence[Tensor]) -> None:
         """Seconds a query of each kind, over all ranks."""
@@ -109,14 +100,32 @@ class DistributedEvaluator:
         return {"inner": self.inner.state_dict(), "costs": dict(self._costs), "measured": self._measured}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned, whatever the number of ranks was."""
+        """Restore the state that :meth:`state_dict` returned on any number of ranks."""
         self.inner.load_state_dict(state["inner"])
         self._costs, self._measured = dict(state["costs"]), state["measured"]
 
 
+def divided(evaluator: Evaluator, team: Team) -> Evaluator:
+    """The evaluator whose queries a team divides.
+
+    Raises:
+        InvalidInputError: the team has several processes, but the queries of this evaluator cannot be divided.
+    """
+    if isinstance(evaluator, DistributedEvaluator):
+        return evaluator
+    if isinstance(evaluator, DivisibleEvaluator):
+        return DistributedEvaluator(evaluator, team)
+    if team.size > 1:
+        raise InvalidInputError(
+            f"the queries of a {type(evaluator).__name__} cannot be divided among processes; leave out evaluator=..., "
+            "or train in one process (an executor has workers of its own)"
+        )
+    return evaluator
+
+
 def load_evaluator(evaluator: Evaluator, state: dict[str, Any]) -> None:
     """Give an evaluator its state, also where queries were divided before and no longer are, or the other way round."""
-    divides, divided = isinstance(evaluator, DistributedEvaluator), "inner" in state
+    divides, divided = hasattr(evaluator, "inner"), "inner" in state
     if divided and not divides:
         state = state["inner"]
     elif divides and not divided:

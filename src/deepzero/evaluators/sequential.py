@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from deepzero.evaluators.base import DivisibleEvaluator, Job, Preparation, require_finite_base, timed_answer
-from deepzero.objective import Objective, first_query, parameters_of
-from deepzero.probes import Perturbations
+from deepzero.evaluators.base import (
+    DivisibleEvaluator,
+    Job,
+    Preparation,
+    StepQueries,
+    in_turn,
+    require_finite_base,
+)
+from deepzero.objective import first_query
 
 
 class SequentialEvaluator(DivisibleEvaluator):
@@ -18,30 +24,23 @@ class SequentialEvaluator(DivisibleEvaluator):
     Every query of a step sees the random numbers (dropout masks) that the base query drew.
     """
 
-    def prepare(
-        self,
-        objective: Objective,
-        batch: tuple[Any, ...],
-        perturbations: Perturbations,
-        offsets: Sequence[float],
-        seed: int,
-    ) -> Preparation:
+    def prepare(self, queries: StepQueries) -> Preparation:
         """The base query; every other query is a job."""
-        parameters = parameters_of(objective)
-        steps = perturbations.taken(parameters, offsets)
-        base, query = first_query(objective, parameters, batch, seed)
+        parameters = queries.parameters()
+        steps = queries.rounded_steps()
+        base, query = first_query(queries.objective, parameters, queries.batch, queries.seed)
         require_finite_base(base.loss)
 
         def difference(job: Job) -> Tensor:
-            moved = perturbations.displace(parameters, job.start, offsets[job.row])
-            return (query(moved).double() - base.loss.double()).reshape(1)
+            return (query(queries.moved(parameters, job.row, job.start)).double() - base.loss.double()).reshape(1)
 
-        jobs = [Job(row, k, k + 1) for row in range(len(offsets)) for k in range(len(perturbations))]
+        rows, directions = queries.shape
+        jobs = [Job(row, k, k + 1) for row in range(rows) for k in range(directions)]
         return Preparation(
             base.loss.detach().double(),
             base.buffers,
             jobs,
-            lambda some: [timed_answer(difference, job) for job in some],
+            partial(in_turn, difference),
             steps=steps,
         )
 

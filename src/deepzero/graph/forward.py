@@ -1,4 +1,8 @@
-"""The base forward: one evaluation of the graph that keeps every value a rule may ask for."""
+"""Runs of a graph: the base forward, which keeps every value a rule may read, and runs of a part of it again.
+
+Queries that differences cannot follow run the operations behind their parameter again, not those before it. So feature
+reuse still holds: in a network whose last part has no rule, a query costs that last part.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Value
 from deepzero.graph.capture import Graph, Node
+from deepzero.graph.program import downstream
 from deepzero.objective import NetworkObjective, Parameters, as_complex, keywords
 from deepzero.operator import TARGET, answering, narrowed
 from deepzero.randomness import Draws, matching, placed, without_draw
@@ -28,7 +34,7 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 SHARP: dict[Any, Callable[..., Any]] = {aten._weight_norm.default: _weight_norm}
-"""What a float64 forward runs in place of operations that round to float32 in float64, too: the CUDA kernel of weight
+"""Operation that rounds to float32 in float64, too -> its replacement in a float64 forward: the CUDA kernel of weight
 norm takes its root with ``sqrtf``."""
 
 
@@ -50,11 +56,11 @@ def graph_inputs(
         dtype: floats are converted to it if given (complex values accordingly).
     """
     places = objective.places()
-    held = {name: p for name, (p, _) in places.parameters.items()}
+    live = {name: p for name, (p, _) in places.parameters.items()}
     if parameters is not None:
-        held |= {name: as_complex(value, held[name]) for name, value in parameters.items()}  # type: ignore[misc]
+        live |= {name: as_complex(value, live[name]) for name, value in parameters.items()}  # type: ignore[misc]
     sources: dict[str, Mapping[Any, Any]] = {
-        "parameter": held,
+        "parameter": live,
         "buffer": {name: b.detach().clone() for name, (b, _) in places.buffers.items()},  # an operation may write
         "batch": dict(enumerate(pytree.tree_leaves((tuple(batch), keywords(batch))))),
         "constant": graph.constants,
@@ -80,7 +86,7 @@ def run(graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], draws
     Args:
         graph: the graph; what its output does not depend on is left out.
         inputs: values of its inputs.
-        keep: nodes whose values are wanted.
+        keep: nodes whose values are returned.
         draws: the random numbers of the step.
         wide: inputs and graph are in float64, and so are the numbers drawn.
 
@@ -164,6 +170,43 @@ def substitute(node: Node, function: Callable[[Node], Any]) -> tuple[tuple[Any, 
         (node.args, node.kwargs),
         lambda a: function(a) if isinstance(a, Node) else a,
     )
+
+
+class Recomputation:
+    """The operations downstream of some graph inputs, to be run at other values of these.
+
+    Args:
+        graph: the graph.
+        sources: the inputs that move.
+        values: base values of a forward that kept what the operations read.
+        draws: the step's random numbers.
+        wide: the values are a float64 forward's.
+    """
+
+    def __init__(
+        self, graph: Graph, sources: tuple[Node, ...], values: Values, draws: Draws, *, wide: bool = False
+    ) -> None:
+        self._graph, self._values = graph, values
+        self._nodes = downstream(graph, sources)
+        self._dealer = Dealer(graph, draws, wide=wide)
+        last = {used: node for node in self._nodes for used in node.inputs}
+        self._frees: dict[Node, list[Node]] = {}
+        for used, node in last.items():
+            self._frees.setdefault(node, []).append(used)
+
+    def loss(self, moved: Mapping[Node, Tensor]) -> Float64[Tensor, ""]:
+        """The loss where the sources are ``moved``; averaged in float64."""
+        there = dict(moved)
+        with torch.no_grad():
+            for node in self._nodes:
+                args, kwargs = substitute(node, lambda n: there[n] if n in there else native(self._values[n]))
+                there[node] = self._dealer.call(node, args, kwargs)
+                for dead in self._frees.get(node, ()):
+                    if dead is not self._graph.output:
+                        there.pop(dead, None)
+        output = there.get(self._graph.output)
+        value: Tensor = native(self._values[self._graph.output]) if output is None else output
+        return value.double().mean()
 
 
 def held_bytes(values: Values) -> int:

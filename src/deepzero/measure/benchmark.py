@@ -1,4 +1,4 @@
-"""One case from start to record: agreement, where the time goes, memory, then rounds of all sides in turn."""
+"""One case of ``deepzero bench``: agreement of the sides, a profile, memory, then rounds of all sides in turn."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from deepzero import validation
-from deepzero.measure.agreement import Agreement, check
-from deepzero.measure.cases import Problem, problem
-from deepzero.measure.forms import Trial
+from deepzero.measure import cases
+from deepzero.measure.cases import Problem, in_full_chunks
 from deepzero.measure.peak_memory import Memory, measure_memory
-from deepzero.measure.rounds import Spread, Timing, ratio
+from deepzero.measure.rounds import Spread, Timing, by_side, in_turns, rates, ratio
 from deepzero.measure.rule_profile import Profile, profile
-from deepzero.measure.sides import BlockReuse, DeepZero, Naive, Side
-from deepzero.measure.timed_part import in_full_chunks
+from deepzero.measure.sides import Agreement, BlockReuse, DeepZero, FormTrial, Naive, Side, check_agreement
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +27,15 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Settings:
-    """How a case is measured.
+    """Settings of a measurement.
 
     Attributes:
         batch: images of the batch.
         sparsity: fraction of the weights that Smart-Ratio leaves out; None for the case's own.
         step_size: of the finite difference.
         threads: of torch, and so workers of deepzero.
-        rounds: how often the sides take turns.
-        seconds_per_side: how long each side is timed in all rounds together, about; None for the case's own.
+        rounds: number of turns of each side.
+        seconds_per_side: seconds that each side is timed in all rounds together, about; None for the case's own.
         whole: time deepzero on all coordinates in every round, however long that takes.
         memory: measure the peak of memory at the default budget.
         budget_mib: a further budget, in MiB, at which memory is measured.
@@ -65,7 +64,7 @@ class Settings:
 
     @property
     def problem(self) -> dict[str, Any]:
-        """What defines the problem."""
+        """Keywords of :func:`deepzero.measure.problem`."""
         return {name: getattr(self, name) for name in ("batch", "sparsity", "step_size", "seed")}
 
     @property
@@ -80,7 +79,7 @@ class SideReport:
     """One side of a comparison.
 
     Attributes:
-        method: what was timed.
+        method: the queries that were timed, and the extrapolation to all of them.
         queries_per_second: by round.
         timings: by round.
         trial: the forms that a loop was tried in, of which it took the fastest; None for deepzero.
@@ -89,12 +88,21 @@ class SideReport:
     method: str
     queries_per_second: Spread
     timings: tuple[Timing, ...]
-    trial: Trial | None
+    trial: FormTrial | None
 
 
 @dataclass(frozen=True)
 class CaseReport:
-    """All that was measured on a case."""
+    """Everything measured on a case.
+
+    Attributes:
+        problem: the network, batch and coordinates.
+        sides: by name.
+        ratios: queries per second of deepzero over those of a loop, as ``deepzero/naive``.
+        agreement: of the loss differences of the sides.
+        profile: shares of the time of deepzero.
+        memory: at every budget.
+    """
 
     problem: Problem
     sides: dict[str, SideReport]
@@ -112,49 +120,43 @@ def run(name: str, settings: Settings) -> CaseReport:
         VerificationError: the sides do not compute the same numbers.
         BudgetError: a memory budget is too small for one query.
     """
-    asked = problem(name, **settings.problem)
+    problem = cases.problem(name, **settings.problem)
     with _threads(settings.threads):
-        log.info("%s: %d queries an estimate; trying the forms of a loop, measuring costs", name, asked.queries)
-        naive, reuse, deepzero = Naive(asked), BlockReuse(asked), DeepZero(asked, whole=settings.whole)
+        log.info("%s: %d queries an estimate; trying the forms of a loop, measuring costs", name, problem.queries)
+        naive, reuse, deepzero = Naive(problem), BlockReuse(problem), DeepZero(problem, whole=settings.whole)
         for loop in (naive, reuse):
-            log.info("%s runs in its fastest form: %s", loop.name, loop.loop.form.name)
-        agreement = check(asked, naive, reuse, deepzero)
+            log.info("%s runs in its fastest form: %s", loop.name, loop.form.name)
+        agreement = check_agreement(naive, reuse, deepzero)
         memory = tuple(_memory(deepzero, settings, budget) for budget in settings.budgets)
-        breakdown = profile(asked, deepzero)
+        breakdown = profile(problem, deepzero)
         sides: list[Side] = [naive, reuse, deepzero]
-        timings = _rounds(sides, settings.rounds, _seconds(asked, settings) / settings.rounds)
+        seconds = problem.case.seconds if settings.seconds_per_side is None else settings.seconds_per_side
+        timings = _take_turns(sides, settings.rounds, seconds / settings.rounds)
     reports = {side.name: _side_report(side, timings[side.name]) for side in sides}
-    ratios = {f"deepzero/{s.name}": ratio(timings["deepzero"], timings[s.name]) for s in (naive, reuse)}
-    return CaseReport(asked, reports, ratios, agreement, breakdown, memory)
+    deepzero_rates = rates(timings[deepzero.name])
+    ratios = {f"deepzero/{loop.name}": ratio(deepzero_rates, rates(timings[loop.name])) for loop in (naive, reuse)}
+    return CaseReport(problem, reports, ratios, agreement, breakdown, memory)
 
 
-def _seconds(asked: Problem, settings: Settings) -> float:
-    return asked.case.seconds if settings.seconds_per_side is None else settings.seconds_per_side
-
-
-def _rounds(sides: list[Side], rounds: int, seconds: float) -> dict[str, list[Timing]]:
-    """A B C A B C ...: whatever else slows the machine down meets all sides."""
-    timings: dict[str, list[Timing]] = {side.name: [] for side in sides}
-    for turn in range(rounds):
-        for side in sides:
-            timings[side.name].append(side.time(seconds, turn))
-        speeds = ", ".join(f"{name} {timed[-1].rate:,.1f}" for name, timed in timings.items())
-        log.info("round %d of %d, queries per second: %s", turn + 1, rounds, speeds)
-    return timings
+def _take_turns(sides: list[Side], rounds: int, seconds: float) -> dict[str, list[Timing]]:
+    found = []
+    for timings in in_turns({side.name: partial(side.time, seconds) for side in sides}, rounds):
+        found.append(timings)
+        speeds = ", ".join(f"{name} {timing.rate:,.1f}" for name, timing in timings.items())
+        log.info("round %d of %d, queries per second: %s", len(found), rounds, speeds)
+    return by_side(found)
 
 
 def _side_report(side: Side, timings: list[Timing]) -> SideReport:
-    return SideReport(side.method, Spread.of([t.rate for t in timings]), tuple(timings), side.trial)
+    return SideReport(side.method, Spread.of(rates(timings)), tuple(timings), side.trial)
 
 
 def _memory(side: DeepZero, settings: Settings, budget: int | None) -> Memory:
     log.info("measuring memory at %s", "the default budget" if budget is None else f"{budget // MIB} MiB")
-    asked = side.problem
-    part = in_full_chunks(
-        asked.coordinates, side.chunks, side.fraction(MEMORY_SECONDS), asked.seed, least=settings.threads
-    )
+    problem, fraction = side.problem, side.fraction(MEMORY_SECONDS)
+    part = in_full_chunks(problem.coordinates, side.chunks, fraction, problem.seed, least=settings.threads)
     counts = {name: len(indices) for name, indices in part.items()}
-    return measure_memory(counts, threads=settings.threads, budget=budget, name=asked.case.name, **settings.problem)
+    return measure_memory(counts, threads=settings.threads, budget=budget, name=problem.case.name, **settings.problem)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Peak of memory of one estimate, in a fresh process in which nothing else has been measured."""
+"""Peak of memory: of a call, and of one estimate in a process in which nothing else has been measured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from deepzero.coordinates import Coordinates
 from deepzero.errors import BudgetError, DeepZeroError, InvalidInputError
 from deepzero.estimator import CGE
 from deepzero.evaluators import PropagationEvaluator
-from deepzero.measure.cases import Problem, problem
-from deepzero.measure.timed_part import one_of_each, some_of_each
+from deepzero.measure import cases
+from deepzero.measure.cases import Problem, one_of_each, some_of_each
+from deepzero.stopwatch import wait_for_devices
 
 with suppress(ImportError):  # Windows has none, and cannot be measured
     import resource
@@ -36,7 +38,7 @@ class Memory:
         budget: the memory budget of the evaluator.
         peak: largest resident set of the process during the estimate, interpreter and libraries included.
         before: resident set before it, with libraries, model and batch.
-        growth: peak minus before: what the estimate took.
+        growth: peak minus before: the memory of the estimate itself.
         queries: queries of the estimate.
         fraction: part of the case's coordinates that it queried.
     """
@@ -53,7 +55,7 @@ def measure_memory(counts: Mapping[str, int], *, threads: int, budget: int | Non
     """Make one estimate in a new process, the first there but for one on two images that loads the libraries.
 
     Args:
-        counts: how many coordinates of each parameter to query.
+        counts: number of coordinates to query, by parameter.
         threads: of torch, and so workers.
         budget: memory budget in bytes; None for the default.
         **settings: arguments of :func:`deepzero.measure.cases.problem`.
@@ -77,42 +79,76 @@ def measure_memory(counts: Mapping[str, int], *, threads: int, budget: int | Non
 
 def main(request: str) -> None:
     """Answer a request of :func:`measure_memory` on standard output."""
-    asked = json.loads(request)
-    torch.set_num_threads(asked["threads"])
+    options = json.loads(request)
+    torch.set_num_threads(options["threads"])
     try:
-        answer = asdict(_measured(asked["settings"], asked["counts"], asked["budget"]))
+        answer = asdict(_measured(options["settings"], options["counts"], options["budget"]))
     except BudgetError as error:
         answer = {"over_budget": str(error)}
     sys.stdout.write(json.dumps(answer) + "\n")
 
 
 def _measured(settings: dict[str, Any], counts: dict[str, int], budget: int | None) -> Memory:
-    small = problem(**{**settings, "batch": 2})
+    small = cases.problem(**{**settings, "batch": 2})
     _estimate(small, PropagationEvaluator(), one_of_each(small.coordinates, len(counts), small.seed))
-    asked = problem(**settings)
+    problem = cases.problem(**settings)
     evaluator = PropagationEvaluator() if budget is None else PropagationEvaluator(memory_budget=budget)
-    part = some_of_each(asked.coordinates, counts, asked.seed)
+    part = some_of_each(problem.coordinates, counts, problem.seed)
     gc.collect()
-    before = start_of_peak()
-    queries = _estimate(asked, evaluator, part)
-    peak = peak_so_far()
-    return Memory(evaluator.memory_budget, peak, before, peak - before, queries, part.count / asked.coordinates.count)
+    peak = peak_during(partial(_estimate, problem, evaluator, part), problem.batch[0].device)
+    fraction = part.count / problem.coordinates.count
+    return Memory(evaluator.memory_budget, peak.most, peak.before, peak.growth, 1 + part.count, fraction)
 
 
-def _estimate(asked: Problem, evaluator: PropagationEvaluator, part: Coordinates) -> int:
-    options: dict[str, Any] = {"step_size": asked.step_size, "sparsity": part, "evaluator": evaluator}
-    return CGE(asked.model, loss=F.cross_entropy, **options).estimate(*asked.batch).queries
+def _estimate(problem: Problem, evaluator: PropagationEvaluator, part: Coordinates) -> None:
+    CGE(problem.model, loss=F.cross_entropy, step_size=problem.step_size, sparsity=part, evaluator=evaluator).estimate(
+        *problem.batch
+    )
 
 
-def start_of_peak() -> int:
+@dataclass(frozen=True)
+class Peak:
+    """Memory during a call, in bytes.
+
+    Attributes:
+        before: bytes when it began.
+        most: bytes at its peak.
+        kind: the kind of memory, in words.
+    """
+
+    before: int
+    most: int
+    kind: str
+
+    @property
+    def growth(self) -> int:
+        """Bytes that the call took."""
+        return self.most - self.before
+
+
+def peak_during(function: Callable[[], object], device: torch.device) -> Peak:
+    """Memory during a call: allocated on a GPU, or else the resident set of the process."""
+    if device.type != "cuda":
+        before = _start_of_peak()
+        function()
+        return Peak(before, _peak_so_far(), "resident set of the process")
+    wait_for_devices()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    function()
+    wait_for_devices()
+    return Peak(before, torch.cuda.max_memory_allocated(device), "allocated on the GPU")
+
+
+def _start_of_peak() -> int:
     """The resident set now. Linux lets a process reset its own high-water mark; elsewhere the mark so far stands."""
     if not STATUS.exists():
-        return peak_so_far()
+        return _peak_so_far()
     RESET.write_text("5")
     return _status("VmRSS")
 
 
-def peak_so_far() -> int:
+def _peak_so_far() -> int:
     """The high-water mark of the resident set.
 
     Linux keeps it by address space in VmHWM; ru_maxrss, which a child inherits from the process that started it, would

@@ -1,4 +1,4 @@
-"""Where the time of difference propagation goes: a pass of its own, in which every rule is timed.
+"""A profile of difference propagation: a pass of its own, in which every rule is timed.
 
 One chunk of each parameter is propagated on one thread, and its times are weighted by the number of its coordinates.
 The passes that are compared with other sides are never profiled.
@@ -6,26 +6,31 @@ The passes that are compared with other sides are never profiled.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepzero.evaluators.workers import parallel_map
+from deepzero.graph.capture import is_getitem
 from deepzero.graph.forward import Values
 from deepzero.graph.program import Cone, Program, Step
 from deepzero.graph.propagate import loss_differences
 from deepzero.measure.cases import Problem
 from deepzero.measure.sides import DeepZero
+from deepzero.stopwatch import StageStopwatch, seconds_of
+
+OTHER = "other"
+"""Time between the rules."""
 
 
 @dataclass(frozen=True)
 class ParameterTime:
-    """What the queries of one parameter take, alone on one thread.
+    """Time of the queries of one parameter, alone on one thread.
 
     Attributes:
         name: the parameter.
@@ -48,7 +53,7 @@ class Profile:
 
     Attributes:
         parameters: in the order of the network.
-        rules: rule -> share, the largest first; ``other`` is what happens between rules.
+        rules: share of each rule by the operations that it answers for, the largest first; ``other`` is between rules.
     """
 
     parameters: tuple[ParameterTime, ...]
@@ -69,40 +74,46 @@ def profile(problem: Problem, side: DeepZero) -> Profile:
     return _weighted(problem, side.chunks, measured)
 
 
+def operations(step: Step) -> str:
+    """The operations that a step stands for, as PyTorch calls them.
+
+    Where one rule answers for several, as for a batch norm with the activation behind it, they are joined by a plus.
+    """
+    names = [str(getattr(node.target, "overloadpacket", node.target)) for node in step.parts if not is_getitem(node)]
+    return " + ".join(name.removeprefix("aten.") for name in names)
+
+
 def _one_chunk(
     program: Program, values: Values, name: str, indices: Tensor, offset: float
 ) -> tuple[float, dict[str, float]]:
     """Seconds per query, and those inside each rule; the first run fills memos and is not counted."""
-    spent: dict[str, float] = defaultdict(float)
-    cone = _instrumented(program.cones[name], spent)
-
-    def propagate() -> None:
-        loss_differences(cone, values, program.graph.output, indices, offset)
-
+    cone = program.cones[name]
+    watch = StageStopwatch(operations(step) for step in cone.steps if step.rule is not None)
+    propagate = partial(loss_differences, _timed(cone, watch), values, program.graph.output, indices, offset)
     propagate()
-    spent.clear()
-    start = time.perf_counter()
-    propagate()
-    total = time.perf_counter() - start
-    return total / len(indices), {rule: seconds / len(indices) for rule, seconds in spent.items()}
+    first = dict(watch.seconds)
+    total = seconds_of(propagate)
+    return total / len(indices), {rule: (watch.seconds[rule] - first[rule]) / len(indices) for rule in first}
 
 
-def _instrumented(cone: Cone, spent: dict[str, float]) -> Cone:
+def _timed(cone: Cone, watch: StageStopwatch) -> Cone:
+    """The cone with a stopwatch around every rule."""
+
     def timed(step: Step) -> Step:
-        return step if step.rule is None else replace(step, rule=_stopwatch(step.rule, spent))
+        return step if step.rule is None else replace(step, rule=_TimedRule(step.rule, operations(step), watch))
 
     return replace(cone, steps=tuple(timed(step) for step in cone.steps))
 
 
-def _stopwatch(rule: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return rule(*args, **kwargs)
-        finally:
-            spent[rule.__name__] += time.perf_counter() - start
+@dataclass(frozen=True)
+class _TimedRule:
+    rule: Callable[..., Any]
+    name: str
+    watch: StageStopwatch
 
-    return timed
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.watch(self.name):
+            return self.rule(*args, **kwargs)
 
 
 def _weighted(problem: Problem, chunks: dict[str, int], measured: dict[str, tuple[float, dict[str, float]]]) -> Profile:
@@ -112,7 +123,7 @@ def _weighted(problem: Problem, chunks: dict[str, int], measured: dict[str, tupl
     for name, (_, spent) in measured.items():
         for rule, seconds in spent.items():
             rules[rule] += counts[name] * seconds / total
-    rules["other"] = 1 - sum(rules.values())
+    rules[OTHER] = 1 - sum(rules.values())
     parameters = tuple(
         ParameterTime(
             name, counts[name], min(chunks[name], counts[name]), 1e6 * seconds, counts[name] * seconds / total

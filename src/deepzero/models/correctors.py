@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.models._checks import require_positive
 
 KERNEL = 5
 
@@ -40,7 +40,7 @@ class FlowCorrector(nn.Module):
 
     def __init__(self, *, widths: Sequence[int] = (32, 64), scales: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
         for width in widths:
-            require_positive(width=width)
+            validation.counts(width=width)
         if len(scales) != 3 or not all(scale > 0 for scale in scales):
             raise InvalidInputError(f"scales must be three positive numbers (v_x, v_y, Reynolds), got {tuple(scales)}")
         super().__init__()

@@ -7,8 +7,8 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.models._checks import require_positive
 
 
 class DnCNN(nn.Module):
@@ -34,7 +34,7 @@ class DnCNN(nn.Module):
     """
 
     def __init__(self, *, channels: int = 3, depth: int = 17, width: int = 64) -> None:
-        require_positive(channels=channels, depth=depth, width=width)
+        validation.counts(channels=channels, depth=depth, width=width)
         if depth < 2:
             raise InvalidInputError(f"depth must be at least 2, a first and a last convolution, got {depth}")
         super().__init__()
@@ -77,7 +77,7 @@ class UNetDenoiser(nn.Module):
     """
 
     def __init__(self, *, channels: int = 3, width: int = 32) -> None:
-        require_positive(channels=channels, width=width)
+        validation.counts(channels=channels, width=width)
         super().__init__()
         self.inward = _double(channels, width)
         self.down = nn.Sequential(nn.Conv2d(width, 2 * width, 2, stride=2), *_double(2 * width, 2 * width))

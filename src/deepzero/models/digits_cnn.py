@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deepzero.models._checks import require_positive
+from deepzero import validation
 
 IMAGE_SIZE = 8
 
@@ -30,7 +30,7 @@ class DigitsCNN(nn.Module):
     """
 
     def __init__(self, *, in_channels: int = 1, num_classes: int = 10) -> None:
-        require_positive(in_channels=in_channels, num_classes=num_classes)
+        validation.counts(in_channels=in_channels, num_classes=num_classes)
         super().__init__()
         self.features = nn.Sequential(
             *_block(in_channels, 16, kernel_size=3, padding=1),

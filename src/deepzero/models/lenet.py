@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.models._checks import require_positive
 
 CHANNELS = (6, 16)
 WIDTHS = (120, 84)
@@ -69,7 +69,7 @@ class LeNet(nn.Module):
         norm: float | None = None,
         init: str = "default",
     ) -> None:
-        require_positive(in_channels=in_channels, num_classes=num_classes)
+        validation.counts(in_channels=in_channels, num_classes=num_classes)
         size = _final_size(image_size, kernel_size, padding)
         _require_options(norm, init)
         super().__init__()
@@ -100,7 +100,7 @@ class LeNet(nn.Module):
 
 def _final_size(image_size: int, kernel_size: int, padding: int) -> int:
     """Pixels along a side of the maps that enter the linear layers."""
-    require_positive(image_size=image_size, kernel_size=kernel_size)
+    validation.counts(image_size=image_size, kernel_size=kernel_size)
     if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding < kernel_size:
         raise InvalidInputError(f"padding must be an integer from 0 to kernel_size - 1, got {padding!r}")
     size = image_size

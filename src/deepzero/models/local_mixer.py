@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.models._checks import require_positive
 
 LARGEST_SCALE = 0.1
 
@@ -144,8 +144,8 @@ class LocalMixer(nn.Module):
         num_classes: int = 10,
         image_size: int = 32,
     ) -> None:
-        require_positive(blocks=blocks, patches=patches, channels=channels, groups=groups)
-        require_positive(in_channels=in_channels, num_classes=num_classes, image_size=image_size)
+        validation.counts(blocks=blocks, patches=patches, channels=channels, groups=groups)
+        validation.counts(in_channels=in_channels, num_classes=num_classes, image_size=image_size)
         _require_divisible(patches=patches, image_size=image_size, channels=channels, groups=groups)
         super().__init__()
         self.patch_size = image_size // patches

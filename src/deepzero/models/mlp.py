@@ -8,8 +8,8 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.models._checks import require_positive
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -43,8 +43,8 @@ class MLP(nn.Module):
         layer_norm: bool = False,
         activation: str = "relu",
     ) -> None:
-        require_positive(in_features=in_features, num_classes=num_classes)
-        require_positive(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
+        validation.counts(in_features=in_features, num_classes=num_classes)
+        validation.counts(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
         if activation not in ACTIVATIONS:
             raise InvalidInputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         super().__init__()

@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.models._checks import require_positive
 from deepzero.models.digits_cnn import IMAGE_SIZE, DigitsCNN
 from deepzero.models.lenet import LeNet
 from deepzero.models.local_mixer import LocalMixer
@@ -80,7 +80,7 @@ def build(
     """
     require_known(name)
     shape = (in_channels, image_size, image_size) if input_shape is None else tuple(input_shape)
-    require_positive(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    validation.counts(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     if is_own(name):
         with _seeded(seed):
             model = own_network(name, {"num_classes": num_classes, **_known_of(shape)}, options)
@@ -93,10 +93,10 @@ def build(
             return _BUILDERS[name](num_classes=num_classes, input_shape=shape, **options)
         except TypeError as error:
             unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            said = (
+            problem = (
                 f"has no {unknown[1]}; leave {unknown[1]} out" if unknown else f"does not take these options: {error}"
             )
-            raise InvalidInputError(f"the model {name!r} {said}") from error
+            raise InvalidInputError(f"the model {name!r} {problem}") from error
 
 
 def require_known(name: str) -> None:
@@ -120,7 +120,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _known_of(shape: Shape) -> dict[str, object]:
-    """What a network of one's own may be told of its inputs."""
+    """The arguments that a network of one's own may take, from the shape of its inputs."""
     known: dict[str, object] = {"input_shape": shape, "in_features": math.prod(shape)}
     if len(shape) == 3:
         known["in_channels"] = shape[0]
@@ -131,9 +131,9 @@ def _known_of(shape: Shape) -> dict[str, object]:
 
 def _require_shape(name: str, shape: tuple[int, ...]) -> None:
     if len(shape) == 3:
-        require_positive(in_channels=shape[0], image_height=shape[1], image_width=shape[2])
+        validation.counts(in_channels=shape[0], image_height=shape[1], image_width=shape[2])
     elif len(shape) == 1 and name in TABLE_MODELS:
-        require_positive(columns=shape[0])
+        validation.counts(columns=shape[0])
     else:
         got = f"rows of {shape[0]} columns" if len(shape) == 1 else f"inputs of shape {list(shape)}"
         raise InvalidInputError(

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.models._checks import require_positive
 
 CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
@@ -88,9 +88,9 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         num_classes: int = 10,
     ) -> None:
-        require_positive(in_channels=in_channels, num_classes=num_classes)
-        require_positive(**{f"blocks[{i}]": count for i, count in enumerate(blocks)})
-        require_positive(**{f"widths[{i}]": width for i, width in enumerate(widths)})
+        validation.counts(in_channels=in_channels, num_classes=num_classes)
+        validation.counts(**{f"blocks[{i}]": count for i, count in enumerate(blocks)})
+        validation.counts(**{f"widths[{i}]": width for i, width in enumerate(widths)})
         if not widths or len(blocks) != len(widths):
             raise InvalidInputError(f"blocks and widths must name the same stages, got {blocks!r} and {widths!r}")
         super().__init__()

@@ -7,8 +7,8 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.models._checks import require_positive
 
 MAX_DEPTH = 5
 
@@ -36,7 +36,7 @@ class SimpleCNN(nn.Module):
     """
 
     def __init__(self, *, depth: int = 5, width: int = 18, in_channels: int = 3, num_classes: int = 10) -> None:
-        require_positive(depth=depth, width=width, in_channels=in_channels, num_classes=num_classes)
+        validation.counts(depth=depth, width=width, in_channels=in_channels, num_classes=num_classes)
         if depth > MAX_DEPTH:
             raise InvalidInputError(f"depth must be 1 to {MAX_DEPTH}, got {depth}: each block halves the image")
         super().__init__()

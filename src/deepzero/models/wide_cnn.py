@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.models._checks import require_positive
 
 STRIDES = (1, 1, 1, 2, 1, 2, 1)
 KERNEL = 3
@@ -86,7 +86,7 @@ class WideCNN(nn.Module):
     """
 
     def __init__(self, *, width: int = 32, in_channels: int = 3, num_classes: int = 10) -> None:
-        require_positive(width=width, in_channels=in_channels, num_classes=num_classes)
+        validation.counts(width=width, in_channels=in_channels, num_classes=num_classes)
         super().__init__()
         self.convs = nn.ModuleList(
             ScaledConv2d(width if i else in_channels, width, stride=stride) for i, stride in enumerate(STRIDES)

@@ -14,6 +14,7 @@ import numpy as np
 from deepzero import validation
 from deepzero.errors import DataNotFoundError, InvalidInputError, QueryError
 from deepzero.executors import query_key
+from deepzero.extras import required_for
 
 Array = np.ndarray[Any, Any]
 
@@ -48,10 +49,8 @@ class OnnxModel:
     @cached_property
     def session(self) -> Any:
         """The ``onnxruntime.InferenceSession``."""
-        try:
+        with required_for("an ONNX file"):
             import onnxruntime  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise InvalidInputError("ONNX Runtime is not installed; try pip install 'deepzero[onnx]'") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if self.threads is not None:
@@ -67,11 +66,11 @@ class OnnxModel:
 
     def __call__(self, *inputs: Array) -> Array:
         """The output for a batch."""
-        wanted = self.session.get_inputs()
-        if len(wanted) != len(inputs):
-            names = ", ".join(one.name for one in wanted)
-            raise InvalidInputError(f"{self.path} takes {len(wanted)} inputs ({names}), got {len(inputs)}")
-        named = {one.name: np.ascontiguousarray(value) for one, value in zip(wanted, inputs, strict=True)}
+        expected = self.session.get_inputs()
+        if len(expected) != len(inputs):
+            names = ", ".join(one.name for one in expected)
+            raise InvalidInputError(f"{self.path} takes {len(expected)} inputs ({names}), got {len(inputs)}")
+        named = {one.name: np.ascontiguousarray(value) for one, value in zip(expected, inputs, strict=True)}
         found: Array = self.session.run(None if self.output is None else [self.output], named)[0]
         return found
 

@@ -1,18 +1,19 @@
-"""All recipes by name."""
+"""Named recipes: functions that return a configuration, in one catalogue for each command."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from importlib import import_module
+from typing import Any, Generic, TypeVar, cast
 
 from deepzero.errors import InvalidInputError
-from deepzero.recipes.digits_recipes import digits, digits_dense
-from deepzero.recipes.image_recipes import cifar10_cnn, cifar10_resnet20, fashion_mnist_cnn
-from deepzero.tasks.classification.classification_config import ClassificationConfig
 from deepzero.text import did_you_mean
 
 Config = TypeVar("Config")
+
+COMMANDS = {"train": "classification_recipes", "defend": "defense_recipes", "correct": "correction_recipes"}
+"""Module of this package that holds the recipes of a command, as ``RECIPES``; it is imported when it is needed."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class Recipe(Generic[Config]):
     """A named configuration.
 
     Attributes:
-        name: what the command line calls it.
+        name: on the command line.
         config: returns the configuration.
-        cost: what a run takes, in words.
+        cost: of a run, in words.
     """
 
     name: str
@@ -31,39 +32,40 @@ class Recipe(Generic[Config]):
 
     @property
     def summary(self) -> str:
-        """What it is, in one sentence."""
+        """One sentence: the first line of the function's docstring."""
         return (self.config.__doc__ or "").partition("\n")[0]
 
 
-_ALL = (
-    Recipe("digits", digits, "under 3 minutes on 2 cores"),
-    Recipe("digits-dense", digits_dense, "minutes on 2 cores"),
-    Recipe("fashion-mnist-cnn", fashion_mnist_cnn, "hours on a CPU"),
-    Recipe("cifar10-cnn", cifar10_cnn, "days on a CPU, hours on a GPU; less with --depth 1 to 4"),
-    Recipe("cifar10-resnet20", cifar10_resnet20, "days on a GPU"),
-)
+class Catalogue(dict[str, Recipe[Config]]):
+    """Recipes by name.
 
-RECIPES: dict[str, Recipe[ClassificationConfig]] = {recipe.name: recipe for recipe in _ALL}
-"""The recipes of `deepzero train`, by name."""
+    Args:
+        word: for one of them, in messages.
+        recipes: in the order in which they are listed.
+    """
+
+    def __init__(self, word: str, *recipes: Recipe[Config]) -> None:
+        super().__init__((recipe.name, recipe) for recipe in recipes)
+        self._word = word
+
+    def find(self, name: str) -> Recipe[Config]:
+        """The recipe called ``name``.
+
+        Raises:
+            InvalidInputError: there is none; the message names the nearest.
+        """
+        if name not in self:
+            raise InvalidInputError(
+                f"unknown {self._word} {name!r}{did_you_mean(name, self)}; there are: {', '.join(self)}"
+            )
+        return self[name]
 
 
-def find(name: str) -> Recipe[ClassificationConfig]:
-    """The recipe called ``name``.
-
-    Raises:
-        InvalidInputError: there is none; the message names the nearest.
+def catalogue_of(command: str) -> Catalogue[Any]:
+    """The recipes of a command, one of :data:`COMMANDS`.
 
     Example:
-        >>> find("digits").config().sparsity.sparsity
-        0.9
+        >>> list(catalogue_of("correct"))
+        ['wake-small', 'wake-tiny', 'wake']
     """
-    return named(name, RECIPES, "recipe")
-
-
-def named(name: str, recipes: Mapping[str, Recipe[Config]], what: str) -> Recipe[Config]:
-    """The one called ``name``, or an error that names the nearest."""
-    if name not in recipes:
-        raise InvalidInputError(
-            f"unknown {what} {name!r}{did_you_mean(name, recipes)}; there are: {', '.join(recipes)}"
-        )
-    return recipes[name]
+    return cast("Catalogue[Any]", import_module(f"{__package__}.{COMMANDS[command]}").RECIPES)

@@ -1,10 +1,10 @@
-"""Recipes of corrections: a network inside of a simulation that can only be run."""
+"""Recipes of ``deepzero correct``: a network inside of a simulation that can only be run."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from deepzero.recipes.catalogue import Recipe, named
+from deepzero.recipes.catalogue import Catalogue, Recipe
 from deepzero.tasks.correction import CorrectionConfig, FlowConfig
 from deepzero.tasks.correction.correction_config import ZERO
 
@@ -37,20 +37,10 @@ def wake() -> CorrectionConfig:
     return CorrectionConfig()
 
 
-CORRECTIONS = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("wake-small", wake_small, "minutes on 2 cores, the reference simulations included"),
-        Recipe("wake-tiny", wake_tiny, "under a minute"),
-        Recipe("wake", wake, "weeks to months on a CPU, by method; not run"),
-    )
-}
-
-
-def find_correction(name: str) -> Recipe[CorrectionConfig]:
-    """The correction called ``name``.
-
-    Raises:
-        InvalidInputError: there is none; the message names the nearest.
-    """
-    return named(name, CORRECTIONS, "correction")
+RECIPES = Catalogue(
+    "correction",
+    Recipe("wake-small", wake_small, "minutes on 2 cores, the reference simulations included"),
+    Recipe("wake-tiny", wake_tiny, "under a minute"),
+    Recipe("wake", wake, "weeks to months on a CPU, by method; not run"),
+)
+"""Recipes of ``deepzero correct``, by name."""

@@ -1,13 +1,13 @@
-"""Recipes of defenses: a denoiser in front of a classifier that can only be queried."""
+"""Recipes of ``deepzero defend``: a denoiser in front of a classifier that can only be queried."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from deepzero.recipes.catalogue import Recipe, named
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.recipes.catalogue import Catalogue, Recipe
+from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense.defense_config import DEEPZERO, DefenseConfig, DenoiserConfig
-from deepzero.tasks.training_stage import StageConfig
+from deepzero.tasks.task_config import StageConfig
 
 DEFAULT = "digits"
 RATES = {DEEPZERO: 0.3}
@@ -75,15 +75,14 @@ def imagenet10() -> DefenseConfig:
     )
 
 
-DEFENSES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("digits", digits, "about 2 minutes on 2 cores, certification included"),
-        Recipe("cifar10", cifar10, "hours on a CPU: 3 million queries"),
-        Recipe("cifar10-full", cifar10_full, "for a GPU, not run"),
-        Recipe("imagenet10", imagenet10, "for a GPU, not run"),
-    )
-}
+RECIPES = Catalogue(
+    "defense",
+    Recipe("digits", digits, "about 2 minutes on 2 cores, certification included"),
+    Recipe("cifar10", cifar10, "hours on a CPU: 3 million queries"),
+    Recipe("cifar10-full", cifar10_full, "for a GPU, not run"),
+    Recipe("imagenet10", imagenet10, "for a GPU, not run"),
+)
+"""Recipes of ``deepzero defend``, by name."""
 
 
 def with_method(config: DefenseConfig, method: str) -> DefenseConfig:
@@ -97,12 +96,3 @@ def with_method(config: DefenseConfig, method: str) -> DefenseConfig:
     return replace(
         changed, finetuning=replace(config.finetuning, learning_rate=factor * config.finetuning.learning_rate)
     )
-
-
-def find_defense(name: str) -> Recipe[DefenseConfig]:
-    """The defense called ``name``.
-
-    Raises:
-        InvalidInputError: there is none; the message names the nearest.
-    """
-    return named(name, DEFENSES, "defense")

@@ -8,26 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from deepzero.errors import RunFolderError
-from deepzero.recipes.catalogue import find
-from deepzero.recipes.customize import customize
-from deepzero.tasks.classification.classification_config import ClassificationConfig, from_record
+from deepzero.recipes.classification_recipes import DEFAULT, find
+from deepzero.recipes.configurations import customize
+from deepzero.tasks.classification import ClassificationConfig, from_record
 from deepzero.team import Team, launch_name
 from deepzero.training import read_record, require_made_by
 
 ROOT = Path("runs")
-DEFAULT = "digits"
 
 
 @dataclass(frozen=True)
 class Start:
-    """What to run, and where.
+    """A run to start or to go on with, and its folder.
 
     Attributes:
-        recipe: what it is called.
+        recipe: its name.
         config: all that the result depends on.
-        settings: arguments of :func:`deepzero.recipes.customize` that were given; None stands for the recipe's own.
+        settings: arguments of :func:`deepzero.recipes.customize` that change the recipe's own.
         out: the folder of the run.
-        resume: whether the run goes on.
+        resume: the run goes on.
     """
 
     recipe: str
@@ -38,12 +37,12 @@ class Start:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the record of the run keeps beside the configuration."""
+        """Values that the record of the run keeps beside the configuration."""
         return {"recipe": self.recipe, "settings": dict(self.settings), "launch": launch_name()}
 
 
 Base = Callable[[], tuple[str, ClassificationConfig]]
-"""What is asked for before settings are changed: its name, and its configuration."""
+"""Makes the configuration before settings are changed, with its name."""
 
 
 def start_of_team(
@@ -55,10 +54,10 @@ def start_of_team(
     team: Team,
     root: Path = ROOT,
 ) -> Start:
-    """What all processes of a team are to run, as rank 0 finds it: :func:`started`, or :func:`resumed`.
+    """The run of all processes of a team, as rank 0 finds it: :func:`started`, or :func:`resumed`.
 
-    A run that was begun by the same launch of ``torchrun`` goes on, asked to or not: the processes were started again
-    after one of them had failed, or their number has changed.
+    A run that was begun by the same launch of ``torchrun`` goes on, even without ``resume``: the processes were started
+    again after one of them had failed, or their number has changed.
 
     Raises:
         InvalidInputError: the recipe or a setting is unknown or out of its domain.
@@ -83,16 +82,16 @@ def started(base: Base | None, settings: Mapping[str, Any], out: Path | None, *,
         InvalidInputError: the recipe or a setting is unknown or out of its domain.
     """
     name, config = base() if base is not None else named(DEFAULT)
-    given = _given(settings)
-    config = customize(config, **given)
+    changes = _changes(settings)
+    config = customize(config, **changes)
     own = root / f"{name}-{config.estimator.method}-seed{config.seed}"
-    return Start(name, config, given, out if out is not None else free(own))
+    return Start(name, config, changes, out if out is not None else free(own))
 
 
 def resumed(base: Base | None, settings: Mapping[str, Any], out: Path | None, *, root: Path = ROOT) -> Start:
     """The run in ``out``, by default the latest below ``root`` that has not finished, with the settings it has.
 
-    A recipe or settings that are given too must agree with the run's own, which
+    A recipe or settings that are named too must agree with the run's own, which
     :func:`deepzero.tasks.classification.train` checks.
 
     Raises:
@@ -100,15 +99,15 @@ def resumed(base: Base | None, settings: Mapping[str, Any], out: Path | None, *,
     """
     name, config = (None, None) if base is None else base()
     path = out or latest(root, name)
-    record, given = read_record(path), _given(settings)
+    record, changes = read_record(path), _changes(settings)
     require_made_by(path, record, "train")
     if "data" not in record["config"]:
         raise RunFolderError(
             f"the run in {path} was not started from a recipe; resume it as it was started: from Python by "
             "fit(resume=True), or by deepzero train FILE.py --resume"
         )
-    known = {**record.get("settings", {}), **given}
-    changed = customize(from_record(record["config"]), **given) if config is None else customize(config, **known)
+    known = {**record.get("settings", {}), **changes}
+    changed = customize(from_record(record["config"]), **changes) if config is None else customize(config, **known)
     return Start(name or str(record.get("recipe")), changed, known, path, resume=True)
 
 
@@ -121,7 +120,7 @@ def named(recipe: str) -> tuple[str, ClassificationConfig]:
     return recipe, find(recipe).config()
 
 
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 

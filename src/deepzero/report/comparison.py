@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deepzero.report.figures import Document, Figure, Table, curve
-from deepzero.report.folder_contents import Run, points
+from deepzero.report.folder_contents import RecordedRun, points
 from deepzero.report.layers import parameters
 from deepzero.report.value_text import MISSING, flat, shown
 from deepzero.text import duration
@@ -17,10 +17,10 @@ LABEL = 40
 
 WITHOUT_EFFECT = ("training.checkpoint_minutes", "training.checkpoint_steps")
 DECADE = 10
-Points = Callable[[Run, str], list[tuple[float, float]]]
+Points = Callable[[RecordedRun, str], list[tuple[float, float]]]
 
 
-def compare(runs: Sequence[Run]) -> Document:
+def compare(runs: Sequence[RecordedRun]) -> Document:
     """A table of all results, and the curves of all runs over common axes."""
     names = labels(runs)
     by_settings = names != folders(runs)
@@ -36,15 +36,15 @@ def compare(runs: Sequence[Run]) -> Document:
     )
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """What differs in the configurations, or the folders if that does not tell the runs apart or is long."""
+def labels(runs: Sequence[RecordedRun]) -> list[str]:
+    """The differences of the configurations, or the folders if these do not tell the runs apart or are long."""
     differing = differences([run.config for run in runs])
     names = [", ".join(f"{key} {shown(values[i])}" for key, values in differing.items()) for i in range(len(runs))]
     tell_apart = len(set(names)) == len(names) and max(map(len, names)) <= LABEL
     return names if tell_apart else folders(runs)
 
 
-def folders(runs: Sequence[Run]) -> list[str]:
+def folders(runs: Sequence[RecordedRun]) -> list[str]:
     """Names of the folders, or their paths if names occur twice."""
     names = [run.path.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
@@ -72,7 +72,7 @@ def _short(key: str) -> str:
     return (group if name in ("method", "name", "options") and group else name).replace("_", " ")
 
 
-def _results(runs: Sequence[Run], names: Sequence[str], with_folder: bool) -> Table:
+def _results(runs: Sequence[RecordedRun], names: Sequence[str], with_folder: bool) -> Table:
     columns = [
         "run",
         "test accuracy",
@@ -90,13 +90,13 @@ def _results(runs: Sequence[Run], names: Sequence[str], with_folder: bool) -> Ta
     return Table(title="Results", columns=columns, rows=rows, note=_note(runs))
 
 
-def _note(runs: Sequence[Run]) -> str:
+def _note(runs: Sequence[RecordedRun]) -> str:
     unfinished = [] if all(run.summary for run in runs) else ["Runs without a test accuracy have not finished."]
     same = [f"Same settings: {', '.join(group)}." for group in _same(runs)]
     return " ".join([*unfinished, *same])
 
 
-def _same(runs: Sequence[Run]) -> list[list[str]]:
+def _same(runs: Sequence[RecordedRun]) -> list[list[str]]:
     """Groups of runs with the same settings, by their folders."""
     groups: dict[str, list[str]] = {}
     for run, folder in zip(runs, folders(runs), strict=True):
@@ -105,7 +105,7 @@ def _same(runs: Sequence[Run]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _result(run: Run) -> list[str]:
+def _result(run: RecordedRun) -> list[str]:
     summary = run.summary or {}
     last = run.records[-1] if run.records else {"queries": 0, "seconds": 0.0}
     return [
@@ -123,14 +123,16 @@ def _percent(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2%}"
 
 
-def _settings(runs: Sequence[Run], names: Sequence[str]) -> list[Table]:
+def _settings(runs: Sequence[RecordedRun], names: Sequence[str]) -> list[Table]:
     """Settings down, runs across; none where nothing differs."""
     differing = differences([run.config for run in runs])
     rows = [[key, *(shown(value) for value in values)] for key, values in differing.items()]
     return [Table(title="What differs", columns=["setting", *names], rows=rows)] if rows else []
 
 
-def _overlaid(runs: Sequence[Run], names: Sequence[str], title: str, label: str, found: Points, axis: str) -> Figure:
+def _overlaid(
+    runs: Sequence[RecordedRun], names: Sequence[str], title: str, label: str, found: Points, axis: str
+) -> Figure:
     curves = [curve(name, found(run, axis)) for run, name in zip(runs, names, strict=True)]
     ends = [max(series.x) for series in curves if series.x]
     return Figure(
@@ -143,9 +145,9 @@ def _overlaid(runs: Sequence[Run], names: Sequence[str], title: str, label: str,
     )
 
 
-def _accuracies(run: Run, axis: str) -> list[tuple[float, float]]:
+def _accuracies(run: RecordedRun, axis: str) -> list[tuple[float, float]]:
     return points(run.validations, axis, "validation_accuracy", scale=100)
 
 
-def _losses(run: Run, axis: str) -> list[tuple[float, float]]:
+def _losses(run: RecordedRun, axis: str) -> list[tuple[float, float]]:
     return points(run.epochs, axis, "training_loss")

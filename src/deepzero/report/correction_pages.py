@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
 
 from deepzero.files import json_object, replace_file
 from deepzero.report.figures import Document, Figure, Picture, Series, Table
-from deepzero.report.folder_contents import Run, how_to_continue, surroundings
-from deepzero.report.pictures import Fields, animation, embedded, panels, png, svg
+from deepzero.report.folder_contents import RecordedRun, how_to_continue, surroundings
 from deepzero.report.value_text import shown
 from deepzero.text import duration
 from deepzero.training.run_folder import writing
+
+if TYPE_CHECKING:
+    from deepzero.report.pictures import Fields
 
 ERRORS, FIELDS = "errors.json", "fields.safetensors"
 PANELS = ("source", "corrected", "reference")
 VORTICITY, FILM = "vorticity", "vorticity.gif"
 
 
-def is_correction(run: Run) -> bool:
-    """Whether a folder is that of a correction."""
-    return "correction" in run.config
-
-
-def correction(run: Run) -> Document:
+def correction(run: RecordedRun) -> Document:
     """A correction as far as it went; its pictures are written into the folder, too."""
     config = run.config["correction"]
     summary = run.summary or {}
@@ -43,7 +40,7 @@ def correction(run: Run) -> Document:
     )
 
 
-def _caption(run: Run) -> str:
+def _caption(run: RecordedRun) -> str:
     if run.summary is None:
         return f"This run has not finished. {how_to_continue(run, 'correct')}"
     return (
@@ -68,7 +65,7 @@ def _headline(summary: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _table(run: Run) -> Table:
+def _table(run: RecordedRun) -> Table:
     errors = json_object(run.path / ERRORS)
     rows = [
         [f"{reynolds:g}", *("blew up" if e is None else f"{e:.4f}" for e in (mae, source))]
@@ -79,7 +76,7 @@ def _table(run: Run) -> Table:
     )
 
 
-def _by_step(run: Run) -> Figure:
+def _by_step(run: RecordedRun) -> Figure:
     errors = json_object(run.path / ERRORS)
     series = []
     for name, key in (("corrected", "by_step"), ("solver alone", "source_by_step")):
@@ -105,6 +102,8 @@ def _curves(summary: Mapping[str, Any]) -> list[Figure]:
 
 def still(folder: Path) -> dict[str, str]:
     """Vorticity of one test flow at its last frame, as title and source of a picture."""
+    from deepzero.report.pictures import embedded, panels, png  # noqa: PLC0415 - with Matplotlib
+
     frames, titles = _fields(folder)
     return asdict(embedded(png(panels(frames[-1], title=titles[-1])), title=titles[-1], kind="png"))
 
@@ -117,8 +116,10 @@ def _fields(folder: Path) -> tuple[list[Fields], list[str]]:
     return [{name: _seen(found[name][k]) for name in PANELS} for k in range(len(titles))], titles
 
 
-def _pictures(run: Run) -> list[Picture]:
+def _pictures(run: RecordedRun) -> list[Picture]:
     """Vorticity of one test flow: at the last frame, and over time."""
+    from deepzero.report.pictures import animation, embedded, panels, png, svg  # noqa: PLC0415 - with Matplotlib
+
     frames, titles = _fields(run.path)
     last = panels(frames[-1], title=titles[-1])
     image, film = png(last), animation(frames, titles)
@@ -133,5 +134,5 @@ def _pictures(run: Run) -> list[Picture]:
 
 
 def _seen(field: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Where a flow has blown up there is nothing to see."""
+    """The field, with 0 where the flow has blown up."""
     return np.where(np.isfinite(field), field, 0.0)

@@ -8,19 +8,14 @@ from typing import Any
 
 from deepzero.files import json_object
 from deepzero.report.figures import Document, Figure, Series, Table
-from deepzero.report.folder_contents import Run, how_to_continue, metrics, surroundings
+from deepzero.report.folder_contents import RecordedRun, how_to_continue, metrics, surroundings
 from deepzero.report.value_text import shown
 from deepzero.text import duration
 
 CERTIFIED = "certified.json"
 
 
-def is_defense(run: Run) -> bool:
-    """Whether a folder is that of a defense."""
-    return "defense" in run.config
-
-
-def defense(run: Run) -> Document:
+def defense(run: RecordedRun) -> Document:
     """A defense as far as it went."""
     config = run.config["defense"]
     found = json_object(run.path / CERTIFIED) if (run.path / CERTIFIED).exists() else None
@@ -44,7 +39,7 @@ def defense(run: Run) -> Document:
     )
 
 
-def _caption(run: Run, found: dict[str, Any] | None) -> str:
+def _caption(run: RecordedRun, found: dict[str, Any] | None) -> str:
     if run.summary is None:
         return f"This run has not finished. {how_to_continue(run, 'defend')}"
     if found is None:

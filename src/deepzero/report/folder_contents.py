@@ -1,4 +1,4 @@
-"""What a folder holds: a training run, finished or not, or the results of a reproduction."""
+"""The content of a folder: a training run, finished or not, or the results of a reproduction."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ VALIDATION, TEST = "validation_", "test_"
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """A training run as far as it went.
 
     Attributes:
         path: its folder.
-        record: what it was started with.
+        record: of its start.
         records: the lines of ``metrics.jsonl`` that are whole.
         summary: its result; None if it has not finished.
         keep: layer-wise keep ratios, if it has them.
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def measures(self) -> list[str]:
-        """What is measured on the validation and test splits besides the loss, such as ``accuracy``."""
+        """Names of the measures on the validation and test splits besides the loss, such as ``accuracy``."""
         keys = dict.fromkeys(key for record in self.validations + self.tests for key in record)
         names = [key.removeprefix(start) for key in keys for start in (VALIDATION, TEST) if key.startswith(start)]
         return [name for name in dict.fromkeys(names) if name != "loss"]
@@ -99,13 +99,13 @@ def points(records: Iterable[Mapping[str, Any]], x: str, y: str, *, scale: float
     return [(record[x], scale * record[y] if scale != 1 else record[y]) for record in known]
 
 
-def how_to_continue(run: Run, command: str) -> str:
+def how_to_continue(run: RecordedRun, command: str) -> str:
     """The end of the caption of a run that has not finished: ``deepzero <command> --resume`` on its folder."""
     folder = shlex.quote(str(run.path))
     return f"Unless it is still running, continue it with\n\n    deepzero {command} --resume --out {folder}"
 
 
-def surroundings(run: Run) -> dict[str, Any]:
+def surroundings(run: RecordedRun) -> dict[str, Any]:
     """The facts that runs of every kind have: settings, machine, versions."""
     summary = run.summary or {}
     return {
@@ -115,7 +115,7 @@ def surroundings(run: Run) -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> Run | Document:
+def read(path: Path) -> RecordedRun | Document:
     """The run or the results in a folder.
 
     Raises:
@@ -146,11 +146,11 @@ def results(path: Path) -> Document:
         raise RunFolderError(f"{path} cannot be shown: {error}") from error
 
 
-def _run(path: Path) -> Run:
+def _run(path: Path) -> RecordedRun:
     record = read_record(path)
     folder = RunFolder(path, record)
-    summary, ratios = folder.summary, folder.read("ratios.json")
-    return Run(
+    summary, ratios = folder.read_summary(), folder.read("ratios.json")
+    return RecordedRun(
         path, record, metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path, record)
     )
 

@@ -1,4 +1,4 @@
-"""Which part of each layer a run queries."""
+"""The part of each layer that a run queries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from deepzero.report.figures import HeatMap, Table
-from deepzero.report.folder_contents import Run
+from deepzero.report.folder_contents import RecordedRun
 from deepzero.report.value_text import MISSING, flat
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -15,15 +15,15 @@ KEPT = "kept/"
 COLUMNS = ("layer", "shape", "weights", "kept", "keep ratio")
 
 
-def parameters(run: Run) -> int | None:
-    """How many parameters are trained; None as long as no weights are stored."""
+def parameters(run: RecordedRun) -> int | None:
+    """Number of parameters that are trained; None as long as no weights are stored."""
     if run.summary is not None:
         return int(run.summary["parameters"])
     sizes = [math.prod(shape) for name, shape in run.shapes.items() if not name.endswith(BUFFERS)]
     return sum(sizes) if sizes else None
 
 
-def layer_table(run: Run) -> list[Table]:
+def layer_table(run: RecordedRun) -> list[Table]:
     """One table: size, kept weights and keep ratio of each layer; none for a run that keeps everything.
 
     The kept weights of a layer are its keep ratio times its size, rounded.
@@ -42,20 +42,20 @@ def layer_table(run: Run) -> list[Table]:
     ]
 
 
-def layer_maps(run: Run) -> list[HeatMap]:
+def layer_maps(run: RecordedRun) -> list[HeatMap]:
     """One map: the part of each layer that was queried, over the epochs; none for a run whose records do not say it."""
-    told = [record for record in run.epochs if any(key.startswith(KEPT) for key in record)]
-    names = list(dict.fromkeys(key.removeprefix(KEPT) for record in told for key in record if key.startswith(KEPT)))
+    records = [record for record in run.epochs if any(key.startswith(KEPT) for key in record)]
+    names = list(dict.fromkeys(key.removeprefix(KEPT) for record in records for key in record if key.startswith(KEPT)))
     if not names:
         return []
-    values = [[_in_percent(record.get(KEPT + name)) for record in told] for name in names]
+    values = [[_in_percent(record.get(KEPT + name)) for record in records] for name in names]
     return [
         HeatMap(
             title="Weights queried, by layer and epoch",
             x_label="epoch",
             y_label="layer",
             value_label="queried (%)",
-            x=[record["epoch"] + 1 for record in told],
+            x=[record["epoch"] + 1 for record in records],
             y=[name.removesuffix(".weight") for name in names],
             values=values,
             limits=(0.0, max(value or 0.0 for row in values for value in row)),
@@ -68,7 +68,7 @@ def _in_percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _in_order(run: Run, names: Iterable[str]) -> list[str]:
+def _in_order(run: RecordedRun, names: Iterable[str]) -> list[str]:
     """In the order of the network; where a run of an earlier version does not tell it, by name."""
     if "parameters" in run.record:
         places = {name: place for place, name in enumerate(run.shapes)}
@@ -76,7 +76,7 @@ def _in_order(run: Run, names: Iterable[str]) -> list[str]:
     return sorted(names, key=_natural)
 
 
-def _row(run: Run, name: str) -> tuple[str, ...]:
+def _row(run: RecordedRun, name: str) -> tuple[str, ...]:
     ratio = f"{run.keep[name]:.1%}"
     if name not in run.shapes:
         return (name, MISSING, MISSING, MISSING, ratio)
@@ -84,7 +84,7 @@ def _row(run: Run, name: str) -> tuple[str, ...]:
     return (name, "\u00d7".join(map(str, shape)), f"{size:,}", f"{round(run.keep[name] * size):,}", ratio)
 
 
-def _totals(run: Run) -> list[tuple[str, ...]]:
+def _totals(run: RecordedRun) -> list[tuple[str, ...]]:
     """Everything else, and all together, where sizes are known."""
     total = parameters(run)
     if total is None or any(name not in run.shapes for name in run.keep):
@@ -96,13 +96,13 @@ def _totals(run: Run) -> list[tuple[str, ...]]:
     return [*others, ("all", "", f"{total:,}", f"{kept + rest:,}", f"{(kept + rest) / total:.1%}")]
 
 
-def _note(run: Run) -> str:
-    given = flat(run.config)
-    if given.get("sparsity.pattern") == "static":
+def _note(run: RecordedRun) -> str:
+    settings = flat(run.config)
+    if settings.get("sparsity.pattern") == "static":
         return "The same weights at every step."
-    every, unit = given.get("sparsity.every", 1), given.get("sparsity.unit", "step")
+    every, unit = settings.get("sparsity.every", 1), settings.get("sparsity.unit", "step")
     often = f"every {unit}" if every == 1 else f"every {every} {unit}s"
-    return f"Drawn at random under these ratios, anew {often}."
+    return f"Drawn at random under these ratios, again {often}."
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

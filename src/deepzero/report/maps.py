@@ -6,15 +6,17 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.style
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from deepzero.extras import required_for
 from deepzero.report.figures import HeatMap
-from deepzero.report.svg import LEGEND_LINE, NARROW, STYLE, Sheet, digest, titled, written
-from deepzero.report.ticks import tick
+from deepzero.report.svg import LEGEND_LINE, NARROW, STYLE, Sheet, digest, tick, titled, written
+
+with required_for("a figure"):
+    import matplotlib.style
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 COLORS = "viridis"
 """Told apart with any colour vision, and by lightness alone."""
@@ -29,9 +31,9 @@ def draw_map(shown: HeatMap, *, name: str | None = None, sheet: Sheet = NARROW) 
     """The map as the text of an SVG file; places without a number are grey.
 
     Args:
-        shown: what to draw.
+        shown: the map to draw.
         name: begins all identifiers inside, so that they are unique in a page; by default it follows from the map.
-        sheet: how wide it is, and how high; rows that have names make it as high as they need.
+        sheet: its width and height; rows that have names make it as high as they need.
 
     >>> labels = {"title": "Kept", "x_label": "epoch", "y_label": "layer", "value_label": "%"}
     >>> grid = HeatMap(**labels, x=[1, 2], y=["a", "b"], values=[[1, 2], [3, None]])
@@ -97,6 +99,6 @@ def _colours(canvas: Canvas, axes: Axes, shown: HeatMap, values: np.ndarray[Any,
 
 
 def _edges(centres: Sequence[float] | range) -> tuple[float, float]:
-    """Where the first cell begins and the last one ends."""
+    """The beginning of the first cell and the end of the last one."""
     half = (centres[-1] - centres[0]) / (len(centres) - 1) / 2 if len(centres) > 1 else 0.5
     return centres[0] - half, centres[-1] + half

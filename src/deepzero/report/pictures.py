@@ -7,15 +7,18 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-import matplotlib.style
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
-from PIL import Image, ImageDraw
 
+from deepzero.extras import required_for
 from deepzero.report.figures import Picture
 from deepzero.report.svg import STYLE
+
+with required_for("a picture of a flow"):
+    import matplotlib
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+    from PIL import Image, ImageDraw
 
 COLORMAP = "RdBu_r"
 WIDTH, HEIGHT = 7.2, 2.2  # inches
@@ -103,7 +106,7 @@ def embedded(data: bytes, *, title: str, kind: str) -> Picture:
 
     Args:
         data: of the file.
-        title: what it shows.
+        title: of the picture.
         kind: ``png``, ``gif`` or ``svg+xml``.
     """
     return Picture(title=title, source=f"data:image/{kind};base64,{base64.b64encode(data).decode()}")

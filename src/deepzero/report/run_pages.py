@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from deepzero.files import json_object
 from deepzero.report.comparison import compare, folders
-from deepzero.report.correction_pages import correction, is_correction
-from deepzero.report.defense_pages import defense, is_defense
-from deepzero.report.figures import Document, Figure, Span, curve
-from deepzero.report.folder_contents import TEST, VALIDATION, Run, how_to_continue, points, read, surroundings
+from deepzero.report.correction_pages import correction
+from deepzero.report.defense_pages import defense
+from deepzero.report.figures import Document, Figure, HeatMap, Span, curve
+from deepzero.report.folder_contents import TEST, VALIDATION, RecordedRun, how_to_continue, points, read, surroundings
 from deepzero.report.layers import layer_maps, layer_table, parameters
-from deepzero.report.surfaces import surface_maps
 from deepzero.report.value_text import MISSING, flat, shown
 from deepzero.text import duration
+from deepzero.training.run_folder import command_of
 
+PAGES: Mapping[str, Callable[[RecordedRun], Document]] = {"defend": defense, "correct": correction}
+"""Pages of runs by the command that makes them; all other runs are trainings, and are compared with each other."""
 ACCURACY = "accuracy"
 POINTS = 200
 """Of a curve, at most; neighbouring steps are averaged."""
 
+SURFACE = "surface.json"
+STEEP = 100.0
+"""Ratio of the largest loss to the least from which colours stand for its logarithm."""
+
 
 def documents(paths: Sequence[Path]) -> list[Document]:
-    """What several folders hold, in their order; before them a comparison if two or more are training runs.
+    """The contents of several folders, in their order; before them a comparison if two or more are training runs.
 
     Args:
         paths: folders of training runs, or of reproductions (those with ``results.json``).
@@ -36,21 +44,20 @@ def documents(paths: Sequence[Path]) -> list[Document]:
     for path in paths:
         distinct.setdefault(path.resolve(), path)
     found = [read(path) for path in distinct.values()]
-    runs = [item for item in found if isinstance(item, Run) and not (is_defense(item) or is_correction(item))]
+    runs = [item for item in found if isinstance(item, RecordedRun) and command_of(item.record) not in PAGES]
     comparison = [compare(runs)] if len(runs) > 1 else []
     names = {run.path: name for run, name in zip(runs, folders(runs), strict=True)}
     return comparison + [_shown(item, names) for item in found]
 
 
-def _shown(item: Run | Document, names: Mapping[Path, str]) -> Document:
+def _shown(item: RecordedRun | Document, names: Mapping[Path, str]) -> Document:
     if isinstance(item, Document):
         return item
-    if is_correction(item):
-        return correction(item)
-    return defense(item) if is_defense(item) else document(item, names[item.path])
+    page = PAGES.get(command_of(item.record))
+    return document(item, names[item.path]) if page is None else page(item)
 
 
-def document(run: Run, name: str) -> Document:
+def document(run: RecordedRun, name: str) -> Document:
     """A run as far as it went: headline, curves, layers, and everything it depends on."""
     return Document(
         title=f"{name}: {_what(run)}",
@@ -58,19 +65,19 @@ def document(run: Run, name: str) -> Document:
         headline=_headline(run),
         tables=layer_table(run),
         figures=[*_measures(run), _losses(run), *_schedules(run)],
-        maps=[*layer_maps(run), *surface_maps(run)],
+        maps=[*layer_maps(run), *_surface_maps(run)],
         facts=_facts(run),
     )
 
 
-def _what(run: Run) -> str:
-    given = flat(run.config)
-    sparsity = given.get("sparsity.sparsity")
+def _what(run: RecordedRun) -> str:
+    settings = flat(run.config)
+    sparsity = settings.get("sparsity.sparsity")
     sparse = f", {sparsity:.0%} sparse" if sparsity else ""
-    model, method = (given.get(f"{part}.{key}") for part, key in (("model", "name"), ("estimator", "method")))
+    model, method = (settings.get(f"{part}.{key}") for part, key in (("model", "name"), ("estimator", "method")))
     if model is None:
-        return f"{given.get('model.class', 'a network')}, {given.get('estimator.class', 'trained')}"
-    data = given.get("data.path") or given.get("data.name")
+        return f"{settings.get('model.class', 'a network')}, {settings.get('estimator.class', 'trained')}"
+    data = settings.get("data.path") or settings.get("data.name")
     return f"{_last(str(model))} on {_last(str(data))}, {method}{sparse}"
 
 
@@ -79,7 +86,7 @@ def _last(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _caption(run: Run) -> str:
+def _caption(run: RecordedRun) -> str:
     if run.summary is not None:
         epoch = f"Weights of epoch {run.summary['selected_epoch'] + 1}"
         selected = f"{epoch}, selected on the validation split" if run.validations else f"{epoch}, the last"
@@ -92,7 +99,7 @@ def _caption(run: Run) -> str:
     return f"{state} {how_to_continue(run, 'train')}"
 
 
-def _headline(run: Run) -> dict[str, str]:
+def _headline(run: RecordedRun) -> dict[str, str]:
     last = run.records[-1] if run.records else {"queries": 0, "seconds": 0.0}
     counted = parameters(run)
     return {
@@ -106,7 +113,7 @@ def _headline(run: Run) -> dict[str, str]:
     }
 
 
-def _scores(run: Run) -> dict[str, str]:
+def _scores(run: RecordedRun) -> dict[str, str]:
     summary = run.summary
     if summary is None:
         best = run.best(ACCURACY)
@@ -121,24 +128,24 @@ def _scores(run: Run) -> dict[str, str]:
     }
 
 
-def _per_step(run: Run) -> list[tuple[int, int]]:
+def _per_step(run: RecordedRun) -> list[tuple[int, int]]:
     """Each step but the first (whose queries may include those of the ratios), and its queries."""
     return [(b["step"], b["queries"] - a["queries"]) for a, b in pairwise(run.steps) if b["step"] == a["step"] + 1]
 
 
-def _queries_of_a_step(run: Run) -> str:
+def _queries_of_a_step(run: RecordedRun) -> str:
     counts = [count for _, count in _per_step(run)]
     if not counts or min(counts) == max(counts):
         return shown(counts[0] if counts else None)
     return f"{min(counts):,} to {max(counts):,}"
 
 
-def _measures(run: Run) -> list[Figure]:
-    """What is measured on the validation split, against queries and against seconds; the test beside it."""
+def _measures(run: RecordedRun) -> list[Figure]:
+    """The measures on the validation split, against queries and against seconds; the test beside them."""
     return [_measure(run, name, axis) for name in run.measures for axis in ("queries", "seconds")]
 
 
-def _measure(run: Run, name: str, axis: str) -> Figure:
+def _measure(run: RecordedRun, name: str, axis: str) -> Figure:
     scale, unit = (100.0, "%") if name == ACCURACY else (1.0, "")
     curves = [curve("validation", points(run.validations, axis, VALIDATION + name, scale=scale))]
     for at, value in points(run.tests, axis, TEST + name, scale=scale):
@@ -153,13 +160,13 @@ def _measure(run: Run, name: str, axis: str) -> Figure:
     )
 
 
-def _start_up(run: Run) -> list[Span]:
+def _start_up(run: RecordedRun) -> list[Span]:
     if run.start_up is None:
         return []
     return [Span(name=f"start-up and first step: {duration(run.start_up)}", start=0.0, end=run.start_up)]
 
 
-def _losses(run: Run) -> Figure:
+def _losses(run: RecordedRun) -> Figure:
     curves = [
         curve("training, steps", _thinned(points(run.steps, "queries", "loss"))),
         curve("training, epoch mean", points(run.epochs, "queries", "training_loss")),
@@ -168,7 +175,7 @@ def _losses(run: Run) -> Figure:
     return Figure(title="Loss against queries", x_label="queries", y_label="loss", series=curves, x_from_zero=True)
 
 
-def _schedules(run: Run) -> list[Figure]:
+def _schedules(run: RecordedRun) -> list[Figure]:
     """The learning rate, and the queries of a step if their number changes."""
     rates = _thinned(points(run.steps, "step", "learning_rate"))
     figures = [_against_steps("Learning rate", "learning rate", rates)]
@@ -182,14 +189,14 @@ def _against_steps(title: str, label: str, drawn: Sequence[tuple[float, float]])
     return Figure(title=title, x_label="step", y_label=label, series=[curve(label, drawn)])
 
 
-def _thinned(given: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(curve_points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most :data:`POINTS` points, each the mean of some neighbours, at the place of the last of them."""
-    size = -(-len(given) // POINTS)
-    groups = [given[start : start + size] for start in range(0, len(given), max(size, 1))]
+    size = -(-len(curve_points) // POINTS)
+    groups = [curve_points[start : start + size] for start in range(0, len(curve_points), max(size, 1))]
     return [(group[-1][0], statistics.fmean(y for _, y in group)) for group in groups]
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def _facts(run: RecordedRun) -> dict[str, Any]:
     summary = run.summary or {}
     settings = run.record.get("settings") or {}
     return {
@@ -199,3 +206,44 @@ def _facts(run: Run) -> dict[str, Any]:
         **{key: summary[key] for key in ("steps", "queries_for_ratios", "test_loss", "processes") if key in summary},
         **surroundings(run),
     }
+
+
+def _surface_maps(run: RecordedRun) -> list[HeatMap]:
+    """One map of the loss around the weights, if it was measured."""
+    if not (run.path / SURFACE).exists():
+        return []
+    found = json_object(run.path / SURFACE)
+    losses = found["losses"]
+    known = [loss for row in losses for loss in row if loss is not None]
+    steep = bool(known) and min(known) > 0 and max(known) > STEEP * min(known)
+    values = [[None if loss is None else math.log10(loss) if steep else loss for loss in row] for row in losses]
+    return [
+        HeatMap(
+            title="Loss around the weights",
+            x_label="distance along the estimated gradient",
+            y_label="distance along a random direction",
+            value_label="log10 of the loss" if steep else "loss",
+            x=found["distances"],
+            y=found["distances"],
+            values=values,
+            contours=True,
+            marks={"the weights": (0.0, 0.0)},
+            note=_surface_note(found, losses),
+        )
+    ]
+
+
+def _surface_note(found: dict[str, Any], losses: list[list[float | None]]) -> str:
+    missing = sum(loss is None for row in losses for loss in row)
+    slope = "not finite" if found["slope"] is None else shown(float(f"{found['slope']:.3g}"))
+    parts = [
+        f"Around {found['weights']}, on {found['batch']} training images: {len(losses) ** 2:,} function values, and "
+        f"{found['gradient_queries']:,} for the gradient.",
+        f"Distances are between all weights together, whose norm is {found['weight_norm']:.3g}; both directions have "
+        "length 1 and are at right angles.",
+        f"To the right of the weights the loss should rise: by {found['gradient_norm']:.3g} a unit of distance "
+        f"according to the estimate, by {slope} between the points beside the weights.",
+    ]
+    if missing:
+        parts.append(f"Grey: {missing} places where the loss is not finite.")
+    return " ".join(parts)

@@ -6,23 +6,25 @@ import hashlib
 import io
 import json
 import math
+import re
 import textwrap
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import starmap
 
-import matplotlib.style
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure as Canvas
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-
+from deepzero.extras import required_for
 from deepzero.report.figures import Figure, HeatMap, Series
-from deepzero.report.svg_text import cleaned
-from deepzero.report.ticks import LogTicks, tick
+
+with required_for("a figure"):
+    import matplotlib.style
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Of Okabe and Ito (2008), told apart with any colour vision; their yellow is too pale for lines on white."""
@@ -40,7 +42,7 @@ LEGEND_LINE = 0.2  # inches
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a figure is drawn on.
+    """The paper that a figure is drawn on.
 
     Letters are 9 points high on all sheets, so they are the larger on a page, the narrower the sheet is.
 
@@ -80,6 +82,16 @@ STYLE = {
     "legend.handlelength": 2.4,
 }
 
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+NAMESPACE = "http://www.w3.org/2000/svg"
+FONTS = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Verdana, Arial, sans-serif"
+
+_REFERENCE = re.compile(r"#([\w-]+)")
+_FONT = re.compile(r"font: [^;]*?([\d.]+px)[^;]*")
+_FAMILY = re.compile(r"font-family: [^;]*;? ?")
+
 
 def draw(figure: Figure, *, name: str | None = None, sheet: Sheet = WIDE) -> str:
     """The figure as the text of an SVG file.
@@ -90,9 +102,9 @@ def draw(figure: Figure, *, name: str | None = None, sheet: Sheet = WIDE) -> str
     bytes under the same version of matplotlib.
 
     Args:
-        figure: what to draw.
+        figure: the figure to draw.
         name: begins all identifiers inside, so that they are unique in a page; by default it follows from the figure.
-        sheet: how wide it is, and how high.
+        sheet: its width and height.
 
     >>> curve = Series(name="cge", x=[1, 2], y=[0.5, 0.7], spread=[0.1, 0.1])
     >>> text = draw(Figure(title="Digits", x_label="epoch", y_label="accuracy", series=[curve]))
@@ -211,7 +223,7 @@ def _looks(series: Sequence[Series]) -> list[dict[str, str]]:
 
 
 def _runs_where(one: Series, other: Series) -> bool:
-    """Whether half of the points of the shorter curve are points of the longer one."""
+    """True if half of the points of the shorter curve are points of the longer one."""
     mine, others = set(zip(one.x, one.y, strict=True)), set(zip(other.x, other.y, strict=True))
     return bool(mine) and 2 * len(mine & others) >= min(len(mine), len(others)) > 0
 
@@ -230,3 +242,100 @@ def _curve(axes: Axes, series: Series, look: dict[str, str]) -> Artist:
     if len(series.x) == 1 or look["markerfacecolor"] == "none":
         line.set_markersize(7)
     return line
+
+
+def tick(value: float) -> str:
+    """A number as a tick is labelled.
+
+    >>> [tick(v) for v in (0, 0.1 + 0.2, -2500, 1e6, 1e-3, 1e-5, 2e-7, 1e15)]
+    ['0', '0.3', '-2.5k', '1M', '0.001', '10⁻⁵', '2×10⁻⁷', '10¹⁵']
+    """
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if not 0.9999e-3 <= size < 1e15:
+        return _power(value)
+    factor, unit = next(((f, u) for f, u in UNITS if size >= f * 0.99999), (1.0, ""))
+    return f"{value / factor:.5g}{unit}"
+
+
+class LogTicks(LogFormatter):
+    """Labels between the powers of ten, where the axis is so short that it needs them.
+
+    Args:
+        crowded: there is room for a few of them only.
+    """
+
+    def __init__(self, *, crowded: bool = False) -> None:
+        super().__init__()
+        self._crowded = crowded
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label at ``x``, empty where there is to be none."""
+        shown = bool(super().__call__(x, pos)) and not (self._crowded and self._is_between(x))
+        return tick(x) if shown else ""
+
+    def _is_between(self, x: float) -> bool:
+        """True if its neighbours are to have a label and it has not."""
+        assert self.axis is not None
+        low, high = sorted(self.axis.get_view_interval())
+        decades = math.log10(high / low)
+        digit = round(x / 10 ** math.floor(math.log10(x) + 1e-9))
+        return decades > 0.3 and digit not in ((2, 3, 5) if decades < 0.7 else (2, 5))
+
+
+def _power(value: float) -> str:
+    exponent = math.floor(math.log10(abs(value)) + 1e-9)
+    digits = f"{value / 10**exponent:.4g}"
+    power = f"10{str(exponent).translate(SUPERSCRIPTS)}"
+    return power if digits == "1" else f"-{power}" if digits == "-1" else f"{digits}\u00d7{power}"
+
+
+def cleaned(text: str, *, title: str, prefix: str) -> str:
+    """The SVG without declarations, style sheets and unused identifiers, and with a title for screen readers.
+
+    Args:
+        text: an SVG file of matplotlib.
+        title: of the picture.
+        prefix: put before each identifier, so that those of several pictures differ.
+    """
+    root = ET.fromstring(text)
+    for element in root.iter():
+        _without_namespaces(element)
+    _drop(root, "metadata")
+    for definitions in root.findall("defs"):
+        _drop(definitions, "style")
+    used = {name for element in root.iter() for value in element.attrib.values() for name in _REFERENCE.findall(value)}
+    for element in root.iter():
+        _rename(element, used, prefix)
+    head = ET.Element("title")
+    head.text = title
+    root.insert(0, head)
+    root.attrib = {"xmlns": NAMESPACE, "role": "img", "stroke-linejoin": "round", "font-family": FONTS, **root.attrib}
+    root.attrib.pop("version", None)
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _drop(parent: ET.Element, tag: str) -> None:
+    for child in parent.findall(tag):
+        parent.remove(child)
+
+
+def _without_namespaces(element: ET.Element) -> None:
+    """``svg:path`` -> ``path`` and ``xlink:href`` -> ``href``, as HTML and SVG 2 have them."""
+    element.tag = element.tag.rpartition("}")[2]
+    element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+
+
+def _rename(element: ET.Element, used: set[str], prefix: str) -> None:
+    attributes = element.attrib
+    name = attributes.pop("id", None)
+    if name == "series":
+        attributes["class"] = "series"
+    if name in used:
+        attributes["id"] = f"{prefix}-{name}"
+    for key in ("href", "clip-path"):
+        if key in attributes:
+            attributes[key] = attributes[key].replace("#", f"#{prefix}-")
+    if "style" in attributes:
+        attributes["style"] = _FAMILY.sub("", _FONT.sub(r"font-size: \1", attributes["style"]))

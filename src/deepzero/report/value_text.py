@@ -1,13 +1,16 @@
-"""Values as text: numbers, nested settings, and which columns of a table hold numbers."""
+"""Values and tables as text: for a page, for a terminal, and for documents in Markdown."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepzero.report.figures import Table
+
+if TYPE_CHECKING:
+    import rich.table
 
 MISSING = "—"
 NOTHING = ("", "-", "\u2013", MISSING)
@@ -56,7 +59,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def numeric_columns(table: Table) -> list[bool]:
-    """Which columns hold numbers (with or without unit and spread) and nothing else.
+    """For each column: it holds numbers (with or without unit and spread) and nothing else.
 
     >>> rows = [("cge", "51.00 ± 1.41 (2)", "3.1 ms"), ("rge", "—", "4 days")]
     >>> numeric_columns(Table(title="", columns=("method", "accuracy", "time"), rows=rows))
@@ -64,6 +67,49 @@ def numeric_columns(table: Table) -> list[bool]:
     """
     columns = [[row[index] for row in table.rows] for index in range(len(table.columns))]
     return [_numeric([cell for cell in column if cell not in NOTHING]) for column in columns]
+
+
+def rich_table(table: Table) -> rich.table.Table:
+    """The table for ``rich.console.Console.print``; its texts are shown as they are, markup is not interpreted."""
+    import rich.table  # noqa: PLC0415 - only for a terminal
+    from rich.text import Text  # noqa: PLC0415
+
+    drawn = rich.table.Table(
+        title=Text(table.title), caption=Text(table.note) if table.note else None, title_justify="left"
+    )
+    drawn.caption_justify = "left"
+    for name, numeric in zip(table.columns, numeric_columns(table), strict=True):
+        drawn.add_column(Text(name), justify="right" if numeric else "left")
+    for row in table.rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    return drawn
+
+
+def markdown(table: Table) -> str:
+    """The table as GitHub and MyST render it: title in bold, numbers to the right, the note below.
+
+    >>> print(markdown(Table(title="Speed", columns=("method", "seconds"), rows=[("cge|2", "1.5")])))
+    **Speed**
+    <BLANKLINE>
+    | method | seconds |
+    |---|---:|
+    | cge\\|2 | 1.5 |
+    <BLANKLINE>
+    """
+    rules = ["---:" if numeric else "---" for numeric in numeric_columns(table)]
+    lines = [_line(table.columns), f"|{'|'.join(rules)}|", *(_line(row) for row in table.rows)]
+    title = f"**{_plain(table.title)}**\n\n" if table.title else ""
+    note = f"\n{_plain(table.note)}\n" if table.note else ""
+    return title + "\n".join(lines) + "\n" + note
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(_plain(cell) for cell in cells)} |"
+
+
+def _plain(text: str) -> str:
+    """The text on one line, without a meaning in Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<|$])", r"\\\1", " ".join(text.split()))
 
 
 def _numeric(cells: list[str]) -> bool:

@@ -4,9 +4,10 @@ An experiment consists of cells, each one training run or measurement. A cell is
 are made of the cells that are finished.
 """
 
-from deepzero.reproduce.cells import Cell, Measurement, Outcome, Training
-from deepzero.reproduce.experiment import SCALES, Experiment, Outcomes, Presentation, Scale
+from deepzero.reproduce.cells import Cell, SingleMeasurement, Training
+from deepzero.reproduce.experiment import SCALES, Experiment, Scale, TrainingScale
 from deepzero.reproduce.experiments import EXPERIMENTS, find, names
+from deepzero.reproduce.presentation import Outcome, Outcomes, Presentation
 from deepzero.reproduce.reproduction import Reproduction, Request, reproduce
 
 __all__ = [
@@ -14,14 +15,15 @@ __all__ = [
     "SCALES",
     "Cell",
     "Experiment",
-    "Measurement",
     "Outcome",
     "Outcomes",
     "Presentation",
     "Reproduction",
     "Request",
     "Scale",
+    "SingleMeasurement",
     "Training",
+    "TrainingScale",
     "find",
     "names",
     "reproduce",

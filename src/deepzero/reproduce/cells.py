@@ -1,36 +1,45 @@
-"""The cells of an experiment: single runs and measurements, each done once and kept."""
+"""The cells of an experiment: single training runs and measurements, each done once and kept."""
 
 from __future__ import annotations
 
+import copy
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from deepzero import data
-from deepzero.reproduce.training_time import training_seconds
+from deepzero.doctor.forecast import forecast
+from deepzero.estimator import Estimator
+from deepzero.objective import parameters_of
+from deepzero.stopwatch import Stopwatch, mean_seconds, median_seconds
 from deepzero.tasks import classification
-from deepzero.tasks.classification import RATIOS
-from deepzero.tasks.classification.classification_config import ClassificationConfig
-from deepzero.tasks.classification.classification_parts import load_images
+from deepzero.tasks.classification import RATIOS, ClassificationConfig
+from deepzero.tasks.classification.classifier_setup import set_up
+from deepzero.tasks.task_data import DataReader
 from deepzero.training.metrics import read_metrics
-from deepzero.training.stop import StopRequest
+from deepzero.training.stop_request import StopRequest
+from deepzero.validation import device
 
 Labels = Mapping[str, str | int | float]
 
 SUMMARY = ("test_accuracy", "test_loss", "seconds", "queries", "queries_for_ratios", "parameters", "steps")
 CURVE = ("queries", "seconds", "training_loss", "validation_accuracy")
 
+WINDOW = 2.0
+"""Seconds of timing steps that are not estimates from function values."""
+
 
 @dataclass
-class Place:
-    """Where cells are worked on.
+class Workplace:
+    """Data, device and stop request that the cells of a reproduction share.
 
     Attributes:
-        data_dir: where data sets lie, see :func:`deepzero.data.load`.
+        data_dir: folder of the data sets, see :func:`deepzero.data.load`.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         stop: asked between cells, and inside those that can be continued.
     """
@@ -38,30 +47,29 @@ class Place:
     data_dir: Path | None = None
     device: str = "cpu"
     stop: StopRequest = field(default_factory=StopRequest)
-    _images: dict[tuple[Any, ...], data.Splits] = field(default_factory=dict)
+    _reader: DataReader = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._reader = DataReader(self.data_dir)
 
     def images(self, config: ClassificationConfig) -> data.Splits:
         """The images of a run, which are read once: the cells of an experiment share a few sets."""
-        wanted = config.data
-        key = (wanted.name, wanted.path, wanted.target, wanted.test, wanted.validation, wanted.image_size, wanted.limit)
-        if key not in self._images:
-            self._images[key] = load_images(config, self.data_dir)
-        return self._images[key]
+        return self._reader.read(config.data)
 
 
 class Work(Protocol):
-    """What a cell does."""
+    """The work of a cell: a training run or a measurement."""
 
     def settings(self) -> dict[str, Any]:
         """All that the result depends on, as JSON-able values."""
         ...
 
-    def run(self, folder: Path, place: Place) -> dict[str, Any] | None:
+    def run(self, folder: Path, place: Workplace) -> dict[str, Any] | None:
         """The result as JSON-able values; None if it was stopped, and can be continued from ``folder``."""
         ...
 
-    def forecast(self, place: Place) -> float | None:
-        """About how many seconds it takes; None if it is short."""
+    def forecast(self, place: Workplace) -> float | None:
+        """Expected seconds; None if it is short."""
         ...
 
 
@@ -69,8 +77,8 @@ class Work(Protocol):
 class Training:
     """One training run, continued where it was stopped.
 
-    Its result holds figures of the summary, the curve of the epochs, and how many coordinates of each parameter a step
-    takes (None where every step ranks them anew).
+    Its result holds figures of the summary, the curve of the epochs, and the number of coordinates of each parameter in
+    a step (None where every step ranks them again).
     """
 
     config: ClassificationConfig
@@ -79,7 +87,7 @@ class Training:
         """The configuration."""
         return {"training": asdict(self.config)}
 
-    def run(self, folder: Path, place: Place) -> dict[str, Any] | None:
+    def run(self, folder: Path, place: Workplace) -> dict[str, Any] | None:
         """Test accuracy, time and queries; the curve of the epochs; coordinates of a step by parameter."""
         outcome = classification.train(
             self.config,
@@ -94,27 +102,57 @@ class Training:
         epochs = [record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "epoch"]
         keep = json.loads((folder / RATIOS).read_bytes())["keep"]
         sizes = {name: p.numel() for name, p in outcome.model.named_parameters()}
-        ranked_anew = self.config.sparsity.pattern == "alternating"
+        ranked_each_step = self.config.sparsity.pattern == "alternating"
         counts = {name: round(keep.get(name, 1.0) * size) for name, size in sizes.items()}
         return {
             **{name: outcome.summary[name] for name in SUMMARY},
             "curve": {name: [record.get(name) for record in epochs] for name in CURVE},
-            "coordinates": None if ranked_anew else counts,
+            "coordinates": None if ranked_each_step else counts,
         }
 
-    def forecast(self, place: Place) -> float:
+    def forecast(self, place: Workplace) -> float:
         """By timing a step, or from the cost table where a step is long."""
         return training_seconds(self.config, place.images(self.config), place.device)
 
 
+def training_seconds(config: ClassificationConfig, splits: data.Splits, place: str = "cpu") -> float:
+    """Seconds of the steps of a run, the choice of its coordinates included; validation is left out.
+
+    An estimate from function values that takes long is added up from the measured cost of a query of every parameter;
+    everything else is timed for some steps.
+
+    Args:
+        config: of the run.
+        splits: its images.
+        place: ``cpu``, ``cuda`` or ``cuda:1``.
+    """
+    watch = Stopwatch()
+    setup = set_up(config, splits.train, device(place))
+    choosing = watch.seconds()
+    source, batch = setup.source, setup.batches.batch(0, 0)
+    if isinstance(source, Estimator):
+        step = _estimate_seconds(source, batch)
+    else:
+        trial = copy.copy(source)
+        trial.backward(*batch)  # the first call allocates and compiles
+        step = mean_seconds(lambda: trial.backward(*batch), seconds=WINDOW)
+    return choosing + config.training.epochs * len(setup.batches) * step
+
+
+def _estimate_seconds(zo: Estimator, batch: tuple[Tensor, Tensor]) -> float:
+    perturbations = zo.directions(*batch)
+    query = median_seconds(lambda: zo.objective.evaluate(parameters_of(zo.objective), batch, seed=0), repeats=1)
+    return forecast(zo, batch, perturbations, query_seconds=query)[0].seconds_per_step
+
+
 @dataclass(frozen=True)
-class Measurement:
+class SingleMeasurement:
     """A measurement that is made in one go.
 
     Attributes:
         function: measures; called with ``options`` and the device.
         options: JSON-able keywords.
-        seconds: about how long it takes; None if it is short.
+        seconds: expected; None if it is short.
     """
 
     function: Callable[..., dict[str, Any]]
@@ -125,11 +163,11 @@ class Measurement:
         """The function's name and its options."""
         return {"measurement": self.function.__name__, "options": dict(self.options)}
 
-    def run(self, folder: Path, place: Place) -> dict[str, Any]:
-        """What the function returns."""
+    def run(self, folder: Path, place: Workplace) -> dict[str, Any]:
+        """The result of the function."""
         return self.function(**self.options, device=place.device)
 
-    def forecast(self, place: Place) -> float | None:
+    def forecast(self, place: Workplace) -> float | None:
         """As stated."""
         return self.seconds
 
@@ -139,48 +177,32 @@ class Cell:
     """One entry of a table.
 
     Attributes:
-        labels: what tells it from the other cells of its experiment; ``seed`` is one of them where there are several.
-        work: what it does.
+        labels: tell it from the other cells of its experiment; ``seed`` is one of them where there are several.
+        work: a training run or a measurement.
     """
 
     labels: Labels
     work: Work
 
+    @classmethod
+    def trained(cls, labels: Labels, config: ClassificationConfig) -> Cell:
+        """The cell of a training run: its seed is one more label.
+
+        >>> from deepzero.recipes.classification_recipes import RECIPES
+        >>> Cell.trained({"method": "CGE"}, RECIPES.find("digits").config()).labels
+        {'method': 'CGE', 'seed': 0}
+        """
+        return cls(labels={**labels, "seed": config.seed}, work=Training(config))
+
     @property
     def name(self) -> str:
         """The labels as the name of a file.
 
-        >>> Cell(labels={"sparsity, %": 90, "method": "FO, dense", "seed": 1}, work=Measurement(dict, {})).name
+        >>> Cell(labels={"sparsity, %": 90, "method": "FO, dense", "seed": 1}, work=SingleMeasurement(dict, {})).name
         'sparsity=90-method=FO_dense-seed=1'
         """
         return "-".join(f"{_plain(key)}={_plain(str(value))}" for key, value in self.labels.items())
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished cell.
-
-    Attributes:
-        labels: of the cell.
-        result: JSON-able values by name.
-    """
-
-    labels: Labels
-    result: Mapping[str, Any]
-
-
 def _plain(text: str) -> str:
     return re.sub("[^A-Za-z0-9.+]+", "_", text).strip("_")
-
-
-def all_finite(value: Any) -> bool:
-    """Whether all numbers in a JSON-able value are finite.
-
-    >>> all_finite({"a": [1, 2.5, None]}), all_finite({"a": [1, float("nan")]})
-    (True, False)
-    """
-    if isinstance(value, Mapping):
-        return all(map(all_finite, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(all_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)

@@ -1,151 +1,116 @@
-"""What an experiment is: cells to run, and how their outcomes are shown."""
+"""An experiment: its scales, the cells of each, and how finished cells are shown."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Generic, Self, TypeVar, get_args, get_type_hints
 
 from deepzero.errors import InvalidInputError
-from deepzero.report import Figure, Picture, Table
-from deepzero.reproduce.cells import Cell, Outcome
-from deepzero.tasks.classification.classification_config import DataConfig
-from deepzero.text import duration
+from deepzero.reproduce.cells import Cell
+from deepzero.reproduce.presentation import Outcomes, Presentation
+from deepzero.tasks.classification import DataConfig
 
 SCALES = ("smoke", "small", "paper")
-"""How large an experiment is run, from minutes to weeks."""
+"""Names of the scales: seconds, minutes, and days to weeks."""
+
+
+def _replaced(_: Any, new: int) -> int:
+    return new
+
+
+def _limited(data: DataConfig, limit: int) -> DataConfig:
+    return replace(data, limit=limit)
+
+
+@dataclass(frozen=True)
+class SetBy:
+    """Marks a field of a scale that an option of ``deepzero reproduce`` changes.
+
+    Attributes:
+        option: ``epochs``, ``seeds`` or ``limit``.
+        value: the new value of the field, from its own and that of the option.
+    """
+
+    option: str
+    value: Callable[[Any, int], Any] = _replaced
+
+
+Epochs = Annotated[int, SetBy("epochs")]
+"""Passes over the training images."""
+Seeds = Annotated[int, SetBy("seeds")]
+"""Runs of each kind."""
+Images = Annotated[DataConfig, SetBy("limit", _limited)]
+"""A data set and its batches."""
+AtMostImages = Annotated[int, SetBy("limit", min)]
+"""A number of training images that the option can only lower."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large an experiment is run.
+    """The settings of an experiment at one size. Each experiment adds its own fields.
 
     Attributes:
-        caption: what was run, and how it differs from the paper.
-        data: which images, and batches of how many; None for an experiment without images.
-        epochs: passes over the training images.
-        seeds: runs of each kind.
-        grid: what is compared: values by name. Names that begin with ``epochs of`` or ``images of`` say how some of the
-            methods differ from ``epochs`` and from the data.
+        caption: describes the runs, and where they differ from the paper's.
     """
 
     caption: str
-    data: DataConfig | None = None
-    epochs: int = 1
-    seeds: int = 1
-    grid: Mapping[str, Any] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Any:
-        return self.grid[name]
+    @classmethod
+    def options(cls) -> set[str]:
+        """The options that change a field."""
+        return {mark.option for _, mark in cls._marks()}
 
-    @property
-    def images(self) -> DataConfig:
-        """The data of an experiment that has images."""
-        assert self.data is not None
-        return self.data
+    @classmethod
+    def _marks(cls) -> Iterator[tuple[str, SetBy]]:
+        for name, hint in get_type_hints(cls, include_extras=True).items():
+            yield from ((name, mark) for mark in get_args(hint)[1:] if isinstance(mark, SetBy))
 
-    def changed(self, *, epochs: int | None = None, seeds: int | None = None, limit: int | None = None) -> Scale:
-        """The scale with some of its numbers changed, which its caption then says."""
-        changes = {
-            "epochs": (self.epochs, epochs),
-            "seeds": (self.seeds, seeds),
-            "limit": (self.data and self.data.limit, limit),
-        }
-        given = {name: new for name, (own, new) in changes.items() if new is not None and new != own}
-        if not given:
-            return self
-        said = ", ".join(f"{name} {value:,}" for name, value in given.items())
-        grid = dict(self.grid)
-        for key, value in grid.items():
-            if key.startswith("epochs of "):
-                grid[key] = given.get("epochs", value)
-            elif key.startswith("images of "):
-                grid[key] = min(value, given.get("limit", value))
-        return replace(
-            self,
-            grid=grid,
-            caption=f"{self.caption} Changed here: {said}.",
-            data=self.data and replace(self.data, limit=given.get("limit", self.data.limit)),
-            epochs=given.get("epochs", self.epochs),
-            seeds=given.get("seeds", self.seeds),
-        )
+    def changed(self, *, epochs: int | None = None, seeds: int | None = None, limit: int | None = None) -> Self:
+        """The scale with the fields that the options set, which its caption then says; itself if they change none.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Presentation:
-    """What a reader sees."""
-
-    tables: Sequence[Table] = ()
-    figures: Sequence[Figure] = ()
-    pictures: Sequence[Picture] = ()
-
-
-class Outcomes(Sequence[Outcome]):
-    """Finished cells, to be asked for by their labels."""
-
-    def __init__(self, outcomes: Iterable[Outcome]) -> None:
-        self._all = list(outcomes)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._all[index]
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def __iter__(self) -> Iterator[Outcome]:
-        return iter(self._all)
-
-    def where(self, **labels: object) -> Outcomes:
-        """Those with these labels."""
-        return Outcomes(o for o in self._all if all(o.labels.get(key) == value for key, value in labels.items()))
-
-    def labelled(self, name: str) -> list[Any]:
-        """The values of a label, each once, in the order in which they came."""
-        return list(dict.fromkeys(o.labels[name] for o in self._all if name in o.labels))
-
-    def values(self, key: str) -> list[float]:
-        """A number of every result."""
-        return [float(o.result[key]) for o in self._all if o.result.get(key) is not None]
-
-    def mean(self, key: str) -> float | None:
-        """Mean of a number; None if there is no result."""
-        values = self.values(key)
-        return statistics.fmean(values) if values else None
-
-    def deviation(self, key: str) -> float:
-        """Sample standard deviation of a number; 0 for a single one."""
-        values = self.values(key)
-        return statistics.stdev(values) if len(values) > 1 else 0.0
-
-    def percent(self, key: str = "test_accuracy") -> str:
-        """Mean and standard deviation in percent, and of how many.
-
-        >>> runs = Outcomes(Outcome({"seed": s}, {"test_accuracy": a}) for s, a in enumerate((0.5, 0.52)))
-        >>> runs.percent(), runs.where(seed=0).percent(), runs.where(seed=7).percent()
-        ('51.00 ± 1.41 (2)', '50.00 (1)', '—')
+        Example:
+            >>> scale = TrainingScale(caption="Digits.", data=DataConfig(name="digits"), epochs=5)
+            >>> scale.changed(epochs=2, limit=64)
+            TrainingScale(caption='Digits. Changed here: epochs 2, limit 64.', data=DataConfig(name='digits', ...
         """
-        values = [100 * value for value in self.values(key)]
-        if not values:
-            return MISSING
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
-
-    def duration(self, key: str = "seconds") -> str:
-        """Mean time in a unit that suits it."""
-        mean = self.mean(key)
-        return MISSING if mean is None else duration(mean)
-
-
-MISSING = "—"
+        options = {"epochs": epochs, "seeds": seeds, "limit": limit}
+        fields, effective = {}, set()
+        for name, mark in self._marks():
+            own, new = getattr(self, name), options[mark.option]
+            if new is not None and mark.value(own, new) != own:
+                fields[name] = mark.value(own, new)
+                effective.add(mark.option)
+        if not fields:
+            return self
+        words = ", ".join(f"{name} {value:,}" for name, value in options.items() if name in effective)
+        return replace(self, caption=f"{self.caption} Changed here: {words}.", **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class TrainingScale(Scale):
+    """The scale of an experiment that trains on images.
+
+    Attributes:
+        data: the images and the size of a batch.
+        epochs: passes over the training images.
+        seeds: runs of each kind.
+    """
+
+    data: Images
+    epochs: Epochs = 1
+    seeds: Seeds = 1
+
+
+OwnScale = TypeVar("OwnScale", bound=Scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Generic[OwnScale]):
     """One table or figure of the paper, or several that come from the same runs.
 
     Attributes:
-        name: what the command line calls it.
+        name: its name on the command line.
         title: what it compares.
         scales: its sizes, by name.
         cells: the cells at a scale.
@@ -155,12 +120,12 @@ class Experiment:
 
     name: str
     title: str
-    scales: Mapping[str, Scale]
-    cells: Callable[[Scale], Iterable[Cell]]
-    present: Callable[[Outcomes, Scale], Presentation]
+    scales: Mapping[str, OwnScale]
+    cells: Callable[[OwnScale], Iterable[Cell]]
+    present: Callable[[Outcomes, OwnScale], Presentation]
     also: Sequence[str] = ()
 
-    def scale(self, name: str) -> Scale:
+    def scale(self, name: str) -> OwnScale:
         """The scale called ``name``.
 
         Raises:

@@ -1,8 +1,9 @@
-"""Runs the cells of an experiment, keeps each, and puts the tables and figures together."""
+"""Reproductions: the cells of an experiment are run, each is kept, and tables and figures are made of them."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,12 @@ from deepzero.environment import hardware, versions
 from deepzero.errors import InvalidInputError, NonFiniteLossError, RunFolderError
 from deepzero.report import Document
 from deepzero.report.folder_contents import results
-from deepzero.reproduce.cells import Cell, Outcome, Place, all_finite
-from deepzero.reproduce.experiment import Experiment, Outcomes, Scale
+from deepzero.reproduce.cells import Cell, Workplace
+from deepzero.reproduce.experiment import Experiment, Scale
+from deepzero.reproduce.presentation import Outcome, Outcomes
 from deepzero.reproduce.reproduction_folder import ReproductionFolder
 from deepzero.text import duration
-from deepzero.training.stop import StopRequest
+from deepzero.training.stop_request import StopRequest
 
 DIVERGED = "diverged"
 
@@ -31,10 +33,10 @@ log = logging.getLogger("deepzero")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to reproduce.
+    """An experiment, its size, and the part of it that is to be run.
 
     Attributes:
-        experiment: which table or figure.
+        experiment: the table or figure.
         scale: name of its size.
         epochs: passes over the images in place of the scale's.
         seeds: runs of each kind in place of the scale's.
@@ -43,7 +45,7 @@ class Request:
         share: (k, n): of all cells, every n-th from the k-th on (k from 1), so that n processes can work in one folder.
     """
 
-    experiment: Experiment
+    experiment: Experiment[Any]
     scale: str = "small"
     epochs: int | None = None
     seeds: int | None = None
@@ -64,7 +66,8 @@ class Request:
         """Refuse a change that changes no cell: the caption would tell of it."""
         own = self.experiment.scale(self.scale)
         changed = own.changed(**{name: value})
-        if changed is not own and _contents(self.experiment, changed) == _contents(self.experiment, own):
+        idle = changed is not own and _contents(self.experiment, changed) == _contents(self.experiment, own)
+        if idle or name not in own.options():
             raise InvalidInputError(
                 f"{self.experiment.name} at the scale {self.scale!r} does not depend on {name}; leave {name} out"
             )
@@ -72,12 +75,12 @@ class Request:
     @property
     def size(self) -> Scale:
         """The scale with its changes."""
-        scale = self.experiment.scale(self.scale)
+        scale: Scale = self.experiment.scale(self.scale)
         return scale.changed(epochs=self.epochs, seeds=self.seeds, limit=self.limit)
 
     @cached_property
     def every(self) -> list[Cell]:
-        """All cells of the experiment at this size, whatever part of it is asked for."""
+        """All cells of the experiment at this size, not only those of the part."""
         return list(self.experiment.cells(self.size))
 
     def cells(self) -> list[Cell]:
@@ -86,40 +89,35 @@ class Request:
         Raises:
             InvalidInputError: there are none; the message names the labels there are.
         """
-        wanted = self.only.items()
-        chosen = [cell for cell in self.every if all(k in cell.labels and str(cell.labels[k]) == v for k, v in wanted)]
+        only = self.only.items()
+        chosen = [cell for cell in self.every if all(k in cell.labels and str(cell.labels[k]) == v for k, v in only)]
         if not chosen:
-            there: dict[str, dict[str, None]] = {}
+            labels: dict[str, dict[str, None]] = {}
             for cell in self.every:
                 for key, value in cell.labels.items():
-                    there.setdefault(key, {})[str(value)] = None
-            listed = "; ".join(f"{key}: {', '.join(values)}" for key, values in there.items())
+                    labels.setdefault(key, {})[str(value)] = None
+            listed = "; ".join(f"{key}: {', '.join(values)}" for key, values in labels.items())
             raise InvalidInputError(f"no cell of {self.experiment.name} has these labels; there are: {listed}")
         return chosen
 
     def identity(self) -> dict[str, Any]:
-        """What a folder holds, whatever part of it is asked for."""
-        return {
-            "experiment": self.experiment.name,
-            "scale": self.scale,
-            "epochs": self.epochs,
-            "limit": self.limit,
-        }
+        """The part of the request that all processes in one folder share."""
+        return {"experiment": self.experiment.name, "scale": self.scale, "epochs": self.epochs, "limit": self.limit}
 
 
-def _contents(experiment: Experiment, scale: Scale) -> list[Any]:
+def _contents(experiment: Experiment[Any], scale: Scale) -> list[Any]:
     return [(cell.labels, cell.work.settings()) for cell in experiment.cells(scale)]
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What :func:`reproduce` came to.
+    """The results of :func:`reproduce`.
 
     Attributes:
         document: tables, figures and cells, as far as they are finished.
-        folder: where everything is.
-        missing: cells that are not finished.
-        stopped: whether it was stopped before its share was done.
+        folder: folder of the cells, the document and the plots.
+        missing: number of cells that are not finished.
+        stopped: True if it was stopped before its share was done.
     """
 
     document: Document
@@ -145,12 +143,12 @@ def reproduce(
     is kept as such, named in the document, and left out of all means.
 
     Args:
-        request: what to run.
+        request: the experiment, its size and the part to run.
         out: the folder; a new one, or that of the same experiment at the same scale.
-        data_dir: where the data set lies, see :func:`deepzero.data.load`.
+        data_dir: folder of the data set, see :func:`deepzero.data.load`.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
-        max_seconds: stop after about so long.
-        command: what the document says it was made by.
+        max_seconds: time limit.
+        command: named in the document as the command that made it.
         known: a ``results.json`` of the same experiment, made elsewhere or earlier; its finished cells are taken over.
 
     Raises:
@@ -169,12 +167,12 @@ def reproduce(
     """
     cells = request.cells()
     validation.device(device)
-    finished = None if known is None else _finished(Path(known))
-    place = Place(None if data_dir is None else Path(data_dir), device, StopRequest(max_seconds=max_seconds))
+    elsewhere = None if known is None else _results(Path(known))
+    place = Workplace(None if data_dir is None else Path(data_dir), device, StopRequest(max_seconds=max_seconds))
     folder = ReproductionFolder.open(Path(out), request.identity())
     _require_same(request, folder)
-    if finished is not None:
-        _take_over(request, folder, finished, source=f"{known}")
+    if elsewhere is not None:
+        _take_over(request, folder, elsewhere, source=f"{known}")
     with place.stop:
         if request.scale == "paper":
             announce(request, folder, place)
@@ -186,50 +184,49 @@ def _require_same(request: Request, folder: ReproductionFolder) -> None:
     """Refuse a folder with a cell that is damaged or was run with other settings, before others are run."""
     for cell in request.every:
         if folder.has(cell):
-            folder.kept(cell)
+            folder.record(cell)
 
 
-def _finished(known: Path) -> Document:
+def _results(known: Path) -> Document:
     try:
         return results(known)
     except RunFolderError as error:
         raise RunFolderError(f"{error}; known takes a results.json that deepzero reproduce wrote") from error
 
 
-def _take_over(request: Request, folder: ReproductionFolder, finished: Document, *, source: str) -> None:
-    """Take what is finished elsewhere; refuse results that are of no use."""
-    taken = folder.take_over(request.every, finished)
+def _take_over(request: Request, folder: ReproductionFolder, document: Document, *, source: str) -> None:
+    """Copy finished cells of a document; refuse a document that has none of these cells."""
+    count = folder.take_over(request.every, document)
     if not any(map(folder.has, request.every)):
         raise RunFolderError(
             f"{source} has no cell of {request.experiment.name} at the scale {request.scale!r} with these settings; "
             "leave known out to run all cells"
         )
-    log.info("%d cells taken over from %s", taken, source)
+    log.info("%d cells taken over from %s", count, source)
 
 
-def announce(request: Request, folder: ReproductionFolder, place: Place) -> None:
-    """Say how long the cells that are left will take, unless stopped; one stands for those that differ in the seed."""
-    left = [cell for cell in request.cells() if not folder.has(cell)]
-    known = folder.forecasts()
-    for cell in left:
+def announce(request: Request, folder: ReproductionFolder, place: Workplace) -> None:
+    """Log the expected time of the cells to run, unless stopped; one stands for those that differ in the seed."""
+    unfinished = [cell for cell in request.cells() if not folder.has(cell)]
+    forecasts = folder.forecasts()
+    for cell in unfinished:
         if place.stop.reason is not None:
             return
         kind = _but_seed(cell)
-        if kind not in known:
-            known[kind] = cell.work.forecast(place)
-            folder.keep_forecasts(known)
-            took = known[kind]
-            log.info("%s: %s each", kind, "short" if took is None else duration(took))
-    total = sum(known[_but_seed(cell)] or 0.0 for cell in left)
-    log.info("%d cells are left, about %s of work on this machine", len(left), duration(total))
+        if kind not in forecasts:
+            seconds = forecasts[kind] = cell.work.forecast(place)
+            folder.keep_forecasts(forecasts)
+            log.info("%s: %s each", kind, "short" if seconds is None else duration(seconds))
+    total = sum(forecasts[_but_seed(cell)] or 0.0 for cell in unfinished)
+    log.info("%d cells are left, about %s of work on this machine", len(unfinished), duration(total))
 
 
 def _but_seed(cell: Cell) -> str:
     return ", ".join(f"{key}={value}" for key, value in cell.labels.items() if key != "seed")
 
 
-def _run(cells: Sequence[Cell], folder: ReproductionFolder, place: Place) -> bool:
-    """Whether all are finished."""
+def _run(cells: Sequence[Cell], folder: ReproductionFolder, place: Workplace) -> bool:
+    """Run the cells in turn; False if it was stopped before the last."""
     for number, cell in enumerate(cells, start=1):
         if folder.has(cell):
             continue
@@ -240,18 +237,31 @@ def _run(cells: Sequence[Cell], folder: ReproductionFolder, place: Place) -> boo
         if result is None:
             return False
         folder.keep(cell, result, device=place.device)
-        took = duration(time.perf_counter() - start)
-        log.info("[%d/%d] %s: %s%s", number, len(cells), cell.name, _headline(result), took)
+        time_text = duration(time.perf_counter() - start)
+        log.info("[%d/%d] %s: %s%s", number, len(cells), cell.name, _headline(result), time_text)
     return True
 
 
-def _result(cell: Cell, folder: ReproductionFolder, place: Place) -> dict[str, Any] | None:
-    """What the cell gives; why it diverged, if it did; None if it was stopped."""
+def _result(cell: Cell, folder: ReproductionFolder, place: Workplace) -> dict[str, Any] | None:
+    """The result of a cell; the reason, if it diverged; None if it was stopped."""
     try:
         result = cell.work.run(folder.cell(cell), place)
     except NonFiniteLossError as error:
         return {DIVERGED: str(error)}
     return result if all_finite(result) else {DIVERGED: "a number of its result is not finite"}
+
+
+def all_finite(value: Any) -> bool:
+    """True if all numbers in a JSON-able value are finite.
+
+    >>> all_finite({"a": [1, 2.5, None]}), all_finite({"a": [1, float("nan")]})
+    (True, False)
+    """
+    if isinstance(value, Mapping):
+        return all(map(all_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(all_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _headline(result: Mapping[str, Any]) -> str:
@@ -261,41 +271,41 @@ def _headline(result: Mapping[str, Any]) -> str:
 
 
 def _assemble(
-    request: Request, folder: ReproductionFolder, place: Place, *, stopped: bool, command: str | None
+    request: Request, folder: ReproductionFolder, place: Workplace, *, stopped: bool, command: str | None
 ) -> Reproduction:
     cells = request.every
-    kept = {cell.name: folder.kept(cell) for cell in cells if folder.has(cell)}
-    diverged = [name for name, record in kept.items() if DIVERGED in record["result"]]
-    good = (cell for cell in cells if cell.name in kept and cell.name not in diverged)
-    outcomes = Outcomes(Outcome(cell.labels, kept[cell.name]["result"]) for cell in good)
-    shown = request.experiment.present(outcomes, request.size)
+    records = {cell.name: folder.record(cell) for cell in cells if folder.has(cell)}
+    diverged = [name for name, record in records.items() if DIVERGED in record["result"]]
+    converged = (cell for cell in cells if cell.name in records and cell.name not in diverged)
+    outcomes = Outcomes(Outcome(cell.labels, records[cell.name]["result"]) for cell in converged)
+    presentation = request.experiment.present(outcomes, request.size)
     document = Document(
         title=request.experiment.title,
         caption=request.size.caption,
-        tables=shown.tables,
-        figures=shown.figures,
-        pictures=shown.pictures,
+        tables=presentation.tables,
+        figures=presentation.figures,
+        pictures=presentation.pictures,
         facts={
             "experiment": request.experiment.name,
             "scale": request.scale,
             **({} if command is None else {"command": command}),
-            "cells": f"{len(kept)} of {len(cells)} finished",
+            "cells": f"{len(records)} of {len(cells)} finished",
             **({DIVERGED: diverged} if diverged else {}),
-            **_circumstances(kept, place),
+            **_circumstances(records, place),
         },
-        cells=list(kept.values()),
+        cells=list(records.values()),
     )
     folder.show(document)
     missing = sum(not folder.has(cell) for cell in request.cells())
     return Reproduction(document, folder.path, missing, stopped)
 
 
-def _circumstances(kept: Mapping[str, Mapping[str, Any]], place: Place) -> dict[str, Any]:
+def _circumstances(records: Mapping[str, Mapping[str, Any]], place: Workplace) -> dict[str, Any]:
     """Date, versions and hardware of the newest cell; those of now if there is none."""
     now = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "hardware": hardware(torch.device(place.device)),
     }
-    newest = max(kept.values(), key=lambda record: str(record["date"]), default=now)
+    newest = max(records.values(), key=lambda record: str(record["date"]), default=now)
     return {name: newest[name] for name in now}

@@ -1,4 +1,4 @@
-"""The folder of a reproduction: what it is of, its cells, and what is shown of them."""
+"""The folder of a reproduction: its identity, its cells, and the documents made of them."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class ReproductionFolder:
         """
         record = {"format": FORMAT, **identity}
         if (path / RECORD).exists():
-            held = json_object(path / RECORD, advice="choose another --out")
-            changed = [f"{k}: {held.get(k)!r} there, {v!r} asked" for k, v in record.items() if held.get(k) != v]
+            there = json_object(path / RECORD, advice="choose another --out")
+            changed = [f"{k}: {there.get(k)!r} there, {v!r} asked" for k, v in record.items() if there.get(k) != v]
             if changed:
                 raise RunFolderError(f"{path} holds another reproduction ({', '.join(changed)}); choose another --out")
         elif path.exists() and not _is_free(path):
@@ -58,21 +58,21 @@ class ReproductionFolder:
         return cls(path)
 
     def cell(self, cell: Cell) -> Path:
-        """Where a cell is worked on."""
+        """The folder of the files of a cell."""
         return self.path / CELLS / cell.name
 
     def has(self, cell: Cell) -> bool:
-        """Whether a cell is finished."""
+        """True if a cell is finished."""
         return self._result(cell).exists()
 
-    def kept(self, cell: Cell) -> dict[str, Any]:
+    def record(self, cell: Cell) -> dict[str, Any]:
         """A finished cell: labels, settings, result and where it was run.
 
         Raises:
             RunFolderError: it was run with other settings, or cannot be read.
         """
         record = json_object(self._result(cell), advice="delete it to run the cell again")
-        if _given(record.get("settings")) != _stored_settings(cell):
+        if _without_none(record.get("settings")) != _stored_settings(cell):
             raise RunFolderError(
                 f"{self._result(cell)} was run with other settings, by another version of deepzero or on another "
                 "machine; choose another --out, or delete the file to run the cell again"
@@ -93,28 +93,28 @@ class ReproductionFolder:
         shutil.rmtree(self.cell(cell) / "checkpoints", ignore_errors=True)
 
     def take_over(self, cells: Iterable[Cell], document: Document) -> int:
-        """Take the finished cells that a document holds with the same settings, as they are there; how many."""
-        taken = 0
+        """Copy the finished cells that a document holds with the same settings; return their number."""
+        count = 0
         for cell in cells:
-            labels, settings = dict(cell.labels), _stored_settings(cell)
-            same = (r for r in document.cells if r.get("labels") == labels and _given(r.get("settings")) == settings)
+            key = dict(cell.labels), _stored_settings(cell)
+            same = (r for r in document.cells if (r.get("labels"), _without_none(r.get("settings"))) == key)
             record = next(same, None)
             if record is not None and not self.has(cell):
                 self._write(cell, record)
-                taken += 1
-        return taken
+                count += 1
+        return count
 
     def _write(self, cell: Cell, record: Mapping[str, Any]) -> None:
         with writing(self._result(cell)):
             replace_file(self._result(cell), to_json(record))
 
     def forecasts(self) -> dict[str, float | None]:
-        """Seconds that kinds of cells were found to take on this machine."""
+        """Expected seconds of kinds of cells on this machine."""
         path = self.path / FORECASTS
         return json_object(path, advice="delete it to time the cells again") if path.exists() else {}
 
     def keep_forecasts(self, seconds: Mapping[str, float | None]) -> None:
-        """Write them down, so that they need not be found again."""
+        """Write them down, so that nothing is timed twice."""
         with writing(self.path):
             replace_file(self.path / FORECASTS, to_json(seconds))
 
@@ -131,17 +131,17 @@ class ReproductionFolder:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether a folder holds nothing, or only the record that another process is about to write."""
+    """True if a folder holds nothing, or only the record that another process is about to write."""
     return path.is_dir() and all(entry.name.startswith(f".{RECORD}") for entry in path.iterdir())
 
 
 def _stored_settings(cell: Cell) -> Any:
-    """The settings of a cell as they come back from a file, as far as they are given."""
-    return _given(json.loads(to_json(cell.work.settings())))
+    """The settings of a cell as they come back from a file."""
+    return _without_none(json.loads(to_json(cell.work.settings())))
 
 
-def _given(settings: Any) -> Any:
+def _without_none(settings: Any) -> Any:
     """Settings without those that are None: an option that came later is not in older records."""
     if isinstance(settings, dict):
-        return {name: _given(value) for name, value in settings.items() if value is not None}
+        return {name: _without_none(value) for name, value in settings.items() if value is not None}
     return settings

@@ -1,4 +1,4 @@
-"""Which coordinates are worth a query: scores -> layer-wise ratios -> a schedule -> coordinates of a step.
+"""Sparsity: scores -> layer-wise ratios -> a schedule -> the coordinates that a step queries.
 
 The paper's pipeline (Algorithm 1 of Chen et al., 2024)::
 
@@ -7,13 +7,23 @@ The paper's pipeline (Algorithm 1 of Chen et al., 2024)::
     zo = dz.CGE(model, loss=loss, sparsity=dz.DynamicRatios(ratios, every=5, unit="epoch"))
 """
 
-from deepzero.sparsity.cost import cost_aware_ratios
-from deepzero.sparsity.grasp import fo_grasp, zo_grasp
-from deepzero.sparsity.ratios import layer_ratios, layer_ratios_from_masks, smart_ratio, uniform_ratios
+from deepzero.sparsity.ratios import (
+    cost_aware_ratios,
+    layer_ratios,
+    layer_ratios_from_masks,
+    smart_ratio,
+    uniform_ratios,
+)
 from deepzero.sparsity.schedules import Alternating, DynamicRatios, Score
-from deepzero.sparsity.scores import magnitude, random
-from deepzero.sparsity.selection import SparsityWarning, masks_from_scores, random_coordinates
-from deepzero.sparsity.summary import LayerCount, Summary, summarize
+from deepzero.sparsity.scores import fo_grasp, magnitude, random, zo_grasp
+from deepzero.sparsity.selection import (
+    LayerCount,
+    SparsityWarning,
+    Summary,
+    masks_from_scores,
+    random_coordinates,
+    summarize,
+)
 
 __all__ = [
     "Alternating",

@@ -1,4 +1,4 @@
-"""Which coordinates are queried at which step: schedules, as pure functions of seed, step, epoch and parameters.
+"""Schedules: the coordinates of a step, as a pure function of seed, step, epoch and parameters.
 
 None of them keeps a state that a resumed run would need. The paper's M2, a fixed mask, needs no class here: pass the
 masks themselves as ``sparsity``.
@@ -19,7 +19,7 @@ from deepzero.coordinates import Coordinates, StepContext
 from deepzero.errors import InvalidInputError
 from deepzero.objective import Loss, NetworkObjective, parameters_of, split_batch
 from deepzero.randomness import derive_seed
-from deepzero.sparsity.grasp import zo_grasp
+from deepzero.sparsity.scores import zo_grasp
 from deepzero.sparsity.selection import RANKS, always_names, check_ratios, counts_from_ratios, draw, masks_from_scores
 
 UNITS = ("step", "epoch")
@@ -57,10 +57,10 @@ class DynamicRatios:
 
     Attributes:
         ratios: keep ratios in (0, 1] by parameter name, for example from :func:`layer_ratios`.
-        every: how many steps or epochs a draw lasts.
+        every: steps or epochs that a draw lasts.
         unit: ``step`` or ``epoch``.
         seed: of all draws.
-        always: which parameters without a ratio are queried in full (default: all of them).
+        always: names of the parameters without a ratio to query in full (default: all of them).
 
     Raises:
         InvalidInputError: a ratio outside (0, 1], ``every`` below 1, an unknown unit; at the first step, an unknown
@@ -106,17 +106,17 @@ class DynamicRatios:
 
 @dataclass(frozen=True)
 class Alternating:
-    """Coordinates ranked anew at every step, at the current parameters and on the current batch: the paper's M1.
+    """Coordinates ranked again at every step, at the current parameters and on the current batch: the paper's M1.
 
     The queries of the score (``2 * (queries + 1)`` for ZO-GraSP) come on top of those that ``zo.queries`` counts.
 
     Attributes:
         sparsity: fraction of the prunable weights to leave out, in [0, 1).
-        score: what ranks them, called as ``score(model, loss, x, y, seed=...)``; set its options with
+        score: the function that ranks them, called as ``score(model, loss, x, y, seed=...)``; set its options with
             ``functools.partial(zo_grasp, queries=64)``.
         rank: ``absolute`` or ``signed``, see :func:`masks_from_scores`.
         prunable: names to thin; by default every parameter with two or more dimensions.
-        always: which other parameters are queried in full (default: all of them).
+        always: names of the other parameters to query in full (default: all of them).
         seed: the score of step :math:`t` is seeded by :math:`(\\text{seed}, t)`.
 
     Raises:

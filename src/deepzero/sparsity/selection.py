@@ -1,6 +1,6 @@
-"""From numbers per layer or per weight to sets of coordinates, and the rules that every way of choosing shares.
+"""Sets of coordinates from ratios per layer or scores per weight, the rules that all choices share, and a summary.
 
-Two kinds of parameters are told apart. *Prunable* ones are thinned: by default those with two or more dimensions
+There are two kinds of parameters. *Prunable* ones are thinned: by default those with two or more dimensions
 (weights of convolutions, linear layers, embeddings). All others (biases, affine parameters of norms) are queried at
 every step, since they are few and matter much: ResNet-20 has 1,386 of them beside 268,336 prunable weights.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Float64, Real
@@ -67,7 +68,7 @@ def always_names(parameters: Parameters, thinned: Collection[str], always: Colle
     Args:
         parameters: trainable parameters.
         thinned: names of the parameters that are thinned.
-        always: which of the others to query in full; by default all of them, ``()`` for none.
+        always: names of the others to query in full; by default all of them, ``()`` for none.
 
     Raises:
         InvalidInputError: a name is unknown, or both thinned and always queried.
@@ -104,7 +105,7 @@ def masks_from_scores(
             to first order the change of :math:`\\|\\nabla\\ell\\|^2` when weight :math:`i` is removed, and Wang et al.,
             2020 remove the weights with the largest.
         prunable: names to thin; by default every parameter with two or more dimensions.
-        always: which of the other parameters are true everywhere (default: all); the rest are false everywhere.
+        always: names of the other parameters that are true everywhere (default: all); the rest are false everywhere.
 
     Raises:
         InvalidInputError: sparsity outside [0, 1), unknown rank or name, or a score that is not finite.
@@ -165,7 +166,7 @@ def counts_from_ratios(ratios: Mapping[str, float], parameters: Parameters) -> d
 
 
 def warn_empty(names: list[str]) -> None:
-    """Say which layers keep one coordinate although their ratio asked for none."""
+    """Warn of layers that keep one coordinate although their ratio rounds to none."""
     if names:
         warnings.warn(
             f"{', '.join(names)} would be left without a coordinate and {'keeps' if len(names) == 1 else 'keep'} one; "
@@ -186,7 +187,7 @@ def random_coordinates(
         model: whose trainable parameters are drawn from.
         ratios: keep ratios in (0, 1] by parameter name.
         seed: of the draw.
-        always: which parameters without a ratio are queried in full (default: all of them).
+        always: names of the parameters without a ratio to query in full (default: all of them).
 
     Raises:
         InvalidInputError: a ratio outside (0, 1] or an unknown name.
@@ -212,3 +213,58 @@ def draw(parameters: Parameters, counts: Mapping[str, int], full: Collection[str
             generator.manual_seed(derive_seed(seed, name))
             chosen[name] = torch.randperm(p.numel(), generator=generator)[: counts[name]]
     return Coordinates(chosen)
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """Coordinates kept of one parameter."""
+
+    name: str
+    kept: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Coordinates kept of every trainable parameter; ``str()`` gives a table."""
+
+    layers: tuple[LayerCount, ...]
+
+    @property
+    def kept(self) -> int:
+        """All coordinates kept: the queries a step needs beside the base (with a forward stencil)."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def size(self) -> int:
+        """All coordinates there are."""
+        return sum(layer.size for layer in self.layers)
+
+    def __str__(self) -> str:
+        rows = [*self.layers, LayerCount("total", self.kept, self.size)]
+        width = max(len(row.name) for row in rows)
+        lines = (f"{row.name:<{width}} {row.kept:>11,} of {row.size:>11,} {row.kept / row.size:>7.2%}" for row in rows)
+        return "\n".join(lines)
+
+
+def summarize(model: nn.Module | BlackBox, coordinates: Coordinates) -> Summary:
+    """Count the coordinates kept of each trainable parameter.
+
+    Raises:
+        InvalidInputError: the coordinates do not fit the model.
+
+    Example:
+        >>> import torch
+        >>> print(summarize(nn.Linear(4, 2), Coordinates({"weight": torch.tensor([0, 5])})))
+        weight           2 of           8  25.00%
+        bias             0 of           2   0.00%
+        total            2 of          10  20.00%
+    """
+    parameters = trainable(model)
+    coordinates.check_fits(parameters)
+    return Summary(
+        tuple(
+            LayerCount(name, coordinates[name].numel() if name in coordinates else 0, p.numel())
+            for name, p in parameters.items()
+        )
+    )

@@ -1,1 +1,1 @@
-"""What deepzero is used for, each as one function of a frozen configuration."""
+"""Tasks: classification, defense of a classifier, correction of a solver, each a function of a frozen configuration."""

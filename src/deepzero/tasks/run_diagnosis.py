@@ -1,52 +1,53 @@
-"""The doctor on a configuration: exactly the data, network, coordinates and loop that a run would have."""
+"""The doctor on a run: exactly its data, network, coordinates and loop; and the record of a diagnosis."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-import time
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from deepzero import data, validation
 from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
-from deepzero.doctor.forecast import mean_seconds
 from deepzero.environment import hardware, versions
-from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.errors import InvalidInputError, MissingPackageError, RunFolderError
 from deepzero.estimator import Estimator
 from deepzero.files import replace_file, to_json
+from deepzero.stopwatch import Stopwatch, mean_seconds
 from deepzero.tasks.classification.classification_config import ESTIMATORS, ClassificationConfig
-from deepzero.tasks.classification.classification_parts import (
-    load_images,
-    make_model,
-    make_optimizer,
-    scorer,
-    training_batches,
-)
-from deepzero.tasks.classification.coordinate_selection import select
-from deepzero.tasks.classification.gradient_choice import gradient_source
+from deepzero.tasks.classification.classifier_setup import ClassifierSetup, make_optimizer, set_up
+from deepzero.tasks.task_data import Scorer, read_data
 from deepzero.team import Team
-from deepzero.training import Trainer
-from deepzero.training.batches import random_states, reader, set_random_states
+from deepzero.training import Trainer, TrainingConfig
+from deepzero.training.batch_reader import random_states, reader, set_random_states
 
 REPORT, PLOT = "diagnosis.json", "sweep.png"
 WINDOW = 0.5
 """Seconds of timing each thing that a loop does beside its estimates."""
 
+log = logging.getLogger("deepzero")
+
 
 def diagnose(
-    config: ClassificationConfig, *, data_dir: str | Path | None = None, device: str = "cpu", seconds: float = 20.0
+    config: ClassificationConfig,
+    *,
+    data_dir: str | Path | None = None,
+    splits: data.Splits | None = None,
+    device: str = "cpu",
+    seconds: float = 20.0,
 ) -> Diagnosis:
     """Examine the first step of the run that :func:`deepzero.tasks.classification.train` would make.
 
     Args:
         config: of the run.
         data_dir: where the data set lies, see :func:`deepzero.data.load`.
+        splits: the data, as :func:`deepzero.tasks.task_data.read_data` gives them; read by default.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         seconds: about how long each part of the examination may take, see :func:`deepzero.doctor.examine`.
 
@@ -64,19 +65,15 @@ def diagnose(
     if config.estimator.method not in ESTIMATORS:
         raise InvalidInputError("the doctor examines estimates from function values; choose the estimator cge or rge")
     place = validation.device(device)
-    splits = load_images(config, data_dir)
-    model = make_model(config, splits.train).to(place)
-    batches = training_batches(config, splits.train, place)
-    begun = time.perf_counter()
-    selection = select(config, model, splits.train, place)
-    scoring = time.perf_counter() - begun
-    zo = gradient_source(config, model, selection)
-    assert isinstance(zo, Estimator)
+    splits = splits or read_data(config.data, data_dir)
+    setup = set_up(config, splits.train, place)
+    assert isinstance(setup.source, Estimator)
+    score = Scorer(splits.validation, config.loss, setup.device) if len(splits.validation) else None
     return examine(
-        zo,
-        *batches.batch(0, 0),
+        setup.source,
+        *setup.batches.batch(0, 0),
         learning_rate=config.training.learning_rate,
-        loop=_loop_costs(config, model, splits, batches, scoring),
+        loop=_loop_costs(config.training, setup, score),
         seconds=seconds,
     )
 
@@ -96,17 +93,16 @@ def diagnose_trainer(trainer: Trainer, *, seconds: float = 20.0) -> Diagnosis:
     zo = trainer.source
     if not isinstance(zo, Estimator):
         raise InvalidInputError(
-            f"the doctor examines estimates from function values; the trainer takes its gradients "
-            f"from {type(zo).__name__}, "
-            "not dz.CGE or dz.RGE"
+            "the doctor examines estimates from function values; the trainer takes its gradients from "
+            f"{type(zo).__name__}, not dz.CGE or dz.RGE"
         )
     device = next(iter(trainer.model.parameters())).device
     before = random_states(trainer.train)
     try:
         batches = reader(trainer.train, device, Team())
-        begun = time.perf_counter()
+        watch = Stopwatch()
         first = next(batches.read(0, 0), None)
-        reading = time.perf_counter() - begun
+        reading = watch.seconds()
     finally:
         set_random_states(before, trainer.train)
     if first is None:
@@ -118,44 +114,67 @@ def diagnose_trainer(trainer: Trainer, *, seconds: float = 20.0) -> Diagnosis:
     return examine(zo, *first, learning_rate=rate or None, loop=loop, seconds=seconds)
 
 
-def record_of(diagnosis: Diagnosis, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written of a diagnosis: the verdict first, everything as plain values, what was examined, and where."""
-    return {
-        "verdict": diagnosis.verdict,
-        "healthy": diagnosis.healthy,
-        "diagnosis": diagnosis.as_dict(),
-        "config": dict(config),
-        "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
-    }
+@dataclass(frozen=True)
+class DiagnosisRecord:
+    """A diagnosis with its origin: the content of ``diagnosis.json``.
+
+    Attributes:
+        diagnosis: of a run.
+        config: of the run, as JSON-able values.
+        title: of the plot.
+        device: of the examination.
+    """
+
+    diagnosis: Diagnosis
+    config: Mapping[str, Any]
+    title: str
+    device: torch.device
+
+    def as_dict(self) -> dict[str, Any]:
+        """The verdict first, then the diagnosis, the configuration, versions and hardware as plain values."""
+        return {
+            "verdict": self.diagnosis.verdict,
+            "healthy": self.diagnosis.healthy,
+            "diagnosis": self.diagnosis.as_dict(),
+            "config": dict(self.config),
+            "versions": versions(),
+            "hardware": hardware(self.device),
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write ``diagnosis.json`` and, if there was a sweep, ``sweep.png``; an earlier diagnosis is replaced.
+
+        Args:
+            folder: made if it is not there.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(folder / REPORT, to_json(self.as_dict()))
+            if self.diagnosis.sweep is not None:
+                self._write_plot(folder / PLOT)
+        except OSError as error:
+            raise RunFolderError(f"{folder} could not be written ({error}); choose another --out") from error
+
+    def _write_plot(self, path: Path) -> None:
+        """Write the picture of the sweep; a diagnosis does not fail at its end because Matplotlib is not installed."""
+        try:
+            replace_file(path, plot_sweep(self.diagnosis, title=self.title))
+        except MissingPackageError as missing:
+            log.warning("%s is left out: %s", path, missing)
 
 
-def write(diagnosis: Diagnosis, folder: Path, config: Mapping[str, Any], *, title: str = "") -> None:
-    """Write ``diagnosis.json`` and, if there was a sweep, ``sweep.png``; an earlier diagnosis is replaced.
+def _loop_costs(config: TrainingConfig, setup: ClassifierSetup, score: Scorer | None) -> LoopCosts:
+    """Time the parts of a run beside its estimates, on a copy of the model.
 
     Args:
-        diagnosis: what was found.
-        folder: made if it is not there.
-        config: what was examined, as JSON-able values.
-        title: of the picture.
-
-    Raises:
-        RunFolderError: the folder cannot be written.
+        config: of the training loop.
+        setup: of the run.
+        score: on the validation split, if there is one.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / REPORT, to_json(record_of(diagnosis, config)))
-        if diagnosis.sweep is not None:
-            replace_file(folder / PLOT, plot_sweep(diagnosis, title=title))
-    except OSError as error:
-        raise RunFolderError(f"{folder} could not be written ({error}); choose another --out") from error
-
-
-def _loop_costs(
-    config: ClassificationConfig, model: nn.Module, splits: data.Splits, batches: data.BatchLoader, scoring: float
-) -> LoopCosts:
-    """Time what a run does beside its estimates, on a copy of the model."""
-    trial = copy.deepcopy(model)
+    trial, batches = copy.deepcopy(setup.model), setup.batches
     optimizer = make_optimizer(config, trial)
     numbers = itertools.cycle(range(len(batches)))
 
@@ -169,11 +188,10 @@ def _loop_costs(
         function()  # the first call allocates
         return mean_seconds(function, seconds=WINDOW, most=10_000)
 
-    validate = partial(scorer(config, splits.validation, next(trial.parameters()).device), trial)
     return LoopCosts(
         steps_per_epoch=len(batches),
         step_overhead=mean(step),
-        epoch_overhead=mean(validate) if len(splits.validation) else 0.0,
-        epochs=config.training.epochs,
-        startup=scoring,
+        epoch_overhead=0.0 if score is None else mean(partial(score, trial)),
+        epochs=config.epochs,
+        startup=setup.selection_seconds,
     )

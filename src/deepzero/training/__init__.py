@@ -1,22 +1,22 @@
 """One readable training loop, bitwise checkpoints, and places for measurements to go."""
 
 from deepzero.environment import hardware, versions
-from deepzero.training.batches import Batches
+from deepzero.training.batch_reader import Batches
 from deepzero.training.callbacks import Callback, EarlyStopping
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore, Restored, read_checkpoint
+from deepzero.training.checkpoint_contents import Best
 from deepzero.training.evaluation import Scores, accuracy, eval_mode, evaluate, measured
+from deepzero.training.gradient_sources import Autograd, GradientSource
 from deepzero.training.loggers import MLflow, TensorBoard, WandB, open_logger
 from deepzero.training.metrics import JsonLines, Sink, read_metrics
 from deepzero.training.model_file import ModelFile
 from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RunFolder, command_of, read_record, require_made_by
-from deepzero.training.run_plot import plot_run
-from deepzero.training.schedule import warmup_cosine
+from deepzero.training.run_result import Result, plot_run
 from deepzero.training.shared_run import SharedRun
-from deepzero.training.sources import Autograd, GradientSource
-from deepzero.training.stop import SharedStop, StopRequest
-from deepzero.training.trainer import Best, Result, Trainer
-from deepzero.training.training_config import TrainingConfig
+from deepzero.training.stop_request import SharedStop, StopRequest
+from deepzero.training.trainer import Trainer
+from deepzero.training.training_config import TrainingConfig, warmup_cosine
 
 __all__ = [
     "Autograd",

@@ -1,4 +1,4 @@
-"""What a user adds to the training loop: callbacks, and early stopping, which is one."""
+"""Callbacks, by which a user adds to the training loop; early stopping is one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = Mapping[str, Any]
 
 
 class Callback:
-    """Told of every record of a run; may end the run by ``trainer.stop(why)``.
+    """Receives every record of a run; may end the run by ``trainer.stop(why)``.
 
     Records are those of ``metrics.jsonl``: a ``kind`` (``step`` or ``epoch``), ``step``, ``epoch``, ``queries``,
     ``seconds``, and the numbers of that kind. A plain function of ``(trainer, record)`` is a callback, too; a class is
@@ -34,20 +34,20 @@ class Callback:
         """A step or an epoch is over."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, as JSON-able values."""
+        """Its state, as JSON-able values."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Continue from :meth:`state_dict`."""
 
 
 class EarlyStopping(Callback):
     """Ends a run whose validation no longer improves; the best weights are the result.
 
     Args:
-        monitor: which number of the epochs' records.
-        patience: looks at the validation data without improvement that are put up with.
-        min_delta: what counts as improvement: a change by more than this.
+        monitor: name of a number of the epochs' records.
+        patience: looks at the validation data without improvement after which the run ends.
+        min_delta: change above which a number counts as improved.
         mode: ``min`` if lower is better, ``max`` if higher is, ``auto`` by the name (losses and errors are to fall).
 
     Raises:

@@ -51,7 +51,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Restored:
-    """The newest checkpoint that is whole, where it lay, and why newer ones were passed over."""
+    """The newest checkpoint that is whole, its path, and the reasons why newer ones were rejected."""
 
     checkpoint: Checkpoint
     path: Path
@@ -64,9 +64,9 @@ class CheckpointStore:
     A checkpoint is written under a temporary name, synced, and renamed, so that it is whole or not there.
 
     Args:
-        folder: where the checkpoints lie.
+        folder: of the checkpoints.
         run: identifies the run; checkpoints of another run are rejected.
-        keep: how many to keep.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(self, folder: Path, *, run: str, keep: int = 2) -> None:
@@ -104,7 +104,7 @@ class CheckpointStore:
         """The newest checkpoint that is whole and of this run.
 
         Raises:
-            CheckpointError: there is none; the message says what is wrong with each.
+            CheckpointError: there is none; the message gives the fault of each.
         """
         rejected: list[str] = []
         for path in self.paths():

@@ -1,4 +1,4 @@
-"""How good a model is on a split."""
+"""Scores of a model on a split: loss, accuracy, and other metrics."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether a number by this name is to fall: losses and errors are, all else is to rise.
+    """True if a number by this name is to fall: losses and errors are, all else is to rise.
 
     Example:
         >>> lower_is_better("validation_loss"), lower_is_better("validation_f1")
@@ -165,7 +165,7 @@ def _scores(outputs: list[Any], targets: list[Any], metrics: Mapping[str, Metric
 
 
 def _are_classes(output: Any, target: Any) -> bool:
-    """Whether they can only be scores of classes and the numbers of the true ones."""
+    """True if they can only be scores of classes and the numbers of the true ones."""
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)) or target.dtype != torch.int64:
         return False
     if output.dim() != 2 or target.shape != output.shape[:1] or output.shape[1] < 2 or not len(target):

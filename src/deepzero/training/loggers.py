@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
+from deepzero.extras import required_for
 from deepzero.files import finite, flat, replace_file
 from deepzero.training.metrics import Record, Sink
 from deepzero.training.run_folder import writing
@@ -44,8 +45,8 @@ def numbers_of(record: Record) -> dict[str, float]:
         >>> numbers_of({"kind": "step", "step": 3, "loss": 0.5, "learning_rate": 0.1, "note": "warm-up"})
         {'step/loss': 0.5, 'step/learning_rate': 0.1}
     """
-    told = {key: value for key, value in record.items() if key != "step" and isinstance(value, Real)}
-    return {f"{record['kind']}/{key}": float(value) for key, value in told.items()}
+    numbers = {key: value for key, value in record.items() if key != "step" and isinstance(value, Real)}
+    return {f"{record['kind']}/{key}": float(value) for key, value in numbers.items()}
 
 
 class TensorBoard:
@@ -55,11 +56,11 @@ class TensorBoard:
     again is hidden.
 
     Args:
-        folder: where the event files go.
+        folder: of the event files.
         config: settings of the run, shown as text.
 
     Raises:
-        InvalidInputError: TensorBoard is not installed.
+        MissingPackageError: TensorBoard is not installed.
 
     Example:
         >>> import tempfile
@@ -72,10 +73,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | Path, *, config: Mapping[str, Any] | None = None) -> None:
-        try:
+        with required_for("the logger tensorboard"):
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise _missing("TensorBoard", "tensorboard") from error
         self._open, self._folder, self._config = SummaryWriter, str(folder), config
         self._writer: Any = None
 
@@ -106,7 +105,7 @@ class WandB:
         project: by default ``$WANDB_PROJECT``, or ``deepzero``.
         name: shown for the run; by default the name of ``folder``.
         mode: ``"online"``, ``"offline"`` or ``"disabled"``; by default ``$WANDB_MODE``, or online.
-        dir: where the files of Weights & Biases go (into ``wandb`` there); by default ``folder``.
+        dir: the files of Weights & Biases go into ``wandb`` in this folder; by default ``folder``.
         config: settings of the run.
 
     Raises:
@@ -132,10 +131,8 @@ class WandB:
         dir: str | Path | None = None,  # noqa: A002 - as wandb.init calls it
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        try:
+        with required_for("the logger wandb"):
             import wandb  # noqa: PLC0415 - optional
-        except ImportError as error:
-            raise _missing("Weights & Biases", "wandb") from error
         if mode is not None:
             validation.choice("mode", mode, ("online", "offline", "disabled"))
         self._kept = Kept(folder, "wandb")
@@ -221,11 +218,9 @@ class MLflow:
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        try:
+        with required_for("the logger mlflow"):
             from mlflow import MlflowClient  # noqa: PLC0415 - optional
             from mlflow.exceptions import MlflowException  # noqa: PLC0415
-        except ImportError as error:
-            raise _missing("MLflow", "mlflow") from error
         self._kept = Kept(folder, "mlflow")
         self._failure = MlflowException
         self._waiting: list[tuple[Record, int]] = []
@@ -265,7 +260,7 @@ class MLflow:
             self._flush()
 
     def _flush(self) -> None:
-        """Hand over what waits, as far as the tracking store takes it."""
+        """Send the waiting records, as far as the tracking store takes them."""
         from mlflow.entities import Metric  # noqa: PLC0415 - optional
 
         self._flushed = time.monotonic()
@@ -281,7 +276,7 @@ class MLflow:
                 self.client.log_batch(self.run_id, metrics=metrics)
             except self._failure as error:
                 if not self._warned:
-                    log.warning("MLflow does not take measurements now, they are kept and told later: %s", error)
+                    log.warning("MLflow does not take measurements now, they are kept and sent later: %s", error)
                 self._warned = True
                 return
             for record, _ in self._waiting[:some]:
@@ -333,9 +328,9 @@ def open_logger(name: str, folder: str | Path, *, config: Mapping[str, Any] | No
 
 
 class Kept:
-    """What a logger keeps in the folder of a run: the run's id, and how far each kind of record has been told.
+    """The memory of a logger in the folder of a run: the run's id, and the last step sent of each kind of record.
 
-    A file of JSON lines, the id first; a line is added after its record was told.
+    A file of JSON lines, the id first; a line is added after its record was sent.
 
     Args:
         folder: of the run; None keeps nothing.
@@ -348,12 +343,12 @@ class Kept:
         self._file: Any = None
         self.id: str | None = None
         if self._path is not None and self._path.exists():
-            first, *told = [json.loads(line) for line in self._path.read_bytes().split(b"\n")[:-1]]  # whole lines
+            first, *sent = [json.loads(line) for line in self._path.read_bytes().split(b"\n")[:-1]]  # whole lines
             self.id = first["id"]
-            self._last = {line["kind"]: line["step"] for line in told}
+            self._last = {line["kind"]: line["step"] for line in sent}
 
     def begin(self, run: str) -> None:
-        """Write down what is known, and wait for more."""
+        """Write the known lines, and leave the file open for more."""
         if self._path is None:
             return
         lines = [{"id": run}, *({"kind": kind, "step": step} for kind, step in self._last.items())]
@@ -363,11 +358,11 @@ class Kept:
             self._file = self._path.open("ab", buffering=0)
 
     def has(self, record: Record) -> bool:
-        """Whether it was told before, by a process that was killed after its last checkpoint."""
+        """True if it was sent before, by a process that was killed after its last checkpoint."""
         return bool(record["step"] <= self._last.get(record["kind"], -1))
 
     def note(self, record: Record) -> None:
-        """It has been told."""
+        """Note that it has been sent."""
         self._last[record["kind"]] = record["step"]
         if self._file is not None:
             with writing(self._path):  # type: ignore[arg-type]
@@ -380,7 +375,7 @@ class Kept:
 
 
 def _wandb_settings(wandb: Any) -> Any:
-    """Nothing of the console, which belongs to progress bars; its file is written often, if it can be told so."""
+    """Settings that leave the console to progress bars, and write its file often, where there is such a setting."""
     often = "x_transaction_log_flush_interval"
     known = often in wandb.Settings.model_fields
     return wandb.Settings(console="off", **({often: FLUSH_SECONDS} if known else {}))
@@ -388,7 +383,3 @@ def _wandb_settings(wandb: Any) -> Any:
 
 def _name_of(folder: str | Path | None) -> str | None:
     return None if folder is None else Path(folder).resolve().name
-
-
-def _missing(what: str, extra: str) -> InvalidInputError:
-    return InvalidInputError(f"{what} is not installed; try pip install 'deepzero[{extra}]'")

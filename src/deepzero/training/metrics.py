@@ -1,4 +1,4 @@
-"""Where measurements go: what a place for them is, and the file of JSON lines."""
+"""Records of a run: the interface of a place that they go to, and the file of JSON lines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Record = Mapping[str, Any]
 class Sink(Protocol):
     """A place for measurements: a file, a logger, a display. Ready-made ones write JSON lines or to known loggers.
 
-    It is told every record, in the order of the steps. A record has a ``kind`` (``step`` for a training step, ``epoch``
-    for the end of an epoch, ``test``), the optimizer ``step``, the ``queries`` and ``seconds`` so far, and by name the
-    numbers of its kind, such as ``loss``.
+    It receives every record, in the order of the steps. A record has a ``kind`` (``step`` for a training step,
+    ``epoch`` for the end of an epoch, ``test``), the optimizer ``step``, the ``queries`` and ``seconds`` so far, and by
+    name the numbers of its kind, such as ``loss``.
 
     A run that is resumed after it was killed writes again the records that came after its last checkpoint: a sink that
     keeps them drops those it has.
@@ -68,9 +68,8 @@ class JsonLines:
             self._file = path.open("ab")
             self._file.truncate(min(start, self._file.tell()))
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
+    def flush(self) -> int:
+        """Hand everything to the system; the bytes written so far."""
         with writing(self.path):
             self._file.flush()
         return self._file.tell()

@@ -1,12 +1,14 @@
-"""The file ``model.json`` of a run: how its network is made again, and what goes in and comes out."""
+"""The network of a run as files: ``model.json``, by which it is made again, its exported program, and ONNX."""
 
 from __future__ import annotations
 
 import copy
 import io
 import json
+import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from deepzero import models
 from deepzero.errors import DeepZeroError, InvalidInputError, RunFolderError
+from deepzero.extras import required_for
 from deepzero.files import replace_file
 from deepzero.own import is_own, parted
 from deepzero.training.evaluation import eval_mode
@@ -30,13 +33,13 @@ GIVE_IT = "name the network yourself: --model FILE.py:Net (in Python: load_run(f
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """How a network is made again, and what its inputs and outputs mean.
+    """The recipe by which a network is made again, and the meaning of its inputs and outputs.
 
     Attributes:
         target: the network: a name of :func:`deepzero.models.names`, or ``file.py:Net`` or ``module:Net``, which is
             called with ``arguments``; None: the network itself is exported at the end of the run, by ``torch.export``.
         arguments: keywords of the network, JSON-able.
-        preprocessing: what raw inputs go through, as :meth:`deepzero.data.Preprocessing.to_json` gives it; None if the
+        preprocessing: of raw inputs, in the form of :meth:`deepzero.data.Preprocessing.to_json`; None if the
             network takes them as they are.
         classes: names of the classes in the order of the outputs; None if the outputs are no classes.
         loss: name of the loss (:func:`deepzero.losses.loss_name`); by default of the one that is trained with.
@@ -133,7 +136,7 @@ def _with_code(target: str, code: Path) -> str:
 
 
 def _export(folder: RunFolder, model: nn.Module, inputs: Mapping[str, Any] | None) -> str | None:
-    """Write the network as a program of ``torch.export``; or why not."""
+    """Write the network as a program of ``torch.export``; the reason if that is not possible, else None."""
     if inputs is None:
         return "its input is not one tensor of samples"
     example = torch.zeros(2, *inputs["shape"], dtype=getattr(torch, inputs["dtype"]))
@@ -150,7 +153,7 @@ def export_program(model: nn.Module, example: Tensor, path: Path) -> str | None:
         path: of the file.
 
     Returns:
-        Why it cannot be; None if it was written.
+        The reason why it cannot be written; None if it was.
     """
     buffer, model = io.BytesIO(), copy.deepcopy(model).cpu()
     try:
@@ -162,6 +165,39 @@ def export_program(model: nn.Module, example: Tensor, path: Path) -> str | None:
         return f"torch.export cannot express it: {str(error).splitlines()[0][:300]}"
     replace_file(path, buffer.getvalue())
     return None
+
+
+def export_onnx(model: nn.Module, example: Tensor, path: Path, *, names: tuple[str, str] = ("image", "logits")) -> None:
+    """Write a network, in eval mode, as an ONNX file for batches of any size.
+
+    Args:
+        model: takes one tensor.
+        example: a batch of at least two.
+        path: of the file.
+        names: of the input and of the output.
+
+    Raises:
+        MissingPackageError: the packages that write such files are not installed.
+        InvalidInputError: they cannot express the network.
+    """
+    with required_for("writing ONNX files"):
+        import onnxscript  # noqa: F401, PLC0415 - optional, and needed by torch.onnx
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with eval_mode(model), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        try:
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                input_names=[names[0]],
+                output_names=[names[1]],
+                dynamic_shapes=({0: torch.export.Dim("n")},),
+            )
+        except Exception as error:
+            raise InvalidInputError(f"the network cannot be written as an ONNX file: {str(error)[:300]}") from error
+    assert program is not None
+    replace_file(path, program.model_proto.SerializeToString())
 
 
 def _exported(path: Path, problem: str | None) -> nn.Module:
@@ -182,7 +218,7 @@ class ExportedNetwork(nn.Module):
         self.program = program
 
     def forward(self, x: Tensor) -> Any:
-        """What the network gives for a batch."""
+        """The output for a batch."""
         return self.program(x)
 
     def train(self, mode: bool = True) -> Self:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""Progress bar."""
 
 from __future__ import annotations
 
@@ -58,13 +58,29 @@ def _bar(console: Console) -> Progress:
     )
 
 
+def console_for(progress: bool | Console | None) -> Console | None:
+    """The console to show the progress of a run on.
+
+    Args:
+        progress: a console, or True for one on standard error; None for that only if it is a terminal or a notebook.
+
+    Returns:
+        None if nothing is to be shown.
+    """
+    if isinstance(progress, Console):
+        return progress
+    console = Console(stderr=True)
+    shows = console.is_terminal or console.is_jupyter if progress is None else progress
+    return console if shows else None
+
+
 class ProgressBar:
     """A bar with the time left, loss and queries a second; without a terminal, a line now and then.
 
     Args:
         total: steps of the run; None if that is not known.
         done: steps made before, by an interrupted run.
-        console: where to show it.
+        console: to show it on.
         interval: least number of seconds between two lines without a terminal.
     """
 
@@ -76,7 +92,7 @@ class ProgressBar:
         self._pace = Pace(total)
         self._interval = interval
         self._start: tuple[float, int] | None = None
-        self._said = float("-inf")
+        self._line_time = float("-inf")
         self._validation = ""
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -105,11 +121,11 @@ class ProgressBar:
         text = f"epoch {record['epoch'] + 1}, loss {record['loss']:.4g}{self._validation}{rate}"
         if self._progress is not None:
             self._progress.update(self._task, completed=record["step"], description=text, left=left)
-        elif time.monotonic() - self._said >= self._interval or record["step"] == self.total:
+        elif time.monotonic() - self._line_time >= self._interval or record["step"] == self.total:
             of = "" if self.total is None else f"/{self.total}"
             where = f"step {record['step']}{of}" + (f", {left}" if left else "")
             self.console.print(f"{where}: {text}", highlight=False)
-            self._said = time.monotonic()
+            self._line_time = time.monotonic()
 
     def _rate(self, seconds: float, queries: int) -> str:
         """Queries a second since the first record: the start-up does not count."""
@@ -124,8 +140,8 @@ def counting(console: Console | None, what: str, *, interval: float = 10.0) -> I
     """A bar for anything that is counted; without a terminal, a line now and then; without a console, nothing.
 
     Args:
-        console: where to show it.
-        what: is counted, in a word or two.
+        console: to show it on.
+        what: the things that are counted, in a word or two.
         interval: least number of seconds between two lines without a terminal.
 
     Yields:
@@ -150,13 +166,13 @@ def counting(console: Console | None, what: str, *, interval: float = 10.0) -> I
             task = progress.add_task(what, total=None, left="")
             yield lambda done, total: progress.update(task, completed=done, total=total, left=left_of(done, total))
     else:
-        said = start
+        line_time = start
 
         def tell(done: int, total: int) -> None:
-            nonlocal said
+            nonlocal line_time
             left, now = left_of(done, total), time.monotonic()
-            if done == total or now - said >= interval:
-                said = now
+            if done == total or now - line_time >= interval:
+                line_time = now
                 console.print(f"{what} {done}/{total}" + (f", {left}" if left else ""), highlight=False)
 
         yield tell

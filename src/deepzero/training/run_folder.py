@@ -30,7 +30,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        record: what the run was started with, as JSON-able values: its ``config`` and whatever else the caller noted.
+        record: the content of ``run.json``: the ``config`` that the run was started with, and notes of the caller.
     """
 
     def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
@@ -81,10 +81,10 @@ class RunFolder:
             RunFolderError: it holds no run, or one with other settings; the message names them.
         """
         record = read_record(path)
-        started, asked = flat(record["config"]), flat(json.loads(to_json(config)))
-        changed = sorted(key for key in started.keys() | asked.keys() if started.get(key) != asked.get(key))
+        started, current = flat(record["config"]), flat(json.loads(to_json(config)))
+        changed = sorted(key for key in started.keys() | current.keys() if started.get(key) != current.get(key))
         if changed:
-            listed = ", ".join(f"{key}: {started.get(key)!r} there, {asked.get(key)!r} asked" for key in changed[:5])
+            listed = ", ".join(f"{key}: {started.get(key)!r} there, {current.get(key)!r} asked" for key in changed[:5])
             raise RunFolderError(
                 f"{path} holds a run with other settings ({listed}); resume with the settings it was started with, "
                 "or choose another --out"
@@ -106,8 +106,7 @@ class RunFolder:
         """The selected weights of a run that has finished."""
         return self.path / "model.safetensors"
 
-    @property
-    def summary(self) -> dict[str, Any] | None:
+    def read_summary(self) -> dict[str, Any] | None:
         """The result of a run that has finished, None before."""
         return self.read(SUMMARY)
 
@@ -154,10 +153,10 @@ class RunFolder:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What the run in ``path`` was started with.
+    """The record of the run in ``path``: what it was started with.
 
     Raises:
-        RunFolderError: the folder holds no run; the message says what is there, and which folder was probably meant.
+        RunFolderError: the folder holds no run; the message names the folder that was probably meant.
     """
     file = path / RECORD
     if not file.is_file():
@@ -187,7 +186,7 @@ def command_of(record: Mapping[str, Any]) -> str:
 
 
 def written_again(path: Path, record: Mapping[str, Any]) -> str:
-    """What to do about a result in the folder of a run that cannot be read."""
+    """Advice for a result in the folder of a run that cannot be read."""
     summary, folder = (shlex.quote(str(place)) for place in (path / SUMMARY, path))
     command = command_of(record)
     return f"to have it written again, delete {summary} and type deepzero {command} --resume --out {folder}"
@@ -204,7 +203,7 @@ def require_made_by(path: Path, record: Mapping[str, Any], command: str) -> None
 
 
 def no_run(path: Path, runs: Sequence[str] | None = None) -> str:
-    """Why there is no run at a path, and which one may be meant.
+    """The message that there is no run at a path, and which one may be meant.
 
     Args:
         path: of the folder.

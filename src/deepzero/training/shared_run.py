@@ -1,4 +1,4 @@
-"""The folder of a run as a team sees it: rank 0 reads and writes it, and all ranks know what it holds."""
+"""The folder of a run that a team shares: rank 0 reads and writes it, and all ranks know its content."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SharedRun:
         team: the processes of the run.
         folder: on rank 0, once the run has been started; None elsewhere.
         summary: the result of a run that has finished; None before.
-        files: further JSON files that were asked for and are there, by name.
+        files: the further JSON files that were named to :meth:`open` and are there, by name.
     """
 
     path: Path
@@ -45,8 +45,8 @@ class SharedRun:
 
         Args:
             path: of the folder.
-            config: what the run depends on.
-            resume: whether it goes on.
+            config: the settings that the run depends on.
+            resume: True if it goes on.
             team: the processes of the run.
             files: names of JSON files to read, if they are there.
 
@@ -61,10 +61,10 @@ class SharedRun:
                 return {"summary": None, "files": {}}
             run.folder = RunFolder.reopen(path, config=config)
             found = {name: run.folder.read(name) for name in files}
-            return {"summary": run.folder.summary, "files": {k: v for k, v in found.items() if v is not None}}
+            return {"summary": run.folder.read_summary(), "files": {k: v for k, v in found.items() if v is not None}}
 
-        held = team.from_leader(look)
-        run.summary, run.files = held["summary"], held["files"]
+        content = team.from_leader(look)
+        run.summary, run.files = content["summary"], content["files"]
         return run
 
     def start(

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,40 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from deepzero import validation as checks
 from deepzero.data import Preprocessing
 from deepzero.environment import hardware, versions
-from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, QueryBudgetError
+from deepzero.errors import (
+    CheckpointError,
+    InvalidInputError,
+    NonFiniteLossError,
+    QueryBudgetError,
+)
 from deepzero.estimator import Estimator
-from deepzero.evaluators import DistributedEvaluator, DivisibleEvaluator, Evaluator
+from deepzero.evaluators.distributed import divided
 from deepzero.evaluators.workers import one_thread
 from deepzero.files import finite
-from deepzero.losses import loss_name
-from deepzero.objective import Batch, NetworkObjective
-from deepzero.team import Team
-from deepzero.training import state
-from deepzero.training.batches import reader, scores_itself
+from deepzero.team import Alone, Team
+from deepzero.training.batch_reader import reader, scores_itself
 from deepzero.training.callbacks import Callback, direction, monitored
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
+from deepzero.training.checkpoint_contents import (
+    Best,
+    LiveObjects,
+    Position,
+    all_finite,
+    parameter_shapes,
+    prefixed,
+    snapshot,
+)
 from deepzero.training.evaluation import Metric, eval_mode, measured
+from deepzero.training.gradient_sources import GradientSource, kept_ratios
 from deepzero.training.loggers import open_logger
-from deepzero.training.metrics import JsonLines, Sink, read_metrics
-from deepzero.training.model_card import write_card
+from deepzero.training.metrics import JsonLines, Sink
 from deepzero.training.model_file import EXPORTED, ModelFile
-from deepzero.training.progress import ProgressBar
-from deepzero.training.run_folder import RECORD, RunFolder
-from deepzero.training.run_plot import plot_run
+from deepzero.training.progress import ProgressBar, console_for
+from deepzero.training.run_folder import RECORD
+from deepzero.training.run_result import Result, write_result
 from deepzero.training.shared_run import SharedRun
-from deepzero.training.sources import GradientSource, HoldsTensors, kept_ratios
-from deepzero.training.stop import SharedStop, StopRequest
-from deepzero.training.trainer_arguments import check, described
+from deepzero.training.stop_request import SharedStop, StopRequest
+from deepzero.training.trainer_arguments import check, described, described_model
 
 BUDGET = "the budget of"
 ADVICE = (
@@ -53,65 +63,29 @@ ADVICE = (
 )
 
 
-@dataclass
-class Best:
-    """The weights selected so far.
-
-    Attributes:
-        scores: of the validation, by name without ``validation_``.
-        epoch: after which they were taken, from 0.
-        tensors: parameters and buffers.
-    """
-
-    scores: dict[str, float]
-    epoch: int
-    tensors: dict[str, Tensor]
-
-
 @dataclass(frozen=True)
-class Result:
-    """What a call of :meth:`Trainer.fit` left behind.
+class _Goal:
+    """The length of a run, in epochs or, if they are above 0, in optimizer steps."""
 
-    Attributes:
-        model: with the selected weights if the run has finished, else as it was when the run stopped.
-        folder: the run's folder; None if nothing is written.
-        summary: the run's result as in ``summary.json``; None if it was stopped before its end.
-        stopped: why it was stopped, None if it has finished.
-    """
+    epochs: int = 0
+    steps: int = 0
 
-    model: nn.Module
-    folder: Path | None
-    summary: dict[str, Any] | None
-    stopped: str | None = None
+    @classmethod
+    def of(cls, epochs: int | None, steps: int | None) -> _Goal:
+        """The goal of a call of :meth:`Trainer.fit`.
 
+        Raises:
+            InvalidInputError: both are given, or neither, or one is below 1.
+        """
+        if (epochs is None) == (steps is None):
+            raise InvalidInputError("say how long to train, in epochs or in steps: fit(epochs=10), fit(steps=1000)")
+        if steps is not None:
+            return cls(steps=checks.count("steps", steps))
+        return cls(epochs=checks.count("epochs", epochs or 0))
 
-@dataclass(kw_only=True)
-class _Position:
-    """Where a run is: what a checkpoint keeps beside weights, optimizer and gradient source.
-
-    Attributes:
-        step: optimizer steps made.
-        epoch: epochs completed.
-        index: batches read of the next one.
-        seconds: time the run took in processes before this one.
-        losses: of the steps since the last epoch's end.
-        cost: function values that the last step took.
-        looked: the step after which the validation data were looked at last.
-        kept: what a record of an epoch says of the coordinates of the last step.
-        inputs: shape and dtype of the network's input, without the batch; None where there is not one tensor.
-        ended: why the run is over, if not because its epochs are.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    index: int = 0
-    seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    cost: int | None = None
-    looked: int = -1
-    kept: dict[str, float] = field(default_factory=dict)
-    inputs: dict[str, Any] | None = None
-    ended: str | None = None
+    def is_reached(self, position: Position) -> bool:
+        """True if no step is left to make."""
+        return position.step >= self.steps if self.steps else position.epoch >= self.epochs
 
 
 class Trainer:
@@ -140,7 +114,7 @@ class Trainer:
         test: likewise; looked at once, at the end, with the selected weights.
         epochs: passes over the data; what :meth:`fit` takes by default.
         scheduler: any of ``torch.optim.lr_scheduler``; ``ReduceLROnPlateau`` is given the monitored number.
-        scheduler_interval: whether the scheduler goes on after every ``epoch`` or every ``step``.
+        scheduler_interval: ``epoch`` or ``step``, after each of which the scheduler goes on.
         metrics: ``metric(outputs, targets)`` over a whole split, by name; see :func:`deepzero.training.measured`. None:
             accuracy, where targets are class labels.
         monitor: the number to select weights by; ties go to the lower validation loss.
@@ -151,23 +125,23 @@ class Trainer:
             when the run starts, or :class:`~deepzero.training.Sink` objects, which are closed when it ends.
         out: the folder of the run, empty or not there; None: nothing is written.
         accumulate: batches of an optimizer step; their gradients are averaged.
-        clip_norm: what the norm of the whole gradient is scaled down to.
-        clip_value: what every entry of the gradient is cut to.
+        clip_norm: largest norm of the whole gradient, which is scaled down to it.
+        clip_value: largest absolute value of an entry of the gradient, which is cut to it.
         validate_every: epochs between two looks at the validation data; the last epoch is always looked at.
         max_queries: function values that may be spent; the run is over before the step that would exceed them, if it
             takes as many as the step before (a schedule whose steps differ may go beyond by the difference).
-        max_minutes: save and stop after so long; ``fit(resume=True)`` goes on.
+        max_minutes: save and stop after this time; ``fit(resume=True)`` goes on.
         checkpoint_steps: steps between two checkpoints; None to go by the clock alone.
         checkpoint_minutes: minutes between two checkpoints.
         team: the processes that divide the queries, from :func:`deepzero.joined`. All of them build the same trainer;
             rank 0 alone writes. The weights have the same bits whatever their number.
-        progress: whether to show a bar, or lines where there is no terminal, on standard error; None: only where it is
-            a terminal or a notebook; or a console to show it on.
+        progress: True for a bar, or lines where there is no terminal, on standard error; None: only where it is a
+            terminal or a notebook; or a console to show it on.
         classes: names of the classes in the order of the outputs, for predictions by :func:`deepzero.load_run`.
-        preprocessing: what raw inputs go through before the network, for predictions of raw inputs.
-        model_file: how :func:`deepzero.load_run` makes the model again; by default the network is exported at the end.
-            None: the folder keeps its weights alone.
-        name: what the run is called in its picture and its model card; the model's class by default.
+        preprocessing: from raw inputs to those of the network, for predictions of raw inputs.
+        model_file: for :func:`deepzero.load_run`, which makes the model again by it; by default the network is exported
+            at the end. None: the folder keeps its weights alone.
+        name: of the run in its picture and its model card; the model's class by default.
         config: JSON-able settings that the run depends on and must be resumed with; by default a description of model,
             estimator and optimizer.
         notes: further JSON-able values for ``run.json``.
@@ -244,15 +218,15 @@ class Trainer:
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.validate_every, self.max_queries, self.max_minutes = validate_every, max_queries, max_minutes
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes
-        self.team, self._divides = team or Team(), team is not None
-        self.progress, self.model_file = progress, _described_model(model_file, classes, preprocessing, estimator)
+        self.team, self._divides = team or Alone(), team is not None
+        self.progress, self.model_file = progress, described_model(model_file, classes, preprocessing, estimator)
         self.name, self.notes, self.facts = name or type(model).__name__, dict(notes or {}), dict(facts or {})
         self.keep, self.queries_before = keep or model, queries_before
         check(self)
         self.config = dict(described(self) if config is None else config)
         self.best: Best | None = None
-        self._at = _Position()
-        self._limit: tuple[int, int] = (0, 0)
+        self._at = Position()
+        self._goal = _Goal()
         self._reader = reader(train, self._device, self.team)
         self._run: SharedRun | None = out if isinstance(out, SharedRun) else None
         self._store: CheckpointStore | None = None
@@ -281,23 +255,22 @@ class Trainer:
                 own, which SIGINT, SIGTERM and ``max_minutes`` fill.
 
         Raises:
-            InvalidInputError: it is not said how long to train.
+            InvalidInputError: neither epochs nor steps are given, or both.
             RunFolderError: ``out`` holds another run, or none to resume.
             CheckpointError: no checkpoint can be used, or one could not be written; or the data are others than before.
             NonFiniteLossError: training diverged; the last good checkpoint is kept.
             TeamError: another process of the team hangs or has ended.
         """
         check(self)  # attributes may have been set since
-        self._set_limit(epochs, steps)
+        self._goal = _Goal.of(self.epochs if epochs is None and steps is None else epochs, steps)
         self.started = time.perf_counter() if self.started is None else self.started
         with ExitStack() as stack:
             stack.callback(self._stop_the_clock)
             if stop is None:
-                seconds, alone = None if self.max_minutes is None else 60 * self.max_minutes, self.team.size == 1
-                request = StopRequest(max_seconds=seconds, once=alone, waits=alone)
-                stop = stack.enter_context(request)
+                seconds = None if self.max_minutes is None else 60 * self.max_minutes
+                stop = stack.enter_context(StopRequest.of(self.team, max_seconds=seconds))
             self._open(resume)
-            if self._over() and self._run is not None and self._run.summary is not None:
+            if self._is_over() and self._run is not None and self._run.summary is not None:
                 self.keep.load_state_dict(self._run.weights())
                 return Result(self.model, self.folder, self._run.summary)
             self._open_sinks(stack)
@@ -340,9 +313,9 @@ class Trainer:
     @property
     def total_steps(self) -> int | None:
         """Steps of the whole run; None where only reading the data tells."""
-        epochs, steps = self._limit
         length = self._reader.length
-        return steps or (None if length is None else epochs * math.ceil(length / self.accumulate))
+        per_epoch = None if length is None else math.ceil(length / self.accumulate)
+        return self._goal.steps or (None if per_epoch is None else self._goal.epochs * per_epoch)
 
     def elapsed(self) -> float:
         """Seconds the run has taken, over all processes."""
@@ -354,54 +327,64 @@ class Trainer:
     # The loop
 
     def _train(self, stop: SharedStop) -> str | None:
-        """Train to the end; or until asked to stop, and why is returned. A checkpoint is saved in either case."""
+        """Train to the end, or until asked to stop, and return the reason; a checkpoint is saved in either case."""
         if self.step == 0:
             self.save()
         self._saved = time.monotonic()
-        while not self._over():
-            self.source.set_epoch(self.epoch)
-            batches = self._reader.read(self.epoch, self._at.index)
-            exhausted = False
-            while not (exhausted or self._over() or self._is_out_of_queries()):
-                if (reason := stop.reason) is not None:
-                    self.save()
-                    return reason
-                try:
-                    exhausted = not self._step(itertools.islice(batches, self.accumulate)) or self._is_epoch_read()
-                except QueryBudgetError as spent:
-                    self.stop(f"{BUDGET} a black box is spent: {spent}")
-                stop.begin()  # before the first step there is nothing to save: an interrupt ends it at once
-                if not exhausted and self._checkpoint_is_due():
-                    self.save()
-            self._end_epoch(complete=exhausted or self._is_epoch_read())
-            if self._checkpoint_is_due() or self._over():
+        while not self._is_over():
+            if (reason := self._train_epoch(stop)) is not None:
                 self.save()
+                return reason
+            if self._is_checkpoint_due() or self._is_over():
+                self.save()
+        return None
+
+    def _train_epoch(self, stop: SharedStop) -> str | None:
+        """Train on the rest of an epoch, or until asked to stop, and return the reason."""
+        self.source.set_epoch(self.epoch)
+        batches = self._reader.read(self.epoch, self._at.index)
+        complete = False
+        while not (complete or self._is_over() or self._is_out_of_queries()):
+            if (reason := stop.agreed()) is not None:
+                return reason
+            complete = not self._step(itertools.islice(batches, self.accumulate)) or self._is_epoch_read()
+            stop.begin()  # before the first step there is nothing to save: an interrupt ends it at once
+            if not complete and self._is_checkpoint_due():
+                self.save()
+        self._end_epoch(complete=complete or self._is_epoch_read())
         return None
 
     def _step(self, batches: Iterator[tuple[Any, ...]]) -> bool:
         """One optimizer step on a few batches; False if none is left in this epoch."""
-        losses: list[float] = []
         self.optimizer.zero_grad()
-        before = self.source.queries
-        for batch in batches:
-            if self.step == 0 and not losses:
-                self._look_at_first(batch)
-            losses.append(self._backward(batch))
+        queries = self.source.queries
+        try:
+            losses = self._add_gradients(batches)
+        except QueryBudgetError as spent:
+            self.stop(f"{BUDGET} a black box is spent: {spent}")
+            return True
         if not losses:
             return False
-        self._at.cost = self.source.queries - before
         self._condition_gradient(len(losses))
         rate = self.optimizer.param_groups[0]["lr"]
         with one_thread():
             self.optimizer.step()
         if self.scheduler is not None and self.scheduler_interval == "step":
             self.scheduler.step()
-        self._at.step += 1
-        self._at.index += len(losses)
+        self._at.cost = self.source.queries - queries
         self._at.kept = kept_ratios(self.source)
-        self._at.losses.append(_mean(losses))
+        self._at.end_step(batches=len(losses), loss=_mean(losses))
         self.record("step", epoch=self.epoch, loss=self._at.losses[-1], learning_rate=float(rate))
         return True
+
+    def _add_gradients(self, batches: Iterator[tuple[Any, ...]]) -> list[float]:
+        """Add up the gradients of a few batches in ``.grad``; their losses."""
+        losses: list[float] = []
+        for batch in batches:
+            if self.step == 0 and not losses:
+                self._look_at_first(batch)
+            losses.append(self._backward(batch))
+        return losses
 
     def _backward(self, batch: tuple[Any, ...]) -> float:
         try:
@@ -413,7 +396,7 @@ class Trainer:
         return loss
 
     def _condition_gradient(self, batches: int) -> None:
-        """Average what was accumulated, and clip it."""
+        """Average the gradients that were added up, and clip the mean."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         with torch.no_grad(), one_thread():
             if batches > 1:
@@ -425,18 +408,15 @@ class Trainer:
                 nn.utils.clip_grad_value_(parameters, self.clip_value)
 
     def _end_epoch(self, *, complete: bool) -> None:
-        """Look at the validation data, keep the best weights, and tell; a run may end within an epoch."""
+        """Look at the validation data, keep the best weights, and record it; a run may end within an epoch."""
         if complete and self._at.index == 0:
             raise InvalidInputError("train gave no batch in this epoch; give at least one")
         epoch, losses = self.epoch, self._at.losses
         if not (complete or losses) and (self.validation is None or self._at.looked == self.step):
             return  # nothing has happened since the last epoch's end
         record: dict[str, Any] = {"epoch": epoch, **({"training_loss": _mean(losses)} if losses else {})}
-        if complete:
-            self._at.epoch, self._at.index = epoch + 1, 0
-        self._at.losses = []
-        looks = (epoch + 1) % self.validate_every == 0 or self._over() or not complete
-        if looks:
+        self._at.end_epoch(complete=complete)
+        if (epoch + 1) % self.validate_every == 0 or self._is_over() or not complete:
             self._at.looked = self.step
             self._require_finite_weights()
             if self.validation is not None:
@@ -457,7 +437,7 @@ class Trainer:
         if not math.isfinite(scores.get("loss", 0.0)):
             raise self._diverged(f"the loss on the validation split is {scores['loss']}")
         if self.best is None or self._rank(scores) > self._rank(self.best.scores):
-            self.best = Best(scores, epoch, state.snapshot(self.model))
+            self.best = Best(scores, epoch, snapshot(self.model))
         return scores
 
     def _rank(self, scores: Mapping[str, float]) -> tuple[float, float]:
@@ -468,11 +448,12 @@ class Trainer:
         if scores_itself(data):
             with eval_mode(self.model):
                 return {name: float(value) for name, value in data(self.model).items()}
-        return measured(self.source.objective, reader(data, self._device, Team()).read(0, 0), self.metrics)  # type: ignore[attr-defined]
+        objective = self.source.objective  # type: ignore[attr-defined] # as the arguments' check asks for
+        return measured(objective, reader(data, self._device, Alone()).read(0, 0), self.metrics)
 
     def record(self, kind: str, **values: Any) -> None:
-        """Tell sinks and callbacks."""
-        record = self._tell(kind, **values)
+        """Give a record to sinks and callbacks."""
+        record = self._write(kind, **values)
         for callback in self.callbacks:
             if isinstance(callback, Callback):
                 callback.on_record(self, record)
@@ -481,26 +462,25 @@ class Trainer:
         if self.callbacks and self.team.highest(int(self._at.ended is not None)):
             self.stop("another process of the team has ended the run")
 
-    def _tell(self, kind: str, **values: Any) -> dict[str, Any]:
+    def _write(self, kind: str, **values: Any) -> dict[str, Any]:
         common = {"kind": kind, "step": self.step, "queries": self.queries, "seconds": round(self.elapsed(), 3)}
         record = {**common, **values}
         for sink in self._sinks:
             sink.write(record)
         return record
 
-    def _over(self) -> bool:
-        epochs, steps = self._limit
-        return self._at.ended is not None or (self.step >= steps if steps else self.epoch >= epochs)
+    def _is_over(self) -> bool:
+        return self._at.ended is not None or self._goal.is_reached(self._at)
 
     def _is_epoch_read(self) -> bool:
-        """Whether all batches of the epoch were read, as far as that is known before its end."""
+        """True if all batches of the epoch were read, as far as that is known before its end."""
         return self._reader.length is not None and self._at.index >= self._reader.length
 
     def _is_out_of_queries(self) -> bool:
-        """Whether another step would take more than ``max_queries``, if it takes as many as the one before."""
+        """End the run if another step would exceed ``max_queries``, taking as many as the one before; True if over."""
         if self.max_queries is not None and self.queries + (self._at.cost or 0) > self.max_queries:
             self.stop(f"{BUDGET} {self.max_queries:,} queries")
-        return self._over()
+        return self._is_over()
 
     def _look_at_first(self, batch: tuple[Any, ...]) -> None:
         """Keep the form of the input; refuse a budget that is below one step."""
@@ -508,8 +488,7 @@ class Trainer:
             self._at.inputs = {"shape": list(batch[0].shape[1:]), "dtype": str(batch[0].dtype).removeprefix("torch.")}
         if self.max_queries is None or not isinstance(self.source, Estimator):
             return
-        directions = self.source.probes.draw(self.source.context(Batch(batch)))
-        cost = self.accumulate * (1 + len(directions) * len(self.source.stencil.nodes))
+        cost = self.accumulate * self.source.cost(self.source.directions(*batch))
         if self.queries + cost > self.max_queries:
             raise InvalidInputError(
                 f"a step takes {cost:,} queries, but only {self.max_queries - self.queries:,} of max_queries="
@@ -518,7 +497,7 @@ class Trainer:
 
     # Checkpoints
 
-    def _checkpoint_is_due(self) -> bool:
+    def _is_checkpoint_due(self) -> bool:
         every = self.checkpoint_steps
         due_by_step = every is not None and self.step % every == 0
         return due_by_step or time.monotonic() - self._saved >= 60 * self.checkpoint_minutes
@@ -532,7 +511,7 @@ class Trainer:
         """
         self._require_finite_weights()
         if self._store is not None:
-            self._store.save(Checkpoint(self.step, self._values(), self._tensors()))
+            self._store.save(self._checkpoint())
         self._saved = time.monotonic()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -541,51 +520,35 @@ class Trainer:
         Raises:
             CheckpointError: it does not fit this model, optimizer or estimator.
         """
-        values, tensors = checkpoint.state, checkpoint.tensors
         try:
-            self.model.load_state_dict(state.selected("model", tensors))
-            state.restore_optimizer(self.optimizer, values["optimizer"], state.selected("optimizer", tensors))
-            self.source.load_state_dict(values["source"])
-            if isinstance(self.source, HoldsTensors):
-                self.source.load_tensors(state.selected("source", tensors))
-            if self.scheduler is not None:
-                self.scheduler.load_state_dict(state.decoded(values["scheduler"]))
-            for callback, kept in zip(self._stateful_callbacks(), values["callbacks"], strict=True):
-                callback.load_state_dict(kept)
-            self._reader.restore(values["reader"], state.selected("reader", tensors))
-            self._at = _Position(**values["position"])
+            self._live_objects().restore(checkpoint)
+            self._at = Position(**checkpoint.state["position"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint of step {checkpoint.step} does not fit this run: {error}") from error
-        if (best := values["best"]) is not None:
-            self.best = Best(best["scores"], best["epoch"], state.selected("best", tensors))
+        self.best = Best.of(checkpoint) or self.best
 
-    def _values(self) -> dict[str, Any]:
-        best = self.best
-        return {
+    def _checkpoint(self) -> Checkpoint:
+        live, best = self._live_objects(), self.best
+        values = {
             "position": {**asdict(self._at), "seconds": self.elapsed()},
-            "metrics_bytes": 0 if self._written is None else self._written.size,
+            "metrics_bytes": 0 if self._written is None else self._written.flush(),
             "best": None if best is None else {"scores": best.scores, "epoch": best.epoch},
-            "optimizer": state.optimizer_values(self.optimizer),
-            "scheduler": None if self.scheduler is None else state.encoded(self.scheduler.state_dict()),
-            "callbacks": [callback.state_dict() for callback in self._stateful_callbacks()],
-            "reader": self._reader.values(),
-            "source": self.source.state_dict(),
         }
+        tensors = prefixed("best", {} if best is None else best.tensors)
+        return Checkpoint(self.step, values | live.values(), live.tensors() | tensors)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {
-            **state.prefixed("model", state.snapshot(self.model)),
-            **state.prefixed("optimizer", state.optimizer_tensors(self.optimizer)),
-            **state.prefixed("best", self.best.tensors if self.best else {}),
-            **state.prefixed("reader", self._reader.tensors()),
-            **state.prefixed("source", self.source.tensors() if isinstance(self.source, HoldsTensors) else {}),
-        }
-
-    def _stateful_callbacks(self) -> list[Callback]:
-        return [callback for callback in self.callbacks if isinstance(callback, Callback)]
+    def _live_objects(self) -> LiveObjects:
+        return LiveObjects(
+            model=self.model,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            source=self.source,
+            reader=self._reader,
+            callbacks=[callback for callback in self.callbacks if isinstance(callback, Callback)],
+        )
 
     def _require_finite_weights(self) -> None:
-        if not state.all_finite(self.model):
+        if not all_finite(self.model):
             raise self._diverged("a weight or a running statistic is not finite")
 
     def _diverged(self, cause: str) -> NonFiniteLossError:
@@ -598,25 +561,8 @@ class Trainer:
     # Beginning and end
 
     @property
-    def _console(self) -> Console | None:
-        if isinstance(self.progress, Console):
-            return self.progress
-        console = Console(stderr=True)
-        shows = console.is_terminal or console.is_jupyter if self.progress is None else self.progress
-        return console if shows else None
-
-    @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
-
-    def _set_limit(self, epochs: int | None, steps: int | None) -> None:
-        epochs = self.epochs if epochs is None and steps is None else epochs
-        if (epochs is None) == (steps is None):
-            raise InvalidInputError("say how long to train, in epochs or in steps: fit(epochs=10), fit(steps=1000)")
-        if steps is not None:
-            self._limit = (0, checks.count("steps", steps))
-        else:
-            self._limit = (checks.count("epochs", epochs or 0), 0)
 
     def _open(self, resume: bool | str) -> None:
         """Open the folder, and go to where the run is; a trainer that has run already goes on where it is."""
@@ -624,14 +570,14 @@ class Trainer:
             self.model.load_state_dict(self._latest)
             self._latest = None
         if self._divides and isinstance(self.source, Estimator):
-            self.source.evaluator = _divided(self.source.evaluator, self.team)
+            self.source.evaluator = divided(self.source.evaluator, self.team)
         if self.folder is None:
             if resume is True:
                 raise InvalidInputError("resume=True needs the folder of the run; give the trainer out='runs/mine'")
         elif self._store is None and self._start_of_metrics is None:
             self._open_folder(self.folder, resume)
         if self._at.ended is not None and self._at.ended.startswith(BUDGET):
-            self._at.ended = None  # whether it still holds is seen again
+            self._at.ended = None  # the budget may have been raised: it is compared again
         self._is_out_of_queries()
 
     def _open_folder(self, folder: Path, resume: bool | str) -> None:
@@ -640,7 +586,7 @@ class Trainer:
             there = self.team.from_leader((folder / RECORD).exists)
             goes_on = there if resume == "auto" else bool(resume)
             run = SharedRun.open(folder, config=self.config, resume=goes_on, team=self.team)
-            run.start(config=self.config, notes={"parameters": state.parameter_shapes(self.model), **self.notes})
+            run.start(config=self.config, notes={"parameters": parameter_shapes(self.model), **self.notes})
             self._run = run
         if run.folder is not None:
             self._store = run.folder.checkpoints()
@@ -666,15 +612,15 @@ class Trainer:
                 self._sinks.append(open_logger(logger, folder.path, config=self.config))
             else:
                 self._sinks.append(logger)
-        if (console := self._console) is not None:
+        if (console := console_for(self.progress)) is not None:
             self._sinks.append(ProgressBar(total=self.total_steps, done=self.step, console=console))
         for sink in self._sinks:
             stack.callback(sink.close)
 
     def _finish(self) -> dict[str, Any]:
-        """Take the selected weights, look at the test data, and write what remains of the run."""
+        """Take the selected weights, look at the test data, and write the result of the run."""
         if self.best is not None:
-            self._latest = state.snapshot(self.model)
+            self._latest = snapshot(self.model)
             self.model.load_state_dict(self.best.tensors)
         summary: dict[str, Any] = self.team.from_leader(self._conclude)
         if self._run is not None:
@@ -686,7 +632,7 @@ class Trainer:
         best = self.best
         test = {} if self.test is None else {f"test_{k}": v for k, v in self._scores(self.test).items()}
         if test:
-            self._tell("test", **test)
+            self._write("test", **test)
         found = {
             **self.facts,
             **test,
@@ -705,49 +651,15 @@ class Trainer:
         }
         summary: dict[str, Any] = finite(found)
         if self._run is not None and self._run.folder is not None:
-            self._write(self._run.folder, summary)
+            write_result(
+                self._run.folder,
+                summary,
+                name=self.name,
+                model=self.keep,
+                model_file=self.model_file,
+                inputs=self._at.inputs,
+            )
         return summary
-
-    def _write(self, folder: RunFolder, summary: Mapping[str, Any]) -> None:
-        folder.write_weights(state.snapshot(self.keep))
-        folder.write_plot(plot_run(read_metrics(folder.metrics), title=self._title(summary)))
-        if self.model_file is not None:
-            written = self.model_file.write(folder, self.keep, self._at.inputs)
-            write_card(folder, self.name, written, summary)
-        folder.write("summary.json", summary)
-
-    def _title(self, summary: Mapping[str, Any]) -> str:
-        accuracy = summary.get("test_accuracy", summary.get("validation_accuracy"))
-        return self.name if accuracy is None else f"{self.name}: {accuracy:.2%}"
-
-
-def _described_model(
-    file: ModelFile | None, classes: Sequence[str] | None, preprocessing: Preprocessing | None, source: GradientSource
-) -> ModelFile | None:
-    """The model file, with what else the trainer was told of inputs, outputs and loss."""
-    if file is None:
-        return None
-    objective = getattr(source, "objective", None)
-    known = objective.loss if isinstance(objective, NetworkObjective) and objective.closure is None else None
-    return replace(
-        file,
-        classes=file.classes if classes is None else tuple(map(str, classes)),
-        preprocessing=file.preprocessing if preprocessing is None else preprocessing.to_json(),
-        loss=file.loss or loss_name(known),
-    )
-
-
-def _divided(evaluator: Evaluator, team: Team) -> Evaluator:
-    if isinstance(evaluator, DistributedEvaluator):
-        return evaluator
-    if isinstance(evaluator, DivisibleEvaluator):
-        return DistributedEvaluator(evaluator, team)
-    if team.size == 1:
-        return evaluator
-    raise InvalidInputError(
-        f"the queries of a {type(evaluator).__name__} cannot be divided among processes; leave out evaluator=..., or "
-        "train in one process (an executor has workers of its own)"
-    )
 
 
 def _mean(losses: Sequence[float]) -> float:

@@ -1,7 +1,9 @@
-"""Arguments of a trainer, checked before anything is done."""
+"""The arguments of a trainer: checked before anything is done, and described for the record of the run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,31 +12,35 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from deepzero import validation
+from deepzero.data import Preprocessing
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import Estimator
+from deepzero.losses import loss_name
 from deepzero.objective import NetworkObjective, owners_of
-from deepzero.training import state
-from deepzero.training.batches import scores_itself
+from deepzero.training.batch_reader import scores_itself
+from deepzero.training.checkpoint_contents import encoded
+from deepzero.training.gradient_sources import GradientSource
 from deepzero.training.loggers import LOGGERS
+from deepzero.training.model_file import ModelFile
 
 if TYPE_CHECKING:
     from deepzero.training.trainer import Trainer
 
 NEEDED = ("backward", "queries", "set_epoch", "state_dict", "load_state_dict")
-"""What a gradient source has, see :class:`deepzero.training.GradientSource`."""
+"""Names that a gradient source has, see :class:`deepzero.training.GradientSource`."""
 
 
 def described(trainer: Trainer) -> dict[str, Any]:
-    """What a run depends on beside its data, as far as it can be told."""
-    fixed = trainer.source.state_dict()["fixed"] if isinstance(trainer.source, Estimator) else {}
+    """The settings that a run depends on beside its data, as far as they are known."""
+    settings = trainer.source.settings() if isinstance(trainer.source, Estimator) else {}
     groups = [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizer.param_groups]
     return {
         "model": {
             "class": type(trainer.model).__qualname__,
             "parameters": {name: list(p.shape) for name, p in trainer.model.named_parameters()},
         },
-        "estimator": {"class": type(trainer.source).__name__, **fixed},
-        "optimizer": {"class": type(trainer.optimizer).__name__, "groups": state.encoded(groups)},
+        "estimator": {"class": type(trainer.source).__name__, **settings},
+        "optimizer": {"class": type(trainer.optimizer).__name__, "groups": encoded(groups)},
         "scheduler": None if trainer.scheduler is None else type(trainer.scheduler).__name__,
         "accumulate": trainer.accumulate,
         "clip_norm": trainer.clip_norm,
@@ -42,8 +48,28 @@ def described(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def described_model(
+    file: ModelFile | None, classes: Sequence[str] | None, preprocessing: Preprocessing | None, source: GradientSource
+) -> ModelFile | None:
+    """The model file, completed by what a trainer knows of inputs, outputs and loss."""
+    if file is None:
+        return None
+    objective = getattr(source, "objective", None)
+    known = objective.loss if isinstance(objective, NetworkObjective) and objective.closure is None else None
+    return replace(
+        file,
+        classes=file.classes if classes is None else tuple(map(str, classes)),
+        preprocessing=file.preprocessing if preprocessing is None else preprocessing.to_json(),
+        loss=file.loss or loss_name(known),
+    )
+
+
 def check(trainer: Trainer) -> None:
-    """Refuse what cannot work before anything is done."""
+    """Refuse arguments that cannot work before anything is done.
+
+    Raises:
+        InvalidInputError: the message says what was expected, and what to type instead.
+    """
     if not isinstance(trainer.model, nn.Module):
         raise InvalidInputError(
             f"model must be an nn.Module, got {type(trainer.model).__name__}; to minimize a function of parameters "
@@ -55,10 +81,10 @@ def check(trainer: Trainer) -> None:
             "estimator must fill p.grad by backward(*batch), as dz.CGE(model, loss=...) does, and have "
             f"{', '.join(NEEDED[1:])}; got {type(trainer.source).__name__}, which has no {missing[0]}"
         )
-    owned, held = _owned(trainer.source), {id(p) for p in trainer.model.parameters()}
-    if owned and not held & owned:
+    estimated, own = _estimated(trainer.source), {id(p) for p in trainer.model.parameters()}
+    if estimated and not own & estimated:
         raise InvalidInputError("the estimator is of another model than the one given; give both the same object")
-    _check_optimizer(trainer, held)
+    _check_optimizer(trainer, own)
     _check_numbers(trainer)
     _check_schedule(trainer)
     _check_validation(trainer)
@@ -66,7 +92,7 @@ def check(trainer: Trainer) -> None:
     _check_classes(trainer)
 
 
-def _check_optimizer(trainer: Trainer, held: set[int]) -> None:
+def _check_optimizer(trainer: Trainer, own: set[int]) -> None:
     if not isinstance(trainer.optimizer, Optimizer):
         raise InvalidInputError(
             "optimizer must be a torch.optim optimizer over the model's parameters, such as "
@@ -74,7 +100,7 @@ def _check_optimizer(trainer: Trainer, held: set[int]) -> None:
         )
     if isinstance(trainer.optimizer, torch.optim.LBFGS):
         raise InvalidInputError("LBFGS asks for the loss again within a step; use SGD or Adam, or dz.minimize")
-    if not any(id(p) in held for group in trainer.optimizer.param_groups for p in group["params"]):
+    if not any(id(p) in own for group in trainer.optimizer.param_groups for p in group["params"]):
         raise InvalidInputError(
             "the optimizer holds no parameter of this model, so nothing would be trained; make it of "
             "model.parameters() after the model is on its device and in its dtype"
@@ -108,7 +134,7 @@ def _check_schedule(trainer: Trainer) -> None:
         raise InvalidInputError("ReduceLROnPlateau looks at the validation; use scheduler_interval='epoch'")
     if isinstance(trainer.scheduler, ReduceLROnPlateau) and trainer.validation is None:
         raise InvalidInputError("ReduceLROnPlateau looks at the validation data; give validation=...")
-    state.encoded(trainer.scheduler.state_dict())
+    encoded(trainer.scheduler.state_dict())
 
 
 def _check_validation(trainer: Trainer) -> None:
@@ -150,7 +176,7 @@ def _check_loggers(trainer: Trainer) -> None:
             )
 
 
-def _owned(source: Any) -> set[int]:
-    """The parameters that a source estimates, as far as it tells."""
+def _estimated(source: Any) -> set[int]:
+    """Identities of the parameters that a source estimates, as far as they are known."""
     objective = getattr(source, "objective", None)
     return set() if objective is None else {id(p) for p in owners_of(objective).values()}

@@ -1,4 +1,4 @@
-"""Compiled CPU loops behind :mod:`deepzero.graph.cpu.kernels`.
+"""Compiled CPU loops behind :mod:`deepzero.graph.cpu.cpu_kernels`.
 
 Single-threaded and free of the GIL: chunks run in parallel, loops do not, so the numbers never depend on the number of
 threads. Legend: P perturbations, R rows (samples x positions), W columns (channels, possibly several rows side by
@@ -19,12 +19,12 @@ log = logging.getLogger("deepzero")
 class _Compiling(event.Listener):  # type: ignore[misc]
     """Says once that loops are compiled, which happens where numba finds none in its cache on the disk."""
 
-    said = False
+    announced = False
 
     def on_start(self, event):
         """A function is about to be compiled."""
-        if not self.said and event.data["dispatcher"].py_func.__module__ == __name__:
-            self.said = True
+        if not self.announced and event.data["dispatcher"].py_func.__module__ == __name__:
+            self.announced = True
             log.info("compiling loops for this machine, once: about 4 s")
 
     def on_end(self, event):

@@ -3,29 +3,27 @@
 from deepzero.graph.rules import (
     activation,
     attention,
+    black_box,
+    choices,
     complex_values,
     convolution,
     cross_entropy,
-    extrema,
     fourier,
     indexing,
     linear,
     moments,
     normalization,
-    opaque,
+    pair_losses,
     pointwise,
     pooling,
     reduction,
     resampling,
     shape,
     softmax,
-    transposed,
 )
-from deepzero.graph.rules import choices as selection
-from deepzero.graph.rules import pair_losses as losses
 from deepzero.graph.rules.base import RULES, rule
 from deepzero.graph.rules.fallback import fallback
-from deepzero.graph.rules.fused import batch_norm_relu
+from deepzero.graph.rules.normalization import batch_norm_relu
 from deepzero.graph.rules.shape import SHAPE_ONLY
 
 __all__ = [
@@ -34,25 +32,23 @@ __all__ = [
     "activation",
     "attention",
     "batch_norm_relu",
+    "black_box",
+    "choices",
     "complex_values",
     "convolution",
     "cross_entropy",
-    "extrema",
     "fallback",
     "fourier",
     "indexing",
     "linear",
-    "losses",
     "moments",
     "normalization",
-    "opaque",
+    "pair_losses",
     "pointwise",
     "pooling",
     "reduction",
     "resampling",
     "rule",
-    "selection",
     "shape",
     "softmax",
-    "transposed",
 ]

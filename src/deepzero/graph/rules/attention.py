@@ -3,7 +3,8 @@
 Every entry of a leading dimension (sample, head) is attended to on its own. A difference on one head of some operands
 therefore stays on that head, and only that head is computed.
 
-Legend: p perturbations, l queries, s keys, e features; # is 1 where a base value is the same for all perturbations.
+Legend: p perturbations, l queries, s keys, e features, lead: samples and heads; # is 1 where a base value is the same
+for all perturbations; m rows, k summed over, n columns of a product.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from deepzero.errors import GraphError
@@ -21,12 +22,14 @@ from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, same_channels
 from deepzero.graph.rules.base import difference_of, normal_dim, rule
 from deepzero.graph.rules.fallback import fallback
+from deepzero.graph.rules.frames import Moving
+from deepzero.graph.rules.pointwise import product_change
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Weights:
+class AttentionWeights:
     """Base attention weights ``[*lead, l, s]``, their logarithms, and the rows that may attend to nothing (or None)."""
 
     weights: Float[Tensor, "*lead l s"]
@@ -34,7 +37,7 @@ class Weights:
     dead: Bool[Tensor, "*#lead l 1"] | None
 
     @classmethod
-    def of(cls, scores: Float[Tensor, "*lead l s"]) -> Weights:
+    def of(cls, scores: Float[Tensor, "*lead l s"]) -> AttentionWeights:
         """Of scores that may be minus infinity; a row of nothing else gets the weight 0 everywhere, as in PyTorch."""
         dead = (scores == -math.inf).all(-1, keepdim=True)
         if not bool(dead.any()):
@@ -43,10 +46,10 @@ class Weights:
         logarithms = torch.log_softmax(scores.masked_fill(dead, 0.0), -1).masked_fill(dead, -math.inf)
         return cls(logarithms.exp(), logarithms, dead)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
+    def map(self, function: Callable[[Tensor], Tensor]) -> AttentionWeights:
         """The same function (a selection) of all parts."""
         dead = None if self.dead is None else function(self.dead.expand(*self.weights.shape[:-1], 1))
-        return Weights(function(self.weights), function(self.logarithms), dead)
+        return AttentionWeights(function(self.weights), function(self.logarithms), dead)
 
     def change(self, d: Float[Tensor, "p ..."]) -> Float[Tensor, "p ..."]:
         """``softmax(scores + d) - softmax(scores)``.
@@ -69,33 +72,12 @@ class Weights:
         return part.addcmul_(self.weights, total, value=-1).div_(1 + total)
 
 
-def _softmax_of(call: Call, scores: Callable[[], Tensor]) -> Weights:
-    weights: Weights = call.memo("weights", lambda: Weights.of(scores()))
+def _softmax_of(call: Call, scores: Callable[[], Tensor]) -> AttentionWeights:
+    weights: AttentionWeights = call.memo("weights", lambda: AttentionWeights.of(scores()))
     return weights
 
 
-@dataclass(frozen=True)
-class Moving:
-    """A stacked base value ``[#p, ...]`` and its difference ``[p, ...]``, or None."""
-
-    base: Tensor
-    delta: Tensor | None
-
-    @property
-    def moved(self) -> Tensor:
-        """The perturbed value."""
-        return self.base if self.delta is None else self.base + self.delta
-
-    def scaled(self, factor: float) -> Moving:
-        """Both times a number."""
-        return Moving(self.base * factor, None if self.delta is None else self.delta * factor)
-
-    def transposed(self) -> Moving:
-        """The last two dimensions exchanged."""
-        return Moving(self.base.mT, None if self.delta is None else self.delta.mT)
-
-
-def grouped_product(a: Tensor, b: Tensor) -> Tensor:
+def grouped_product(a: Float[Tensor, "... m k"], b: Float[Tensor, "... k n"]) -> Float[Tensor, "... m n"]:
     """``a b``, where several heads of a (dimension -3) share one of b (grouped queries)."""
     if a.dim() < 3 or b.dim() < 3 or b.shape[-3] == 1 or a.shape[-3] <= b.shape[-3]:
         return a @ b
@@ -103,16 +85,6 @@ def grouped_product(a: Tensor, b: Tensor) -> Tensor:
     together = a.reshape(*a.shape[:-3], b.shape[-3], size[0] * size[1], a.shape[-1])
     out = together @ b
     return out.reshape(*out.shape[:-3], a.shape[-3], size[1], out.shape[-1])
-
-
-def _product_change(a: Moving, b: Moving) -> Tensor | None:
-    """``da b + (a + da) db``."""
-    parts = []
-    if a.delta is not None:
-        parts.append(grouped_product(a.delta, b.base))
-    if b.delta is not None:
-        parts.append(grouped_product(a.moved, b.delta))
-    return None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 @rule(aten.scaled_dot_product_attention.default)
@@ -147,22 +119,29 @@ def attention(
     if head is None:
         q, k, v = (_everywhere(o, lead) for o in (query, key, value))
         change = None if mask_change is None else _aligned(mask_change.dense(), lead + 1)
-        return Dense(_change(q.scaled(factor), k, v, change, weights.map(_stacked)).expand(-1, *shape))
+        return Dense(_change(_scaled(q, factor), k, v, change, weights.map(_stacked)).expand(-1, *shape))
     q, k, v = (_on_head(o, head) for o in (query, key, value))
     change = _aligned(mask_change.delta, lead) if isinstance(mask_change, Channel) else None
-    out = _change(q.scaled(factor), k, v, change, weights.map(lambda w: _pick(w, head)))
+    out = _change(_scaled(q, factor), k, v, change, weights.map(lambda w: _pick(w, head)))
     axis = lead + head.axis
     return Channel(axis, head.channels, out.expand(-1, *shape[:axis], *shape[axis + 1 :]), shape)
 
 
-def _change(q: Moving, k: Moving, v: Moving, mask: Tensor | None, weights: Weights) -> Tensor:
+def _scaled(m: Moving, factor: float) -> Moving:
+    return m.map(lambda t: t * factor)
+
+
+def _change(
+    q: Moving, k: Moving, v: Moving, mask: Float[Tensor, "p ..."] | None, weights: AttentionWeights
+) -> Float[Tensor, "p ..."]:
     """The output's change from stacked operands, of which at least one differs."""
-    scores = _product_change(q, k.transposed())
+    scores: Tensor | None = None
+    if q.delta is not None or k.delta is not None:
+        scores = product_change(q, k.map(lambda t: t.mT), grouped_product)
     if mask is not None:
         scores = mask if scores is None else scores + mask
-    change = _product_change(Moving(weights.weights, None if scores is None else weights.change(scores)), v)
-    assert change is not None
-    return change
+    moving = Moving(weights.weights, None if scores is None else weights.change(scores))
+    return product_change(moving, v, grouped_product)
 
 
 def _scores(
@@ -177,11 +156,11 @@ def _scores(
     return torch.where(mask, scores, -math.inf) if mask.dtype == torch.bool else scores + mask
 
 
-def _stacked(base: Tensor) -> Tensor:
+def _stacked(base: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, " 1 *shape"]:
     return base.unsqueeze(0)
 
 
-def _aligned(delta: Float[Tensor, "p ..."], dims: int) -> Tensor:
+def _aligned(delta: Shaped[Tensor, "p ..."], dims: int) -> Shaped[Tensor, "p ..."]:
     """With dimensions of length 1 behind the first, so that ``delta`` broadcasts as its base value does."""
     return delta.reshape(delta.shape[0], *(1 for _ in range(dims - delta.dim())), *delta.shape[1:])
 
@@ -197,12 +176,12 @@ class _Head:
     """The one leading dimension (counted from the end) that differs in one entry, and which entry."""
 
     axis: int
-    channels: Tensor
+    channels: Int64[Tensor, " p"]
     like: Channel
 
 
 def _shared_head(operands: tuple[Operand, ...], mask: Difference | None, lead: int) -> _Head | None:
-    """Where all differences are channels of the same leading dimension, which no operand broadcasts."""
+    """The entry that all differences sit on, channels of one leading dimension that no operand broadcasts; or None."""
     differences = [o.difference for o in operands if o.difference is not None] + ([] if mask is None else [mask])
     first = differences[0]
     if not isinstance(first, Channel):
@@ -226,7 +205,7 @@ def _same_entry(first: Channel, other: Difference) -> bool:
     return same_channels(first, Channel(first.axis, other.channels, other.delta, first.shape))
 
 
-def _pick(base: Tensor, head: _Head) -> Tensor:
+def _pick(base: Shaped[Tensor, "*shape"], head: _Head) -> Shaped[Tensor, "#p ..."]:
     """The entry that differs, ``[#p, ...]``."""
     return Channel(normal_dim(head.axis, base.dim()), head.channels, head.like.delta, base.shape).of(base)
 
@@ -234,13 +213,3 @@ def _pick(base: Tensor, head: _Head) -> Tensor:
 def _on_head(operand: Operand, head: _Head) -> Moving:
     difference = operand.difference
     return Moving(_pick(operand.base, head), difference.delta if isinstance(difference, Channel) else None)
-
-
-@rule(aten._safe_softmax.default)
-def safe_softmax(call: Call, x: Operand, dim: int, dtype: torch.dtype | None = None) -> Outcome:
-    """A softmax that gives 0 where all entries of a row are minus infinity."""
-    assert x.difference is not None
-    axis = normal_dim(dim, x.base.dim())
-    weights = _softmax_of(call, lambda: x.base.movedim(axis, -1))
-    change = weights.map(_stacked).change(x.difference.dense().movedim(axis + 1, -1))
-    return Dense(change.movedim(-1, axis + 1))

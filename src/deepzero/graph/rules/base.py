@@ -1,12 +1,17 @@
-"""The registry of difference rules and the helpers that rules share."""
+"""The registry of difference rules, and the forms that most of them have: pointwise, linear, linear in each operand.
+
+Legend: p perturbations; out: shape of an output.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Num
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot
@@ -61,23 +66,62 @@ def map_delta(difference: Difference, function: Callable[[Tensor], Tensor]) -> D
     return Dense(function(difference.delta))
 
 
-def linear_in_each(call: Call, args: Iterable[Any], kwargs: dict[str, Any]) -> Outcome:
-    """The rule of an operation that is linear in its tensor arguments jointly: apply it to the differences themselves.
+def multilinear(function: Callable[..., Tensor], operands: Sequence[Operand]) -> Num[Tensor, " p *out"]:
+    """``f(a + da, b + db, ...) - f(a, b, ...)`` for f linear in each argument.
 
-    Arguments without a difference count as zeros.
+    The sum over the arguments that differ of ``f(a + da, ..., dx, ..., z)``: those before have moved, those after have
+    not. No term subtracts.
     """
-    operands = [a for a in args if isinstance(a, Operand)]
-    count = next(o.difference.count for o in operands if o.difference is not None)
+    change: Tensor | None = None
+    values = [o.base for o in operands]
+    stacked: list[int | None] = [None] * len(operands)
+    for position, operand in enumerate(operands):
+        if operand.difference is None:
+            continue
+        delta = operand.difference.dense()
+        dims = tuple(0 if i == position else axis for i, axis in enumerate(stacked))
+        term = torch.func.vmap(function, in_dims=dims)(*values[:position], delta, *values[position + 1 :])
+        change = term if change is None else change + term
+        values[position], stacked[position] = operand.base + delta, 0
+    assert change is not None, "no argument differs"
+    return change
+
+
+def linear_map(
+    difference: Difference, function: Callable[[Tensor], Tensor], shape: torch.Size, kept: dict[int, int]
+) -> Difference:
+    """A linear function of one tensor, applied to its difference.
+
+    Args:
+        difference: of the argument.
+        function: takes the argument's dimensions, all of one perturbation.
+        shape: of the result.
+        kept: the argument's dimensions whose entries the function treats alike and apart -> the result's dimension.
+    """
+    if isinstance(difference, Channel) and difference.axis in kept:
+        axis = kept[difference.axis]
+        out = torch.func.vmap(function)(difference.delta.unsqueeze(difference.axis + 1))
+        return Channel(axis, difference.channels, out.squeeze(axis + 1), shape)
+    return Dense(torch.func.vmap(function)(difference.dense()))
+
+
+def linear_jointly(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
+    """The rule of an operation that is linear in all of its tensors together: apply it to the differences themselves.
+
+    Tensors without a difference count as zeros, also within lists.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda a: isinstance(a, Operand))
+    operands = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, Operand)}
+    differing = {place: o.difference.dense() for place, o in operands.items() if o.difference is not None}
 
     def at(*deltas: Tensor) -> Any:
-        remaining = iter(deltas)
-        return call.node.target(*(next(remaining) if isinstance(a, Operand) else a for a in args), **kwargs)
+        here = {place: torch.zeros_like(o.base) for place, o in operands.items()} | dict(
+            zip(differing, deltas, strict=True)
+        )
+        new_args, new_kwargs = pytree.tree_unflatten([here.get(i, leaf) for i, leaf in enumerate(leaves)], spec)
+        return call.node.target(*new_args, **new_kwargs)
 
-    deltas = [
-        o.difference.dense() if o.difference is not None else torch.zeros_like(o.base).expand(count, *o.base.shape)
-        for o in operands
-    ]
-    out = torch.func.vmap(at)(*deltas)
+    out = torch.func.vmap(at)(*differing.values())
     return tuple(Dense(o) for o in out) if isinstance(out, (tuple, list)) else Dense(out)
 
 

@@ -1,71 +1,31 @@
-"""Convolutions. A one-hot weight difference is a shifted slice of the input: no convolution at all.
+"""Convolutions and transposed convolutions: ``conv(dx, W) + conv(x + dx, dW) + db``.
 
-Legend: p perturbations, b samples, i input channels (per group, in a weight), o output channels.
+A one-hot weight difference needs no convolution at all: it is a shifted slice of the input, or, transposed, one input
+channel on the output's grid.
+
+Legend: p perturbations, b samples, i input and o output channels (per group, in a weight: ``[o, i, *kernel]``, or
+transposed ``[i, o, *kernel]``); spatial, out, kernel: a size for each spatial dimension of input, output, weight.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int64, Num, Shaped
 from torch import Tensor
 
+from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.cpu import kernels
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, fold, unfold_count
 from deepzero.graph.rules.base import difference_of, rule
 from deepzero.graph.rules.pointwise import total
 from deepzero.graph.rules.shape import reshaped
+from deepzero.graph.windows import ConvolutionGeometry, Geometry, TransposedGeometry
 
 aten = torch.ops.aten
-CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-
-
-class Geometry:
-    """Stride, padding, dilation and groups of a convolution, per spatial dimension."""
-
-    def __init__(
-        self, weight: Shaped[Tensor, "o i *kernel"], stride: Any, padding: Any, dilation: Any, groups: int
-    ) -> None:
-        self.ndim = weight.dim() - 2
-        self.kernel = tuple(weight.shape[2:])
-        self.stride = self._each(stride)
-        self.dilation = self._each(dilation)
-        self.groups = groups
-        if isinstance(padding, str):
-            spread = [d * (k - 1) if padding == "same" else 0 for d, k in zip(self.dilation, self.kernel, strict=True)]
-            self.pads = [(s // 2, s - s // 2) for s in spread]
-        else:
-            self.pads = [(p, p) for p in self._each(padding)]
-
-    def _each(self, value: Any) -> tuple[int, ...]:
-        values = tuple(value) if isinstance(value, Sequence) else (value,)
-        return values * self.ndim if len(values) == 1 else values
-
-    def pad(self, x: Shaped[Tensor, "n c *spatial"]) -> Shaped[Tensor, "n c *padded"]:
-        """``x`` with the convolution's zero padding."""
-        flat = [p for pair in reversed(self.pads) for p in pair]
-        return F.pad(x, flat) if any(flat) else x
-
-    def convolve(
-        self, x: Shaped[Tensor, "b c *spatial"], weight: Shaped[Tensor, "o i *kernel"], groups: int
-    ) -> Shaped[Tensor, "b o *out"]:
-        """The convolution without bias."""
-        symmetric = all(low == high for low, high in self.pads)
-        padding = tuple(low for low, _ in self.pads) if symmetric else 0
-        x = x if symmetric else self.pad(x)
-        return CONVOLVE[weight.dim()](x, weight, None, self.stride, padding, self.dilation, groups)
-
-    def windows(self, padded: Shaped[Tensor, "i b *spatial"], out: Sequence[int]) -> Shaped[Tensor, "i ..."]:
-        """Every shifted slice that the kernel sees, a view ``[i, *kernel, b, *out]``."""
-        lead, spatial = padded.stride()[:2], padded.stride()[2:]
-        taps = [s * d for s, d in zip(spatial, self.dilation, strict=True)]
-        steps = [s * d for s, d in zip(spatial, self.stride, strict=True)]
-        size = (padded.shape[0], *self.kernel, padded.shape[1], *out)
-        return padded.as_strided(size, (lead[0], *taps, lead[1], *steps))
 
 
 @rule(
@@ -86,16 +46,46 @@ def convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Outcome:
-    """``conv(dx, W) + conv(x + dx, dW) + db``."""
-    geometry = call.memo("geometry", lambda: Geometry(weight.base, stride, padding, dilation, groups))
-    x, shape = batched(call, x, weight)
-    change = _convolution_change(call, x, weight, bias, geometry, shape)
-    return (
-        change if change is None or change.shape == call.output.base.shape else reshaped(change, call.output.base.shape)
+    """A convolution."""
+    geometry = call.memo("geometry", lambda: ConvolutionGeometry(weight.base, stride, padding, dilation, groups))
+    return _change(call, x, weight, bias, geometry)
+
+
+@rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+def transposed_convolution(
+    call: Call,
+    x: Operand,
+    weight: Operand,
+    bias: Operand | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Outcome:
+    """A transposed convolution."""
+    geometry = call.memo(
+        "geometry", lambda: TransposedGeometry(weight.base, stride, padding, output_padding, groups, dilation)
     )
+    return _change(call, x, weight, bias, geometry)
 
 
-def batched(call: Call, x: Operand, weight: Operand) -> tuple[Operand, torch.Size]:
+def _change(call: Call, x: Operand, weight: Operand, bias: Operand | None, geometry: Geometry) -> Difference:
+    x, shape = _batched(call, x, weight)
+    parts: list[Difference | None] = []
+    if x.difference is not None:
+        parts.append(_input_change(x.difference, weight, geometry, shape))
+    if weight.difference is not None:
+        parts.append(_weight_change(x, weight.difference, geometry, shape))
+    change = difference_of(bias)
+    if change is not None:
+        parts.append(_bias_change(change, shape))
+    whole = total(parts)
+    assert whole is not None
+    return whole if whole.shape == call.output.base.shape else reshaped(whole, call.output.base.shape)
+
+
+def _batched(call: Call, x: Operand, weight: Operand) -> tuple[Operand, torch.Size]:
     """The input and the output's shape, with a dimension of one sample in front where there is none."""
     shape = call.output.base.shape
     if x.base.dim() == weight.base.dim():
@@ -105,21 +95,7 @@ def batched(call: Call, x: Operand, weight: Operand) -> tuple[Operand, torch.Siz
     return Operand(value, difference), torch.Size((1, *shape))
 
 
-def _convolution_change(
-    call: Call, x: Operand, weight: Operand, bias: Operand | None, geometry: Geometry, shape: torch.Size
-) -> Difference | None:
-    parts: list[Difference | None] = []
-    if x.difference is not None:
-        parts.append(_input_change(call, x.difference, weight, geometry, shape))
-    if weight.difference is not None:
-        parts.append(_weight_change(x, weight.difference, geometry, shape))
-    change = difference_of(bias)
-    if change is not None:
-        parts.append(bias_change(change, shape))
-    return total(parts)
-
-
-def bias_change(change: Difference, shape: torch.Size) -> Difference:
+def _bias_change(change: Difference, shape: torch.Size) -> Difference:
     """The change by a bias of the channels (dimension 1)."""
     if isinstance(change, OneHot):
         rest = (shape[0], *shape[2:])
@@ -129,9 +105,11 @@ def bias_change(change: Difference, shape: torch.Size) -> Difference:
     return Dense(delta.reshape(*delta.shape, *(1 for _ in shape[2:])).expand(-1, *shape))
 
 
-def _input_change(
-    call: Call, difference: Difference, weight: Operand, geometry: Geometry, shape: torch.Size
-) -> Difference:
+# By the input ---------------------------------------------------------------------------------------------------------
+
+
+def _input_change(difference: Difference, weight: Operand, geometry: Geometry, shape: torch.Size) -> Difference:
+    """``conv(dx, W)``."""
     if isinstance(difference, Channel) and difference.axis == 1:
         if geometry.groups == 1:
             return _from_channel(difference, weight, geometry, shape)
@@ -140,26 +118,27 @@ def _input_change(
     if isinstance(difference, Channel) and difference.axis == 0:  # one sample
         out = geometry.convolve(difference.delta, weight.base, geometry.groups)
         return Channel(0, difference.channels, out, shape)
-    out = geometry.convolve(fold(difference.dense()), _channels_last(weight), geometry.groups)
+    out = geometry.convolve(fold(difference.dense()), _laid_out(weight, geometry), geometry.groups)
     return Dense(unfold_count(out, difference.count))
 
 
-def _channels_last(weight: Operand) -> Shaped[Tensor, "o i *kernel"]:
-    """The weight in the memory format of dense differences, once a step."""
-    if weight.base.dim() != 4:
+def _laid_out(weight: Operand, geometry: Geometry) -> Shaped[Tensor, "c1 c2 *kernel"]:
+    """The weight of a convolution of images in the memory format of dense differences, once a step."""
+    if weight.base.dim() != 4 or isinstance(geometry, TransposedGeometry):
         return weight.base
     return weight.value.remember("channels_last", lambda: weight.base.contiguous(memory_format=torch.channels_last))
 
 
 def _from_channel(difference: Channel, weight: Operand, geometry: Geometry, shape: torch.Size) -> Dense:
-    """A channel difference reaches every output channel through ``W[:, c]`` alone: 1/i of the work."""
-    fast = kernels.convolve_channel(difference, weight, geometry, shape)
-    if fast is not None:
-        return Dense(fast)
+    """A channel difference reaches every output channel through its own filters alone: 1/i of the work."""
+    if isinstance(geometry, ConvolutionGeometry):
+        fast = kernels.on(difference.delta).convolve_channel(difference, weight.value, geometry, shape)
+        if fast is not None:
+            return Dense(fast)
     parts = []
     for channel, start, stop in difference.runs:
         single = fold(difference.delta[start:stop]).unsqueeze(1)
-        out = geometry.convolve(single, weight.base[:, channel : channel + 1], 1)
+        out = geometry.convolve(single, geometry.filters_of(weight.base, channel), 1)
         parts.append(unfold_count(out, stop - start))
     return Dense(parts[0] if len(parts) == 1 else torch.cat(parts))
 
@@ -173,13 +152,18 @@ def _depthwise(
     return Channel(1, difference.channels, out.movedim(1, 0), shape)
 
 
+# By the weight --------------------------------------------------------------------------------------------------------
+
+
 def _weight_change(x: Operand, difference: Difference, geometry: Geometry, shape: torch.Size) -> Difference:
     """``conv(x + dx, dW)``."""
     if isinstance(difference, OneHot):
-        outputs, inputs, *taps = difference.positions()
-        features = inputs + outputs // (difference.shape[0] // geometry.groups) * difference.shape[1]
-        return Channel(1, outputs, _scaled_slices(x, geometry, shape, features, taps, difference.values), shape)
-    if isinstance(difference, Channel) and difference.axis == 0 and geometry.groups == 1 and x.difference is None:
+        if isinstance(geometry, TransposedGeometry):
+            return _placed_channels(x, difference, geometry, shape)
+        assert isinstance(geometry, ConvolutionGeometry)
+        return _scaled_slices(x, difference, geometry, shape)
+    by_output = isinstance(geometry, ConvolutionGeometry) and geometry.groups == 1
+    if isinstance(difference, Channel) and difference.axis == 0 and by_output and x.difference is None:
         out = geometry.convolve(x.base, difference.delta, 1)  # one output channel for each perturbation
         return Channel(1, difference.channels, out.movedim(1, 0), shape)
     moved = x.base if x.difference is None else x.base + x.difference.dense()
@@ -189,7 +173,7 @@ def _weight_change(x: Operand, difference: Difference, geometry: Geometry, shape
     return Dense(convolve(moved, difference.dense()))
 
 
-def moved_channels(x: Operand, features: Int64[Tensor, " p"]) -> Num[Tensor, "p b *spatial"]:
+def _moved_channels(x: Operand, features: Int64[Tensor, " p"]) -> Num[Tensor, "p b *spatial"]:
     """One channel of ``x + dx`` for each perturbation."""
     picked = x.value.channel_first(1)[features]
     difference = x.difference
@@ -202,22 +186,45 @@ def moved_channels(x: Operand, features: Int64[Tensor, " p"]) -> Num[Tensor, "p 
     return picked + dense[torch.arange(len(dense), device=dense.device), :, features]
 
 
-def _scaled_slices(
-    x: Operand,
-    geometry: Geometry,
-    shape: torch.Size,
-    features: Int64[Tensor, " p"],
-    taps: Sequence[Int64[Tensor, " p"]],
-    values: Num[Tensor, " p"],
-) -> Num[Tensor, "p b *out"]:
-    """The slice of the padded (and moved) input that each perturbed weight multiplies, times its value."""
+def _scaled_slices(x: Operand, difference: OneHot, geometry: ConvolutionGeometry, shape: torch.Size) -> Channel:
+    """The slice of the padded (and moved) input that each perturbed weight multiplies, times its difference."""
+    outputs, inputs, *taps = difference.positions()
+    features = inputs + outputs // (difference.shape[0] // geometry.groups) * difference.shape[1]
     if x.difference is not None:
-        padded = geometry.pad(moved_channels(x, features)).contiguous()
+        padded = geometry.pad(_moved_channels(x, features)).contiguous()
         features = torch.arange(len(features), device=features.device)
     else:
         padded = x.value.remember(f"padded{geometry.pads}", lambda: geometry.pad(x.base.movedim(1, 0)).contiguous())
-    fast = kernels.shifted_slices(padded, geometry, shape, features, taps, values)
-    if fast is not None:
-        return fast
-    picked = geometry.windows(padded, shape[2:])[(features, *taps)]
-    return picked.mul_(values.reshape(-1, *(1 for _ in picked.shape[1:])))
+    out = kernels.on(padded).shifted_slices(padded, geometry, shape[2:], features, taps, difference.values)
+    if out is None:
+        out = geometry.windows(padded, shape[2:])[(features, *taps)]
+        out.mul_(difference.values.reshape(-1, *(1 for _ in out.shape[1:])))
+    return Channel(1, outputs, out, shape)
+
+
+def _placed_channels(x: Operand, difference: OneHot, geometry: TransposedGeometry, shape: torch.Size) -> Channel:
+    """The (moved) input channel that each perturbed weight multiplies, on the output's grid, times its difference."""
+    features, outputs, *taps = difference.positions()
+    group = torch.div(features, difference.shape[0] // geometry.groups, rounding_mode="floor")
+    source = _moved_channels(x, features)
+    source = source * difference.values.reshape(-1, *(1 for _ in source.shape[1:]))
+    placed = _placed(source, torch.stack(taps), geometry, shape[2:])
+    return Channel(1, group * difference.shape[1] + outputs, placed, shape)
+
+
+def _placed(
+    source: Num[Tensor, "p b *spatial"],
+    taps: Int64[Tensor, "ndim p"],
+    geometry: TransposedGeometry,
+    size: Sequence[int],
+) -> Num[Tensor, "p b *out"]:
+    """Each input channel on the output's grid, from the tap of its perturbation; one tap after another."""
+    out = source.new_zeros(*source.shape[:2], *size)
+    for tap in itertools.product(*(range(k) for k in geometry.kernel)):
+        mine = (taps == torch.tensor(tap, device=taps.device).unsqueeze(1)).all(0).nonzero().squeeze(1)
+        if len(mine) == 0:
+            continue
+        pairs = [geometry.places(a, t, source.shape[a + 2], size[a]) for a, t in enumerate(tap)]
+        read, write = zip(*pairs, strict=True)
+        out[(mine, slice(None), *write)] = source[(mine, slice(None), *read)]
+    return out

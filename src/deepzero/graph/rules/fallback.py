@@ -4,21 +4,26 @@ Evaluated in float64 (complex128), so that the subtraction costs no accuracy tha
 operation is evaluated at the entries that differ and nowhere else, which is as fast as a closed form
 (:func:`evaluated`); any other is evaluated as a whole (:func:`fallback`), which is slower. Correct for any operation
 that ``torch.func.vmap`` can batch or that can be called once per perturbation.
+
+Legend: stacked: values where perturbed and where not, which broadcast: a dimension of perturbations is in front of the
+former; shape: of the base output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Num, Shaped
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
+from deepzero.graph.capture import Node
 from deepzero.graph.differences import Dense, difference_dtype
-from deepzero.graph.fallback_watch import note_fallback
 from deepzero.graph.rules.frames import Moving, jointly, perturbed
 
 
@@ -26,7 +31,7 @@ def fallback(call: Call, *args: Any, **kwargs: Any) -> Outcome:
     """``f(z + d) - f(z)`` by two evaluations of ``f``."""
     if torch.Tag.pointwise in getattr(call.node.target, "tags", ()) and isinstance(call.output.base, Tensor):
         return evaluated(call, *args, **kwargs)
-    note_fallback(call.node)
+    _note_fallback(call.node)
     leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda a: isinstance(a, Operand))
     return _general(call, leaves, spec)
 
@@ -56,9 +61,9 @@ def _change(
     at: Callable[[list[Any], Callable[[Any], Any]], Tensor],
     pairs: tuple[Moving, ...],
     cast: Callable[[Any], Any],
-    like: Tensor,
-) -> Tensor:
-    wide = [Moving(cast(p.base), None if p.delta is None else cast(p.delta)) for p in pairs]
+    like: Shaped[Tensor, "*shape"],
+) -> Num[Tensor, "*stacked"]:
+    wide = [pair.map(cast) for pair in pairs]
     return _subtract(at([p.moved for p in wide], cast), at([p.base for p in wide], cast), like)
 
 
@@ -117,9 +122,42 @@ def _stacked(at: Callable[..., Any], moved: list[Tensor]) -> Any:
         return pytree.tree_map(lambda *parts: torch.stack(parts), *rows)
 
 
-def _subtract(new: Tensor, base: Tensor, like: Tensor) -> Tensor:
+def _subtract(
+    new: Shaped[Tensor, "*#stacked"], base: Shaped[Tensor, "*#stacked"], like: Shaped[Tensor, "*shape"]
+) -> Num[Tensor, "*#stacked"]:
     """``new - base`` in the dtype of differences; infinite values that stay as they are do not differ."""
     dtype = difference_dtype(like.dtype)
     if dtype == torch.int64:
         return new.to(dtype) - base.to(dtype)
     return torch.where(new == base, 0, new - base).to(dtype)
+
+
+# Watching ------------------------------------------------------------------------------------------------------------
+
+_watches: list[dict[str, str]] = []
+
+
+@contextmanager
+def watch_fallbacks() -> Iterator[dict[str, str]]:
+    """Operations that the fallback evaluates inside of the block, on any thread: name in the graph -> operation.
+
+    Example:
+        >>> import torch, torch.nn.functional as F, deepzero as dz
+        >>> loss = lambda output, y: torch.logcumsumexp(output, 1).mean()
+        >>> with watch_fallbacks() as seen:
+        ...     _ = dz.CGE(torch.nn.Linear(3, 2), loss=loss).estimate(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+        >>> set(seen.values())
+        {'aten.logcumsumexp.default'}
+    """
+    seen: dict[str, str] = {}
+    _watches.append(seen)
+    try:
+        yield seen
+    finally:
+        _watches[:] = [watch for watch in _watches if watch is not seen]
+
+
+def _note_fallback(node: Node) -> None:
+    """Record an operation that the fallback evaluates in every open :func:`watch_fallbacks`."""
+    for seen in _watches:
+        seen[node.name] = str(node.target)

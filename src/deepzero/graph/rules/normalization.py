@@ -5,7 +5,11 @@ With centred base values ``c = z - m``, variance v and ``s = sqrt(v + eps)``, a 
     dv = mean(2 c (d - dm) + (d - dm)^2),   s' = sqrt(v + dv + eps),   1/s' - 1/s = -dv / (s s' (s + s')),
     change of the normalized value = (d - dm) / s' + c (1/s' - 1/s).
 
-Nothing cancels: no term subtracts two nearly equal values.
+Nothing cancels: no term subtracts two nearly equal values. Batch norm, a residual sum and relu in one call are what
+follows nearly every convolution: a device may have fused kernels for them.
+
+Legend: shape: of a base value; stacked: of its differences, with the dimension of perturbations in front, or of what
+broadcasts against them; # is 1 along what statistics are taken over.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepzero.graph.calls import Call, Operand, Outcome
+from deepzero.graph import kernels
+from deepzero.graph.calls import Call, Operand, Outcome, Value
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, constant_over
-from deepzero.graph.rules.base import difference_of, map_delta, rule
+from deepzero.graph.rules.activation import relu
+from deepzero.graph.rules.base import apply_pointwise, difference_of, map_delta, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by, total
 from deepzero.graph.rules.shape import reshaped
 
@@ -56,7 +62,12 @@ def normalized_change(
 
 
 def affine_change(
-    shape: torch.Size, change: Difference | None, normalized: Tensor, weight: Any, bias: Any, axis: int | None
+    shape: torch.Size,
+    change: Difference | None,
+    normalized: Float[Tensor, "*shape"],
+    weight: Any,
+    bias: Any,
+    axis: int | None,
 ) -> Difference | None:
     """``(w + dw)(n + dn) + b + db - (w n + b)``; weight and bias belong to dimension ``axis``, or to the last ones."""
     parts: list[Difference | None] = []
@@ -73,7 +84,8 @@ def affine_change(
     return total(parts)
 
 
-def _aligned(tensor: Tensor, shape: torch.Size, axis: int | None) -> Tensor:
+def _aligned(tensor: Float[Tensor, "*own"], shape: torch.Size, axis: int | None) -> Float[Tensor, ...]:
+    """One number a channel of dimension ``axis``, broadcastable against values of ``shape``."""
     return tensor if axis is None else tensor.reshape(-1, *(1 for _ in shape[axis + 1 :]))
 
 
@@ -115,6 +127,51 @@ def _batch_change(difference: Difference | None, statistics: Statistics) -> Diff
     delta = difference.dense()
     dims = tuple(d for d in range(1, delta.dim()) if d != 2)
     return Dense(normalized_change(delta, statistics.centred, statistics.scale, dims))
+
+
+def batch_norm_relu(
+    call: Call, x: Operand, weight: Operand | None, bias: Operand | None, eps: float, residual: Operand | None
+) -> Difference | None:
+    """``relu(batch_norm(x) + residual)`` in train mode; ``call.values`` are batch norm, the relu's input, the relu."""
+    affine_differs = any(o is not None and o.difference is not None for o in (weight, bias))
+    aligned = residual is None or residual.base.shape == x.base.shape
+    if aligned and not affine_differs and x.difference is not None:
+        if isinstance(x.difference, Channel) and constant_over(x.difference.delta, _all_but_first(x.difference)):
+            return _relu(call, None if residual is None else residual.difference)  # the mean moves along
+        fast = _fused(call, x, weight, eps, residual)
+        if fast is not None:
+            return fast
+    normalized = batch_norm_train(call, x, weight, bias, eps)
+    extra = None if residual is None else residual.difference
+    shape = call.values[1].base.shape
+    return _relu(call, total([None if d is None else broadcast(d, shape) for d in (normalized, extra)]))
+
+
+def _all_but_first(difference: Channel) -> tuple[int, ...]:
+    return tuple(range(1, difference.delta.dim()))
+
+
+def _relu(call: Call, difference: Difference | None) -> Difference | None:
+    return None if difference is None else apply_pointwise(Operand(call.values[1], difference), relu)
+
+
+def _fused(call: Call, x: Operand, weight: Any, eps: float, residual: Operand | None) -> Difference | None:
+    extra = None if residual is None else residual.difference
+    statistics = batch_statistics(call, x, eps)
+    gamma = None if weight is None else weight.base
+    centred = call.values[0].remember("centred", lambda: Value(statistics.centred))
+    scale = statistics.scale.reshape(-1)
+    if isinstance(x.difference, Channel) and x.difference.axis == 1 and extra is None:
+        own = kernels.on(x.difference.delta)
+        delta = own.normalize_relu_channel(x.difference, centred, scale, gamma, call.values[1])
+        return None if delta is None else x.difference.with_delta(delta)
+    assert x.difference is not None
+    dense = x.difference.dense()
+    more = None if extra is None else extra.dense()
+    delta = kernels.on(dense).normalize_relu_dense(
+        dense, centred, scale, gamma, call.values[1], more, overwrite=call.overwrite
+    )
+    return None if delta is None else Dense(delta)
 
 
 @rule(aten._native_batch_norm_legit_functional.default)
@@ -306,7 +363,7 @@ def _on_slice(difference: Difference, dim: int) -> Difference:
     return Channel(dim, positions[dim], OneHot(index, difference.values, rest).dense(), difference.shape)
 
 
-def _direction_change(v: Tensor, difference: Difference, norm: Float[Tensor, "*#shape"]) -> Difference:
+def _direction_change(v: Float[Tensor, "*shape"], difference: Difference, norm: Float[Tensor, "*#shape"]) -> Difference:
     """Change of ``v / |v|``, by the change of ``|v|^2`` over the dimensions where ``norm`` has length 1."""
     if isinstance(difference, Channel):
         z, old, d = difference.of(v), difference.of(norm), difference.delta
@@ -315,7 +372,13 @@ def _direction_change(v: Tensor, difference: Difference, norm: Float[Tensor, "*#
     return Dense(_unit_change(difference.dense(), v, norm, dims))
 
 
-def _unit_change(d: Tensor, v: Tensor, norm: Tensor, dims: tuple[int, ...]) -> Tensor:
+def _unit_change(
+    d: Float[Tensor, "*stacked"],
+    v: Float[Tensor, "*#stacked"],
+    norm: Float[Tensor, "*#stacked"],
+    dims: tuple[int, ...],
+) -> Float[Tensor, "*stacked"]:
+    """Change of ``v / |v|``, by that of ``|v|^2`` over ``dims``."""
     dq = (d * (2 * v + d)).sum(dims, keepdim=True) if dims else d * (2 * v + d)
     new_norm = (norm.square() + dq).sqrt()
     return d / new_norm + v * (-dq / (norm * new_norm * (norm + new_norm)))

@@ -1,6 +1,8 @@
 """Losses of pairs of tensors: each the mean, the sum, or all of a pointwise function.
 
 Means and sums accumulate in float64. Every operand may differ: predictions, targets and weights.
+
+Legend: entries: those of the broadcast operands that differ, in whatever shape.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from deepzero.graph.differences import Dense, Difference, entries
 from deepzero.graph.rules import formulas
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.fallback import fallback
+from deepzero.graph.rules.formulas import Entries
 from deepzero.graph.rules.frames import Moving, jointly
 from deepzero.graph.rules.pointwise import product_change, weighted
 
@@ -96,8 +99,7 @@ def binary_cross_entropy_with_logits(
         positive = Moving(
             torch.logaddexp(-x.base, zero), None if x.delta is None else formulas.softplus(-x.base, -x.delta)
         )
-        rest = Moving(1 - t.base, None if t.delta is None else -t.delta)
-        return _weighted_change(_plus(_times(rest, negative), _times(_times(q, t), positive)), w)
+        return _weighted_change(_plus(_times(_rest(t), negative), _times(_times(q, t), positive)), w)
 
     return _reduced((x, target, _or_one(weight), _or_one(pos_weight)), reduction, change)
 
@@ -109,9 +111,7 @@ def binary_cross_entropy(
     """``-w (t L(x) + (1 - t) L(1 - x))`` with ``L = max(log, -100)``."""
 
     def change(x: Moving, t: Moving, w: Moving) -> Tensor:
-        other = Moving(1 - x.base, None if x.delta is None else -x.delta)
-        rest = Moving(1 - t.base, None if t.delta is None else -t.delta)
-        return -_weighted_change(_plus(_times(t, _bounded_log(x)), _times(rest, _bounded_log(other))), w)
+        return -_weighted_change(_plus(_times(t, _bounded_log(x)), _times(_rest(t), _bounded_log(_rest(x)))), w)
 
     return _reduced((x, target, _or_one(weight)), reduction, change)
 
@@ -139,7 +139,7 @@ def kl_div(call: Call, x: Operand, target: Operand, reduction: int = MEAN, *, lo
     return _reduced((x, target), reduction, change)
 
 
-def _entropy_change(t: Tensor, d: Tensor) -> Tensor:
+def _entropy_change(t: Entries, d: Entries) -> Entries:
     """Of ``t log t``: ``d log(t + d) + t (log(t + d) - log t)``, 0 where a factor is."""
     moved = t + d
     closed = torch.xlogy(d, moved) + torch.where(t == 0, 0, t * formulas.log(t, d))
@@ -186,6 +186,11 @@ def _or_one(weight: Operand | None) -> Any:
     return 1.0 if weight is None else weight
 
 
+def _rest(share: Moving) -> Moving:
+    """What is missing to 1."""
+    return Moving(1 - share.base, None if share.delta is None else -share.delta)
+
+
 def _times(a: Moving, b: Moving) -> Moving:
     differs = a.delta is not None or b.delta is not None
     return Moving(a.base * b.base, product_change(a, b) if differs else None)
@@ -195,7 +200,8 @@ def _plus(a: Moving, b: Moving) -> Moving:
     return Moving(a.base + b.base, _or_none(weighted((a, 1), (b, 1))))
 
 
-def _weighted_change(loss: Moving, weight: Moving) -> Tensor:
+def _weighted_change(loss: Moving, weight: Moving) -> Entries:
+    """Change of the weighted loss; a weight that is a float is 1."""
     if isinstance(weight.base, float):
         delta: Tensor = loss.delta
         return delta

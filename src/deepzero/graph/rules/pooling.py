@@ -2,6 +2,9 @@
 
 Averages are linear. For maxima, with the base maximum M of a window,
 ``max_j (z_j + d_j) - M = max_j ((z_j - M) + d_j)``: the winner's own term is its d exactly, so nothing cancels.
+
+Legend: p perturbations, h height, w width; lead: samples and channels, or one of both, or none; base, rest: the same of
+base values and of differences.
 """
 
 from __future__ import annotations
@@ -12,22 +15,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int64, Num
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
-from deepzero.graph.cpu import kernels
 from deepzero.graph.differences import Channel, Dense, Difference, entries
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.shape import reshaped
+from deepzero.graph.windows import Window
 
 aten = torch.ops.aten
 
 
-def over_stack(stacked: Tensor, spatial: int, pool: Callable[[Tensor], Any]) -> Any:
+def over_stack(stacked: Num[Tensor, "p ..."], spatial: int, pool: Callable[[Tensor], Any]) -> Any:
     """A pooling of the last ``spatial`` dimensions of ``[p, *lead, *spatial]``; there are at most two in ``lead``."""
     lead = stacked.shape[: stacked.dim() - spatial]
     shaped = stacked.unsqueeze(1) if len(lead) == 1 else stacked.flatten(0, -spatial - 2)
@@ -36,11 +39,11 @@ def over_stack(stacked: Tensor, spatial: int, pool: Callable[[Tensor], Any]) -> 
 
 
 def _keeps(difference: Difference | None, spatial: int) -> bool:
-    """Whether a difference is a channel of a dimension that is not pooled."""
+    """True for a channel of a dimension that is not pooled."""
     return isinstance(difference, Channel) and difference.axis < len(difference.shape) - spatial
 
 
-def _average(target: Any, spatial: int) -> None:
+def _register_average(target: Any, spatial: int) -> None:
     @rule(target)
     def apply(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
         """The pooling of the difference itself."""
@@ -56,19 +59,6 @@ def _average(target: Any, spatial: int) -> None:
         return Dense(over_stack(difference.dense(), spatial, pool))
 
 
-for _target, _spatial in (
-    (aten.avg_pool1d.default, 1),
-    (aten.avg_pool2d.default, 2),
-    (aten.avg_pool3d.default, 3),
-    (aten.adaptive_avg_pool1d.default, 1),
-    (aten.adaptive_avg_pool2d.default, 2),
-    (aten.adaptive_avg_pool3d.default, 3),
-    (aten._adaptive_avg_pool2d.default, 2),
-    (aten._adaptive_avg_pool3d.default, 3),
-):
-    _average(_target, _spatial)
-
-
 @rule(aten.max_pool2d.default)
 def max_pool2d(
     call: Call,
@@ -80,8 +70,7 @@ def max_pool2d(
     ceil_mode: bool = False,
 ) -> Outcome:
     """Maximum over windows of height and width."""
-    window = kernels.Window(_pair(kernel_size), _pair(stride or kernel_size), _pair(padding), _pair(dilation))
-    return _on_images(call, x, window, 2)
+    return _on_images(call, x, Window.of(kernel_size, stride, padding, dilation), 2)
 
 
 @rule(aten.max_pool1d.default)
@@ -94,14 +83,8 @@ def max_pool1d(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Outcome:
-    """Maximum over windows of the last dimension: of images of height 1."""
-    kernel, steps, pad, spread = (_pair(v)[1] for v in (kernel_size, stride or kernel_size, padding, dilation))
-    return _on_images(call, x, kernels.Window((1, kernel), (1, steps), (0, pad), (1, spread)), 1)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    values = tuple(value) if isinstance(value, Sequence) else (value, value)
-    return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
+    """Maximum over windows of the last dimension."""
+    return _on_images(call, x, Window.of_line(kernel_size, stride, padding, dilation), 1)
 
 
 def _images(shape: torch.Size, spatial: int) -> torch.Size:
@@ -110,7 +93,7 @@ def _images(shape: torch.Size, spatial: int) -> torch.Size:
     return torch.Size((*(1 for _ in range(2 - len(lead))), *lead, *(1 for _ in range(2 - spatial)), *space))
 
 
-def _on_images(call: Call, x: Operand, window: kernels.Window, spatial: int) -> Outcome:
+def _on_images(call: Call, x: Operand, window: Window, spatial: int) -> Outcome:
     difference, shape = x.difference, call.output.base.shape
     assert difference is not None
     if x.base.dim() == 4:
@@ -123,14 +106,14 @@ def _on_images(call: Call, x: Operand, window: kernels.Window, spatial: int) -> 
     return reshaped(_max_pool(value, maximum, reshaped(difference, value.base.shape), window), shape)
 
 
-def _max_pool(value: Value, maximum: Value, difference: Difference, window: kernels.Window) -> Difference:
+def _max_pool(value: Value, maximum: Value, difference: Difference, window: Window) -> Difference:
     if isinstance(difference, Channel) and difference.axis == 1:
-        out = kernels.max_pool(difference, value, maximum, window)
+        out = kernels.on(difference.delta).max_pool(difference, value, maximum, window)
         if out is None:
             out = max_change(difference.of(value.base), difference.delta, difference.of(maximum.base), window)
         return Channel(1, difference.channels, out, maximum.base.shape)
     dense = Dense(difference.dense())
-    out = kernels.max_pool(dense, value, maximum, window)
+    out = kernels.on(dense.delta).max_pool(dense, value, maximum, window)
     return Dense(max_change(value.base, dense.delta, maximum.base, window) if out is None else out)
 
 
@@ -138,35 +121,17 @@ def max_change(
     z: Num[Tensor, "*base h w"],
     d: Num[Tensor, "p *rest h w"],
     maximum: Num[Tensor, "*base h_out w_out"],
-    window: kernels.Window,
+    window: Window,
 ) -> Num[Tensor, "p *rest h_out w_out"]:
     """The change of the maximum over windows of height and width, one kernel position after another."""
-    height, width = maximum.shape[-2:]
+    out = maximum.shape[-2:]
     best: Tensor | None = None
     for row, column in itertools.product(range(window.kernel[0]), range(window.kernel[1])):
-        gap = _shifted(z, row, column, height, width, window, -math.inf) - maximum
-        candidate = gap + _shifted(d, row, column, height, width, window, 0.0)
+        gap = window.entry(z, row, column, out, -math.inf) - maximum
+        candidate = gap + window.entry(d, row, column, out, 0.0)
         best = candidate if best is None else torch.maximum(best, candidate)
     assert best is not None
     return best
-
-
-def _shifted(
-    t: Num[Tensor, "*lead h w"], row: int, column: int, height: int, width: int, window: kernels.Window, fill: float
-) -> Num[Tensor, "*lead {height} {width}"]:
-    """Entry ``(row, column)`` of every window."""
-    extent = [
-        (size - 1) * s + (k - 1) * d + 1
-        for size, s, k, d in zip((height, width), window.stride, window.kernel, window.dilation, strict=True)
-    ]
-    low = window.padding
-    high = [max(0, e - p - n) for e, p, n in zip(extent, low, t.shape[-2:], strict=True)]
-    if any(low) or any(high):
-        t = F.pad(t, (low[1], high[1], low[0], high[0]), value=fill)
-    top, left = row * window.dilation[0], column * window.dilation[1]
-    rows = slice(top, top + (height - 1) * window.stride[0] + 1, window.stride[0])
-    columns = slice(left, left + (width - 1) * window.stride[1] + 1, window.stride[1])
-    return t[..., rows, columns]
 
 
 def _winners(
@@ -194,7 +159,7 @@ def _new_winners(
     places: Int64[Tensor, "#p *lead_and_out"],
     spatial: int,
     pool: Callable[[Tensor], Any],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Num[Tensor, " p *lead_and_out"], Int64[Tensor, " p *lead_and_out"]]:
     winners = over_stack(z.double() + d.double(), spatial, pool)[1]
     index = winners.flatten(-spatial)
     own = d.flatten(-spatial).gather(-1, index)
@@ -210,15 +175,11 @@ def _register_maxima(target: Any, spatial: int) -> None:
         return _winners(x, call.output.base[:2], spatial, lambda t: target(t, *args, **kwargs))
 
 
-for _target, _spatial in (
-    (aten.max_pool1d_with_indices.default, 1),
-    (aten.max_pool2d_with_indices.default, 2),
-    (aten.max_pool3d_with_indices.default, 3),
-    (aten.adaptive_max_pool1d.default, 1),
-    (aten.adaptive_max_pool2d.default, 2),
-    (aten.adaptive_max_pool3d.default, 3),
-):
-    _register_maxima(_target, _spatial)
+for _n in (1, 2, 3):
+    for _name in ("avg_pool{}d", "adaptive_avg_pool{}d", *(("_adaptive_avg_pool{}d",) if _n > 1 else ())):
+        _register_average(getattr(aten, _name.format(_n)).default, _n)
+    for _name in ("max_pool{}d_with_indices", "adaptive_max_pool{}d"):
+        _register_maxima(getattr(aten, _name.format(_n)).default, _n)
 
 
 @rule(aten.max_pool3d.default)

@@ -1,25 +1,73 @@
 """Sums and means, which are linear and act on the difference itself; and products.
 
 A full sum accumulates in float64. A channel difference stays one if its axis is not among the reduced dimensions.
+
+Legend: p perturbations; stacked: a base value and its differences, with a dimension of perturbations in front of the
+latter, which broadcast; kept: the same with length 1 along what is reduced; rest: without what is reduced.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Num
+from jaxtyping import Num, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, difference_dtype, entries
 from deepzero.graph.rules.base import map_delta, normal_dim, rule
-from deepzero.graph.rules.dimensions import along, dropped, reduced_dims, reduced_one_hot
 from deepzero.graph.rules.fallback import fallback
 
 aten = torch.ops.aten
+
+Reducer = Callable[[Tensor, Tensor, list[int]], Tensor]
+"""From base values, differences and the reduced dimensions (counted from the back) to the change, dimensions kept."""
+
+
+def reduced_dims(dim: Sequence[int] | int | None, ndim: int) -> list[int]:
+    """The reduced dimensions, sorted; none or an empty list stands for all."""
+    listed = [dim] if isinstance(dim, int) else list(dim or range(ndim))
+    return sorted(normal_dim(d, ndim) for d in listed) if ndim else []
+
+
+def reduced_shape(shape: torch.Size, dims: Sequence[int], keepdim: bool) -> torch.Size:
+    """The shape of the result."""
+    return torch.Size(1 if d in dims else s for d, s in enumerate(shape) if keepdim or d not in dims)
+
+
+def along(x: Operand, dims: list[int], keepdim: bool, reduce: Reducer) -> Difference:
+    """``reduce`` along ``dims`` on the entries that differ."""
+    difference, ndim = x.difference, x.base.dim()
+    assert difference is not None
+    shape = reduced_shape(x.base.shape, dims, keepdim)
+    behind = [d - ndim for d in dims]
+    if isinstance(difference, Channel) and difference.axis not in dims:
+        axis = difference.axis
+        base, delta = difference.of(x.base).unsqueeze(axis + 1), difference.delta.unsqueeze(axis + 1)
+        out = reduce(base, delta, behind).squeeze(axis + 1)
+        rest = [d if d < axis else d - 1 for d in dims]
+        new_axis = axis if keepdim else axis - sum(d < axis for d in dims)
+        return Channel(new_axis, difference.channels, out if keepdim else dropped(out, rest), shape)
+    out = reduce(x.base, difference.dense(), behind)
+    return Dense(out if keepdim else dropped(out, dims))
+
+
+def dropped(stacked: Shaped[Tensor, " p *kept"], dims: Sequence[int]) -> Shaped[Tensor, " p *rest"]:
+    """A stack without the reduced dimensions."""
+    return stacked.squeeze([d + 1 for d in dims]) if dims else stacked
+
+
+def reduced_one_hot(difference: OneHot, dims: list[int], keepdim: bool) -> OneHot:
+    """The one-hot difference of a sum: the same values where the entries fall."""
+    positions = [i if d not in dims else i * 0 for d, i in enumerate(difference.positions())]
+    kept = reduced_shape(difference.shape, dims, True)
+    index = torch.zeros_like(difference.indices)
+    for position, size in zip(positions, kept, strict=True):
+        index = index * size + position
+    return OneHot(index, difference.values, reduced_shape(difference.shape, dims, keepdim))
 
 
 def summed(delta: Num[Tensor, "*shape"], dims: list[int]) -> Num[Tensor, "*kept"]:
@@ -41,7 +89,7 @@ def sum_all(call: Call, x: Operand, *, dtype: torch.dtype | None = None) -> Outc
 
 
 def _truncates(call: Call, x: Operand) -> bool:
-    """Whether a sum of floating-point numbers is one of integers, each of them truncated first."""
+    """True for a sum of floating-point numbers in integers, each of them truncated first."""
     base = call.output.base
     return not (base.is_floating_point() or base.is_complex()) and (x.base.is_floating_point() or x.base.is_complex())
 
@@ -116,7 +164,8 @@ def prod(call: Call, x: Operand, dim: int | None = None, keepdim: bool = False, 
     return along(x, reduced_dims(dim, x.base.dim()), keepdim, lambda z, d, dims: _product(z.to(wide), d.to(wide), dims))
 
 
-def _product(z: Tensor, d: Tensor, dims: list[int]) -> Tensor:
+def _product(z: Num[Tensor, "*#stacked"], d: Num[Tensor, "*#stacked"], dims: list[int]) -> Num[Tensor, "*kept"]:
+    """Change of the product along ``dims``, of halves again and again."""
     for dim in dims:
         while d.shape[dim] > 1:
             half, odd = divmod(d.shape[dim], 2)

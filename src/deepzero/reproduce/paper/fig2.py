@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,20 +12,22 @@ from deepzero import data, models
 from deepzero.estimator import CGE, RGE
 from deepzero.evaluators import SequentialEvaluator
 from deepzero.losses import LOSSES
-from deepzero.measure.noise import image_shape
-from deepzero.report import Figure, Table
-from deepzero.reproduce.cells import Cell, Labels, Measurement, Training
-from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
-from deepzero.reproduce.paper import published as paper
-from deepzero.reproduce.presentation import accuracy_series, accuracy_table, beside, spread_text, time_table
-from deepzero.tasks.classification.classification_config import (
-    ClassificationConfig,
-    DataConfig,
-    EstimatorConfig,
-    ModelConfig,
+from deepzero.measure.image_batches import Batch, image_shape, noise_batch
+from deepzero.report import Table
+from deepzero.reproduce.cells import Cell, Labels, SingleMeasurement
+from deepzero.reproduce.experiment import Experiment, TrainingScale
+from deepzero.reproduce.paper import published
+from deepzero.reproduce.presentation import (
+    Outcomes,
+    Presentation,
+    accuracy_figures,
+    accuracy_table,
+    spread_text,
+    time_table,
 )
+from deepzero.tasks.classification import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
 from deepzero.training import TrainingConfig
-from deepzero.training.sources import Autograd
+from deepzero.training.gradient_sources import Autograd
 
 LIMIT = "RGE, small-step limit"
 METHODS = ("FO", "CGE", "RGE", LIMIT)
@@ -34,16 +37,31 @@ NOTE = (
 )
 
 
-def parameters(scale: Scale, depth: int) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Fig2Scale(TrainingScale):
+    """The scale of Fig. 2.
+
+    Attributes:
+        depths: of the network, by method.
+        error_depths: depths at which the error of single estimates is measured.
+        estimates: random estimates whose error is measured.
+    """
+
+    depths: Mapping[str, tuple[int, ...]]
+    error_depths: tuple[int, ...] = (1,)
+    estimates: int
+
+
+def parameters(data_name: str, depth: int) -> int:
     """Number of parameters of the network at a depth."""
-    channels, _ = image_shape(scale.images.name)
+    channels, _ = image_shape(data_name)
     network = models.build("simple_cnn", in_channels=channels, depth=depth)
     return sum(p.numel() for p in network.parameters())
 
 
-def config(scale: Scale, depth: int, method: str, seed: int) -> ClassificationConfig:
+def config(scale: Fig2Scale, depth: int, method: str, seed: int) -> ClassificationConfig:
     """A run of the simple CNN."""
-    d = parameters(scale, depth)
+    d = parameters(scale.data.name, depth)
     estimator = {
         "FO": EstimatorConfig(method="fo"),
         "CGE": EstimatorConfig(method="cge", step_size=5e-3),
@@ -51,7 +69,7 @@ def config(scale: Scale, depth: int, method: str, seed: int) -> ClassificationCo
         LIMIT: EstimatorConfig(method="rge-limit", options={"queries": d}),
     }[method]
     return ClassificationConfig(
-        data=scale.images,
+        data=scale.data,
         model=ModelConfig(name="simple_cnn", options={"depth": depth}),
         estimator=estimator,
         training=TrainingConfig(epochs=scale.epochs, learning_rate=0.1, momentum=0.9, warmup_epochs=1.0),
@@ -59,19 +77,19 @@ def config(scale: Scale, depth: int, method: str, seed: int) -> ClassificationCo
     )
 
 
-def cells(scale: Scale) -> Iterator[Cell]:
+def cells(scale: Fig2Scale) -> Iterator[Cell]:
     """Every method at every depth, and the error of single estimates."""
-    for depth in scale["errors"]:
-        options = {"depth": depth, "batch_size": scale["error_batch"], "data_name": scale.images.name}
-        yield Cell(
-            labels={"d": parameters(scale, depth), "method": "errors"},
-            work=Measurement(estimate_errors, {**options, "estimates": scale["estimates"]}),
-        )
+    labels: Labels
+    name, batch_size = scale.data.name, scale.data.batch_size
+    for depth in scale.error_depths:
+        options = {"depth": depth, "batch_size": batch_size, "data_name": name, "estimates": scale.estimates}
+        labels = {"d": parameters(name, depth), "method": "errors"}
+        yield Cell(labels=labels, work=SingleMeasurement(estimate_errors, options))
     for seed in range(scale.seeds):
         for method in METHODS:
-            for depth in scale["depths"][method]:
-                labels: Labels = {"d": parameters(scale, depth), "method": method, "seed": seed}
-                yield Cell(labels=labels, work=Training(config(scale, depth, method, seed)))
+            for depth in scale.depths[method]:
+                labels = {"d": parameters(name, depth), "method": method}
+                yield Cell.trained(labels, config(scale, depth, method, seed))
 
 
 def estimate_errors(*, depth: int, batch_size: int, data_name: str, estimates: int, device: str) -> dict[str, Any]:
@@ -93,13 +111,11 @@ def estimate_errors(*, depth: int, batch_size: int, data_name: str, estimates: i
     return {"RGE": random, "CGE": coordinate, "theory": (d + 1) / d, "d": d}
 
 
-def _batch(name: str, size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(name: str, size: int, device: str) -> Batch:
     if name == "digits":
         loader = data.BatchLoader(data.load("digits").train, batch_size=size, device=device)
         return loader.batch(0, 0)
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(size, 3, 32, 32, generator=generator), torch.randint(10, (size,), generator=generator)
-    return x.to(device), y.to(device)
+    return noise_batch(size, seed=0, device=device)
 
 
 def _gradient(model: torch.nn.Module, source: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -112,23 +128,16 @@ def _relative_error(estimate: torch.Tensor, exact: torch.Tensor) -> float:
     return float((estimate - exact).square().sum() / exact.square().sum())
 
 
-def present(outcomes: Outcomes, _: Scale) -> Presentation:
+def present(outcomes: Outcomes, _: Fig2Scale) -> Presentation:
     """Accuracy and time by number of parameters, and the errors of single estimates."""
     runs = Outcomes(o for o in outcomes if "seed" in o.labels)
-    real = Outcomes(o for o in runs if o.labels["method"] != LIMIT)
-    tables = [
-        accuracy_table(runs, title="Test accuracy, %", rows="d", columns="method", published=paper.FIG2, note=NOTE),
-        time_table(real, title="Time of a run", rows="d", columns="method"),
-    ]
+    estimated = Outcomes(o for o in runs if o.labels["method"] != LIMIT)
+    tables = [accuracy_table(runs, "d", published=published.FIG2, note=NOTE), time_table(estimated, "d")]
     if len(errors := outcomes.where(method="errors")):
         tables.append(_errors(errors))
-    figure = Figure(
-        title="Test accuracy against the number of parameters",
-        x_label="parameters d",
-        y_label="test accuracy, %",
-        series=accuracy_series(runs, x="d", by="method"),
-    )
-    return Presentation(tables=tables, figures=beside(figure, paper.FIG2))
+    title = "Test accuracy against the number of parameters"
+    figures = accuracy_figures(runs, "d", title=title, x_label="parameters d", published=published.FIG2)
+    return Presentation(tables=tables, figures=figures)
 
 
 def _errors(errors: Outcomes) -> Table:
@@ -157,12 +166,13 @@ EXPERIMENT = Experiment(
     name="fig2",
     title="Fig. 2: first-order training, CGE and RGE on the simple CNN",
     scales={
-        "smoke": Scale(
+        "smoke": Fig2Scale(
             caption="Digits, 64 images of 8x8 pixels, 1 epoch.",
             data=DataConfig(name="digits", batch_size=32, limit=64),
-            grid={"depths": _everywhere(1), "errors": (1,), "error_batch": 32, "estimates": 2},
+            depths=_everywhere(1),
+            estimates=2,
         ),
-        "small": Scale(
+        "small": Fig2Scale(
             caption=(
                 "CIFAR-10, 5,120 images averaged to 16x16 pixels, 8 epochs, batches of 128, no augmentation. RGE's "
                 "training runs are those of its small-step limit."
@@ -170,19 +180,17 @@ EXPERIMENT = Experiment(
             data=DataConfig(name="cifar10", batch_size=128, validation=0.02, image_size=16, limit=5120),
             epochs=8,
             seeds=3,
-            grid={
-                "depths": _everywhere(1, 2, 3, 4) | {"CGE": (1, 2), "RGE": ()},
-                "errors": (1,),
-                "error_batch": 128,
-                "estimates": 3,
-            },
+            depths=_everywhere(1, 2, 3, 4) | {"CGE": (1, 2), "RGE": ()},
+            estimates=3,
         ),
-        "paper": Scale(
+        "paper": Fig2Scale(
             caption="CIFAR-10, 50 epochs, batches of 128, no augmentation (the paper states neither).",
             data=DataConfig(name="cifar10", batch_size=128, validation=0.02),
             epochs=50,
             seeds=3,
-            grid={"depths": _everywhere(1, 2, 3, 4, 5), "errors": (1, 2), "error_batch": 128, "estimates": 5},
+            depths=_everywhere(1, 2, 3, 4, 5),
+            error_depths=(1, 2),
+            estimates=5,
         ),
     },
     cells=cells,

@@ -3,65 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from deepzero.measure import Case, Problem, problem
-from deepzero.measure.agreement import check
-from deepzero.measure.cases import digits_batch, noise_batch
-from deepzero.measure.noise import image_shape
-from deepzero.measure.rounds import Spread, ratio
-from deepzero.measure.sides import BlockReuse, DeepZero, Naive, Side
+from deepzero.measure.cases import cnn_case, problem
+from deepzero.measure.rounds import Spread, by_side, in_turns, rates, ratio
+from deepzero.measure.sides import BlockReuse, DeepZero, Naive, Side, check_agreement
 from deepzero.report import Figure, Series, Table
-from deepzero.reproduce.cells import Cell, Measurement
-from deepzero.reproduce.experiment import Experiment, Outcomes, Presentation, Scale
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.reproduce.cells import Cell, SingleMeasurement
+from deepzero.reproduce.experiment import Experiment, Scale
+from deepzero.reproduce.presentation import Outcomes, Presentation
 
 SIDES = {"naive": "no reuse", "block_reuse": "feature reuse", "deepzero": "difference propagation"}
 
 
 def compare(*, depth: int, data_name: str, batch_size: int, rounds: int, seconds: float, device: str) -> dict[str, Any]:
     """Seconds of a dense estimate on the simple CNN by each side, in turns; the sides must agree first."""
-    channels, size = image_shape(data_name)
-    options = (("depth", depth), ("in_channels", channels), ("image_size", size))
-    make = digits_batch if data_name == "digits" else noise_batch
-    case = Case(f"cnn of depth {depth}", "simple_cnn", data_name, make, 0.0, seconds, options)
-    asked = _moved(problem(case, batch=batch_size), device)
-    naive, reuse, deepzero = Naive(asked), BlockReuse(asked), DeepZero(asked)
-    agreement = check(asked, naive, reuse, deepzero)
+    task = problem(cnn_case(depth, data_name), batch=batch_size).on(device)
+    naive, reuse, deepzero = Naive(task), BlockReuse(task), DeepZero(task)
+    agreement = check_agreement(naive, reuse, deepzero)
     sides: list[Side] = [naive, reuse, deepzero]
-    timings: dict[str, list[Any]] = {side.name: [] for side in sides}
-    for turn in range(rounds):
-        for side in sides:
-            timings[side.name].append(side.time(seconds / rounds, turn))
+    timings = by_side(in_turns({side.name: partial(side.time, seconds / rounds) for side in sides}, rounds))
+    naive_rates = rates(timings[naive.name])
     return {
-        "d": asked.queries - 1,
-        "seconds": {name: asdict(Spread.of([t.seconds for t in timed])) for name, timed in timings.items()},
-        "speed_up": {name: asdict(ratio(timed, timings["naive"])) for name, timed in timings.items()},
+        "d": task.coordinates.count,
+        "seconds": {name: asdict(Spread.of(t.seconds for t in timed)) for name, timed in timings.items()},
+        "speed_up": {name: asdict(ratio(rates(timed), naive_rates)) for name, timed in timings.items()},
         "deviation": agreement.deviation,
         "tolerance": agreement.tolerance,
     }
 
 
-def _moved(asked: Problem, device: str) -> Problem:
-    x, y = asked.batch
-    return replace(asked, model=asked.model.to(device), batch=(x.to(device), y.to(device)))
+@dataclass(frozen=True, kw_only=True)
+class Fig3Scale(Scale):
+    """The scale of Fig. 3.
+
+    Attributes:
+        depths: of the network.
+        data_name: data set whose images, or noise of their shape, are the batch.
+        batch_size: images of the batch.
+        rounds: in which the sides take turns.
+        seconds: of timing a side, in all rounds.
+    """
+
+    depths: tuple[int, ...] = (1, 2, 3, 4, 5)
+    data_name: str = "cifar10"
+    batch_size: int
+    rounds: int
+    seconds: float
 
 
-def cells(scale: Scale) -> Iterator[Cell]:
+def cells(scale: Fig3Scale) -> Iterator[Cell]:
     """Every depth."""
-    for depth in scale["depths"]:
+    for depth in scale.depths:
         options = {
             "depth": depth,
-            "data_name": scale.images.name,
-            "batch_size": scale.images.batch_size,
-            "rounds": scale["rounds"],
-            "seconds": scale["seconds"],
+            "data_name": scale.data_name,
+            "batch_size": scale.batch_size,
+            "rounds": scale.rounds,
+            "seconds": scale.seconds,
         }
-        yield Cell(labels={"depth": depth}, work=Measurement(compare, options, seconds=3 * scale["seconds"]))
+        yield Cell(labels={"depth": depth}, work=SingleMeasurement(compare, options, seconds=3 * scale.seconds))
 
 
-def present(outcomes: Outcomes, _: Scale) -> Presentation:
+def present(outcomes: Outcomes, _: Fig3Scale) -> Presentation:
     """Seconds of an estimate and speed-ups by number of parameters."""
     rows = []
     for run in outcomes:
@@ -107,20 +113,25 @@ EXPERIMENT = Experiment(
     name="fig3",
     title="Fig. 3: feature reuse",
     scales={
-        "smoke": Scale(
+        "smoke": Fig3Scale(
             caption="Digits, batch of 16, depths 1 and 2.",
-            data=DataConfig(name="digits", batch_size=16),
-            grid={"depths": (1, 2), "rounds": 1, "seconds": 0.2},
+            depths=(1, 2),
+            data_name="digits",
+            batch_size=16,
+            rounds=1,
+            seconds=0.2,
         ),
-        "small": Scale(
+        "small": Fig3Scale(
             caption="Noise of 3x32x32, batch of 128; each side is timed for 20 s at every depth, if need be in part.",
-            data=DataConfig(name="cifar10", batch_size=128),
-            grid={"depths": (1, 2, 3, 4, 5), "rounds": 3, "seconds": 20.0},
+            batch_size=128,
+            rounds=3,
+            seconds=20.0,
         ),
-        "paper": Scale(
+        "paper": Fig3Scale(
             caption="Noise of 3x32x32, batch of 256; each side is timed for 5 minutes at every depth.",
-            data=DataConfig(name="cifar10", batch_size=256),
-            grid={"depths": (1, 2, 3, 4, 5), "rounds": 5, "seconds": 300.0},
+            batch_size=256,
+            rounds=5,
+            seconds=300.0,
         ),
     },
     cells=cells,

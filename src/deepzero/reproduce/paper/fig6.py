@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from deepzero.files import json_object
-from deepzero.recipes.correction_recipes import find_correction
+from deepzero.recipes.correction_recipes import RECIPES
 from deepzero.report import Figure, Picture, Series, Table
 from deepzero.report.correction_pages import ERRORS, still
-from deepzero.reproduce.cells import Cell, Outcome, Place
-from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
-from deepzero.reproduce.paper import published as paper
+from deepzero.reproduce.cells import Cell, Workplace
+from deepzero.reproduce.experiment import Experiment, Scale, Seeds
+from deepzero.reproduce.paper import published
+from deepzero.reproduce.presentation import MISSING, Outcome, Outcomes, Presentation, spread_text
 from deepzero.tasks.correction import METHODS, CorrectionConfig, correct
 from deepzero.tasks.correction.correction_config import FO_SOL, NON, QUERYING, SRC
 from deepzero.tasks.correction.correction_time import correction_seconds
 
-METHOD = "method"
 EVERY = 10
-"""Of the errors by step, which are kept."""
-SOON = 100
+"""Steps from one error that is kept to the next."""
+EARLY = 100
 """Steps before the phase of the vortices, which no method controls, decides on the error."""
 PICTURED = 0
 """Seed of the runs whose pictures are kept."""
@@ -41,7 +41,7 @@ class Correction:
         """The configuration."""
         return {"correction": asdict(self.config)}
 
-    def run(self, folder: Path, place: Place) -> dict[str, Any] | None:
+    def run(self, folder: Path, place: Workplace) -> dict[str, Any] | None:
         """Train, simulate the test flows, and read what came of it."""
         out = folder / "run"
         done = correct(
@@ -63,19 +63,37 @@ class Correction:
             **({"picture": still(out)} if pictured else {}),
         }
 
-    def forecast(self, place: Place) -> float:
+    def forecast(self, place: Workplace) -> float:
         """By timing single steps."""
         return correction_seconds(self.config, place.data_dir)
 
 
-def cells(scale: Scale) -> Iterator[Cell]:
+@dataclass(frozen=True, kw_only=True)
+class Fig6Scale(Scale):
+    """The scale of Fig. 6.
+
+    Attributes:
+        config: of the runs, but for method, seed and steps.
+        methods: of training, or variants of one (``non, longer``).
+        steps: of Adam, where they are not those of the configuration.
+        seeds: runs of each kind.
+    """
+
+    config: CorrectionConfig
+    methods: tuple[str, ...] = tuple(METHODS)
+    steps: Mapping[str, int] = field(default_factory=dict)
+    seeds: Seeds = 1
+
+
+def cells(scale: Fig6Scale) -> Iterator[Cell]:
     """Every method; the solver alone once, since nothing of it is drawn."""
     for seed in range(scale.seeds):
-        for name, changes in scale["methods"].items():
+        for name in scale.methods:
             if name == SRC and seed:
                 continue
-            config = replace(scale["config"](), **changes, method=_base(name), seed=seed)
-            yield Cell(labels={METHOD: name, "seed": seed}, work=Correction(config))
+            steps = scale.steps.get(name, scale.config.steps)
+            config = replace(scale.config, steps=steps, method=_base(name), seed=seed)
+            yield Cell(labels={"method": name, "seed": seed}, work=Correction(config))
 
 
 def _base(name: str) -> str:
@@ -83,41 +101,40 @@ def _base(name: str) -> str:
     return name.partition(",")[0]
 
 
-def present(outcomes: Outcomes, _: Scale) -> Presentation:
+def present(outcomes: Outcomes, _: Fig6Scale) -> Presentation:
     """Errors by method, beside the paper's; errors against solver calls, and over time."""
-    methods = outcomes.labelled(METHOD)
+    methods = outcomes.by("method")
+    if not methods:
+        return Presentation()
     pictures = [
         Picture(
-            title=f"{outcome.labels[METHOD]}: {outcome.result['picture']['title']}",
+            title=f"{outcome.labels['method']}: {outcome.result['picture']['title']}",
             source=outcome.result["picture"]["source"],
         )
         for outcome in outcomes
         if "picture" in outcome.result
     ]
-    if not methods:
-        return Presentation()
     return Presentation(
-        tables=[_table(outcomes, methods)],
-        figures=[_by_calls(outcomes, methods), _by_step(outcomes, methods)],
+        tables=[_table(methods, outcomes.mean("source_mae"))],
+        figures=[_by_calls(methods), _by_step(methods)],
         pictures=pictures,
     )
 
 
-def _table(outcomes: Outcomes, methods: Sequence[str]) -> Table:
-    source = outcomes.mean("source_mae")
+def _table(methods: Mapping[str, Outcomes], source: float | None) -> Table:
     rows = []
-    for method in methods:
-        of = outcomes.where(**{METHOD: method})
-        mae, published = of.mean("mae"), paper.FIG6.get(method)
+    for method, of in methods.items():
+        mae, theirs = of.mean("mae"), published.FIG6.get(method)
         flows = [value for outcome in of for value in outcome.result["maes"] if value is not None]
+        early = [error for outcome in of if (error := _early_error(outcome)) is not None]
         rows.append(
             [
                 method,
-                _spread(of, "mae"),
-                _spread(Outcomes(map(_soon, of)), "soon"),
+                spread_text(of.values("mae"), 4),
+                spread_text(early, 4),
                 f"{min(flows):.3f} to {max(flows):.3f}" if flows else MISSING,
                 MISSING if mae is None or not source else f"{mae / source:.3f}",
-                MISSING if published is None else f"{published / paper.FIG6[SRC]:.3f}",
+                MISSING if theirs is None else f"{theirs / published.FIG6[SRC]:.3f}",
                 f"{of.mean('solver_calls') or 0:,.0f}",
                 f"{of.mean('skipped') or 0:,.0f}",
                 of.duration(),
@@ -128,7 +145,7 @@ def _table(outcomes: Outcomes, methods: Sequence[str]) -> Table:
         columns=[
             "method",
             "error",
-            f"up to step {SOON}",
+            f"up to step {EARLY}",
             "single flows",
             "ratio to src",
             "paper: ratio to src",
@@ -147,33 +164,23 @@ def _table(outcomes: Outcomes, methods: Sequence[str]) -> Table:
 
 def _published() -> str:
     """The paper's errors in words."""
-    texts = [f"{mae:.3f}" + ("" if name == SRC else f" ({name})") for name, mae in paper.FIG6.items()]
+    texts = [f"{mae:.3f}" + ("" if name == SRC else f" ({name})") for name, mae in published.FIG6.items()]
     return f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
-def _spread(outcomes: Outcomes, key: str) -> str:
-    """Mean, standard deviation, and of how many."""
-    mean, count = outcomes.mean(key), len(outcomes.values(key))
-    if mean is None:
-        return MISSING
-    return f"{mean:.4f} ± {outcomes.deviation(key):.4f} ({count})" if count > 1 else f"{mean:.4f} ({count})"
+def _early_error(outcome: Outcome) -> float | None:
+    """Mean error of the first steps; None if a flow has blown up by then."""
+    first = outcome.result["by_step"][: EARLY // EVERY]
+    return None if None in first else sum(first) / len(first)
 
 
-def _soon(outcome: Outcome) -> Outcome:
-    """With the error of the first steps; none if a flow has blown up by then."""
-    first = outcome.result["by_step"][: SOON // EVERY]
-    return replace(outcome, result={"soon": None if None in first else sum(first) / len(first)})
-
-
-def _by_calls(outcomes: Outcomes, methods: Sequence[str]) -> Figure:
-    """The error after so many solver calls; methods that need no more of them are lines."""
-    series, most = [], max(outcomes.where(**{METHOD: m}).mean("solver_calls") or 0.0 for m in methods)
-    for method in methods:
-        of = outcomes.where(**{METHOD: method})
+def _by_calls(methods: Mapping[str, Outcomes]) -> Figure:
+    """The error by solver calls of the training; methods whose training needs none are lines."""
+    series, most = [], max(of.mean("solver_calls") or 0.0 for of in methods.values())
+    for method, of in methods.items():
         if _base(method) in QUERYING:
-            curves = [outcome.result["curve"] for outcome in of]
-            points = [list(point) for point in zip(*curves, strict=False)]
-            parts = [Outcomes(replace(o, result=p) for o, p in zip(of, point, strict=True)) for point in points]
+            points = zip(*(outcome.result["curve"] for outcome in of), strict=False)
+            parts = [Outcomes(Outcome({}, values) for values in point) for point in points]
             parts = [part for part in parts if part.mean("mae") is not None]
             series.append(
                 Series(
@@ -193,14 +200,14 @@ def _by_calls(outcomes: Outcomes, methods: Sequence[str]) -> Figure:
     )
 
 
-def _by_step(outcomes: Outcomes, methods: Sequence[str]) -> Figure:
-    """How errors grow, mean over flows and seeds."""
+def _by_step(methods: Mapping[str, Outcomes]) -> Figure:
+    """The growth of errors, mean over flows and seeds."""
     series = []
-    for method in methods:
-        runs = [outcome.result["by_step"] for outcome in outcomes.where(**{METHOD: method})]
-        points = [[value for value in point if value is not None] for point in zip(*runs, strict=True)]
-        known = [(1.0 + EVERY * k, sum(point) / len(point)) for k, point in enumerate(points) if point]
-        series.append(Series(name=method, x=[x for x, _ in known], y=[y for _, y in known], reference=method == SRC))
+    for method, of in methods.items():
+        steps = zip(*(outcome.result["by_step"] for outcome in of), strict=True)
+        points = [[value for value in step if value is not None] for step in steps]
+        means = {1.0 + EVERY * k: sum(point) / len(point) for k, point in enumerate(points) if point}
+        series.append(Series(name=method, x=list(means), y=list(means.values()), reference=method == SRC))
     return Figure(
         title="Error over time on the test flows",
         x_label="step",
@@ -210,19 +217,17 @@ def _by_step(outcomes: Outcomes, methods: Sequence[str]) -> Figure:
     )
 
 
-_SMALL = find_correction("wake-small").config
-_LONGER = {"steps": 1600}
-"""As many steps as the methods of ours take within the solver calls of ``zo-sol``."""
+LONGER = f"{NON}, longer"
 
 EXPERIMENT = Experiment(
     name="fig6",
     title="Fig. 6: a network that corrects a coarse flow solver",
     scales={
-        "smoke": Scale(
+        "smoke": Fig6Scale(
             caption="A grid of 8x16 cells and a few steps: that everything works. Its errors mean nothing.",
-            grid={"config": find_correction("wake-tiny").config, "methods": {name: {} for name in METHODS}},
+            config=RECIPES.find("wake-tiny").config(),
         ),
-        "small": Scale(
+        "small": Fig6Scale(
             caption=(
                 "The paper's flows (64x128 cells as reference after 2,500 steps of warm-up, 32x64 as source, 500 "
                 "frames), a network of 2,618 weights in place of 56,898 whose last layer starts at 0, 2 unrolled "
@@ -231,19 +236,15 @@ EXPERIMENT = Experiment(
                 "as many as opaque and opaque-emulator take within the solver calls of zo-sol. The coordinates of "
                 "zo-sol are the same part of every layer, and all biases."
             ),
+            config=RECIPES.find("wake-small").config(),
+            methods=(*(name for name in METHODS if name != FO_SOL), LONGER, FO_SOL),
+            # As many as the methods of ours take within the solver calls of zo-sol.
+            steps={LONGER: 1600, FO_SOL: 1600},
             seeds=3,
-            grid={
-                "config": _SMALL,
-                "methods": {
-                    **{name: {} for name in METHODS if name != FO_SOL},
-                    f"{NON}, longer": _LONGER,
-                    FO_SOL: _LONGER,
-                },
-            },
         ),
-        "paper": Scale(
+        "paper": Fig6Scale(
             caption="The paper's setting: 56,898 weights, 16 unrolled steps, ten epochs of Adam at 1e-4.",
-            grid={"config": find_correction("wake").config, "methods": {name: {} for name in METHODS}},
+            config=RECIPES.find("wake").config(),
         ),
     },
     cells=cells,

@@ -3,88 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from deepzero.report import Figure, Table
-from deepzero.reproduce.cells import Cell, Labels, Training
-from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
-from deepzero.reproduce.paper import published as paper
-from deepzero.reproduce.presentation import SPREAD, accuracy_series, beside
-from deepzero.tasks.classification.classification_config import (
-    ClassificationConfig,
-    DataConfig,
-    EstimatorConfig,
-    ModelConfig,
-    SparsityConfig,
-)
+from deepzero.report import Table
+from deepzero.reproduce.cells import Cell
+from deepzero.reproduce.experiment import Epochs, Experiment, TrainingScale
+from deepzero.reproduce.paper import fig4, published
+from deepzero.reproduce.presentation import MISSING, SPREAD, Outcomes, Presentation, accuracy_figures
+from deepzero.tasks.classification import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig
 from deepzero.training import TrainingConfig
 
-DEEPZERO, BACKPROPAGATION = "DeepZero", "backpropagation"
 RULES = {
     "FA": "fa",
     "DFA": "dfa",
     "Align-ada": "align-ada",
     "Align-prop": "align-prop",
     "Align-zero": "align-zero",
-    BACKPROPAGATION: "fo",
+    "backpropagation": "fo",
 }
 """Name in the table -> method; all of these train as Boopathy & Fiete do."""
 
 
-def config(scale: Scale, method: str, width: int, seed: int) -> ClassificationConfig:
-    """A run of one method on the 8-layer CNN."""
-    deepzero = method == DEEPZERO
+@dataclass(frozen=True, kw_only=True)
+class Table1Scale(TrainingScale):
+    """The scale of Table 1.
+
+    Attributes:
+        widths: of the network, for all methods but DeepZero.
+        deepzero_widths: of the network, for DeepZero.
+        deepzero_epochs: passes of DeepZero over the training images.
+        every: epochs after which DeepZero's coordinates are redrawn.
+    """
+
+    widths: tuple[int, ...]
+    deepzero_widths: tuple[int, ...]
+    deepzero_epochs: Epochs
+    every: int = 1
+
+
+def _network(width: int) -> ModelConfig:
+    return ModelConfig(name="wide_cnn", options={"width": width})
+
+
+def deepzero(scale: Table1Scale, width: int, seed: int) -> ClassificationConfig:
+    """SGD with momentum and a cosine; weights of unit variance take a larger learning rate than Kaiming's."""
+    training = TrainingConfig(epochs=scale.deepzero_epochs, learning_rate=3.0, warmup_epochs=1.0)
+    return fig4.deepzero(data=scale.data, model=_network(width), training=training, every=scale.every, seed=seed)
+
+
+def rule(data: DataConfig, method: str, *, width: int, epochs: int, seed: int) -> ClassificationConfig:
+    """Plain SGD at a constant rate on the squared error, as Boopathy & Fiete's code has it."""
     return ClassificationConfig(
-        data=scale.images,
-        model=ModelConfig(name="wide_cnn", options={"width": width}),
-        estimator=EstimatorConfig(method="cge", step_size=5e-3) if deepzero else EstimatorConfig(method=RULES[method]),
-        sparsity=SparsityConfig(sparsity=0.9, ratios="smart-ratio", every=scale["every"], unit="epoch")
-        if deepzero
-        else SparsityConfig(),
-        loss="cross-entropy" if deepzero else "squared-error",
-        training=_deepzero_training(scale) if deepzero else _plain_training(scale),
+        data=data,
+        model=_network(width),
+        estimator=EstimatorConfig(method=RULES[method]),
+        loss="squared-error",
+        training=TrainingConfig(
+            epochs=epochs,
+            learning_rate=5.0,
+            momentum=0.0,
+            weight_decay=0.0,
+            warmup_epochs=0.0,
+            schedule="constant",
+        ),
         seed=seed,
     )
 
 
-def _deepzero_training(scale: Scale) -> TrainingConfig:
-    """SGD with momentum and a cosine; weights of unit variance take a larger learning rate than Kaiming's."""
-    return TrainingConfig(
-        epochs=scale["epochs of DeepZero"], learning_rate=scale["learning rate of DeepZero"], warmup_epochs=1.0
-    )
-
-
-def _plain_training(scale: Scale) -> TrainingConfig:
-    """Plain SGD at a constant rate, as Boopathy & Fiete's code has it."""
-    return TrainingConfig(
-        epochs=scale.epochs,
-        learning_rate=scale["learning rate"],
-        momentum=0.0,
-        weight_decay=0.0,
-        warmup_epochs=0.0,
-        schedule="constant",
-    )
-
-
-def cells(scale: Scale) -> Iterator[Cell]:
+def cells(scale: Table1Scale) -> Iterator[Cell]:
     """Every method at its widths."""
     for seed in range(scale.seeds):
-        for method, widths in scale["widths"].items():
-            for width in widths:
-                labels: Labels = {"method": method, "width": width, "seed": seed}
-                yield Cell(labels=labels, work=Training(config(scale, method, width, seed)))
+        for width in scale.deepzero_widths:
+            yield Cell.trained({"method": fig4.DEEPZERO, "width": width}, deepzero(scale, width, seed))
+        for method in RULES:
+            for width in scale.widths:
+                config = rule(scale.data, method, width=width, epochs=scale.epochs, seed=seed)
+                yield Cell.trained({"method": method, "width": width}, config)
 
 
-def present(outcomes: Outcomes, _: Scale) -> Presentation:
+def present(outcomes: Outcomes, _: Table1Scale) -> Presentation:
     """Accuracy, time and parameters by method and width."""
-    rows = []
-    for method in outcomes.labelled("method"):
-        of = outcomes.where(method=method)
-        for width in sorted(of.labelled("width")):
-            runs = of.where(width=width)
-            rows.append([method, f"{width:,}", f"{runs[0].result['parameters']:,}", runs.percent(), runs.duration()])
+    rows = [
+        [method, f"{width:,}", f"{runs[0].result['parameters']:,}", runs.percent(), runs.duration()]
+        for method, widths in outcomes.by("method").items()
+        for width, runs in widths.by("width").items()
+    ]
     rows += [
-        [f"{method}, paper", f"{width:,}", MISSING, f"{accuracy:.2f}", f"{paper.TAB1_HOURS[method][width]:.2f} h"]
-        for method, curve in paper.TAB1.items()
+        [f"{method}, paper", f"{width:,}", MISSING, f"{accuracy:.2f}", f"{published.TAB1_HOURS[method][width]:.2f} h"]
+        for method, curve in published.TAB1.items()
         for width, accuracy in curve.items()
     ]
     table = Table(
@@ -93,36 +99,23 @@ def present(outcomes: Outcomes, _: Scale) -> Presentation:
         rows=rows,
         note=f"{SPREAD} DeepZero trains on the cross-entropy, the others on the squared error, as their authors do.",
     )
-    figure = Figure(
-        title="Test accuracy against width",
-        x_label="width",
-        y_label="test accuracy, %",
-        series=accuracy_series(outcomes, x="width", by="method"),
-        x_log=True,
-    )
-    return Presentation(tables=[table], figures=beside(figure, paper.TAB1))
-
-
-def _of_all(*widths: int) -> dict[str, tuple[int, ...]]:
-    return dict.fromkeys(RULES, widths)
+    title = "Test accuracy against width"
+    figures = accuracy_figures(outcomes, "width", title=title, x_log=True, published=published.TAB1)
+    return Presentation(tables=[table], figures=figures)
 
 
 EXPERIMENT = Experiment(
     name="tab1",
     title="Table 1: training without backpropagation, 8-layer CNN",
     scales={
-        "smoke": Scale(
+        "smoke": Table1Scale(
             caption="Digits, 64 images, 1 epoch, widths of 4.",
             data=DataConfig(name="digits", batch_size=32, limit=64),
-            grid={
-                "widths": {DEEPZERO: (4,), **_of_all(4)},
-                "epochs of DeepZero": 1,
-                "learning rate of DeepZero": 3.0,
-                "learning rate": 5.0,
-                "every": 1,
-            },
+            widths=(4,),
+            deepzero_widths=(4,),
+            deepzero_epochs=1,
         ),
-        "small": Scale(
+        "small": Table1Scale(
             caption=(
                 "CIFAR-10, 5,000 images averaged to 16x16 pixels, batches of 100, 20 epochs (DeepZero: 5), no "
                 "augmentation."
@@ -130,26 +123,19 @@ EXPERIMENT = Experiment(
             data=DataConfig(name="cifar10", batch_size=100, validation=0.02, image_size=16, limit=5000),
             epochs=20,
             seeds=2,
-            grid={
-                "widths": {DEEPZERO: (8,), **_of_all(16)},
-                "epochs of DeepZero": 5,
-                "learning rate of DeepZero": 3.0,
-                "learning rate": 5.0,
-                "every": 1,
-            },
+            widths=(16,),
+            deepzero_widths=(8,),
+            deepzero_epochs=5,
         ),
-        "paper": Scale(
+        "paper": Table1Scale(
             caption="CIFAR-10, batches of 100, 150 epochs (DeepZero: 50), no augmentation.",
             data=DataConfig(name="cifar10", batch_size=100),
             epochs=150,
             seeds=3,
-            grid={
-                "widths": {DEEPZERO: (32, 64), **_of_all(64, 512)},
-                "epochs of DeepZero": 50,
-                "learning rate of DeepZero": 3.0,
-                "learning rate": 5.0,
-                "every": 5,
-            },
+            widths=(64, 512),
+            deepzero_widths=(32, 64),
+            deepzero_epochs=50,
+            every=5,
         ),
     },
     cells=cells,

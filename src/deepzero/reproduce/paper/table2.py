@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from deepzero.data.data_files import candidate_folders, not_found
-from deepzero.recipes.defense_recipes import find_defense, with_method
+from deepzero.recipes.defense_recipes import RECIPES, with_method
 from deepzero.report import Figure, Series, Table
-from deepzero.reproduce.cells import Cell, Labels, Place
-from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
-from deepzero.reproduce.paper import published as paper
+from deepzero.reproduce.cells import Cell, Labels, Workplace
+from deepzero.reproduce.experiment import Experiment, Scale, Seeds
+from deepzero.reproduce.paper import published
+from deepzero.reproduce.presentation import MISSING, Outcomes, Presentation, spread_text
 from deepzero.tasks.defense import METHODS, CertifyConfig, DefenseConfig, DenoiserConfig, StageConfig, certify, defend
 from deepzero.tasks.defense.defense_config import DENOISER, FO_DS, OPAQUE, QUERYING, SMOOTHING, ZO_DS
 from deepzero.training.metrics import read_metrics
 
 CLASSIFIER = "classifier.onnx"
 """The model file of somebody else's classifier, beside the images."""
-TARGET, METHOD, BUDGET = "classifier", "method", "budget"
 POINTS = 40
-"""Of the curve of the loss."""
+"""Number of points of the curve of the loss."""
+RADIUS = "average_certified_radius"
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class Defense:
     Attributes:
         config: of the defense.
         certification: of the pair.
-        given: whether the classifier is the file beside the images; else it is one of our own.
+        model_file: True if the classifier is the file beside the images; else it is one of our own.
         shared: name of the folder of the stages that cells share.
     """
 
     config: DefenseConfig
     certification: CertifyConfig
-    given: bool
+    model_file: bool
     shared: str
 
     def settings(self) -> dict[str, Any]:
@@ -48,42 +49,37 @@ class Defense:
         return {
             "defense": asdict(self.config),
             "certification": asdict(self.certification),
-            "classifier": CLASSIFIER if self.given else "our own",
+            "classifier": CLASSIFIER if self.model_file else "our own",
         }
 
-    def run(self, folder: Path, place: Place) -> dict[str, Any] | None:
+    def run(self, folder: Path, place: Workplace) -> dict[str, Any] | None:
         """Train, certify, and read what came of it."""
         out = folder / "run"
         done = defend(
             self.config,
             out=out,
             resume=(out / "run.json").exists(),
-            classifier=self._classifier(place) if self.given else None,
+            classifier=self._classifier(place) if self.model_file else None,
             stages=folder.parent / self.shared,
             data_dir=place.data_dir,
             max_seconds=place.stop.remaining,
         )
         if done.summary is None:
             return None
-        found = certify(out, self.certification, data_dir=place.data_dir, max_seconds=place.stop.remaining)
-        if found.result is None:
+        certificate = certify(out, self.certification, data_dir=place.data_dir, max_seconds=place.stop.remaining).result
+        if certificate is None:
             return None
         return {
-            "radii": found.result["radii"],
-            "certified_accuracy": found.result["certified_accuracy"],
-            "average_certified_radius": found.result["average_certified_radius"],
-            "curve": found.result["curve"],
-            "queries": done.summary["queries"],
-            "seconds": done.summary["seconds"],
-            "classifier_sha256": done.summary["classifier_sha256"],
+            **{name: certificate[name] for name in ("radii", "certified_accuracy", RADIUS, "curve")},
+            **{name: done.summary[name] for name in ("queries", "seconds", "classifier_sha256")},
             "loss": _losses(out / "finetuning" / "metrics.jsonl"),
         }
 
-    def forecast(self, _: Place) -> float | None:
-        """Not known before it is run: a query costs what the classifier costs."""
+    def forecast(self, _: Workplace) -> float | None:
+        """None: a query costs what the classifier costs, which is not known."""
         return None
 
-    def _classifier(self, place: Place) -> Path:
+    def _classifier(self, place: Workplace) -> Path:
         folders = candidate_folders(self.config.data.name, place.data_dir)
         found = next((folder / CLASSIFIER for folder in folders if (folder / CLASSIFIER).is_file()), None)
         if found is None:
@@ -109,62 +105,87 @@ def _losses(path: Path) -> list[list[float]]:
     return [[part[-1]["queries"], sum(step["loss"] for step in part) / len(part)] for part in parts]
 
 
-def cells(scale: Scale) -> Iterator[Cell]:
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A classifier that is defended.
+
+    Attributes:
+        config: of the defenses, but for method, budget and seed.
+        budgets: queries of the classifier; methods that make none stand with the last.
+        certification: of every denoiser.
+        model_file: True if the classifier is the file beside the images; else it is one of our own.
+        seeds: runs of each kind in place of the scale's.
+        rates: factors of the learning rate of the finetuning by method, where they are not 1.
+    """
+
+    config: DefenseConfig
+    budgets: tuple[int, ...]
+    certification: CertifyConfig
+    model_file: bool
+    seeds: int | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+    def defense(self, method: str, budget: int, seed: int) -> Defense:
+        """One method trained within a budget."""
+        config = with_method(self.config, method)
+        rate = self.rates.get(method, 1.0) * config.finetuning.learning_rate
+        finetuning = replace(config.finetuning, learning_rate=rate)
+        config = replace(config, budget=budget, seed=seed, finetuning=finetuning)
+        return Defense(config, self.certification, self.model_file, shared=f"stages-{config.data.name}-{seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table2Scale(Scale):
+    """The scale of Tab. 2.
+
+    Attributes:
+        targets: the classifiers by name.
+        seeds: runs of each kind.
+    """
+
+    targets: Mapping[str, Target]
+    seeds: Seeds = 1
+
+
+def cells(scale: Table2Scale) -> Iterator[Cell]:
     """Every method at every budget, in front of every classifier."""
-    for name, target in scale["targets"].items():
-        for seed in range(target.get("seeds", scale.seeds)):
+    for name, target in scale.targets.items():
+        for seed in range(target.seeds or scale.seeds):
             for method in METHODS:
-                if method == FO_DS and target["given"]:
+                if method == FO_DS and target.model_file:
                     continue  # a model file is no white box
-                budgets = target["budgets"] if method in QUERYING else target["budgets"][-1:]
-                for budget in budgets:
-                    config = with_method(target["config"](), method)
-                    rate = target.get("rates", {}).get(method, 1.0) * config.finetuning.learning_rate
-                    finetuning = replace(config.finetuning, learning_rate=rate)
-                    config = replace(config, budget=budget, seed=seed, finetuning=finetuning)
-                    labels: Labels = {TARGET: name, METHOD: method, BUDGET: budget, "seed": seed}
-                    shared = f"stages-{config.data.name}-{seed}"
-                    yield Cell(labels=labels, work=Defense(config, target["certification"], target["given"], shared))
+                for budget in target.budgets if method in QUERYING else target.budgets[-1:]:
+                    labels: Labels = {"classifier": name, "method": method, "budget": budget, "seed": seed}
+                    yield Cell(labels=labels, work=target.defense(method, budget, seed))
 
 
-def present(outcomes: Outcomes, _: Scale) -> Presentation:
+def present(outcomes: Outcomes, _: Table2Scale) -> Presentation:
     """Certified accuracy by radius, and the average certified radius by queries."""
-    tables, figures = [], []
-    for name in outcomes.labelled(TARGET):
-        of = outcomes.where(**{TARGET: name})
-        tables.append(_table(of, name))
-        figures += [_by_queries(of, name), _by_radius(of, name)]
-    tables.append(
-        Table(
-            title="The paper: ImageNet-10, 1,152 queries an estimate",
-            columns=["radius", *paper.TAB_2],
-            rows=[
-                [f"{r:g}", *(f"{values[k]:.2f}" for values in paper.TAB_2.values())] for k, r in enumerate(paper.RADII)
-            ],
-            note="Certified accuracy, %.",
-        )
+    targets = outcomes.by("classifier")
+    paper = Table(
+        title="The paper: ImageNet-10, 1,152 queries an estimate",
+        columns=["radius", *published.TAB_2],
+        rows=[
+            [f"{radius:g}", *(f"{accuracy:.2f}" for accuracy in accuracies)]
+            for radius, *accuracies in zip(published.RADII, *published.TAB_2.values(), strict=True)
+        ],
+        note="Certified accuracy, %.",
     )
-    return Presentation(tables=tables, figures=figures)
+    return Presentation(
+        tables=[*(_table(of, name) for name, of in targets.items()), paper],
+        figures=[draw(of, name) for name, of in targets.items() for draw in (_by_queries, _by_radius)],
+    )
 
 
 def _table(outcomes: Outcomes, name: str) -> Table:
     radii = outcomes[0].result["radii"]
     rows = []
-    for method in outcomes.labelled(METHOD):
-        for budget in sorted(outcomes.where(**{METHOD: method}).labelled(BUDGET)):
-            of = outcomes.where(**{METHOD: method, BUDGET: budget})
-            queries = of.mean("queries") or 0.0
-            accuracies = [Outcomes(_entry(o, k) for o in of).percent("value") for k in range(len(radii))]
-            radius = of.mean("average_certified_radius")
-            rows.append(
-                [
-                    method,
-                    f"{queries:,.0f}",
-                    *accuracies,
-                    MISSING if radius is None else f"{radius:.4f}",
-                    of.duration(),
-                ]
-            )
+    for method, budgets in outcomes.by("method").items():
+        for of in budgets.by("budget").values():
+            accuracies = zip(*(outcome.result["certified_accuracy"] for outcome in of), strict=True)
+            percent = [spread_text([100 * accuracy for accuracy in at], 2) for at in accuracies]
+            radius = of.mean(RADIUS)
+            rows.append([method, of.queries(), *percent, MISSING if radius is None else f"{radius:.4f}", of.duration()])
     return Table(
         title=f"Certified accuracy, %: {name}",
         columns=["method", "queries", *(f"r = {radius:g}" for radius in radii), "average radius", "time of a run"],
@@ -173,26 +194,20 @@ def _table(outcomes: Outcomes, name: str) -> Table:
     )
 
 
-def _entry(outcome: Any, k: int) -> Any:
-    return replace(outcome, result={"value": outcome.result["certified_accuracy"][k]})
-
-
 def _by_queries(outcomes: Outcomes, name: str) -> Figure:
-    """The average certified radius after so many queries; all begin at that of the pretrained denoiser."""
-    start = outcomes.where(**{METHOD: DENOISER}).mean("average_certified_radius")
+    """The average certified radius by queries; all begin at that of the pretrained denoiser."""
+    start = outcomes.where(method=DENOISER).mean(RADIUS)
     series = []
-    for method in outcomes.labelled(METHOD):
+    for method, of in outcomes.by("method").items():
         if method not in QUERYING:
             continue
-        of = outcomes.where(**{METHOD: method})
-        budgets = sorted(of.labelled(BUDGET))
-        parts = [of.where(**{BUDGET: budget}) for budget in budgets]
-        points = [(part.mean("queries") or 0.0, part.mean("average_certified_radius") or 0.0) for part in parts]
-        spread = [part.deviation("average_certified_radius") for part in parts]
+        parts = of.by("budget").values()
+        points = [(part.mean("queries") or 0.0, part.mean(RADIUS) or 0.0, part.deviation(RADIUS)) for part in parts]
         if start is not None:
-            points, spread = [(0.0, start), *points], [0.0, *spread]
-        series.append(Series(name=method, x=[x for x, _ in points], y=[y for _, y in points], spread=spread))
-    reference = outcomes.where(**{METHOD: "fo-ds"}).mean("average_certified_radius")
+            points.insert(0, (0.0, start, 0.0))
+        x, y, spread = map(list, zip(*points, strict=True))
+        series.append(Series(name=method, x=x, y=y, spread=spread))
+    reference = outcomes.where(method=FO_DS).mean(RADIUS)
     if reference is not None and series:
         most = max(max(one.x) for one in series)
         series.append(Series(name="fo-ds (white box)", x=[0.0, most], y=[reference] * 2, reference=True))
@@ -206,18 +221,18 @@ def _by_queries(outcomes: Outcomes, name: str) -> Figure:
 
 def _by_radius(outcomes: Outcomes, name: str) -> Figure:
     """Certified accuracy against radius at the largest budget, first seed."""
-    most = max(outcomes.labelled(BUDGET))
-    seed = min(outcomes.labelled("seed"))
+    first_seed, most = min(outcomes.labelled("seed")), max(outcomes.labelled("budget"))
     series = []
-    for outcome in outcomes.where(**{BUDGET: most, "seed": seed}):
+    for outcome in outcomes.where(budget=most, seed=first_seed):
+        method = str(outcome.labels["method"])
         first = outcome.result["certified_accuracy"][0]
         points = [(0.0, first), *((radius, accuracy) for radius, accuracy in outcome.result["curve"])]
         series.append(
             Series(
-                name=str(outcome.labels[METHOD]),
+                name=method,
                 x=[x for x, _ in points],
                 y=[100 * y for _, y in points],
-                reference=outcome.labels[METHOD] in (SMOOTHING, DENOISER),
+                reference=method in (SMOOTHING, DENOISER),
             )
         )
     return Figure(
@@ -229,7 +244,7 @@ def _by_radius(outcomes: Outcomes, name: str) -> Figure:
 
 
 def _smoke() -> DefenseConfig:
-    config = find_defense("digits").config()
+    config = RECIPES.find("digits").config()
     return replace(
         config,
         data=replace(config.data, limit=200, batch_size=16),
@@ -243,7 +258,7 @@ def _smoke() -> DefenseConfig:
 
 def _small_cifar10() -> DefenseConfig:
     """What two cores can do: smaller batches, fewer directions, and less pretraining."""
-    config = find_defense("cifar10").config()
+    config = RECIPES.find("cifar10").config()
     return replace(
         config,
         data=replace(config.data, batch_size=16),
@@ -253,69 +268,58 @@ def _small_cifar10() -> DefenseConfig:
     )
 
 
-_DIGITS = find_defense("digits")
+_DIGITS = RECIPES.find("digits").config()
+_IMAGENET10 = RECIPES.find("imagenet10").config()
 
 EXPERIMENT = Experiment(
     name="tab2",
     title="Tab. 2: certified accuracy of black-box defenses",
     scales={
-        "smoke": Scale(
+        "smoke": Table2Scale(
             caption="Digits, a denoiser of 3 layers of 4 channels, a handful of steps.",
-            data=_DIGITS.config().data,
-            grid={
-                "targets": {
-                    "digits": {
-                        "config": _smoke,
-                        "budgets": (16 * 65,),
-                        "certification": CertifyConfig(images=2, trials=200, first=20, radii=(0.0, 0.25)),
-                        "given": False,
-                    }
-                }
+            targets={
+                "digits": Target(
+                    config=_smoke(),
+                    budgets=(16 * 65,),
+                    certification=CertifyConfig(images=2, trials=200, first=20, radii=(0.0, 0.25)),
+                    model_file=False,
+                )
             },
         ),
-        "small": Scale(
+        "small": Table2Scale(
             caption=(
                 "Digits (8x8 pixels): a classifier of our own behind an ONNX file, a DnCNN of 5 layers of 32 channels, "
                 "noise of 0.35, 10,000 samples for each of 100 test images. CIFAR-10, one seed: the classifier of a "
                 "third party (76.57 % on the test images), a DnCNN of 7 layers of 32 channels, noise of 0.25, 1,000 "
                 "samples for each of 50 test images. Certificates hold with confidence 99.9 %."
             ),
-            data=_DIGITS.config().data,
             seeds=3,
-            grid={
-                "targets": {
-                    "digits": {
-                        "config": _DIGITS.config,
-                        "budgets": (333_000, 1_000_000),
-                        "certification": CertifyConfig(),
-                        "given": False,
-                    },
-                    "cifar10": {
-                        "config": _small_cifar10,
-                        "budgets": (100_000,),
-                        "certification": CertifyConfig(images=50, trials=1000, radii=(0.0, 0.25, 0.5)),
-                        "given": True,
-                        "seeds": 1,
-                        "rates": {ZO_DS: 0.1, OPAQUE: 0.1},  # few directions in 3,072 dimensions: noisy
-                    },
-                }
+            targets={
+                "digits": Target(
+                    config=_DIGITS, budgets=(333_000, 1_000_000), certification=CertifyConfig(), model_file=False
+                ),
+                "cifar10": Target(
+                    config=_small_cifar10(),
+                    budgets=(100_000,),
+                    certification=CertifyConfig(images=50, trials=1000, radii=(0.0, 0.25, 0.5)),
+                    model_file=True,
+                    seeds=1,
+                    rates={ZO_DS: 0.1, OPAQUE: 0.1},  # few directions in 3,072 dimensions: noisy
+                ),
             },
         ),
-        "paper": Scale(
+        "paper": Table2Scale(
             caption=(
                 "ImageNet-10 from a folder of images, a classifier from a model file, a DnCNN of 17 layers of 64 "
                 "channels, 1,152 queries an estimate. The paper states neither noise nor batch: 0.25 and 64 here."
             ),
-            data=find_defense("imagenet10").config().data,
-            grid={
-                "targets": {
-                    "imagenet10": {
-                        "config": find_defense("imagenet10").config,
-                        "budgets": (find_defense("imagenet10").config().budget,),
-                        "certification": CertifyConfig(images=500),
-                        "given": True,
-                    }
-                }
+            targets={
+                "imagenet10": Target(
+                    config=_IMAGENET10,
+                    budgets=(_IMAGENET10.budget,),
+                    certification=CertifyConfig(images=500),
+                    model_file=True,
+                )
             },
         ),
     },

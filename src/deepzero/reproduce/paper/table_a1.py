@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deepzero import models
-from deepzero.coordinates import Coordinates
 from deepzero.estimator import CGE
-from deepzero.evaluators.costs import wait_for_devices
 from deepzero.losses import LOSSES
-from deepzero.measure.cases import Batch, digits_batch, noise_batch
-from deepzero.measure.noise import image_shape
-from deepzero.measure.stopwatch import seconds_of
+from deepzero.measure.cases import cnn_case, problem
+from deepzero.measure.naive_loop import NaiveLoop
 from deepzero.randomness import derive_seed
 from deepzero.report import Figure, Series, Table
-from deepzero.reproduce.cells import Cell, Measurement
-from deepzero.reproduce.experiment import MISSING, Experiment, Outcomes, Presentation, Scale
-from deepzero.reproduce.paper import published as paper
-from deepzero.reproduce.presentation import spread_text
-from deepzero.tasks.classification.classification_config import DataConfig
+from deepzero.reproduce.cells import Cell, SingleMeasurement
+from deepzero.reproduce.experiment import Experiment, Scale
+from deepzero.reproduce.paper import published
+from deepzero.reproduce.presentation import MISSING, Outcomes, Presentation, spread_text
+from deepzero.stopwatch import StageStopwatch, seconds_of
 
 STAGES = ("directions", "perturbation", "inference", "arithmetic")
 """Stages 1 to 4 of the paper's Appendix C."""
@@ -34,145 +29,114 @@ STEPS, EPOCHS = 390, 50
 """Steps of an epoch of CIFAR-10 in batches of 128, and the paper's epochs."""
 
 
-class Stopwatch:
-    """Seconds by stage."""
+@torch.no_grad()
+def random_estimate(loop: NaiveLoop, queries: int, watch: StageStopwatch) -> dict[str, Tensor]:
+    """RGE of a number of queries: a gaussian direction over all parameters is added, and taken away again."""
+    parameters = loop.parameters
+    gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    device = next(iter(parameters.values())).device
+    generator = torch.Generator(device).manual_seed(derive_seed(0, "directions"))
+    for _ in range(queries):
+        with watch("directions"):
+            u = [torch.empty_like(p).normal_(generator=generator) for p in parameters.values()]
+        loss = loop.query_along(u)
+        with watch("arithmetic"):
+            slope = (loss.item() - loop.base) / loop.step_size
+            torch._foreach_add_(list(gradient.values()), u, alpha=slope / queries)
+    return gradient
 
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
 
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time of a block to a stage."""
-        wait_for_devices()
-        start = time.perf_counter()
-        yield
-        wait_for_devices()
-        self.seconds[stage] += time.perf_counter() - start
-
-
-class OneByOne:
-    """Estimates as they are usually written: one full forward a query, in train mode, without autograd."""
-
-    def __init__(self, model: nn.Module, batch: Batch) -> None:
-        self.model, self.batch = model, batch
-        self.parameters: list[Tensor] = list(model.parameters())
-        self.watch = Stopwatch()
-        self.base = self.loss()
-
-    @torch.no_grad()
-    def loss(self) -> float:
-        """One forward."""
-        x, y = self.batch
-        return float(LOSSES["cross-entropy"](self.model(x), y))
-
-    @torch.no_grad()
-    def random(self, queries: int) -> list[Tensor]:
-        """So many queries of RGE: a gaussian direction over all parameters, added, and taken away again."""
-        saved = [p.clone() for p in self.parameters]
-        gradient = [torch.zeros_like(p) for p in self.parameters]
-        generator = torch.Generator(saved[0].device).manual_seed(derive_seed(0, "directions"))
-        for _ in range(queries):
-            with self.watch("directions"):
-                u = [torch.empty_like(p).normal_(generator=generator) for p in self.parameters]
-            with self.watch("perturbation"):
-                torch._foreach_add_(self.parameters, u, alpha=STEP_SIZE)
-            with self.watch("inference"):
-                value = self.loss()
-            with self.watch("perturbation"):
-                torch._foreach_copy_(self.parameters, saved)
-            with self.watch("arithmetic"):
-                torch._foreach_add_(gradient, u, alpha=(value - self.base) / STEP_SIZE / queries)
-        return gradient
-
-    @torch.no_grad()
-    def coordinates(self, chosen: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Queries of CGE at pairs of a parameter's number and a flat index: one entry is moved and put back."""
-        gradient = [torch.zeros_like(p) for p in self.parameters]
-        for number, index in chosen:
-            entries = self.parameters[number].view(-1)
-            with self.watch("perturbation"):
-                saved = entries[index].item()
-                entries[index] += STEP_SIZE
-            with self.watch("inference"):
-                value = self.loss()
-            with self.watch("perturbation"):
-                entries[index] = saved
-            with self.watch("arithmetic"):
-                gradient[number].view(-1)[index] = (value - self.base) / STEP_SIZE
-        return gradient
+@torch.no_grad()
+def coordinate_estimate(loop: NaiveLoop, chosen: Iterable[tuple[str, int]], watch: StageStopwatch) -> dict[str, Tensor]:
+    """CGE at pairs of a parameter's name and a flat index."""
+    gradient = {name: torch.zeros_like(p) for name, p in loop.parameters.items()}
+    for name, index in chosen:
+        loss = loop.query(name, index)
+        with watch("arithmetic"):
+            gradient[name].view(-1)[index] = (loss.item() - loop.base) / loop.step_size
+    return gradient
 
 
 def stages(*, depth: int, method: str, data_name: str, batch_size: int, queries: int, device: str) -> dict[str, Any]:
     """Seconds of one estimate by stage; ``queries`` of its d are timed, and every query costs the same."""
-    model, batch = _problem(depth, data_name, batch_size, device)
-    sizes = [p.numel() for p in model.parameters()]
-    d = sum(sizes)
+    task = problem(cnn_case(depth, data_name), batch=batch_size, step_size=STEP_SIZE).on(device)
+    watch = StageStopwatch(STAGES)
+    loop = NaiveLoop(task, watch=watch)
+    d = task.coordinates.count
     count = min(queries, d)
-    loop = OneByOne(model, batch)
     loop.loss()
     if method == "RGE":
-        loop.random(count)
+        random_estimate(loop, count, watch)
     else:
-        pairs = [(k, i) for k, size in enumerate(sizes) for i in range(size)]
+        pairs = [(name, i) for name, p in loop.parameters.items() for i in range(p.numel())]
         order = torch.randperm(d, generator=torch.Generator().manual_seed(derive_seed(0, "coordinates"))).tolist()
-        loop.coordinates([pairs[i] for i in order[:count]])
-    return {"d": d, "timed_queries": count, **{name: s * d / count for name, s in loop.watch.seconds.items()}}
+        coordinate_estimate(loop, [pairs[i] for i in order[:count]], watch)
+    return {"d": d, "timed_queries": count, **{name: s * d / count for name, s in watch.seconds.items()}}
 
 
 def propagation(*, depth: int, data_name: str, batch_size: int, repeats: int, device: str) -> dict[str, Any]:
     """Seconds of whole CGE estimates by difference propagation."""
-    model, batch = _problem(depth, data_name, batch_size, device)
-    zo = CGE(model, loss=LOSSES["cross-entropy"], step_size=STEP_SIZE, sparsity=_dense(model))
-    zo.estimate(*batch)  # exports, compiles and verifies
-    seconds = [seconds_of(lambda: zo.estimate(*batch)) for _ in range(repeats)]
-    return {"d": sum(p.numel() for p in model.parameters()), "seconds": seconds}
-
-
-def _dense(model: nn.Module) -> Coordinates:
-    return Coordinates.dense({name: p.shape for name, p in model.named_parameters()})
-
-
-def _problem(depth: int, data_name: str, batch_size: int, device: str) -> tuple[nn.Module, Batch]:
-    channels, size = image_shape(data_name)
-    model = models.build("simple_cnn", in_channels=channels, image_size=size, depth=depth).to(device).train()
-    x, y = (digits_batch if data_name == "digits" else noise_batch)(batch_size, 0)
-    return model, (x.to(device), y.to(device))
-
-
-def cells(scale: Scale) -> Iterator[Cell]:
-    """Both estimators one by one, and coordinates by propagation, at every depth."""
-    for depth in scale["depths"]:
-        common = {"depth": depth, "data_name": scale.images.name, "batch_size": scale.images.batch_size}
-        for method in ("RGE", "CGE"):
-            options = {**common, "method": method, "queries": scale["queries"]}
-            yield Cell(labels={"depth": depth, "method": method}, work=Measurement(stages, options))
-        yield Cell(
-            labels={"depth": depth, "method": PROPAGATED},
-            work=Measurement(propagation, {**common, "repeats": scale["repeats"]}),
-        )
+    task = problem(cnn_case(depth, data_name), batch=batch_size, step_size=STEP_SIZE).on(device)
+    zo = CGE(task.model, loss=LOSSES["cross-entropy"], step_size=STEP_SIZE, sparsity=task.coordinates)
+    zo.estimate(*task.batch)  # exports, compiles and verifies
+    seconds = [seconds_of(lambda: zo.estimate(*task.batch)) for _ in range(repeats)]
+    return {"d": task.coordinates.count, "seconds": seconds}
 
 
 PROPAGATED = "CGE, difference propagation"
 
 
-def present(outcomes: Outcomes, _: Scale) -> Presentation:
+@dataclass(frozen=True, kw_only=True)
+class TableA1Scale(Scale):
+    """The scale of Table A1.
+
+    Attributes:
+        depths: of the network.
+        data_name: data set whose images, or noise of their shape, are the batch.
+        batch_size: images of the batch.
+        queries: of an estimate that are timed when they are made one by one.
+        repeats: estimates by difference propagation that are timed.
+    """
+
+    depths: tuple[int, ...] = (1, 2, 3, 4, 5)
+    data_name: str = "cifar10"
+    batch_size: int
+    queries: int
+    repeats: int
+
+
+def cells(scale: TableA1Scale) -> Iterator[Cell]:
+    """Both estimators one by one, and coordinates by propagation, at every depth."""
+    for depth in scale.depths:
+        common = {"depth": depth, "data_name": scale.data_name, "batch_size": scale.batch_size}
+        for method in ("RGE", "CGE"):
+            options = {**common, "method": method, "queries": scale.queries}
+            yield Cell(labels={"depth": depth, "method": method}, work=SingleMeasurement(stages, options))
+        yield Cell(
+            labels={"depth": depth, "method": PROPAGATED},
+            work=SingleMeasurement(propagation, {**common, "repeats": scale.repeats}),
+        )
+
+
+def present(outcomes: Outcomes, _: TableA1Scale) -> Presentation:
     """Seconds by stage, ours and the paper's, and the time of a whole training run by number of parameters."""
     rows: list[list[str]] = []
     totals: dict[str, dict[int, float]] = {}
     for depth in outcomes.labelled("depth"):
-        of = {run.labels["method"]: run.result for run in outcomes.where(depth=depth)}
-        for method in ("RGE", "CGE"):
-            if method in of:
-                d = of[method]["d"]
-                published = paper.TAB_A1[method].get(d)
-                seconds = [of[method][stage] for stage in STAGES]
-                totals.setdefault(method, {})[d] = sum(seconds)
-                theirs = [f"{value:g}" for value in published] if published else [MISSING] * len(STAGES)
-                rows.append([f"{d:,}", method, *(f"{s:.3g}" for s in seconds), f"{sum(seconds):.3g}", *theirs])
-        if PROPAGATED in of:
-            d, seconds = of[PROPAGATED]["d"], of[PROPAGATED]["seconds"]
-            totals.setdefault(PROPAGATED, {})[d] = sum(seconds) / len(seconds)
-            rows.append([f"{d:,}", PROPAGATED, *[MISSING] * 4, spread_text(seconds), *[MISSING] * 4])
+        for run in outcomes.where(depth=depth):
+            method, d = str(run.labels["method"]), run.result["d"]
+            if method == PROPAGATED:
+                estimates = run.result["seconds"]
+                total = sum(estimates) / len(estimates)
+                seconds, text, theirs = [MISSING] * len(STAGES), spread_text(estimates), None
+            else:
+                stages = [run.result[stage] for stage in STAGES]
+                total = sum(stages)
+                seconds, text = [f"{s:.3g}" for s in stages], f"{total:.3g}"
+                theirs = published.TAB_A1[method].get(d)
+            totals.setdefault(method, {})[d] = total
+            paper = [f"{value:g}" for value in theirs] if theirs else [MISSING] * len(STAGES)
+            rows.append([f"{d:,}", method, *seconds, text, *paper])
     table = Table(
         title="Seconds of one estimate by stage, q = d",
         columns=["d", "method", *STAGES, "all", *(f"paper: {stage}" for stage in STAGES)],
@@ -200,20 +164,25 @@ EXPERIMENT = Experiment(
     also=("figA2",),
     title="Table A1 and Fig. A2: time of CGE and RGE",
     scales={
-        "smoke": Scale(
+        "smoke": TableA1Scale(
             caption="Digits, batch of 16, one depth, 20 queries.",
-            data=DataConfig(name="digits", batch_size=16),
-            grid={"depths": (1,), "queries": 20, "repeats": 2},
+            depths=(1,),
+            data_name="digits",
+            batch_size=16,
+            queries=20,
+            repeats=2,
         ),
-        "small": Scale(
+        "small": TableA1Scale(
             caption="Noise of 3x32x32, batch of 128; 100 queries of each kind are timed, and 3 estimates.",
-            data=DataConfig(name="cifar10", batch_size=128),
-            grid={"depths": (1, 2, 3, 4, 5), "queries": 100, "repeats": 3},
+            batch_size=128,
+            queries=100,
+            repeats=3,
         ),
-        "paper": Scale(
+        "paper": TableA1Scale(
             caption="Noise of 3x32x32, batch of 256; every query is timed, and 5 estimates.",
-            data=DataConfig(name="cifar10", batch_size=256),
-            grid={"depths": (1, 2, 3, 4, 5), "queries": 12_610, "repeats": 5},
+            batch_size=256,
+            queries=12_610,
+            repeats=5,
         ),
     },
     cells=cells,

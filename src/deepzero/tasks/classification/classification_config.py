@@ -1,23 +1,20 @@
-"""What an image-classification run consists of: frozen records, checked when they are made."""
+"""The configuration of a classification run: frozen records, checked when they are made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Self, TypeVar, cast, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
-from deepzero import baselines, data, models, validation
+from deepzero import baselines, models, validation
 from deepzero.errors import InvalidInputError
 from deepzero.losses import LOSSES
 from deepzero.own import absolute, is_own
 from deepzero.probes import DISTRIBUTIONS
 from deepzero.sparsity.schedules import UNITS
 from deepzero.stencils import CENTRAL, FORWARD, Stencil
-from deepzero.text import did_you_mean
+from deepzero.tasks.task_config import DataConfig, record_of
 from deepzero.training.training_config import TrainingConfig
-
-Config = TypeVar("Config")
 
 ESTIMATORS = ("cge", "rge")
 METHODS = (*ESTIMATORS, "fo", *baselines.names())
@@ -29,75 +26,8 @@ STENCILS: dict[str, Stencil] = {stencil.name: stencil for stencil in (FORWARD, C
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which images or table, and how batches are made of them.
-
-    Attributes:
-        name: one of :func:`deepzero.data.names`; with a ``path``, the kind of what lies there, as
-            :func:`deepzero.data.detect` names it.
-        batch_size: images of a training batch.
-        validation: part of the training images to select weights by, in [0, 1); with 0 the last weights are taken.
-        padding: pixels of padding before a random crop; 0 for no crop.
-        flip: whether to flip half of the images left to right.
-        drop_last: leave out a last training batch that is not full.
-        image_size: average the images down to this size; None for their own.
-        limit: use only so many training samples; None for all.
-        path: a file or folder of one's own, kept as an absolute path; None for a named set.
-        target: the column of a table that holds the labels; None for the usual one.
-        test: part of each class to hold out as the test set, where the ``path`` has none; None for the usual part.
-
-    >>> own = DataConfig.of_path("flowers.csv", kind="csv", target="species", batch_size=16)
-    >>> own.name, own.target, own.title
-    ('csv', 'species', 'flowers.csv')
-    """
-
-    name: str
-    batch_size: int = 128
-    validation: float = 0.1
-    padding: int = 0
-    flip: bool = False
-    drop_last: bool = True
-    image_size: int | None = None
-    limit: int | None = None
-    path: str | None = None
-    target: str | None = None
-    test: float | None = None
-
-    def __post_init__(self) -> None:
-        validation.choice("data", self.name, data.names() if self.path is None else data.KINDS)
-        validation.count("batch_size", self.batch_size)
-        validation.count("padding", self.padding, minimum=0)
-        if self.path is not None:
-            object.__setattr__(self, "path", str(Path(self.path).expanduser().absolute()))
-        elif (self.target, self.test) != (None, None):
-            raise InvalidInputError(
-                f"target and test are for data of one's own, which has a path; the set {self.name!r} has its own"
-            )
-
-    @classmethod
-    def of_path(cls, path: str | Path, *, kind: str | None = None, **options: Any) -> Self:
-        """The configuration for a file or folder of one's own.
-
-        Args:
-            path: of the file or folder.
-            kind: of what lies there; found by :func:`deepzero.data.detect` by default.
-            options: other attributes.
-
-        Raises:
-            InvalidInputError: there is nothing that can be read.
-            DataNotFoundError: there is nothing at all.
-        """
-        return cls(name=data.detect(path) if kind is None else kind, path=str(path), **options)
-
-    @property
-    def title(self) -> str:
-        """What a person calls the data: the name of the set, or of the file or folder."""
-        return self.name if self.path is None else Path(self.path).name
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network.
+    """The network.
 
     Attributes:
         name: one of :func:`deepzero.models.names`, or ``file.py:Net`` or ``module:Net`` for one's own; the path of a
@@ -114,13 +44,13 @@ class ModelConfig:
 
     @property
     def title(self) -> str:
-        """What a person calls the network: its name, or that of its class."""
+        """Short name of the network, or of its class."""
         return self.name.rpartition("/")[2].removesuffix(".py") if is_own(self.name) else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorConfig:
-    """Where gradients come from.
+    """The source of gradients.
 
     Attributes:
         method: ``cge`` and ``rge`` estimate them from function values; ``fo`` is autograd on the same coordinates, and
@@ -151,15 +81,15 @@ class EstimatorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityConfig:
-    """Which coordinates are queried, and when they change.
+    """The coordinates that are queried, and when they change.
 
     Attributes:
         sparsity: part of the weights that is not queried at a step, in [0, 1); norms and biases always are.
-        ratios: what tells layers apart: a ranking of weights (``zo-grasp``, ``fo-grasp``, ``magnitude``, ``random``) or
-            a rule (``smart-ratio``, ``uniform``; ``cost-aware`` spends the work that Smart-Ratio would take at this
-            sparsity, see :func:`deepzero.sparsity.cost_aware_ratios`).
+        ratios: source of the shares of the layers: a ranking of weights (``zo-grasp``, ``fo-grasp``, ``magnitude``,
+            ``random``) or a rule (``smart-ratio``, ``uniform``; ``cost-aware`` spends the work that Smart-Ratio would
+            take at this sparsity, see :func:`deepzero.sparsity.cost_aware_ratios`).
         pattern: ``dynamic`` draws coordinates at random under layer-wise ratios, again and again (the paper's);
-            ``static`` keeps the best-ranked ones, or one draw of a rule; ``alternating`` ranks the weights anew at
+            ``static`` keeps the best-ranked ones, or one draw of a rule; ``alternating`` ranks the weights again at
             every step (the paper's M1; its ranking takes further queries, which are not counted).
         prune: the weights outside a static pattern are zero from the start: a sparse network (the paper's M2).
         every: how long a draw lasts.
@@ -200,19 +130,19 @@ class SparsityConfig:
 
     @property
     def ranks(self) -> bool:
-        """Whether single weights are ranked, not only layers."""
+        """True if single weights are ranked, not only layers."""
         return self.ratios in SCORES
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig:
-    """An image-classification run: all that its result depends on, and nothing else.
+    """A classification run: all that its result depends on, and nothing else.
 
     Attributes:
-        data: which images.
-        model: which network.
-        estimator: where gradients come from.
-        sparsity: which coordinates are queried.
+        data: images or a table.
+        model: the network.
+        estimator: source of gradients.
+        sparsity: the coordinates that are queried.
         loss: one of :data:`deepzero.losses.LOSSES`.
         training: optimizer and schedule.
         seed: of the initial weights, the order of images, augmentation, directions and coordinates.
@@ -254,42 +184,3 @@ def from_record(record: Mapping[str, Any]) -> ClassificationConfig:
         True
     """
     return record_of(ClassificationConfig, record)
-
-
-def record_of(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
-    """A frozen record from settings by name, as JSON or TOML holds them; the records in it are made first.
-
-    Args:
-        kind: the record's class.
-        values: its fields; lists become tuples where the field is one.
-        where: what stands before a name in a message.
-
-    Raises:
-        InvalidInputError: a setting is unknown, missing, or out of its domain.
-    """
-    hints, known = get_type_hints(kind), {field.name: field for field in fields(cast("Any", kind))}
-    for name in values:
-        if name not in known:
-            raise InvalidInputError(
-                f"unknown setting {where}{name}{did_you_mean(name, known)}; there are: "
-                f"{', '.join(where + k for k in known)}"
-            )
-    given = {}
-    for name, value in values.items():
-        if is_dataclass(hints[name]):
-            if not isinstance(value, Mapping):
-                raise InvalidInputError(f"{where}{name} must hold settings by name, got {value!r}")
-            given[name] = record_of(hints[name], value, f"{where}{name}.")
-        else:
-            given[name] = tuple(value) if get_origin(hints[name]) is tuple and isinstance(value, list) else value
-    needed = [name for name, one in known.items() if one.default is MISSING and one.default_factory is MISSING]
-    missing = [name for name in needed if name not in given]
-    if missing:
-        raise InvalidInputError(
-            f'the setting {where}{missing[0]} is missing; give it, or name a recipe to change: recipe = "digits"'
-        )
-    try:
-        return kind(**given)
-    except TypeError as error:
-        what = where.rstrip(".") or "the configuration"
-        raise InvalidInputError(f"a setting of {what} is of the wrong kind: {error}") from error

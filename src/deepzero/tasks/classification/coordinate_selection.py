@@ -1,19 +1,18 @@
-"""Which coordinates a run queries: scores at the initial weights -> ratios or masks -> a schedule."""
+"""The coordinates that a run queries: scores at the initial weights -> layer-wise ratios or masks."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from deepzero.announce import announced
-from deepzero.coordinates import CoordinateSchedule
 from deepzero.data import BatchLoader, Dataset
 from deepzero.data.loader import Batch
 from deepzero.estimator import CGE
@@ -25,12 +24,8 @@ from deepzero.evaluators import (
     PropagationEvaluator,
     SequentialEvaluator,
 )
-from deepzero.losses import LOSSES
 from deepzero.objective import NetworkObjective
 from deepzero.sparsity import (
-    Alternating,
-    DynamicRatios,
-    Score,
     cost_aware_ratios,
     fo_grasp,
     layer_ratios,
@@ -43,7 +38,7 @@ from deepzero.sparsity import (
     zo_grasp,
 )
 from deepzero.sparsity.selection import counts_from_ratios, trainable
-from deepzero.tasks.classification.classification_config import ClassificationConfig
+from deepzero.tasks.classification.classification_config import SparsityConfig
 from deepzero.team import Team
 
 log = logging.getLogger("deepzero")
@@ -65,7 +60,7 @@ class Ratios:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is known before the first step about the coordinates of a run.
+    """The choice before the first step of the coordinates of a run.
 
     Attributes:
         ratios: layer-wise keep ratios; none for a dense or an alternating run.
@@ -76,53 +71,57 @@ class Selection:
     masks: Masks | None = None
 
 
-def select(
-    config: ClassificationConfig,
-    model: nn.Module,
-    train: Dataset,
-    device: torch.device,
-    team: Team | None = None,
-    known: Ratios | None = None,
-) -> Selection:
-    """Choose at the model's initial weights, and prune it if the run is to; queries are divided among a team.
+@dataclass(frozen=True)
+class InitialState:
+    """The initial weights of a run, and all that they may be judged by.
+
+    Attributes:
+        model: at its initial weights.
+        train_set: to score weights on.
+        loss: of outputs and labels.
+        step_size: of finite differences.
+        batch_size: of the run.
+        seed: of the run.
+        device: of the model.
+        team: the processes that divide the queries; None for this one alone.
+        name: of the network, for messages.
+    """
+
+    model: nn.Module
+    train_set: Dataset
+    loss: Callable[[Tensor, Tensor], Tensor]
+    step_size: float
+    batch_size: int
+    seed: int
+    device: torch.device
+    team: Team | None = None
+    name: str = "initial"
+
+
+def select(config: SparsityConfig, initial: InitialState, known: Ratios | None = None) -> Selection:
+    """Choose at the initial weights, and prune the model if the configuration says so.
 
     Args:
-        config: of the run.
-        model: at its initial weights.
-        train: training images, to score weights on.
-        device: where the model is.
-        team: the processes of the run.
+        config: of the sparsity.
+        initial: weights, and all that they may be judged by.
         known: the ratios that were found when the run was started.
     """
-    sparse = config.sparsity
-    if sparse.sparsity == 0 or sparse.pattern == "alternating":
+    if config.sparsity == 0 or config.pattern == "alternating":
         return Selection(Ratios({}))
-    if known is not None and sparse.pattern == "dynamic":
+    if known is not None and config.pattern == "dynamic":
         return Selection(known)
-    start = _Start(config, model, train, device, team)
-    if sparse.pattern == "dynamic":
-        return Selection(Ratios(start.ratios(), start.queries))
-    masks = start.masks()
-    if sparse.prune:
-        prune(model, masks)
+    selector = _Selector(config, initial)
+    if config.pattern == "dynamic":
+        return Selection(Ratios(selector.ratios(), selector.queries))
+    masks = selector.masks()
+    if config.prune:
+        prune(initial.model, masks)
     kept = {name: mask.float().mean().item() for name, mask in masks.items() if mask.dim() > 1}
-    return Selection(Ratios(kept, start.queries), masks)
-
-
-def schedule(config: ClassificationConfig, selection: Selection) -> CoordinateSchedule | Masks | None:
-    """The coordinates of every step, as an estimator takes them."""
-    sparse = config.sparsity
-    if selection.masks is not None:
-        return selection.masks
-    if sparse.sparsity == 0:
-        return None
-    if sparse.pattern == "alternating":
-        return Alternating(sparse.sparsity, _score_of_step(config), seed=config.seed)
-    return DynamicRatios(selection.ratios.keep, every=sparse.every, unit=sparse.unit, seed=config.seed)
+    return Selection(Ratios(kept, selector.queries), masks)
 
 
 def prune(model: nn.Module, masks: Masks) -> None:
-    """Set the weights outside the masks to zero, where they stay: their gradient is never estimated."""
+    """Set the weights outside the masks to zero, for good: their gradient is never estimated."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in masks:
@@ -134,95 +133,87 @@ def divided(evaluator: DivisibleEvaluator, team: Team | None) -> Evaluator:
     return evaluator if team is None else DistributedEvaluator(evaluator, team)
 
 
-class _Start:
-    """The initial weights and what may be looked at there; counts its queries."""
+class _Selector:
+    """Finds ratios and masks at the initial weights, and counts its queries."""
 
-    def __init__(
-        self,
-        config: ClassificationConfig,
-        model: nn.Module,
-        train: Dataset,
-        device: torch.device,
-        team: Team | None,
-    ) -> None:
-        self.config, self.model, self.train, self.device, self.team = config, model, train, device, team
-        self.loss = LOSSES[config.loss]
-        self.queries = 0
+    def __init__(self, config: SparsityConfig, initial: InitialState) -> None:
+        self.config, self.initial, self.queries = config, initial, 0
 
     def ratios(self) -> dict[str, float]:
         """Layer-wise keep ratios by the configured rule."""
-        sparse = self.config.sparsity
-        match sparse.ratios:
+        sparsity, model = self.config.sparsity, self.initial.model
+        match self.config.ratios:
             case "smart-ratio":
-                return smart_ratio(self.model, sparse.sparsity)
+                return smart_ratio(model, sparsity)
             case "uniform":
-                return uniform_ratios(self.model, sparse.sparsity)
+                return uniform_ratios(model, sparsity)
             case "cost-aware":
                 return self._cost_aware()
             case _:
-                return layer_ratios(self._scores(), sparsity=sparse.sparsity)
+                return layer_ratios(self._scores(), sparsity=sparsity)
 
     def masks(self) -> Masks:
         """The best-ranked coordinates, or a draw under the ratios of a rule that ranks none."""
-        sparse, seed = self.config.sparsity, self.config.seed
-        if sparse.ranks:
-            return masks_from_scores(self._scores(), sparse.sparsity)
-        drawn = random_coordinates(self.model, self.ratios(), seed=seed)
-        return drawn.masks({name: p.shape for name, p in trainable(self.model).items()})
+        model = self.initial.model
+        if self.config.ranks:
+            return masks_from_scores(self._scores(), self.config.sparsity)
+        drawn = random_coordinates(model, self.ratios(), seed=self.initial.seed)
+        return drawn.masks({name: p.shape for name, p in trainable(model).items()})
 
     def _scores(self) -> dict[str, Tensor]:
-        sparse, seed = self.config.sparsity, self.config.seed
-        match sparse.ratios:
+        initial, seed = self.initial, self.initial.seed
+        match self.config.ratios:
             case "random":
-                return random(self.model, seed=seed)
+                return random(initial.model, seed=seed)
             case "magnitude":
-                return magnitude(self.model)
+                return magnitude(initial.model)
             case "fo-grasp":
-                return fo_grasp(self.model, self.loss, *self._sample(sparse.per_class), seed=seed)
-        cost = 2 * (sparse.queries + 1)
+                return fo_grasp(initial.model, initial.loss, *self._sample(), seed=seed)
+        cost = 2 * (self.config.queries + 1)
         self.queries += cost
-        with announced(f"scoring {self.config.model.name} weights by ZO-GraSP ({cost} queries)"):
+        with announced(f"scoring {initial.name} weights by ZO-GraSP ({cost} queries)"):
             return zo_grasp(
-                self.model,
-                self.loss,
-                *self._sample(sparse.per_class),
-                queries=sparse.queries,
-                step_size=self.config.estimator.step_size,
+                initial.model,
+                initial.loss,
+                *self._sample(),
+                queries=self.config.queries,
+                step_size=initial.step_size,
                 seed=seed,
-                evaluator=divided(self._one_by_one_or_batched(), self.team),
+                evaluator=divided(self._one_by_one_or_batched(), initial.team),
             )
 
     def _one_by_one_or_batched(self) -> DivisibleEvaluator:
-        """How scores are asked: float64 convolutions on a CPU take half the time one by one."""
-        convolves = any(isinstance(module, CONVOLUTIONS) for module in self.model.modules())
-        return SequentialEvaluator() if convolves and self.device.type == "cpu" else BatchedEvaluator()
+        """The evaluator of the scores: float64 convolutions on a CPU take half the time one by one."""
+        convolves = any(isinstance(module, CONVOLUTIONS) for module in self.initial.model.modules())
+        return SequentialEvaluator() if convolves and self.initial.device.type == "cpu" else BatchedEvaluator()
 
     def _cost_aware(self) -> dict[str, float]:
         """Ratios that cost as much as Smart-Ratio's at the same sparsity, by the work of propagating a difference."""
-        sparse = self.config.sparsity
-        reference = smart_ratio(self.model, sparse.sparsity)
-        objective = NetworkObjective(self.model, self.loss)
+        model = self.initial.model
+        reference = smart_ratio(model, self.config.sparsity)
+        objective = NetworkObjective(model, self.initial.loss)
         work = PropagationEvaluator(verify=False).work(objective, *self._batch)
-        parameters = trainable(self.model)
+        parameters = trainable(model)
         counts = counts_from_ratios(reference, parameters)
         budget = sum(work[name] * counts.get(name, p.numel()) for name, p in parameters.items())
         weights = None
-        if sparse.weights != "equal":
-            weights = reference if sparse.weights == "smart-ratio" else self._sensitivity()
-        return cost_aware_ratios(self.model, work, budget=budget, exponent=sparse.exponent, weights=weights)
+        if self.config.weights != "equal":
+            weights = reference if self.config.weights == "smart-ratio" else self._sensitivity()
+        return cost_aware_ratios(model, work, budget=budget, exponent=self.config.exponent, weights=weights)
 
     def _sensitivity(self) -> dict[str, float]:
         """Root mean square of the partial derivatives of each layer, from an estimate on a few of its coordinates."""
-        parameters = {name: p for name, p in trainable(self.model).items() if p.dim() > 1}
+        initial = self.initial
+        parameters = {name: p for name, p in trainable(initial.model).items() if p.dim() > 1}
         ratios = {name: min(1.0, SAMPLES / p.numel()) for name, p in parameters.items()}
-        chosen = random_coordinates(self.model, ratios, seed=self.config.seed, always=())
+        chosen = random_coordinates(initial.model, ratios, seed=initial.seed, always=())
         zo = CGE(
-            self.model,
-            loss=self.loss,
-            step_size=self.config.estimator.step_size,
+            initial.model,
+            loss=initial.loss,
+            step_size=initial.step_size,
             sparsity=chosen,
-            evaluator=divided(PropagationEvaluator(verify=False), self.team),
-            seed=self.config.seed,
+            evaluator=divided(PropagationEvaluator(verify=False), initial.team),
+            seed=initial.seed,
         )
         estimate = zo.estimate(*self._batch)
         self.queries += estimate.queries
@@ -233,24 +224,16 @@ class _Start:
     @cached_property
     def _batch(self) -> Batch:
         """A batch as the run's own, without augmentation."""
-        size = min(self.config.data.batch_size, len(self.train))
-        return BatchLoader(self.train, batch_size=size, shuffle=True, seed=self.config.seed, device=self.device).batch(
-            0, 0
-        )
+        initial = self.initial
+        size = min(initial.batch_size, len(initial.train_set))
+        loader = BatchLoader(initial.train_set, batch_size=size, shuffle=True, seed=initial.seed, device=initial.device)
+        return loader.batch(0, 0)
 
-    def _sample(self, per_class: int) -> Batch:
+    def _sample(self) -> Batch:
         """``per_class`` normalized images of each class, drawn at random."""
-        train, seed = self.train, self.config.seed
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-        labels = train.labels[order]
-        chosen = [order[(labels == label).nonzero().squeeze(1)[:per_class]] for label in range(train.num_classes)]
-        sample = train.subset(torch.cat(chosen))
-        return BatchLoader(sample, batch_size=len(sample), device=self.device).batch(0, 0)
-
-
-def _score_of_step(config: ClassificationConfig) -> Score:
-    """What an alternating run ranks its weights by (in float32, because it is called at every step)."""
-    sparse = config.sparsity
-    if sparse.ratios == "fo-grasp":
-        return partial(fo_grasp, dtype=torch.float32)
-    return partial(zo_grasp, queries=sparse.queries, step_size=config.estimator.step_size, dtype=torch.float32)
+        train_set, count = self.initial.train_set, self.config.per_class
+        order = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(self.initial.seed))
+        labels = train_set.labels[order]
+        chosen = [order[(labels == label).nonzero().squeeze(1)[:count]] for label in range(train_set.num_classes)]
+        sample = train_set.subset(torch.cat(chosen))
+        return BatchLoader(sample, batch_size=len(sample), device=self.initial.device).batch(0, 0)

@@ -1,4 +1,4 @@
-"""Image classification: data, model, sparsity, estimator and optimizer, wired from one configuration."""
+"""The training of a classifier, from its configuration to its run folder."""
 
 from __future__ import annotations
 
@@ -14,21 +14,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from deepzero import data, validation
-from deepzero.tasks.classification.classification_config import ClassificationConfig
-from deepzero.tasks.classification.classification_parts import (
-    load_images,
-    make_model,
-    make_optimizer,
-    model_file,
-    scorer,
-    training_batches,
-)
-from deepzero.tasks.classification.coordinate_selection import Ratios, select
-from deepzero.tasks.classification.gradient_choice import gradient_source
+from deepzero.tasks.classification.classification_config import ClassificationConfig, ModelConfig
+from deepzero.tasks.classification.classifier_setup import ClassifierSetup, make_model, make_optimizer, set_up
+from deepzero.tasks.classification.coordinate_selection import Ratios
+from deepzero.tasks.task_data import Scorer, read_data
 from deepzero.team import Team, own_device
-from deepzero.training import Result, SharedRun, Sink, StopRequest, Trainer, TrainingConfig
-from deepzero.training.schedule import learning_rate
-from deepzero.training.state import parameter_shapes
+from deepzero.training import ModelFile, Result, SharedRun, Sink, StopRequest, Trainer, TrainingConfig
+from deepzero.training.checkpoint_contents import parameter_shapes
+from deepzero.training.training_config import learning_rate
 
 RATIOS = "ratios.json"
 
@@ -60,13 +53,12 @@ def train(
         config: all that the result depends on.
         out: a folder that is empty or not there; with ``resume``, the folder of a run with the same ``config``.
         resume: continue from the last checkpoint; a finished run is only read.
-        data_dir: where the data set lies, see :func:`deepzero.data.load`.
-        splits: the images, as :func:`~deepzero.tasks.classification.classification_parts.load_images` gives them;
-            loaded by default.
+        data_dir: folder of the data set, see :func:`deepzero.data.load`.
+        splits: the data, as :func:`deepzero.tasks.task_data.read_data` gives them; read by default.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
-        max_seconds: stop after about so long.
+        max_seconds: stop after about that time.
         loggers: further places for measurements, as in :class:`deepzero.Trainer`.
-        console: where to show progress; None to be silent.
+        console: for progress; None to be silent.
         notes: JSON-able values to keep in ``run.json``.
         team: the processes that divide the queries, from :func:`deepzero.team.joined`; by default this one alone. All
             of them call this function with the same arguments; rank 0 reads and writes the folder. The weights have
@@ -82,7 +74,7 @@ def train(
 
     Example:
         >>> import tempfile
-        >>> from deepzero.tasks.classification.classification_config import DataConfig, EstimatorConfig, ModelConfig
+        >>> from deepzero.tasks.classification import DataConfig, EstimatorConfig, ModelConfig
         >>> from deepzero.training import TrainingConfig
         >>> config = ClassificationConfig(
         ...     data=DataConfig(name="digits", limit=64, batch_size=32),
@@ -95,59 +87,83 @@ def train(
         >>> result.summary["steps"], result.summary["test_accuracy"] > 0.3
         (4, True)
     """
-    path, place, team = Path(out), own_device(validation.device(device)), team or Team()
+    path, team = Path(out), team or Team()
+    place = own_device(validation.device(device))
     started = time.perf_counter()
     run = SharedRun.open(path, config=asdict(config), resume=resume, team=team, files=[RATIOS])
-    alone = team.size == 1
-    with StopRequest(max_seconds=max_seconds, once=alone, waits=alone) as stop:
-        splits = splits or load_images(config, data_dir)
-        model = make_model(config, splits.train).to(place)
+    with StopRequest.of(team, max_seconds=max_seconds) as stop:
+        splits = splits or read_data(config.data, data_dir)
         if run.summary is not None:
             log.info("%s holds a finished run: nothing is left to do", path)
+            model = make_model(config.model, splits.train, seed=config.seed).to(place)
             model.load_state_dict(run.weights())
             return Result(model, path, run.summary)
-        batches = training_batches(config, splits.train, place)
         known = Ratios(**run.files[RATIOS]) if RATIOS in run.files else None
-        selection = select(config, model, splits.train, place, team, known)
-        source = gradient_source(config, model, selection, team)
-        noted = {"parameters": parameter_shapes(model), **(notes or {})}
-        run.start(config=asdict(config), notes=noted, files={RATIOS: asdict(selection.ratios)})
-        optimizer = make_optimizer(config, model)
-        trainer = Trainer(
-            model,
-            source,
-            optimizer,
-            batches,
-            validation=scorer(config, splits.validation, place) if len(splits.validation) else None,
-            test=scorer(config, splits.test, place),
-            epochs=config.training.epochs,
-            scheduler=_schedule(config.training, optimizer, len(batches)),
-            scheduler_interval="step",
-            monitor="validation_accuracy",
-            loggers=loggers,
-            out=run,
-            validate_every=config.training.evaluate_every,
-            checkpoint_steps=config.training.checkpoint_steps,
-            checkpoint_minutes=config.training.checkpoint_minutes,
-            team=team,
-            progress=console or False,
-            model_file=model_file(config, splits.train),
-            name=_name(config),
+        setup = set_up(config, splits.train, place, team=team, known=known)
+        run.start(
             config=asdict(config),
-            facts={
-                "validation_accuracy": None,
-                "queries_for_ratios": selection.ratios.queries,
-                "seed": config.seed,
-            },
-            queries_before=selection.ratios.queries,
+            notes={"parameters": parameter_shapes(setup.model), **(notes or {})},
+            files={RATIOS: asdict(setup.selection.ratios)},
         )
+        trainer = _trainer(config, setup, splits, run, loggers=loggers, console=console)
         trainer.started = started
         return trainer.fit(stop=stop)
+
+
+def _trainer(
+    config: ClassificationConfig,
+    setup: ClassifierSetup,
+    splits: data.Splits,
+    run: SharedRun,
+    *,
+    loggers: Sequence[str | Sink],
+    console: Console | None,
+) -> Trainer:
+    """The loop of a classifier: SGD, weights by accuracy on the validation split."""
+    training, queries = config.training, setup.selection.ratios.queries
+    optimizer = make_optimizer(training, setup.model)
+    return Trainer(
+        setup.model,
+        setup.source,
+        optimizer,
+        setup.batches,
+        validation=Scorer(splits.validation, config.loss, setup.device) if len(splits.validation) else None,
+        test=Scorer(splits.test, config.loss, setup.device),
+        monitor="validation_accuracy",
+        scheduler=_schedule(training, optimizer, len(setup.batches)),
+        scheduler_interval="step",
+        epochs=training.epochs,
+        validate_every=training.evaluate_every,
+        checkpoint_steps=training.checkpoint_steps,
+        checkpoint_minutes=training.checkpoint_minutes,
+        out=run,
+        team=run.team,
+        loggers=loggers,
+        progress=console or False,
+        name=_name(config),
+        config=asdict(config),
+        model_file=_model_file(config.model, splits.train, loss=config.loss, seed=config.seed),
+        facts={"validation_accuracy": None, "queries_for_ratios": queries, "seed": config.seed},
+        queries_before=queries,
+    )
 
 
 def _schedule(config: TrainingConfig, optimizer: Optimizer, batches: int) -> LambdaLR:
     warmup = round(config.warmup_epochs * batches)
     return learning_rate(optimizer, config.schedule, warmup=warmup, total=config.epochs * batches)
+
+
+def _model_file(config: ModelConfig, train_set: data.Dataset, *, loss: str, seed: int) -> ModelFile:
+    """The recipe of the network, and the form of its inputs and outputs."""
+    shape = list(train_set.input_shape)
+    return ModelFile(
+        target=config.name,
+        arguments={"num_classes": train_set.num_classes, "input_shape": shape, "seed": seed, **config.options},
+        preprocessing=train_set.preprocessing.to_json(),
+        classes=train_set.class_names,
+        loss=loss,
+        inputs={"shape": shape, "dtype": "float32"},
+    )
 
 
 def _name(config: ClassificationConfig) -> str:

@@ -1,4 +1,4 @@
-"""What a correction consists of: frozen records, checked when they are made."""
+"""The configuration of a correction: frozen records, checked when they are made."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
-from deepzero.tasks.classification.classification_config import record_of
 from deepzero.tasks.correction.wake import TEST_REYNOLDS, TRAINING_REYNOLDS
-from deepzero.training.schedule import SCHEDULES
+from deepzero.tasks.task_config import record_of
+from deepzero.training.training_config import SCHEDULES
 
 SRC, NON, FO_SOL, ZO_SOL, ZO_SOL_RGE = "src", "non", "fo-sol", "zo-sol", "zo-sol-rge"
 OPAQUE, EMULATOR = "opaque", "opaque-emulator"
@@ -41,11 +41,11 @@ USED_BY = {
 """Settings that only some methods look at."""
 UNIFORM, ZO_GRASP = "uniform", "zo-grasp"
 RATIOS = {UNIFORM: "the same part of every layer", ZO_GRASP: "as ZO-GraSP ranks the layers"}
-"""How ``zo-sol`` divides its coordinates among the layers."""
+"""Divisions of the coordinates of ``zo-sol`` among the layers."""
 
 GLOROT, ZERO = "glorot", "zero"
 STARTS = {GLOROT: "uniform as in Glorot and Bengio, like the others", ZERO: "0: training starts from the solver alone"}
-"""Where the last layer starts."""
+"""Initial weights of the last layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class CorrectionConfig:
         learning_rate: of Adam, at its peak.
         schedule: of the learning rate.
         sparsity: share of the weights that a step of ``zo-sol`` leaves out.
-        ratios: how its coordinates are divided among the layers, one of :data:`RATIOS`.
+        ratios: division of its coordinates among the layers, one of :data:`RATIOS`.
         directions: of a state and step, for ``opaque`` and ``opaque-emulator``.
         step_size: of the finite differences in weights.
         seed: of everything that is drawn.

@@ -1,4 +1,4 @@
-"""How the network is trained inside of the simulation: one gradient source a method."""
+"""Training of the network inside of the simulation: one gradient source a method."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.sparsity import DynamicRatios, SparsityWarning, layer_ratios, zo_grasp
 from deepzero.sparsity.selection import counts_from_ratios
 from deepzero.stencils import FORWARD
+from deepzero.tasks.black_box_sources import BlackBoxSource, CountedCalls
 from deepzero.tasks.correction import correction_config as names
 from deepzero.tasks.correction.correction_config import CorrectionConfig
 from deepzero.tasks.correction.reference_flows import Reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
-from deepzero.tasks.opaque_source import Asking
-from deepzero.training.sources import Autograd, GradientSource
+from deepzero.training.gradient_sources import Autograd, GradientSource
 
 POLICY = QueryPolicy(retries=1, on_nan="skip")
 """A solver that fails is run once more; a flow that blows up costs its query and nothing else."""
@@ -71,7 +71,7 @@ class FlowBatches:
         size: pairs of a batch.
         steps: batches of an epoch.
         seed: of the order.
-        advanced: the solver's step of every frame but the last, ``[s, t-1, 2, X+1, Y+1]``: these are given in place of
+        advanced: the solver's step of every frame but the last, ``[s, t-1, 2, X+1, Y+1]``: these take the place of
             the frames, for a network that is trained on pairs.
     """
 
@@ -93,9 +93,9 @@ class FlowBatches:
         first = (epoch * self.steps + index) * self.size
         chosen = torch.stack([self._order((first + k) // total, total)[(first + k) % total] for k in range(self.size)])
         simulation, frame = chosen // starts, chosen % starts
-        given = self.frames if self.advanced is None else self.advanced
+        inputs = self.frames if self.advanced is None else self.advanced
         following = torch.stack([self.frames[simulation, frame + 1 + i] for i in range(self.unroll)], dim=1)
-        return Flows(given[simulation, frame], self.reynolds[simulation]), following
+        return Flows(inputs[simulation, frame], self.reynolds[simulation]), following
 
     def _order(self, turn: int, total: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "frames", turn))
@@ -130,46 +130,12 @@ class Emulator(nn.Module):
         return found
 
 
-class CountedCalls:
-    """A gradient source whose queries are solver calls, of which every step takes as many.
-
-    Args:
-        source: fills ``p.grad``.
-        before: calls before the first step.
-        each: calls of a step.
-    """
-
-    def __init__(self, source: Autograd, *, before: int, each: int) -> None:
-        self._source, self._before, self._each = source, before, each
-
-    @property
-    def queries(self) -> int:
-        """Solver calls so far."""
-        return self._before + self._each * self._source.queries
-
-    def backward(self, *batch: Any) -> Tensor:
-        """As the source does it."""
-        return self._source.backward(*batch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """As the source does it."""
-        self._source.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The source's."""
-        return self._source.state_dict()
-
-    def load_state_dict(self, values: Mapping[str, Any]) -> None:
-        """The source's."""
-        self._source.load_state_dict(values)
-
-
 @dataclass
 class Method:
-    """A network in its surroundings, and what fills its gradients.
+    """A network in its surroundings, and its gradient source.
 
     Attributes:
-        model: a batch to a trajectory.
+        model: from a batch to a trajectory.
         source: of gradients; its queries are solver calls.
         unroll: frames that a batch is compared with.
         calls: solver calls of a step.
@@ -188,10 +154,10 @@ class Method:
         return 0 if self.corrected is None or self.corrected.solver is None else self.corrected.solver.ledger.skipped
 
 
-def make_network(config: CorrectionConfig, scales: tuple[float, ...]) -> FlowCorrector:
-    """The network at its initial weights."""
-    network = FlowCorrector(widths=config.widths, scales=scales)
-    if config.start == names.ZERO:
+def make_network(widths: tuple[int, ...], start: str, scales: tuple[float, ...]) -> FlowCorrector:
+    """The network at its initial weights; ``start`` says how its last layer begins: ``glorot`` or ``zero``."""
+    network = FlowCorrector(widths=widths, scales=scales)
+    if start == names.ZERO:
         nn.init.zeros_(network.layers[-1].weight)  # type: ignore[arg-type]
     return network
 
@@ -199,41 +165,48 @@ def make_network(config: CorrectionConfig, scales: tuple[float, ...]) -> FlowCor
 def surroundings(
     config: CorrectionConfig, network: nn.Module, flow: WakeFlow, reference: Reference, ratios: Mapping[str, float]
 ) -> Method:
-    """What the network is trained in, by a method that trains.
+    """The simulation around the network, by a method that trains.
 
     Args:
-        config: says which.
+        config: names the method, and its budget and directions.
         network: is trained.
         flow: the coarse solver.
-        reference: says the scales.
-        ratios: for ``zo-sol``: which part of each weight a step takes, as :func:`ratios_of` finds.
+        reference: training simulations, and the scales of their components.
+        ratios: for ``zo-sol``: part of each weight that a step takes, as :func:`layer_shares` finds.
     """
-    loss = UnrolledError(reference.scales)
-    if config.method == names.NON:
-        pairs = reference.training.shape[0] * (reference.training.shape[1] - 1)
-        once = Once(network)
-        on_pairs = CountedCalls(Autograd(once, loss=loss, seed=config.seed), before=pairs, each=0)
-        return Method(once, on_pairs, 1, 0, None)
-    rows = config.batch_size * config.unroll
-    if config.method == names.FO_SOL:
-        exact = Corrected(flow, network, steps=config.unroll, differentiable=True)
-        counted = CountedCalls(Autograd(exact, loss=loss, seed=config.seed), before=0, each=rows)
-        return Method(exact, counted, config.unroll, rows, exact)
-    moving = config.batch_size * (config.unroll - 1)  # the first step does not depend on the network
-    make = _by_autograd if config.method in (names.OPAQUE, names.EMULATOR) else _by_estimate
-    model, source, directions = make(config, network, flow, reference, ratios, loss)
-    return Method(model, source, config.unroll, rows + directions * moving, model)
+    loss, rows = UnrolledError(reference.scales), config.batch_size * config.unroll
+    match config.method:
+        case names.NON:
+            return _on_pairs(network, loss, pairs=reference.training[:, 1:, 0, 0, 0].numel(), seed=config.seed)
+        case names.FO_SOL:
+            exact = Corrected(flow, network, steps=config.unroll, differentiable=True)
+            source = CountedCalls(Autograd(exact, loss=loss, seed=config.seed), before=0, each=rows)
+            return Method(exact, source, config.unroll, rows, exact)
+        case names.OPAQUE:
+            return _by_autograd(config, network, flow, loss)
+        case names.EMULATOR:
+            return _by_autograd(config, network, flow, loss, _learning_emulator(reference.scales, seed=config.seed))
+        case _:
+            return _by_estimate(config, network, flow, loss, ratios)
+
+
+def _on_pairs(network: nn.Module, loss: nn.Module, *, pairs: int, seed: int) -> Method:
+    """Autograd on pairs of frames, each of which took one solver call before the training."""
+    model = Once(network)
+    return Method(model, CountedCalls(Autograd(model, loss=loss, seed=seed), before=pairs, each=0), 1, 0, None)
+
+
+def _learning_emulator(scales: tuple[float, ...], *, seed: int) -> Learned:
+    """An emulator of the solver that learns from its answers."""
+    with seeded_scope(derive_seed(seed, "emulator"), torch.device("cpu")):
+        emulator = Emulator(scales)
+    return Learned(emulator, lr=1e-3, steps=1, batch=8, capacity=512, seed=seed)
 
 
 def _by_autograd(
-    config: CorrectionConfig, network: nn.Module, flow: WakeFlow, reference: Reference, _: Any, loss: nn.Module
-) -> tuple[Corrected, Asking, int]:
-    """The network is differentiated, the solver asked along directions in its states."""
-    guess = None
-    if config.method == names.EMULATOR:
-        with seeded_scope(derive_seed(config.seed, "emulator"), torch.device("cpu")):
-            emulator = Emulator(reference.scales)
-        guess = Learned(emulator, lr=1e-3, steps=1, batch=8, capacity=512, seed=config.seed)
+    config: CorrectionConfig, network: nn.Module, flow: WakeFlow, loss: nn.Module, guess: Learned | None = None
+) -> Method:
+    """Autograd for the network, queries of the solver along directions in its states."""
     model = Corrected(
         flow,
         network,
@@ -246,19 +219,14 @@ def _by_autograd(
         seed=config.seed,
     )
     assert model.solver is not None
-    source = Asking(Autograd(model, loss=loss, seed=config.seed), model.solver, guess)
-    return model, source, config.directions
+    source = BlackBoxSource(Autograd(model, loss=loss, seed=config.seed), model.solver, guess)
+    return Method(model, source, config.unroll, _calls(config, config.directions), model)
 
 
 def _by_estimate(
-    config: CorrectionConfig,
-    network: nn.Module,
-    flow: WakeFlow,
-    _: Reference,
-    ratios: Mapping[str, float],
-    loss: nn.Module,
-) -> tuple[Corrected, Asking, int]:
-    """The loss is differenced along coordinates, or random directions, in the space of weights."""
+    config: CorrectionConfig, network: nn.Module, flow: WakeFlow, loss: nn.Module, ratios: Mapping[str, float]
+) -> Method:
+    """Differences of the loss along coordinates, or random directions, in the space of weights."""
     model = Corrected(flow, network, steps=config.unroll, policy=POLICY, max_queries=config.budget, seed=config.seed)
     assert model.solver is not None
     parameters = {f"network.{name}": p for name, p in network.named_parameters()}
@@ -275,13 +243,22 @@ def _by_estimate(
         )
     else:
         zo = RGE(model, loss=loss, step_size=config.step_size, queries=count, seed=config.seed)
-    return model, Asking(zo, model.solver), count
+    return Method(model, BlackBoxSource(zo, model.solver), config.unroll, _calls(config, count), model)
 
 
-def ratios_of(
-    config: CorrectionConfig, network: nn.Module, flow: WakeFlow, reference: Reference, batch: tuple[Any, Tensor]
+def _calls(config: CorrectionConfig, directions: int) -> int:
+    """Solver calls of a step; the first step of a trajectory takes no directions: the network comes after it."""
+    return config.batch_size * (config.unroll + directions * (config.unroll - 1))
+
+
+def layer_shares(
+    config: CorrectionConfig,
+    network: nn.Module,
+    flow: WakeFlow,
+    scales: tuple[float, ...],
+    batch: tuple[Any, Tensor],
 ) -> tuple[dict[str, float], int]:
-    """Which part of each parameter a step of ``zo-sol`` takes, and the solver calls that it took to find out.
+    """Part of each parameter that a step of ``zo-sol`` takes, and the solver calls to find it.
 
     All parameters count, biases included; those are taken as a whole.
     """
@@ -292,7 +269,7 @@ def ratios_of(
     model = Corrected(counted, network, steps=config.unroll, seed=config.seed)
     scores = zo_grasp(
         model,
-        UnrolledError(reference.scales),
+        UnrolledError(scales),
         *batch,
         queries=RANKING,
         step_size=config.step_size,
@@ -317,7 +294,7 @@ class _Counted:
         return self
 
     def arrays(self, state: Flows) -> tuple[Tensor, Tensor]:
-        """As the solver gives them."""
+        """Velocities and Reynolds numbers, of the solver."""
         return self.flow.arrays(state)
 
     def step(self, values: Tensor, reynolds: Tensor) -> Tensor:

@@ -1,21 +1,21 @@
-"""How long a correction will take, before it is started."""
+"""Forecast of the seconds that a correction takes."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from deepzero.randomness import seeded_scope
+from deepzero.stopwatch import seconds_of
 from deepzero.tasks.correction import correction_config as names
 from deepzero.tasks.correction.correction_config import CorrectionConfig
 from deepzero.tasks.correction.correction_methods import make_network
 from deepzero.tasks.correction.reference_flows import FRAMES, folder_of
 from deepzero.tasks.correction.train_correction import PARTS
 from deepzero.tasks.correction.wake import AT_ONCE, WakeFlow
-from deepzero.training.state import snapshot
+from deepzero.training.checkpoint_contents import snapshot
 
 BACKWARD = 5
 """A backward through the solver's step, in units of the step (measured: 4 to 6)."""
@@ -29,13 +29,13 @@ def correction_seconds(config: CorrectionConfig, data_dir: str | Path | None = N
 
     Args:
         config: of the run.
-        data_dir: where reference simulations are kept; those that are there take no time.
+        data_dir: folder of the reference simulations; those that are there take no time.
     """
     flow = WakeFlow(config.flow.resolution, tolerance=config.flow.tolerance)
     state = flow.initial([390.6] * AT_ONCE)
     solver = _seconds(lambda: flow.step(*state)) / AT_ONCE
     with seeded_scope(config.seed, torch.device("cpu")):
-        network = make_network(config, (1.0, 1.0, 1.0))
+        network = make_network(config.widths, config.start, (1.0, 1.0, 1.0))
     with torch.no_grad():
         forward = _seconds(lambda: network(state.velocity[:8], state.reynolds[:8])) / 8
     rows = config.batch_size * config.unroll
@@ -68,9 +68,4 @@ def _reference_step(config: CorrectionConfig) -> float:
 
 def _seconds(call: Callable[[], object]) -> float:
     """The least of a few, after two that compile."""
-    found = []
-    for _ in range(2 + REPEATS):
-        begun = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - begun)
-    return min(found[2:])
+    return min([seconds_of(call) for _ in range(2 + REPEATS)][2:])

@@ -1,17 +1,24 @@
-"""How far corrected simulations are from the reference, step by step."""
+"""Errors of corrected simulations against the reference, step by step."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deepzero.files import finite, replace_file, to_json
+from deepzero.report.correction_pages import ERRORS, FIELDS
 from deepzero.tasks.correction.reference_flows import Reference
 from deepzero.tasks.correction.wake import WakeFlow, vorticity
+from deepzero.training.run_folder import writing
 
 FRAMES_SHOWN = 50
 """Of an animation."""
@@ -19,7 +26,7 @@ FRAMES_SHOWN = 50
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Simulations from the first frame of every test flow, by several correctors side by side.
+    """Simulations from the first frame of every test flow, by several correctors side by side, the solver alone last.
 
     Attributes:
         errors: mean absolute error over faces and components, ``[correctors, flows, steps]``; NaN from where on a
@@ -37,6 +44,48 @@ class Rollouts:
         found = self.errors[corrector].double().mean(1)
         return [math.inf if math.isnan(value) else value for value in found.tolist()]
 
+    def keep(self, folder: Path, reynolds: Sequence[float]) -> dict[str, Any]:
+        """Keep the errors of the last corrector and of the solver alone, and the vorticity of one flow for pictures.
+
+        Args:
+            folder: of the run.
+            reynolds: numbers of the test flows.
+
+        Returns:
+            The errors, as the file holds them.
+        """
+        source = len(self.errors) - 1
+        last = max(0, source - 1)
+        errors: dict[str, Any] = finite(
+            {
+                "reynolds": list(reynolds),
+                "mae": self.mae(last),
+                "source_mae": self.mae(source),
+                "by_step": self.errors[last].double().mean(0).tolist(),
+                "source_by_step": self.errors[source].double().mean(0).tolist(),
+            }
+        )
+        fields: dict[str, Tensor] = {
+            "source": self.fields[source].clone(),
+            "corrected": self.fields[last].clone(),
+            "reference": self.fields[-1].clone(),
+            "times": torch.tensor(self.times),
+        }
+        with writing(folder):
+            replace_file(folder / ERRORS, to_json(errors))
+            replace_file(folder / FIELDS, safetensors.torch.save(fields))
+        return errors
+
+
+def mean_error(values: Sequence[float | None]) -> float | None:
+    """Mean over flows; None where one has blown up.
+
+    >>> mean_error([0.5, 1.5]), mean_error([0.5, math.inf]), mean_error([0.5, None])
+    (1.0, None, None)
+    """
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return statistics.fmean(known) if len(known) == len(values) else None
+
 
 def roll_out(
     correctors: Sequence[nn.Module | None],
@@ -44,7 +93,7 @@ def roll_out(
     reference: Reference,
     *,
     shown: int,
-    told: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Rollouts:
     """Run every test flow to the end of the reference with every corrector.
 
@@ -55,9 +104,9 @@ def roll_out(
     Args:
         correctors: networks; None for the solver alone.
         flow: the coarse solver.
-        reference: to be compared with.
-        shown: the test flow whose fields are kept.
-        told: of steps done and steps in all.
+        reference: simulations on the fine grid.
+        shown: number of the test flow whose fields are kept.
+        progress: called with steps done and steps in all.
     """
     test, reynolds = reference.test, reference.test_reynolds
     flows, frames = test.shape[:2]
@@ -80,6 +129,6 @@ def roll_out(
                 seen = torch.stack([*(part[shown] for part in parts), test[shown, step]])
                 fields.append(vorticity(seen, flow.resolution))
                 times.append(step)
-            if told is not None:
-                told(step, frames - 1)
+            if progress is not None:
+                progress(step, frames - 1)
     return Rollouts(torch.stack(errors, dim=2), torch.stack(fields, dim=1), times)

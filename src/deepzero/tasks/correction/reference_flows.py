@@ -1,4 +1,4 @@
-"""Reference simulations: made once on the fine grid, kept on disk under a hash of what they depend on."""
+"""Reference simulations: made once on the fine grid, kept on disk under a hash of their settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deepzero.errors import RunFolderError
 from deepzero.files import replace_file, to_json
 from deepzero.tasks.correction.correction_config import FlowConfig
 from deepzero.tasks.correction.wake import Flows, WakeFlow, downsampled
-from deepzero.tasks.training_stage import StoppedError, alone
+from deepzero.tasks.staged_run import StoppedError, alone
 from deepzero.training import StopRequest
 from deepzero.training.run_folder import writing
 
@@ -61,16 +61,16 @@ class Reference:
 def reference(
     config: FlowConfig, *, data_dir: str | Path | None = None, stop: StopRequest, progress: Progress | None = None
 ) -> Reference:
-    """The reference simulations of a configuration; what is on disk is taken from there, and else made and kept.
+    """The reference simulations of a configuration: read from disk, or made and kept.
 
     Args:
         config: of the flows.
-        data_dir: where they are kept; by default ``$DEEPZERO_DATA/wake-flow``, else ``data/wake-flow``.
-        stop: asked after every step; what was done is kept.
-        progress: told of steps done and steps in all.
+        data_dir: folder in which they are kept; by default ``$DEEPZERO_DATA/wake-flow``, else ``data/wake-flow``.
+        stop: looked at after every step; the steps so far are kept.
+        progress: called with steps done and steps in all.
 
     Raises:
-        StoppedError: that was asked for.
+        StoppedError: on request.
         RunFolderError: the folder cannot be written, or holds other files under that hash.
     """
     folder = folder_of(config, data_dir)
@@ -84,7 +84,7 @@ def reference(
 
 
 def folder_of(config: FlowConfig, data_dir: str | Path | None = None) -> Path:
-    """Where the reference simulations of a configuration are kept."""
+    """The folder of the reference simulations of a configuration."""
     roots = candidate_folders(NAME, data_dir)
     return roots[0] / f"{NAME}-{_digest(config)}"
 
@@ -98,7 +98,7 @@ def _digest(config: FlowConfig) -> str:
 
 
 def _make(config: FlowConfig, folder: Path, stop: StopRequest, progress: Progress | None) -> None:
-    """Simulate, from where an interrupted process left it."""
+    """Simulate, from the state of an interrupted process if there is one."""
     with writing(folder):
         folder.mkdir(exist_ok=True)
         if (folder / SETTINGS).exists() and (folder / SETTINGS).read_bytes() != _settings(config):
@@ -144,7 +144,7 @@ class _Unfinished:
 
     @classmethod
     def load(cls, folder: Path, begin: Flows) -> _Unfinished:
-        """What an interrupted process left; a broken file is as good as none."""
+        """The state of an interrupted process; a broken file is as good as none."""
         try:
             found = safetensors.torch.load_file(folder / STATE)
         except (FileNotFoundError, safetensors.SafetensorError):
@@ -153,7 +153,7 @@ class _Unfinished:
         return cls(int(found["step"]), found["velocity"], frames, list(found["probe"]))
 
     def save(self, folder: Path) -> None:
-        """Keep it."""
+        """Write the state."""
         tensors = {"step": torch.tensor(self.step), "velocity": self.velocity, "probe": torch.stack(self.probe)}
         if self.frames:
             tensors["frames"] = torch.stack(self.frames, dim=1)

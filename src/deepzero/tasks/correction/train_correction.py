@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,27 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.files import finite, json_object, replace_file, to_json
+from deepzero.files import json_object, replace_file, to_json
 from deepzero.models import FlowCorrector
 from deepzero.randomness import derive_seed, seeded_scope
-from deepzero.report.correction_pages import ERRORS, FIELDS
 from deepzero.tasks.correction import correction_config as names
 from deepzero.tasks.correction.correction_config import CorrectionConfig, from_record
-from deepzero.tasks.correction.correction_methods import FlowBatches, Method, make_network, ratios_of, surroundings
-from deepzero.tasks.correction.flow_errors import Rollouts, roll_out
+from deepzero.tasks.correction.correction_methods import (
+    FlowBatches,
+    Method,
+    layer_shares,
+    make_network,
+    surroundings,
+)
+from deepzero.tasks.correction.flow_errors import mean_error, roll_out
 from deepzero.tasks.correction.reference_flows import Reference, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
-from deepzero.tasks.training_stage import StageConfig, StagedRun, StoppedError, opened, trained
-from deepzero.training import RunFolder, StopRequest, hardware, read_record, require_made_by, versions
+from deepzero.tasks.staged_run import Stage, StagedRun, concluded, existing_run, new_run
+from deepzero.tasks.task_config import StageConfig
+from deepzero.training import RunFolder, StopRequest, read_record, require_made_by
+from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.progress import counting
 from deepzero.training.run_folder import writing
-from deepzero.training.state import snapshot
 
 TRAINING = "training"
 SNAPSHOTS, RATIOS = "snapshots", "ratios.json"
@@ -58,10 +63,10 @@ def correct(
         config: all that the result depends on.
         out: a folder that is empty or not there; with ``resume``, that of a run with the same ``config``.
         resume: go on with an interrupted run.
-        data_dir: where reference simulations are kept; by default ``$DEEPZERO_DATA/wake-flow``, else
+        data_dir: folder of the reference simulations; by default ``$DEEPZERO_DATA/wake-flow``, else
             ``data/wake-flow``.
-        max_seconds: stop after about so long, with everything saved.
-        console: where to show progress.
+        max_seconds: stop after about that time, with everything saved.
+        console: for progress; None to be silent.
 
     Raises:
         InvalidInputError: PhiFlow is not installed, or the budget is below one step.
@@ -70,19 +75,17 @@ def correct(
     path = Path(out)
     record = {"correction": asdict(config)}
     flow = WakeFlow(config.flow.resolution, tolerance=config.flow.tolerance)
-    run = opened(path, config=record, notes={}, resume=resume)
-    if run.summary is not None:
-        return StagedRun(path, run.summary)
+    run = existing_run(path, config=record, resume=resume) or new_run(path, config=record)
+    if (summary := run.read_summary()) is not None:
+        return StagedRun(path, summary)
     with StopRequest(max_seconds=max_seconds) as stop:
-        try:
-            with counting(console, "reference simulations, step") as tell:
-                frames = reference(config.flow, data_dir=data_dir, stop=stop, progress=tell)
-            work = _Work(config, flow, frames, path, stop, console)
-            summary = work.summary(run)
-        except StoppedError as stopped:
-            return StagedRun(path, None, str(stopped))
-    run.write("summary.json", finite(summary))
-    return StagedRun(path, finite(summary))
+
+        def work() -> dict[str, Any]:
+            with counting(console, "reference simulations, step") as progress:
+                frames = reference(config.flow, data_dir=data_dir, stop=stop, progress=progress)
+            return _Correction(config, flow, frames, run, stop, console).result()
+
+        return concluded(run, work)
 
 
 def settings_of(folder: Path) -> CorrectionConfig:
@@ -104,49 +107,54 @@ def load_network(folder: Path) -> FlowCorrector:
     """
     config = settings_of(folder)
     run = RunFolder.reopen(folder, config={"correction": asdict(config)})
-    if run.summary is None or config.method == names.SRC:
+    if run.read_summary() is None or config.method == names.SRC:
         raise RunFolderError(
             f"{folder} holds no trained network; make one with `deepzero correct`, or go on with "
             f"`deepzero correct --resume --out {folder}`"
         )
-    network = _unfilled(config)
-    network.load_state_dict(run.read_weights())
+    return _network_of(config, run.read_weights())
+
+
+def _network_of(config: CorrectionConfig, weights: Mapping[str, Tensor]) -> FlowCorrector:
+    """A network with stored weights; the global generator stays where it is."""
+    with seeded_scope(config.seed, torch.device("cpu")):
+        network = FlowCorrector(widths=config.widths)
+    network.load_state_dict(dict(weights))
     return network.eval()
 
 
-def _unfilled(config: CorrectionConfig) -> FlowCorrector:
-    """A network whose weights are about to be loaded; the global generator stays where it is."""
-    with seeded_scope(config.seed, torch.device("cpu")):
-        return FlowCorrector(widths=config.widths)
-
-
 @dataclass(frozen=True)
-class _Work:
-    """A run while it goes on."""
+class _Correction:
+    """The training and the evaluation of a run."""
 
     config: CorrectionConfig
     flow: WakeFlow
     reference: Reference
-    folder: Path
+    run: RunFolder
     stop: StopRequest
     console: Console | None
 
-    def summary(self, run: RunFolder) -> dict[str, Any]:
-        """All stages, one after the other."""
+    @property
+    def snapshots(self) -> Path:
+        """Folder of the networks at the ends of the parts of the training."""
+        return self.run.path / SNAPSHOTS
+
+    def result(self) -> dict[str, Any]:
+        """Train, evaluate, and return their part of the summary."""
         started = time.perf_counter()
         config, network = self.config, None
         if config.method != names.SRC:
             with seeded_scope(derive_seed(config.seed, "weights"), torch.device("cpu")):
-                network = make_network(config, self.reference.scales)
+                network = make_network(config.widths, config.start, self.reference.scales)
             self.train(network)
-            run.write_weights(snapshot(network))
+            self.run.write_weights(snapshot(network))
         curve, errors = self.evaluate(network)
         mae = errors["mae"]
         return {
             "method": config.method,
-            "mae": _mean(mae),
+            "mae": mean_error(mae),
             "spread": statistics.stdev(mae) if len(mae) > 1 and None not in mae else None,
-            "source_mae": _mean(errors["source_mae"]),
+            "source_mae": mean_error(errors["source_mae"]),
             "parameters": 0 if network is None else sum(p.numel() for p in network.parameters()),
             "solver_calls": curve[-1]["solver_calls"] if curve else 0,
             "skipped": curve[-1]["skipped"] if curve else 0,
@@ -154,9 +162,6 @@ class _Work:
             "training_seconds": curve[-1]["seconds"] if curve else 0.0,
             "seconds": round(time.perf_counter() - started, 3),
             "seed": config.seed,
-            "versions": versions(),
-            "hardware": hardware(torch.device("cpu")),
-            "config": run.record["config"],
         }
 
     # Training ---------------------------------------------------------------------------------------------------------
@@ -165,55 +170,63 @@ class _Work:
         """Train the network in its surroundings."""
         config = self.config
         ratios, ranking = self.ratios(network)
-        work = surroundings(config, network, self.flow, self.reference, ratios)
-        steps = config.steps
-        if config.budget is not None and config.method in names.QUERYING:
-            steps = max(0, config.budget - ranking - CHECKS * config.batch_size * config.unroll) // work.calls
-            if steps < 1:
-                raise InvalidInputError(
-                    f"a step of {config.method} takes {work.calls:,} solver calls, and its checks some more, which a "
-                    f"budget of {config.budget:,} does not allow; give a larger budget, a shorter unroll, or a higher "
-                    "sparsity"
-                )
+        method = surroundings(config, network, self.flow, self.reference, ratios)
+        steps = self.steps(method, ranking)
         parts = min(PARTS, steps)
-        stage = StageConfig(
-            learning_rate=config.learning_rate,
-            batch_size=config.batch_size,
-            steps=steps // parts * parts,
-            schedule=config.schedule,
-        )
-        reason = trained(
-            self.folder / TRAINING,
-            {"config": asdict(config)},
-            model=work.model,
+        kept = _Snapshots(self.snapshots, network, method)
+        Stage(
+            folder=self.run.path / TRAINING,
+            settings={"config": asdict(config)},
+            config=StageConfig(
+                learning_rate=config.learning_rate,
+                batch_size=config.batch_size,
+                steps=steps // parts * parts,
+                schedule=config.schedule,
+            ),
+            model=method.model,
             kept=network,
-            source=work.source,
-            batches=self.batches(work, steps // parts),
-            stage=stage,
-            stop=self.stop,
-            console=self.console,
+            source=method.source,
+            batches=self.batches(method, steps // parts),
             epochs=parts,
-            more=[_Snapshots(self.folder / SNAPSHOTS, network, work)],
-        )
-        if reason is not None:
-            raise StoppedError(reason)
-        ended = json_object(self.folder / TRAINING / "summary.json")
-        if ended["steps"] not in [point["step"] for point in _points(self.folder)]:  # the budget was spent before
-            _Snapshots(self.folder / SNAPSHOTS, network, work).write({"kind": "epoch", "step": ended["steps"], **ended})
+            loggers=[kept],
+        ).train(self.stop, self.console)
+        ended = json_object(self.run.path / TRAINING / "summary.json")
+        if ended["steps"] not in [point["step"] for point in self.points()]:  # the budget was spent before
+            kept.write({"kind": "epoch", "step": ended["steps"], **ended})
 
-    def batches(self, work: Method, steps: int) -> FlowBatches:
-        """Those of the method."""
+    def steps(self, method: Method, ranking: int) -> int:
+        """Steps of the training, within the budget if there is one.
+
+        Args:
+            method: gives the solver calls of a step.
+            ranking: solver calls that were spent before.
+        """
+        config = self.config
+        if config.budget is None or config.method not in names.QUERYING:
+            return config.steps
+        checks = CHECKS * config.batch_size * config.unroll
+        steps = max(0, config.budget - ranking - checks) // method.calls
+        if steps < 1:
+            raise InvalidInputError(
+                f"a step of {config.method} takes {method.calls:,} solver calls, and its checks some more, which a "
+                f"budget of {config.budget:,} does not allow; give a larger budget, a shorter unroll, or a higher "
+                "sparsity"
+            )
+        return steps
+
+    def batches(self, method: Method, steps: int) -> FlowBatches:
+        """Batches of the method."""
         config, frames = self.config, self.reference
         advanced = None
         if config.method == names.NON:
             count, total = frames.training.shape[:2]
-            given = frames.training[:, :-1].flatten(0, 1)
+            before = frames.training[:, :-1].flatten(0, 1)
             numbers = frames.training_reynolds.repeat_interleave(total - 1, 0)
-            advanced = self.flow.step(given, numbers).unflatten(0, (count, total - 1))
+            advanced = self.flow.step(before, numbers).unflatten(0, (count, total - 1))
         return FlowBatches(
             frames=frames.training,
             reynolds=frames.training_reynolds,
-            unroll=work.unroll,
+            unroll=method.unroll,
             size=config.batch_size,
             steps=steps,
             seed=derive_seed(config.seed, "batches"),
@@ -221,15 +234,15 @@ class _Work:
         )
 
     def ratios(self, network: FlowCorrector) -> tuple[dict[str, float], int]:
-        """Which part of each weight a step of ``zo-sol`` takes; found once, and kept."""
-        path = self.folder / RATIOS
-        if self.config.method not in (names.ZO_SOL, names.ZO_SOL_RGE):
+        """Part of each weight that a step of ``zo-sol`` takes, and the solver calls to find it; made once, kept."""
+        path = self.run.path / RATIOS
+        if self.config.method not in names.WEIGHTS:
             return {}, 0
         if not path.exists():
             starts = Flows(self.reference.training[:, 0], self.reference.training_reynolds)
             following = self.reference.training[:, 1 : 1 + self.config.unroll]
-            found, calls = ratios_of(self.config, network, self.flow, self.reference, (starts, following))
-            replace_file(path, to_json({"keep": found, "solver_calls": calls}))
+            keep, calls = layer_shares(self.config, network, self.flow, self.reference.scales, (starts, following))
+            replace_file(path, to_json({"keep": keep, "solver_calls": calls}))
         kept = json_object(path)
         return kept["keep"], kept["solver_calls"]
 
@@ -237,23 +250,12 @@ class _Work:
 
     def evaluate(self, network: FlowCorrector | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Test flows with the network, with those of earlier points, and without any: curve, and errors at its end."""
-        points = [] if network is None else _points(self.folder)
-        correctors: list[nn.Module | None] = [self.network_at(point["step"]) for point in points]
+        points = [] if network is None else self.points()
+        networks = [self.network_at(point["step"]) for point in points]
         shown = len(self.config.flow.test) // 2
-        with counting(self.console, "test flows, step") as tell:
-            found = roll_out([*correctors, None], self.flow, self.reference, shown=shown, told=tell)
-        last, source = max(0, len(correctors) - 1), len(correctors)
-        maes = [found.mae(k) for k in range(len(correctors) + 1)]
-        errors: dict[str, Any] = {
-            "reynolds": list(self.config.flow.test),
-            "mae": maes[last],
-            "source_mae": maes[source],
-            "by_step": found.errors[last].double().mean(0).tolist(),
-            "source_by_step": found.errors[source].double().mean(0).tolist(),
-        }
-        errors = finite(errors)
-        replace_file(self.folder / ERRORS, to_json(errors))
-        self.keep_fields(found, last, source)
+        with counting(self.console, "test flows, step") as progress:
+            rollouts = roll_out([*networks, None], self.flow, self.reference, shown=shown, progress=progress)
+        errors = rollouts.keep(self.run.path, self.config.flow.test)
         curve = [
             {
                 "step": point["step"],
@@ -261,52 +263,39 @@ class _Work:
                 "seconds": point["seconds"],
                 "skipped": point["skipped"],
                 "training_loss": point.get("training_loss"),
-                "mae": _mean(mae),
+                "mae": mean_error(rollouts.mae(k)),
             }
-            for point, mae in zip(points, maes, strict=False)
+            for k, point in enumerate(points)
         ]
         return curve, errors
 
+    def points(self) -> list[dict[str, Any]]:
+        """Records of the snapshots, in the order of their steps."""
+        return [json_object(path) for path in sorted(self.snapshots.glob("*.json"))]
+
     def network_at(self, step: int) -> FlowCorrector:
         """The network as it was at an earlier step."""
-        network = _unfilled(self.config)
-        network.load_state_dict(safetensors.torch.load_file(_snapshot_path(self.folder / SNAPSHOTS, step)))
-        return network.eval()
-
-    def keep_fields(self, found: Rollouts, last: int, source: int) -> None:
-        """Vorticity of one flow, for pictures."""
-        tensors: dict[str, Tensor] = {
-            "source": found.fields[source].clone(),
-            "corrected": found.fields[last].clone(),
-            "reference": found.fields[-1].clone(),
-            "times": torch.tensor(found.times),
-        }
-        with writing(self.folder):
-            replace_file(self.folder / FIELDS, safetensors.torch.save(tensors))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """None where a simulation has blown up."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return statistics.fmean(known) if len(known) == len(values) else None
+        return _network_of(self.config, safetensors.torch.load_file(_snapshot_path(self.snapshots, step)))
 
 
 @dataclass(frozen=True)
 class _Snapshots:
-    """Keeps the network at the end of every part of the training, with where it was."""
+    """Keeps the network at the end of every part of the training, with its record."""
 
     folder: Path
     network: nn.Module
-    work: Method
+    method: Method
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Look out for the end of an epoch."""
+        """Keep the network if the record is of the end of an epoch."""
         if record["kind"] != "epoch":
             return
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
             replace_file(_snapshot_path(self.folder, record["step"]), safetensors.torch.save(snapshot(self.network)))
-            replace_file(self.folder / f"{record['step']:08d}.json", to_json({**record, "skipped": self.work.skipped}))
+            replace_file(
+                self.folder / f"{record['step']:08d}.json", to_json({**record, "skipped": self.method.skipped})
+            )
 
     def close(self) -> None:
         """Nothing is open."""
@@ -314,7 +303,3 @@ class _Snapshots:
 
 def _snapshot_path(folder: Path, step: int) -> Path:
     return folder / f"{step:08d}.safetensors"
-
-
-def _points(folder: Path) -> list[dict[str, Any]]:
-    return [json_object(path) for path in sorted((folder / SNAPSHOTS).glob("*.json"))]

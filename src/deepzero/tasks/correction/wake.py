@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
+from deepzero.extras import required_for
 
 TRAINING_REYNOLDS = (97.7, 195.3, 390.6, 781.3, 1562.5, 3125.0)
 TEST_REYNOLDS = (146.5, 293.0, 585.9, 1171.9, 2343.8)
@@ -30,7 +31,7 @@ AT_ONCE = 64
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, AT_ONCE)
 """Flows of one compiled call: more are cut, others are filled up to the next size, so that few programs are made."""
 BLOWN_UP = 1e3
-"""A velocity of so many times the inflow's is beyond all sense: the flow is given up."""
+"""A velocity of this many times the inflow's is beyond all sense: the flow is given up."""
 TORCH, NUMPY = "torch", "numpy"
 
 
@@ -81,7 +82,7 @@ class WakeFlow:
 
     @property
     def numpy(self) -> bool:
-        """Whether a step takes NumPy arrays."""
+        """True if a step takes NumPy arrays."""
         return self.backend == NUMPY
 
     # As a simulator ---------------------------------------------------------------------------------------------------
@@ -151,10 +152,10 @@ class WakeFlow:
         return advanced[:count]
 
     def _require_shapes(self, values: Tensor, reynolds: Tensor) -> None:
-        wanted = (2, self.resolution + 1, 2 * self.resolution + 1)
-        if tuple(values.shape[1:]) != wanted or tuple(reynolds.shape) != (len(values), 1):
+        expected = (2, self.resolution + 1, 2 * self.resolution + 1)
+        if tuple(values.shape[1:]) != expected or tuple(reynolds.shape) != (len(values), 1):
             raise InvalidInputError(
-                f"a wake flow on {self.resolution} cells takes velocities [n, {', '.join(map(str, wanted))}] and "
+                f"a wake flow on {self.resolution} cells takes velocities [n, {', '.join(map(str, expected))}] and "
                 f"Reynolds numbers [n, 1], got {tuple(values.shape)} and {tuple(reynolds.shape)}"
             )
 
@@ -204,11 +205,11 @@ def _program(resolution: int, numpy: bool, tolerance: float) -> Callable[[Tensor
 
     def program(values: Tensor, reynolds: Tensor) -> Tensor:
         viscosity = 1e5 / (16384 * reynolds[:, 0])
-        given = ((values[:, 0, :, :-1], "x,y"), (values[:, 1, :-1, :], "x,y"), (viscosity, ""))
+        fields = ((values[:, 0, :, :-1], "x,y"), (values[:, 1, :-1, :], "x,y"), (viscosity, ""))
         with backend:
             wrapped = [
                 pm.wrap(value.numpy() if numpy else value, batch("flow"), *([spatial(names)] if names else []))
-                for value, names in given
+                for value, names in fields
             ]
             v_x, v_y = (torch.as_tensor(one.native("flow,x,y")) for one in compiled(*wrapped))
         return torch.stack([F.pad(v_x, (0, 1)), F.pad(v_y, (0, 0, 0, 1))], dim=1)
@@ -252,7 +253,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without warnings of what is PhiFlow's matter: deprecated imports, sparse tensors in beta, constants in traces."""
+    """Without warnings that are PhiFlow's matter: deprecated imports, sparse tensors in beta, constants in traces."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -260,13 +261,8 @@ def _quietly() -> Iterator[None]:
 
 def require_phiflow() -> None:
     """Raise unless PhiFlow can be imported."""
-    try:
-        with _quietly():
-            import phi.physics.fluid  # noqa: PLC0415 - optional
-    except ImportError as error:
-        raise InvalidInputError(
-            "the wake flow needs PhiFlow, which is not installed; try pip install 'deepzero[physics]'"
-        ) from error
+    with required_for("the wake flow"), _quietly():
+        import phi.physics.fluid  # noqa: PLC0415 - optional
     del phi
 
 

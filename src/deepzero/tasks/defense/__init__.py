@@ -12,7 +12,7 @@ from deepzero.tasks.defense.smoothing import (
     require_reachable,
 )
 from deepzero.tasks.defense.train_defense import defend, settings_of
-from deepzero.tasks.training_stage import StageConfig
+from deepzero.tasks.task_config import StageConfig
 
 __all__ = [
     "ABSTAIN",

@@ -17,7 +17,7 @@ from torch import Tensor
 from deepzero import validation
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.files import replace_file, to_json
-from deepzero.tasks.defense.defense_parts import pixels
+from deepzero.tasks.defense.noisy_images import pixels
 from deepzero.tasks.defense.smoothing import ABSTAIN, Certificate, Smoothed, certified_accuracy, require_reachable
 from deepzero.tasks.defense.train_defense import load_pair
 from deepzero.training import JsonLines, StopRequest
@@ -29,14 +29,14 @@ RADII = (0.0, 0.25, 0.5, 0.75)
 
 @dataclass(frozen=True, kw_only=True)
 class CertifyConfig:
-    """How a defense is certified.
+    """Settings of a certification.
 
     Attributes:
         images: of the test set, evenly spaced; None: all.
         trials: N, noisy samples of an image.
         first: samples from which its class is guessed.
         alpha: chance that a certificate is wrong.
-        radii: wanted in the table; None: :data:`RADII` in units of the noise of 0.25.
+        radii: of the table; None: :data:`RADII` in units of the noise of 0.25.
         batch: images of one call.
         seed: of the noise.
     """
@@ -65,12 +65,12 @@ class CertifyConfig:
 
 @dataclass(frozen=True)
 class Certified:
-    """What a certification found.
+    """The outcome of a certification.
 
     Attributes:
         folder: of the run.
         result: as in ``certified.json``; None if it was stopped before its end.
-        stopped: why.
+        stopped: reason of the stop.
     """
 
     folder: Path
@@ -90,13 +90,13 @@ def certify(
 
     Args:
         folder: of a run of ``deepzero defend``.
-        config: how.
-        data_dir: where the data set lies.
-        max_seconds: stop after about so long; what is certified is kept.
-        progress: told of images done, images in all, and seconds left.
+        config: settings; the default ones if None.
+        data_dir: folder of the data set.
+        max_seconds: stop after about that time; certificates so far are kept.
+        progress: called with images done, images in all, and seconds left.
 
     Raises:
-        InvalidInputError: a radius cannot be certified with this noise and so many samples.
+        InvalidInputError: a radius cannot be certified with this noise and number of samples.
         RunFolderError: the folder holds no finished defense, or certificates of another configuration.
     """
     path, config = Path(folder), config or CertifyConfig()
@@ -146,7 +146,7 @@ def certify(
 
 
 def curve(certificates: Sequence[Certificate], labels: Sequence[int]) -> list[list[float]]:
-    """Certified accuracy against radius: ``[radius, accuracy]`` where it falls."""
+    """Certified accuracy against radius: ``[radius, accuracy]`` at each fall."""
     right = sorted(c.radius for c, label in zip(certificates, labels, strict=True) if c.answer == label)
     return [[radius, (len(right) - k) / len(labels)] for k, radius in enumerate(right)]
 

@@ -1,4 +1,4 @@
-"""What a defense consists of: frozen records, checked when they are made."""
+"""The configuration of a defense: frozen records, checked when they are made."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.models import AUTOENCODERS
-from deepzero.tasks.classification.classification_config import DataConfig, record_of
-from deepzero.tasks.training_stage import StageConfig
+from deepzero.tasks.task_config import DataConfig, StageConfig, record_of
 
 SMOOTHING, DENOISER = "smoothing", "denoiser"
-FO_DS, ZO_DS, ZO_AE_DS, DEEPZERO, DISTILLED, OPAQUE = "fo-ds", "zo-ds", "zo-ae-ds", "deepzero", "distilled", "opaque"
+FO_DS, ZO_DS, ZO_AE_DS, ZO_AE_DS_CGE = "fo-ds", "zo-ds", "zo-ae-ds", "zo-ae-ds-cge"
+DEEPZERO, DISTILLED, OPAQUE = "deepzero", "distilled", "opaque"
 METHODS = {
     SMOOTHING: "the classifier itself under noise: nothing is trained",
     DENOISER: "a denoiser that has only learned to denoise: no query",
     FO_DS: "backpropagation through the classifier: what a white box allows, an upper bound",
     ZO_DS: "random directions in the space of images (RGE)",
     ZO_AE_DS: "random directions in the code of an autoencoder in front of the classifier (RGE)",
-    "zo-ae-ds-cge": "every coordinate of that code (CGE)",
+    ZO_AE_DS_CGE: "every coordinate of that code (CGE)",
     DEEPZERO: "coordinate-wise estimates of the denoiser's last layer, by difference propagation",
     DISTILLED: "a student that learned the classifier's answers, then backpropagation through it",
     OPAQUE: "ours: orthonormal directions in the space of images, with a guess that learns from the answers",
 }
 """Ways to train the denoiser, in one line each."""
-AUTOENCODED = (ZO_AE_DS, "zo-ae-ds-cge")
+AUTOENCODED = (ZO_AE_DS, ZO_AE_DS_CGE)
 QUERYING = (ZO_DS, *AUTOENCODED, DEEPZERO, DISTILLED, OPAQUE)
 """Methods that ask the black box while they train."""
 TRAINING = (FO_DS, *QUERYING)
@@ -47,10 +47,10 @@ LOSSES = {
     STABILITY: "cross-entropy with the label that the classifier gives to the clean image",
     CLASSIFICATION: "cross-entropy with the true label",
 }
-"""What the finetuning minimizes, in words."""
+"""Losses of the finetuning, in words."""
 LAST_LAYER, ZO_GRASP = "last-layer", "zo-grasp"
 FINETUNED = (LAST_LAYER, ZO_GRASP)
-"""Which weights ``deepzero`` finetunes."""
+"""Weights that ``deepzero`` finetunes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +78,12 @@ class DefenseConfig:
     """A defense: all that its result depends on, and nothing else.
 
     Attributes:
-        data: which images.
+        data: the images.
         method: one of :data:`METHODS`.
         sigma: standard deviation of the noise, for pixels in [0, 1].
         denoiser: the network in front of the classifier.
         autoencoder: a name in :data:`deepzero.models.AUTOENCODERS`, for the methods that have one.
-        classifier: the stage that trains a classifier of our own, where none is given.
+        classifier: the stage that trains a classifier of our own, if the user has none.
         pretraining: of the denoiser, and of the autoencoder, by mean squared error.
         finetuning: by the answers of the classifier.
         budget: queries of the classifier in the finetuning.

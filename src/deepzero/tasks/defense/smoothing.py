@@ -1,4 +1,4 @@
-"""Randomized smoothing: what a classifier answers under Gaussian noise, and the radius within which that is certain.
+"""Randomized smoothing: the answer of a classifier under Gaussian noise, and the radius within which it is certain.
 
 The smoothed classifier :math:`g(x) = \\arg\\max_c P[f(x + \\varepsilon) = c]` with
 :math:`\\varepsilon \\sim N(0, \\sigma^2 I)` answers the same on the whole ball of radius
@@ -15,14 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import scipy  # its submodules are imported where they are used
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
+from deepzero.extras import required_for
 from deepzero.randomness import derive_seed
 
 DRAWN = 1000
@@ -31,6 +32,17 @@ ABSTAIN = -1
 """The answer of a smoothed classifier that is not sure enough."""
 ALMOST_CERTAIN = 1 - 1e-9
 """A probability beyond which no number of samples is worth naming."""
+
+
+def _statistics() -> Any:
+    """The module ``scipy.stats``.
+
+    Raises:
+        MissingPackageError: SciPy is not installed.
+    """
+    with required_for("a certified radius"):
+        from scipy import stats  # noqa: PLC0415 - optional
+    return stats
 
 
 def lower_bound(hits: int, trials: int, alpha: float) -> float:
@@ -42,7 +54,7 @@ def lower_bound(hits: int, trials: int, alpha: float) -> float:
         >>> lower_bound(0, 10, 0.001)
         0.0
     """
-    return float(scipy.stats.beta.ppf(alpha, hits, trials - hits + 1)) if hits else 0.0
+    return float(_statistics().beta.ppf(alpha, hits, trials - hits + 1)) if hits else 0.0
 
 
 def radius_of(probability: float, sigma: float) -> float:
@@ -52,7 +64,7 @@ def radius_of(probability: float, sigma: float) -> float:
         >>> round(radius_of(0.9772499, 0.5), 4)  # two standard deviations
         1.0
     """
-    return sigma * float(scipy.stats.norm.ppf(probability)) if probability > 0.5 else 0.0
+    return sigma * float(_statistics().norm.ppf(probability)) if probability > 0.5 else 0.0
 
 
 def largest_radius(sigma: float, trials: int, alpha: float) -> float:
@@ -71,10 +83,10 @@ def require_reachable(radii: Iterable[float], sigma: float, trials: int, alpha: 
     Raises:
         InvalidInputError: a radius is out of reach; the message says how many samples, or which sigma, it needs.
     """
-    wanted, most = max(radii, default=0.0), largest_radius(sigma, trials, alpha)
-    if wanted < most:
+    largest, most = max(radii, default=0.0), largest_radius(sigma, trials, alpha)
+    if largest < most:
         return
-    bound = scipy.stats.norm.cdf(wanted / sigma)
+    bound = _statistics().norm.cdf(largest / sigma)
     needed = alpha_power(bound, alpha) if bound < ALMOST_CERTAIN else None
     advice = "take a smaller radius" if needed is None else f"take N={needed:,} or more (--trials {needed})"
     if most <= 0:
@@ -82,8 +94,8 @@ def require_reachable(radii: Iterable[float], sigma: float, trials: int, alpha: 
             f"nothing can be certified with N={trials:,} samples at alpha={alpha:g}, even if all agree; {advice}"
         )
     raise InvalidInputError(
-        f"a radius of {wanted:g} cannot be certified with sigma={sigma:g}, N={trials:,} and alpha={alpha:g}: even if "
-        f"all samples agree, the bound ends at {most:.3f}; {advice}, or sigma={wanted / (most / sigma):.2f} or more"
+        f"a radius of {largest:g} cannot be certified with sigma={sigma:g}, N={trials:,} and alpha={alpha:g}: even if "
+        f"all samples agree, the bound ends at {most:.3f}; {advice}, or sigma={largest / (most / sigma):.2f} or more"
     )
 
 
@@ -91,7 +103,8 @@ def alpha_power(probability: float, alpha: float) -> int:
     """The smallest n with ``alpha ** (1 / n) > probability``.
 
     Example:
-        >>> alpha_power(scipy.stats.norm.cdf(0.75 / 0.25), 0.001)
+        >>> from scipy.stats import norm
+        >>> alpha_power(norm.cdf(0.75 / 0.25), 0.001)
         5114
     """
     return math.floor(math.log(alpha) / math.log(probability)) + 1
@@ -99,7 +112,7 @@ def alpha_power(probability: float, alpha: float) -> int:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is certain about one image.
+    """The certain answer for one image.
 
     Attributes:
         answer: the class, or :data:`ABSTAIN`.
@@ -123,7 +136,7 @@ class Smoothed:
     Attributes:
         scores: images ``[n, *image]`` to scores ``[n, classes]``.
         sigma: standard deviation of the noise.
-        classes: how many there are.
+        classes: number of them.
         batch: most images of one call.
         seed: of the noise; an image's noise is a function of the seed and the image's number.
 
@@ -146,7 +159,7 @@ class Smoothed:
         validation.count("batch", self.batch)
 
     def counts(self, image: Float[Tensor, ...], samples: int, seed: int) -> Int64[Tensor, " classes"]:
-        """How often each class is answered among ``samples`` noisy copies of an image."""
+        """Answers of each class among ``samples`` noisy copies of an image."""
         generator = torch.Generator().manual_seed(seed)
         found = torch.zeros(self.classes, dtype=torch.int64)
         for start in range(0, samples, DRAWN):
@@ -173,7 +186,7 @@ class Smoothed:
         """PREDICT: the most frequent answer, if it is the most probable one with confidence ``1 - alpha``."""
         counts = self.counts(image, trials, derive_seed(self.seed, "predict", number))
         (first, second), (answer, _) = ([int(v) for v in part] for part in counts.topk(2))
-        if scipy.stats.binomtest(first, first + second, 0.5).pvalue > alpha:
+        if _statistics().binomtest(first, first + second, 0.5).pvalue > alpha:
             return ABSTAIN
         return answer
 
@@ -189,4 +202,4 @@ def certified_accuracy(
         [0.5, 0.5, 0.0]
     """
     right = [c.radius if c.answer == label else -1.0 for c, label in zip(certificates, labels, strict=True)]
-    return [sum(radius >= wanted for radius in right) / len(right) for wanted in radii]
+    return [sum(own >= radius for own in right) / len(right) for radius in radii]

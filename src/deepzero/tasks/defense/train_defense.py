@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,51 +17,44 @@ from torch import Tensor, nn
 
 from deepzero import data
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.files import finite, replace_file, to_json
+from deepzero.files import replace_file, to_json
 from deepzero.models import Autoencoder, SimpleCNN
-from deepzero.opaque import HttpModel, OnnxModel
 from deepzero.randomness import derive_seed, seeded_scope
-from deepzero.tasks.classification.classification_parts import load_images
 from deepzero.tasks.defense import defense_config as names
-from deepzero.tasks.defense.defense_config import DefenseConfig, from_record
-from deepzero.tasks.defense.defense_methods import Finetuning, finetuning, ranked
-from deepzero.tasks.defense.defense_parts import (
+from deepzero.tasks.defense.defended_classifier import (
     Normalized,
-    Scores,
+    Target,
     answers,
-    batches,
+    load_target,
+    require_answers,
+    require_classifier,
+)
+from deepzero.tasks.defense.defense_config import DefenseConfig, from_record
+from deepzero.tasks.defense.defense_methods import (
+    Denoiser,
+    Finetuning,
+    finetuning,
+    layer_shares,
     make_denoiser,
     student_network,
 )
-from deepzero.tasks.training_stage import StageConfig, StagedRun, StoppedError, alone, opened, trained
-from deepzero.training import Autograd, RunFolder, StopRequest, hardware, read_record, require_made_by, versions
-from deepzero.training.onnx_file import export_onnx
-from deepzero.training.state import snapshot
+from deepzero.tasks.defense.noisy_images import CLEAN, LABEL, NOISY, NoisyBatches
+from deepzero.tasks.staged_run import Stage, StagedRun, alone, concluded, existing_run, new_run
+from deepzero.tasks.task_config import StageConfig
+from deepzero.tasks.task_data import read_data
+from deepzero.training import Autograd, RunFolder, StopRequest, read_record, require_made_by
+from deepzero.training.checkpoint_contents import snapshot
+from deepzero.training.model_file import export_onnx
 
 CLASSIFIER = "classifier.onnx"
 """The model file of a classifier of our own, in the folder of its stage."""
 RATIOS = "ratios.json"
-"""Where a run keeps which part of each layer a step takes."""
+"""Parts of each layer that a step takes, in the folder of a run."""
 DISTILLED_BATCH = 256
 """Images of a step of a student: its queries are one an image, so larger batches than a denoiser's cost less time."""
 OWN = "our own"
 
-
-@dataclass(frozen=True)
-class Target:
-    """The classifier that is defended.
-
-    Attributes:
-        ask: images in [0, 1] to scores, as anybody may ask.
-        white_box: the network behind it, where there is one.
-        name: in words.
-        sha256: of the model file; None for a service.
-    """
-
-    ask: Scores
-    white_box: nn.Module | None
-    name: str
-    sha256: str | None = None
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def defend(
@@ -82,10 +76,10 @@ def defend(
         resume: go on with an interrupted run.
         classifier: an ``.onnx`` file or the address of a service that takes images in [0, 1], which is asked once,
             for one image, before anything is trained; by default one of our own is trained and exported.
-        stages: where stages that methods share (classifier, denoiser, autoencoder) are kept; by default in ``out``.
-        data_dir: where the data set lies.
-        max_seconds: stop after about so long, with everything saved.
-        console: where to show progress.
+        stages: folder of the stages that methods share (classifier, denoiser, autoencoder); by default in ``out``.
+        data_dir: folder of the data set.
+        max_seconds: stop after about that time, with everything saved.
+        console: for progress; None to be silent.
 
     Raises:
         InvalidInputError: the method needs a white box, and there is none.
@@ -97,23 +91,22 @@ def defend(
         raise RunFolderError(f"stages are kept in a folder, but {kept} is a file; choose another --stages")
     _require_budget(config)
     if classifier is not None:
-        _require_classifier(classifier)
-    run = RunFolder.reopen(path, config=_record(config, classifier)) if resume else None
-    if run is None:
-        RunFolder.require_free(path)
-    elif run.summary is not None:
-        return StagedRun(path, run.summary)
-    splits = load_images(config, data_dir)
+        require_classifier(classifier)
+    record = _record(config, classifier)
+    run = existing_run(path, config=record, resume=resume)
+    if run is not None and (summary := run.read_summary()) is not None:
+        return StagedRun(path, summary)
+    splits = read_data(config.data, data_dir)
     if classifier is not None:
-        _require_answers(classifier, splits.train)
-    run = run or opened(path, config=_record(config, classifier), notes={"stages": str(kept)}, resume=False)
+        require_answers(classifier, splits.train)
+    run = run or new_run(path, config=record, notes={"stages": str(kept)})
     with StopRequest(max_seconds=max_seconds) as stop:
-        work = _Work(config, splits, path, Path(run.record["stages"]), stop, console)
-        return work.defended(run, classifier)
+        defense = _Defense(config, splits, run, stop, console)
+        return concluded(run, partial(defense.result, classifier))
 
 
 def settings_of(folder: Path) -> tuple[DefenseConfig, str | None]:
-    """The configuration of a run, and the classifier that it was given.
+    """The configuration of a run, and the user's classifier if it has one.
 
     Raises:
         RunFolderError: the folder holds no defense.
@@ -128,50 +121,6 @@ def _record(config: DefenseConfig, classifier: str | Path | None) -> dict[str, A
     return {"defense": asdict(config), "target": OWN if classifier is None else str(classifier)}
 
 
-def given_target(classifier: str | Path) -> Target:
-    """A classifier in a file or behind an address."""
-    text = str(classifier)
-    model = (
-        HttpModel(text)
-        if text.startswith(("http://", "https://"))
-        else OnnxModel(text, threads=torch.get_num_threads())
-    )
-
-    def ask(x: Tensor) -> Tensor:
-        return torch.as_tensor(model(x.detach().cpu().numpy())).to(x.device)
-
-    return Target(ask, None, text, digest(text) if isinstance(model, OnnxModel) else None)
-
-
-def _require_classifier(classifier: str | Path) -> None:
-    """Raise unless a word is a file with the ending of a model, or an address."""
-    text = str(classifier)
-    if text.startswith(("http://", "https://")):
-        return
-    expected = "expected an .onnx file, or the address of a service that begins with http:// or https://"
-    if "://" in text:
-        raise InvalidInputError(f"{expected}; got {text}")
-    given_target(text)  # raises if it is not there
-    if Path(text).suffix.lower() != ".onnx":
-        raise InvalidInputError(f"{text} is no model file; {expected}")
-
-
-def _require_answers(classifier: str | Path, images: data.Dataset) -> None:
-    """Raise unless a classifier that was given has scores for an image, one for each class; a black one is asked."""
-    try:
-        scores = given_target(classifier).ask(torch.zeros(1, *images.image_shape))
-    except Exception as error:  # those of ONNX Runtime are of many kinds
-        raise InvalidInputError(
-            f"the classifier {classifier} does not answer for an image of shape {list(images.image_shape)}: {error}; "
-            "expected an .onnx file, or the address of a service that is running"
-        ) from error
-    if list(scores.shape) != [1, images.num_classes]:
-        raise InvalidInputError(
-            f"the classifier {classifier} answers an image with {list(scores.shape[1:])} scores; expected one for each "
-            f"of the {images.num_classes} classes"
-        )
-
-
 def _require_budget(config: DefenseConfig) -> None:
     """Raise if the queries do not suffice for one step, as far as that is known before anything is trained."""
     directions = config.directions if config.method in names.USED_BY["directions"] else 0
@@ -183,88 +132,108 @@ def _require_budget(config: DefenseConfig) -> None:
         )
 
 
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @dataclass(frozen=True)
-class _Work:
-    """A run while it goes on."""
+class _Defense:
+    """The stages of a run."""
 
     config: DefenseConfig
     splits: data.Splits
-    folder: Path
-    stages: Path
+    run: RunFolder
     stop: StopRequest
     console: Console | None
 
-    def defended(self, run: RunFolder, classifier: str | Path | None) -> StagedRun:
-        """All stages, one after the other."""
+    @property
+    def stages(self) -> Path:
+        """Folder of the stages that methods share."""
+        return Path(self.run.record["stages"])
+
+    def result(self, classifier: str | Path | None) -> dict[str, Any]:
+        """Go through all stages, and return their part of the summary."""
         started = time.perf_counter()
-        try:
-            target = self.target() if classifier is None else given_target(classifier)
-            denoiser, queries = self.denoiser(target)
-        except StoppedError as stopped:
-            return StagedRun(self.folder, None, str(stopped))
-        run.write_weights(snapshot(denoiser))
-        summary = {
+        target = self.own_target() if classifier is None else load_target(classifier)
+        denoiser, queries = self.denoiser(target)
+        self.run.write_weights(snapshot(denoiser))
+        return {
             "method": self.config.method,
             "classifier": target.name,
             "classifier_sha256": target.sha256,
             "queries": queries,
             "seconds": round(time.perf_counter() - started, 3),
             "seed": self.config.seed,
-            "versions": versions(),
-            "hardware": hardware(torch.device("cpu")),
-            "config": run.record["config"],
         }
-        run.write("summary.json", finite(summary))
-        return StagedRun(self.folder, summary)
 
-    def target(self) -> Target:
+    # Stages that methods share ----------------------------------------------------------------------------------------
+
+    def own_target(self) -> Target:
         """Our own classifier, trained on clean images, exported, and asked through its file."""
         train = self.splits.train
         channels = train.image_shape[0]
-        model = Normalized(
-            self.built(lambda: SimpleCNN(depth=2, width=32, in_channels=channels, num_classes=train.num_classes)), train
-        )
-        stage = self.config.classifier
-        self.stage("classifier", model, stage, loss=F.cross_entropy, clean=False, sigma=0.0)
+        network = self.built(SimpleCNN, depth=2, width=32, in_channels=channels, num_classes=train.num_classes)
+        model = Normalized(network, train)
+        self.shared("classifier", model, self.config.classifier, F.cross_entropy, target=LABEL, sigma=0.0)
         path = self.stages / "classifier" / CLASSIFIER
         with alone(path.parent, self.stop):
             if not path.exists():
                 export_onnx(model, torch.zeros(2, *train.image_shape), path)
-        given = given_target(path)
-        return Target(given.ask, model, "our own, exported to ONNX", given.sha256)
+        behind_file = load_target(path)
+        return Target(behind_file.ask, model, "our own, exported to ONNX", behind_file.sha256)
+
+    def pretrained(self) -> Denoiser:
+        """A denoiser that has learned to denoise."""
+        config = self.config
+        denoiser = self.built(make_denoiser, config.denoiser, self.splits.train.image_shape[0])
+        settings = {"denoiser": asdict(config.denoiser)}
+        self.shared(
+            "denoiser", denoiser, config.pretraining, F.mse_loss, target=CLEAN, sigma=config.sigma, settings=settings
+        )
+        return denoiser
+
+    def autoencoder(self) -> Autoencoder:
+        """An autoencoder of clean images."""
+        config = self.config
+        model = self.built(Autoencoder, config.autoencoder)
+        settings = {"autoencoder": config.autoencoder}
+        self.shared("autoencoder", model, config.pretraining, F.mse_loss, target=CLEAN, sigma=0.0, settings=settings)
+        return model
+
+    def shared(
+        self,
+        name: str,
+        model: nn.Module,
+        stage: StageConfig,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        target: str,
+        sigma: float,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        """Train a model by autograd in the folder of the stages."""
+        batches = self.batches(name, self.splits.train, stage, int(stage.steps or 1), target=target, sigma=sigma)
+        self.by_autograd(self.stages / name, model, stage, loss, batches, settings=settings or {})
+
+    # The denoiser by the classifier's answers ------------------------------------------------------------------------
 
     def denoiser(self, target: Target) -> tuple[nn.Module, int]:
-        """The network in front of the classifier, and what it asked."""
-        config, train = self.config, self.splits.train
-        channels = train.image_shape[0]
+        """The network in front of the classifier, and the queries of its training."""
+        config, images = self.config, self.splits.train
         if config.method == names.SMOOTHING:
             return nn.Identity(), 0
-        denoiser = self.built(lambda: make_denoiser(config.denoiser, channels))
-        self.stage("denoiser", denoiser, config.pretraining, loss=F.mse_loss, clean=True)
+        denoiser = self.pretrained()
         if config.method == names.DENOISER:
             return denoiser, 0
-        autoencoder = None
-        if config.method in names.AUTOENCODED:
-            autoencoder = self.built(lambda: Autoencoder(config.autoencoder))
-            self.stage("autoencoder", autoencoder, config.pretraining, loss=F.mse_loss, clean=True, sigma=0.0)
+        autoencoder = self.autoencoder() if config.method in names.AUTOENCODED else None
         spent = 0
         if config.loss == names.STABILITY:
-            train = replace(train, labels=answers(target.ask, train))
-            spent += len(train)
+            images = replace(images, labels=answers(target.ask, images))
+            spent += len(images)
         student = ratios = None
         if config.method in (names.DISTILLED, names.OPAQUE):
-            student = self.built(lambda: student_network(train))
-            if config.method == names.DISTILLED:
-                spent += self.distil(student, target)
+            student = self.built(student_network, images)
+        if config.method == names.DISTILLED and student is not None:
+            spent += self.distil(student, target)
         if config.method == names.DEEPZERO and config.finetuned == names.ZO_GRASP:
-            ratios, asked = self.ratios(denoiser, target, train)
-            spent += asked
+            ratios, queries = self.ratios(denoiser, target, images)
+            spent += queries
         fine = finetuning(
             config,
             denoiser,
@@ -274,35 +243,35 @@ class _Work:
             student=student,
             ratios=ratios,
         )
-        self.finetune(fine, train)
+        self.finetune(fine, images)
         return fine.denoiser, spent + (0 if fine.box is None else fine.box.queries)
 
     def distil(self, student: nn.Module, target: Target) -> int:
-        """A student that fits the classifier's scores of noisy images, for as many queries as the others have."""
-        config = self.config
-        size = min(DISTILLED_BATCH, len(self.splits.train), config.budget)
+        """Fit a student to the classifier's scores of noisy images, by the budget of the other methods; its queries."""
+        config, images = self.config, self.splits.train
+        size = min(DISTILLED_BATCH, len(images), config.budget)
         steps = max(1, config.budget // size)
 
         def loss(output: Tensor, x: Tensor) -> Tensor:
             return F.mse_loss(output, target.ask(x))
 
         stage = StageConfig(learning_rate=1e-3, batch_size=size, steps=steps)
-        self.stage("student", student, stage, loss=loss, clean=False, itself=True)
+        batches = self.batches("student", images, stage, steps, target=NOISY)
+        self.by_autograd(self.run.path / "student", student, stage, loss, batches, settings={})
         return steps * size
 
-    def ratios(self, denoiser: Any, target: Target, images: data.Dataset) -> tuple[dict[str, float], int]:
-        """Which part of each convolution a step takes; asked for once, and kept."""
-        path = self.folder / RATIOS
+    def ratios(self, denoiser: Denoiser, target: Target, images: data.Dataset) -> tuple[dict[str, float], int]:
+        """Part of each convolution that a step takes, and the queries to find it; found once, and kept."""
+        path = self.run.path / RATIOS
         if not path.exists():
-            stage = self.config.finetuning
-            made = batches(self.config, stage, images, name="ranking", steps=1, clean=False)
-            found, asked = ranked(self.config, denoiser, target.ask, made.batch(0, 0))
-            replace_file(path, to_json({"keep": found, "queries": asked}))
+            batch = self.batches("ranking", images, self.config.finetuning, 1, target=LABEL).batch(0, 0)
+            keep, queries = layer_shares(self.config, denoiser, target.ask, batch)
+            replace_file(path, to_json({"keep": keep, "queries": queries}))
         kept = json.loads(path.read_bytes())
         return kept["keep"], kept["queries"]
 
     def finetune(self, fine: Finetuning, images: data.Dataset) -> None:
-        """By the classifier's answers."""
+        """Train the denoiser by the classifier's answers, within the budget."""
         config = self.config
         stage = config.finetuning
         size = min(stage.batch_size, len(images))
@@ -313,78 +282,65 @@ class _Work:
                 f"{config.budget:,}; give a larger budget, smaller batches, or fewer directions"
             )
         steps = stage.steps or max(1, config.budget // per_step)
-        made = batches(config, stage, images, name="finetuning", steps=steps, clean=False)
-        reason = trained(
-            self.folder / "finetuning",
-            {"config": asdict(config)},
+        Stage(
+            folder=self.run.path / "finetuning",
+            settings={"config": asdict(config)},
+            config=stage,
             model=fine.model,
             kept=fine.denoiser,
             source=fine.source,
-            batches=made,
-            stage=stage,
-            stop=self.stop,
-            console=self.console,
-        )
-        if reason is not None:
-            raise StoppedError(reason)
+            batches=self.batches("finetuning", images, stage, steps, target=LABEL),
+        ).train(self.stop, self.console)
 
-    def stage(
-        self,
-        name: str,
-        model: nn.Module,
-        stage: StageConfig,
-        *,
-        loss: Any,
-        clean: bool,
-        sigma: float | None = None,
-        itself: bool = False,
-    ) -> None:
-        """A stage by autograd, its weights left in ``model``; methods share all but those ``itself`` is true for.
+    # Of every stage ---------------------------------------------------------------------------------------------------
 
-        With ``itself`` the target is the noisy image; the stage lies in the folder of the run.
-        """
-        config = self.config
-        folder = (self.folder if itself else self.stages) / name
-        made = batches(
-            config, stage, self.splits.train, name=name, steps=int(stage.steps or 1), clean=clean, sigma=sigma
-        )
-        made = _Itself(made) if itself else made  # type: ignore[assignment]
-        shared = {"data": asdict(config.data), "seed": config.seed, "sigma": config.sigma, "name": name}
-        more = {"denoiser": asdict(config.denoiser), "autoencoder": config.autoencoder}
-        with alone(folder, self.stop):
-            reason = trained(
-                folder,
-                {**shared, **({name: more[name]} if name in more else {})},
-                model=model,
-                kept=model,
-                source=Autograd(model, loss=loss, seed=config.seed),
-                batches=made,
-                stage=stage,
-                stop=self.stop,
-                console=self.console,
-            )
-        if reason is not None:
-            raise StoppedError(reason)
-
-    def built(self, make: Any) -> Any:
+    def built(self, make: Callable[..., Network], *args: Any, **options: Any) -> Network:
         """A network at initial weights that are a function of the seed."""
         with seeded_scope(derive_seed(self.config.seed, "weights"), torch.device("cpu")):
-            return make()
+            return make(*args, **options)
 
+    def batches(
+        self,
+        name: str,
+        images: data.Dataset,
+        stage: StageConfig,
+        steps: int,
+        *,
+        target: str,
+        sigma: float | None = None,
+    ) -> NoisyBatches:
+        """Batches of a stage, with noise of the configuration by default."""
+        return NoisyBatches.of(
+            images,
+            batch_size=stage.batch_size,
+            sigma=self.config.sigma if sigma is None else sigma,
+            steps=steps,
+            target=target,
+            seed=derive_seed(self.config.seed, name) % 2**31,
+        )
 
-class _Itself:
-    """Batches whose target is the noisy image itself."""
-
-    def __init__(self, made: Any) -> None:
-        self._made = made
-
-    def __len__(self) -> int:
-        return len(self._made)
-
-    def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """Noisy images, twice."""
-        x, _ = self._made.batch(epoch, index)
-        return x, x
+    def by_autograd(
+        self,
+        folder: Path,
+        model: nn.Module,
+        stage: StageConfig,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        batches: NoisyBatches,
+        *,
+        settings: dict[str, Any],
+    ) -> None:
+        """Train a model by autograd in a folder in which other runs may be at work."""
+        config = self.config
+        common = {"data": asdict(config.data), "seed": config.seed, "sigma": config.sigma, "name": folder.name}
+        with alone(folder, self.stop):
+            Stage(
+                folder=folder,
+                settings={**common, **settings},
+                config=stage,
+                model=model,
+                source=Autograd(model, loss=loss, seed=config.seed),
+                batches=batches,
+            ).train(self.stop, self.console)
 
 
 def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[DefenseConfig, nn.Module, Target, data.Splits]:
@@ -395,12 +351,13 @@ def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[Defense
     """
     config, classifier = settings_of(folder)
     run = RunFolder.reopen(folder, config=_record(config, classifier))
-    if run.summary is None:
+    summary = run.read_summary()
+    if summary is None:
         raise RunFolderError(
             f"{folder} holds no defense that has finished; make one with `deepzero defend`, or go on with "
             f"`deepzero defend --resume --out {folder}`"
         )
-    splits = load_images(config, data_dir)
+    splits = read_data(config.data, data_dir)
     channels = splits.train.image_shape[0]
     with seeded_scope(config.seed, torch.device("cpu")):  # initial weights, which are not kept
         front: nn.Module = make_denoiser(config.denoiser, channels)
@@ -411,8 +368,8 @@ def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[Defense
             front = nn.Sequential(nn.Sequential(front, halves.encoder), halves.decoder)
     front.load_state_dict(run.read_weights())
     own = Path(run.record["stages"]) / "classifier" / CLASSIFIER
-    target = given_target(own if classifier is None else classifier)
-    if target.sha256 != run.summary["classifier_sha256"]:
+    target = load_target(own if classifier is None else classifier)
+    if target.sha256 != summary["classifier_sha256"]:
         raise RunFolderError(
             f"{target.name} is another classifier than the one that {folder} was trained for: its content has changed "
             "since; put the old file back, or train a new defense"

@@ -1,0 +1,210 @@
+"""Kernels for float32 and float64 tensors on a CPU: the functions of :class:`deepzero.graph.kernels.Kernels`.
+
+Each returns None where it does not apply: for other dtypes, more or fewer spatial dimensions, windows that overlap.
+
+Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int64, Shaped
+from torch import Tensor
+
+from deepzero.graph.calls import Value
+from deepzero.graph.differences import Channel, Dense
+from deepzero.graph.windows import ConvolutionGeometry, Window
+
+WIDE = 512
+"""Columns that a compiled loop likes to see side by side."""
+
+
+@cache
+def compiled() -> Any:
+    """The compiled loops, imported with numba where a kernel first runs."""
+    from deepzero.graph.cpu import compiled_loops as loops  # noqa: PLC0415 - numba is slow to import, and many networks need none
+
+    return loops
+
+
+def applies(*tensors: Tensor) -> bool:
+    """True if the compiled loops take these tensors."""
+    return all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors)
+
+
+def indices(numbers: Int64[Tensor, " p"]) -> Any:
+    """An array of indices in contiguous memory: a loop is compiled once for each layout of its arguments."""
+    return numbers.contiguous().numpy()
+
+
+def channels_last(stacked: Shaped[Tensor, "p b c *rest"]) -> Shaped[Tensor, "p b *rest c"]:
+    """Channels last, in contiguous memory, without a copy where the memory is so already."""
+    return stacked.movedim(2, -1).contiguous()
+
+
+def base_rows(value: Value) -> Shaped[Tensor, "b *rest c"]:
+    """A base value ``[b, c, *rest]`` with channels last, contiguous, once a step."""
+    rows: Tensor = value.remember("rows", lambda: value.base.movedim(1, -1).contiguous())
+    return rows
+
+
+def base_channels(value: Value) -> Shaped[Tensor, "c columns"]:
+    """A base value ``[b, c, *rest]`` with channels first, contiguous, all else in columns, once a step."""
+    return value.channel_first(1).flatten(1)
+
+
+def _coefficients(
+    sums: Float64[Tensor, "p 3 *c"],
+    rows: int,
+    scale: Float[Tensor, " width"],
+    gamma: Float[Tensor, " width"] | None,
+    residue: Float64[Tensor, " width"],
+) -> tuple[Float64[Tensor, " p *c"], Float64[Tensor, " p *c"], Float64[Tensor, " p *c"]]:
+    """Slope, tilt and shift of ``v = slope d + tilt c + shift`` from the sums of ``d, c d, d^2`` over ``rows`` rows.
+
+    With the mean change ``dv`` of the variance, ``s' = sqrt(s^2 + dv)``: slope ``1 / s'``, tilt ``1/s' - 1/s``, shift
+    ``-slope mean(d)``, times gamma. ``residue`` is the mean of c, which is 0 but for rounding.
+    """
+    mean, cross, square = (sums / rows).unbind(1)
+    dv = 2 * (cross - mean * residue) + (square - mean * mean)
+    scale = scale.double()
+    new_scale = (scale * scale + dv).sqrt()
+    slope = 1 / new_scale
+    tilt = -dv / (scale * new_scale * (scale + new_scale))
+    if gamma is not None:
+        slope, tilt = slope * gamma.double(), tilt * gamma.double()
+    return slope, tilt, -slope * mean
+
+
+def normalize_relu_channel(
+    difference: Channel,
+    centred: Value,
+    scale: Float[Tensor, " c"],
+    gamma: Float[Tensor, " c"] | None,
+    before: Value,
+) -> Float[Tensor, "p b *rest"] | None:
+    """One pass for the sums, one for ``relu(before + v) - relu(before)`` with ``v = slope d + tilt c + shift``."""
+    if not applies(difference.delta, before.base):
+        return None
+    channels, delta = difference.channels, difference.delta.contiguous().flatten(1)
+    base, pre = base_channels(centred), base_channels(before)
+    sums = torch.zeros(difference.count, 3, dtype=torch.float64)
+    index = indices(channels)
+    compiled().channel_sums(delta.numpy(), base.numpy(), index, sums.numpy())
+    residue = centred.remember("residue", lambda: base.mean(1, dtype=torch.float64))[channels]
+    picked = None if gamma is None else gamma[channels]
+    coefficients = _coefficients(sums, delta.shape[1], scale[channels], picked, residue)
+    out = torch.empty_like(delta)
+    parts = [c.to(delta.dtype).numpy() for c in coefficients]
+    compiled().channel_affine_relu(delta.numpy(), base.numpy(), pre.numpy(), index, *parts, out.numpy())
+    return out.view(difference.delta.shape)
+
+
+def normalize_relu_dense(
+    delta: Float[Tensor, "p b c *rest"],
+    centred: Value,
+    scale: Float[Tensor, " c"],
+    gamma: Float[Tensor, " c"] | None,
+    before: Value,
+    extra: Float[Tensor, "p b c *rest"] | None,
+    *,
+    overwrite: bool,
+) -> Float[Tensor, "p b c *rest"] | None:
+    """The same over all channels, which lie side by side in memory; with ``overwrite``, in delta's own."""
+    if not applies(delta, before.base):
+        return None
+    source = channels_last(delta)
+    count, width = source.shape[0], source.shape[-1]
+    rows = source[0].numel() // width
+    side = _side_by_side(rows, width)
+    shape = (rows // side, side * width)
+    flat, base, pre = source.view(count, *shape), base_rows(centred).view(shape), base_rows(before).view(shape)
+    sums = torch.zeros(count, 3, shape[1], dtype=torch.float64)
+    partial = torch.empty(count, 3, shape[1], dtype=delta.dtype)
+    compiled().column_sums(flat.numpy(), base.numpy(), partial.numpy(), sums.numpy())
+    residue = centred.remember("residue", lambda: base_rows(centred).flatten(0, -2).mean(0, dtype=torch.float64))
+    sums = sums.view(count, 3, side, width).sum(2)
+    coefficients = _coefficients(sums, rows, scale, gamma, residue)
+    parts = [c.to(delta.dtype).repeat(1, side).numpy() for c in coefficients]
+    out = source if overwrite else source.clone()
+    target = out.view(count, *shape).numpy()
+    if extra is None:
+        compiled().affine_relu(target, base.numpy(), pre.numpy(), *parts)
+    else:
+        more = channels_last(extra).view(count, *shape)
+        compiled().affine_add_relu(target, more.numpy(), base.numpy(), pre.numpy(), *parts)
+    return out.movedim(-1, 2)
+
+
+def _side_by_side(rows: int, width: int) -> int:
+    """Number of rows to lay side by side so that the loops over columns are long."""
+    side = 1
+    while rows % (2 * side) == 0 and 2 * side * width <= WIDE:
+        side *= 2
+    return side
+
+
+def convolve_channel(
+    difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
+) -> Float[Tensor, "p b o h w"] | None:
+    """Patches of each perturbation's channel times the filters of that channel, in channels-last memory."""
+    if geometry.ndim != 2 or not applies(difference.delta, weight.base):
+        return None
+    filters = weight.remember("by_channel", lambda: weight.base.permute(1, 2, 3, 0).flatten(1, 2).contiguous())
+    delta, count = difference.delta.contiguous(), difference.count
+    batch, outputs, height, width = shape
+    columns = delta.new_empty(count, batch, height, width, *geometry.kernel)
+    pad = tuple(low for low, _ in geometry.pads)
+    compiled().patches(delta.numpy(), geometry.stride, pad, geometry.dilation, columns.numpy())
+    out = torch.bmm(columns.view(count, -1, filters.shape[1]), filters[difference.channels])
+    return out.view(count, batch, height, width, outputs).movedim(-1, 2)
+
+
+def shifted_slices(
+    padded: Float[Tensor, "i b *spatial"],
+    geometry: ConvolutionGeometry,
+    size: Sequence[int],
+    features: Int64[Tensor, " p"],
+    taps: Sequence[Int64[Tensor, " p"]],
+    values: Float[Tensor, " p"],
+) -> Float[Tensor, "p b h w"] | None:
+    """``values[p] * padded[features[p], :, window]``, the window of ``size`` that begins at tap ``taps[:, p]``."""
+    if geometry.ndim != 2 or not applies(padded, values):
+        return None
+    out = padded.new_empty(values.numel(), padded.shape[1], *size)
+    index = [indices(t) for t in (features, *taps)]
+    compiled().shifted_slices(padded.numpy(), *index, values.numpy(), geometry.stride, geometry.dilation, out.numpy())
+    return out
+
+
+def max_pool(
+    difference: Channel | Dense, base: Value, maximum: Value, window: Window
+) -> Float[Tensor, "p b *c h w"] | None:
+    """``max (z - M + d)`` over windows that tile height and width, M being the maximum of z; one channel or all."""
+    width = base.base.shape[3]
+    if not window.tiles(base.base.shape[2:], maximum.base.shape[2:]) or not applies(difference.delta, base.base):
+        return None
+    gap = base.remember(f"gap{window}", lambda: _gap(base.base, maximum.base, window))
+    if isinstance(difference, Channel):
+        delta, index = difference.delta.contiguous(), indices(difference.channels)
+        own = base.remember(f"channel gap{window}", lambda: gap.movedim(-1, 0).contiguous())
+        line, out = delta.new_empty(width), delta.new_empty(*delta.shape[:2], *maximum.base.shape[2:])
+        compiled().disjoint_channel_maxima(delta.numpy(), own.numpy(), index, window.kernel, line.numpy(), out.numpy())
+        return out
+    delta = channels_last(difference.delta)
+    line = delta.new_empty(width * delta.shape[-1])
+    out = delta.new_empty(*delta.shape[:2], *maximum.base.shape[2:], delta.shape[-1])
+    compiled().disjoint_maxima(delta.numpy(), gap.numpy(), window.kernel, line.numpy(), out.numpy())
+    return out.movedim(-1, 2)
+
+
+def _gap(
+    base: Float[Tensor, "b c h w"], maximum: Float[Tensor, "b c h_out w_out"], window: Window
+) -> Float[Tensor, "b h w c"]:
+    """Base value minus the maximum of its window, channels last."""
+    spread = maximum.repeat_interleave(window.stride[0], 2).repeat_interleave(window.stride[1], 3)
+    return (base - spread).movedim(1, -1).contiguous()

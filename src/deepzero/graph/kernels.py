@@ -1,0 +1,114 @@
+"""Fused kernels by device: each computes in few passes over memory what a rule else composes of plain operations.
+
+A rule asks the kernels :func:`on` the device of its tensors, and composes where the answer is None. A further device's
+kernels are a module with the functions of :class:`Kernels`, in a folder beside ``cpu/``, and an entry in
+:data:`BY_DEVICE`.
+
+Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from deepzero.graph.calls import Value
+from deepzero.graph.cpu import cpu_kernels
+from deepzero.graph.differences import Channel, Dense
+from deepzero.graph.windows import ConvolutionGeometry, Window
+
+
+class Kernels(Protocol):
+    """The functions for which a device may have a kernel; None where it has none for these arguments."""
+
+    def normalize_relu_channel(
+        self,
+        difference: Channel,
+        centred: Value,
+        scale: Float[Tensor, " c"],
+        gamma: Float[Tensor, " c"] | None,
+        before: Value,
+    ) -> Float[Tensor, "p b *rest"] | None:
+        """``relu(y + v) - relu(y)`` for ``v = gamma n``, n being the change of ``centred / scale`` by one channel's d.
+
+        The scale's change is that of the standard deviation over samples and positions, for each perturbation its own.
+
+        Args:
+            difference: d, along dimension 1.
+            centred: base values minus their means over samples and positions.
+            scale: ``sqrt(variance + eps)`` of the base values.
+            gamma: a factor, 1 if None.
+            before: y.
+        """
+        ...
+
+    def normalize_relu_dense(
+        self,
+        delta: Float[Tensor, "p b c *rest"],
+        centred: Value,
+        scale: Float[Tensor, " c"],
+        gamma: Float[Tensor, " c"] | None,
+        before: Value,
+        extra: Float[Tensor, "p b c *rest"] | None,
+        *,
+        overwrite: bool,
+    ) -> Float[Tensor, "p b c *rest"] | None:
+        """The same for a difference of every channel, with ``extra`` added to v; ``overwrite`` lets it end in delta."""
+        ...
+
+    def convolve_channel(
+        self, difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
+    ) -> Float[Tensor, "p b o h w"] | None:
+        """``conv(d, W[:, c])``, d being the channel c of each perturbation, to an output of ``shape``."""
+        ...
+
+    def shifted_slices(
+        self,
+        padded: Float[Tensor, "i b *spatial"],
+        geometry: ConvolutionGeometry,
+        size: Sequence[int],
+        features: Int64[Tensor, " p"],
+        taps: Sequence[Int64[Tensor, " p"]],
+        values: Float[Tensor, " p"],
+    ) -> Float[Tensor, "p b h w"] | None:
+        """``values[p] * window(padded[features[p]])``, the window of ``size`` that begins at tap ``taps[:, p]``."""
+        ...
+
+    def max_pool(
+        self, difference: Channel | Dense, base: Value, maximum: Value, window: Window
+    ) -> Float[Tensor, "p b *c h w"] | None:
+        """``max (z - M + d)`` over windows of base values z with maxima M, of one channel each or of all."""
+        ...
+
+
+class NoKernels:
+    """A device without kernels: rules compose plain operations."""
+
+    def normalize_relu_channel(self, *_: Any) -> None:
+        """None."""
+
+    def normalize_relu_dense(self, *_: Any, overwrite: bool) -> None:
+        """None."""
+
+    def convolve_channel(self, *_: Any) -> None:
+        """None."""
+
+    def shifted_slices(self, *_: Any) -> None:
+        """None."""
+
+    def max_pool(self, *_: Any) -> None:
+        """None."""
+
+
+BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels}
+"""Type of a device -> its kernels."""
+NONE = NoKernels()
+
+
+def on(tensor: Tensor) -> Kernels:
+    """The kernels of the device that holds ``tensor``."""
+    return BY_DEVICE.get(tensor.device.type, NONE)

@@ -1,0 +1,162 @@
+"""Runs of several stages: each trains a network by the loop of all runs, in a folder of its own, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from torch import nn
+
+from deepzero.files import finite
+from deepzero.tasks.task_config import StageConfig
+from deepzero.training import Batches, GradientSource, RunFolder, Sink, StopRequest, Trainer, hardware, versions
+from deepzero.training.run_folder import RECORD
+from deepzero.training.training_config import learning_rate
+
+
+@dataclass(frozen=True)
+class StagedRun:
+    """The outcome of a run of several stages.
+
+    Attributes:
+        folder: of the run.
+        summary: as in ``summary.json``; None if it was stopped before its end.
+        stopped: reason of the stop.
+    """
+
+    folder: Path
+    summary: dict[str, Any] | None
+    stopped: str | None = None
+
+
+def existing_run(path: Path, *, config: Mapping[str, Any], resume: bool) -> RunFolder | None:
+    """The folder of a run to go on with, or None where a new run can be made.
+
+    Raises:
+        RunFolderError: to be resumed, it holds no run with this ``config``; else, it is not free.
+    """
+    if resume:
+        return RunFolder.reopen(path, config=config)
+    RunFolder.require_free(path)
+    return None
+
+
+def new_run(path: Path, *, config: Mapping[str, Any], notes: Mapping[str, Any] | None = None) -> RunFolder:
+    """The folder of a new run, with further values for ``run.json``."""
+    return RunFolder.create(path, config=config, notes={"versions": versions(), **(notes or {})})
+
+
+def concluded(run: RunFolder, work: Callable[[], Mapping[str, Any]]) -> StagedRun:
+    """Do the work of a run and keep its summary, or say that it was stopped.
+
+    Args:
+        run: folder of the run.
+        work: all stages; returns the task's part of the summary, and may raise :class:`StoppedError`.
+    """
+    try:
+        result = work()
+    except StoppedError as stopped:
+        return StagedRun(run.path, None, str(stopped))
+    place = {"versions": versions(), "hardware": hardware(torch.device("cpu")), "config": run.record["config"]}
+    summary = finite({**result, **place})
+    run.write("summary.json", summary)
+    return StagedRun(run.path, summary)
+
+
+class StoppedError(Exception):
+    """A run was stopped on request, with everything saved; its text is the reason."""
+
+
+@contextmanager
+def alone(folder: Path, stop: StopRequest) -> Iterator[None]:
+    """A block in which no other process is at work in a folder that several runs share.
+
+    Raises:
+        StoppedError: on request, while another process was at work.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    while True:
+        try:
+            lock.acquire(timeout=0.5)
+            break
+        except Timeout:
+            if stop.reason is not None:
+                raise StoppedError(stop.reason) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A network to be trained in a folder of its own.
+
+    Attributes:
+        folder: of the stage.
+        settings: JSON-able; a folder with other ones is refused.
+        config: of the training.
+        model: network to train, with all that its gradient needs.
+        source: of the gradient.
+        batches: of one epoch.
+        kept: the part whose weights are the result; None for all of the model.
+        epochs: equal parts of the stage; ``loggers`` get a record at the end of each.
+        loggers: further places for measurements.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    config: StageConfig
+    model: nn.Module
+    source: GradientSource
+    batches: Batches
+    kept: nn.Module | None = None
+    epochs: int = 1
+    loggers: Sequence[Sink] = ()
+
+    def train(self, stop: StopRequest, console: Console | None = None) -> None:
+        """Train the network, or go on with it; a stage that is done only gives its weights.
+
+        A stage whose queries are spent is done.
+
+        Args:
+            stop: ends it early.
+            console: for progress; None to be silent.
+
+        Raises:
+            StoppedError: on request.
+            RunFolderError: the folder holds a stage of other settings.
+        """
+        kept = self.kept or self.model
+        record = {**self.settings, "stage": asdict(self.config)}
+        if (self.folder / RECORD).exists():
+            before = RunFolder.reopen(self.folder, config=record)
+            if before.read_summary() is not None:
+                kept.load_state_dict(before.read_weights())
+                return
+        rate, total = self.config.learning_rate, self.epochs * len(self.batches)
+        optimizer = torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=rate)
+        result = Trainer(
+            self.model,
+            self.source,
+            optimizer,
+            self.batches,
+            epochs=self.epochs,
+            scheduler=learning_rate(optimizer, self.config.schedule, warmup=0, total=total),
+            scheduler_interval="step",
+            loggers=self.loggers,
+            out=self.folder,
+            progress=console or False,
+            config=record,
+            model_file=None,
+            keep=kept,
+        ).fit(resume="auto", stop=stop)
+        if result.stopped is not None:
+            raise StoppedError(result.stopped)

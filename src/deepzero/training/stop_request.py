@@ -1,0 +1,129 @@
+"""Requests to end a run early and cleanly: SIGINT, SIGTERM, a time limit."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any, Self
+
+from deepzero.team import Team
+from deepzero.validation import positive
+
+log = logging.getLogger("deepzero")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = " (Ctrl-C again: stop at once)"
+_noting: list[StopRequest] = []
+"""Requests that note signals at the moment, the outermost first."""
+
+
+class StopRequest:
+    """Tells a loop to stop after the current step; used as a context manager.
+
+    Inside the block the first SIGINT or SIGTERM is noted, and answered in the logger ``deepzero`` at once; a second
+    one acts as usual, for the impatient. Signals are left alone outside the main thread, where Python does not deliver
+    them.
+
+    Args:
+        max_seconds: a time limit from entering the block, None for none.
+        once: True if a second signal acts as usual. torchrun sends signals of its own after those of a terminal, so
+            there the second one is noted like the first.
+        waits: True if signals act as usual until :meth:`begin`, because there is nothing to save yet.
+
+    Raises:
+        InvalidInputError: the time limit is not above 0.
+    """
+
+    def __init__(self, *, max_seconds: float | None = None, once: bool = True, waits: bool = False) -> None:
+        self.max_seconds = None if max_seconds is None else positive("max_seconds", max_seconds, hint="3600")
+        self._once = once
+        self._waits = waits
+        self._received: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+        self._start = time.monotonic()
+
+    @classmethod
+    def of(cls, team: Team, *, max_seconds: float | None = None) -> Self:
+        """The request of one process of a team: a process that is alone may be interrupted until there is work to save.
+
+        Raises:
+            InvalidInputError: the time limit is not above 0.
+        """
+        return cls(max_seconds=max_seconds, once=team.interruptible, waits=team.interruptible)
+
+    def __enter__(self) -> Self:
+        self._start = time.monotonic()
+        if not self._waits:
+            self.begin()
+        return self
+
+    def begin(self) -> None:
+        """Note signals from here on; of no effect if they are noted already."""
+        if not self._previous and self._received is None and threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, _note) for number in STOP_SIGNALS}
+            _noting.append(self)
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    @property
+    def reason(self) -> str | None:
+        """The reason to stop, or None to go on."""
+        if self._received is not None:
+            return self._received
+        if self.max_seconds is not None and time.monotonic() - self._start >= self.max_seconds:
+            return f"the time limit of {self.max_seconds:g} s"
+        return None
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the time limit, at least a moment; None without one."""
+        if self.max_seconds is None:
+            return None
+        return max(self._start + self.max_seconds - time.monotonic(), 1e-3)
+
+    def _receive(self, name: str) -> bool:
+        """Note a signal; True if it is the first."""
+        first, self._received = self._received is None, name
+        if self._once:
+            self._restore()
+        return first
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+        if self in _noting:
+            _noting.remove(self)
+
+
+def _note(number: int, _frame: FrameType | None) -> None:
+    """Note a signal in every open request, from the inside out: those around the innermost have work to end, too."""
+    name, outermost = signal.Signals(number).name, _noting[0]
+    first = [request._receive(name) for request in reversed(_noting)][-1]
+    if first:
+        log.warning("%s: finishing this step, then saving%s", name, AGAIN * outermost._once)
+
+
+class SharedStop:
+    """The stop request of a whole team: if any process is asked to stop, all of them stop after the same step.
+
+    Args:
+        own: the request of this process.
+        team: the processes.
+    """
+
+    def __init__(self, own: StopRequest, team: Team) -> None:
+        self._own = own
+        self._team = team
+
+    def begin(self) -> None:
+        """Note signals from here on."""
+        self._own.begin()
+
+    def agreed(self) -> str | None:
+        """The reason to stop, the same on every rank, or None to go on; every rank must ask as often as the others."""
+        return self._team.first(self._own.reason)

@@ -1,0 +1,44 @@
+"""The profile of difference propagation adds up, names operations, and changes nothing."""
+
+import pytest
+
+from deepzero.measure.cases import problem
+from deepzero.measure.rule_profile import OTHER, profile
+from deepzero.measure.sides import DeepZero
+
+
+@pytest.fixture(scope="module")
+def task():
+    return problem("digits", batch=4)
+
+
+@pytest.fixture(scope="module")
+def deepzero(task):
+    return DeepZero(task)
+
+
+def test_profile_accounts_for_all_time(task, deepzero):
+    found = profile(task, deepzero)
+    assert sum(found.rules.values()) == pytest.approx(1.0)
+    assert sum(p.share for p in found.parameters) == pytest.approx(1.0)
+    assert set(found.rules) == {
+        "conv2d",
+        "_native_batch_norm_legit_functional + relu",
+        "avg_pool2d",
+        "view",
+        "linear",
+        "cross_entropy_loss",
+        OTHER,
+    }
+    assert [p.name for p in found.parameters] == task.coordinates.names
+    assert sum(p.queries for p in found.parameters) == task.coordinates.count
+    assert all(p.microseconds > 0 for p in found.parameters)
+    assert list(found.rules.values()) == sorted(found.rules.values(), reverse=True)
+
+
+def test_profiling_leaves_the_program_as_it_is(task, deepzero):
+    before = deepzero.evaluator.program(deepzero.objective, task.batch)
+    rules = [step.rule for cone in before.cones.values() for step in cone.steps]
+    profile(task, deepzero)
+    after = deepzero.evaluator.program(deepzero.objective, task.batch)
+    assert [step.rule for cone in after.cones.values() for step in cone.steps] == rules

@@ -1,0 +1,104 @@
+"""On a clock that only the work moves, and with a device that takes its time."""
+
+from __future__ import annotations
+
+import pytest
+
+from deepzero import stopwatch
+from deepzero.stopwatch import (
+    StageStopwatch,
+    Stopwatch,
+    Throughput,
+    mean_seconds,
+    median_seconds,
+    seconds_of,
+    throughput,
+)
+
+
+class Clock:
+    """Seconds that pass only when somebody works; ``pending`` are those that a device still has to work."""
+
+    def __init__(self) -> None:
+        self.now, self.pending = 100.0, 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def wait(self) -> None:
+        self.now, self.pending = self.now + self.pending, 0.0
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(stopwatch, "time", made)
+    monkeypatch.setattr(stopwatch, "wait_for_devices", made.wait)
+    return made
+
+
+def worker(clock, seconds, *, on_device=False):
+    """Work that takes the given seconds, one call after the other."""
+    durations = iter(seconds)
+
+    def work() -> int:
+        took = next(durations)
+        if on_device:
+            clock.pending += took
+        else:
+            clock.now += took
+        return 3
+
+    return work
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_what_a_device_still_has_to_do_is_counted(clock, on_device):
+    clock.pending = 7.0  # requested before the watch starts, so it does not count
+    assert seconds_of(worker(clock, [2.0], on_device=on_device)) == 2.0
+    watch = Stopwatch()
+    worker(clock, [0.5], on_device=on_device)()
+    assert watch.seconds() == 0.5
+
+
+def test_the_median_leaves_out_the_first_call(clock):
+    assert median_seconds(worker(clock, [50.0, 1.0, 9.0, 2.0]), 3) == 2.0
+
+
+def test_the_first_call_of_a_median_has_ended_on_the_device(clock):
+    assert median_seconds(worker(clock, [50.0, 1.0], on_device=True), 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("window", "durations", "expected"),
+    [
+        (1.0, [4.0, 5.0, 6.0], 5.0),  # three calls at least
+        (10.0, [1.0, 2.0, 3.0, 4.0, 5.0], 2.5),  # until the window is full
+        (1000.0, [1.0] * 19 + [21.0], 2.0),  # twenty at the most
+    ],
+)
+def test_the_mean_is_over_a_window(clock, window, durations, expected):
+    assert mean_seconds(worker(clock, durations), seconds=window) == expected
+
+
+def test_the_limits_of_a_window_can_be_chosen(clock):
+    assert mean_seconds(worker(clock, [4.0]), seconds=1.0, least=1) == 4.0
+    assert mean_seconds(worker(clock, [1.0, 3.0]), seconds=1e9, least=1, most=2) == 2.0
+
+
+def test_a_throughput_counts_what_was_done_until_the_time_was_over(clock):
+    found = throughput(worker(clock, [1.0, 1.0, 1.0]), 2.5)
+    assert found == Throughput(9, 3.0)
+    assert found.rate == 3.0
+
+
+def test_a_throughput_is_of_one_call_at_least(clock):
+    assert throughput(worker(clock, [4.0], on_device=True), 0.0) == Throughput(3, 4.0)
+
+
+def test_stages_add_up(clock):
+    watch = StageStopwatch(["directions", "inference", "arithmetic"])
+    for stage, took in (("inference", 2.0), ("arithmetic", 0.5), ("inference", 0.25)):
+        with watch(stage):
+            clock.pending += took
+    assert watch.seconds == {"directions": 0.0, "inference": 2.25, "arithmetic": 0.5}

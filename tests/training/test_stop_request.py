@@ -1,0 +1,132 @@
+import os
+import signal
+import threading
+from types import SimpleNamespace
+
+import pytest
+from threads_team import together
+
+from deepzero.team import Team
+from deepzero.training import SharedStop, StopRequest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_the_block_goes_on(number):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert stop.reason is None
+        os.kill(os.getpid(), number)
+        assert stop.reason == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_acts_as_usual():
+    def interrupt_twice():
+        with StopRequest():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_twice()
+
+
+def test_a_request_around_another_hears_of_a_signal_too():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as outer:
+        with StopRequest() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner.reason == "SIGTERM"
+        assert outer.reason == "SIGTERM"
+        assert signal.getsignal(signal.SIGTERM) is before  # the next one acts as usual
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_time_limit_is_a_reason():
+    with StopRequest(max_seconds=1e-9) as stop:
+        assert stop.reason == "the time limit of 1e-09 s"
+    with StopRequest(max_seconds=3600) as stop:
+        assert stop.reason is None
+
+
+def test_what_remains_of_a_time_limit_never_runs_out_to_nothing():
+    with StopRequest() as stop:
+        assert stop.remaining is None
+    with StopRequest(max_seconds=100) as stop:
+        assert 90 < stop.remaining <= 100
+    with StopRequest(max_seconds=1e-9) as stop:
+        assert stop.remaining == 1e-3
+
+
+def test_other_threads_leave_signals_alone():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def run():
+        with StopRequest() as stop:
+            seen.append((stop.reason, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(None, before)]
+
+
+def test_where_signals_come_in_pairs_the_second_is_noted_too():
+    with StopRequest(once=False) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGTERM"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        ([None, None, None], None),
+        ([None, "SIGTERM", None], "SIGTERM"),
+        (["the time limit of 3 s", None, None], "the time limit of 3 s"),
+        ([None, "SIGINT", "the time limit of 3 s"], "SIGINT"),
+    ],
+)
+def test_a_team_stops_if_any_of_it_is_asked_to(reasons, expected):
+    def agreed(team: Team) -> str | None:
+        return SharedStop(SimpleNamespace(reason=reasons[team.rank]), team).agreed()
+
+    assert together(3, agreed) == [expected] * 3
+    assert [SharedStop(SimpleNamespace(reason=reason), Team()).agreed() for reason in reasons] == reasons
+
+
+def test_a_signal_is_answered_at_once(caplog):
+    with StopRequest() as outer, StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caplog.messages == ["SIGINT: finishing this step, then saving (Ctrl-C again: stop at once)"]
+        assert outer.reason == "SIGINT"
+    with StopRequest(once=False):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert caplog.messages[1:] == ["SIGINT: finishing this step, then saving"]
+
+
+def test_before_there_is_anything_to_save_signals_act_as_usual():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest(waits=True) as stop:
+        assert signal.getsignal(signal.SIGINT) is before
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        SharedStop(stop, Team()).begin()
+        stop.begin()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.reason == "SIGINT"
+        stop.begin()  # a second interrupt still acts as usual
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_requests_inside_of_each_other_end_in_any_order():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest(once=False) as outer:
+        with StopRequest(once=False) as inner:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (inner.reason, outer.reason) == (None, "SIGTERM")
+    assert signal.getsignal(signal.SIGTERM) is before
