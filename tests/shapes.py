@@ -20,6 +20,7 @@ CHECKED_MODULES = (
     "deepzero.baselines",
     "deepzero.coordinates",
     "deepzero.data",
+    "deepzero.graph.calls",
     "deepzero.graph.decompositions",
     "deepzero.graph.differences",
     "deepzero.graph.cpu.cpu_kernels",

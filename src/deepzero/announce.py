@@ -1,4 +1,4 @@
-"""One line about what takes long, for whoever waits."""
+"""One log line for each long phase of the work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 log = logging.getLogger("deepzero")
 
 PATIENCE = 3.0
-"""Seconds after which a user is told what is being done."""
+"""Seconds after which a phase is named in a warning."""
 REMINDER = "deepzero_reminder"
 
 
@@ -19,7 +19,7 @@ def announced(doing: str) -> Iterator[None]:
     """Name a phase of the work, in the logger ``deepzero``.
 
     It is named when it begins, at the level INFO, which the command line shows. Elsewhere a user sees warnings alone,
-    and is told by one if it takes longer than :data:`PATIENCE`.
+    and gets one if the phase takes longer than :data:`PATIENCE`.
     """
     log.info("%s", doing)
     timer = threading.Timer(
@@ -34,5 +34,5 @@ def announced(doing: str) -> Iterator[None]:
 
 
 def is_reminder(record: logging.LogRecord) -> bool:
-    """Whether it says of a phase, which has been named, that it takes long."""
+    """True for the warning that a phase, which was named before, takes long."""
     return getattr(record, REMINDER, False)

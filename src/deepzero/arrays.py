@@ -89,7 +89,7 @@ def _is_empty(value: Array) -> bool:
 
 
 def is_like_array(value: object) -> bool:
-    """Whether it is no array, but NumPy makes one of real numbers of it: a number, or lists of them.
+    """True for what is no array but becomes one of real numbers in NumPy: a number, or lists of numbers.
 
     Example:
         >>> is_like_array(3), is_like_array([[1.0, 2.0]]), is_like_array("3"), is_like_array(np.zeros(2))
@@ -133,7 +133,7 @@ def as_parameters(values: Mapping[str, Array]) -> dict[str, nn.Parameter]:
 
 
 def _fills_its_memory(value: Tensor) -> bool:
-    """Whether its entries lie side by side, in whatever order, so that its memory is a range."""
+    """True if its entries lie side by side, in whatever order, so that its memory is a range."""
     reach = sum((length - 1) * stride for length, stride in zip(value.shape, value.stride(), strict=True))
     return value.numel() > 0 and reach + 1 == value.numel()
 
@@ -238,7 +238,7 @@ def _require_own(name: str, value: Tensor) -> None:
 
 
 def _overlaps(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> bool:
-    """Whether two entries may share memory: a dimension does not step past all that the smaller strides cover."""
+    """True if two entries may share memory: a dimension does not step past all that the smaller strides cover."""
     if 0 in shape:
         return False
     covered = size

@@ -24,7 +24,7 @@ from deepzero.errors import InvalidInputError, RowError
 
 
 class Answering(Protocol):
-    """What stands behind a handle."""
+    """An object that the operation calls, found by its handle."""
 
     def answer(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], *, required: bool = True) -> Tensor:
         """The output at some inputs and parameters: a row for each row of the inputs.
@@ -42,7 +42,7 @@ class Answering(Protocol):
         ...
 
     def stackable(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor | None = None) -> bool:
-        """Whether rows may be asked together with rows of other queries: they depend on themselves alone."""
+        """True if rows may be stacked with rows of other queries: they depend on themselves alone."""
         ...
 
     def gradients(
@@ -51,9 +51,9 @@ class Answering(Protocol):
         parameters: Sequence[Tensor],
         output: Tensor,
         cotangent: Tensor,
-        wanted: tuple[Sequence[bool], Sequence[bool]],
+        needs: tuple[Sequence[bool], Sequence[bool]],
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Vector-Jacobian products with respect to the inputs and parameters that are ``wanted``."""
+        """Vector-Jacobian products with respect to the inputs and parameters that ``needs`` marks."""
         ...
 
 
@@ -68,10 +68,10 @@ _recalled: ContextVar[Answers | None] = ContextVar("deepzero_answers", default=N
 
 @dataclass
 class Answers:
-    """What black boxes inside of a program answered in the base query of a step.
+    """The answers of black boxes inside of a program to the base query of a step.
 
-    Whoever asks the same again in that step, as the forward of its graph does, and every query that moves nothing
-    in front of the black box, is told the same, and pays nothing.
+    The same call again in that step, by the forward of its graph or by a query that moves nothing in front of the black
+    box, gets the same answer, and costs nothing.
 
     Attributes:
         entries: handle, inputs, parameters and output of each call.
@@ -91,17 +91,17 @@ class Answers:
             self.open = before
 
     def find(self, handle: int, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor | None:
-        """The answer to the very same question."""
-        for known, *asked, output in self.entries:
-            if known == handle and all(map(_same, (inputs, parameters), asked)):
+        """The recorded answer to the same call; None if there is none."""
+        for known, *arguments, output in self.entries:
+            if known == handle and all(map(_same, (inputs, parameters), arguments)):
                 return output.clone()
         return None
 
     def add(self, handle: int, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor) -> None:
         """Remember an answer, if calls are added."""
         if self.open:
-            held = [[value.detach().clone() for value in values] for values in (inputs, parameters)]
-            self.entries.append((handle, held[0], held[1], output.detach().clone()))
+            copies = [[value.detach().clone() for value in values] for values in (inputs, parameters)]
+            self.entries.append((handle, copies[0], copies[1], output.detach().clone()))
 
 
 def _same(values: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
@@ -112,7 +112,7 @@ def _same(values: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 @contextmanager
 def answering(answers: Answers) -> Iterator[None]:
-    """A block in which what was answered once is not asked again."""
+    """A block in which a call that was answered once is answered from ``answers``."""
     token = _recalled.set(answers)
     try:
         yield
@@ -122,7 +122,7 @@ def answering(answers: Answers) -> Iterator[None]:
 
 @contextmanager
 def narrowed() -> Iterator[None]:
-    """A block of a graph in float64: black boxes are asked in the dtypes in which they live."""
+    """A block of a graph in float64: black boxes are called in the dtypes in which they live."""
     token = _narrow.set(True)
     try:
         yield
@@ -158,7 +158,7 @@ def in_perturbation(of_row: Callable[[int], int]) -> Iterator[None]:
 def stirred(*, python: bool) -> Iterator[None]:
     """A block in which a black box finds the global generators elsewhere than the program does.
 
-    What it draws by itself is not the program's to have in common, so such a block shows whether it draws.
+    Its own draws are not the program's to have in common, so such a block shows a black box that draws.
 
     Args:
         python: NumPy's and Python's generators are borrowed, too, and may be moved.
@@ -200,18 +200,22 @@ def register(answering: Answering) -> int:
 
 
 def asks(module: object) -> bool:
-    """Whether a module asks a black box, so that what it is asked has a price."""
+    """True if a module calls a black box, so that its queries have a price."""
     handle = getattr(module, "_handle", None)
     return isinstance(handle, int) and _answering.get(handle) is module
 
 
 def forgives(module: object) -> bool:
-    """Whether a module asks a black box whose failed answers are left out: a query with one of them has no loss."""
+    """True if a module calls a black box whose failed answers are left out: a query with one of them has no loss."""
     return asks(module) and bool(getattr(module, "forgiving", False))
 
 
 def behind(handle: int) -> Answering:
-    """What stands behind a handle."""
+    """The object behind a handle.
+
+    Raises:
+        InvalidInputError: it is gone, or in another process.
+    """
     found = _answering.get(handle)
     if found is None:
         raise InvalidInputError(
@@ -234,7 +238,7 @@ def standing_in() -> Iterator[None]:
 def stackable(
     handle: int, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor | None = None
 ) -> bool:
-    """Whether rows of several queries may be asked in one call."""
+    """True if rows of several queries may go into one call."""
     return _stand_in.get() or behind(handle).stackable(inputs, parameters, output)
 
 
@@ -317,14 +321,14 @@ def _backward(ctx: Any, cotangent: Tensor) -> tuple[None, list[Tensor | None], l
         )
     output, *saved = ctx.saved_tensors
     values, parameters = saved[: ctx.count], saved[ctx.count :]
-    _, wanted_values, wanted_parameters = ctx.needs_input_grad
-    wanted = (_each(wanted_values, len(values)), _each(wanted_parameters, len(parameters)))
-    return None, *ctx.answering.gradients(values, parameters, output, cotangent, wanted)
+    _, needs_values, needs_parameters = ctx.needs_input_grad
+    needs = (_each(needs_values, len(values)), _each(needs_parameters, len(parameters)))
+    return None, *ctx.answering.gradients(values, parameters, output, cotangent, needs)
 
 
-def _each(wanted: Any, count: int) -> list[bool]:
-    """PyTorch says for a list of tensors which of them want a gradient, or for all of them at once."""
-    return list(wanted) if isinstance(wanted, (list, tuple)) else [bool(wanted)] * count
+def _each(needs: Any, count: int) -> list[bool]:
+    """A flag for each tensor of a list: PyTorch gives one for each, or one for all."""
+    return list(needs) if isinstance(needs, (list, tuple)) else [bool(needs)] * count
 
 
 opaque.register_autograd(_backward, setup_context=_setup)

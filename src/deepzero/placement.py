@@ -53,25 +53,25 @@ def stand_in(value: Tensor) -> Tensor:
 
 
 def dispatches(value: Tensor) -> bool:
-    """Whether a tensor is of a class that runs its operations itself, and holds its numbers elsewhere."""
+    """True if a tensor is of a class that runs its operations itself, and holds its numbers elsewhere."""
     own = getattr(type(value), "__torch_dispatch__", None)
     return own is not None and own != Tensor.__torch_dispatch__
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor is held: a dict or list, and the key or position in it."""
+    """The place of a tensor: a dict or list, and the key or position in it."""
 
     container: Any
     key: Any
 
     @property
     def tensor(self) -> Any:
-        """What it holds now."""
+        """The object that is there now."""
         return self.container[self.key]
 
     def put(self, value: Any) -> None:
-        """Hold ``value``."""
+        """Put ``value`` there."""
         self.container[self.key] = value
 
 
@@ -109,11 +109,11 @@ class Places:
                     continue
                 modules[id(module)] = module
                 lead = f"{prefix}{path}." if path else prefix
-                for held, found in ((module._parameters, parameters), (module._buffers, buffers)):
-                    for local, tensor in held.items():
+                for table, found in ((module._parameters, parameters), (module._buffers, buffers)):
+                    for local, tensor in table.items():
                         if tensor is not None:
                             name = names.setdefault(id(tensor), lead + local)
-                            found.setdefault(name, (tensor, []))[1].append(Place(held, local))
+                            found.setdefault(name, (tensor, []))[1].append(Place(table, local))
         every = {**parameters, **buffers}
         for module in modules.values():
             for place in _unregistered(module, names):
@@ -133,14 +133,14 @@ class Places:
             for key, value in module.__dict__.items():
                 if key in STRUCTURE or "_hooks" in key:
                     continue
-                held = (
+                items = (
                     value.values()
                     if isinstance(value, dict)
                     else value
                     if isinstance(value, (list, tuple))
                     else (value,)
                 )
-                found |= {id(item): item for item in held if isinstance(item, Tensor) and id(item) not in named}
+                found |= {id(item): item for item in items if isinstance(item, Tensor) and id(item) not in named}
         return list(found.values())
 
     @contextmanager
@@ -172,7 +172,7 @@ class Places:
 
     @cached_property
     def can_point(self) -> bool:
-        """Whether parameters can point to other numbers: not those of classes that hold theirs elsewhere."""
+        """True if parameters can point to other numbers: not those of classes that hold theirs elsewhere."""
         return not any(dispatches(p) for p, _ in self.parameters.values())
 
     @contextmanager
@@ -269,19 +269,19 @@ class Attributes:
             if _same(container, before):
                 continue
             if not isinstance(container, dict):
-                held = [without_history(item) for item in container]
-                if all(_is_plain(item) for item in held):
-                    found.append((container, EVERYTHING, held))
+                items = [without_history(item) for item in container]
+                if all(_is_plain(item) for item in items):
+                    found.append((container, EVERYTHING, items))
                 continue
             for key, value in container.items():
-                held = without_history(value)
-                if (key not in before or value is not before[key]) and key not in STRUCTURE and _is_plain(held):
-                    found.append((container, key, held))
+                present = without_history(value)
+                if (key not in before or value is not before[key]) and key not in STRUCTURE and _is_plain(present):
+                    found.append((container, key, present))
         return found
 
 
 def put_back(moved: Sequence[tuple[Container, Any, Any]]) -> None:
-    """Make what :meth:`Attributes.moved` returned the attributes' own."""
+    """Set attributes to the values that :meth:`Attributes.moved` returned."""
     for container, key, value in moved:
         if key is EVERYTHING:
             _refill(container, value)
@@ -309,7 +309,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _same(container: Container, before: Any) -> bool:
-    """Whether a container holds the very objects that it held."""
+    """True if a container holds the same objects, by identity, as ``before``."""
     if len(container) != len(before):
         return False
     if isinstance(container, dict):

@@ -102,12 +102,12 @@ def _python_scope(seed: int, draws: Draws | None) -> Iterator[None]:
 
 @cache
 def _fresh_positions() -> tuple[Any, ...]:
-    """Where the generators stand when they have just been seeded, which is now: the same for every seed."""
+    """Positions of the generators right after seeding, which is now: the same for every seed."""
     return _positions()
 
 
 def _positions() -> tuple[Any, ...]:
-    """How far NumPy's and Python's generators have come since they were seeded."""
+    """Positions of NumPy's and Python's generators: numbers drawn since they were seeded."""
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
     _, numbers, gauss = random.getstate()
     return numpy_state[2:], numbers[-1], gauss
@@ -145,9 +145,8 @@ class Draws:
     Attributes:
         seed: the seed.
         entries: outcomes in the order of the program, once recorded.
-        python: whether the program draws from Python's or NumPy's generators, too (taken for granted until it was
-            recorded).
-        stirred: whether a block moved one of PyTorch's global generators: what was intercepted does not.
+        python: True if the program draws from Python's or NumPy's generators, too (assumed until it was recorded).
+        stirred: True if a block moved one of PyTorch's global generators: intercepted draws do not.
         borrowed: generators of the program's own that were drawn from, each with its state before.
 
     Example:
@@ -305,7 +304,7 @@ def _takes_generator(func: Any) -> bool:
 
 
 def is_random(func: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> bool:
-    """Whether an operation, called so, draws random numbers that a query must have in common with the others.
+    """True if an operation, with these arguments, draws random numbers that all queries must have in common.
 
     A draw from a generator that the program brings along counts, too: a generator moves from query to query.
     """
@@ -357,7 +356,7 @@ def family_of(func: Any) -> str:
 
 
 def _depends_on_values(func: Any) -> bool:
-    """Whether the distribution depends on a tensor's values: ``bernoulli(p)``, ``normal(mean)``, ``multinomial``."""
+    """True if the distribution depends on a tensor's values: ``bernoulli(p)``, ``normal(mean)``, ``multinomial``."""
     name = _name(func)
     if name in ("bernoulli", "bernoulli_"):
         return str(func._overloadname) in ("default", "Tensor", "out")

@@ -1,4 +1,4 @@
-"""A program that writes into its batch, its parameters or plain tensors of its modules is noticed before it does."""
+"""Notice, before it happens, a write of a program into its batch, its parameters or plain tensors of its modules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class WriteNoticed(BaseException):
         self.name = name
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """An operation that would write into the memory of one of ``tensors`` raises :class:`WriteNoticed` instead.
 
     Args:
@@ -40,7 +40,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Example:
         >>> weight = torch.ones(2)
-        >>> with Watch({"weight": weight}):
+        >>> with WriteWatch({"weight": weight}):
         ...     doubled = weight * 2  # reading is allowed
         ...     try:
         ...         weight.mul_(2)
@@ -106,12 +106,12 @@ def copied(tensor: Tensor) -> Tensor:
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
-    """Whether several entries of a tensor share memory, as after ``expand``: PyTorch refuses to write into it."""
+    """True if several entries of a tensor share memory, as after ``expand``: PyTorch refuses to write into it."""
     if tensor.layout != torch.strided:
         return False
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def written_so_far(tensor: Tensor) -> int:
-    """How often a tensor was written into, as PyTorch counts it; 0 of one that is not counted."""
+    """Number of writes into a tensor, as PyTorch counts them; 0 of one that is not counted."""
     return 0 if tensor.is_inference() else tensor._version

@@ -1,4 +1,7 @@
-"""What a rule sees of one operation: base values, incoming differences, and a memo that lives for one step."""
+"""The arguments of a rule: base values, incoming differences, and a memo that lives for one step.
+
+Legend: c entries along an axis; rest: the other dimensions.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from jaxtyping import Shaped
 from torch import Tensor
 
 from deepzero.graph.capture import Node
@@ -27,7 +31,7 @@ class Value:
             self.memo[key] = make()
         return self.memo[key]  # type: ignore[no-any-return]
 
-    def channel_first(self, axis: int) -> Tensor:
+    def channel_first(self, axis: int) -> Shaped[Tensor, " c *rest"]:
         """A contiguous copy of the base value with its channel axis in front."""
         copy: Tensor = self.remember(f"channel_first{axis}", lambda: self.base.movedim(axis, 0).contiguous())
         return copy

@@ -8,7 +8,7 @@ import logging
 import operator
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,7 +61,7 @@ class Graph:
     """A functional graph of a program.
 
     Attributes:
-        inputs: graph input -> what it is: ``("parameter", name)``, ``("buffer", name)``, ``("batch", index)`` or
+        inputs: graph input -> its kind and name: ``("parameter", name)``, ``("buffer", name)``, ``("batch", index)`` or
             ``("constant", name)``.
         nodes: operations in topological order.
         output: the loss (a scalar or a tensor of per-sample losses).
@@ -184,7 +184,7 @@ def capture(objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws | 
         raise GraphError(_not_exportable(error)) from error
     finally:
         before.restore()
-    return _convert(program, places)
+    return _Conversion(program, places).graph()
 
 
 def _stateful(objective: NetworkObjective) -> list[Any]:
@@ -214,7 +214,7 @@ TORCHS_OWN = (
 
 
 def _ignore_torchs_own() -> None:
-    """Who makes warnings errors means his own code: PyTorch's words about itself must not stop a capture."""
+    """Where warnings are errors, those of PyTorch about itself must not stop a capture."""
     known = {(f[0], getattr(f[1], "pattern", None), f[2]) for f in warnings.filters}
     for message, category in TORCHS_OWN:
         if ("ignore", message, category) not in known:
@@ -246,71 +246,69 @@ def _not_exportable(error: Exception) -> str:
     return f"the program cannot be exported: {kind} ({type(error).__name__}: {cause[:300]})"
 
 
-def _convert(program: torch.export.ExportedProgram, places: Places) -> Graph:
-    specs = iter(program.graph_signature.input_specs)
-    batch_index = itertools.count()
-    canonical = _canonical_names(places)
-    owned = {(p.data_ptr(), p.shape, p.stride()): name for name, (p, _) in places.parameters.items() if p.numel()}
-    made: dict[fx.Node, Node] = {}
-    inputs: dict[Node, tuple[str, str | int]] = {}
-    nodes: list[Node] = []
-    constants: dict[str, Tensor] = {}
-    for old in program.graph.nodes:
-        if old.op == "placeholder":
-            node = made[old] = Node(old.name, _placeholder, (), {})
-            inputs[node] = _input_kind(next(specs), batch_index, canonical, program, constants, owned)
-        elif old.op == "call_function":
-            args, kwargs = pytree.tree_map(lambda a: made[a] if isinstance(a, fx.Node) else a, (old.args, old.kwargs))
-            node = made[old] = Node(old.name, old.target, args, dict(kwargs), _source(old))
-            nodes.append(node)
-        elif old.op != "output":
-            raise GraphError(f"the exported graph holds a {old.op} ({old.name}): higher-order operations have no rule")
-    return _with_outputs(program, made, inputs, nodes, constants)
+class _Conversion:
+    """An exported program on its way to a :class:`Graph`."""
 
+    def __init__(self, program: torch.export.ExportedProgram, places: Places) -> None:
+        self._program = program
+        self._specs = iter(program.graph_signature.input_specs)
+        self._batch_index = itertools.count()
+        self._canonical = _canonical_names(places)
+        self._owned = {
+            (p.data_ptr(), p.shape, p.stride()): name for name, (p, _) in places.parameters.items() if p.numel()
+        }
+        self._made: dict[fx.Node, Node] = {}
+        self._inputs: dict[Node, tuple[str, str | int]] = {}
+        self._nodes: list[Node] = []
+        self._constants: dict[str, Tensor] = {}
 
-def _with_outputs(
-    program: torch.export.ExportedProgram,
-    made: dict[fx.Node, Node],
-    inputs: dict[Node, tuple[str, str | int]],
-    nodes: list[Node],
-    constants: dict[str, Tensor],
-) -> Graph:
-    returned = program.graph.output_node().args[0]
-    output: Node | None = None
-    for spec, value in zip(program.graph_signature.output_specs, returned, strict=True):
-        if spec.kind == OutputKind.USER_OUTPUT and isinstance(value, fx.Node):
-            output = made[value]
-        elif spec.kind == OutputKind.PARAMETER_MUTATION:
-            raise GraphError(f"the program changes the parameter {spec.target} in place")
-    if output is None:
-        raise GraphError("the program returns no tensor, or one that depends on neither the model nor the batch")
-    return Graph(inputs, nodes, output, constants)
+    def graph(self) -> Graph:
+        """The graph of the program's operations."""
+        for old in self._program.graph.nodes:
+            if old.op == "placeholder":
+                node = self._made[old] = Node(old.name, _placeholder, (), {})
+                self._inputs[node] = self._input_kind(next(self._specs))
+            elif old.op == "call_function":
+                args, kwargs = pytree.tree_map(
+                    lambda a: self._made[a] if isinstance(a, fx.Node) else a, (old.args, old.kwargs)
+                )
+                node = self._made[old] = Node(old.name, old.target, args, dict(kwargs), _source(old))
+                self._nodes.append(node)
+            elif old.op != "output":
+                raise GraphError(
+                    f"the exported graph holds a {old.op} ({old.name}): higher-order operations have no rule"
+                )
+        return Graph(self._inputs, self._nodes, self._output(), self._constants)
+
+    def _output(self) -> Node:
+        returned = self._program.graph.output_node().args[0]
+        output: Node | None = None
+        for spec, value in zip(self._program.graph_signature.output_specs, returned, strict=True):
+            if spec.kind == OutputKind.USER_OUTPUT and isinstance(value, fx.Node):
+                output = self._made[value]
+            elif spec.kind == OutputKind.PARAMETER_MUTATION:
+                raise GraphError(f"the program changes the parameter {spec.target} in place")
+        if output is None:
+            raise GraphError("the program returns no tensor, or one that depends on neither the model nor the batch")
+        return output
+
+    def _input_kind(self, spec: Any) -> tuple[str, str | int]:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            return "parameter" if spec.kind == InputKind.PARAMETER else "buffer", self._canonical[spec.target]
+        if spec.kind == InputKind.USER_INPUT:
+            return "batch", next(self._batch_index)
+        value = self._program.constants.get(spec.target)
+        if isinstance(value, Tensor):
+            name = self._owned.get((value.data_ptr(), value.shape, value.stride()))
+            if name is not None:
+                return "parameter", name  # reached by .data, .detach() or a reference of the program's own
+            self._constants[spec.target] = value.detach().clone()
+            return "constant", spec.target
+        raise GraphError(f"the exported graph takes an input of a kind without a rule: {spec.kind.name} {spec.target}")
 
 
 def _placeholder() -> None:
     raise AssertionError("a graph input is never called")
-
-
-def _input_kind(
-    spec: Any,
-    batch_index: Iterator[int],
-    canonical: dict[str, str],
-    program: torch.export.ExportedProgram,
-    constants: dict[str, Tensor],
-    owned: Mapping[Any, str],
-) -> tuple[str, str | int]:
-    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-        return "parameter" if spec.kind == InputKind.PARAMETER else "buffer", canonical[spec.target]
-    if spec.kind == InputKind.USER_INPUT:
-        return "batch", next(batch_index)
-    if spec.target in program.constants and isinstance(program.constants[spec.target], Tensor):
-        value = program.constants[spec.target]
-        name = owned.get((value.data_ptr(), value.shape, value.stride()))
-        if name is not None:
-            return "parameter", name  # reached by .data, .detach() or a reference of the program's own
-        constants[spec.target] = value.detach().clone()
-        return "constant", spec.target
-    raise GraphError(f"the exported graph takes an input of a kind without a rule: {spec.kind.name} {spec.target}")
 
 
 def _canonical_names(places: Places) -> dict[str, str]:
@@ -331,5 +329,5 @@ def _source(node: fx.Node) -> str:
 
 
 def is_getitem(node: Node) -> bool:
-    """Whether a node picks one output of an operation with several."""
+    """True if a node picks one output of an operation with several."""
     return node.target is operator.getitem

@@ -4,13 +4,14 @@ Recurrent layers become one linear map and a few pointwise operations a time ste
 mask as an ordinary dropout; einsum becomes batched matrix products; instance norm shows which buffers it moves. Random
 numbers are drawn in the order, and for the memory layout, in which PyTorch draws them outside of a graph.
 
-Legend: t time steps, b samples, i input features, h hidden features.
+Legend: t time steps, b samples, i input features, h hidden features, out: those of the output (of both directions).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,12 +41,12 @@ COMPOSED: tuple[OpOverload, ...] = (
 
 Decomposition = Callable[..., Any]
 State = tuple[Tensor, ...]
-Cell = Callable[[Tensor, State, "Weights"], State]
+Cell = Callable[[Tensor, State, "RecurrentWeights"], State]
 """From the input's share of the gates ``[b, gates]`` and the state to the next state; its first entry is the output."""
 
 
 def table() -> dict[OpOverload, Decomposition]:
-    """What to take apart, for ``ExportedProgram.run_decompositions``; a function may decline by ``NotImplemented``."""
+    """Operation -> its decomposition, for ``ExportedProgram.run_decompositions``; it may return ``NotImplemented``."""
     chosen: dict[OpOverload, Decomposition] = {
         aten.lstm.input: lstm,
         aten.gru.input: _single_state(gru_cell),
@@ -71,7 +72,7 @@ def _as_composed(operation: OpOverload) -> Decomposition:
     return decompose
 
 
-class Weights:
+class RecurrentWeights:
     """Weights of one layer and direction: ``W_ih``, ``W_hh``, then biases, then a projection, where there are any."""
 
     def __init__(self, tensors: Sequence[Tensor], *, has_biases: bool, projects: bool) -> None:
@@ -89,7 +90,7 @@ class Weights:
         return F.linear(h, self.hidden, self.hidden_bias)
 
 
-def lstm_cell(share: Num[Tensor, "b gates"], state: State, weights: Weights) -> State:
+def lstm_cell(share: Num[Tensor, "b gates"], state: State, weights: RecurrentWeights) -> State:
     """``c' = f c + i g``, ``h' = o tanh(c')``, then the projection of ``h'``."""
     hidden, cell = state
     i, f, g, o = (share + weights.of_hidden(hidden)).chunk(4, -1)
@@ -98,7 +99,7 @@ def lstm_cell(share: Num[Tensor, "b gates"], state: State, weights: Weights) -> 
     return hidden if weights.projection is None else F.linear(hidden, weights.projection), cell
 
 
-def gru_cell(share: Num[Tensor, "b gates"], state: State, weights: Weights) -> State:
+def gru_cell(share: Num[Tensor, "b gates"], state: State, weights: RecurrentWeights) -> State:
     """``h' = (h - n) z + n`` with ``n = tanh(x_n + r h_n)``."""
     (hidden,) = state
     reset_x, update_x, new_x = share.chunk(3, -1)
@@ -107,43 +108,54 @@ def gru_cell(share: Num[Tensor, "b gates"], state: State, weights: Weights) -> S
     return ((hidden - new) * torch.sigmoid(update_x + update_h) + new,)
 
 
-def tanh_cell(share: Num[Tensor, "b h"], state: State, weights: Weights) -> State:
+def tanh_cell(share: Num[Tensor, "b h"], state: State, weights: RecurrentWeights) -> State:
     """``h' = tanh(W_ih x + W_hh h)``."""
     return (torch.tanh(share + weights.of_hidden(state[0])),)
 
 
-def relu_cell(share: Num[Tensor, "b h"], state: State, weights: Weights) -> State:
+def relu_cell(share: Num[Tensor, "b h"], state: State, weights: RecurrentWeights) -> State:
     """``h' = relu(W_ih x + W_hh h)``."""
     return (torch.relu(share + weights.of_hidden(state[0])),)
 
 
-def recurrent(
-    x: Num[Tensor, "t b i"],
-    states: Sequence[State],
-    layers: Iterator[Weights],
-    cell: Cell,
-    *,
-    num_layers: int,
-    dropout: float,
-    bidirectional: bool,
-) -> tuple[Num[Tensor, "t b out"], list[State]]:
-    """All layers, and their last states; dropout between two layers, drawn once a layer, as outside of a graph."""
-    directions = 2 if bidirectional else 1
-    last: list[State] = []
-    for layer in range(num_layers):
-        outputs = []
-        for direction in range(directions):
-            output, state = _one_direction(x, states[len(last)], next(layers), cell, reverse=direction == 1)
-            outputs.append(output)
-            last.append(state)
-        x = torch.cat(outputs, -1) if bidirectional else outputs[0]
-        if dropout > 0 and layer < num_layers - 1:
-            x = torch.native_dropout(x, dropout, True)[0]
-    return x, last
+@dataclass(frozen=True)
+class RecurrentLayers:
+    """Weights and options of a recurrent module, in the order in which its operation takes them."""
+
+    params: Sequence[Tensor]
+    has_biases: bool
+    num_layers: int
+    dropout: float
+    train: bool
+    bidirectional: bool
+    batch_first: bool
+
+    def run(
+        self, x: Num[Tensor, "t_or_b b_or_t i"], states: Sequence[State], cell: Cell, *, projects: bool = False
+    ) -> tuple[Num[Tensor, "t_or_b b_or_t out"], list[State]]:
+        """All layers, and their last states; dropout between two layers, drawn once a layer, as outside of a graph."""
+        x = x.transpose(0, 1) if self.batch_first else x
+        weights = self._weights(projects=projects)
+        last: list[State] = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for reverse in (False, True) if self.bidirectional else (False,):
+                output, state = _one_direction(x, states[len(last)], next(weights), cell, reverse=reverse)
+                outputs.append(output)
+                last.append(state)
+            x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
+            if self.train and self.dropout > 0 and layer < self.num_layers - 1:
+                x = torch.native_dropout(x, self.dropout, True)[0]
+        return x.transpose(0, 1) if self.batch_first else x, last
+
+    def _weights(self, *, projects: bool) -> Iterator[RecurrentWeights]:
+        size = 2 + 2 * self.has_biases + projects
+        for start in range(0, len(self.params), size):
+            yield RecurrentWeights(self.params[start : start + size], has_biases=self.has_biases, projects=projects)
 
 
 def _one_direction(
-    x: Num[Tensor, "t b i"], state: State, weights: Weights, cell: Cell, *, reverse: bool
+    x: Num[Tensor, "t b i"], state: State, weights: RecurrentWeights, cell: Cell, *, reverse: bool
 ) -> tuple[Num[Tensor, "t b out"], State]:
     shares = weights.of_input(x)
     outputs: list[Tensor] = []
@@ -153,64 +165,22 @@ def _one_direction(
     return torch.stack(outputs[::-1] if reverse else outputs), state
 
 
-def _layers(params: Sequence[Tensor], *, has_biases: bool, projects: bool) -> Iterator[Weights]:
-    size = 2 + 2 * has_biases + projects
-    for start in range(0, len(params), size):
-        yield Weights(params[start : start + size], has_biases=has_biases, projects=projects)
-
-
-def lstm(
-    x: Tensor,
-    hx: Sequence[Tensor],
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def lstm(x: Tensor, hx: Sequence[Tensor], *weights_and_options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """``nn.LSTM`` as :func:`lstm_cell`, step by step."""
     hidden, cell = hx
     states = list(zip(hidden.unbind(0), cell.unbind(0), strict=True))
-    layers = _layers(params, has_biases=has_biases, projects=hidden.shape[-1] != cell.shape[-1])
-    out, last = recurrent(
-        x.transpose(0, 1) if batch_first else x,
-        states,
-        layers,
-        lstm_cell,
-        num_layers=num_layers,
-        dropout=dropout if train else 0.0,
-        bidirectional=bidirectional,
-    )
+    layers = RecurrentLayers(*weights_and_options)
+    out, last = layers.run(x, states, lstm_cell, projects=hidden.shape[-1] != cell.shape[-1])
     hidden, cell = (torch.stack(parts) for parts in zip(*last, strict=True))
-    return out.transpose(0, 1) if batch_first else out, hidden, cell
+    return out, hidden, cell
 
 
 def _single_state(cell: Cell) -> Decomposition:
-    """A layer whose state is one tensor."""
+    """A module whose state is one tensor."""
 
-    def layer(
-        x: Tensor,
-        hx: Tensor,
-        params: Sequence[Tensor],
-        has_biases: bool,
-        num_layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> tuple[Tensor, Tensor]:
-        out, last = recurrent(
-            x.transpose(0, 1) if batch_first else x,
-            [(h,) for h in hx.unbind(0)],
-            _layers(params, has_biases=has_biases, projects=False),
-            cell,
-            num_layers=num_layers,
-            dropout=dropout if train else 0.0,
-            bidirectional=bidirectional,
-        )
-        return out.transpose(0, 1) if batch_first else out, torch.stack([state[0] for state in last])
+    def layer(x: Tensor, hx: Tensor, *weights_and_options: Any) -> tuple[Tensor, Tensor]:
+        out, last = RecurrentLayers(*weights_and_options).run(x, [(h,) for h in hx.unbind(0)], cell)
+        return out, torch.stack([state[0] for state in last])
 
     return layer
 
@@ -228,9 +198,9 @@ def _lone_cell(cell: Cell) -> Decomposition:
     return call
 
 
-def _lone_weights(tensors: Sequence[Tensor | None]) -> Weights:
-    given = [t for t in tensors if t is not None]
-    return Weights(given, has_biases=len(given) == 4, projects=False)
+def _lone_weights(tensors: Sequence[Tensor | None]) -> RecurrentWeights:
+    present = [t for t in tensors if t is not None]
+    return RecurrentWeights(present, has_biases=len(present) == 4, projects=False)
 
 
 def attention_with_dropout(

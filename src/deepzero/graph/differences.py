@@ -35,7 +35,7 @@ class OneHot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of its tensors."""
         return int(self.indices.nbytes + self.values.nbytes)
 
     def positions(self) -> tuple[Int64[Tensor, " p"], ...]:
@@ -72,7 +72,7 @@ class Channel:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of its tensors."""
         return int(self.delta.nbytes)
 
     @cached_property
@@ -122,7 +122,7 @@ class Dense:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of its tensors."""
         return int(self.delta.nbytes)
 
     def dense(self) -> Num[Tensor, " p *shape"]:
@@ -172,30 +172,30 @@ def unfold_count(folded: Num[Tensor, " pb *rest"], count: int) -> Num[Tensor, " 
 
 
 def constant_over(delta: Tensor, dims: tuple[int, ...]) -> bool:
-    """Whether a difference is the same number along ``dims``, known from its strides (an expanded scalar)."""
+    """True if a difference is the same number along ``dims``, known from its strides (an expanded scalar)."""
     return all(delta.stride(d) == 0 or delta.shape[d] == 1 for d in dims)
 
 
-def add(left: Difference | None, right: Difference | None) -> Difference | None:
+def add(first: Difference | None, second: Difference | None) -> Difference | None:
     """Sum of two differences of the same node."""
-    if left is None or right is None:
-        return right if left is None else left
-    if isinstance(left, Channel) and isinstance(right, Channel) and same_channels(left, right):
-        return left.with_delta(left.delta + right.delta)
-    if isinstance(left, OneHot) and isinstance(right, OneHot) and same_entries(left, right):
-        return OneHot(left.indices, left.values + right.values, left.shape)
-    return Dense(left.dense() + right.dense())
+    if first is None or second is None:
+        return second if first is None else first
+    if isinstance(first, Channel) and isinstance(second, Channel) and same_channels(first, second):
+        return first.with_delta(first.delta + second.delta)
+    if isinstance(first, OneHot) and isinstance(second, OneHot) and same_entries(first, second):
+        return OneHot(first.indices, first.values + second.values, first.shape)
+    return Dense(first.dense() + second.dense())
 
 
-def same_entries(left: OneHot, right: OneHot) -> bool:
-    """Whether two one-hot differences sit on the same entries."""
-    return left.shape == right.shape and _equal(left.indices, right.indices)
+def same_entries(first: OneHot, second: OneHot) -> bool:
+    """True if two one-hot differences sit on the same entries."""
+    return first.shape == second.shape and _equal(first.indices, second.indices)
 
 
-def same_channels(left: Channel, right: Channel) -> bool:
-    """Whether two channel differences sit on the same channels."""
-    return left.axis == right.axis and left.shape == right.shape and _equal(left.channels, right.channels)
+def same_channels(first: Channel, second: Channel) -> bool:
+    """True if two channel differences sit on the same channels."""
+    return first.axis == second.axis and first.shape == second.shape and _equal(first.channels, second.channels)
 
 
-def _equal(left: Int64[Tensor, " p"], right: Int64[Tensor, " p"]) -> bool:
-    return left is right or torch.equal(left, right)
+def _equal(first: Int64[Tensor, " p"], second: Int64[Tensor, " p"]) -> bool:
+    return first is second or torch.equal(first, second)

@@ -1,8 +1,8 @@
 """The Python values that a program may read and that a graph holds as constants, as one comparable picture.
 
 A picture is cheap and not complete: it holds numbers, strings, flags and the identity of tensors and functions, in
-modules, in what a loss or closure closes over, and in the globals that it names. What it does not see is caught where
-it changes the loss.
+modules, in what a loss or closure closes over, and in the globals that it names. A change outside of it is caught
+where it changes the loss.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LARGEST = 4096
 
 
 def picture(objective: NetworkObjective) -> Picture:
-    """What the objective's program may read, by where it stands."""
+    """A picture of everything that the objective's program may read: attribute or variable -> its value."""
     seen: Picture = {}
     places = objective.places()
     seen["tied"] = tuple(
@@ -48,8 +48,8 @@ def picture(objective: NetworkObjective) -> Picture:
 
 
 def _tensors(module: nn.Module) -> Iterator[Hashable]:
-    for held in (module._parameters, module._buffers):
-        for name, tensor in held.items():
+    for table in (module._parameters, module._buffers):
+        for name, tensor in table.items():
             if tensor is not None:
                 yield name, tensor.shape, tensor.dtype, tensor.requires_grad, tensor.device
 
@@ -121,5 +121,5 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
 
 
 def changes(before: Picture, after: Picture) -> set[Hashable]:
-    """Where two pictures differ."""
+    """The keys under which two pictures differ."""
     return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}

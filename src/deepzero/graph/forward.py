@@ -1,4 +1,8 @@
-"""The base forward: one evaluation of the graph that keeps every value a rule may ask for."""
+"""Runs of a graph: the base forward, which keeps every value a rule may read, and runs of a part of it again.
+
+Queries that differences cannot follow run the operations behind their parameter again, not those before it. So feature
+reuse still holds: in a network whose last part has no rule, a query costs that last part.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 SHARP: dict[Any, Callable[..., Any]] = {aten._weight_norm.default: _weight_norm}
-"""What a float64 forward runs in place of operations that round to float32 in float64, too: the CUDA kernel of weight
+"""Operation that rounds to float32 in float64, too -> its replacement in a float64 forward: the CUDA kernel of weight
 norm takes its root with ``sqrtf``."""
 
 
@@ -52,11 +56,11 @@ def graph_inputs(
         dtype: floats are converted to it if given (complex values accordingly).
     """
     places = objective.places()
-    held = {name: p for name, (p, _) in places.parameters.items()}
+    live = {name: p for name, (p, _) in places.parameters.items()}
     if parameters is not None:
-        held |= {name: as_complex(value, held[name]) for name, value in parameters.items()}  # type: ignore[misc]
+        live |= {name: as_complex(value, live[name]) for name, value in parameters.items()}  # type: ignore[misc]
     sources: dict[str, Mapping[Any, Any]] = {
-        "parameter": held,
+        "parameter": live,
         "buffer": {name: b.detach().clone() for name, (b, _) in places.buffers.items()},  # an operation may write
         "batch": dict(enumerate(pytree.tree_leaves((tuple(batch), keywords(batch))))),
         "constant": graph.constants,
@@ -82,7 +86,7 @@ def run(graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], draws
     Args:
         graph: the graph; what its output does not depend on is left out.
         inputs: values of its inputs.
-        keep: nodes whose values are wanted.
+        keep: nodes whose values are returned.
         draws: the random numbers of the step.
         wide: inputs and graph are in float64, and so are the numbers drawn.
 

@@ -208,7 +208,7 @@ def _plain(node: Node, users: Mapping[Node, list[Node]], graph: Graph) -> Step:
 
 
 def _reads_updated(norm: Node, users: Mapping[Node, list[Node]], graph: Graph) -> bool:
-    """Whether the loss depends on the running statistics that a batch norm has just updated."""
+    """True if the loss depends on the running statistics that a batch norm has just updated."""
     return any(is_getitem(u) and u.args[1] >= 3 and u in graph.ancestors for u in users.get(norm, []))
 
 
@@ -238,9 +238,9 @@ def _batch_norm_relu(relu: Node, users: Mapping[Node, list[Node]], graph: Graph)
     before = relu.args[0]
     candidates: list[tuple[Node, Node | None]] = [(before, None)]
     if before.target is aten.add.Tensor and not before.kwargs and len(users[before]) == 1:
-        left, right = before.args
-        if isinstance(left, Node) and isinstance(right, Node) and left is not right:
-            candidates += [(left, right), (right, left)]
+        a, b = before.args
+        if isinstance(a, Node) and isinstance(b, Node) and a is not b:
+            candidates += [(a, b), (b, a)]
     for pick, residual in candidates:
         norm = pick.args[0] if is_getitem(pick) and pick.args[1] == 0 and len(users[pick]) == 1 else None
         if (
@@ -257,7 +257,7 @@ def _batch_norm_relu(relu: Node, users: Mapping[Node, list[Node]], graph: Graph)
 
 
 def _trains(node: Node) -> bool:
-    """Whether a node is a batch norm by the statistics of the batch, with running statistics or without."""
+    """True for a batch norm by the statistics of the batch, with running statistics or without."""
     if node.target is aten._native_batch_norm_legit.no_stats:
         return node.args[3] is True
     return node.target is aten._native_batch_norm_legit_functional.default and node.args[5] is True

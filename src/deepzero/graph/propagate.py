@@ -18,7 +18,7 @@ from deepzero.graph.program import Cone, Step
 from deepzero.graph.rules import fallback
 
 Meter = Callable[[int, int], None]
-"""Told after each step the bytes of live differences, and of what the step worked on."""
+"""Called after each step with the bytes of live differences, and of what the step worked on."""
 
 NUMBERS = (bool, int, float, complex)
 """Types of a node's value that is no tensor."""

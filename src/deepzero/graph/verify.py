@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from deepzero.errors import GraphError, VerificationError, from_black_box
@@ -35,7 +36,7 @@ RELATIVE = 1e-6
 WORKSPACE = 4
 """Bytes that one coordinate may take, in multiples of the base forward: a float64 convolution unfolds its input."""
 NEAR = 1e-3
-"""How far the points lie at which graph and program are compared, relative to the parameters."""
+"""Distance of the points at which graph and program are compared, relative to the parameters."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Check:
         coordinates: loss differences that were compared.
         worst: largest error, relative to the loss difference.
         floor: smallest loss difference that could be told from the noise of the plain runs: where all differences are
-            below it, the check says nothing.
+            below it, the check finds nothing.
         silent: parameters of which no candidate moved the loss by more than the floor.
         program: largest difference of the losses of graph and live program, relative to the loss.
     """
@@ -66,7 +67,7 @@ class Check:
 
 
 def tolerance_of(objective: NetworkObjective) -> float:
-    """How far graph and program may be apart, relative to the loss: rounding in the coarsest dtype, many times."""
+    """Largest accepted difference of graph and program, relative to the loss: many roundings in the coarsest dtype."""
     coarsest = max(float(torch.finfo(p.dtype).eps) for p in parameters_of(objective).values())
     return 1000 * coarsest if coarsest < 1e-4 else 0.2
 
@@ -118,7 +119,7 @@ def graph_loss(
     return loss.double().mean()
 
 
-@standing_in()  # rules are checked, not black boxes: these are not asked
+@standing_in()  # rules are checked, not black boxes: these are not called
 def verify(
     program: Program,
     objective: NetworkObjective,
@@ -139,26 +140,21 @@ def verify(
         sizes: step by parameter.
         seed: of the coordinates.
         draws: the step's random numbers.
-        refused: told of a parameter whose rules raise; by default the error goes on.
+        refused: called with a parameter whose rules raise, and the error; by default the error goes on.
         room: bytes of tensors that the check may hold; fewer coordinates are propagated at a time if it is little.
 
     Raises:
         VerificationError: a rule is wrong.
     """
-    wide = compile_program(program.graph.widened, parameters_of(objective), strict=False)
-    wanted = {node for cone in wide.cones.values() for node in reads(wide.graph, cone)}
-    inputs = graph_inputs(wide.graph, objective, batch, dtype=torch.float64)
-    values = run(wide.graph, inputs, keep=wide.kept | wanted, draws=draws, wide=True)
-    held = max(1, held_bytes(values))
-    at_once = int(max(1, min(MORE, (room - held) // (WORKSPACE * held))))
-    floor = 30 * _noise(wide, inputs, draws)
+    wide = _WideForward.of(program, objective, batch, draws, room)
+    parameters = parameters_of(objective)
+    floor = 30 * wide.noise()
     count, worst, silent = 0, 0.0, []
-    for name, cone in wide.cones.items():
-        if program.cones[name].reason or not parameters_of(objective)[name].numel():
+    for name, cone in wide.program.cones.items():
+        if program.cones[name].reason or not parameters[name].numel():
             continue
         try:
-            seed_of = derive_seed(seed, "verify", name)
-            rows = _compared(wide, cone, values, inputs, sizes[name], seed_of, draws, at_once)
+            rows = wide.compare(cone, sizes[name], derive_seed(seed, "verify", name))
         except (VerificationError, MemoryError):
             raise
         except Exception as error:
@@ -170,8 +166,8 @@ def verify(
         if wrong:
             raise VerificationError(_disagreement(name, wrong))
         count += len(rows)
-        told = [row for row in rows if abs(row[2]) > floor / RELATIVE]
-        worst = max([worst, *(abs(f - e) / abs(e) for _, f, e in told)])
+        sharp = [row for row in rows if abs(row[2]) > floor / RELATIVE]
+        worst = max([worst, *(abs(f - e) / abs(e) for _, f, e in sharp)])
         if not any(abs(e) > floor for *_, e in rows):
             silent.append(name)
     return Check(count, worst, floor, tuple(silent), 0.0)
@@ -188,72 +184,98 @@ def _agrees(row: Row, floor: float) -> bool:
     return abs(found - expected) <= floor + RELATIVE * abs(expected)
 
 
-def _compared(
-    program: Program,
-    cone: Cone,
-    values: Values,
-    inputs: Mapping[Node, Tensor],
-    size: float,
-    seed: int,
-    draws: Draws,
-    at_once: int,
-) -> list[Row]:
-    """Loss differences of a few coordinates of one parameter, both ways.
+@dataclass(frozen=True)
+class _WideForward:
+    """A forward of a program's graph in float64.
 
-    At a step of a thousandth of the parameter, whatever the estimate's: rules are exact at any step, and the plain
-    runs' rounding must not hide the difference. At the estimate's own where that one has no effect (losses that move in
-    jumps).
+    Attributes:
+        program: the program, in float64.
+        inputs: of its graph.
+        values: what the graph computes from them, where rules or plain runs read it.
+        draws: the step's random numbers.
+        at_once: coordinates that are propagated at a time.
     """
-    if not cone.sources:
-        return []
-    source = inputs[cone.sources[0]]
-    entries = source.numel() * (2 if source.is_complex() else 1)
-    generator = torch.Generator().manual_seed(seed)
-    chosen, found, step = torch.zeros(0), torch.zeros(0), size
-    for count, step in ((CANDIDATES, NEAR * (size_of(source) or 1.0)), (MORE, size)):
-        chosen = torch.randint(entries, (count,), generator=generator)
-        output = program.graph.output
-        found = torch.cat([loss_differences(cone, values, output, c, step).cpu() for c in torch.split(chosen, at_once)])
-        for value in values.values():
+
+    program: Program
+    inputs: Mapping[Node, Any]
+    values: Values
+    draws: Draws
+    at_once: int
+
+    @classmethod
+    def of(
+        cls, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws, room: float
+    ) -> _WideForward:
+        """Of a program at the parameters; ``room`` bounds the bytes of tensors."""
+        wide = compile_program(program.graph.widened, parameters_of(objective), strict=False)
+        kept = wide.kept | {node for cone in wide.cones.values() for node in reads(wide.graph, cone)}
+        inputs = graph_inputs(wide.graph, objective, batch, dtype=torch.float64)
+        values = run(wide.graph, inputs, keep=kept, draws=draws, wide=True)
+        base_bytes = max(1, held_bytes(values))
+        at_once = int(max(1, min(MORE, (room - base_bytes) // (WORKSPACE * base_bytes))))
+        return cls(wide, inputs, values, draws, at_once)
+
+    def compare(self, cone: Cone, size: float, seed: int) -> list[Row]:
+        """Loss differences of a few coordinates of one parameter, both ways.
+
+        At a step of a thousandth of the parameter, whatever the estimate's: rules are exact at any step, and the plain
+        runs' rounding must not hide the difference. At the estimate's own, ``size``, where that one has no effect
+        (losses that move in jumps).
+        """
+        if not cone.sources:
+            return []
+        source = self.inputs[cone.sources[0]]
+        entries = source.numel() * (2 if source.is_complex() else 1)
+        generator = torch.Generator().manual_seed(seed)
+        chosen, found, step = torch.zeros(0), torch.zeros(0), size
+        for count, step in ((CANDIDATES, NEAR * (size_of(source) or 1.0)), (MORE, size)):
+            chosen = torch.randint(entries, (count,), generator=generator)
+            found = self._propagated(cone, chosen, step)
+            if bool(found.any()):
+                break
+        again = Recomputation(self.program.graph, cone.sources, self.values, self.draws, wide=True)
+        base = again.loss({node: self.inputs[node] for node in cone.sources})
+        picked = sorted({0, int(found.abs().nan_to_num(nan=math.inf).argmax())})
+        return [
+            (
+                int(chosen[k]),
+                float(found[k]),
+                float(again.loss(dict.fromkeys(cone.sources, _moved(source, int(chosen[k]), step))) - base),
+            )
+            for k in picked
+        ]
+
+    def _propagated(self, cone: Cone, chosen: Int64[Tensor, " n"], step: float) -> Float64[Tensor, " n"]:
+        output = self.program.graph.output
+        parts = [loss_differences(cone, self.values, output, c, step).cpu() for c in torch.split(chosen, self.at_once)]
+        for value in self.values.values():
             value.memo.clear()
-        if bool(found.any()):
-            break
-    again = Recomputation(program.graph, cone.sources, values, draws, wide=True)
-    base = again.loss({node: inputs[node] for node in cone.sources})
-    picked = sorted({0, int(found.abs().nan_to_num(nan=math.inf).argmax())})
-    return [
-        (
-            int(chosen[k]),
-            float(found[k]),
-            float(again.loss(dict.fromkeys(cone.sources, _moved(source, int(chosen[k]), step))) - base),
-        )
-        for k in picked
-    ]
+        return torch.cat(parts)
+
+    def noise(self) -> float:
+        """Rounding noise of the plain runs: how far the loss moves with the last digits of the parameters."""
+        graph, losses = self.program.graph, []
+        generator = torch.Generator().manual_seed(0)
+        for trial in range(3):
+            nudged = dict(self.inputs)
+            for node in graph.parameter_inputs():
+                p = self.inputs[node]
+                if trial and (p.is_floating_point() or p.is_complex()):
+                    sign = torch.randint(0, 2, p.shape, generator=generator).to(p.device) * 2 - 1
+                    nudged[node] = p * (1 + 4e-16 * sign)
+            loss: Tensor = run(graph, nudged, keep=(), draws=self.draws, wide=True)[graph.output].base
+            losses.append(float(loss.double().mean()))
+        spread = max(losses) - min(losses)
+        rounding = 1e-15 * (1 + abs(losses[0]))
+        return max(spread if spread < 1e-6 * (1 + abs(losses[0])) else 0.0, rounding)
 
 
 def _moved(source: Tensor, index: int, size: float) -> Tensor:
+    """A copy with one entry moved."""
     moved = source.detach().clone(memory_format=torch.contiguous_format)
     flat = as_real(moved).view(-1)
     flat[index] += size
     return moved
-
-
-def _noise(program: Program, inputs: Mapping[Node, Tensor], draws: Draws) -> float:
-    """Rounding noise of the plain runs: how far the loss moves with the last digits of the parameters."""
-    losses = []
-    generator = torch.Generator().manual_seed(0)
-    for trial in range(3):
-        nudged = dict(inputs)
-        for node in program.graph.parameter_inputs():
-            p = inputs[node]
-            if trial and (p.is_floating_point() or p.is_complex()):
-                sign = torch.randint(0, 2, p.shape, generator=generator).to(p.device) * 2 - 1
-                nudged[node] = p * (1 + 4e-16 * sign)
-        loss: Tensor = run(program.graph, nudged, keep=(), draws=draws, wide=True)[program.graph.output].base
-        losses.append(float(loss.double().mean()))
-    spread = max(losses) - min(losses)
-    rounding = 1e-15 * (1 + abs(losses[0]))
-    return max(spread if spread < 1e-6 * (1 + abs(losses[0])) else 0.0, rounding)
 
 
 def _disagreement(name: str, rows: list[Row]) -> str:

@@ -66,11 +66,11 @@ class OnnxModel:
 
     def __call__(self, *inputs: Array) -> Array:
         """The output for a batch."""
-        wanted = self.session.get_inputs()
-        if len(wanted) != len(inputs):
-            names = ", ".join(one.name for one in wanted)
-            raise InvalidInputError(f"{self.path} takes {len(wanted)} inputs ({names}), got {len(inputs)}")
-        named = {one.name: np.ascontiguousarray(value) for one, value in zip(wanted, inputs, strict=True)}
+        expected = self.session.get_inputs()
+        if len(expected) != len(inputs):
+            names = ", ".join(one.name for one in expected)
+            raise InvalidInputError(f"{self.path} takes {len(expected)} inputs ({names}), got {len(inputs)}")
+        named = {one.name: np.ascontiguousarray(value) for one, value in zip(expected, inputs, strict=True)}
         found: Array = self.session.run(None if self.output is None else [self.output], named)[0]
         return found
 

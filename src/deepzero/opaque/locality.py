@@ -1,4 +1,4 @@
-"""Which inputs an output may depend on: positions far apart are perturbed together, and told apart by where they act.
+"""Declared locality: inputs far apart are perturbed together, and told apart by the outputs that they reach.
 
 If no output depends on two inputs of the same colour, one evaluation with all inputs of a colour moved gives the slopes
 along every one of them: the Jacobian's columns are coloured (Curtis, Powell and Reid, 1974). A convolution of k x k
@@ -154,8 +154,8 @@ def _axis(size: int, out: int, kernel: int, stride: int, padding: int) -> tuple[
     """Colours along one dimension, and ``[colour, output]``: the input of that colour in the output's field, or -1."""
     colours = torch.arange(size) % kernel
     first = torch.arange(out) * stride - padding
-    wanted = torch.arange(kernel).unsqueeze(1)
-    at = first + (wanted - first) % kernel
+    colour = torch.arange(kernel).unsqueeze(1)
+    at = first + (colour - first) % kernel
     return colours, torch.where((at >= 0) & (at < size), at, -1)
 
 

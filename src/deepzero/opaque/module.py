@@ -23,7 +23,7 @@ from deepzero.objective import Objective
 from deepzero.opaque.directions import COORDINATES, ORTHOGONAL, RANDOM
 from deepzero.opaque.locality import Colouring, Locality, PerChannel
 from deepzero.opaque.parameters import Call, Contracted, EveryCoordinate, by_channel, by_estimator
-from deepzero.opaque.products import Differences, Point, along_colours, along_coordinates, along_random
+from deepzero.opaque.products import Differences, ProductPoint, along_colours, along_coordinates, along_random
 from deepzero.opaque.rows import Ledger, RowFunction, Rows, flat_rows
 from deepzero.opaque.surrogate import Learned, pulled_back
 from deepzero.opaque.tangents import pushed_forward, unpacked
@@ -32,15 +32,15 @@ from deepzero.randomness import derive_seed
 from deepzero.stencils import CENTRAL, Stencil, as_stencil
 
 QUERIES = 16
-"""Random directions of a row, unless it is said how many."""
+"""Random directions of a row by default."""
 PROBES = 8
-"""Entries that are moved to see whether a declared locality is true."""
+"""Entries that are moved to check a declared locality."""
 NOISES = 10
-"""So many times further than it differs from itself must a row move with another to be found coupled."""
+"""A row is coupled to another if it moves with it by more than this many times its own noise."""
 OUTSIDE = 3
-"""The same for outputs that a declared locality says stay: there the noise is the largest of many."""
+"""The same for outputs outside of a declared locality: there the noise is the largest of many."""
 SAME = 1e-3
-"""How far a row may move with the rows beside it, relative to the output: rounding of a batch of another size."""
+"""Largest change of a row with the rows beside it, relative to the output, that is rounding of another batch size."""
 
 
 class Opaque(nn.Module):
@@ -176,7 +176,7 @@ class Opaque(nn.Module):
         if numpy is None:
             numpy = self.module is None and bool(getattr(fn, "numpy", False))
         budget = None if max_queries is None else validation.count("max_queries", max_queries)
-        asked = Rows(
+        answered = Rows(
             RowFunction(fn if self.module is None else Functional(self.module), numpy, self._names),
             most=None if rows is None else validation.count("rows", rows),
             executor=executor,
@@ -187,7 +187,7 @@ class Opaque(nn.Module):
             repeats=validation.count("repeats", repeats),
             problem="" if journal is None else problem_of_function(fn),
         )
-        _states[self] = _State(asked, surrogate, None if output is None else torch.Size(output))
+        _states[self] = _State(answered, surrogate, None if output is None else torch.Size(output))
         self._handle = register(self)
 
     # Asking -----------------------------------------------------------------------------------------------------------
@@ -201,15 +201,15 @@ class Opaque(nn.Module):
         if len({len(value) for value in inputs}) > 1:
             sizes = ", ".join(str(tuple(value.shape)) for value in inputs)
             raise InvalidInputError(f"the inputs must have as many rows each, got shapes {sizes}")
-        given = [*inputs, *self._own().values()]
-        values, tangents = unpacked(given)
+        arguments = [*inputs, *self._own().values()]
+        values, tangents = unpacked(arguments)
         if all(tangent is None for tangent in tangents):
-            return self._called(given, len(inputs))
+            return self._called(arguments, len(inputs))
         return self._pushed_forward(values, tangents, len(inputs))
 
-    def _called(self, given: Sequence[Tensor], count: int) -> Tensor:
-        """The output, by the operation; ``count`` of what is given are inputs, the rest its own parameters."""
-        output: Tensor = TARGET(self._handle, list(given[:count]), list(given[count:]))
+    def _called(self, arguments: Sequence[Tensor], count: int) -> Tensor:
+        """The output, by the operation; the first ``count`` arguments are inputs, the rest its own parameters."""
+        output: Tensor = TARGET(self._handle, list(arguments[:count]), list(arguments[count:]))
         return output
 
     def _pushed_forward(self, values: Sequence[Tensor], tangents: Sequence[Tensor | None], count: int) -> Tensor:
@@ -235,7 +235,7 @@ class Opaque(nn.Module):
         state = _states[self]
         if len(inputs[0]) == 0:
             return self.output_like(inputs)
-        output = state.asked.ask(inputs, parameters, required=required)
+        output = state.rows.ask(inputs, parameters, required=required)
         shape = output.shape[1:]
         if state.shape is not None and shape != state.shape and state.like is None:
             raise InvalidInputError(
@@ -253,11 +253,11 @@ class Opaque(nn.Module):
         state = _states[self]
         if state.dtypes is None:
             return self.answer(inputs, parameters)
-        given = [
+        arguments = [
             [value.to(dtype) for value, dtype in zip(values, dtypes, strict=True)]
             for values, dtypes in zip((inputs, parameters), state.dtypes, strict=True)
         ]
-        return state.asked.ask(*given)
+        return state.rows.ask(*arguments)
 
     def output_like(self, inputs: Sequence[Tensor]) -> Tensor:
         """An empty tensor of the output's shape and dtype, without a query."""
@@ -278,21 +278,21 @@ class Opaque(nn.Module):
         parameters: Sequence[Tensor],
         output: Tensor,
         cotangent: Tensor,
-        wanted: tuple[Sequence[bool], Sequence[bool]],
+        needs: tuple[Sequence[bool], Sequence[bool]],
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Vector-Jacobian products with respect to the inputs and parameters that are wanted."""
-        number = _states[self].asked.ledger.drawn
-        _states[self].asked.ledger.drawn += 1
+        """Vector-Jacobian products with respect to the inputs and parameters that ``needs`` marks."""
+        number = _states[self].rows.ledger.drawn
+        _states[self].rows.ledger.drawn += 1
         seed = derive_seed(self.seed, "opaque", number)
         for_inputs: list[Tensor | None] = [None] * len(inputs)
-        if any(wanted[0]):
+        if any(needs[0]):
             if not self.coupled:
                 self._require_own_rows(inputs, parameters, output)
-                self._require_declared(inputs, parameters, output, wanted[0])
-            for_inputs = self._of_inputs(inputs, parameters, output, cotangent, wanted[0], seed)
+                self._require_declared(inputs, parameters, output, needs[0])
+            for_inputs = self._of_inputs(inputs, parameters, output, cotangent, needs[0], seed)
         for_parameters: list[Tensor | None] = [None] * len(parameters)
-        if any(wanted[1]):
-            for_parameters = self._of_parameters(inputs, parameters, output, cotangent, wanted[1], number)
+        if any(needs[1]):
+            for_parameters = self._of_parameters(inputs, parameters, output, cotangent, needs[1], number)
         return for_inputs, for_parameters
 
     def _of_inputs(
@@ -301,16 +301,16 @@ class Opaque(nn.Module):
         parameters: Sequence[Tensor],
         output: Tensor,
         cotangent: Tensor,
-        wanted: Sequence[bool],
+        needs: Sequence[bool],
         seed: int,
     ) -> list[Tensor | None]:
-        moving = [k for k, asked in enumerate(wanted) if asked]
+        moving = [k for k, needed in enumerate(needs) if needed]
         parts = Parts([inputs[k] for k in moving])
-        point = Point(parts.flat, flat_rows(output), flat_rows(cotangent))
-        told = point.cotangent.any(1) | ~point.cotangent.isfinite().all(1)  # a row that nobody asks about costs nothing
-        if not bool(told.all()) and not self.coupled:
+        point = ProductPoint(parts.flat, flat_rows(output), flat_rows(cotangent))
+        used = point.cotangent.any(1) | ~point.cotangent.isfinite().all(1)  # a row without a cotangent costs nothing
+        if not bool(used.all()) and not self.coupled:
             found = torch.zeros_like(point.inputs)
-            rows = told.nonzero().flatten()
+            rows = used.nonzero().flatten()
             if len(rows):
                 some = [value[rows] for value in inputs]
                 found[rows] = self._product(
@@ -319,28 +319,28 @@ class Opaque(nn.Module):
         else:
             found = self._product(inputs, parameters, parts, point, moving, seed)
         split = iter(parts.split(found))
-        return [next(split) if asked else None for asked in wanted]
+        return [next(split) if needed else None for needed in needs]
 
     def _product(
         self,
         inputs: Sequence[Tensor],
         parameters: Sequence[Tensor],
         parts: Parts,
-        point: Point,
+        point: ProductPoint,
         moving: Sequence[int],
         seed: int,
     ) -> Tensor:
         """``[b, d]``."""
-        asked, surrogate = _states[self].asked, _states[self].surrogate
+        rows, surrogate = _states[self].rows, _states[self].surrogate
         count = len(point.inputs)
 
         def placed(flat: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
-            """What moves, from flat rows, beside the others, repeated."""
+            """The moving inputs, from flat rows, and the others, repeated."""
             moved, copies = iter(parts.split(flat)), len(flat) // count
             return [next(moved) if k in moving else v.repeat_interleave(copies, 0) for k, v in enumerate(others)]
 
         def ask(flat: Tensor) -> Tensor:
-            return flat_rows(asked.ask(placed(flat, inputs), parameters, required=False))
+            return flat_rows(rows.ask(placed(flat, inputs), parameters, required=False))
 
         def ask_jointly(flat: Tensor) -> Tensor:
             return torch.stack([ask(one.reshape(count, -1)).reshape(-1) for one in flat])
@@ -354,10 +354,10 @@ class Opaque(nn.Module):
         guess = None
         if surrogate is not None:
             shaped = point.cotangent.reshape(count, *(_states[self].shape or ()))
-            wanted = [k in moving for k in range(len(inputs))]
-            guess = torch.cat([flat_rows(g) for g in pulled_back(surrogate, inputs, shaped, wanted)], dim=1)
+            needs = [k in moving for k in range(len(inputs))]
+            guess = torch.cat([flat_rows(g) for g in pulled_back(surrogate, inputs, shaped, needs)], dim=1)
         if self.coupled:
-            point = Point(*(value.reshape(1, -1) for value in (point.inputs, point.output, point.cotangent)))
+            point = ProductPoint(*(value.reshape(1, -1) for value in (point.inputs, point.output, point.cotangent)))
             guess = None if guess is None else guess.reshape(1, -1)
         differences = Differences(
             ask_jointly if self.coupled else ask,
@@ -393,17 +393,17 @@ class Opaque(nn.Module):
         parameters: Sequence[Tensor],
         output: Tensor,
         cotangent: Tensor,
-        wanted: Sequence[bool],
+        needs: Sequence[bool],
         number: int,
     ) -> list[Tensor | None]:
-        asked = _states[self].asked
+        rows = _states[self].rows
 
         def call(values: Sequence[Tensor]) -> Tensor:
-            return asked.ask(inputs, values)
+            return rows.ask(inputs, values)
 
         found: list[Tensor | None] = [None] * len(parameters)
-        jointly = [k for k, one in enumerate(wanted) if one and self._names[k] not in self._parameter_locality]
-        for k, one in enumerate(wanted):
+        jointly = [k for k, one in enumerate(needs) if one and self._names[k] not in self._parameter_locality]
+        for k, one in enumerate(needs):
             if one and k not in jointly:
                 local = self._parameter_locality[self._names[k]]
                 self._require_own_channels(call, parameters, k, local, output)
@@ -426,16 +426,16 @@ class Opaque(nn.Module):
     # Checks -----------------------------------------------------------------------------------------------------------
 
     def stackable(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor | None = None) -> bool:
-        """Whether rows of several queries may be asked in one call."""
+        """True if rows of several queries may go into one call."""
         return not self.coupled and self._apart(inputs, parameters, output) == 0.0
 
     def _require_own_rows(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor) -> None:
-        """The first row does not move when the row beside it does."""
+        """Check that the first row does not move when the row beside it does."""
         apart, key = self._apart(inputs, parameters, output), self._situation(inputs)
-        if apart == 0.0 or key in _states[self].told:
+        if apart == 0.0 or key in _states[self].warned:
             return
         pair = [_beside(value, 0) for value in inputs]
-        noise = self._distance(*(_states[self].asked.ask(pair, parameters) for _ in range(2)))
+        noise = self._distance(*(_states[self].rows.ask(pair, parameters) for _ in range(2)))
         if apart > NOISES * noise:
             raise CoupledRowsError(
                 "the rows of the black box depend on each other: its first row changed with the rows beside it "
@@ -448,21 +448,21 @@ class Opaque(nn.Module):
             BlackBoxWarning,
             stacklevel=2,
         )
-        _states[self].told.add(key)
+        _states[self].warned.add(key)
 
     def _situation(self, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
         """For what a finding holds: shapes of rows, and modes of the modules."""
         return *(value.shape[1:] for value in inputs), *(module.training for module in self.modules())
 
     def _apart(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor | None) -> float:
-        """How far the first row of the output moves with the rows beside it; 0 if that is rounding. Asked once."""
+        """Change of the output's first row with the rows beside it; 0 if that is rounding. Measured once."""
         state = _states[self]
         key = self._situation(inputs)
-        with state.asked.lock:
+        with state.rows.lock:
             if key not in state.apart:
                 if output is None:
-                    output = state.asked.ask([_beside(value, 1) for value in inputs], parameters)
-                found = state.asked.ask([_beside(value, 0) for value in inputs], parameters)
+                    output = state.rows.ask([_beside(value, 1) for value in inputs], parameters)
+                found = state.rows.ask([_beside(value, 0) for value in inputs], parameters)
                 distance = self._distance(found, output)
                 size = float(output.double().square().mean().sqrt())
                 state.apart[key] = distance if distance > SAME * (size + 1e-30) else 0.0
@@ -474,12 +474,12 @@ class Opaque(nn.Module):
         return float((one[0].double() - other[0].double()).abs().max())
 
     def _require_declared(
-        self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor, wanted: Sequence[bool]
+        self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], output: Tensor, needs: Sequence[bool]
     ) -> None:
-        """What a locality says is true, checked once."""
+        """Check a declared locality, once."""
         key = self._situation(inputs)
         if self.locality is not None and key not in _states[self].checked:
-            self._require_local(inputs, parameters, output, [k for k, asked in enumerate(wanted) if asked])
+            self._require_local(inputs, parameters, output, [k for k, needed in enumerate(needs) if needed])
             _states[self].checked.add(key)
 
     def _require_local(
@@ -495,8 +495,8 @@ class Opaque(nn.Module):
         flat = rows.reshape(PROBES, -1)
         flat[torch.arange(PROBES), entries] += size
         moved = flat.reshape(rows.shape)
-        asked = [moved if k == moving[0] else v[:1].expand(PROBES, *v.shape[1:]) for k, v in enumerate(inputs)]
-        found = _states[self].asked.ask(asked, parameters)
+        points = [moved if k == moving[0] else v[:1].expand(PROBES, *v.shape[1:]) for k, v in enumerate(inputs)]
+        found = _states[self].rows.ask(points, parameters)
         change, noise = flat_rows((found - output[:1]).abs()), None
         for k, entry in enumerate(entries.tolist()):
             reached = colouring.seen[colouring.colours[entry]] == entry
@@ -504,7 +504,7 @@ class Opaque(nn.Module):
             if not outside.numel() or float(outside.max()) <= SAME * float(output.abs().max() + change[k].max()):
                 continue
             if noise is None:  # asked again, it may answer as differently
-                noise = float((_states[self].asked.ask(asked, parameters) - found).abs().max())
+                noise = float((_states[self].rows.ask(points, parameters) - found).abs().max())
             if float(outside.max()) > OUTSIDE * noise:
                 raise CoupledRowsError(
                     f"locality={self.locality} is not true of this black box: moving entry {entry} of a row's input "
@@ -526,8 +526,8 @@ class Opaque(nn.Module):
         found = call(some)
         change = (found - output).abs().flatten(1).amax(0)
         others = change[(channel != 0).to(change.device)]
-        told = others.numel() and float(others.max()) > SAME * float(output.abs().max() + change.max())
-        if told and float(others.max()) > OUTSIDE * float((call(some) - found).abs().max()):
+        moves = others.numel() and float(others.max()) > SAME * float(output.abs().max() + change.max())
+        if moves and float(others.max()) > OUTSIDE * float((call(some) - found).abs().max()):
             raise CoupledRowsError(
                 f"{locality} is not true of {self._names[index]}: entries of its first channel move other channels of "
                 "the output; leave it out of parameter_locality"
@@ -538,14 +538,14 @@ class Opaque(nn.Module):
 
     @property
     def forgiving(self) -> bool:
-        """Whether the policy skips rows: the output is NaN there, and an estimator leaves such a query out."""
-        policy = _states[self].asked.policy
+        """True if the policy skips rows: the output is NaN there, and an estimator leaves such a query out."""
+        policy = _states[self].rows.policy
         return policy is not None and "skip" in (policy.on_error, policy.on_nan, policy.exhausted)
 
     @property
     def ledger(self) -> Ledger:
-        """What the black box was asked so far."""
-        return _states[self].asked.ledger
+        """Counters of queries and calls so far."""
+        return _states[self].rows.ledger
 
     @property
     def queries(self) -> int:
@@ -559,8 +559,8 @@ class Opaque(nn.Module):
 
     @property
     def spent(self) -> float:
-        """What the queries cost, at the ``price`` of each."""
-        price = _states[self].asked.price
+        """Cost of the queries so far, at the ``price`` of each."""
+        price = _states[self].rows.price
         if price is None:
             raise InvalidInputError("a query has no price; give dz.Opaque(fn, price=...)")
         return price * self.queries
@@ -577,10 +577,10 @@ class Opaque(nn.Module):
 
     def close(self) -> None:
         """Shut down an executor that a function made."""
-        _states[self].asked.close()
+        _states[self].rows.close()
 
     def extra_repr(self) -> str:
-        """What it asks."""
+        """Directions, stencil, locality and queries."""
         along = self.directions if self.directions == COORDINATES else f"{self.directions_per_row} {self.directions}"
         more = "" if self.locality is None else f", locality={self.locality}"
         return f"{along}, {self.stencil.name}{more}, {self.queries} queries so far"
@@ -608,48 +608,48 @@ class Opaque(nn.Module):
 
 def _require_no_limits(policy: QueryPolicy) -> None:
     """Without an executor nothing can be given up or sent later."""
-    given = [name for name in ("timeout", "per_second", "in_flight") if getattr(policy, name) is not None]
-    if given:
+    limits = [name for name in ("timeout", "per_second", "in_flight") if getattr(policy, name) is not None]
+    if limits:
         raise InvalidInputError(
-            f"policy has {' and '.join(f'{name}=...' for name in given)}, which needs an executor, for example "
+            f"policy has {' and '.join(f'{name}=...' for name in limits)}, which needs an executor, for example "
             "dz.Opaque(fn, executor=ThreadPoolExecutor(1), policy=...)"
         )
 
 
 @dataclass
 class _State:
-    """What changes, and what is not a module's to hold: modules are compared, copied and put back at every query.
+    """The state that a module cannot hold, because modules are compared, copied and put back at every query.
 
     Attributes:
-        asked: the function, and how it is asked.
+        rows: the function, and how its rows are answered.
         surrogate: the guess.
         shape: of a row of the output, once known.
         like: a tensor of the output's dtype and device, once known.
         dtypes: of inputs and parameters in the last call.
-        apart: how far rows move with those beside them, by situation.
-        told: situations in which noise was told.
+        apart: change of rows with those beside them, by situation.
+        warned: situations in which a warning of noise was given.
         checked: declarations that were found to be true.
         colourings: by shapes.
     """
 
-    asked: Rows
+    rows: Rows
     surrogate: nn.Module | Learned | None
     shape: torch.Size | None = None
     like: Tensor | None = None
     dtypes: tuple[list[torch.dtype], list[torch.dtype]] | None = None
     apart: dict[Any, float] = field(default_factory=dict)
-    told: set[Any] = field(default_factory=set)
+    warned: set[Any] = field(default_factory=set)
     checked: set[Any] = field(default_factory=set)
     colourings: dict[Any, Colouring] = field(default_factory=dict)
 
     def copied(self, owner: Opaque) -> _State:
         """For a copy of the module."""
-        function = self.asked.function
+        function = self.rows.function
         if owner.module is not None:
             function = replace(function, fn=Functional(owner.module))
-        asked = replace(self.asked, function=function, ledger=replace(self.asked.ledger))
-        own = {name: copy.copy(getattr(self, name)) for name in ("apart", "told", "checked", "colourings")}
-        return replace(self, asked=asked, **own)
+        rows = replace(self.rows, function=function, ledger=replace(self.rows.ledger))
+        own = {name: copy.copy(getattr(self, name)) for name in ("apart", "warned", "checked", "colourings")}
+        return replace(self, rows=rows, **own)
 
 
 _states: WeakKeyDictionary[Opaque, _State] = WeakKeyDictionary()
@@ -661,9 +661,9 @@ class Functional:
 
     module: nn.Module
 
-    def __call__(self, *given: Any) -> Any:
+    def __call__(self, *arguments: Any) -> Any:
         """The output; a last dict holds parameters."""
-        *inputs, parameters = given if isinstance(given[-1], dict) else (*given, {})
+        *inputs, parameters = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
         buffers = {name: value.clone() for name, value in self.module.named_buffers()}
         return torch.func.functional_call(self.module, {**buffers, **parameters}, tuple(inputs))
 
@@ -703,7 +703,7 @@ def _beside(value: Tensor, seed: int) -> Tensor:
 
 
 def _tell_probabilities(output: Tensor) -> None:
-    """Say so once where logits were probably meant."""
+    """Warn once where logits were probably meant."""
     if output.dim() != 2 or output.shape[1] < 2:
         return
     if bool((output >= 0).all()) and bool(((output.double().sum(1) - 1).abs() < 1e-3).all()):

@@ -1,4 +1,4 @@
-"""The parameters of a black box that is a part of a network: what their gradient is estimated from."""
+"""Gradients of the parameters of a black box that is a part of a network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Contracted:
         self._output, self._parameters = output.double(), {name: p.detach() for name, p in parameters.items()}
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Where the product is wanted; no ``.grad`` of these is filled: the estimate goes on through autograd."""
+        """The black box's parameters; no ``.grad`` of these is filled: the estimate goes on through autograd."""
         yield from self._parameters.items()
 
     def evaluate(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> Evaluation:

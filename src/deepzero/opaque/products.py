@@ -28,8 +28,8 @@ Function = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n o"]]
 
 
 @dataclass(frozen=True)
-class Point:
-    """Where a product is wanted.
+class ProductPoint:
+    """The rows at which products are estimated.
 
     Attributes:
         inputs: ``[b, d]``, flat.
@@ -41,9 +41,9 @@ class Point:
     output: Float[Tensor, "b o"]
     cotangent: Float[Tensor, "b o"]
 
-    def of(self, rows: Tensor) -> Point:
+    def of(self, rows: Tensor) -> ProductPoint:
         """Some of its rows."""
-        return Point(self.inputs[rows], self.output[rows], self.cotangent[rows])
+        return ProductPoint(self.inputs[rows], self.output[rows], self.cotangent[rows])
 
 
 def usual_step(inputs: Float[Tensor, "b d"], stencil: Stencil) -> Float64[Tensor, " b"]:
@@ -68,11 +68,11 @@ class Differences:
 
     Attributes:
         function: the function.
-        stencil: where along a direction it is asked.
+        stencil: nodes along a direction at which it is evaluated.
         step_size: length of a direction of unit scale; None: by :func:`usual_step`, times the square root of d for
             directions of unit length, so that an entry moves as far in all distributions.
         kind: the distribution of directions.
-        observed: told of rows, directions and slopes of the whole output along them.
+        observed: called with rows, directions and slopes of the whole output along them.
     """
 
     function: Function
@@ -91,7 +91,7 @@ class Differences:
         return found.reshape(-1, 1, 1)
 
     def rounds_little(self, inputs: Tensor, directions: Tensor, offset: Tensor) -> bool:
-        """Whether what rounding takes of a step is far below the step, so that it need not be looked at."""
+        """True if rounding of a step is far below the step, so that it need not be looked at."""
         entry = float(offset.abs().min()) * float(directions.square().mean(-1).min()) ** 0.5
         return bool(float(inputs.abs().max()) * float(torch.finfo(inputs.dtype).eps) < 1e-3 * entry)
 
@@ -108,7 +108,7 @@ class Differences:
         return moved
 
     def slopes(
-        self, point: Point, directions: Float[Tensor, "b k d"], step: Float64[Tensor, "b 1 1"]
+        self, point: ProductPoint, directions: Float[Tensor, "b k d"], step: Float64[Tensor, "b 1 1"]
     ) -> Float64[Tensor, "b k"]:
         """Slopes of :math:`s_b` along the directions of each row; 0 along one that was skipped."""
         count, inputs = directions.shape[1], point.inputs.unsqueeze(1)
@@ -147,7 +147,7 @@ def sum_of(weights: Sequence[float], values: Float64[Tensor, "b jk ..."], count:
 
 
 def along_random(
-    differences: Differences, point: Point, queries: int, seed: int, guess: Float[Tensor, "b d"] | None
+    differences: Differences, point: ProductPoint, queries: int, seed: int, guess: Float[Tensor, "b d"] | None
 ) -> Float[Tensor, "b d"]:
     """The product by ``queries`` random directions of each row.
 
@@ -170,7 +170,7 @@ def along_random(
     return found.to(point.inputs.dtype)
 
 
-def along_coordinates(differences: Differences, point: Point) -> Float[Tensor, "b d"]:
+def along_coordinates(differences: Differences, point: ProductPoint) -> Float[Tensor, "b d"]:
     """The product by every coordinate: exact but for the stencil's own error."""
     rows, dimension = point.inputs.shape
     step = differences.step(point.inputs)
@@ -184,7 +184,7 @@ def along_coordinates(differences: Differences, point: Point) -> Float[Tensor, "
     return found.to(point.inputs.dtype)
 
 
-def along_colours(differences: Differences, point: Point, colouring: Colouring) -> Float[Tensor, "b d"]:
+def along_colours(differences: Differences, point: ProductPoint, colouring: Colouring) -> Float[Tensor, "b d"]:
     """The product by every colour: what all coordinates give, in as many evaluations as there are colours."""
     inputs, step = point.inputs, differences.step(point.inputs)
     rows, dimension = inputs.shape

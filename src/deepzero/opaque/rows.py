@@ -24,8 +24,7 @@ from deepzero.errors import (
     mark_from_black_box,
 )
 from deepzero.executors import QueryJournal, QueryPolicy
-from deepzero.executors.dispatch import Step
-from deepzero.executors.executor_calls import Clock
+from deepzero.executors.dispatch import Clock, Dispatcher
 from deepzero.executors.policy import RateLimit
 from deepzero.executors.pool import ExecutorSource, Pool
 from deepzero.executors.queries import KEY_BYTES, tensor_bytes
@@ -44,7 +43,7 @@ def flat_rows(values: Tensor) -> Tensor:
 class RowFunction:
     """A callable and how it wants to be called.
 
-    It works on copies and its answer is copied: a function may write into what it is given (``nn.ReLU(inplace=True)``
+    It works on copies and its answer is copied: a function may write into its arguments (``nn.ReLU(inplace=True)``
     does) and may give the same array at every call. One that says ``reads_only = True`` does neither.
 
     Attributes:
@@ -59,18 +58,18 @@ class RowFunction:
 
     def __call__(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """The output, N rows, on the device of the inputs."""
-        given: list[Any] = [self._given(value) for value in inputs]
+        arguments: list[Any] = [self._argument(value) for value in inputs]
         if self.parameters:
-            given.append({name: self._given(p) for name, p in zip(self.parameters, parameters, strict=True)})
+            arguments.append({name: self._argument(p) for name, p in zip(self.parameters, parameters, strict=True)})
         with torch.no_grad(), as_called_alone():
-            output = self.fn(*given)
+            output = self.fn(*arguments)
         return self._taken(output, inputs)
 
     @property
     def _reads_only(self) -> bool:
         return getattr(self.fn, "reads_only", False)
 
-    def _given(self, value: Tensor) -> Any:
+    def _argument(self, value: Tensor) -> Any:
         value = value.detach() if self._reads_only else value.detach().clone()
         if self.numpy and value.dtype == torch.bfloat16:
             raise InvalidInputError(
@@ -139,7 +138,7 @@ class _ReadyRows:
 
 @dataclass
 class Ledger:
-    """What a black box was asked.
+    """Counters of a black box.
 
     Attributes:
         queries: rows that were answered, each of them once.
@@ -170,7 +169,7 @@ class Rows:
         journal: answers are recorded here before they are used, row by row, and known ones are not asked for again.
         price: of a row.
         max_queries: rows that may be asked for.
-        repeats: how often each row is asked; the answers are averaged.
+        repeats: answers for each row, which are averaged.
         problem: what the journal answers.
     """
 
@@ -250,8 +249,8 @@ class Rows:
 
     def _of_sound(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], sound: Tensor) -> Tensor:
         """The output, NaN in the rows that nobody is asked about."""
-        asked = [value[sound] for value in inputs]
-        found = self.ask(asked, parameters, required=False, names=sound.nonzero().flatten().tolist())
+        some = [value[sound] for value in inputs]
+        found = self.ask(some, parameters, required=False, names=sound.nonzero().flatten().tolist())
         output = found.new_full((len(sound), *found.shape[1:]), math.nan)
         output[sound] = found
         return output
@@ -404,7 +403,7 @@ class Rows:
 
         stacks = [queries[start : start + most] for start in range(0, len(queries), most)]
         self.ledger.calls += len(stacks)
-        Step(
+        Dispatcher(
             self._pool,
             payload,
             policy=self.policy or QueryPolicy(),

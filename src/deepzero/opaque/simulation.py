@@ -17,10 +17,10 @@ from deepzero.opaque.module import Opaque
 
 @runtime_checkable
 class Simulator(Protocol):
-    """What a simulator must be able to do. Many simulations advance side by side, one a row.
+    """A solver that advances many simulations side by side, one a row.
 
     Two attributes may say more: ``numpy = True``, arrays are NumPy's; ``reads_only = True``, :meth:`step` writes into
-    nothing that it is given, and gives a new array every time.
+    none of its arguments, and returns a new array every time.
 
     Example:
         >>> class Oscillator:
@@ -61,12 +61,12 @@ class SimulatorStep:
 
     @property
     def numpy(self) -> bool:
-        """Whether arrays are NumPy's."""
+        """True if arrays are NumPy's."""
         return bool(getattr(self.simulator, "numpy", False))
 
     @property
     def reads_only(self) -> bool:
-        """Whether it writes into nothing that it is given."""
+        """True if it writes into none of its arguments."""
         return bool(getattr(self.simulator, "reads_only", False))
 
     def __call__(self, values: Any, *constants: Any) -> Any:

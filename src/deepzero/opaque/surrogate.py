@@ -1,4 +1,4 @@
-"""A differentiable guess of a black box, learned from the answers that were paid for anyway."""
+"""A differentiable guess of a black box, learned from its answers as they come."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from deepzero.randomness import derive_seed
 
 
 class Learned:
-    """A module that learns what a black box answers, while it is asked.
+    """A module that learns to imitate a black box from its answers.
 
     A product tells values :math:`f(z)`, and slopes :math:`J u` of the whole output along the directions that it asked
     along. Both go into a memory, and then a few steps of Adam minimize, on entries drawn from it,
 
     .. math:: \\frac{\\|s(z) - f(z)\\|^2}{\\|f(z)\\|^2} + \\frac{\\|J_s(z) u - J u\\|^2}{\\|J u\\|^2}.
 
-    What the guess is used for, a control variate, stays unbiased however badly it has learned.
+    It is used as a control variate, so the estimate stays unbiased however badly it has learned.
 
     Args:
         module: inputs of the black box to its output, differentiable. Its weights are no parameters of the network that
@@ -83,21 +83,21 @@ class Learned:
 
     def _step(self, generator: torch.Generator) -> float:
         chosen = torch.randint(self._filled, (min(self.batch, self._filled),), generator=generator)
-        *given, values, slopes = [value[chosen] for value in self._memory]
-        cut = len(given) // 2
-        moving = [k for k in range(cut) if given[k].is_floating_point()]
+        *points, values, slopes = [value[chosen] for value in self._memory]
+        cut = len(points) // 2
+        moving = [k for k in range(cut) if points[k].is_floating_point()]
         weights = dict(self.module.named_parameters())
         buffers = {name: value.clone() for name, value in self.module.named_buffers()}
 
         def guessed(*floats: Tensor) -> Tensor:
-            there = list(given[:cut])
+            there = list(points[:cut])
             for k, value in zip(moving, floats, strict=True):
                 there[k] = value
             found: Tensor = torch.func.functional_call(self.module, {**weights, **buffers}, tuple(there))
             return found
 
         with torch.enable_grad():
-            at, along = tuple(given[k] for k in moving), tuple(given[cut + k] for k in moving)
+            at, along = tuple(points[k] for k in moving), tuple(points[cut + k] for k in moving)
             found, slope, *_ = torch.func.jvp(guessed, at, along)
             loss = _relative(found, values) + _relative(slope, slopes)
             torch.autograd.backward(loss, inputs=list(weights.values()))
@@ -138,23 +138,23 @@ class Learned:
             memory[: self._filled] = value
 
 
-def _relative(found: Tensor, wanted: Tensor) -> Tensor:
+def _relative(found: Tensor, expected: Tensor) -> Tensor:
     """Mean squared error in units of the mean square."""
-    return F.mse_loss(found, wanted) / wanted.square().mean().clamp_min(1e-12)
+    return F.mse_loss(found, expected) / expected.square().mean().clamp_min(1e-12)
 
 
 def pulled_back(
-    surrogate: nn.Module | Learned, inputs: Sequence[Tensor], cotangent: Tensor, wanted: Sequence[bool]
+    surrogate: nn.Module | Learned, inputs: Sequence[Tensor], cotangent: Tensor, needs: Sequence[bool]
 ) -> list[Tensor]:
-    """The guess of the product: autograd through the surrogate, for the inputs that are wanted."""
+    """The guess of the product: autograd through the surrogate, for the inputs that ``needs`` marks."""
     module = surrogate.module if isinstance(surrogate, Learned) else surrogate
     with torch.enable_grad():
-        given = [v.detach().requires_grad_(asked) for v, asked in zip(inputs, wanted, strict=True)]
-        output = module(*given)
+        leaves = [v.detach().requires_grad_(needed) for v, needed in zip(inputs, needs, strict=True)]
+        output = module(*leaves)
         if output.shape != cotangent.shape:
             raise InvalidInputError(
                 f"surrogate=... returns {tuple(output.shape)}, where the black box returns {tuple(cotangent.shape)}"
             )
-        moving = [v for v, asked in zip(given, wanted, strict=True) if asked]
+        moving = [v for v, needed in zip(leaves, needs, strict=True) if needed]
         found = torch.autograd.grad(output, moving, cotangent.to(output.dtype), allow_unused=True)
     return [torch.zeros_like(v) if g is None else g for v, g in zip(moving, found, strict=True)]

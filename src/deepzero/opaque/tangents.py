@@ -40,10 +40,10 @@ def pushed_forward(
     Args:
         call: values to the output.
         output: at ``values``.
-        values: where.
-        tangents: along what; None: a value stays.
-        stencil: where along it is asked.
-        step_size: how far the point moves at a node of 1; None: by dtype and size.
+        values: the point.
+        tangents: the direction; None: a value stays.
+        stencil: nodes along the direction.
+        step_size: distance that the point moves at a node of 1; None: by dtype and size.
         by_row: every row has a step of its own, because no row of the output depends on another row; else one step
             for all.
     """

@@ -1,4 +1,7 @@
-"""Rules of pointwise functions of one operand; the formulas are in :mod:`deepzero.graph.rules.formulas`."""
+"""Pointwise functions of one operand; the formulas are in :mod:`deepzero.graph.rules.formulas`.
+
+Legend: entries: those of a value that differ, in whatever shape; base values z and differences d broadcast.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.rules import formulas
 from deepzero.graph.rules.base import apply_pointwise, map_delta, normal_dim, rule
 from deepzero.graph.rules.fallback import evaluated
-from deepzero.graph.rules.formulas import relu
+from deepzero.graph.rules.formulas import Entries, relu
 from deepzero.graph.rules.frames import broadcast
 from deepzero.graph.rules.pointwise import scaled_by, total
 from deepzero.graph.rules.shape import reshaped
@@ -41,7 +44,7 @@ def _register(target: Any, function: Formula, complex_function: Formula | None =
         return apply_pointwise(x, lambda z, d: chosen(z, d, *options, **named))
 
 
-def _softplus(z: Tensor, d: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+def _softplus(z: Entries, d: Entries, beta: float = 1, threshold: float = 20) -> Entries:
     """``log(1 + exp(beta z)) / beta``, and z itself where ``beta z`` is above the threshold."""
     change = formulas.softplus(beta * z, beta * d) / beta
     before, after = beta * z > threshold, beta * (z + d) > threshold
@@ -53,33 +56,33 @@ def _softplus(z: Tensor, d: Tensor, beta: float = 1, threshold: float = 20) -> T
     return torch.where(before & after, d, change + dropped[0] - dropped[1])
 
 
-def _elu(z: Tensor, d: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+def _elu(z: Entries, d: Entries, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Entries:
     return formulas.elu(z, d, alpha, scale, input_scale)
 
 
-def _celu(z: Tensor, d: Tensor, alpha: float = 1) -> Tensor:
+def _celu(z: Entries, d: Entries, alpha: float = 1) -> Entries:
     return formulas.elu(z, d, alpha, 1, 1 / alpha)
 
 
-def _hardtanh(z: Tensor, d: Tensor, low: float = -1, high: float = 1) -> Tensor:
+def _hardtanh(z: Entries, d: Entries, low: float = -1, high: float = 1) -> Entries:
     return formulas.clamp(z, d, low, high)
 
 
-def _threshold(z: Tensor, d: Tensor, threshold: float, value: float) -> Tensor:
+def _threshold(z: Entries, d: Entries, threshold: float, value: float) -> Entries:
     """Nothing below the threshold, where the value is fixed; ``d`` above; the way between where it is crossed."""
     before, after = z > threshold, d > threshold - z
     return torch.where(before, torch.where(after, d, value - z), torch.where(after, (z - value) + d, 0))
 
 
-def _gelu(z: Tensor, d: Tensor, *, approximate: str = "none") -> Tensor:
+def _gelu(z: Entries, d: Entries, *, approximate: str = "none") -> Entries:
     return formulas.gelu(z, d) if approximate == "none" else formulas.gelu_tanh(z, d)
 
 
-def _leaky_relu(z: Tensor, d: Tensor, negative_slope: float = 0.01) -> Tensor:
+def _leaky_relu(z: Entries, d: Entries, negative_slope: float = 0.01) -> Entries:
     return formulas.leaky_relu(z, d, negative_slope)
 
 
-def _complex_exp(z: Tensor, d: Tensor) -> Tensor:
+def _complex_exp(z: Entries, d: Entries) -> Entries:
     """``exp(z) expm1(d)``; the plain difference where the real part of d is large and expm1 could overflow."""
     large = d.real > 1
     return torch.where(large, torch.exp(z + d) - torch.exp(z), torch.exp(z) * torch.expm1(torch.where(large, 0, d)))
@@ -153,7 +156,8 @@ def glu(call: Call, x: Operand, dim: int = -1) -> Outcome:
     return Dense(_glu(a, b, *difference.dense().chunk(2, axis + 1)))
 
 
-def _glu(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
+def _glu(a: Entries, b: Entries, da: Entries, db: Entries) -> Entries:
+    """``da s(b + db) + a (s(b + db) - s(b))``."""
     return da * torch.sigmoid(b + db) + a * formulas.sigmoid(b, db)
 
 

@@ -3,7 +3,8 @@
 Every entry of a leading dimension (sample, head) is attended to on its own. A difference on one head of some operands
 therefore stays on that head, and only that head is computed.
 
-Legend: p perturbations, l queries, s keys, e features; # is 1 where a base value is the same for all perturbations.
+Legend: p perturbations, l queries, s keys, e features, lead: samples and heads; # is 1 where a base value is the same
+for all perturbations; m rows, k summed over, n columns of a product.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from deepzero.errors import GraphError
@@ -76,7 +77,7 @@ def _softmax_of(call: Call, scores: Callable[[], Tensor]) -> AttentionWeights:
     return weights
 
 
-def grouped_product(a: Tensor, b: Tensor) -> Tensor:
+def grouped_product(a: Float[Tensor, "... m k"], b: Float[Tensor, "... k n"]) -> Float[Tensor, "... m n"]:
     """``a b``, where several heads of a (dimension -3) share one of b (grouped queries)."""
     if a.dim() < 3 or b.dim() < 3 or b.shape[-3] == 1 or a.shape[-3] <= b.shape[-3]:
         return a @ b
@@ -155,11 +156,11 @@ def _scores(
     return torch.where(mask, scores, -math.inf) if mask.dtype == torch.bool else scores + mask
 
 
-def _stacked(base: Tensor) -> Tensor:
+def _stacked(base: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, " 1 *shape"]:
     return base.unsqueeze(0)
 
 
-def _aligned(delta: Float[Tensor, "p ..."], dims: int) -> Tensor:
+def _aligned(delta: Shaped[Tensor, "p ..."], dims: int) -> Shaped[Tensor, "p ..."]:
     """With dimensions of length 1 behind the first, so that ``delta`` broadcasts as its base value does."""
     return delta.reshape(delta.shape[0], *(1 for _ in range(dims - delta.dim())), *delta.shape[1:])
 
@@ -175,12 +176,12 @@ class _Head:
     """The one leading dimension (counted from the end) that differs in one entry, and which entry."""
 
     axis: int
-    channels: Tensor
+    channels: Int64[Tensor, " p"]
     like: Channel
 
 
 def _shared_head(operands: tuple[Operand, ...], mask: Difference | None, lead: int) -> _Head | None:
-    """Where all differences are channels of the same leading dimension, which no operand broadcasts."""
+    """The entry that all differences sit on, channels of one leading dimension that no operand broadcasts; or None."""
     differences = [o.difference for o in operands if o.difference is not None] + ([] if mask is None else [mask])
     first = differences[0]
     if not isinstance(first, Channel):
@@ -204,7 +205,7 @@ def _same_entry(first: Channel, other: Difference) -> bool:
     return same_channels(first, Channel(first.axis, other.channels, other.delta, first.shape))
 
 
-def _pick(base: Tensor, head: _Head) -> Tensor:
+def _pick(base: Shaped[Tensor, "*shape"], head: _Head) -> Shaped[Tensor, "#p ..."]:
     """The entry that differs, ``[#p, ...]``."""
     return Channel(normal_dim(head.axis, base.dim()), head.channels, head.like.delta, base.shape).of(base)
 

@@ -1,4 +1,7 @@
-"""The registry of difference rules and the helpers that rules share."""
+"""The registry of difference rules, and the forms that most of them have: pointwise, linear, linear in each operand.
+
+Legend: p perturbations; out: shape of an output.
+"""
 
 from __future__ import annotations
 

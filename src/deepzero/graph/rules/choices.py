@@ -1,7 +1,10 @@
-"""Choices between values: by a condition, by size, by bounds.
+"""Choices between values: by a condition, by bounds, by size; of several tensors, or along dimensions of one.
 
 A maximum M of a and b changes by ``max((a - M) + da, (b - M) + db)``: the winner's own term is its difference exactly,
-so nothing cancels.
+so nothing cancels. So does the largest of many.
+
+Legend: entries: those of the output that differ, in whatever shape; stacked: a base value and its differences, with a
+dimension of perturbations in front of the latter, which broadcast; kept: with length 1 along what is reduced.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Num, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
@@ -38,7 +42,7 @@ def masked_fill(call: Call, x: Operand, mask: Operand, value: Any) -> Outcome:
     return where(call, mask, value, x)
 
 
-def _chosen(dtype: torch.dtype, condition: Moving, a: Moving, b: Moving) -> Tensor:
+def _chosen(dtype: torch.dtype, condition: Moving, a: Moving, b: Moving) -> Num[Tensor, "*entries"]:
     da, db = (0 if m.delta is None else m.delta for m in (a, b))
     if condition.delta is None:
         return _where(condition.base, da, db)
@@ -47,7 +51,7 @@ def _chosen(dtype: torch.dtype, condition: Moving, a: Moving, b: Moving) -> Tens
     return torch.where(before, _where(after, da, db - step), _where(after, da + step, db))
 
 
-def _where(condition: Tensor, a: Any, b: Any) -> Tensor:
+def _where(condition: Bool[Tensor, "*#entries"], a: Any, b: Any) -> Num[Tensor, "*#entries"]:
     return torch.where(condition, a, b)
 
 
@@ -99,7 +103,7 @@ def _as_tensors(m: Moving, dtype: torch.dtype) -> Moving:
     return Moving(_in_dtype(m.base, dtype), m.delta)
 
 
-def _in_dtype(value: Any, dtype: torch.dtype) -> Tensor:
+def _in_dtype(value: Any, dtype: torch.dtype) -> Shaped[Tensor, "*value"]:
     return value.to(dtype) if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype)
 
 
@@ -121,7 +125,9 @@ Extreme = Callable[..., Tensor]
 """One of amax and amin."""
 
 
-def extreme_change(z: Tensor, d: Tensor, dims: list[int], extreme: Extreme) -> Tensor:
+def extreme_change(
+    z: Num[Tensor, "*#stacked"], d: Num[Tensor, "*#stacked"], dims: list[int], extreme: Extreme
+) -> Num[Tensor, "*kept"]:
     """Change of ``extreme(z)``, one of amax and amin, along ``dims``, which are kept."""
     return extreme(gap(z, extreme(z, dims, keepdim=True)) + d, dims, keepdim=True) if dims else d
 

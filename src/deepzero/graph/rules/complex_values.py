@@ -1,10 +1,14 @@
-"""Complex numbers: their parts, views and conjugates are linear over the reals."""
+"""Complex numbers: their parts, views and conjugates are linear over the reals.
+
+Legend: entries: those that differ, with the dimension of perturbations in front.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from jaxtyping import Complex, Float, Int64, Num
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
@@ -45,7 +49,7 @@ def view_as_real(call: Call, x: Operand) -> Outcome:
     return Dense(_parts(difference.dense()))
 
 
-def _parts(delta: Tensor) -> Tensor:
+def _parts(delta: Num[Tensor, "*entries"]) -> Num[Tensor, "*entries 2"]:
     return torch.stack([delta.real, delta.imag if delta.is_complex() else torch.zeros_like(delta)], -1)
 
 
@@ -65,7 +69,7 @@ def view_as_complex(call: Call, x: Operand) -> Outcome:
     return Dense(torch.complex(*difference.delta.unbind(-1)))
 
 
-def _on_its_axis(delta: Tensor, part: Tensor) -> Tensor:
+def _on_its_axis(delta: Float[Tensor, "*#entries"], part: Int64[Tensor, "*#entries"]) -> Complex[Tensor, "*#entries"]:
     """A real number on the real axis (part 0) or the imaginary one (part 1)."""
     return torch.complex(torch.where(part == 0, delta, 0), torch.where(part == 0, 0, delta))
 

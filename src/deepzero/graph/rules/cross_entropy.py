@@ -4,6 +4,9 @@ Per sample the loss is ``-sum_c a_c log p_c`` with fixed coefficients a, and cha
 the change of the normaliser: for a class label, with weights w and smoothing e, ``a_y = (1 - e) w_y`` and every class
 gets ``e w_c / C`` more; for probabilities t, ``a_c = w_c ((1 - e) t_c + e / C)``. Differences are counted from that of
 the label's logit, so that ``L - d_y`` keeps its accuracy where the network is sure and nearly nothing is left of it.
+
+Legend: count perturbations; shape: of the logits, ``[b, c, *positions]`` or ``[c]``; targets: the same without the
+classes c; kept: with length 1 along them.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64, Num, Shaped
+from jaxtyping import Bool, Float, Int64, Num, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
@@ -47,19 +50,19 @@ def _class_dim(x: Operand) -> int:
     return 1 if x.base.dim() > 1 else 0
 
 
-def _normaliser(call: Call, x: Operand, d: Tensor) -> Tensor:
+def _normaliser(call: Call, x: Operand, d: Num[Tensor, " count *shape"]) -> Num[Tensor, " count *kept"]:
     dim = _class_dim(x)
     p = call.memo("probabilities", lambda: torch.softmax(x.base, dim))
     change: Tensor = normaliser_change(p, d, dim + 1, lambda: _log_p(call, x))
     return change
 
 
-def _log_p(call: Call, x: Operand) -> Tensor:
+def _log_p(call: Call, x: Operand) -> Float[Tensor, "*shape"]:
     logs: Tensor = call.memo("log probabilities", lambda: log_probabilities(x.base, _class_dim(x)))
     return logs
 
 
-def _weights(x: Operand, weight: Operand | None) -> Tensor | None:
+def _weights(x: Operand, weight: Operand | None) -> Num[Tensor, " c *ones"] | None:
     """The class weights, broadcastable against the logits."""
     return None if weight is None else weight.base.reshape(-1, *(1 for _ in x.base.shape[_class_dim(x) + 1 :]))
 
@@ -82,15 +85,16 @@ def _of_labels(
 
 def _labels(
     target: Int64[Tensor, "*targets"], ignore_index: int, weight: Operand | None, dim: int
-) -> tuple[Bool[Tensor, "*targets"], Tensor, Shaped[Tensor, "*targets"]]:
-    """What counts, the labels with 0 for what does not, and the weight of each, 0 for what does not count."""
+) -> tuple[Bool[Tensor, "*targets"], Int64[Tensor, "*kept"], Shaped[Tensor, "*targets"]]:
+    """A mask of the targets that count, their labels (0 for others), and their weights (0 for others)."""
     keep = target != ignore_index
     label = torch.where(keep, target, 0)
     own = keep if weight is None else weight.base[label] * keep
     return keep, label.unsqueeze(dim), own
 
 
-def _picked(d: Num[Tensor, " count *shape"], label: Tensor, dim: int) -> Tensor:
+def _picked(d: Num[Tensor, " count *shape"], label: Int64[Tensor, "*kept"], dim: int) -> Num[Tensor, " count *kept"]:
+    """The label's entry."""
     return d.gather(dim + 1, label.unsqueeze(0).expand(d.shape[0], *label.shape))
 
 

@@ -4,6 +4,9 @@ Evaluated in float64 (complex128), so that the subtraction costs no accuracy tha
 operation is evaluated at the entries that differ and nowhere else, which is as fast as a closed form
 (:func:`evaluated`); any other is evaluated as a whole (:func:`fallback`), which is slower. Correct for any operation
 that ``torch.func.vmap`` can batch or that can be called once per perturbation.
+
+Legend: stacked: values where perturbed and where not, which broadcast: a dimension of perturbations is in front of the
+former; shape: of the base output.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Num, Shaped
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -27,7 +31,7 @@ def fallback(call: Call, *args: Any, **kwargs: Any) -> Outcome:
     """``f(z + d) - f(z)`` by two evaluations of ``f``."""
     if torch.Tag.pointwise in getattr(call.node.target, "tags", ()) and isinstance(call.output.base, Tensor):
         return evaluated(call, *args, **kwargs)
-    note_fallback(call.node)
+    _note_fallback(call.node)
     leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda a: isinstance(a, Operand))
     return _general(call, leaves, spec)
 
@@ -57,8 +61,8 @@ def _change(
     at: Callable[[list[Any], Callable[[Any], Any]], Tensor],
     pairs: tuple[Moving, ...],
     cast: Callable[[Any], Any],
-    like: Tensor,
-) -> Tensor:
+    like: Shaped[Tensor, "*shape"],
+) -> Num[Tensor, "*stacked"]:
     wide = [pair.map(cast) for pair in pairs]
     return _subtract(at([p.moved for p in wide], cast), at([p.base for p in wide], cast), like)
 
@@ -118,7 +122,9 @@ def _stacked(at: Callable[..., Any], moved: list[Tensor]) -> Any:
         return pytree.tree_map(lambda *parts: torch.stack(parts), *rows)
 
 
-def _subtract(new: Tensor, base: Tensor, like: Tensor) -> Tensor:
+def _subtract(
+    new: Shaped[Tensor, "*#stacked"], base: Shaped[Tensor, "*#stacked"], like: Shaped[Tensor, "*shape"]
+) -> Num[Tensor, "*#stacked"]:
     """``new - base`` in the dtype of differences; infinite values that stay as they are do not differ."""
     dtype = difference_dtype(like.dtype)
     if dtype == torch.int64:
@@ -126,7 +132,7 @@ def _subtract(new: Tensor, base: Tensor, like: Tensor) -> Tensor:
     return torch.where(new == base, 0, new - base).to(dtype)
 
 
-# Who falls back
+# Watching ------------------------------------------------------------------------------------------------------------
 
 _watches: list[dict[str, str]] = []
 
@@ -151,7 +157,7 @@ def watch_fallbacks() -> Iterator[dict[str, str]]:
         _watches[:] = [watch for watch in _watches if watch is not seen]
 
 
-def note_fallback(node: Node) -> None:
-    """Tell whoever watches that the fallback is asked for an operation."""
+def _note_fallback(node: Node) -> None:
+    """Record an operation that the fallback evaluates in every open :func:`watch_fallbacks`."""
     for seen in _watches:
         seen[node.name] = str(node.target)

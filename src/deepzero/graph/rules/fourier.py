@@ -1,4 +1,7 @@
-"""Fourier transforms: linear, so they act on the difference itself. The dimensions not transformed are left alone."""
+"""Fourier transforms: linear, so they act on the difference itself. The dimensions not transformed are left alone.
+
+Legend: p perturbations; lead: dimensions that are not transformed, such as samples.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,9 @@
 Differences of the operands are broadcast to the shape of the output and brought to one kind: one-hot if all of them
 differ at the same entries, a channel if they differ on the same channels, dense otherwise. Base values follow: only
 those entries of them are read.
+
+Legend: p perturbations; entries: those that differ, one in each perturbation ``[p]``, a channel in each
+``[p, *rest]``, or all ``[p, *shape]``.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Num
+from jaxtyping import Num, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Operand
@@ -35,7 +38,7 @@ class Moving(NamedTuple):
         return Moving(function(self.base), None if self.delta is None else function(self.delta))
 
 
-def perturbed(base: Tensor, delta: Tensor) -> Tensor:
+def perturbed(base: Shaped[Tensor, "*#entries"], delta: Num[Tensor, "*#entries"]) -> Shaped[Tensor, "*#entries"]:
     """``z + d``; exact for integers and booleans, whose differences are integers."""
     if base.is_floating_point() or base.is_complex():
         return base + delta
@@ -108,7 +111,7 @@ class _Frame:
 
     pattern: Difference
 
-    def base(self, value: Tensor) -> Tensor:
+    def base(self, value: Shaped[Tensor, "*value"]) -> Shaped[Tensor, "*entries"]:
         """A base value there, broadcastable against the differences."""
         pattern = self.pattern
         if value.dim() == 0 or isinstance(pattern, Dense):

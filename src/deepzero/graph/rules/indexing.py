@@ -1,6 +1,6 @@
 """Looking up, gathering, scattering. Linear in the values as long as the indices do not differ.
 
-Legend: p perturbations, n lookups, f features.
+Legend: p perturbations, n lookups; x, source: shapes of what is written into and of what is written.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _shares(
     padding: int | None,
     dtype: torch.dtype,
 ) -> Num[Tensor, " n"]:
-    """What each lookup counts: 0 for padding, and in a mean one over the number of lookups of its bag."""
+    """The weight of each lookup: 0 for padding, and in a mean one over the number of lookups of its bag."""
     keep = torch.ones_like(indices, dtype=dtype)
     if padding is not None and padding >= 0:
         keep = (indices != padding).to(dtype)
@@ -201,7 +201,7 @@ def scatter(call: Call, x: Operand, dim: int, indices: Operand, source: Operand,
     return Dense(call.node.target(stacked[0], axis + 1, index, stacked[1]))
 
 
-def _stack_of(x: Operand, source: Operand) -> tuple[Tensor, Tensor]:
+def _stack_of(x: Operand, source: Operand) -> tuple[Num[Tensor, " p *x"], Num[Tensor, " p *source"]]:
     """Dense differences of both; zeros for one that does not differ."""
     count = next(o.difference.count for o in (x, source) if o.difference is not None)
     first, second = (
@@ -229,7 +229,8 @@ def _written(call: Call, x: Operand, axis: int, indices: Operand, source: Operan
     return Dense(call.node.target(first, axis + 1, indices.base, second, **options))
 
 
-def _single(operand: Operand, only: Channel) -> Tensor:
+def _single(operand: Operand, only: Channel) -> Num[Tensor, "p ..."]:
+    """The difference with length 1 along the channel's dimension; zeros for an operand that does not differ."""
     if isinstance(operand.difference, Channel):
         return only.delta.unsqueeze(only.axis + 1)
     sizes = [1 if d == only.axis else size for d, size in enumerate(operand.base.shape)]

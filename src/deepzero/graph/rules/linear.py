@@ -3,7 +3,8 @@
 A one-hot factor picks one row or column of the other; a channel difference reaches the product through one row, or
 stays on its channel. Nothing is conjugated, so complex values take the same path.
 
-Legend: p perturbations, m rows, k summed over, n columns.
+Legend: p perturbations, m rows, k summed over, n columns, batch and lead: dimensions before these; i, j, o: features of
+two inputs and of the output.
 """
 
 from __future__ import annotations
@@ -97,12 +98,13 @@ def _features(a: Operand, features: Shaped[Tensor, " p"]) -> Num[Tensor, "p ..."
     return picked + dense.gather(-1, index).squeeze(-1)
 
 
-def _beside(values: Num[Tensor, " p"], like: Tensor) -> Tensor:
+def _beside(values: Num[Tensor, " p"], like: Num[Tensor, "p ..."]) -> Num[Tensor, "p ..."]:
     """One number for each perturbation, broadcastable against ``like``."""
     return values.reshape(-1, *(1 for _ in like.shape[1:]))
 
 
-def _rows_beside(rows: Num[Tensor, "p n"], like: Tensor) -> Tensor:
+def _rows_beside(rows: Num[Tensor, "p n"], like: Num[Tensor, "p ..."]) -> Num[Tensor, "p ... n"]:
+    """One row for each perturbation, broadcastable against ``like``."""
     return rows.reshape(rows.shape[0], *(1 for _ in like.shape[2:]), -1)
 
 
@@ -180,7 +182,7 @@ def through_stack(difference: Difference, b: Num[Tensor, "*batch k n"], shape: t
 
 
 def _entry(b: Tensor, axis: int, difference: Channel) -> Num[Tensor, "#p ..."]:
-    """What of ``b`` a channel meets: its entry along ``axis``, if b has that dimension and does not broadcast it."""
+    """The part of ``b`` that a channel meets: its entry along ``axis``, or all of b if it broadcasts that dimension."""
     if axis < 0:
         return b.unsqueeze(0)
     if b.shape[axis] == 1:
@@ -234,7 +236,7 @@ def addmm(call: Call, bias: Operand, a: Operand, b: Operand, *, beta: float = 1,
     return _scaled_sum(product, bias, call.output.base.shape, beta, alpha)
 
 
-def _addbmm(a: Tensor, b: Tensor) -> Tensor:
+def _addbmm(a: Num[Tensor, "batch m k"], b: Num[Tensor, "batch k n"]) -> Num[Tensor, "m n"]:
     return (a @ b).sum(0)
 
 
@@ -270,8 +272,8 @@ def bilinear_layer(call: Call, a: Operand, b: Operand, weight: Operand, bias: Op
     shape = call.output.base.shape
     parts: list[Difference | None] = []
     if isinstance(weight.difference, OneHot):
-        outputs, left, right = weight.difference.positions()
-        picked = _features(a, left) * _features(b, right)
+        outputs, of_a, of_b = weight.difference.positions()
+        picked = _features(a, of_a) * _features(b, of_b)
         parts.append(Channel(len(shape) - 1, outputs, picked * _beside(weight.difference.values, picked), shape))
         weight = Operand(weight.value, None)
     if _any(a, b, weight):
@@ -279,5 +281,7 @@ def bilinear_layer(call: Call, a: Operand, b: Operand, weight: Operand, bias: Op
     return _added_bias(total(parts), bias, shape)
 
 
-def _bilinear_form(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+def _bilinear_form(
+    a: Num[Tensor, "*lead i"], b: Num[Tensor, "*lead j"], weight: Num[Tensor, "o i j"]
+) -> Num[Tensor, "*lead o"]:
     return torch.einsum("...i,oij,...j->...o", a, weight, b)

@@ -1,4 +1,8 @@
-"""Variances, deviations and norms: sums of squares, whose changes are sums of ``d (2 z + d)``."""
+"""Variances, deviations and norms: sums of squares, whose changes are sums of ``d (2 z + d)``.
+
+Legend: stacked: a base value and its differences, with a dimension of perturbations in front of the latter, which
+broadcast; kept: the same with length 1 along what is reduced.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Num
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
@@ -17,6 +22,8 @@ from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.reduction import along, reduced_dims, summed
 
 aten = torch.ops.aten
+Stacked = Num[Tensor, "*#stacked"]
+Kept = Num[Tensor, "*kept"]
 
 
 @rule(aten.var.correction, aten.var.dim, aten.var.default)
@@ -60,21 +67,21 @@ def _options(
     keepdim: bool = False,
     dim: Any = None,
 ) -> tuple[list[int], float, bool]:
-    """The reduced dimensions, the correction, and whether the dimensions are kept, in every form of the call."""
-    given: list[Any] = list(options)
-    if given and isinstance(given[0], bool):
-        unbiased = given.pop(0)
+    """The reduced dimensions, the correction, and ``keepdim``, in every form of the call."""
+    listed: list[Any] = list(options)
+    if listed and isinstance(listed[0], bool):
+        unbiased = listed.pop(0)
     named = [dim, unbiased, keepdim]
-    dim, unbiased, keepdim = given + named[len(given) :]
+    dim, unbiased, keepdim = listed + named[len(listed) :]
     removed = 1 if correction is None else correction
     return reduced_dims(dim, x.base.dim()), removed if unbiased is None else int(unbiased), keepdim
 
 
-def _mean_change(z: Tensor, d: Tensor, dims: list[int]) -> Tensor:
+def _mean_change(z: Stacked, d: Stacked, dims: list[int]) -> Kept:
     return d.mean(dims, keepdim=True) if dims else d
 
 
-def _variance_change(z: Tensor, d: Tensor, dims: list[int], correction: float) -> Tensor:
+def _variance_change(z: Stacked, d: Stacked, dims: list[int], correction: float) -> Kept:
     centred, fluctuation = z - _mean_change(z, z, dims), d - _mean_change(d, d, dims)
     size = math.prod(z.shape[dim] for dim in dims)
     squares = (
@@ -85,7 +92,7 @@ def _variance_change(z: Tensor, d: Tensor, dims: list[int], correction: float) -
     return summed(squares, dims) / max(0, size - correction)
 
 
-def _deviation_change(z: Tensor, d: Tensor, dims: list[int], correction: float) -> Tensor:
+def _deviation_change(z: Stacked, d: Stacked, dims: list[int], correction: float) -> Kept:
     change = _variance_change(z, d, dims, correction)
     before, after = (torch.std(v, dims, correction=correction, keepdim=True) for v in (z, z + d))
     return formulas.quotient(change, before + after)
@@ -113,7 +120,7 @@ def linalg_norm(
     return fallback(call, x, order, dim, keepdim, dtype=dtype)
 
 
-def _norm_change(z: Tensor, d: Tensor, dims: list[int], order: float) -> Tensor:
+def _norm_change(z: Stacked, d: Stacked, dims: list[int], order: float) -> Kept:
     if not dims:
         return formulas.absolute(z, d)
     if order == 2:

@@ -5,7 +5,11 @@ With centred base values ``c = z - m``, variance v and ``s = sqrt(v + eps)``, a 
     dv = mean(2 c (d - dm) + (d - dm)^2),   s' = sqrt(v + dv + eps),   1/s' - 1/s = -dv / (s s' (s + s')),
     change of the normalized value = (d - dm) / s' + c (1/s' - 1/s).
 
-Nothing cancels: no term subtracts two nearly equal values.
+Nothing cancels: no term subtracts two nearly equal values. Batch norm, a residual sum and relu in one call are what
+follows nearly every convolution: a device may have fused kernels for them.
+
+Legend: shape: of a base value; stacked: of its differences, with the dimension of perturbations in front, or of what
+broadcasts against them; # is 1 along what statistics are taken over.
 """
 
 from __future__ import annotations
@@ -58,7 +62,12 @@ def normalized_change(
 
 
 def affine_change(
-    shape: torch.Size, change: Difference | None, normalized: Tensor, weight: Any, bias: Any, axis: int | None
+    shape: torch.Size,
+    change: Difference | None,
+    normalized: Float[Tensor, "*shape"],
+    weight: Any,
+    bias: Any,
+    axis: int | None,
 ) -> Difference | None:
     """``(w + dw)(n + dn) + b + db - (w n + b)``; weight and bias belong to dimension ``axis``, or to the last ones."""
     parts: list[Difference | None] = []
@@ -75,7 +84,8 @@ def affine_change(
     return total(parts)
 
 
-def _aligned(tensor: Tensor, shape: torch.Size, axis: int | None) -> Tensor:
+def _aligned(tensor: Float[Tensor, "*own"], shape: torch.Size, axis: int | None) -> Float[Tensor, ...]:
+    """One number a channel of dimension ``axis``, broadcastable against values of ``shape``."""
     return tensor if axis is None else tensor.reshape(-1, *(1 for _ in shape[axis + 1 :]))
 
 
@@ -353,7 +363,7 @@ def _on_slice(difference: Difference, dim: int) -> Difference:
     return Channel(dim, positions[dim], OneHot(index, difference.values, rest).dense(), difference.shape)
 
 
-def _direction_change(v: Tensor, difference: Difference, norm: Float[Tensor, "*#shape"]) -> Difference:
+def _direction_change(v: Float[Tensor, "*shape"], difference: Difference, norm: Float[Tensor, "*#shape"]) -> Difference:
     """Change of ``v / |v|``, by the change of ``|v|^2`` over the dimensions where ``norm`` has length 1."""
     if isinstance(difference, Channel):
         z, old, d = difference.of(v), difference.of(norm), difference.delta
@@ -362,7 +372,13 @@ def _direction_change(v: Tensor, difference: Difference, norm: Float[Tensor, "*#
     return Dense(_unit_change(difference.dense(), v, norm, dims))
 
 
-def _unit_change(d: Tensor, v: Tensor, norm: Tensor, dims: tuple[int, ...]) -> Tensor:
+def _unit_change(
+    d: Float[Tensor, "*stacked"],
+    v: Float[Tensor, "*#stacked"],
+    norm: Float[Tensor, "*#stacked"],
+    dims: tuple[int, ...],
+) -> Float[Tensor, "*stacked"]:
+    """Change of ``v / |v|``, by that of ``|v|^2`` over ``dims``."""
     dq = (d * (2 * v + d)).sum(dims, keepdim=True) if dims else d * (2 * v + d)
     new_norm = (norm.square() + dq).sqrt()
     return d / new_norm + v * (-dq / (norm * new_norm * (norm + new_norm)))

@@ -1,6 +1,8 @@
 """Losses of pairs of tensors: each the mean, the sum, or all of a pointwise function.
 
 Means and sums accumulate in float64. Every operand may differ: predictions, targets and weights.
+
+Legend: entries: those of the broadcast operands that differ, in whatever shape.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from deepzero.graph.differences import Dense, Difference, entries
 from deepzero.graph.rules import formulas
 from deepzero.graph.rules.base import rule
 from deepzero.graph.rules.fallback import fallback
+from deepzero.graph.rules.formulas import Entries
 from deepzero.graph.rules.frames import Moving, jointly
 from deepzero.graph.rules.pointwise import product_change, weighted
 
@@ -136,7 +139,7 @@ def kl_div(call: Call, x: Operand, target: Operand, reduction: int = MEAN, *, lo
     return _reduced((x, target), reduction, change)
 
 
-def _entropy_change(t: Tensor, d: Tensor) -> Tensor:
+def _entropy_change(t: Entries, d: Entries) -> Entries:
     """Of ``t log t``: ``d log(t + d) + t (log(t + d) - log t)``, 0 where a factor is."""
     moved = t + d
     closed = torch.xlogy(d, moved) + torch.where(t == 0, 0, t * formulas.log(t, d))
@@ -197,7 +200,8 @@ def _plus(a: Moving, b: Moving) -> Moving:
     return Moving(a.base + b.base, _or_none(weighted((a, 1), (b, 1))))
 
 
-def _weighted_change(loss: Moving, weight: Moving) -> Tensor:
+def _weighted_change(loss: Moving, weight: Moving) -> Entries:
+    """Change of the weighted loss; a weight that is a float is 1."""
     if isinstance(weight.base, float):
         delta: Tensor = loss.delta
         return delta

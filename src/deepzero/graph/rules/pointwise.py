@@ -1,4 +1,7 @@
-"""Sums, products and powers of tensors, with broadcasting; casts; and pointwise operations without a closed form."""
+"""Sums, products and powers of tensors, with broadcasting; casts; and pointwise operations without a closed form.
+
+Legend: entries: those of the output that differ, in whatever shape; a, b, x: operands there; da, db, dx: differences.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Int64, Num
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome, Value
@@ -34,7 +38,9 @@ def total(parts: list[Difference | None]) -> Difference | None:
     return result
 
 
-def product_change(a: Moving, b: Moving, multiply: Callable[[Any, Any], Tensor] = operator.mul) -> Tensor:
+def product_change(
+    a: Moving, b: Moving, multiply: Callable[[Any, Any], Tensor] = operator.mul
+) -> Num[Tensor, "*entries"]:
     """``(a + da)(b + db) - a b = da b + (a + da) db`` for any product ``multiply``; one of both differs."""
     if a.delta is None:
         return multiply(a.base, b.delta)
@@ -71,10 +77,11 @@ def rsub_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
     return _signed_sum(call, a, b, -alpha, 1)
 
 
-def _signed_sum(call: Call, a: Any, b: Any, left: float, right: float) -> Difference | None:
+def _signed_sum(call: Call, a: Any, b: Any, of_a: float, of_b: float) -> Difference | None:
+    """``of_a da + of_b db``."""
     base = call.output.base
     parts = []
-    for argument, sign in ((a, left), (b, right)):
+    for argument, sign in ((a, of_a), (b, of_b)):
         difference = difference_of(argument)
         if difference is not None:
             parts.append(_scaled(broadcast(difference, base.shape), sign))
@@ -108,7 +115,7 @@ def div_rule(call: Call, a: Any, b: Any) -> Outcome:
     return in_field(change, call.output.base.dtype)
 
 
-def quotient_change(a: Moving, b: Moving, ratio: Moving) -> Tensor:
+def quotient_change(a: Moving, b: Moving, ratio: Moving) -> Num[Tensor, "*entries"]:
     """Change of a ratio ``a / b``, given its base value."""
     return weighted((a, 1), (b, -ratio.base)) / b.moved  # type: ignore[no-any-return]
 
@@ -157,7 +164,7 @@ def power_of_tensors(call: Call, a: Any, b: Any) -> Outcome:
     return jointly(call.output.base.shape, (a, b, Operand(call.output, None)), _power_change)
 
 
-def _power_change(a: Moving, b: Moving, power: Moving) -> Tensor:
+def _power_change(a: Moving, b: Moving, power: Moving) -> Num[Tensor, "*entries"]:
     like = power.base
     base = a.base if isinstance(a.base, Tensor) else torch.as_tensor(a.base, dtype=like.dtype, device=like.device)
     growth = 0 if a.delta is None else b.moved * formulas.log(base, a.delta)
@@ -244,7 +251,7 @@ def cast_rule(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
     return map_delta(x.difference, lambda d: (d.real if real else d).to(difference_dtype(dtype)))
 
 
-def _cast_change(m: Moving, dtype: torch.dtype) -> Tensor:
+def _cast_change(m: Moving, dtype: torch.dtype) -> Int64[Tensor, "*entries"]:
     wide = m.map(widened)
     return wide.moved.to(dtype).to(torch.int64) - wide.base.to(dtype).to(torch.int64)  # type: ignore[no-any-return]
 

@@ -2,6 +2,9 @@
 
 Averages are linear. For maxima, with the base maximum M of a window,
 ``max_j (z_j + d_j) - M = max_j ((z_j - M) + d_j)``: the winner's own term is its d exactly, so nothing cancels.
+
+Legend: p perturbations, h height, w width; lead: samples and channels, or one of both, or none; base, rest: the same of
+base values and of differences.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from deepzero.graph.windows import Window
 aten = torch.ops.aten
 
 
-def over_stack(stacked: Tensor, spatial: int, pool: Callable[[Tensor], Any]) -> Any:
+def over_stack(stacked: Num[Tensor, "p ..."], spatial: int, pool: Callable[[Tensor], Any]) -> Any:
     """A pooling of the last ``spatial`` dimensions of ``[p, *lead, *spatial]``; there are at most two in ``lead``."""
     lead = stacked.shape[: stacked.dim() - spatial]
     shaped = stacked.unsqueeze(1) if len(lead) == 1 else stacked.flatten(0, -spatial - 2)
@@ -36,11 +39,11 @@ def over_stack(stacked: Tensor, spatial: int, pool: Callable[[Tensor], Any]) -> 
 
 
 def _keeps(difference: Difference | None, spatial: int) -> bool:
-    """Whether a difference is a channel of a dimension that is not pooled."""
+    """True for a channel of a dimension that is not pooled."""
     return isinstance(difference, Channel) and difference.axis < len(difference.shape) - spatial
 
 
-def _average(target: Any, spatial: int) -> None:
+def _register_average(target: Any, spatial: int) -> None:
     @rule(target)
     def apply(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
         """The pooling of the difference itself."""
@@ -54,19 +57,6 @@ def _average(target: Any, spatial: int) -> None:
             out = over_stack(difference.delta, spatial, pool)
             return Channel(difference.axis, difference.channels, out, call.output.base.shape)
         return Dense(over_stack(difference.dense(), spatial, pool))
-
-
-for _target, _spatial in (
-    (aten.avg_pool1d.default, 1),
-    (aten.avg_pool2d.default, 2),
-    (aten.avg_pool3d.default, 3),
-    (aten.adaptive_avg_pool1d.default, 1),
-    (aten.adaptive_avg_pool2d.default, 2),
-    (aten.adaptive_avg_pool3d.default, 3),
-    (aten._adaptive_avg_pool2d.default, 2),
-    (aten._adaptive_avg_pool3d.default, 3),
-):
-    _average(_target, _spatial)
 
 
 @rule(aten.max_pool2d.default)
@@ -169,7 +159,7 @@ def _new_winners(
     places: Int64[Tensor, "#p *lead_and_out"],
     spatial: int,
     pool: Callable[[Tensor], Any],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Num[Tensor, " p *lead_and_out"], Int64[Tensor, " p *lead_and_out"]]:
     winners = over_stack(z.double() + d.double(), spatial, pool)[1]
     index = winners.flatten(-spatial)
     own = d.flatten(-spatial).gather(-1, index)
@@ -185,15 +175,11 @@ def _register_maxima(target: Any, spatial: int) -> None:
         return _winners(x, call.output.base[:2], spatial, lambda t: target(t, *args, **kwargs))
 
 
-for _target, _spatial in (
-    (aten.max_pool1d_with_indices.default, 1),
-    (aten.max_pool2d_with_indices.default, 2),
-    (aten.max_pool3d_with_indices.default, 3),
-    (aten.adaptive_max_pool1d.default, 1),
-    (aten.adaptive_max_pool2d.default, 2),
-    (aten.adaptive_max_pool3d.default, 3),
-):
-    _register_maxima(_target, _spatial)
+for _n in (1, 2, 3):
+    for _name in ("avg_pool{}d", "adaptive_avg_pool{}d", *(("_adaptive_avg_pool{}d",) if _n > 1 else ())):
+        _register_average(getattr(aten, _name.format(_n)).default, _n)
+    for _name in ("max_pool{}d_with_indices", "adaptive_max_pool{}d"):
+        _register_maxima(getattr(aten, _name.format(_n)).default, _n)
 
 
 @rule(aten.max_pool3d.default)

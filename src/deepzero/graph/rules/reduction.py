@@ -1,6 +1,9 @@
 """Sums and means, which are linear and act on the difference itself; and products.
 
 A full sum accumulates in float64. A channel difference stays one if its axis is not among the reduced dimensions.
+
+Legend: p perturbations; stacked: a base value and its differences, with a dimension of perturbations in front of the
+latter, which broadcast; kept: the same with length 1 along what is reduced; rest: without what is reduced.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ def reduced_dims(dim: Sequence[int] | int | None, ndim: int) -> list[int]:
 
 
 def reduced_shape(shape: torch.Size, dims: Sequence[int], keepdim: bool) -> torch.Size:
-    """The shape that is left."""
+    """The shape of the result."""
     return torch.Size(1 if d in dims else s for d, s in enumerate(shape) if keepdim or d not in dims)
 
 
@@ -59,10 +62,10 @@ def dropped(stacked: Shaped[Tensor, " p *kept"], dims: Sequence[int]) -> Shaped[
 
 def reduced_one_hot(difference: OneHot, dims: list[int], keepdim: bool) -> OneHot:
     """The one-hot difference of a sum: the same values where the entries fall."""
-    left = [i if d not in dims else i * 0 for d, i in enumerate(difference.positions())]
+    positions = [i if d not in dims else i * 0 for d, i in enumerate(difference.positions())]
     kept = reduced_shape(difference.shape, dims, True)
     index = torch.zeros_like(difference.indices)
-    for position, size in zip(left, kept, strict=True):
+    for position, size in zip(positions, kept, strict=True):
         index = index * size + position
     return OneHot(index, difference.values, reduced_shape(difference.shape, dims, keepdim))
 
@@ -86,7 +89,7 @@ def sum_all(call: Call, x: Operand, *, dtype: torch.dtype | None = None) -> Outc
 
 
 def _truncates(call: Call, x: Operand) -> bool:
-    """Whether a sum of floating-point numbers is one of integers, each of them truncated first."""
+    """True for a sum of floating-point numbers in integers, each of them truncated first."""
     base = call.output.base
     return not (base.is_floating_point() or base.is_complex()) and (x.base.is_floating_point() or x.base.is_complex())
 
@@ -161,7 +164,8 @@ def prod(call: Call, x: Operand, dim: int | None = None, keepdim: bool = False, 
     return along(x, reduced_dims(dim, x.base.dim()), keepdim, lambda z, d, dims: _product(z.to(wide), d.to(wide), dims))
 
 
-def _product(z: Tensor, d: Tensor, dims: list[int]) -> Tensor:
+def _product(z: Num[Tensor, "*#stacked"], d: Num[Tensor, "*#stacked"], dims: list[int]) -> Num[Tensor, "*kept"]:
+    """Change of the product along ``dims``, of halves again and again."""
     for dim in dims:
         while d.shape[dim] > 1:
             half, odd = divmod(d.shape[dim], 2)

@@ -1,6 +1,9 @@
 """Images and signals on another grid. Linear in the values, so the same operation acts on the difference.
 
 Each channel is resampled on its own, so a channel difference stays on its channel.
+
+Legend: p perturbations, b samples, c channels, grid: sizes of the spatial dimensions; a stack ``[p, b, c, *grid]`` goes
+through as ``[p * b, c, *grid]``.
 """
 
 from __future__ import annotations

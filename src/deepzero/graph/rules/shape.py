@@ -1,6 +1,8 @@
 """Operations that only move entries about: views, slices, padding, concatenation. Linear, so they act on differences.
 
 A channel difference stays one wherever the operation leaves its axis alone; elsewhere it becomes dense.
+
+Legend: p perturbations, n samples, c channels; shape: of a base value; rest: the other dimensions.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Int64, Num
 from torch import Tensor
 
 from deepzero.errors import GraphError
@@ -38,12 +41,12 @@ SHAPE_ONLY = {
 """Operations whose result does not depend on the values of their inputs: no difference passes them."""
 
 
-def with_axis(difference: Channel) -> Tensor:
-    """``[P, *shape]`` with length 1 along the channel's axis."""
+def with_axis(difference: Channel) -> Num[Tensor, "p ..."]:
+    """``[p, *shape]`` with length 1 along the channel's axis."""
     return difference.delta.unsqueeze(difference.axis + 1)
 
 
-def as_channel(difference: Channel, stacked: Tensor, axis: int, shape: torch.Size) -> Channel:
+def as_channel(difference: Channel, stacked: Num[Tensor, "p ..."], axis: int, shape: torch.Size) -> Channel:
     """A channel from a stacked tensor with length 1 along ``axis``."""
     return Channel(axis, difference.channels, stacked.squeeze(axis + 1), shape)
 
@@ -114,7 +117,7 @@ def permute(call: Call, x: Operand, dims: Sequence[int]) -> Outcome:
     return Dense(difference.dense().permute(stacked_order))
 
 
-def _flat(positions: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+def _flat(positions: Sequence[Int64[Tensor, " p"]], shape: Sequence[int]) -> Int64[Tensor, " p"]:
     """Flat indices of multi-indices."""
     index = torch.zeros_like(positions[0])
     for position, size in zip(positions, shape, strict=True):
@@ -167,7 +170,11 @@ def _window(axis: int, first: int, step: int, size: int) -> tuple[slice, ...]:
 
 
 def _kept(
-    difference: Channel | OneHot, axis: int, place: Tensor, inside: Tensor, shape: torch.Size
+    difference: Channel | OneHot,
+    axis: int,
+    place: Int64[Tensor, " p"],
+    inside: Bool[Tensor, " p"],
+    shape: torch.Size,
 ) -> Difference | None:
     """The difference at a new place along ``axis``; zero in perturbations that are not ``inside``."""
     every = bool(inside.all())
@@ -293,14 +300,14 @@ def _together(first: Channel, other: Difference, axis: int) -> bool:
     return same and first.shape[first.axis] == other.shape[other.axis]
 
 
-def _on_channel(shape: torch.Size, difference: Difference | None, first: Channel) -> Tensor:
+def _on_channel(shape: torch.Size, difference: Difference | None, first: Channel) -> Num[Tensor, "p ..."]:
     if isinstance(difference, Channel):
         return with_axis(difference)
     sizes = [1 if d == first.axis else s for d, s in enumerate(shape)]
     return first.delta.new_zeros(1).expand(first.count, *sizes)
 
 
-def _dense(shape: torch.Size, difference: Difference | None, like: Difference) -> Tensor:
+def _dense(shape: torch.Size, difference: Difference | None, like: Difference) -> Num[Tensor, "p ..."]:
     if difference is not None:
         return difference.dense()
     values = like.values if isinstance(like, OneHot) else like.delta
@@ -446,7 +453,7 @@ def channel_shuffle(call: Call, x: Operand, groups: int) -> Outcome:
     return linear_map(difference, lambda d: _shuffled(d, groups), x.base.shape, {d: d for d in range(x.base.dim())})
 
 
-def _shuffled(x: Tensor, groups: int) -> Tensor:
+def _shuffled(x: Num[Tensor, "n c *rest"], groups: int) -> Num[Tensor, "n c *rest"]:
     return x.reshape(x.shape[0], groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 

@@ -3,6 +3,8 @@
 All follow from the change of the log-normaliser: with probabilities p and logit differences d,
 ``log sum exp(z + d) - log sum exp(z) = log1p(sum_j p_j expm1(d_j))``. A stack of differences has one dimension more in
 front, over the perturbations, and ``dim`` counts the stack's dimensions.
+
+Legend: count perturbations; any, shape: of base values, with or without a dimension of length 1 in front.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ def log_softmax(call: Call, x: Operand, dim: int, *_: Any, **__: Any) -> Outcome
     return _normalised(call, x, dim, p, log_softmax_change)
 
 
-def _normalised(call: Call, x: Operand, dim: int, p: Tensor, change: Callable[..., Tensor]) -> Outcome:
+def _normalised(call: Call, x: Operand, dim: int, p: Float[Tensor, "*shape"], change: Callable[..., Tensor]) -> Outcome:
     """The change along one dimension; a channel of another dimension stays one."""
     dtype = difference_dtype(call.output.base.dtype)
     axis = normal_dim(dim, x.base.dim()) if x.base.dim() else 0
@@ -113,7 +115,7 @@ def _normalised(call: Call, x: Operand, dim: int, p: Tensor, change: Callable[..
     return Dense(apply(x.base, p, difference.dense()))
 
 
-def log_probabilities(z: Tensor, dim: int | list[int]) -> Tensor:
+def log_probabilities(z: Float[Tensor, "*any"], dim: int | list[int]) -> Float[Tensor, "*any"]:
     """``log softmax`` along one dimension or several; -inf in rows without any finite logit."""
     logs = z - torch.logsumexp(z, dim, keepdim=True)
     return torch.where(logs.isnan() & ~z.isnan(), -math.inf, logs)
