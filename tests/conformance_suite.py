@@ -11,12 +11,12 @@ from oracle import initialize, normal
 from torch import nn
 
 import deepzero as dz
-from deepzero.coordinates import Dense
+from deepzero.coordinates import AllCoordinates
 from deepzero.evaluators import Evaluator
 from deepzero.probes import DISTRIBUTIONS, CoordinateProbes, Probes, RandomProbes
 
 PROBES: dict[str, Callable[[], Probes]] = {
-    "coordinates": lambda: CoordinateProbes(Dense()),
+    "coordinates": lambda: CoordinateProbes(AllCoordinates()),
     **{name: lambda name=name: RandomProbes(6, name, seed=3) for name in DISTRIBUTIONS},
 }
 EVALUATORS: dict[str, tuple[Callable[[], Evaluator], set[str]]] = {

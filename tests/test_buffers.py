@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 import deepzero as dz
 from deepzero.errors import InvalidInputError
-from deepzero.writes import Watch, WriteNoticed, copied
+from deepzero.writes import WriteNoticed, WriteWatch, copied
 
 X, Y = normal(6, 4), torch.tensor([0, 1, 2, 1, 0, 2])
 TOKENS = torch.tensor([[1, 2, 0], [3, 0, 0], [2, 1, 4], [0, 0, 0], [1, 1, 1], [4, 2, 3]])
@@ -367,7 +367,7 @@ class TestTables:
 class TestWrites:
     def test_reading_is_allowed(self) -> None:
         weight = torch.ones(2, 2)
-        with Watch({"weight": weight}) as watch:
+        with WriteWatch({"weight": weight}) as watch:
             assert float((weight @ weight).sum()) == 8.0
         assert watch.multiplied == {"weight"}
 
@@ -386,7 +386,7 @@ class TestWrites:
     )
     def test_a_write_is_noticed_before_it_is_done(self, write: Callable[[Tensor], Any]) -> None:
         weight = torch.ones(2, 2)
-        with pytest.raises(WriteNoticed, match="weight"), Watch({"weight": weight, "empty": torch.zeros(0)}):
+        with pytest.raises(WriteNoticed, match="weight"), WriteWatch({"weight": weight, "empty": torch.zeros(0)}):
             write(weight)
         assert torch.equal(weight, torch.ones(2, 2))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import deepzero as dz
-from deepzero.coordinates import Always, CoordinateSchedule, Dense, StepContext, as_schedule
+from deepzero.coordinates import AllCoordinates, Always, CoordinateSchedule, StepContext, as_schedule
 from deepzero.errors import InvalidInputError
 
 SHAPES = {"weight": torch.Size((2, 3)), "bias": torch.Size((2,))}
@@ -88,7 +88,7 @@ def test_a_mask_must_have_the_shape_of_its_parameter() -> None:
 
 def test_what_may_be_passed_as_sparsity() -> None:
     chosen = dz.Coordinates({"weight": torch.tensor([0])})
-    assert isinstance(as_schedule(None), Dense)
+    assert isinstance(as_schedule(None), AllCoordinates)
     assert as_schedule(chosen) == Always(chosen)
     schedule = Always(chosen)
     assert as_schedule(schedule) is schedule

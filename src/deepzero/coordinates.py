@@ -1,4 +1,4 @@
-"""Which coordinates of the parameters are queried: sets of flat indices, and what chooses them at each step."""
+"""The coordinates that are queried: sets of flat indices of parameters, and the schedules that choose them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Coordinates(Mapping[str, Tensor]):
         return masks
 
     def shares(self, parameters: Mapping[str, Tensor]) -> dict[str, float]:
-        """Which part of each parameter of two or more dimensions is in the set; empty if all of them are, entirely.
+        """The share of each parameter of two or more dimensions that is in the set; empty if all shares are 1.
 
         Example:
             >>> chosen = Coordinates({"weight": torch.tensor([0, 3])})
@@ -125,7 +125,7 @@ def _checked(name: str, index: Int64[Tensor, " n"]) -> Int64[Tensor, " distinct"
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a schedule may look at when it chooses the coordinates of a step.
+    """The information from which a schedule chooses the coordinates of a step.
 
     Attributes:
         step: number of estimates made before this one.
@@ -165,7 +165,7 @@ class Always:
 
 
 @dataclass(frozen=True)
-class Dense:
+class AllCoordinates:
     """Every coordinate of every trainable parameter at every step."""
 
     def coordinates(self, context: StepContext) -> Coordinates:
@@ -176,7 +176,7 @@ class Dense:
 def as_schedule(sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None) -> CoordinateSchedule:
     """A schedule from whatever a user may pass as ``sparsity``: None, coordinates, boolean masks or a schedule."""
     if sparsity is None:
-        return Dense()
+        return AllCoordinates()
     if isinstance(sparsity, Coordinates):
         return Always(sparsity)
     if isinstance(sparsity, CoordinateSchedule):

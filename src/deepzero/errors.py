@@ -59,7 +59,7 @@ class RowError(QueryError):
 
     Attributes:
         row: its number in the call.
-        inputs: what it was asked, each of one row.
+        inputs: its arguments, each of one row.
         job: of an evaluator, in which it was asked; None outside of an estimate.
         perturbation: of that job.
     """
@@ -111,7 +111,7 @@ _FROM_BLACK_BOX = "_deepzero_from_black_box"
 
 
 def from_black_box(error: BaseException) -> bool:
-    """Whether asking a black box raised it: then no other way to evaluate the same query should be tried."""
+    """True if asking a black box raised it: then no other way to evaluate the same query should be tried."""
     return getattr(error, _FROM_BLACK_BOX, False)
 
 

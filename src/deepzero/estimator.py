@@ -33,8 +33,7 @@ from deepzero.objective import (
     parameters_of,
     steady,
 )
-from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes
-from deepzero.probes.coordinate import CoordinatePerturbations
+from deepzero.probes import CoordinateProbes, Perturbations, Probes, RandomProbes, coordinates_of
 from deepzero.randomness import derive_seed, step_seed
 from deepzero.stencils import FORWARD, Stencil, as_stencil
 from deepzero.step_sizes import (
@@ -131,10 +130,10 @@ class Estimator:
         require_representable(self.step_rule.of(parameters_of(objective)), parameters_of(objective))
 
     def __repr__(self) -> str:
-        asked = self.step_rule.describe()
+        rule = self.step_rule.describe()
         return (
             f"{type(self).__name__}({self.objective!r}, probes={self.probes!r}, stencil={self.stencil.name}, "
-            f"step_size={'by dtype' if asked is None else asked}, evaluator={type(self.evaluator).__name__}, "
+            f"step_size={'by dtype' if rule is None else rule}, evaluator={type(self.evaluator).__name__}, "
             f"seed={self.seed}; {self.step:,} steps, {self.queries:,} queries so far)"
         )
 
@@ -156,8 +155,9 @@ class Estimator:
         context = self.context(batch)
         directions = self.probes.draw(context)
         found = self.slopes(directions, batch, step_size=context.step_size)
-        if isinstance(directions, CoordinatePerturbations):
-            self._kept = directions.coordinates.shares(parameters_of(self.objective))
+        coordinates = coordinates_of(directions)
+        if coordinates is not None:
+            self._kept = coordinates.shares(parameters_of(self.objective))
         skipped = self._unanswered(found.differences)
         self._require_finite(found.differences.masked_fill(skipped, 0.0), directions, context.step_size)
         with torch.no_grad():
@@ -268,7 +268,7 @@ class Estimator:
             )
 
     def context(self, batch: tuple[Any, ...]) -> StepContext:
-        """What the directions of the next step are drawn from, steps of the parameters included."""
+        """The context of the next step: its number, the batch, and the step sizes of the parameters."""
         self._measure_noise(batch)
         sizes = self.step_sizes()
         require_representable(sizes, parameters_of(self.objective))
@@ -304,18 +304,18 @@ class Estimator:
         return estimate.loss
 
     def explain(self, *batch: Any, **keywords: Any) -> str:
-        """How each parameter's queries are run, what that costs, and how it was checked, in words.
+        """The plan in words: the way each parameter's queries are run, its cost, and its check.
 
         Args:
             *batch: as for :meth:`backward`: makes the base query. Without it: what is known from the steps so far.
             **keywords: likewise.
         """
-        told = getattr(self.evaluator, "explain", None)
+        explain = getattr(self.evaluator, "explain", None)
         name = type(self.evaluator).__name__
-        if told is None:
+        if explain is None:
             return f"{name}: every query is one evaluation of the objective"
         arguments = Batch(batch, keywords) if batch or keywords else None
-        return str(told(self.objective, arguments))
+        return str(explain(self.objective, arguments))
 
     def _measure_noise(self, batch: tuple[Any, ...]) -> None:
         """``step_size="auto"``: the noise of the loss, once.
@@ -325,8 +325,8 @@ class Estimator:
         rule = self.step_rule
         if not isinstance(rule, FromNoise) or rule.noise is not None:
             return
-        exact = getattr(self.evaluator, "exact", False) and not isinstance(self.probes, RandomProbes)
-        if exact and not (isinstance(self.objective, NetworkObjective) and asks_black_boxes(self.objective)):
+        exact = getattr(self.evaluator, "exact", False) and not getattr(self.probes, "moves_all_parameters", False)
+        if exact and not asks_black_boxes(self.objective):
             rule.noise = 0.0
             return
         parameters = parameters_of(self.objective)
@@ -335,7 +335,7 @@ class Estimator:
         self.queries += NOISE_POINTS + 1
 
     def kept(self) -> dict[str, float]:
-        """Which part of each layer's coordinates the last estimate was of, in [0, 1], in the objective's order.
+        """The share of each layer's coordinates that the last estimate was of, in [0, 1], in the objective's order.
 
         Layers are parameters of two or more dimensions. Empty before the first estimate, for random directions, and
         where no coordinate was left out.
@@ -396,7 +396,6 @@ def CGE(  # noqa: N802 - the field's name
     executor: ExecutorSource | None = None,
     policy: QueryPolicy | None = None,
     journal: QueryJournal | None = None,
-    dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Estimator:
     """Coordinate-wise gradient estimation (equation (1) right and Sparse-CGE of Chen et al., 2024).
@@ -420,7 +419,6 @@ def CGE(  # noqa: N802 - the field's name
             one; short for ``evaluator=dz.ExecutorEvaluator(executor, policy=policy, journal=journal)``.
         policy: with ``executor``: timeout, retries, limits.
         journal: with ``executor``: a file that keeps every answer.
-        dtype: accumulation dtype (no effect here: nothing is accumulated across coordinates).
         seed: seeds whatever the objective draws, such as dropout masks.
 
     Example:
@@ -441,7 +439,6 @@ def CGE(  # noqa: N802 - the field's name
         evaluator=chosen,
         stencil=stencil,
         step_size=step_size,
-        dtype=dtype,
         seed=seed,
     )
 

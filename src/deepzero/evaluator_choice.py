@@ -14,7 +14,7 @@ from deepzero.executors.executor_evaluator import ExecutorEvaluator
 from deepzero.executors.journal import QueryJournal
 from deepzero.executors.policy import QueryPolicy
 from deepzero.executors.pool import ExecutorSource
-from deepzero.objective import BlackBox, Objective
+from deepzero.objective import Objective, SendableObjective
 
 NAMED: dict[str, Callable[[], Evaluator]] = {
     "auto": AutomaticEvaluator,
@@ -47,7 +47,7 @@ def choose_evaluator(
         return _evaluator(objective, evaluator, strict)
     if evaluator is not None:
         raise InvalidInputError("give either evaluator=... or executor=..., not both")
-    if not isinstance(objective, BlackBox):
+    if not isinstance(objective, SendableObjective):
         raise InvalidInputError(
             "executor=... is for black boxes, dz.BlackBox(fn, params); a network runs faster without it "
             '(evaluator="auto"), and on several processes with torchrun'
@@ -55,25 +55,25 @@ def choose_evaluator(
     return ExecutorEvaluator(executor, policy=policy, journal=journal)
 
 
-def _evaluator(objective: Objective, asked: Evaluator | str | type | None, strict: bool) -> Evaluator:
-    if strict and asked not in (None, "auto"):
+def _evaluator(objective: Objective, choice: Evaluator | str | type | None, strict: bool) -> Evaluator:
+    if strict and choice not in (None, "auto"):
         raise InvalidInputError('strict=True goes with evaluator="auto"; other evaluators never change their way')
-    if asked is None or asked == "auto":
-        return SequentialEvaluator() if isinstance(objective, BlackBox) else AutomaticEvaluator(strict=strict)
-    if isinstance(asked, str):
-        if asked not in NAMED:
-            raise InvalidInputError(f"evaluator must be an evaluator or one of {', '.join(NAMED)}; got {asked!r}")
-        return NAMED[asked]()
-    if isinstance(asked, type) and asked in (
+    if choice is None or choice == "auto":
+        return SequentialEvaluator() if isinstance(objective, SendableObjective) else AutomaticEvaluator(strict=strict)
+    if isinstance(choice, str):
+        if choice not in NAMED:
+            raise InvalidInputError(f"evaluator must be an evaluator or one of {', '.join(NAMED)}; got {choice!r}")
+        return NAMED[choice]()
+    if isinstance(choice, type) and choice in (
         AutomaticEvaluator,
         PropagationEvaluator,
         BatchedEvaluator,
         SequentialEvaluator,
     ):
-        return _evaluator(objective, asked(), strict)
-    if isinstance(asked, type) or not callable(getattr(asked, "measure", None)):
+        return _evaluator(objective, choice(), strict)
+    if isinstance(choice, type) or not callable(getattr(choice, "measure", None)):
         raise InvalidInputError(
             f"evaluator must be an evaluator such as dz.SequentialEvaluator(), or one of {', '.join(NAMED)}; got "
-            f"{asked!r}"
+            f"{choice!r}"
         )
-    return asked
+    return choice

@@ -1,4 +1,4 @@
-"""Optional packages: which extra of the installation brings each, and what to type where one is missing."""
+"""Optional packages: the extra of the installation that brings each, and the error if one is missing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def required_for(purpose: str) -> Iterator[None]:
     """Surround imports of optional packages; a missing one is an error that says what to install.
 
     Args:
-        purpose: what the packages are needed for; it begins the message.
+        purpose: of the packages; it begins the message.
 
     Raises:
         MissingPackageError: a package of :data:`PACKAGES` is not installed.

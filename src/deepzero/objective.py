@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ from deepzero.errors import InvalidInputError, QueryError, WrittenParameterWarni
 from deepzero.operator import Answers, answering, asks, forgives, perturbed_query, stirred
 from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
-from deepzero.writes import DRAWS, Watch, WriteNoticed, copied, overlaps_itself, written_so_far
+from deepzero.writes import DRAWS, WriteNoticed, WriteWatch, copied, overlaps_itself, written_so_far
 
 Loss = Callable[[Any, Any], Any]
 Closure = Callable[..., Any]
 Parameters = Mapping[str, Tensor]
+Query = Callable[[Parameters], Tensor]
+"""The loss at other values of the parameters, 0-dim float64."""
 
 
 class Batch(tuple[Any, ...]):
@@ -90,8 +92,15 @@ class Evaluation:
 class Objective(Protocol):
     """A function of named parameters. Queries never change the objective.
 
-    Whatever has these three methods can be estimated and trained: see the page "Your own objective". In place of
-    ``named_parameters()`` there may be ``owners()``, which returns a mapping.
+    Whatever has these three methods can be estimated and trained: see the page "Your own objective". Further ones are
+    used where an objective has them:
+
+    - ``owners()``, in place of ``named_parameters()``: a mapping;
+    - ``first_query(parameters, batch, seed)``: see :func:`first_query`, for queries that share random numbers;
+    - ``steady()``: a context in which nothing but queries is made;
+    - ``constrain(gradients)``: gradients as its parameters hold them;
+    - ``asks_black_boxes()``, ``forgives_black_boxes()``: a black box inside has a price, may leave out answers;
+    - ``function()``, for workers in other processes: see :class:`SendableObjective`.
     """
 
     def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
@@ -139,7 +148,7 @@ def parameters_of(objective: Objective) -> dict[str, Tensor]:
 
 
 class Placing(Enum):
-    """How a program is given the values of its parameters."""
+    """Ways to give a program the values of its parameters."""
 
     HELD = "in their places in the modules"
     POINTED = "by the parameters themselves, which point to them"
@@ -208,7 +217,7 @@ class NetworkObjective:
 
     @property
     def hidden(self) -> bool:
-        """Whether the program holds references to parameters of its own, or differentiates with respect to them."""
+        """True if the program holds references to parameters of its own, or differentiates with respect to them."""
         return self._hidden
 
     @property
@@ -217,7 +226,7 @@ class NetworkObjective:
         return self._loss if isinstance(self._loss, nn.Module) else None
 
     def places(self) -> Places:
-        """Where the program holds its parameters and buffers, now."""
+        """The places in which the program holds its parameters and buffers now."""
         return Places.of(self.model, self.criterion) if self._steady is None else self._steady
 
     @contextmanager
@@ -290,6 +299,24 @@ class NetworkObjective:
         self._settle(parameters, batch, seed)  # it may differentiate with respect to parameters since the last step
         return self._recorded(parameters, batch, seed)
 
+    def first_query(self, parameters: Parameters, batch: tuple[Any, ...], seed: int) -> tuple[Evaluation, Query]:
+        """The base query, and a function that makes perturbed ones with the random numbers that it drew."""
+        evaluation, draws = self.base(parameters, batch, seed=seed)
+
+        def query(moved: Parameters) -> Tensor:
+            with perturbed_query():
+                return self.evaluate(moved, batch, seed=seed, draws=draws).loss
+
+        return evaluation, query
+
+    def asks_black_boxes(self) -> bool:
+        """True if a :class:`~deepzero.Opaque` is a part of the program: its answers have a price."""
+        return any(map(asks, self.places().modules))
+
+    def forgives_black_boxes(self) -> bool:
+        """True if a perturbed query may stay without a loss, because a black box inside has skipped an answer."""
+        return any(map(forgives, self.places().modules))
+
     def _recorded(
         self, parameters: Parameters, batch: tuple[Any, ...], seed: int, how: Placing | None = None
     ) -> tuple[Evaluation, Draws]:
@@ -299,7 +326,7 @@ class NetworkObjective:
         while True:
             draws = Draws(seed)
             watched = self._watched(batch)
-            watch = nullcontext() if known else Watch(watched, draws=not self._draws)
+            watch = nullcontext() if known else WriteWatch(watched, draws=not self._draws)
             versions = [written_so_far(tensor) for tensor in watched.values()]
             try:
                 with draws.recording() if self._draws else nullcontext(), watch, answering(draws.answers):
@@ -311,7 +338,7 @@ class NetworkObjective:
             self._require_unwritten(watched, versions)
             if self._draws or not draws.stirred:
                 self._draws = bool(draws.entries) or draws.stirred
-                if isinstance(watch, Watch):
+                if isinstance(watch, WriteWatch):
                     self._multiplied = {name.removeprefix("parameter ") for name in watch.multiplied}
                     self._watched_in.add(situation)
                 return evaluation, draws
@@ -333,7 +360,7 @@ class NetworkObjective:
                 )
 
     def _watched(self, batch: tuple[Any, ...]) -> dict[str, Tensor]:
-        """What a query must not write into, by a name that says what it is."""
+        """Tensors that a query must not write into, by a descriptive name."""
         places = self.places()
         done = {*self._written, *(name for name, (p, _) in places.parameters.items() if id(p) in self._marked)}
         own = {f"parameter {name}": p for name, (p, _) in places.parameters.items() if name not in done}
@@ -380,7 +407,7 @@ class NetworkObjective:
         self._settled = True
 
     def follows(self, parameters: Parameters, batch: tuple[Any, ...], seed: int, draws: Draws) -> bool:
-        """Whether values in the places of parameters do what they do in the parameters: seen where all have moved."""
+        """True if values in the places of parameters act as in the parameters: tested where all have moved."""
         if not self.places().can_point:
             return True
         moved = displaced(parameters, seed)
@@ -420,10 +447,10 @@ class NetworkObjective:
             with (
                 self.scope(draws, device_of(parameters)),
                 self.restoring() as moved,
-                self._placed(places, values, how) as held,
+                self._placed(places, values, how) as buffer_places,
             ):
                 value = self.program(self.model, *batch, **keywords(batch))
-                left = {name: where[0].tensor for name, where in held.items()}
+                after = {name: where[0].tensor for name, where in buffer_places.items()}
         finally:
             changed = before.changed()
             attributes, grown = changed.moved(), changed.grown()
@@ -435,7 +462,7 @@ class NetworkObjective:
                 "model(x), before you make the estimator and the optimizer"
             )
         return Evaluation(
-            one_number(value), State({n: b.detach() for n, b in left.items()}, attributes, generators, moved)
+            one_number(value), State({n: b.detach() for n, b in after.items()}, attributes, generators, moved)
         )
 
     def own_copies(self, values: Parameters) -> dict[str, Tensor]:
@@ -466,18 +493,18 @@ class NetworkObjective:
     @contextmanager
     def _placed(self, places: Places, values: Parameters, how: Placing) -> Iterator[dict[str, Any]]:
         """``values`` where the program looks for them."""
-        given = {
+        put = {
             name: as_complex(value, places.parameters[name][0]) if name in places.parameters else value
             for name, value in values.items()
         }
-        pointing = nullcontext() if how is Placing.HELD else places.pointing(given)
-        held = {name: value for name, value in given.items() if how is not Placing.POINTED or name in places.buffers}
-        with pointing, places.holding(held) as buffers:
+        pointing = nullcontext() if how is Placing.HELD else places.pointing(put)
+        inside = {name: value for name, value in put.items() if how is not Placing.POINTED or name in places.buffers}
+        with pointing, places.holding(inside) as buffers:
             yield buffers
 
     @contextmanager
     def scope(self, draws: Draws, device: torch.device) -> Iterator[None]:
-        """What every query runs under: seeded generators, and attention as in training.
+        """The surroundings of every query: seeded generators, and attention as in training.
 
         PyTorch's inference path of its transformer layers gives other outputs for padded positions, and would be taken
         because no query records a gradient.
@@ -573,16 +600,12 @@ def _require_values(model: nn.Module) -> None:
 
 def first_query(
     objective: Objective, parameters: Parameters, batch: tuple[Any, ...], seed: int
-) -> tuple[Evaluation, Callable[[Parameters], Tensor]]:
+) -> tuple[Evaluation, Query]:
     """The base query of a step, and a function that makes the others with the same random numbers."""
-    if isinstance(objective, NetworkObjective):
-        evaluation, draws = objective.base(parameters, batch, seed=seed)
-
-        def query(moved: Parameters) -> Tensor:
-            with perturbed_query():
-                return objective.evaluate(moved, batch, seed=seed, draws=draws).loss
-
-        return evaluation, query
+    own = getattr(objective, "first_query", None)
+    if own is not None:
+        found: tuple[Evaluation, Query] = own(parameters, batch, seed)
+        return found
     evaluation = objective.evaluate(parameters, batch, seed=seed)
     return evaluation, lambda moved: objective.evaluate(moved, batch, seed=seed).loss
 
@@ -595,17 +618,20 @@ def constrained(objective: Objective, gradients: dict[str, Tensor]) -> dict[str,
 
 def steady(objective: Objective) -> AbstractContextManager[None]:
     """A block in which the objective is the same: see :meth:`NetworkObjective.steady`."""
-    return objective.steady() if isinstance(objective, NetworkObjective) else nullcontext()
+    block: Callable[[], AbstractContextManager[None]] = getattr(objective, "steady", nullcontext)
+    return block()
 
 
-def asks_black_boxes(objective: NetworkObjective) -> bool:
-    """Whether a :class:`~deepzero.Opaque` is a part of the program: what it is asked has a price."""
-    return any(map(asks, objective.places().modules))
+def asks_black_boxes(objective: Objective) -> bool:
+    """True if a black box is a part of the program: see :meth:`NetworkObjective.asks_black_boxes`."""
+    asks_them = getattr(objective, "asks_black_boxes", None)
+    return asks_them is not None and bool(asks_them())
 
 
 def forgives_black_boxes(objective: Objective) -> bool:
-    """Whether a perturbed query may stay without a loss, because a black box inside has skipped an answer."""
-    return isinstance(objective, NetworkObjective) and any(map(forgives, objective.places().modules))
+    """True if a black box inside may skip an answer: see :meth:`NetworkObjective.forgives_black_boxes`."""
+    forgives_them = getattr(objective, "forgives_black_boxes", None)
+    return forgives_them is not None and bool(forgives_them())
 
 
 def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict[str, Tensor]:
@@ -632,7 +658,7 @@ def copy_of(batch: tuple[Any, ...], *, tensors: bool = True) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class _Tried:
-    """What the program raises is let pass, for there is another way to run it; not what a black box inside raises."""
+    """A block whose errors pass, for there is another way to run the program; not those of a black box inside."""
 
     last: bool = False
     """There is no other way: let nothing pass."""
@@ -645,7 +671,7 @@ class _Tried:
 
 
 def _same_loss(one: Tensor, other: Tensor, parameters: Parameters) -> bool:
-    """Whether two losses at the same parameters are the same but for rounding (sums on a GPU come in any order)."""
+    """True if two losses at the same parameters are the same but for rounding (sums on a GPU come in any order)."""
     coarsest = max(float(torch.finfo(p.dtype).eps) for p in parameters.values())
     apart = float((one - other).abs())
     return not math.isfinite(apart) or apart <= min(1000 * coarsest, 0.1) * (1e-3 + float(one.abs()))
@@ -675,12 +701,12 @@ def as_complex(value: Tensor, like: Tensor) -> Tensor:
 
 
 def one_number(value: Any) -> Tensor:
-    """What a program returned, as a 0-dim float64 tensor without a graph."""
+    """The value of a program, as a 0-dim float64 tensor without a graph."""
     return as_number(value).detach()
 
 
 def as_number(value: Any) -> Tensor:
-    """What a program returned, as a 0-dim float64 tensor with its graph, if it has one."""
+    """The value of a program, as a 0-dim float64 tensor with its graph, if it has one."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = torch.as_tensor(value)
     if isinstance(value, numbers.Number) and not isinstance(value, complex):
@@ -726,6 +752,15 @@ class BlackBoxFunction:
         """One call on ``values``, which ``fn`` may write into."""
         arguments = {name: value.numpy() if name in self.arrays else value for name, value in values.items()}
         return _numbers(self.fn(arguments, *batch, **keywords(batch)), stacked)
+
+
+@runtime_checkable
+class SendableObjective(Objective, Protocol):
+    """An objective whose queries workers in other processes can answer, as those of a :class:`BlackBox`."""
+
+    def function(self) -> BlackBoxFunction:
+        """All that a worker needs beside the values of the parameters."""
+        ...
 
 
 class BlackBox:
@@ -786,7 +821,7 @@ class BlackBox:
         return f"BlackBox({described(self.fn)}, {{{shapes}}}{many})"
 
     def function(self) -> BlackBoxFunction:
-        """What a worker needs in order to query this black box, beside the values."""
+        """All that a worker needs to query this black box, but the values."""
         arrays = frozenset(name for name, value in self.values.items() if not isinstance(value, Tensor))
         return BlackBoxFunction(self.fn, arrays, self.batched)
 
@@ -812,7 +847,7 @@ class BlackBox:
 
 
 def _numbers(answer: Any, stacked: int | None) -> list[float]:
-    """What ``fn`` returned, as numbers: one, or ``stacked`` of them."""
+    """The answer of ``fn`` as numbers: one, or ``stacked`` of them."""
     expected = "one number" if stacked is None else f"{stacked} losses, one for each of its stacked parameter sets"
     if answer.is_complex() if isinstance(answer, Tensor) else np.iscomplexobj(answer):
         raise InvalidInputError(f"fn must return {expected}, got complex values; take the real part or the modulus")

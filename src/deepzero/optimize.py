@@ -75,8 +75,8 @@ def minimize(
     Args:
         fn: called as ``fn(x, *args)``; returns a number. ``x`` is what ``x0`` is: an array, a tensor, or a dict of
             them; for a module a dict of its trainable parameters by name.
-        x0: where to begin. It stays as it is, but for a module, whose parameters are moved. Numbers and lists become
-            arrays.
+        x0: the point to begin at. It stays as it is, but for a module, whose parameters are moved. Numbers and lists
+            become arrays.
         args: further arguments of ``fn``.
         method: ``"cge"``, every coordinate, or ``"rge"``, ``queries`` random directions a step.
         optimizer: ``"l-bfgs-b"`` (SciPy's, which wants a gradient almost without noise: the default with ``"cge"`` and
@@ -91,7 +91,7 @@ def minimize(
             query leaves them: where one would, the point that is differenced is moved inwards by the step.
         max_steps: of the optimizer.
         max_queries: calls of ``fn``, those at the result included; the step that would exceed them is not begun.
-        repeats: how often a noisy ``fn`` is called at each point; the mean is taken.
+        repeats: calls of a noisy ``fn`` at each point, of which the mean is taken.
         workers: processes that call ``fn`` at the same time (it must be importable there), or an executor, or a
             function that makes one.
         policy: time-outs, retries and limits of these calls.
@@ -122,48 +122,38 @@ def minimize(
         raise InvalidInputError(f"fn must be callable as fn(x, *args) -> float, got {type(fn).__name__}")
     validation.choice("method", method, METHODS)
     noisy = validation.count("repeats", repeats) > 1
-    chosen = optimizer if optimizer is not None else (QUASI_NEWTON if method == "cge" and not noisy else ADAM)
-    if isinstance(chosen, str):
-        validation.choice("optimizer", chosen, OPTIMIZERS)
-    elif not callable(chosen):
-        raise InvalidInputError(
-            "optimizer must be a name or a function of a list of parameters, for example "
-            f"lambda parameters: torch.optim.SGD(parameters, lr=0.1); got {type(chosen).__name__}"
-        )
-    if chosen == QUASI_NEWTON and method == "rge":
-        raise InvalidInputError('optimizer="l-bfgs-b" wants a gradient without noise: use method="cge", or "adam"')
+    make_optimizer = _optimizer(optimizer, method, noisy, lr)
     validation.count("max_steps", max_steps)
     if max_queries is not None:
         validation.count("max_queries", max_queries)
     x0 = _arrays(x0)
     with ExitStack() as stack:
         box = BlackBox(Repeated(fn, repeats) if noisy else fn, _own(x0))
-        options: dict[str, Any] = {
-            "step_size": "auto" if step is None and noisy else step,
-            "stencil": stencil,
-            "seed": seed,
-            **_execution(workers, policy, journal, stack),
-        }
         make = CGE if method == "cge" else partial(RGE, queries=queries)
+        zo = make(
+            box,
+            step_size="auto" if step is None and noisy else step,
+            stencil=stencil,
+            seed=seed,
+            **_execution(workers, policy, journal, stack),
+        )
+        directions = _size(box) if method == "cge" else queries
         search = _Search(
             fn=fn,
-            x0=x0,
-            box=box,
-            zo=make(box, **options),
             args=args,
-            limits=_limits(bounds, box),
-            per_step=repeats * (1 + len(as_stencil(stencil).nodes) * (_size(box) if method == "cge" else queries)),
+            variables=_Variables(x0, box, _limits(bounds, _size(box))),
+            zo=zo,
+            per_step=repeats * (1 + len(as_stencil(stencil).nodes) * directions),
             repeats=repeats,
             max_steps=max_steps,
             max_queries=max_queries,
             callback=callback,
         )
         search.require_a_step()
-        if chosen == QUASI_NEWTON:
+        if make_optimizer is None:
             search.by_scipy()
         else:
-            made = chosen if callable(chosen) else _named(chosen, validation.positive("lr", lr, hint="1e-2"))
-            search.by_torch(made(list(box.parameters())))
+            search.by_torch(make_optimizer(list(box.parameters())))
         return search.result()
 
 
@@ -235,16 +225,55 @@ class Repeated:
         return math.fsum(float(self.fn(x, *args, **keywords)) for _ in range(self.repeats)) / self.repeats
 
 
-@dataclass
-class _Search:
-    """A minimization while it goes on."""
+@dataclass(frozen=True)
+class _Variables:
+    """The variables of a function: flat and in float64 for an optimizer, in the form of ``x0`` for the user.
 
-    fn: Callable[..., Any]
+    Attributes:
+        x0: the form.
+        box: the function, which holds them as parameters.
+        limits: lower and upper bounds, flat; None without bounds.
+    """
+
     x0: Given
     box: BlackBox
-    zo: Estimator
-    args: tuple[Any, ...]
     limits: tuple[Tensor, Tensor] | None
+
+    def flat(self) -> Tensor:
+        """The parameters."""
+        return torch.cat([p.double().flatten() for p in parameters_of(self.box).values()])
+
+    def move(self, point: Tensor) -> None:
+        """Set the parameters."""
+        for part, p in zip(self._parts(point), parameters_of(self.box).values(), strict=True):
+            p.copy_(part)
+
+    def like_x0(self, flat: Tensor) -> Any:
+        """Flat numbers in the form of ``x0``."""
+        return _like(self.x0, dict(zip(self.box.values, self._parts(flat), strict=True)))
+
+    def bounded(self, point: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+        """The point, moved inwards to a distance from the bounds."""
+        if self.limits is None:
+            return point
+        low, high = self.limits
+        return torch.minimum(torch.maximum(point, low + margin), high - margin)
+
+    def _parts(self, flat: Tensor) -> list[Tensor]:
+        """Flat numbers in the shapes and dtypes of the parameters."""
+        parameters = list(parameters_of(self.box).values())
+        parts = torch.split(flat, [p.numel() for p in parameters])
+        return [part.reshape(p.shape).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
+
+
+@dataclass
+class _Search:
+    """A minimization in progress."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    variables: _Variables
+    zo: Estimator
     per_step: int
     repeats: int
     max_steps: int
@@ -258,155 +287,91 @@ class _Search:
 
     @property
     def calls(self) -> int:
-        """Of the function so far."""
+        """Calls of the function so far."""
         return self.repeats * self.zo.queries
 
     @property
-    def final(self) -> int:
+    def final_calls(self) -> int:
         """Calls at the result."""
-        return FINAL_REPEATS if self.repeats > 1 else int(self.limits is not None)
+        return FINAL_REPEATS if self.repeats > 1 else int(self.variables.limits is not None)
 
     @property
-    def next(self) -> int:
-        """Calls of the next step; before the first one a step size may ask for the noise."""
+    def next_calls(self) -> int:
+        """Calls of the next step; before the first one a step size may measure the noise."""
         rule = self.zo.step_rule
         measures = isinstance(rule, FromNoise) and rule.noise is None
         return self.per_step + (self.repeats * (NOISE_POINTS + 1) if measures else 0)
 
     def require_a_step(self) -> None:
-        """Raise unless the budget allows one."""
-        least = self.next + self.final
+        """Raise :class:`InvalidInputError` unless the budget allows a step."""
+        least = self.next_calls + self.final_calls
         if self.max_queries is not None and least > self.max_queries:
             raise InvalidInputError(
                 f"a step takes {least:,} queries, more than max_queries={self.max_queries:,}; give more, "
                 'dz.FORWARD, or fewer directions: method="rge", queries=...'
             )
 
-    def estimate(self, point: Tensor) -> tuple[float, Tensor]:
-        """Value and slopes near a point, flat, in float64; raises before it would exceed the budget.
-
-        The slopes are left in ``.grad`` of the parameters, too.
-        """
-        if self.max_queries is not None and self.calls + self.next + self.final > self.max_queries:
-            raise _SpentError
-        at = self.inside(point)
-        self.move(at)
-        parameters = list(self.box.parameters())
-        for parameter in parameters:
-            parameter.grad = None
-        value = float(self.zo.backward(*self.args))
-        slopes = torch.cat([p.grad.double().flatten() for p in parameters if p.grad is not None])
-        if value < self.best:
-            self.best, self.best_point = value, at.clone()
-        self.slopes = slopes
-        return value, slopes
-
-    def inside(self, point: Tensor) -> Tensor:
-        """The point, moved inwards so far that no query leaves the bounds."""
-        if self.limits is None:
-            return point
-        low, high = self.limits
-        self.move(point)
-        sizes = self.zo.step_sizes()  # which may depend on the point
-        room = torch.cat([torch.full((p.numel(),), sizes[name]) for name, p in self.box.named_parameters()]).double()
-        room = torch.minimum(room * 1.01, (high - low) / 2)
-        return torch.minimum(torch.maximum(point, low + room), high - room)
-
-    def move(self, point: Tensor) -> None:
-        """Set the parameters."""
-        for part, p in zip(self.parts(point), parameters_of(self.box).values(), strict=True):
-            p.copy_(part)
-
-    def flat(self) -> Tensor:
-        """The parameters, in float64."""
-        return torch.cat([p.double().flatten() for p in parameters_of(self.box).values()])
-
-    def tell(self, point: Tensor, value: float) -> None:
-        """Count a step, and tell the callback."""
-        self.steps += 1
-        if self.callback is not None:
-            x = _like(self.x0, self.named(point))
-            try:
-                self.callback(_scipy().OptimizeResult(x=x, fun=value, nit=self.steps, nfev=self.calls))
-            except StopIteration as asked:
-                raise _StoppedError from asked  # which SciPy does not take for its own
-
-    def parts(self, flat: Tensor) -> list[Tensor]:
-        """Flat numbers in the shapes and dtypes of the parameters."""
-        parameters = list(parameters_of(self.box).values())
-        parts = torch.split(flat, [p.numel() for p in parameters])
-        return [part.reshape(p.shape).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
-
-    def named(self, flat: Tensor) -> dict[str, Tensor]:
-        """The same by name."""
-        return dict(zip(self.box.values, self.parts(flat), strict=True))
-
     def by_scipy(self) -> None:
         """SciPy's L-BFGS-B, with estimates as gradients."""
+        variables = self.variables
         values: dict[bytes, float] = {}
 
         def value_and_slopes(x: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-            value, slopes = self.estimate(torch.from_numpy(x.copy()))
+            value, slopes = self._estimate(torch.from_numpy(x.copy()))
             values[x.tobytes()] = value
             return value, slopes.numpy()
 
-        def each(x: np.ndarray[Any, Any]) -> None:
-            self.tell(torch.from_numpy(x.copy()), values.get(x.tobytes(), self.best))
+        def end_step(x: np.ndarray[Any, Any]) -> None:
+            self._end_step(torch.from_numpy(x.copy()), values.get(x.tobytes(), self.best))
 
-        bounds = None if self.limits is None else _scipy().Bounds(*(limit.numpy() for limit in self.limits))
+        limits = variables.limits
         try:
             found = _scipy().minimize(
                 value_and_slopes,
-                self.flat().numpy(),
+                variables.flat().numpy(),
                 jac=True,
                 method="L-BFGS-B",
-                bounds=bounds,
-                callback=each,
+                bounds=None if limits is None else _scipy().Bounds(*(limit.numpy() for limit in limits)),
+                callback=end_step,
                 options={"maxiter": self.max_steps, "maxfun": 10**9},
             )
-        except _SpentError:
-            self.status = QUERIES_SPENT
-        except _StoppedError:
-            self.status = STOPPED
+        except _EndError as end:
+            self.status = end.status
         else:
             self.status = STEPS_SPENT if found.nit >= self.max_steps else CONVERGED
-            if self.limits is not None and float(found.fun) <= self.best:
+            if limits is not None and float(found.fun) <= self.best:
                 self.best_point = torch.from_numpy(np.array(found.x))  # on the bounds, not a step inside
 
     def by_torch(self, optimizer: torch.optim.Optimizer) -> None:
         """Any ``torch.optim`` optimizer; points are put back into the bounds."""
-        self.status = STEPS_SPENT
+        variables = self.variables
         try:
             while self.steps < self.max_steps:
-                point = self.flat()
-                value, _ = self.estimate(point)
-                self.move(point)
+                point = variables.flat()
+                value, _ = self._estimate(point)
+                variables.move(point)
                 optimizer.step()
-                if self.limits is not None:
-                    low, high = self.limits
-                    self.move(torch.minimum(torch.maximum(self.flat(), low), high))
-                self.tell(point, value)
-        except _SpentError:
-            self.status = QUERIES_SPENT
-        except _StoppedError:
-            self.status = STOPPED
+                variables.move(variables.bounded(variables.flat()))
+                self._end_step(point, value)
+            self.status = STEPS_SPENT
+        except _EndError as end:
+            self.status = end.status
 
     def result(self) -> OptimizeResult:
-        """The best point; a noisy function is asked there some more, and one with bounds once: it was asked inside."""
+        """The best point; a noisy function is called there again, and one with bounds once: it was called inside."""
         assert self.best_point is not None
         assert self.slopes is not None
-        self.move(self.best_point)
-        best = self.x0 if isinstance(self.x0, nn.Module) else _like(self.x0, self.named(self.best_point))
-        single, more, seen = BlackBox(self.fn, best), {}, [self.best]
-        if self.final:
-            seen = [self._asked(single) for _ in range(self.final)]
+        self.variables.move(self.best_point)
+        values, more = [self.best], {}
+        if self.final_calls:
+            values = self._values_at_best(self.best_point)
         if self.repeats > 1:
-            more["standard_error"] = float(np.std(seen, ddof=1)) / math.sqrt(self.final)
+            more["standard_error"] = float(np.std(values, ddof=1)) / math.sqrt(self.final_calls)
         return _scipy().OptimizeResult(
-            x=_like(self.x0, self.named(self.best_point)),
-            fun=math.fsum(seen) / len(seen),
-            jac=_like(self.x0, self.named(self.slopes)),
-            nfev=self.calls + self.final,
+            x=self.variables.like_x0(self.best_point),
+            fun=math.fsum(values) / len(values),
+            jac=self.variables.like_x0(self.slopes),
+            nfev=self.calls + self.final_calls,
             nit=self.steps,
             success=self.status == CONVERGED or (self.status == STEPS_SPENT and self.repeats > 1),
             status=self.status,
@@ -414,21 +379,93 @@ class _Search:
             **more,
         )
 
-    def _asked(self, single: BlackBox) -> float:
-        """The function at the result, by the workers and from the journal as every other query."""
-        evaluator = self.zo.evaluator
-        if self.repeats > 1 or not isinstance(evaluator, ExecutorEvaluator):
-            return float(single.evaluate(parameters_of(single), self.args, seed=0).loss)
-        nothing = CoordinatePerturbations(Coordinates({}), parameters_of(self.box))
-        return float(evaluator.measure(StepQueries(self.box, Batch(self.args), nothing, [1.0], seed=0)).loss)
+    def _estimate(self, point: Tensor) -> tuple[float, Tensor]:
+        """Value and slopes near a point, flat, in float64; the slopes are left in ``.grad`` of the parameters, too.
+
+        Raises:
+            _EndError: the step would exceed the budget.
+        """
+        if self.max_queries is not None and self.calls + self.next_calls + self.final_calls > self.max_queries:
+            raise _EndError(QUERIES_SPENT)
+        at = self._inside(point)
+        self.variables.move(at)
+        parameters = list(self.variables.box.parameters())
+        for parameter in parameters:
+            parameter.grad = None
+        value = float(self.zo.backward(*self.args))
+        self.slopes = torch.cat([p.grad.double().flatten() for p in parameters if p.grad is not None])
+        if value < self.best:
+            self.best, self.best_point = value, at.clone()
+        return value, self.slopes
+
+    def _inside(self, point: Tensor) -> Tensor:
+        """The point, moved inwards so far that no query leaves the bounds."""
+        if self.variables.limits is None:
+            return point
+        low, high = self.variables.limits
+        self.variables.move(point)
+        sizes = self.zo.step_sizes()  # which may depend on the point
+        named = self.variables.box.named_parameters()
+        margin = torch.cat([torch.full((p.numel(),), sizes[name]) for name, p in named]).double()
+        return self.variables.bounded(point, torch.minimum(margin * 1.01, (high - low) / 2))
+
+    def _end_step(self, point: Tensor, value: float) -> None:
+        """Count a step, and call the callback.
+
+        Raises:
+            _EndError: the callback raised ``StopIteration``, which SciPy is not to take for its own.
+        """
+        self.steps += 1
+        if self.callback is None:
+            return
+        x = self.variables.like_x0(point)
+        try:
+            self.callback(_scipy().OptimizeResult(x=x, fun=value, nit=self.steps, nfev=self.calls))
+        except StopIteration as stop:
+            raise _EndError(STOPPED) from stop
+
+    def _values_at_best(self, best_point: Tensor) -> list[float]:
+        """The function at the result, by the workers and from the journal as every other query if it is called once."""
+        x0, box, evaluator = self.variables.x0, self.variables.box, self.zo.evaluator
+        if self.repeats == 1 and isinstance(evaluator, ExecutorEvaluator):
+            nothing = CoordinatePerturbations(Coordinates({}), parameters_of(box))
+            return [float(evaluator.measure(StepQueries(box, Batch(self.args), nothing, [1.0], seed=0)).loss)]
+        single = BlackBox(self.fn, x0 if isinstance(x0, nn.Module) else self.variables.like_x0(best_point))
+        return [float(single.evaluate(parameters_of(single), self.args, seed=0).loss) for _ in range(self.final_calls)]
 
 
-class _SpentError(Exception):
-    """The next step would exceed the budget."""
+class _EndError(Exception):
+    """The search is over before its steps are: a status of :data:`MESSAGES`."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(MESSAGES[status])
+        self.status = status
 
 
-class _StoppedError(Exception):
-    """The callback has had enough."""
+def _optimizer(
+    optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None, method: str, noisy: bool, lr: float
+) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None:
+    """The function that makes the ``torch.optim`` optimizer; None for SciPy's L-BFGS-B.
+
+    Raises:
+        InvalidInputError: the name is unknown, or the optimizer does not go with the method.
+    """
+    chosen = optimizer if optimizer is not None else (QUASI_NEWTON if method == "cge" and not noisy else ADAM)
+    if callable(chosen):
+        return chosen
+    if not isinstance(chosen, str):
+        raise InvalidInputError(
+            "optimizer must be a name or a function of a list of parameters, for example "
+            f"lambda parameters: torch.optim.SGD(parameters, lr=0.1); got {type(chosen).__name__}"
+        )
+    validation.choice("optimizer", chosen, OPTIMIZERS)
+    if chosen == QUASI_NEWTON and method == "rge":
+        raise InvalidInputError('optimizer="l-bfgs-b" wants a gradient without noise: use method="cge", or "adam"')
+    if chosen == QUASI_NEWTON:
+        return None
+    return partial(
+        torch.optim.Adam if chosen == ADAM else torch.optim.SGD, lr=validation.positive("lr", lr, hint="1e-2")
+    )
 
 
 def _own(x: Any) -> Any:
@@ -463,10 +500,6 @@ def _as(like: Any, value: Tensor) -> Any:
 
 def _size(box: BlackBox) -> int:
     return sum(p.numel() for p in box.parameters())
-
-
-def _named(name: str, lr: float) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
-    return partial(torch.optim.Adam if name == ADAM else torch.optim.SGD, lr=lr)
 
 
 def _execution(
@@ -504,22 +537,21 @@ def _scipy() -> Any:
     return optimize
 
 
-def _limits(bounds: Bounds | None, box: BlackBox) -> tuple[Tensor, Tensor] | None:
+def _limits(bounds: Bounds | None, size: int) -> tuple[Tensor, Tensor] | None:
     """Lower and upper bounds of all entries, flat."""
     if bounds is None:
         return None
-    size = _size(box)
     if isinstance(bounds, _scipy().Bounds):
         low, high = (np.broadcast_to(np.asarray(side, np.float64), size) for side in (bounds.lb, bounds.ub))
     else:
-        given = [bounds] * size if len(bounds) == 2 and not isinstance(bounds[0], (tuple, list)) else list(bounds)
-        if len(given) != size or any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in given):
+        pairs = [bounds] * size if len(bounds) == 2 and not isinstance(bounds[0], (tuple, list)) else list(bounds)
+        if len(pairs) != size or any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in pairs):
             raise InvalidInputError(
                 f"bounds must be (low, high) for all entries, or such a pair for each of the {size} entries, got "
-                f"{len(given)} of them"
+                f"{len(pairs)} of them"
             )
-        low = np.array([-math.inf if pair[0] is None else float(pair[0]) for pair in given])
-        high = np.array([math.inf if pair[1] is None else float(pair[1]) for pair in given])
+        low = np.array([-math.inf if pair[0] is None else float(pair[0]) for pair in pairs])
+        high = np.array([math.inf if pair[1] is None else float(pair[1]) for pair in pairs])
     if not (low < high).all():
         k = int(np.flatnonzero(~(low < high))[0])
         raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""Where along a direction the objective is queried: finite-difference stencils as data.
+"""Finite-difference stencils as data: positions and weights of the queries along a direction.
 
 A stencil approximates the slope of :math:`t \\mapsto \\ell(\\theta + t p)` at 0 from differences to the base value,
 
@@ -65,17 +65,17 @@ CENTRAL = Stencil("central", nodes=(1.0, -1.0), weights=(0.5, -0.5), order=2)
 STENCILS = {stencil.name: stencil for stencil in (FORWARD, CENTRAL)}
 
 
-def as_stencil(asked: Stencil | str) -> Stencil:
+def as_stencil(stencil: Stencil | str) -> Stencil:
     """A stencil, or the one of that name.
 
     Example:
         >>> as_stencil("central").nodes
         (1.0, -1.0)
     """
-    if isinstance(asked, Stencil):
-        return asked
-    if isinstance(asked, str) and asked in STENCILS:
-        return STENCILS[asked]
+    if isinstance(stencil, Stencil):
+        return stencil
+    if isinstance(stencil, str) and stencil in STENCILS:
+        return STENCILS[stencil]
     raise InvalidInputError(
-        f"stencil must be dz.FORWARD, dz.CENTRAL, their names, or a Stencil of your own, got {asked!r}"
+        f"stencil must be dz.FORWARD, dz.CENTRAL, their names, or a Stencil of your own, got {stencil!r}"
     )

@@ -1,4 +1,4 @@
-"""How far a query goes: a number, numbers by name, a share of the parameters' size, or what rounding and noise ask."""
+"""Step sizes: a number, numbers by name, a share of the parameters' size, or from rounding and noise."""
 
 from __future__ import annotations
 
@@ -127,19 +127,21 @@ class FromNoise(StepSize):
         return "auto"
 
 
-def as_step_size(asked: StepSizeLike, *, order: int) -> StepSize:
+def as_step_size(step_size: StepSizeLike, *, order: int) -> StepSize:
     """A rule from whatever a user may pass as ``step_size``."""
-    if asked is None:
+    if step_size is None:
         return FromDtype()
-    if isinstance(asked, str):
-        if asked != "auto":
-            raise InvalidInputError(f"step_size must be {FORMS}; got {asked!r}")
+    if isinstance(step_size, str):
+        if step_size != "auto":
+            raise InvalidInputError(f"step_size must be {FORMS}; got {step_size!r}")
         return FromNoise(order)
-    if isinstance(asked, Mapping):
-        if set(asked) == {"relative"}:
-            return Relative(validation.positive("step_size relative", asked["relative"], hint='{"relative": 1e-3}'))
-        return ByName({name: validation.positive(f"step_size of {name}", v, hint="5e-3") for name, v in asked.items()})
-    return Absolute(validation.positive("step_size", asked, hint="5e-3"))
+    if isinstance(step_size, Mapping):
+        if set(step_size) == {"relative"}:
+            return Relative(validation.positive("step_size relative", step_size["relative"], hint='{"relative": 1e-3}'))
+        return ByName(
+            {name: validation.positive(f"step_size of {name}", v, hint="5e-3") for name, v in step_size.items()}
+        )
+    return Absolute(validation.positive("step_size", step_size, hint="5e-3"))
 
 
 def require_representable(sizes: Mapping[str, float], parameters: Mapping[str, Tensor]) -> None:

@@ -41,7 +41,7 @@ def did_you_mean(word: str, known: Iterable[str], *, shown: Callable[[str], obje
     Args:
         word: the unknown name.
         known: the names that there are.
-        shown: how a name is written.
+        shown: the written form of a name.
         cutoff: least similarity, in [0, 1].
 
     Example:
@@ -50,5 +50,5 @@ def did_you_mean(word: str, known: Iterable[str], *, shown: Callable[[str], obje
         >>> did_you_mean("xyz", ["cifar10"])
         ''
     """
-    near = nearest(word, known, cutoff=cutoff)
-    return "" if near is None else f" (did you mean {shown(near)}?)"
+    guess = nearest(word, known, cutoff=cutoff)
+    return "" if guess is None else f" (did you mean {shown(guess)}?)"

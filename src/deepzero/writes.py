@@ -28,7 +28,7 @@ class WriteNoticed(BaseException):
         self.name = name
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """An operation that would write into the memory of one of ``tensors`` raises :class:`WriteNoticed` instead.
 
     Args:
@@ -40,7 +40,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Example:
         >>> weight = torch.ones(2)
-        >>> with Watch({"weight": weight}):
+        >>> with WriteWatch({"weight": weight}):
         ...     doubled = weight * 2  # reading is allowed
         ...     try:
         ...         weight.mul_(2)

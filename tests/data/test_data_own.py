@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from deepzero import data
 from deepzero.data import Dataset, Splits
+from deepzero.data.npz import read_inputs
 from deepzero.errors import DataNotFoundError, InvalidInputError
 
 
@@ -247,6 +248,35 @@ def test_names_in_the_file_are_used_and_others_are_told(tmp_path: Path) -> None:
     assert found.train.class_names == ("p", "q", "r")
     assert found.train.column_names == ("a", "b", "c", "d")
     assert "set.npz: not used: weights" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["x"], "x"),
+        (["y", "image"], "image"),
+        (["test_images", "train_images", "test_labels", "train_labels"], "test_images"),
+        (["x_train", "x_val"], "x_train"),
+        (["Xtest", "X", "y"], "Xtest"),
+    ],
+)
+def test_the_inputs_of_a_file_are_found_by_the_names_that_training_knows(
+    tmp_path: Path, names: list[str], expected: str
+) -> None:
+    arrays = {name: np.full((2, 3), place) for place, name in enumerate(names)}
+    found = read_inputs(npz(tmp_path / "set.npz", **arrays))
+    assert np.array_equal(found, arrays[expected])
+
+
+def test_a_file_without_inputs_or_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="holds y, weights; the array to predict on must be called x"):
+        read_inputs(npz(tmp_path / "set.npz", y=Y, weights=Y))
+    for name in ("x.npy", "x.npz"):
+        (tmp_path / name).write_bytes(b"no array")
+        with pytest.raises(InvalidInputError, match="cannot be read"):
+            read_inputs(tmp_path / name)
+    np.save(tmp_path / "x.npy", X)
+    assert np.array_equal(read_inputs(tmp_path / "x.npy"), X)
 
 
 def test_other_files_in_an_npz_file_are_not_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import nn
 
 import deepzero as dz
 from deepzero.coordinates import Coordinates
-from deepzero.errors import NonFiniteLossError, TeamError
+from deepzero.errors import InvalidInputError, NonFiniteLossError, TeamError
 from deepzero.evaluators.base import Answer, Job, Preparation
-from deepzero.evaluators.distributed import CALIBRATION, divide
+from deepzero.evaluators.distributed import CALIBRATION, divide, divided
 from deepzero.graph.capture import capture
 from deepzero.team import Team
 
@@ -258,3 +259,15 @@ def test_costs_decide_where_they_are_known():
     work = [Job(0, 0, 10, "cheap", 1.0), Job(0, 10, 20, "cheap", 1.0), Job(0, 20, 21, "dear", 1.0)]
     assert divide(work, {"cheap": 1e-3, "dear": 1.0}, 2) == [[2], [0, 1]]
     assert divide(work, {"cheap": 1e-3}, 2) == [[0, 2], [1]], "by weight where a cost is missing"
+
+
+def test_an_evaluator_is_divided_once_and_only_if_it_can_be():
+    whole = dz.PropagationEvaluator()
+    shared = divided(whole, Team(0, 2))
+    assert isinstance(shared, dz.DistributedEvaluator)
+    assert shared.inner is whole
+    assert divided(shared, Team(0, 2)) is shared
+    elsewhere = dz.ExecutorEvaluator(ThreadPoolExecutor)
+    assert divided(elsewhere, Team()) is elsewhere
+    with pytest.raises(InvalidInputError, match="the queries of a ExecutorEvaluator cannot be divided among processes"):
+        divided(elsewhere, Team(0, 2))

@@ -334,3 +334,33 @@ def test_bad_batches_and_models():
         diagnose(healthy())
     with pytest.raises(InvalidInputError, match="two arguments"):
         diagnose(healthy(), x, loss=LOSS)
+
+
+class Loop:
+    """An evaluator of one's own: one full forward a query, with an explanation."""
+
+    def __init__(self):
+        self.inner = dz.SequentialEvaluator()
+
+    def measure(self, queries):
+        return self.inner.measure(queries)
+
+    def explain(self, objective, batch):
+        return "a loop\nof forwards"
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_an_evaluator_of_ones_own_is_examined_under_the_name_of_its_class():
+    found = examined(healthy(), evaluator=Loop(), seconds=100.0)
+    plain = examined(healthy(), evaluator=dz.SequentialEvaluator(), seconds=100.0)
+    assert found.plan == ("a loop", "of forwards")
+    assert found.operations is None
+    assert found.step.evaluator == "Loop"
+    assert {curve.evaluator for curve in found.sweep.curves} == {"Loop", "sequential"}
+    assert found.sweep.curve("Loop", "forward").points == plain.sweep.curve("sequential", "forward").points
+    assert found.gradients == plain.gradients

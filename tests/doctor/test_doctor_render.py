@@ -1,4 +1,4 @@
-"""What people see: the text in the terminal and the picture."""
+"""For people to see: the text in the terminal and the picture."""
 
 import io
 

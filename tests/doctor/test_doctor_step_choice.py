@@ -158,7 +158,7 @@ def test_a_step_that_vanishes_is_never_as_good():
 
 
 def test_a_step_with_that_error_loses_at_most_that_share_of_its_descent():
-    """What the limit of a tenth rests on: <g, g + e> >= (1 - |e| / |g|) |g|^2."""
+    """The reason for the limit of a tenth: <g, g + e> >= (1 - |e| / |g|) |g|^2."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
         g, e = torch.randn(2, 50, generator=generator, dtype=torch.float64)

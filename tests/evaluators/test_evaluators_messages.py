@@ -126,6 +126,8 @@ class OwnPerturbations:
         return len(self.inner)
 
     def __getattr__(self, name: str) -> Any:
+        if name not in ("displacement", "displace", "taken", "nominal", "combine", "describe", "scale"):
+            raise AttributeError(name)
         return getattr(self.inner, name)
 
 

@@ -123,7 +123,7 @@ def test_layers_are_listed_with_sizes_and_what_is_kept(finished):
     assert column(table, "kept") == ["256", "40", "18", "314"]
     assert column(table, "keep ratio") == ["50.0%", "50.0%", "100.0%", "51.5%"]
     assert table.bars == ["keep ratio"]
-    assert "anew every step" in table.note
+    assert "again every step" in table.note
 
 
 def test_a_dense_run_has_no_layers_to_tell_apart(dense):

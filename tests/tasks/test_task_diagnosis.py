@@ -47,9 +47,13 @@ def test_an_epoch_includes_what_the_loop_does_besides(found):
     assert forecast.seconds_per_epoch == pytest.approx(steps + loop.epoch_overhead)
 
 
+def record_of(found, config, device="cpu"):
+    return diagnosis.DiagnosisRecord(found, asdict(config), "digits", torch.device(device))
+
+
 def test_report_and_plot_are_written_and_replaced(tmp_path, found, config):
     for _ in range(2):
-        diagnosis.write(found, tmp_path / "new", asdict(config), title="digits")
+        record_of(found, config).write(tmp_path / "new")
     record = json.loads((tmp_path / "new" / "diagnosis.json").read_text())
     assert record["diagnosis"]["forecast"]["queries"] == 4955
     assert record["config"]["data"]["batch_size"] == 16
@@ -60,7 +64,13 @@ def test_report_and_plot_are_written_and_replaced(tmp_path, found, config):
 def test_a_folder_that_cannot_be_written(tmp_path, found, config):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="choose another --out"):
-        diagnosis.write(found, tmp_path / "file" / "below", asdict(config))
+        record_of(found, config).write(tmp_path / "file" / "below")
+
+
+def test_the_device_of_the_examination_is_recorded(monkeypatch, found, config):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert record_of(found, config).as_dict()["hardware"]["gpu"] is None
+    assert record_of(found, config, "cuda:1").as_dict()["hardware"]["gpu"] == "GPU 1"
 
 
 def test_autograd_needs_no_doctor(config):

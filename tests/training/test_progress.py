@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deepzero.training.progress import Pace, ProgressBar, counting
+from deepzero.training.progress import Pace, ProgressBar, console_for, counting
 
 
 def record(step: int, seconds: float, **more: Any) -> dict[str, Any]:
@@ -89,3 +89,13 @@ def test_what_is_counted_has_a_time_left() -> None:
     assert (first, third) == ("simulations 1/3", "simulations 3/3")
     assert second.startswith("simulations 2/3, 0:00:0")
     assert second.endswith(" left")
+
+
+def test_progress_is_shown_where_it_is_wished() -> None:
+    console = Console(file=io.StringIO())
+    assert console_for(console) is console
+    assert console_for(progress=False) is None
+    assert console_for(progress=None) is None  # the tests' standard error is no terminal
+    shown = console_for(progress=True)
+    assert shown is not None
+    assert shown.stderr

@@ -58,12 +58,12 @@ class Correct:
     sparsity: Real = None
     """Share of the weights that a step of zo-sol leaves out."""
     ratios: Annotated[str | None, arg(metavar="WHICH", help_behavior_hint=RECIPES_OWN)] = None
-    """How zo-sol divides its coordinates among the layers: uniform, or zo-grasp."""
+    """Division of the coordinates of zo-sol among the layers: uniform, or zo-grasp."""
     learning_rate: Real = None
     """Learning rate of Adam."""
     seed: Seed = None
     data_dir: Folder = None
-    """Where reference simulations are kept (default: $DEEPZERO_DATA/wake-flow, else data/wake-flow)."""
+    """Folder of the reference simulations (default: $DEEPZERO_DATA/wake-flow, else data/wake-flow)."""
     out: Folder = None
     """Folder of the run (default: runs/correct-RECIPE-METHOD-seedN)."""
     resume: Resume = False

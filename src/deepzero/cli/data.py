@@ -45,22 +45,22 @@ class Data:
     data_dir: Annotated[
         Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: $DEEPZERO_DATA, else data)")
     ] = None
-    """Where to look for the files of named sets."""
+    """Folder of the files of named sets."""
     quiet: Quiet = False
     json: Json = False
 
     def run(self, output: Output) -> int:
-        """Print what there is."""
+        """Print the named sets, or the contents of one."""
         if self.data_dir is not None and not self.data_dir.is_dir():
             what = "is a file" if self.data_dir.exists() else "is not there"
             raise InvalidInputError(f"--data-dir takes a folder, but {self.data_dir} {what}; name one, or leave it out")
         if self.path is None:
             return self._named(output)
-        told = self._told(self.path)
+        contents = self._contents(self.path)
         if output.as_json:
-            output.result("", **told)
+            output.result("", **contents)
         else:
-            _show(told, Console(highlight=False))
+            _show(contents, Console(highlight=False))
         return DONE
 
     def _named(self, output: Output) -> int:
@@ -85,8 +85,8 @@ class Data:
         console.print("Data of your own: deepzero data PATH says what is there.", markup=False)
         return DONE
 
-    def _told(self, path: Path) -> dict[str, Any]:
-        """All that is known about the data at a path, or about the named set that is called so."""
+    def _contents(self, path: Path) -> dict[str, Any]:
+        """All that is known about the data at a path, or about a named set."""
         from deepzero import data  # noqa: PLC0415 - with PyTorch
         from deepzero.data.description import description  # noqa: PLC0415
 
@@ -102,12 +102,12 @@ class Data:
             image_size=self.image_size,
             test=self.test,
         )
-        told = {"path": None if named else str(path), "kind": kind, **description(splits)}
-        networks = _networks(tuple(told["shape"]), len(told["classes"]))
-        return {**told, "networks": networks, "training": self._training(path, splits)}
+        contents = {"path": None if named else str(path), "kind": kind, **description(splits)}
+        networks = _networks(tuple(contents["shape"]), len(contents["classes"]))
+        return {**contents, "networks": networks, "training": self._training(path, splits)}
 
     def _training(self, path: Path, splits: Splits) -> dict[str, Any]:
-        """What training on these data does unless other options are given, and the command for it."""
+        """Settings of a training on these data without further options, and its command."""
         from deepzero.recipes.configurations import data_config, own_config, suggested_model  # noqa: PLC0415 - with PyTorch
 
         images = data_config(str(path), target=self.target, image_size=self.image_size, test=self.test)
@@ -149,29 +149,29 @@ def _networks(shape: tuple[int, ...], classes: int) -> list[str]:
     return fitting
 
 
-def _show(told: dict[str, Any], console: Console) -> None:
-    samples = told["samples"]
-    where = f"{told['path']}: {told['kind']}" if told["path"] else told["kind"]
-    console.print(f"{where}, {_form(told)}, {len(told['classes'])} classes", markup=False)
-    for note in told["notes"]:
+def _show(contents: dict[str, Any], console: Console) -> None:
+    samples = contents["samples"]
+    where = f"{contents['path']}: {contents['kind']}" if contents["path"] else contents["kind"]
+    console.print(f"{where}, {_form(contents)}, {len(contents['classes'])} classes", markup=False)
+    for note in contents["notes"]:
         console.print(note, markup=False)
     table = Table("class", "train", "validation", "test")
-    for one in told["classes"][:MOST_CLASSES]:
+    for one in contents["classes"][:MOST_CLASSES]:
         table.add_row(escape(one["name"]), *(f"{one[part]:,}" for part in samples))
-    if len(told["classes"]) > MOST_CLASSES:
-        table.add_row(f"... and {len(told['classes']) - MOST_CLASSES} more (--json has all)", "", "", "")
+    if len(contents["classes"]) > MOST_CLASSES:
+        table.add_row(f"... and {len(contents['classes']) - MOST_CLASSES} more (--json has all)", "", "", "")
     table.add_section()
     table.add_row("all", *(f"{count:,}" for count in samples.values()))
     console.print(table)
-    for line in (_balance(told["balance"]), f"networks that take these inputs: {', '.join(told['networks'])}"):
+    for line in (_balance(contents["balance"]), f"networks that take these inputs: {', '.join(contents['networks'])}"):
         console.print(line, markup=False)
-    training = told["training"]
+    training = contents["training"]
     console.print(f"to train: {training['command']}", markup=False, soft_wrap=True)
-    console.print(f"  {_plan(training, samples, told['inputs'])}", markup=False)
+    console.print(f"  {_plan(training, samples, contents['inputs'])}", markup=False)
 
 
 def _plan(training: dict[str, Any], samples: dict[str, int], inputs: str) -> str:
-    """What the command does."""
+    """One sentence that says what the command does."""
     options = ", ".join(f"{name} {value}" for name, value in training["options"].items())
     sparsity = training["sparsity"]
     queried = f"{1 - sparsity:.0%} of its weights queried at a step" if sparsity else "all its weights queried"
@@ -192,14 +192,14 @@ def _balance(balance: dict[str, Any]) -> str:
     return f"balance: {balance['largest']!r} is the largest class, {balance['smallest']!r} {times}; {always}"
 
 
-def _form(told: dict[str, Any]) -> str:
-    """Images of so many pixels, or columns."""
-    count = sum(told["samples"].values())
-    if told["inputs"] == "table":
-        names = told["columns"]
+def _form(contents: dict[str, Any]) -> str:
+    """Number and form of the samples: images of their size, or rows of columns."""
+    count = sum(contents["samples"].values())
+    if contents["inputs"] == "table":
+        names = contents["columns"]
         listed = f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else ""
-        target = f" and the target {told['target']!r}" if told["target"] else ""
-        return f"{count:,} rows of {told['shape'][0]} numbers{listed}{target}"
-    channels, height, width = told["shape"]
+        target = f" and the target {contents['target']!r}" if contents["target"] else ""
+        return f"{count:,} rows of {contents['shape'][0]} numbers{listed}{target}"
+    channels, height, width = contents["shape"]
     colors = {1: "gray", 3: "color"}.get(channels, f"{channels} channels")
     return f"{count:,} images of {height}x{width} pixels, {colors}"

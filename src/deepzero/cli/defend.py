@@ -56,9 +56,9 @@ class Defend:
     directions: Whole = None
     """Directions of a sample, or coordinates of a step."""
     loss: Annotated[str | None, arg(metavar="LOSS", help_behavior_hint=RECIPES_OWN)] = None
-    """What the finetuning minimizes: stability (the classifier's own labels) or classification (the true ones)."""
+    """Loss of the finetuning: stability (the classifier's own labels) or classification (the true ones)."""
     finetuned: Annotated[str | None, arg(metavar="WHICH", help_behavior_hint=RECIPES_OWN)] = None
-    """What the method deepzero finetunes: last-layer, or zo-grasp (all convolutions, in the ratios of ZO-GraSP)."""
+    """Part that method deepzero finetunes: last-layer, or zo-grasp (all convolutions, in the ratios of ZO-GraSP)."""
     learning_rate: Real = None
     """Peak learning rate of the finetuning."""
     seed: Seed = None
@@ -66,7 +66,7 @@ class Defend:
     out: Folder = None
     """Folder of the run (default: runs/defend-RECIPE-METHOD-seedN)."""
     stages: Folder = None
-    """Where classifier and pretrained denoiser are kept, for several runs to share (default: in the run)."""
+    """Folder of the classifier and the pretrained denoiser, for several runs to share (default: in the run)."""
     resume: Resume = False
     max_minutes: MaxMinutes = None
     quiet: Quiet = False
@@ -138,7 +138,7 @@ class Certify:
     radii: Annotated[tuple[float, ...] | None, arg(metavar="R", help_behavior_hint="(default: 0 to 3 sigma)")] = None
     """Radii of the table."""
     data_dir: Folder = None
-    """Where the data set lies."""
+    """Folder of the data set."""
     max_minutes: MaxMinutes = None
     quiet: Quiet = False
     json: Json = False

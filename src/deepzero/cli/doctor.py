@@ -82,6 +82,6 @@ class Doctor:
 
     def run(self, output: Output) -> int:
         """Examine, print the diagnosis, and write it."""
-        from deepzero.cli.examining import run_doctor  # noqa: PLC0415 - with PyTorch
+        from deepzero.cli.doctor_execution import run_doctor  # noqa: PLC0415 - with PyTorch
 
         return run_doctor(self, output)

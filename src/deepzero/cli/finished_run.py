@@ -108,7 +108,7 @@ class Evaluate:
     target: Annotated[str | None, arg(metavar="COLUMN", help_behavior_hint="")] = None
     """With --data: column of a table that holds the classes."""
     data_dir: Folder = None
-    """Where a named data set lies (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
+    """Folder of a named data set (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
     model: Model = None
     """The network, for a run whose network could not be kept."""
     quiet: Quiet = False
@@ -141,7 +141,7 @@ class Export:
     run_folder: RunFolder
     """Folder of the run."""
     file: Positional[Annotated[Path, arg(metavar="FILE", help_behavior_hint="")]]
-    """Where to write: a name that ends in .onnx or .pt2."""
+    """File to write: a name that ends in .onnx or .pt2."""
     model: Model = None
     """The network, for a run whose network could not be kept."""
     quiet: Quiet = False

@@ -111,10 +111,10 @@ DataDir = Annotated[
     arg(
         metavar="FOLDER",
         help_behavior_hint="",
-        help="Where the data set lies (default: $DEEPZERO_DATA/<name>, else data/<name>).",
+        help="Folder of the data set (default: $DEEPZERO_DATA/<name>, else data/<name>).",
     ),
 ]
-Device = Annotated[str, arg(help="Where to compute: cpu, cuda or cuda:<number>.")]
+Device = Annotated[str, arg(help="Device to compute on: cpu, cuda or cuda:<number>.")]
 Resume = Annotated[
     FlagCreatePairsOff[bool],
     arg(help_behavior_hint="", help="Continue the run in --out; settings need not be repeated."),

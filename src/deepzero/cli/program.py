@@ -27,6 +27,7 @@ from tyro.conf import Positional
 
 from deepzero import __version__
 from deepzero.announce import is_reminder
+from deepzero.cli import BAD_INPUT
 from deepzero.cli.bench import Bench
 from deepzero.cli.command import Command, Output, say_json
 from deepzero.cli.correct import Correct
@@ -88,7 +89,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 }
 """To add a command: write its class in a file of its own, and name it here."""
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, INTERRUPTED = 1, 130
 BAD_INPUT_ERRORS = (InvalidInputError, DataNotFoundError, RunFolderError)
 JSON = "--json"
 OWN_CODE = ("train", "doctor")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the recipes: what each is, the data it needs, what it costs."""
+    """List the recipes, with a description, the data and the cost of each."""
 
     quiet: Quiet = False
     json: Json = False
@@ -34,12 +34,12 @@ class Recipes:
             for recipe in recipes:
                 table.add_row(recipe.name, recipe.summary, _data(recipe.config()), recipe.cost)
             tables.append(table)
-        told = {command: [_told(recipe) for recipe in recipes] for command, recipes in commands.items()}
-        output.result(Group(*tables), **told)
+        values = {command: [_values(recipe) for recipe in recipes] for command, recipes in commands.items()}
+        output.result(Group(*tables), **values)
         return 0
 
 
-def _told(recipe: Recipe[Any]) -> dict[str, str]:
+def _values(recipe: Recipe[Any]) -> dict[str, str]:
     return {"name": recipe.name, "summary": recipe.summary, "data": _data(recipe.config()), "cost": recipe.cost}
 
 

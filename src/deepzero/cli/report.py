@@ -43,9 +43,9 @@ class Report:
     radius: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: a tenth of the weights' norm)")] = (
         None
     )
-    """How far from the weights the surface reaches, for --surface."""
+    """Distance from the weights that the surface reaches, for --surface."""
     data_dir: Folder = None
-    """Where the data set lies, for --surface."""
+    """Folder of the data set, for --surface."""
     quiet: Quiet = False
     json: Json = False
 
@@ -100,7 +100,7 @@ class Report:
         return True
 
     def _out(self) -> Path:
-        """Where the page goes; a place that cannot be is refused before any work."""
+        """The file of the page; one that cannot be written is refused before any work."""
         if not self.runs:
             raise InvalidInputError("expected the folder of a run, or several: deepzero report runs/digits-cge-seed0")
         for option, of in (*((o, "watch") for o in WATCHING), *((o, "surface") for o in MEASURING)):

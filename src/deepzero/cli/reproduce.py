@@ -14,7 +14,7 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from deepzero.cli.command import Output
-from deepzero.cli.options import DONE, STOPPED, Json, Quiet, seconds_of
+from deepzero.cli.options import DONE, STOPPED, DataDir, Device, Json, MaxMinutes, Quiet, seconds_of
 from deepzero.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -41,21 +41,18 @@ class Reproduce:
     epochs: Whole = None
     """Passes over the training images."""
     limit: Whole = None
-    """Use only so many training images."""
+    """Use only N training images."""
     only: Annotated[tuple[str, ...], arg(metavar="LABEL=VALUE ...", help_behavior_hint="")] = ()
     """Run only the cells with these labels, for example --only d=730 method=CGE."""
     share: Annotated[str, arg(metavar="K/N")] = "1/1"
     """Run every N-th cell from the K-th on, so that N processes can work in one folder."""
     known: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """A results.json of the same reproduction, made elsewhere or earlier: its finished cells are not run again."""
-    data_dir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Where the data set lies (default: $DEEPZERO_DATA/<name>, else data/<name>)."""
+    data_dir: DataDir = None
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/<name>-<scale>)")] = None
     """Folder of the results."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda or cuda:<number>."""
-    max_minutes: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no limit)")] = None
-    """Save and exit with code 75 after that many minutes."""
+    device: Device = "cpu"
+    max_minutes: MaxMinutes = None
     quiet: Quiet = False
     json: Json = False
 
@@ -89,10 +86,10 @@ class Reproduce:
 
     def _require_no_options(self) -> None:
         """Raise if there is an option for something that is not named."""
-        kept = ("name", "quiet", "json")
-        given = [f for f in fields(self) if f.name not in kept and getattr(self, f.name) != f.default]
-        if given:
-            option = f"--{given[0].name.replace('_', '-')}"
+        general = ("name", "quiet", "json")
+        set_here = [f.name for f in fields(self) if f.name not in general and getattr(self, f.name) != f.default]
+        if set_here:
+            option = f"--{set_here[0].replace('_', '-')}"
             raise InvalidInputError(f"{option} has no effect without a NAME; type deepzero reproduce fig2 {option} ...")
 
     @property
@@ -112,8 +109,8 @@ def _list(output: Output) -> int:
     table = Table("name", "what it compares")
     for experiment in EXPERIMENTS.values():
         table.add_row(", ".join([experiment.name, *experiment.also]), experiment.title)
-    told = [{"name": e.name, "also": list(e.also), "compares": e.title} for e in EXPERIMENTS.values()]
-    output.result(table, experiments=told)
+    listed = [{"name": e.name, "also": list(e.also), "compares": e.title} for e in EXPERIMENTS.values()]
+    output.result(table, experiments=listed)
     return DONE
 
 
@@ -138,14 +135,14 @@ def _report(outcome: Reproduction, output: Output) -> int:
     from deepzero.report import rich_table  # noqa: PLC0415
 
     diverged = list(outcome.document.facts.get("diverged", ()))
-    shown: list[RenderableType] = [Text(outcome.document.caption), *map(rich_table, outcome.document.tables)]
+    blocks: list[RenderableType] = [Text(outcome.document.caption), *map(rich_table, outcome.document.tables)]
     lines = [f"see {outcome.folder / 'report.html'}", *(f"diverged, and left out: {name}" for name in diverged)]
     if outcome.stopped:
         lines.append(f"stopped; {outcome.missing} cells are left: the same command continues")
     elif outcome.missing:
         lines.append(f"this share is done; {outcome.missing} cells are left to the others")
     output.result(
-        Group(*shown, *(Text(line, overflow="ignore", no_wrap=True) for line in lines)),
+        Group(*blocks, *(Text(line, overflow="ignore", no_wrap=True) for line in lines)),
         folder=outcome.folder,
         stopped=outcome.stopped,
         missing=outcome.missing,

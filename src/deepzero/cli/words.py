@@ -183,7 +183,7 @@ def _require_values(values: Sequence[str], option: Option, command: str) -> None
 def _require_fit(value: str, option: Option) -> None:
     if option.choices:
         if value not in option.choices:
-            guess = _guess(value.lower(), option.choices, near=0.6)
+            guess = _guess(value.lower(), option.choices, cutoff=0.6)
             raise InvalidInputError(f"--{option.name} takes one of {', '.join(option.choices)}, got {value!r}{guess}")
         return
     if not any(_fits(value, kind) for kind in option.kinds):
@@ -226,5 +226,5 @@ def _fits(value: str, kind: type) -> bool:
     return True
 
 
-def _guess(word: str, known: Iterable[str], dashes: str = "", near: float = NEAR) -> str:
-    return did_you_mean(word.lstrip("-"), known, shown=lambda name: dashes + name, cutoff=near)
+def _guess(word: str, known: Iterable[str], dashes: str = "", cutoff: float = NEAR) -> str:
+    return did_you_mean(word.lstrip("-"), known, shown=lambda name: dashes + name, cutoff=cutoff)

@@ -73,7 +73,7 @@ def _csv(path: Path) -> Any:
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is how a number is written."""
+    """True if a text is a number."""
     try:
         float(text)
     except ValueError:

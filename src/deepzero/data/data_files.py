@@ -1,4 +1,4 @@
-"""Where the files of a data set are looked for."""
+"""The folders of the files of a data set, and the error if it is in none of them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def candidate_folders(name: str, data_dir: str | os.PathLike[str] | None, *, sys
     in the environment variable ``DEEPZERO_DATA``, or of ``./data`` if it is not set; then the ``system`` folders.
     """
     if data_dir is not None:
-        given = Path(data_dir).expanduser()
-        return [given, given / name]
+        folder = Path(data_dir).expanduser()
+        return [folder, folder / name]
     root = Path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_ROOT).expanduser()
     return [root / name, *system]
 

@@ -26,14 +26,14 @@ class Dataset:
         num_classes: number of classes.
         mean: mean of each channel, in units of ``scale``.
         std: standard deviation of each channel, in units of ``scale``.
-        name: what messages and run records call the set.
+        name: of the set, in messages and run records.
         scale: the value that stands for 1 (white).
         class_names: of the labels 0, 1, ...; these numbers by default.
         column_names: of a table; empty if its columns have none.
         target: the column of a table that the labels are from; None if it has no name.
         fractions: the images are floating-point numbers from 0 (black) to ``scale`` (white).
-        shorter_side: an image file's shorter side is brought to so many pixels before the middle is cut out; None where
-            images had their size from the start.
+        shorter_side: an image file's shorter side is brought to this number of pixels before the middle is cut out;
+            None where images had their size from the start.
         tile: the side of the tiles, in pixels, that images were averaged over.
 
     Raises:
@@ -93,7 +93,7 @@ class Dataset:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What makes inputs like these out of image files, arrays or tables."""
+        """The preprocessing that makes such inputs out of image files, arrays or tables."""
         images = self.inputs.dim() == 4
         values = BYTES if self.inputs.dtype == torch.uint8 else FRACTIONS if self.fractions else REALS
         return Preprocessing(
@@ -120,9 +120,9 @@ class Splits:
     """Three disjoint sets: one to train on, one to select models by, and one to be looked at once, at the end.
 
     Attributes:
-        train: what a network is trained on.
+        train: the samples that a network is trained on.
         validation: held out of the training set; empty if nothing was asked for.
-        test: what decides how good it is.
+        test: the samples that it is scored by.
         notes: sentences that say what was decided by a rule when a file or folder was read.
     """
 
@@ -155,7 +155,7 @@ def split(dataset: Dataset, fraction: float, *, seed: int = 0) -> tuple[Dataset,
     """Hold out ``fraction`` of every class, drawn at random; both parts keep the order of the samples.
 
     Args:
-        dataset: what to divide.
+        dataset: the set to divide.
         fraction: part of each class to hold out, in [0, 1); each class count is rounded to the nearest integer.
         seed: seed of the draw.
 

@@ -18,7 +18,7 @@ from deepzero.data.idx import read_idx_folder
 from deepzero.data.image_folders import find_image_folder, load_image_folder, read_image_folder
 from deepzero.data.images import channel_statistics, downsample
 from deepzero.data.npz import read_npz
-from deepzero.data.own_data import TEST, TRAIN, Found, Samples, splits_of
+from deepzero.data.own_data import TEST, TRAIN, Contents, Samples, splits_of
 from deepzero.data.table import read_table
 from deepzero.errors import InvalidInputError
 from deepzero.text import did_you_mean
@@ -31,7 +31,7 @@ class NamedSet:
     """A data set that has a name.
 
     Attributes:
-        summary: what it is.
+        summary: description in a line.
         load: reads training and test set.
         find: the folder of its files, or an error that says where to get them; None if it needs no files.
     """
@@ -98,8 +98,8 @@ def load(
         seed: seed of the draw of validation and limit.
         image_size: height and width of the images: those of a folder are resized and cut; others are averaged over
             tiles. None for their own.
-        limit: keep only so many training samples, for runs at reduced scale; validation and test stay whole. The first
-            ones of a named set; drawn at random from a path, whose samples may be in the order of their classes.
+        limit: keep only this number of training samples, for runs at reduced scale; validation and test stay whole. The
+            first ones of a named set; drawn at random from a path, whose samples may be in the order of their classes.
 
     Raises:
         InvalidInputError: an argument is outside its domain or has no effect here, or a file cannot be read.
@@ -187,7 +187,7 @@ def _unknown(name: str | None) -> InvalidInputError:
     return InvalidInputError(f"unknown data set {name!r}{guess}; choose one of {', '.join(NAMED)}{hint}")
 
 
-def _read(path: Path, kind: str, target: str | None, image_size: int | None) -> Found:
+def _read(path: Path, kind: str, target: str | None, image_size: int | None) -> Contents:
     if kind not in (CSV, PARQUET) and target is not None:
         raise InvalidInputError(
             f"target={target!r} is for tables (CSV, Parquet), but {path} is of the kind {kind}; leave it out"
@@ -199,9 +199,9 @@ def _read(path: Path, kind: str, target: str | None, image_size: int | None) -> 
     return {NPZ: read_npz, IDX: read_idx_folder, CIFAR10: _read_cifar10}[kind](path)
 
 
-def _read_cifar10(path: Path) -> Found:
+def _read_cifar10(path: Path) -> Contents:
     sets = dict(zip((TRAIN, TEST), load_cifar10(path), strict=True))
-    return Found(
+    return Contents(
         parts={part: Samples(inputs=one.inputs, labels=one.labels.numpy()) for part, one in sets.items()},
         labels=f"the labels in {path}",
         class_names=sets[TRAIN].class_names,

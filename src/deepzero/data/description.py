@@ -1,4 +1,4 @@
-"""What there is to train on, in plain values: the named sets, and the contents of a file or folder."""
+"""Data sets in plain values: the named ones, and the contents of a file or folder."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def description(splits: Splits) -> dict[str, Any]:
         the part of the test set that is right if the largest is always answered (``baseline``).
 
     >>> from deepzero.data import load
-    >>> told = description(load("digits"))
-    >>> told["shape"], told["samples"], told["classes"][3]["train"]
+    >>> contents = description(load("digits"))
+    >>> contents["shape"], contents["samples"], contents["classes"][3]["train"]
     ([1, 8, 8], {'train': 1295, 'validation': 143, 'test': 359}, 131)
     """
     train = splits.train

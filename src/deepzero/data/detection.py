@@ -1,4 +1,4 @@
-"""What kind of data set lies at a path, and if it is none that can be read, why not and what to do."""
+"""Detection of the kind of data set at a path; if none can be read, the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _is_image_folder(path: Path) -> bool:
 
 
 def _why_not(path: Path) -> str:
-    """What is wrong with a folder."""
+    """The reason that a folder cannot be read."""
     entries = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if not entries:
         return "it is an empty folder; put a folder of images for each class into it"
@@ -161,7 +161,7 @@ def _why_not(path: Path) -> str:
 
 
 def _too_deep(path: Path) -> str | None:
-    """What to do if there are images further down."""
+    """The remedy if there are images further down."""
     children = class_folders(path)
     deep = next((folder for child in children for folder in _with_images(child)), None)
     if deep is None:

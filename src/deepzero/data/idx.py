@@ -17,7 +17,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from deepzero.data.own_data import TEST, TRAIN, Found, Samples
+from deepzero.data.own_data import TEST, TRAIN, Contents, Samples
 from deepzero.errors import DataNotFoundError, InvalidInputError
 
 UNSIGNED_BYTE = 8
@@ -51,7 +51,7 @@ def read_idx(path: Path) -> UInt8[Tensor, " ..."]:
 
 
 def read_dimensions(path: Path, *, dimensions: int) -> UInt8[Tensor, " ..."]:
-    """What :func:`read_idx` gives, if it has so many dimensions.
+    """The array that :func:`read_idx` gives, if it has ``dimensions``.
 
     Raises:
         InvalidInputError: it has others.
@@ -69,7 +69,7 @@ def image_file_of(folder: Path, part: str) -> Path | None:
     return next((entry for entry in entries if any(word in entry.name for word in words)), None)
 
 
-def read_idx_folder(folder: Path) -> Found:
+def read_idx_folder(folder: Path) -> Contents:
     """Gray images and labels of a folder with files named as MNIST's are.
 
     ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, and the same with ``t10k`` or ``test`` if there is a
@@ -92,7 +92,7 @@ def read_idx_folder(folder: Path) -> Found:
                 inputs=read_dimensions(images, dimensions=3)[:, None],
                 labels=read_dimensions(labels, dimensions=1).numpy(),
             )
-    return Found(parts=samples, labels=f"the labels in {folder}")
+    return Contents(parts=samples, labels=f"the labels in {folder}")
 
 
 def _read(path: Path) -> bytes:

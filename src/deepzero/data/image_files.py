@@ -1,4 +1,4 @@
-"""Image files: which there are in a folder, and their pixels at one size."""
+"""Image files: those in a folder, and their pixels at one size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image, by its ending."""
+    """True if a file is an image, by its ending."""
     return path.suffix.lower() in ENDINGS
 
 
@@ -63,12 +63,12 @@ def open_image(path: Path) -> Image.Image:
 
 
 def name_of(image: Image.Image) -> str:
-    """What messages call an image: its file, or that it is a PIL image."""
+    """The name of an image in messages: its file, or that it is a PIL image."""
     return str(getattr(image, "filename", "") or f"a PIL image of {image.width}x{image.height} pixels")
 
 
 def is_gray(image: Image.Image) -> bool:
-    """Whether it has no color.
+    """True if it has no color.
 
     Raises:
         InvalidInputError: its channels have more than 8 bits.
@@ -89,8 +89,8 @@ def pixels(
     Args:
         image: of any mode of 8 bits or less; transparency is left out.
         shape: of the result.
-        shorter_side: what to bring the shorter side to before the middle is cut out; with None the image must have the
-            size of the result.
+        shorter_side: pixels to bring the shorter side to before the middle is cut out; with None the image must have
+            the size of the result.
 
     Raises:
         InvalidInputError: it has more than 8 bits a channel, is damaged, or has another size.

@@ -19,13 +19,13 @@ from deepzero.data.data_files import candidate_folders, not_found
 from deepzero.data.dataset import Dataset
 from deepzero.data.image_files import ENDINGS, image_files, is_gray, open_image, pixels
 from deepzero.data.images import channel_statistics
-from deepzero.data.own_data import TEST, TRAIN, VALIDATION, Found, Samples
+from deepzero.data.own_data import TEST, TRAIN, VALIDATION, Contents, Samples
 from deepzero.errors import InvalidInputError
 
 SIZE = 224
 """Height and width that the named set ``image-folder`` is brought to."""
 MARGIN = 256 / 224
-"""The shorter side is brought to so many times that size before the middle is cut out, as is usual for ImageNet."""
+"""The shorter side is brought to this multiple of that size before the middle is cut out, as is usual for ImageNet."""
 MULTIPLE, LARGEST = 16, 64
 """Images of several sizes become squares of a multiple of the first, in pixels, and of the second at most."""
 PARTS = {TRAIN: (TRAIN,), VALIDATION: ("val", "valid", "validation"), TEST: (TEST,)}
@@ -92,7 +92,7 @@ def find_image_folder(data_dir: str | os.PathLike[str] | None = None) -> tuple[P
     return root / TRAIN, test
 
 
-def read_image_folder(path: Path, image_size: int | None = None) -> Found:
+def read_image_folder(path: Path, image_size: int | None = None) -> Contents:
     """The images below ``path``: ``CLASS/*``, or ``train/CLASS/*`` beside ``test/CLASS/*``, ``val/CLASS/*`` or both.
 
     With ``train`` and ``val`` alone, ``val`` is the test set. Images are gray if all files are. Without ``image_size``
@@ -120,7 +120,7 @@ def read_image_folder(path: Path, image_size: int | None = None) -> Found:
         )
     shape, shorter_side, note = _form([file for found in files.values() for file, _ in found], image_size)
     _require_memory(shape, sum(map(len, files.values())))
-    return Found(
+    return Contents(
         parts={
             part: Samples(inputs=_read(found, shape, shorter_side), labels=_labels(found).numpy())
             for part, found in files.items()
@@ -192,7 +192,7 @@ def _form(files: list[Path], image_size: int | None) -> tuple[tuple[int, int, in
 
 
 def _header(path: Path) -> tuple[bool, tuple[int, int]]:
-    """Whether an image is gray, and its width and height, without decoding it."""
+    """True if an image is gray, and its width and height, without decoding it."""
     with open_image(path) as image:
         return is_gray(image), image.size
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Real
 from torch import Tensor
 
-from deepzero.data.own_data import TEST, TRAIN, VALIDATION, Found, Samples
+from deepzero.data.own_data import TEST, TRAIN, VALIDATION, Contents, Samples
 from deepzero.errors import InvalidInputError
 from deepzero.text import nearest
 
@@ -31,7 +31,7 @@ FEW_CHANNELS = 4
 Array = npt.NDArray[Any]
 
 
-def read_npz(path: Path) -> Found:
+def read_npz(path: Path) -> Contents:
     """Inputs and labels of an ``.npz`` file.
 
     Inputs are images (``[n, h, w]``, or ``[n, h, w, c]`` or ``[n, c, h, w]``) or rows of a table ``[n, c]``; labels are
@@ -59,7 +59,7 @@ def read_npz(path: Path) -> Found:
     unused = [name for name, role in roles.items() if role is None and name.lower() not in CLASS_NAMES + COLUMN_NAMES]
     if unused:
         notes.append(f"{path.name}: not used: {', '.join(unused)}")
-    return Found(
+    return Contents(
         parts=samples,
         labels=f"array {parts[TRAIN][1]!r} of {path.name}",
         class_names=_class_names(arrays, samples),
@@ -144,8 +144,8 @@ def _pair(part: str, roles: dict[str, tuple[str, bool] | None], path: Path) -> t
 
 
 def _unknown(path: Path, arrays: dict[str, Array]) -> InvalidInputError:
-    near = {name: nearest(name.lower(), INPUTS + LABELS) for name in arrays}
-    guesses = [f"{name} -> {guess}" for name, guess in near.items() if guess]
+    nearest_names = {name: nearest(name.lower(), INPUTS + LABELS) for name in arrays}
+    guesses = [f"{name} -> {guess}" for name, guess in nearest_names.items() if guess]
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items()) or "nothing"
     return InvalidInputError(
         f"the arrays in {path} have names that say nothing: {shapes}. Names that are understood: {KNOWN}"

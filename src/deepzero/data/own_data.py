@@ -1,4 +1,4 @@
-"""What a file or a folder of one's own holds, and the three sets that are made of it."""
+"""The contents of a file or a folder of one's own, and the three sets that are made of it."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Found:
-    """What a file or folder holds.
+class Contents:
+    """The contents of a file or folder.
 
     Attributes:
         parts: the training set first; a validation and a test set if there are some.
-        labels: what messages call the labels.
+        labels: name of the labels in messages.
         class_names: of the labels, which are then int64 numbers from 0; None to number the different labels.
         fields: of :class:`~deepzero.data.Dataset`, that are the same for all parts.
         notes: sentences that say what was decided by a rule.
@@ -55,7 +55,7 @@ class Found:
 
 
 def splits_of(
-    found: Found,
+    found: Contents,
     *,
     name: str,
     validation: float,
@@ -98,7 +98,7 @@ def splits_of(
     return Splits(train=train, validation=held_out, test=sets[TEST], notes=tuple(notes))
 
 
-def averaged(found: Found, image_size: int | None) -> Found:
+def averaged(found: Contents, image_size: int | None) -> Contents:
     """Its images averaged over tiles down to ``image_size``, unless they have that size."""
     inputs = found.parts[TRAIN].inputs
     if image_size is None or inputs.shape[2:] == (image_size, image_size):
@@ -112,7 +112,7 @@ def averaged(found: Found, image_size: int | None) -> Found:
     return replace(found, parts=parts, fields={**found.fields, "tile": tile})
 
 
-def _datasets(found: Found, name: str) -> dict[str, Dataset]:
+def _datasets(found: Contents, name: str) -> dict[str, Dataset]:
     """The parts, not normalized yet."""
     for part, samples in found.parts.items():
         if len(samples.inputs) != len(samples.labels):

@@ -1,4 +1,4 @@
-"""How raw images and rows become the inputs of a network: the same at training and afterwards."""
+"""From raw images and rows to the inputs of a network: the same at training and afterwards."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ KINDS = (IMAGES, TABLE)
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What was done to the samples of a data set before the network saw them, to be done to others.
+    """The steps from a sample of a data set to the input of a network, to be done to other samples.
 
     Get one from :attr:`Dataset.preprocessing <deepzero.data.Dataset.preprocessing>`; keep it as the plain values of
     :meth:`to_json`. A call gives, bit for bit, what :class:`~deepzero.data.BatchLoader` gives for the same samples:
 
     1. **reading**: an image file is decoded to gray or color as the set is; with a ``shorter_side`` it is resized
-       (bicubic) until its shorter side has so many pixels, and the middle is cut out; without, it must have the size of
-       the set. From a table, columns are taken by name.
+       (bicubic) until its shorter side has that number of pixels, and the middle is cut out; without, it must have the
+       size of the set. From a table, columns are taken by name.
     2. **averaging** over tiles of ``tile`` x ``tile`` pixels.
     3. **normalizing**: ``(values / scale - mean) / std``, channel by channel. The columns of a table are its channels.
 
@@ -44,12 +44,12 @@ class Preprocessing:
 
     Attributes:
         kind: ``"images"`` or ``"table"``.
-        input_shape: what the network gets of a sample: channels, height and width, or the number of columns.
+        input_shape: shape of a sample as the network gets it: channels, height and width, or the number of columns.
         values: see above; ``"reals"`` for a table.
         scale: the value that stands for 1 (white).
         mean: of each channel, in units of ``scale``.
         std: of each channel, in units of ``scale``.
-        shorter_side: what an image's shorter side is brought to, in pixels; None if images come in their size.
+        shorter_side: pixels that an image's shorter side is brought to; None if images come in their size.
         tile: side of the tiles that are averaged, in pixels; 1 for none.
         class_names: of the labels 0, 1, ...
         column_names: of a table; empty if its columns have none.
@@ -156,7 +156,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """What :meth:`to_json` gave.
+        """The preprocessing that :meth:`to_json` described.
 
         Raises:
             InvalidInputError: a field is missing, unknown, or not what it should be.

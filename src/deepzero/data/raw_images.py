@@ -26,14 +26,14 @@ VALUES = (BYTES, FRACTIONS, REALS)
 WHITE = 255
 """White in an image file of 8 bits a channel."""
 TOLERANCE = 1e-4
-"""How far a part of white may lie outside of 0 to 1 by rounding, or because a resized image swings over."""
+"""Distance that a part of white may lie outside of 0 to 1 by rounding, or because a resized image swings over."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class RawImages:
-    """How images become what a data set holds; the fields are those of :class:`deepzero.data.Preprocessing`.
+    """Conversion of images into the form of a data set; the fields are those of :class:`deepzero.data.Preprocessing`.
 
     Attributes:
         shape: channels, height and width in the data set, before tiles are averaged.
@@ -161,7 +161,7 @@ def channels_first(raw: Array, channels: int, size: tuple[int, int] | None) -> S
     Args:
         raw: ``[h, w]`` and ``[b, h, w]`` for one channel, ``[c, h, w]``, ``[h, w, c]``, ``[b, c, h, w]`` or
             ``[b, h, w, c]``.
-        channels: how many there must be.
+        channels: their number.
         size: the height and width that there must be; None for any.
 
     Raises:

@@ -57,9 +57,9 @@ def require_columns(names: Sequence[str], needed: Sequence[str], *, ignored: str
     if not missing:
         return
     others = [name for name in names if name not in needed and name != ignored]
-    near = nearest(missing[0], others)
+    guess = nearest(missing[0], others)
     raise InvalidInputError(
-        f"there is no column {', '.join(map(repr, missing[:5]))}{f' (is it {near!r}?)' if near else ''}; "
+        f"there is no column {', '.join(map(repr, missing[:5]))}{f' (is it {guess!r}?)' if guess else ''}; "
         f"expected {', '.join(needed)}; got {', '.join(names)}"
     )
 

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 
 from deepzero.data.columns import is_number, read_columns
-from deepzero.data.own_data import TRAIN, Found, Samples
+from deepzero.data.own_data import TRAIN, Contents, Samples
 from deepzero.errors import InvalidInputError
 from deepzero.text import did_you_mean
 
 TARGETS = ("label", "target", "class", "y")
 INDEX_NAMES = ("Unnamed: 0", "__index_level_0__")
-"""What pandas calls a row's number when it writes or reads it as a column."""
+"""Names of pandas for the row number when it writes or reads it as a column."""
 
 
-def read_table(path: Path, target: str | None = None) -> Found:
+def read_table(path: Path, target: str | None = None) -> Contents:
     """Features and target of a CSV file with a header, or of a Parquet file.
 
     Args:
@@ -52,7 +52,7 @@ def read_table(path: Path, target: str | None = None) -> Found:
             f"{path.name}: column {', '.join(counting)} counts the rows; if it is an identifier, take it away, since "
             "it says nothing about other rows"
         )
-    return Found(
+    return Contents(
         parts={TRAIN: Samples(inputs=torch.from_numpy(rows), labels=_labels(table[chosen], chosen, path))},
         labels=f"column {chosen!r} of {path.name}",
         fields={"scale": 1.0, "column_names": tuple(features), "target": chosen},
@@ -139,5 +139,5 @@ def _labels(column: Any, name: str, path: Path) -> Any:
 
 
 def _counts(column: Any) -> bool:
-    """Whether a column is 0, 1, 2, ... or 1, 2, 3, ..."""
+    """True if a column is 0, 1, 2, ... or 1, 2, 3, ..."""
     return len(column) > 2 and column[0] in (0, 1) and bool((np.diff(column) == 1).all())

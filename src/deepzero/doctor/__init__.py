@@ -10,8 +10,7 @@ from deepzero.doctor.metered_objective import QueryCheck
 from deepzero.doctor.operations import Operations
 from deepzero.doctor.step_choice import StepChoice
 from deepzero.doctor.surface import LossSurface, loss_surface
-from deepzero.doctor.sweep import Curve, Point, Sweep
-from deepzero.doctor.sweep_plot import plot_sweep
+from deepzero.doctor.sweep import Curve, Point, Sweep, plot_sweep
 
 __all__ = [
     "Curve",

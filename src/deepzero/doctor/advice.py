@@ -163,16 +163,16 @@ def _method(found: Diagnosis) -> Iterator[Finding]:
     if found.run is None or found.forecast is None:
         return
     every, some = found.run.methods
-    told = (
+    comparison = (
         f"cge takes {every.queries:,} queries a step, rge with {some.directions} directions {some.queries:,} at a "
         f"cosine of about {some.cosine:.2f}"
     )
     if every.steps >= ENOUGH_STEPS:
         why = f"{every.steps:,} steps of it fit in as many queries as this run has, each along the whole gradient"
-        yield Finding("note", f"take cge: {why} ({told})")
+        yield Finding("note", f"take cge: {why} ({comparison})")
     else:
         why = f"only {every.steps:,} steps of cge fit in as many queries as this run has, but {some.steps:,} of rge"
-        yield Finding("note", f"take rge: {why} ({told})")
+        yield Finding("note", f"take rge: {why} ({comparison})")
 
 
 def _operations(found: Diagnosis) -> Iterator[Finding]:

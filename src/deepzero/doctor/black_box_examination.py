@@ -18,7 +18,7 @@ from deepzero.doctor.determinism import Determinism, check_determinism, with_eff
 from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.doctor.direction_samples import directions_of, sample
 from deepzero.doctor.forecast import LoopCosts, RunPlan, forecast_black_box
-from deepzero.doctor.gradient_check import check_gradients, estimated_pairs, try_step
+from deepzero.doctor.gradient_check import check_gradients, try_step
 from deepzero.doctor.metered_objective import MeteredObjective
 from deepzero.doctor.step_choice import USELESS, choose_step, slope_size, step_for_noise
 from deepzero.doctor.sweep import PLAIN, STEPS, compare_slopes, measure_slopes, with_step
@@ -62,7 +62,7 @@ def examine_black_box(
     validation.count("max_queries", max_queries, minimum=LEAST_QUERIES)
     log.info("the doctor asks the black box at most %s times", f"{max_queries:,}")
     metered, seed = MeteredObjective(zo.objective, max_queries), step_seed(zo.seed, zo.step)
-    examined = zo.copy(objective=metered, evaluator=SequentialEvaluator())
+    metered_zo = zo.copy(objective=metered, evaluator=SequentialEvaluator())
     parameters, ask = parameters_of(metered), partial(_loss, metered, batch, seed)
     with seeded_scope(derive_seed(zo.seed, "doctor"), CPU):
         ask(parameters)
@@ -78,9 +78,9 @@ def examine_black_box(
             rounding = relative_noise(ask, parameters, seed) * abs(determinism.loss)
         elif metered.drawn:
             reseeded = _repeats_when_seeded(ask, parameters, seed)
-        directions = directions_of(examined, batch)
-        estimate, failure = _estimate(examined, metered, batch, directions)
-        found = _sweep(examined, metered, batch, directions, determinism, estimate, steps)
+        directions = directions_of(metered_zo, batch)
+        estimate, failure = _estimate(metered_zo, metered, batch, directions)
+        found = _sweep(metered_zo, metered, batch, directions, determinism, estimate, steps)
         if estimate is not None and learning_rate is not None:
             trial = try_step(metered, batch, estimate, learning_rate, seed=seed)
         if determinism.repeatable:
@@ -89,7 +89,7 @@ def examine_black_box(
     step_forecast = forecast_black_box(zo, directions, queries.seconds)
     return replace(
         found,
-        gradients=None if estimate is None else check_gradients(estimated_pairs(estimate.gradients, None), None),
+        gradients=None if estimate is None else check_gradients(estimate.gradients, None),
         forecast=step_forecast.with_loop(loop),
         trial=trial,
         failure=failure,

@@ -18,7 +18,7 @@ REPEATS = 4
 
 @dataclass(frozen=True)
 class Determinism:
-    """Does the objective give the same loss twice?
+    """Losses of evaluations with the same seed, and the effect of their noise on slopes.
 
     Attributes:
         loss: the loss at the current parameters; None if it is not finite.

@@ -12,7 +12,6 @@ from deepzero.doctor.direction_samples import directions_by_parameter, expected_
 from deepzero.doctor.operations import propagation_of
 from deepzero.errors import GraphError, InvalidInputError
 from deepzero.estimator import Estimate, Estimator
-from deepzero.evaluators import CostTable
 from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.probes import Perturbations
 from deepzero.stencils import FORWARD
@@ -204,16 +203,10 @@ def forecast(
 
 def forecast_black_box(zo: Estimator, directions: Perturbations, query_seconds: float) -> Forecast:
     """Queries times the seconds of one, divided among the workers of the evaluator."""
-    workers = getattr(zo.evaluator, "workers", None)
-    number = (workers() if callable(workers) else None) or 1
-    queries = zo.cost(directions)
-    return Forecast(
-        queries=queries,
-        seconds_per_step=-(-queries // number) * query_seconds,
-        method="one query",
-        base_seconds=query_seconds,
-        layers=_layers(zo, directions, query_seconds / number),
-    )
+    count = getattr(zo.evaluator, "workers", None)
+    workers = (count() if callable(count) else None) or 1
+    seconds = -(-zo.cost(directions) // workers) * query_seconds
+    return _by_queries(zo, directions, query_seconds / workers, base_seconds=query_seconds, seconds=seconds)
 
 
 def time_estimates(zo: Estimator, batch: Sequence[Any]) -> tuple[float, Estimate]:
@@ -242,16 +235,15 @@ def _from_table(
         if evaluator is zo.evaluator:
             raise
         return None
-    nodes = len(zo.stencil.nodes)
-    in_flight = [
-        min(count, table.parameters[name].chunk) * table.parameters[name].bytes for name, count in counts.items()
-    ]
+    costs, nodes = table.parameters, len(zo.stencil.nodes)
+    in_flight = [min(count, costs[name].chunk) * costs[name].bytes for name, count in counts.items()]
+    layers = (LayerTime(n, count, nodes * costs[n].seconds(count) / table.workers) for n, count in counts.items())
     return Forecast(
         queries=zo.cost(directions),
         seconds_per_step=table.seconds_per_step(counts, nodes=nodes),
         method="cost table",
         base_seconds=table.base,
-        layers=layer_times(table, counts, nodes),
+        layers=_longest_first(layers),
         memory=table.base_bytes + table.workers * max(in_flight, default=0),
         memory_budget=evaluator.memory_budget,
     )
@@ -264,28 +256,17 @@ def _from_few_queries(
     few = sample(directions, FEW, zo.seed)
     some = median_seconds(lambda: zo.slopes(few, batch, stencil=FORWARD), repeats=3)
     each = max(some - query_seconds, 0.0) / len(few)
-    return Forecast(
-        queries=zo.cost(directions),
-        seconds_per_step=query_seconds + len(zo.stencil.nodes) * len(directions) * each,
-        method="one query",
-        base_seconds=query_seconds,
-        layers=_layers(zo, directions, each),
-    )
+    seconds = query_seconds + len(zo.stencil.nodes) * len(directions) * each
+    return _by_queries(zo, directions, each, base_seconds=query_seconds, seconds=seconds)
 
 
-def layer_times(table: CostTable, counts: dict[str, int], nodes: int) -> tuple[LayerTime, ...]:
-    """Seconds by parameter, the longest first; with ``table.base`` they add up to ``table.seconds_per_step``."""
-    return _longest_first(
-        LayerTime(name, count, nodes * table.parameters[name].seconds(count) / table.workers)
-        for name, count in counts.items()
-    )
-
-
-def _layers(zo: Estimator, directions: Perturbations, query_seconds: float) -> tuple[LayerTime, ...]:
-    """Seconds by parameter where every query takes as long; none for directions over all parameters."""
-    each = len(zo.stencil.nodes) * query_seconds
-    counts = directions_by_parameter(directions)
-    return _longest_first(LayerTime(name, count, count * each) for name, count in counts.items())
+def _by_queries(
+    zo: Estimator, directions: Perturbations, each: float, *, base_seconds: float, seconds: float
+) -> Forecast:
+    """A step whose queries take ``each`` second alike."""
+    counts, nodes = directions_by_parameter(directions), len(zo.stencil.nodes)
+    layers = (LayerTime(name, count, nodes * count * each) for name, count in counts.items())
+    return Forecast(zo.cost(directions), seconds, "one query", base_seconds, _longest_first(layers))
 
 
 def _longest_first(layers: Iterable[LayerTime]) -> tuple[LayerTime, ...]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepzero import validation
 from deepzero.coordinates import Coordinates
 from deepzero.doctor.exact_gradients import Exact
 from deepzero.estimator import Estimate
@@ -18,9 +17,6 @@ from deepzero.objective import Objective, parameters_of
 
 ROUNDING = 1e-9
 """Share of the whole exact gradient's norm up to which a parameter has none, as a bias in front of batch norm has."""
-
-Pairs = Mapping[str, tuple[Tensor, Tensor | None]]
-"""By parameter: estimated entries, and the exact ones where there are any; both float64, one-dimensional."""
 
 
 @dataclass(frozen=True)
@@ -79,44 +75,34 @@ class Trial:
     after: float | None
 
 
-def sampled_pairs(coordinates: Coordinates, slopes: Tensor, exact: Exact | None) -> Pairs:
-    """Slopes ``[K]`` of sampled coordinates, by parameter."""
-    parts = torch.split(slopes.double().cpu(), [len(index) for index in coordinates.values()])
-    return {
-        name: (part, None if exact is None else exact.gradients[name].reshape(-1).double().cpu()[index])
-        for (name, index), part in zip(coordinates.items(), parts, strict=True)
-    }
-
-
-def estimated_pairs(gradients: Mapping[str, Tensor], exact: Exact | None) -> Pairs:
-    """A whole estimate, all coordinates of it."""
-    return {
-        name: (
-            found.reshape(-1).double().cpu(),
-            exact.gradients[name].reshape(-1).double().cpu() if exact is not None else None,
-        )
-        for name, found in gradients.items()
-    }
-
-
-def check_gradients(pairs: Pairs, exact: Exact | None, sizes: Mapping[str, int] | None = None) -> GradientCheck:
+def check_gradients(
+    estimated: Mapping[str, Tensor],
+    exact: Exact | None,
+    sampled: Coordinates | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> GradientCheck:
     """Cosine and relative error, of each parameter and over all.
 
     Args:
-        pairs: estimated and exact entries.
-        exact: where the exact ones are from.
-        sizes: entries of each parameter that an estimate has, where ``pairs`` holds some of them: those looked at then
-            stand for all, so that :math:`\\lVert e\\rVert^2` and :math:`\\lVert g\\rVert^2` are estimated without bias.
+        estimated: entries of the gradient by parameter name: all of them, or those that are ``sampled``.
+        exact: what they are compared with, if there is anything.
+        sampled: coordinates of the entries, if they are not all.
+        sizes: entries of each parameter that an estimate has: those ``sampled`` then stand for all, so that
+            :math:`\\lVert e\\rVert^2` and :math:`\\lVert g\\rVert^2` are estimated without bias.
     """
+    entries = {name: part.reshape(-1).double().cpu() for name, part in estimated.items()}
     if exact is None:
-        return GradientCheck(None, None, None, tuple(_layer(name, found, None) for name, (found, _) in pairs.items()))
-    found = torch.cat([pair[0] for pair in pairs.values()])
-    true = torch.cat([pair[1] for pair in pairs.values() if pair[1] is not None])
-    layers = tuple(_layer(name, *pair, floor=ROUNDING * float(true.norm())) for name, pair in pairs.items())
+        return GradientCheck(None, None, None, tuple(_layer(name, part, None) for name, part in entries.items()))
+    known = {name: exact.gradients[name].reshape(-1).double().cpu() for name in entries}
+    if sampled is not None:
+        known = {name: part[sampled[name]] for name, part in known.items()}
+    found, true = torch.cat(list(entries.values())), torch.cat(list(known.values()))
+    floor = ROUNDING * float(true.norm())
+    layers = tuple(_layer(name, part, known[name], floor=floor) for name, part in entries.items())
     if sizes is not None:
-        weights = [math.sqrt(sizes[name] / max(len(pair[0]), 1)) for name, pair in pairs.items()]
-        each = torch.tensor(weights, dtype=found.dtype)
-        weight = each.repeat_interleave(torch.tensor([len(pair[0]) for pair in pairs.values()]))
+        counts = [len(part) for part in entries.values()]
+        weights = [math.sqrt(sizes[name] / max(count, 1)) for name, count in zip(entries, counts, strict=True)]
+        weight = torch.tensor(weights, dtype=found.dtype).repeat_interleave(torch.tensor(counts))
         found, true = found * weight, true * weight
     return GradientCheck(exact.kind, _cosine(found, true), _relative_error(found, true), layers)
 
@@ -152,7 +138,6 @@ def try_step(
     objective: Objective, batch: tuple[Any, ...], estimate: Estimate, learning_rate: float, *, seed: int
 ) -> Trial:
     """One plain gradient step on the same batch, on a copy of the parameters."""
-    validation.positive("learning_rate", learning_rate, hint="0.1")
     moved = {name: p - learning_rate * estimate.gradients[name] for name, p in parameters_of(objective).items()}
     after = float(objective.evaluate(moved, batch, seed=seed).loss)
     return Trial(learning_rate, float(estimate.loss), after if math.isfinite(after) else None)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deepzero.doctor.determinism import check_determinism, with_effect
@@ -20,7 +21,7 @@ from deepzero.doctor.direction_samples import (
 )
 from deepzero.doctor.exact_gradients import Exact, exact_gradients
 from deepzero.doctor.forecast import LoopCosts, forecast
-from deepzero.doctor.gradient_check import GradientCheck, check_gradients, estimated_pairs, sampled_pairs, try_step
+from deepzero.doctor.gradient_check import GradientCheck, check_gradients, try_step
 from deepzero.doctor.operations import MOST_SAMPLES, check_propagation, evaluator_name
 from deepzero.doctor.step_choice import USELESS, StepChoice, choose_step
 from deepzero.doctor.sweep import PLAIN, Sweep, compare_slopes, measure_slopes, with_step
@@ -130,7 +131,7 @@ def _check_estimate(
     if estimate is None:
         return None
     size = sum(p.numel() for p in parameters_of(zo.objective).values())
-    check = check_gradients(estimated_pairs(estimate.gradients, exact), exact)
+    check = check_gradients(estimate.gradients, exact)
     return replace(check, expected_cosine=expected_cosine(size, len(directions)))
 
 
@@ -153,12 +154,12 @@ def _check_coordinates(
     sizes = directions_by_parameter(directions)
     most = max(MOST_SAMPLES, PER_PARAMETER * len(sizes))
     few = sample(directions, max(len(sizes), min(most, int(affordable))), zo.seed)
-    coordinates = coordinates_of(few)
-    assert coordinates is not None
+    sampled, counts = coordinates_of(few), directions_by_parameter(few)
 
     def check(step: float) -> GradientCheck:
         slopes = zo.slopes(few, batch, step_size=step).values
-        return check_gradients(sampled_pairs(coordinates, slopes, exact), exact, sizes)
+        parts = torch.split(slopes, list(counts.values()))
+        return check_gradients(dict(zip(counts, parts, strict=True)), exact, sampled, sizes)
 
     configured = check(zo.step_size)
     if choice is None or exact is None:

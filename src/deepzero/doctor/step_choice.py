@@ -175,7 +175,7 @@ def step_for_noise(
 
 
 def repeats_for(choice: StepChoice) -> int:
-    """How often to repeat a query so that noise leaves an error of a tenth at the recommended step.
+    """Repeats of a query after which noise leaves an error of a tenth at the recommended step.
 
     The mean of ``n`` queries has noise :math:`\\sigma / \\sqrt n`; what curvature adds is not counted.
     """
@@ -193,8 +193,8 @@ def slope_size(central: Tensor, steps: Sequence[float], noise: float) -> float |
 
 def _second_derivative(forward: Tensor, central: Tensor, steps: Sequence[float], noise: float) -> float:
     """Root mean square of the second derivatives; 0 if none rises above the noise."""
-    for near, both, step in zip(forward, central, steps, strict=True):
-        difference = _rms(2 * step * (near - both))
+    for one_sided, two_sided, step in zip(forward, central, steps, strict=True):
+        difference = _rms(2 * step * (one_sided - two_sided))
         if difference is not None and difference >= CLEAR * math.sqrt(6) * noise:
             return difference / step**2
     return 0.0
@@ -203,10 +203,10 @@ def _second_derivative(forward: Tensor, central: Tensor, steps: Sequence[float],
 def _third_derivative(central: Tensor, steps: Sequence[float], noise: float) -> float:
     """Root mean square of the third derivatives; 0 if none rises above the noise."""
     for i in range(len(steps) - 1):
-        near, far = steps[i], steps[i + 1]
+        inner, outer = steps[i], steps[i + 1]
         difference = _rms(central[i + 1] - central[i])
-        if difference is not None and difference >= CLEAR * noise * math.sqrt(0.5 * (near**-2 + far**-2)):
-            return 6 * difference / (far**2 - near**2)
+        if difference is not None and difference >= CLEAR * noise * math.sqrt(0.5 * (inner**-2 + outer**-2)):
+            return 6 * difference / (outer**2 - inner**2)
     return 0.0
 
 

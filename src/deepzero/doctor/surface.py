@@ -66,7 +66,7 @@ def loss_surface(
         radius: :math:`r`; by default a tenth of the norm of the weights.
         points: of the grid along each axis, an odd number; it takes ``points ** 2`` queries.
         seed: of the random direction, and of whatever the objective draws.
-        tell: is called with the number of queries done, and of all.
+        tell: called with the number of queries done, and of all.
 
     Raises:
         InvalidInputError: an argument is out of its domain, or the gradient is zero or not finite.
@@ -111,9 +111,9 @@ def _norm(direction: Direction) -> float:
     return math.sqrt(sum(float(value.detach().double().square().sum()) for value in direction.values()))
 
 
-def _like(given: Tensor | None, value: Tensor) -> Tensor:
+def _like(part: Tensor | None, value: Tensor) -> Tensor:
     """In float64 on the device of ``value``."""
-    return torch.zeros_like(value, dtype=torch.float64) if given is None else given.detach().to(value.device).double()
+    return torch.zeros_like(value, dtype=torch.float64) if part is None else part.detach().to(value.device).double()
 
 
 def _orthonormal(along: Direction, seed: int) -> dict[str, Tensor]:
@@ -123,8 +123,8 @@ def _orthonormal(along: Direction, seed: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(seed, "surface", name))
         drawn[name] = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
     shared = sum(float((drawn[name] * value).sum()) for name, value in along.items())
-    left = {name: drawn[name] - shared * value for name, value in along.items()}
-    length = _norm(left)
+    rest = {name: drawn[name] - shared * value for name, value in along.items()}
+    length = _norm(rest)
     if length < 1e-9 * _norm(drawn):
         raise InvalidInputError("a plane needs at least two parameters")
-    return {name: value / length for name, value in left.items()}
+    return {name: value / length for name, value in rest.items()}

@@ -1,27 +1,34 @@
-"""Error against step size: where rounding and noise end, and where curvature begins."""
+"""Error against step size, measured and drawn: where rounding and noise end, and where curvature begins."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import Estimator
+from deepzero.extras import required_for
 from deepzero.probes import Perturbations
 from deepzero.stencils import CENTRAL, FORWARD
+
+if TYPE_CHECKING:
+    from deepzero.doctor.diagnosis import Diagnosis
 
 PLAIN, PROPAGATION = "sequential", "propagation"
 """Names of the evaluators of plain differences of two losses, and of differences for which no step is ever added."""
 STEPS = tuple(10 ** (k / 2) for k in range(-14, -1))
 """Half-decades from 1e-7 to 1e-1."""
 AGREES = 0.1
-"""Relative error up to which an estimate is said to agree with autograd."""
+"""Relative error up to which slopes agree with autograd."""
+LINES = {"forward": "-", "central": "--"}
+"""Line styles of the stencils in the plot."""
 BLIND = 0.25
 """Part of the slopes that are 0 at a step but not at the largest, from which on the step does not see the function."""
 
@@ -89,9 +96,9 @@ def with_step(steps: Sequence[float], step_size: float) -> list[float]:
         >>> with_step([1e-3, 1e-2], 5e-3), with_step([1e-3, 1e-2], 1.0)
         ([0.001, 0.005, 0.01], [0.001, 0.01, 1.0])
     """
-    near = min(steps, key=lambda step: abs(math.log(step / step_size)))
-    replaced = abs(math.log10(near / step_size)) <= 0.25
-    return sorted({*(step for step in steps if not (replaced and step == near)), step_size})
+    closest = min(steps, key=lambda step: abs(math.log(step / step_size)))
+    replaced = abs(math.log10(closest / step_size)) <= 0.25
+    return sorted({*(step for step in steps if not (replaced and step == closest)), step_size})
 
 
 @dataclass(frozen=True)
@@ -226,10 +233,52 @@ def agreed_slopes(slopes: Tensor, steps: Sequence[float]) -> tuple[Tensor, float
     """
     best = (torch.zeros(slopes.shape[1], dtype=torch.float64), float("inf"))
     for i in range(len(steps) - 1):
-        near, far = slopes[i], slopes[i + 1]
-        scale = float(near.norm() + far.norm()) / 2
-        gap = float((near - far).norm())
+        inner, outer = slopes[i], slopes[i + 1]
+        scale = float(inner.norm() + outer.norm()) / 2
+        gap = float((inner - outer).norm())
         if scale > 0 and gap / scale < best[1]:
             squared = (steps[i + 1] / steps[i]) ** 2
-            best = ((squared * near - far) / (squared - 1), gap / scale)
+            best = ((squared * inner - outer) / (squared - 1), gap / scale)
     return best
+
+
+def plot_sweep(diagnosis: Diagnosis, *, title: str = "") -> bytes:
+    """Error against step size with the recommended and the configured step, as a PNG file.
+
+    Raises:
+        InvalidInputError: the diagnosis has no sweep, since the loss was not finite.
+        MissingPackageError: Matplotlib is not installed.
+    """
+    with required_for("a plot"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - takes a second: only for a picture
+        from matplotlib.figure import Figure  # noqa: PLC0415
+
+    sweep = diagnosis.sweep
+    if sweep is None:
+        raise InvalidInputError(
+            "the diagnosis holds no sweep to plot: the loss is not finite at the current parameters"
+        )
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(curve.evaluator for curve in sweep.curves))}
+    for curve in sweep.curves:
+        drawn = [(point.step_size, point.error) for point in curve.points if point.error]
+        axis.plot(
+            [step for step, _ in drawn],
+            [error for _, error in drawn],
+            LINES.get(curve.stencil, ":"),
+            marker=".",
+            color=colors[curve.evaluator],
+            label=f"{curve.evaluator}, {curve.stencil}",
+        )
+    if (choice := diagnosis.step) is not None:
+        axis.axvspan(choice.low, choice.high, color="C2", alpha=0.15, label="flat part")
+        axis.axvline(choice.step_size, color="C2", label=f"recommended: {choice.step_size:.1e}")
+        axis.axvline(choice.configured, color="k", linestyle=":", label=f"configured: {choice.configured:.1e}")
+    axis.set(xscale="log", yscale="log", xlabel="step size", ylabel=f"relative error to {sweep.reference}", title=title)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""How loss differences are computed: one interface, several implementations, the same numbers."""
+"""Loss differences: one interface, several implementations, the same numbers."""
 
 from deepzero.evaluators.automatic import AutomaticEvaluator
 from deepzero.evaluators.base import DivisibleEvaluator, Evaluator, Measurement, StepQueries

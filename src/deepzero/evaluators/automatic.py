@@ -18,7 +18,7 @@ from deepzero.graph.library import shape_key
 from deepzero.graph.program import Program
 from deepzero.graph.verify import Check
 from deepzero.objective import NetworkObjective, Objective, asks_black_boxes, parameters_of
-from deepzero.probes import CoordinatePerturbations, Perturbations
+from deepzero.probes import Perturbations, coordinates_of
 
 PROPAGATION = "propagation: differences are carried through the exported graph"
 BATCHED = "batches of full forwards (torch.func.vmap)"
@@ -30,11 +30,11 @@ HALF_TYPES = 2
 
 @dataclass
 class _Plan:
-    """What was found out about one objective.
+    """Knowledge about one objective, from its steps so far.
 
     Attributes:
-        refused: rung -> why it cannot be taken; by the shapes and modes for which that holds.
-        warned: sentences that were said.
+        refused: rung -> reason why it cannot be taken; by the shapes and modes for which that holds.
+        warned: sentences of the warnings so far.
         rung: the one taken last.
     """
 
@@ -105,7 +105,7 @@ class AutomaticEvaluator(DivisibleEvaluator):
         raise AssertionError("one forward a query refuses nothing")
 
     def _rungs(self, objective: NetworkObjective, perturbations: Perturbations) -> tuple[str, ...]:
-        if isinstance(perturbations, CoordinatePerturbations):
+        if coordinates_of(perturbations) is not None:
             return PROPAGATION, BATCHED, SEQUENTIAL
         half = any(p.dtype.itemsize <= HALF_TYPES for p in parameters_of(objective).values())
         priced = asks_black_boxes(objective)  # vmap asks for its base as often as for a chunk
@@ -130,7 +130,7 @@ class AutomaticEvaluator(DivisibleEvaluator):
         batch: tuple[Any, ...],
         perturbations: Perturbations,
     ) -> None:
-        """Say once what is slow."""
+        """Warn once of each slow way."""
         first = self._rungs(objective, perturbations)[0]
         sentences = []
         if plan.rung != first:
@@ -165,10 +165,10 @@ class AutomaticEvaluator(DivisibleEvaluator):
 
     def _explained(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> list[str]:
         try:
-            entry = self.propagation.entry(objective, batch)
+            prepared = self.propagation.prepared(objective, batch)
         except GraphError as error:
             return [f"coordinates: {BATCHED} or {SEQUENTIAL}, because {error}"]
-        program, check = entry.program, entry.check
+        program, check = prepared.program, prepared.check
         again = program.recomputed
         carried = [name for name in program.cones if name not in again]
         lines = [f"{PROPAGATION}: {len(carried)} of {len(program.cones)} parameters"]
@@ -185,7 +185,7 @@ class AutomaticEvaluator(DivisibleEvaluator):
         return self.propagation.program(objective, batch)
 
     def check(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Check | None:
-        """How the program was checked: see :meth:`PropagationEvaluator.check`."""
+        """The check of the program: see :meth:`PropagationEvaluator.check`."""
         return self.propagation.check(objective, batch)
 
     def costs(self, objective: NetworkObjective, *batch: Any, offset: float = 5e-3, repeats: int = 3) -> CostTable:
@@ -225,12 +225,12 @@ def _with_first_answer(prepared: Preparation) -> Preparation:
 
 
 def _situation(objective: NetworkObjective, batch: tuple[Any, ...]) -> Any:
-    """For what a refusal holds: shapes of the batch and modes of the modules."""
+    """The conditions of a refusal: shapes of the batch and modes of the modules."""
     return shape_key(batch), tuple(module.training for module in objective.model.modules())
 
 
 def _grouped(recomputed: dict[str, str]) -> dict[str, str]:
-    """Reason -> parameters, with those named that it was found for."""
+    """Reason -> names of the parameters that it was found for."""
     groups: dict[str, list[str]] = {}
     for name, reason in recomputed.items():
         last = [line.split(": ", 1)[-1] for line in reason.splitlines() if "cannot be followed" in line]

@@ -1,4 +1,7 @@
-"""The interface of an evaluator: it answers all queries of one step, whatever way is fastest."""
+"""The interface of an evaluator: it answers all queries of one step.
+
+Shapes: ``J`` offsets along each of ``K`` directions.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from torch import Tensor
 
 from deepzero.errors import NonFiniteLossError, RowError, VerificationError
 from deepzero.objective import Objective, Parameters, parameters_of
-from deepzero.probes import Perturbations
+from deepzero.probes import Perturbations, coordinates_of
+
+JOINT = "all parameters"
+"""Kind of the queries in whose directions all parameters move."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +104,13 @@ class Job:
     """Queries that are answered together, in one piece, wherever that happens: their bits never depend on where.
 
     Attributes:
-        row: which of the step's offsets.
+        row: number of the offset.
         start: first direction.
         stop: one past the last direction.
-        kind: jobs of one kind cost about the same a query: a parameter's name, for instance.
+        kind: jobs of one kind cost about the same a query; along coordinates it is the parameter's name.
         weight: guess of the cost of one query, for as long as nothing has been measured.
-        full: how many queries of its kind the step has.
+        first: first direction of this kind.
+        full: number of directions of this kind in the step.
     """
 
     row: int
@@ -111,10 +118,62 @@ class Job:
     stop: int
     kind: str = "query"
     weight: float = 1.0
+    first: int = 0
     full: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def directions(self) -> range:
+        """Numbers of the job's directions."""
+        return range(self.start, self.stop)
+
+
+def cut(queries: StepQueries, sizes: Mapping[str, int] | int, weights: Mapping[str, float] | None = None) -> list[Job]:
+    """All queries of a step as jobs, offset by offset; coordinates of one parameter together.
+
+    Args:
+        queries: the step.
+        sizes: most directions of a job; one number, or by parameter along coordinates and for :data:`JOINT` otherwise.
+        weights: by the same names, a guess of what a query costs; default 1.
+
+    Example:
+        >>> import numpy as np, deepzero as dz
+        >>> zo = dz.CGE(dz.BlackBox(lambda p: 0.0, {"a": np.zeros(3), "b": np.zeros(2)}))
+        >>> jobs = cut(zo.step_queries(zo.directions(), [1e-3]), {"a": 2, "b": 2})
+        >>> [(job.kind, job.start, job.stop) for job in jobs]
+        [('a', 0, 2), ('a', 2, 3), ('b', 3, 5)]
+    """
+    kinds = directions_by_kind(queries.perturbations)
+    if isinstance(sizes, int):
+        sizes = dict.fromkeys(kinds, sizes)
+    return [
+        Job(
+            row,
+            start,
+            min(start + sizes[kind], directions.stop),
+            kind,
+            1.0 if weights is None else weights[kind],
+            first=directions.start,
+            full=len(directions),
+        )
+        for row in range(len(queries.offsets))
+        for kind, directions in kinds.items()
+        for start in range(directions.start, directions.stop, sizes[kind])
+    ]
+
+
+def directions_by_kind(perturbations: Perturbations) -> dict[str, range]:
+    """Directions whose queries cost about the same: coordinates by parameter, all others together."""
+    coordinates = coordinates_of(perturbations)
+    if coordinates is None:
+        return {JOINT: range(len(perturbations))}
+    kinds, start = {}, 0
+    for name, index in coordinates.items():
+        kinds[name] = range(start, start + len(index))
+        start += len(index)
+    return kinds
 
 
 @dataclass(frozen=True)
@@ -146,7 +205,7 @@ class Preparation:
     steps: Tensor | None = None
 
     def assemble(self, queries: StepQueries, parts: Sequence[Tensor]) -> Measurement:
-        """The measurement from the differences ``[len(job)]`` of all jobs in their order, whoever found them."""
+        """The measurement from the differences ``[len(job)]`` of all jobs in their order, from whatever process."""
         differences = torch.zeros(queries.shape, dtype=torch.float64, device=self.loss.device)
         for job, part in zip(self.jobs, parts, strict=True):
             differences[job.row, job.start : job.stop] = part
@@ -161,20 +220,20 @@ class Evaluator(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to give the same bits, as JSON-able values."""
+        """The state that a resumed run needs to give the same bits, as JSON-able values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Restore the state that :meth:`state_dict` returned."""
         ...
 
 
 class DivisibleEvaluator(ABC):
-    """An evaluator whose work can be divided: it says what there is to do, and whoever asks decides who does it."""
+    """An evaluator whose work can be divided: it lists the jobs of a step; its caller decides who answers which."""
 
     @abstractmethod
     def prepare(self, queries: StepQueries) -> Preparation:
-        """The base query, and all others as jobs, cut without regard to who will answer them."""
+        """The base query, and all others as jobs, cut the same whoever will answer them."""
 
     def measure(self, queries: StepQueries) -> Measurement:
         """Loss differences of all jobs, answered here."""
@@ -185,11 +244,11 @@ class DivisibleEvaluator(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to give the same bits, as JSON-able values."""
+        """The state that a resumed run needs to give the same bits, as JSON-able values."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Restore the state that :meth:`state_dict` returned."""
 
 
 def require_finite_base(loss: Tensor) -> None:
@@ -210,6 +269,11 @@ def require_repeatable(objective: Objective) -> None:
             "own, and so may a dz.Opaque inside of it; run `deepzero doctor`. To estimate from noisy losses all the "
             "same, evaluator=dz.SequentialEvaluator()"
         )
+
+
+def in_turn(difference: Callable[[Job], Tensor], jobs: Sequence[Job]) -> list[Answer]:
+    """Answers to jobs, one after another."""
+    return [timed_answer(difference, job) for job in jobs]
 
 
 def timed_answer(difference: Callable[[Job], Tensor], job: Job) -> Answer:

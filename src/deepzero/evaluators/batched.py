@@ -1,11 +1,14 @@
-"""Many queries of a network at once: ``torch.func.vmap`` over stacked parameters."""
+"""Many queries of a network at once: ``torch.func.vmap`` over stacked parameters, ``P`` queries a forward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -16,8 +19,9 @@ from deepzero.evaluators.base import (
     Job,
     Preparation,
     StepQueries,
+    cut,
+    in_turn,
     require_finite_base,
-    timed_answer,
 )
 from deepzero.evaluators.workers import without_batching_advice
 from deepzero.objective import (
@@ -30,7 +34,6 @@ from deepzero.objective import (
 )
 from deepzero.operator import perturbed_query
 from deepzero.placement import Attributes
-from deepzero.probes import CoordinatePerturbations
 from deepzero.randomness import Draws
 
 CHUNK = 8
@@ -38,8 +41,8 @@ SMALL, CHUNK_OF_SMALL = 1 << 16, 32
 """Entries of parameters and batch up to which a forward costs its calls, not its arithmetic; queries that then go
 together."""
 AGREEMENT = 1e-4
-"""How far the base loss of a batch of queries may be from that of one, relative to it, in float32; in other dtypes in
-proportion to their rounding."""
+"""Accepted distance of the base loss of a batch of queries from that of one, relative to it, in float32; in others
+in proportion to their rounding."""
 
 
 class BatchedEvaluator(DivisibleEvaluator):
@@ -73,51 +76,9 @@ class BatchedEvaluator(DivisibleEvaluator):
         if objective.hidden or not objective.follows(parameters, batch, queries.seed, draws):
             raise UnbatchableError("the program holds references to its parameters that torch.func.vmap cannot replace")
         chunk = self.chunk or usual_chunk(parameters, batch)
-        jobs = jobs_of(queries, chunk)
-        bases: dict[tuple[str, int], Tensor] = {}
-
-        def differences(job: Job) -> Tensor:
-            size = min(chunk, job.full)
-            points = [queries.moved(parameters, job.row, k) for k in range(job.start, job.stop)]
-            points += [points[-1]] * (size - len(points))
-            moving = [name for name in parameters if any(point[name] is not parameters[name] for point in points)]
-            key = (job.kind, size)
-            if key not in bases:
-                bases[key] = self._base(objective, parameters, moving, size, batch, draws, base.loss)
-            losses = _stacked(
-                objective, parameters, {n: torch.stack([p[n] for p in points]) for n in moving}, batch, draws
-            )
-            return (losses - bases[key])[: len(job)]
-
-        return Preparation(
-            base.loss,
-            base.buffers,
-            jobs,
-            lambda some: [timed_answer(differences, job) for job in some],
-            steps=steps,
-        )
-
-    def _base(
-        self,
-        objective: NetworkObjective,
-        parameters: Parameters,
-        moving: Sequence[str],
-        size: int,
-        batch: tuple[Any, ...],
-        draws: Draws,
-        single: Tensor,
-    ) -> Tensor:
-        """The base loss in every row of a stack, which must be the loss of a single forward."""
-        same = {name: torch.stack([parameters[name]] * size) for name in moving}
-        losses = _stacked(objective, parameters, same, batch, draws)
-        coarsest = max(float(torch.finfo(p.dtype).eps) for p in parameters.values())
-        tolerance = AGREEMENT * coarsest / float(torch.finfo(torch.float32).eps)
-        if not bool(((losses - single).abs() <= tolerance * (1 + single.abs())).all()):
-            raise UnbatchableError(
-                f"the program gives the loss {float(losses[0]):g} under torch.func.vmap and {float(single):g} by "
-                "itself; use evaluator=dz.SequentialEvaluator()"
-            )
-        return losses
+        step = _StackedStep(objective, queries, parameters, base.loss, draws, chunk)
+        answer = partial(in_turn, step.differences)
+        return Preparation(base.loss, base.buffers, cut(queries, chunk), answer, steps=steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The chunk, on which the last bits depend."""
@@ -128,6 +89,93 @@ class BatchedEvaluator(DivisibleEvaluator):
         self.chunk = state["chunk"]
 
 
+@dataclass
+class _StackedStep:
+    """A step after its base query: stacks the parameters of several queries and evaluates them together.
+
+    Attributes:
+        objective: the network and its program.
+        queries: what is asked.
+        parameters: at the base query.
+        loss: base loss of a single forward.
+        draws: the random numbers.
+        chunk: queries a forward.
+        bases: base loss of a vectorized forward, ``[P]``, by the kind of its queries and their number.
+    """
+
+    objective: NetworkObjective
+    queries: StepQueries
+    parameters: Parameters
+    loss: Tensor
+    draws: Draws
+    chunk: int
+    bases: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def differences(self, job: Job) -> Float64[Tensor, " P"]:
+        """Loss differences of a job's queries; a shorter job is filled up, so that all forwards are of one size."""
+        size = min(self.chunk, job.full)
+        points = [self.queries.moved(self.parameters, job.row, k) for k in job.directions]
+        points += [points[-1]] * (size - len(points))
+        moving = [n for n, value in self.parameters.items() if any(point[n] is not value for point in points)]
+        key = (job.kind, size)
+        if key not in self.bases:
+            self.bases[key] = self._base(moving, size)
+        losses = self._losses({name: torch.stack([point[name] for point in points]) for name in moving})
+        return (losses - self.bases[key])[: len(job)]
+
+    def _base(self, moving: Sequence[str], size: int) -> Float64[Tensor, " P"]:
+        """The base loss in every row of a stack, which must be the loss of a single forward."""
+        losses = self._losses({name: torch.stack([self.parameters[name]] * size) for name in moving})
+        coarsest = max(float(torch.finfo(p.dtype).eps) for p in self.parameters.values())
+        tolerance = AGREEMENT * coarsest / float(torch.finfo(torch.float32).eps)
+        if not bool(((losses - self.loss).abs() <= tolerance * (1 + self.loss.abs())).all()):
+            raise UnbatchableError(
+                f"the program gives the loss {float(losses[0]):g} under torch.func.vmap and {float(self.loss):g} by "
+                "itself; use evaluator=dz.SequentialEvaluator()"
+            )
+        return losses
+
+    def _losses(self, stacked: Parameters) -> Float64[Tensor, " P"]:
+        """Losses where some parameters are stacked, ``[P, *shape]``, and the others are as at the base query."""
+        objective, places, batch = self.objective, self.objective.places(), self.queries.batch
+        copies = next(iter(stacked.values())).shape[0]
+        buffers = {n: b.detach().expand(copies, *b.shape).clone() for n, (b, _) in places.buffers.items()}
+        fixed = {name: value for name, value in self.parameters.items() if name not in stacked}
+        still = objective.own_copies(fixed)
+        arguments = objective.given(batch)
+
+        def loss(moved: dict[str, Tensor]) -> Tensor:
+            own = places.parameters
+            values = {n: as_complex(v, own[n][0]) if n in own else v for n, v in moved.items()}
+            with places.holding(still), places.holding(values, as_parameters=False):
+                return one_number(objective.program(objective.model, *arguments, **keywords(arguments)))
+
+        before = Attributes.of(places.modules)
+        try:
+            with objective.restoring():
+                return self._vectorized(loss, {**stacked, **buffers})
+        except (UnbatchableError, InvalidInputError):
+            raise
+        except Exception as error:
+            if from_black_box(error):
+                raise
+            raise UnbatchableError(
+                f"torch.func.vmap cannot run the program ({type(error).__name__}: "
+                f"{str(error).splitlines()[0][:200] if str(error) else ''}); use evaluator=dz.SequentialEvaluator()"
+            ) from error
+        finally:
+            before.restore()
+
+    def _vectorized(
+        self, loss: Callable[[dict[str, Tensor]], Tensor], stacked: dict[str, Tensor]
+    ) -> Float64[Tensor, " P"]:
+        """``vmap`` under the step's random numbers."""
+        scope = self.objective.scope(self.draws, device_of(stacked))
+        with scope, self.draws.replaying(strict=True), without_batching_advice(), perturbed_query():
+            result: Tensor = torch.func.vmap(loss, randomness="same")(stacked)
+        return result
+
+
 def usual_chunk(parameters: Parameters, batch: tuple[Any, ...]) -> int:
     """Queries a forward, by the size of the problem alone: the same in every run.
 
@@ -135,66 +183,6 @@ def usual_chunk(parameters: Parameters, batch: tuple[Any, ...]) -> int:
         >>> usual_chunk({"w": torch.zeros(100)}, (torch.zeros(4),)), usual_chunk({"w": torch.zeros(1 << 17)}, ())
         (32, 8)
     """
-    given = [leaf for leaf in pytree.tree_leaves((tuple(batch), keywords(batch))) if isinstance(leaf, Tensor)]
-    entries = sum(tensor.numel() for tensor in (*parameters.values(), *given))
+    tensors = [leaf for leaf in pytree.tree_leaves((tuple(batch), keywords(batch))) if isinstance(leaf, Tensor)]
+    entries = sum(tensor.numel() for tensor in (*parameters.values(), *tensors))
     return CHUNK_OF_SMALL if entries <= SMALL else CHUNK
-
-
-def jobs_of(queries: StepQueries, chunk: int) -> list[Job]:
-    """The directions at each offset, ``chunk`` at a time; coordinates of one parameter together."""
-    perturbations = queries.perturbations
-    groups = [("query", 0, len(perturbations))]
-    if isinstance(perturbations, CoordinatePerturbations):
-        chosen = perturbations.coordinates
-        groups = [(name, perturbations.start(name), perturbations.start(name) + len(chosen[name])) for name in chosen]
-    return [
-        Job(row, k, min(k + chunk, stop), kind, full=stop - start)
-        for row in range(len(queries.offsets))
-        for kind, start, stop in groups
-        for k in range(start, stop, chunk)
-    ]
-
-
-def _stacked(
-    objective: NetworkObjective, fixed: Parameters, stacked: Parameters, batch: tuple[Any, ...], draws: Draws
-) -> Tensor:
-    """Losses ``[P]`` where some parameters are stacked and the others are ``fixed``."""
-    places = objective.places()
-    copies = next(iter(stacked.values())).shape[0]
-    buffers = {n: b.detach().expand(copies, *b.shape).clone() for n, (b, _) in places.buffers.items()}
-    still = objective.own_copies({name: value for name, value in fixed.items() if name not in stacked})
-
-    def loss(moved: dict[str, Tensor]) -> Tensor:
-        values = {n: as_complex(v, places.parameters[n][0]) if n in places.parameters else v for n, v in moved.items()}
-        with places.holding(still), places.holding(values, as_parameters=False):
-            return one_number(objective.program(objective.model, *given, **keywords(given)))
-
-    given = objective.given(batch)
-    before = Attributes.of(places.modules)
-    try:
-        with objective.restoring():
-            return _vectorized(loss, {**stacked, **buffers}, objective, draws)
-    except (UnbatchableError, InvalidInputError):
-        raise
-    except Exception as error:
-        if from_black_box(error):
-            raise
-        raise UnbatchableError(
-            f"torch.func.vmap cannot run the program ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200] if str(error) else ''}); use evaluator=dz.SequentialEvaluator()"
-        ) from error
-    finally:
-        before.restore()
-
-
-def _vectorized(
-    loss: Callable[[dict[str, Tensor]], Tensor],
-    stacked: Mapping[str, Tensor],
-    objective: NetworkObjective,
-    draws: Draws,
-) -> Tensor:
-    """``vmap`` under the step's random numbers."""
-    scope = objective.scope(draws, device_of(dict(stacked)))
-    with scope, draws.replaying(strict=True), without_batching_advice(), perturbed_query():
-        result: Tensor = torch.func.vmap(loss, randomness="same")(dict(stacked))
-    return result

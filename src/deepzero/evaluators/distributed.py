@@ -100,7 +100,7 @@ class DistributedEvaluator:
         return {"inner": self.inner.state_dict(), "costs": dict(self._costs), "measured": self._measured}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned, whatever the number of ranks was."""
+        """Restore the state that :meth:`state_dict` returned on any number of ranks."""
         self.inner.load_state_dict(state["inner"])
         self._costs, self._measured = dict(state["costs"]), state["measured"]
 
@@ -125,7 +125,7 @@ def divided(evaluator: Evaluator, team: Team) -> Evaluator:
 
 def load_evaluator(evaluator: Evaluator, state: dict[str, Any]) -> None:
     """Give an evaluator its state, also where queries were divided before and no longer are, or the other way round."""
-    divides, divided = isinstance(evaluator, DistributedEvaluator), "inner" in state
+    divides, divided = hasattr(evaluator, "inner"), "inner" in state
     if divided and not divides:
         state = state["inner"]
     elif divides and not divided:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,42 +17,33 @@ from deepzero import validation
 from deepzero.announce import announced
 from deepzero.errors import DeepZeroError, GraphError, InvalidInputError, from_black_box
 from deepzero.evaluators.base import (
+    JOINT,
     Answer,
     DivisibleEvaluator,
     Job,
     Preparation,
     StepQueries,
+    cut,
     require_finite_base,
     require_repeatable,
     timed_answer,
 )
 from deepzero.evaluators.costs import CostTable, chunk_cost
+from deepzero.evaluators.propagated_step import CoordinateJobs, DirectionJobs, LiveQuery, PropagatedStep, base_loss
 from deepzero.evaluators.workers import one_thread, parallel_map, without_batching_advice
 from deepzero.graph import plan
-from deepzero.graph.capture import Node, capture
-from deepzero.graph.differences import Dense
-from deepzero.graph.forward import HALF, Recomputation, Values, cast, graph_inputs, held_bytes, native, run
-from deepzero.graph.library import Entry, Library, rounding_of
-from deepzero.graph.program import Program, compile_program, reads
-from deepzero.graph.propagate import Meter, loss_differences, propagated
+from deepzero.graph.capture import capture
+from deepzero.graph.forward import Values, held_bytes
+from deepzero.graph.library import Library, PreparedProgram, rounding_of
+from deepzero.graph.program import Program, compile_program
+from deepzero.graph.propagate import Meter
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
-from deepzero.objective import (
-    Batch,
-    Evaluation,
-    NetworkObjective,
-    as_complex,
-    device_of,
-    keywords,
-    parameters_of,
-)
+from deepzero.objective import Batch, NetworkObjective, device_of, keywords, parameters_of
 from deepzero.operator import standing_in
-from deepzero.probes import CoordinatePerturbations, Perturbations, RandomPerturbations
+from deepzero.probes import CoordinateDirections, JointDirections
 from deepzero.process_memory import give_back_freed_memory
-from deepzero.randomness import Draws
 from deepzero.step_sizes import FromDtype
 from deepzero.stopwatch import median_seconds
-
-log = logging.getLogger("deepzero")
 
 DEFAULT_BUDGET = 2 << 30
 CPU_TARGET = 96 << 20
@@ -65,60 +56,6 @@ WAY_OUT = (
     'evaluator="auto", without strict=True, answers such queries by other means; evaluator=dz.SequentialEvaluator() by '
     "full forwards"
 )
-
-JOINT = "all parameters"
-"""Name of what moves in a random direction, in footprints."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step after its base query.
-
-    Attributes:
-        entry: the program.
-        base: the live base query.
-        draws: the random numbers.
-        values: the graph's base values.
-        batch: arguments of the program.
-    """
-
-    entry: Entry
-    base: Evaluation
-    draws: Draws
-    values: Values
-    batch: tuple[Any, ...]
-
-    @property
-    def wide(self) -> bool:
-        """Whether operations can be run again in float64: none draws what depends on its values."""
-        return all(draw.state is None for draw in self.draws.entries)
-
-
-@dataclass(frozen=True)
-class _Queries:
-    """Queries of one parameter that run operations again.
-
-    Attributes:
-        again: the operations.
-        base: the loss that they give at the parameter itself.
-        own: the parameter by its name, as real numbers, in the dtype of the operations.
-        sources: the graph inputs that hold it.
-        like: the parameter.
-    """
-
-    again: Recomputation
-    base: Tensor
-    own: dict[str, Tensor]
-    sources: tuple[Node, ...]
-    like: Tensor
-
-    def differences(self, perturbations: Perturbations, directions: Iterable[int], offset: float) -> Tensor:
-        """``[directions]``, float64."""
-        losses = []
-        for k in directions:
-            (moved,) = perturbations.displacement(k).apply(self.own, offset).values()
-            losses.append(self.again.loss(dict.fromkeys(self.sources, as_complex(moved, self.like))))
-        return torch.stack(losses) - self.base
 
 
 class PropagationEvaluator(DivisibleEvaluator):
@@ -160,30 +97,30 @@ class PropagationEvaluator(DivisibleEvaluator):
         self.strict = strict
         self._verify = verify
         self._libraries: WeakKeyDictionary[NetworkObjective, Library] = WeakKeyDictionary()
-        self._footprints: dict[str, plan.Footprint] = {}
+        self._resumed: dict[str, plan.Footprint] = {}
 
     def prepare(self, queries: StepQueries) -> Preparation:
         """The live base query and the graph's base forward; every chunk of directions is a job."""
-        objective, perturbations, offsets = queries.objective, queries.perturbations, queries.offsets
+        objective, directions = queries.objective, queries.perturbations
         if not isinstance(objective, NetworkObjective):
             raise InvalidInputError(
                 "PropagationEvaluator evaluates an nn.Module; use evaluator=dz.SequentialEvaluator() here"
             )
-        if not isinstance(perturbations, (CoordinatePerturbations, RandomPerturbations)):
+        if not isinstance(directions, (CoordinateDirections, JointDirections)):
             raise InvalidInputError(
-                f"PropagationEvaluator knows coordinates and random directions, got {type(perturbations).__name__}; "
+                f"PropagationEvaluator knows coordinates and random directions, got {type(directions).__name__}; "
                 "use evaluator=dz.SequentialEvaluator()"
             )
-        sizes = {name: abs(offsets[0]) * perturbations.scale(name) for name in parameters_of(objective)}
+        sizes = {name: abs(queries.offsets[0]) * directions.scale(name) for name in queries.parameters()}
         with self._way_out(), without_batching_advice():
             step = self._begin(objective, queries.batch, sizes, queries.seed)
-            if isinstance(perturbations, CoordinatePerturbations):
-                return self._coordinates(step, objective, perturbations, offsets)
-            return self._directions(step, objective, perturbations, offsets)
+            if isinstance(directions, CoordinateDirections):
+                return self._along_coordinates(step, queries, directions)
+            return self._along_joint_directions(step, queries, directions)
 
     @contextmanager
     def _way_out(self) -> Iterator[None]:
-        """Tell whoever asked for propagation alone what else there is."""
+        """Add to an error what else there is, for those who chose propagation alone."""
         try:
             yield
         except GraphError as error:
@@ -193,16 +130,16 @@ class PropagationEvaluator(DivisibleEvaluator):
 
     def _begin(
         self, objective: NetworkObjective, batch: tuple[Any, ...], sizes: Mapping[str, float], seed: int
-    ) -> _Step:
+    ) -> PropagatedStep:
         """The base query, and a program whose loss is that of the live one."""
-        parameters = parameters_of(objective)
         with one_thread():
-            base, draws = objective.base(parameters, batch, seed=seed)
+            base, draws = objective.base(parameters_of(objective), batch, seed=seed)
             require_finite_base(base.loss)
             if self._verify:
                 require_repeatable(objective)
+            live = LiveQuery(objective, batch, seed, sizes, base, draws)
             try:
-                entry, values = self._matched(objective, batch, sizes, seed, draws, base)
+                return self._matched(live)
             except (DeepZeroError, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -211,82 +148,55 @@ class PropagationEvaluator(DivisibleEvaluator):
                 raise GraphError(
                     f"the program's graph cannot be evaluated ({type(error).__name__}: {str(error)[:200]})"
                 ) from error
-        return _Step(entry, base, draws, values, batch)
 
-    def _matched(
-        self,
-        objective: NetworkObjective,
-        batch: tuple[Any, ...],
-        sizes: Mapping[str, float],
-        seed: int,
-        draws: Draws,
-        base: Evaluation,
-    ) -> tuple[Entry, Values]:
-        """A program with the loss of the live one, and its base values."""
-        library = self._libraries.setdefault(objective, Library())
-        entry, new = library.get(objective, batch, draws, strict=self.strict)
-        if new or (self._verify and entry.check is None):
+    def _matched(self, live: LiveQuery) -> PropagatedStep:
+        """The step by a program with the loss of the live one."""
+        objective, library = live.objective, self._libraries.setdefault(live.objective, Library())
+        prepared, new = library.get(objective, live.batch, live.draws, strict=self.strict)
+        if new or (self._verify and prepared.check is None):
             with announced("checking the program's difference rules"):
-                self._check(entry, objective, batch, sizes, seed, draws, base.loss)
-        values = self._run(entry.program, objective, batch, draws)
-        if entry.agrees(base_loss(entry.program, values), base.loss, rounding_of(objective)):
+                self._check(prepared, live)
+        step = PropagatedStep(live, prepared, live.forward(prepared.program))
+        if prepared.agrees(step.base_loss(), live.base.loss, rounding_of(objective)):
             library.settled()
         else:
-            entry, values = self._captured_again(library, entry, objective, batch, sizes, seed, draws, base.loss)
-        library.learn(objective, base.buffers)
-        return entry, values
+            step = self._captured_again(library, prepared, live)
+        library.learn(objective, live.base.buffers)
+        return step
 
-    def _captured_again(
-        self,
-        library: Library,
-        stale: Entry,
-        objective: NetworkObjective,
-        batch: tuple[Any, ...],
-        sizes: Mapping[str, float],
-        seed: int,
-        draws: Draws,
-        live: Tensor,
-    ) -> tuple[Entry, Values]:
-        """A program in place of one whose loss is not the live one's."""
-        entry, new = library.replace(objective, batch, draws, stale, strict=self.strict)
+    def _captured_again(self, library: Library, stale: PreparedProgram, live: LiveQuery) -> PropagatedStep:
+        """The step by a program in place of one whose loss is not the live one's."""
+        prepared, new = library.replace(live.objective, live.batch, live.draws, stale, strict=self.strict)
         if new:
-            self._check(entry, objective, batch, sizes, seed, draws, live)
-        values = self._run(entry.program, objective, batch, draws)
-        found = base_loss(entry.program, values)
-        if not entry.agrees(found, live, rounding_of(objective)):
-            if not entry.may_be_rounding(found, live, tolerance_of(objective)):
+            self._check(prepared, live)
+        step = PropagatedStep(live, prepared, live.forward(prepared.program))
+        found, expected = step.base_loss(), live.base.loss
+        if not prepared.agrees(found, expected, rounding_of(live.objective)):
+            if not prepared.may_be_rounding(found, expected, tolerance_of(live.objective)):
                 raise GraphError(
                     f"the exported graph is not the program: it has the loss {float(found):.9g}, the program "
-                    f"{float(live):.9g}"
+                    f"{float(expected):.9g}"
                 )
-            entry.apart = max(entry.apart, abs(float(found) - float(live)))
-        return entry, values
+            prepared.apart = max(prepared.apart, abs(float(found) - float(expected)))
+        return step
 
-    def _check(
-        self,
-        entry: Entry,
-        objective: NetworkObjective,
-        batch: tuple[Any, ...],
-        sizes: Mapping[str, float],
-        seed: int,
-        draws: Draws,
-        live: Tensor,
-    ) -> None:
+    def _check(self, prepared: PreparedProgram, live: LiveQuery) -> None:
         """The checks of a new program; on the first samples if all of them would not fit into the budget in float64."""
-        entry.scale = abs(float(live))
-        apart = compare_with_program(entry.program, objective, batch, seed, draws, live, near=self._verify)
-        entry.apart = apart * (2 * entry.scale + 1e-3)
+        objective, batch, draws, loss = live.objective, live.batch, live.draws, live.base.loss
+        prepared.scale = abs(float(loss))
+        apart = compare_with_program(prepared.program, objective, batch, live.seed, draws, loss, near=self._verify)
+        prepared.apart = apart * (2 * prepared.scale + 1e-3)
         if not self._verify:
             return
-        values = self._run(entry.program, objective, batch, draws)
+        values = live.forward(prepared.program)
         share = self.memory_budget / (WIDENED * max(1, held_bytes(values)))
         values.clear()
         give_back_freed_memory()
-        program, sample = entry.program, batch
+        program, sample = prepared.program, batch
         if share < 1:
             sample = first_samples(batch, share)
             if sample is not batch:
-                _, draws = objective.base(parameters_of(objective), sample, seed=seed)
+                _, draws = objective.base(parameters_of(objective), sample, seed=live.seed)
                 graph = capture(objective, sample, draws)
                 program = compile_program(graph, parameters_of(objective), strict=self.strict)
 
@@ -294,154 +204,72 @@ class PropagationEvaluator(DivisibleEvaluator):
             if self.strict:
                 raise error
             reason = f"the rules of its operations stumble ({type(error).__name__}: {str(error)[:200]})"
-            entry.program = entry.program.without(name, reason)
+            prepared.program = prepared.program.without(name, reason)
 
         room = self.memory_budget / plan.ALLOCATOR
-        check = verify(program, objective, sample, sizes, seed, draws, refused, room=room)
-        entry.check = replace(check, program=apart)
+        check = verify(program, objective, sample, live.sizes, live.seed, draws, refused, room=room)
+        prepared.check = replace(check, program=apart)
         give_back_freed_memory()
 
-    def _coordinates(
-        self,
-        step: _Step,
-        objective: NetworkObjective,
-        perturbations: CoordinatePerturbations,
-        offsets: Sequence[float],
+    def _along_coordinates(
+        self, step: PropagatedStep, queries: StepQueries, directions: CoordinateDirections
     ) -> Preparation:
-        program, values, parameters = step.entry.program, step.values, parameters_of(objective)
-        foot = self._footprint(step.entry, values, offsets[0])
-        device = device_of(parameters)
-        sizes, workers = self._plan(foot, device)
-        chunks = {(chunk.start, chunk.stop): chunk for chunk in plan.cut(perturbations, sizes)}
-        again = self._recomputations(step, objective, [n for n in program.recomputed if n in perturbations.coordinates])
-        rounded = {name for name in again if not step.wide}
-        steps = perturbations.taken(parameters, offsets, rounded) if rounded else None
-
-        def difference(job: Job) -> Tensor:
-            chunk, offset = chunks[job.start, job.stop], offsets[job.row]
-            if chunk.parameter in again:
-                return again[chunk.parameter].differences(perturbations, range(job.start, job.stop), offset)
-            cone = program.cones[chunk.parameter]
-            size = offset * perturbations.scale(chunk.parameter)
-            try:
-                return loss_differences(cone, values, program.graph.output, chunk.indices, size)
-            except Exception as error:
-                if self.strict or from_black_box(error) or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-                    raise
-                log.warning("queries of %s run operations again: a rule raised %s", chunk.parameter, error)
-                rescue = self._recomputations(step, objective, [chunk.parameter])[chunk.parameter]
-                return rescue.differences(perturbations, range(job.start, job.stop), offset)
-
-        jobs = [
-            Job(row, chunk.start, chunk.stop, chunk.parameter, foot.queries[chunk.parameter])
-            for row in range(len(offsets))
-            for chunk in chunks.values()
-        ]
+        foot = self._footprint(step, queries.offsets[0])
+        again = step.recomputed([name for name in step.program.recomputed if name in directions.coordinates])
+        rounded = set(again) if step.live.draws_depend_on_values else set()
+        steps = directions.taken(queries.parameters(), queries.offsets, rounded) if rounded else None
         return self._preparation(
-            step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), steps
+            step, queries, foot, CoordinateJobs(step, queries, directions, again, self.strict), steps
         )
 
-    def _recomputations(self, step: _Step, objective: NetworkObjective, names: Sequence[str]) -> dict[str, _Queries]:
-        """Queries that run operations again: in float64, unless what the operations draw depends on their values."""
-        if not names:
-            return {}
-        cones = step.entry.program.cones
-        graph, values, dtype = step.entry.program.graph, step.values, None
-        if step.wide:
-            graph, dtype = graph.widened, torch.float64
-            wanted = {node for name in names for node in reads(graph, cones[name])}
-            inputs = graph_inputs(graph, objective, step.batch, dtype=dtype)
-            values = run(graph, inputs, keep=wanted, draws=step.draws, wide=True)
-        found = {}
-        for name in names:
-            cone = cones[name]
-            again = Recomputation(graph, cone.sources, values, step.draws, wide=step.wide)
-            base = again.loss({node: native(values[node]) for node in cone.sources})
-            own = {name: cast(parameters_of(objective)[name], dtype)}
-            found[name] = _Queries(again, base, own, cone.sources, objective.places().parameters[name][0])
-        return found
-
-    def _directions(
-        self, step: _Step, objective: NetworkObjective, perturbations: RandomPerturbations, offsets: Sequence[float]
+    def _along_joint_directions(
+        self, step: PropagatedStep, queries: StepQueries, directions: JointDirections
     ) -> Preparation:
-        """Random directions: all parameters differ, in all entries."""
-        cone = step.entry.program.joint()
-        if cone.reason:
-            raise GraphError(cone.reason)
-        values, device = step.values, device_of(parameters_of(objective))
-        output, places = step.entry.program.graph.output, objective.places()
-
-        def differences(start: int, stop: int, offset: float, meter: Meter | None = None) -> Tensor:
-            stacked = perturbations.stack(start, stop)
-            sources = {}
-            for node in cone.sources:
-                name = str(step.entry.program.graph.inputs[node][1])
-                moved = as_complex(stacked[name] * (offset * perturbations.scale(name)), places.parameters[name][0])
-                sources[node] = Dense(moved.float() if moved.dtype in HALF else moved)
-            return propagated(cone, values, output, sources, stop - start, meter)
-
-        foot = self._joint_footprint(step.entry, values, lambda meter: differences(0, 1, offsets[0], meter))
-        sizes, workers = self._plan(foot, device)
-        chunk = sizes[JOINT]
-        jobs = [
-            Job(row, k, min(k + chunk, len(perturbations)), "direction", foot.queries[JOINT])
-            for row in range(len(offsets))
-            for k in range(0, len(perturbations), chunk)
-        ]
-
-        def difference(job: Job) -> Tensor:
-            return differences(job.start, job.stop, offsets[job.row])
-
-        return self._preparation(
-            step, jobs, difference, workers, device, self._is_tight(foot, device, sizes, workers), None
-        )
+        answers = DirectionJobs(step, queries, directions, step.program.joint())
+        return self._preparation(step, queries, self._joint_footprint(step, answers.first), answers)
 
     def _preparation(
         self,
-        step: _Step,
-        jobs: list[Job],
+        step: PropagatedStep,
+        queries: StepQueries,
+        foot: plan.Footprint,
         difference: Callable[[Job], Tensor],
-        workers: int,
-        device: torch.device,
-        tight: bool,
-        steps: Tensor | None,
+        steps: Tensor | None = None,
     ) -> Preparation:
-        def answer(some: Sequence[Job]) -> list[Answer]:
+        device = device_of(queries.parameters())
+        sizes, workers = self._plan(foot, device)
+
+        def answer(jobs: Sequence[Job]) -> list[Answer]:
             with without_batching_advice():
-                return parallel_map(lambda job: timed_answer(difference, job), some, workers, device)
+                return parallel_map(partial(timed_answer, difference), jobs, workers, device)
 
         def release() -> None:
             step.values.clear()
-            if tight:
+            if self._is_tight(foot, device, sizes, workers):
                 give_back_freed_memory()
 
-        return Preparation(
-            loss=step.base.loss,
-            buffers=step.base.buffers,
-            jobs=jobs,
-            answer=answer,
-            release=release,
-            steps=steps,
-        )
+        base = step.live.base
+        jobs = cut(queries, sizes, foot.weights())
+        return Preparation(base.loss, base.buffers, jobs, answer, release, steps)
 
-    def entry(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Entry:
+    def prepared(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> PreparedProgram:
         """The program for this shape of batch and the state that the model is in, with how it was checked."""
         with self._way_out():
-            return self._begin(objective, batch, self._sizes(objective), seed=0).entry
+            return self._begin(objective, batch, self._sizes(objective), seed=0).prepared
 
     def program(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Program:
         """The exported and compiled graph for this shape of batch and the state that the model is in."""
-        return self.entry(objective, batch).program
+        return self.prepared(objective, batch).program
 
     def recomputed(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> dict[str, str]:
-        """Parameters whose queries run operations again, and why, in the program used last for such a batch."""
+        """Parameters whose queries run operations again -> the reason, in the program used last for such a batch."""
         library = self._libraries.get(objective)
-        entry = None if library is None else library.latest(batch)
-        return {} if entry is None else entry.program.recomputed
+        prepared = None if library is None else library.latest(batch)
+        return {} if prepared is None else prepared.program.recomputed
 
     def check(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Check | None:
-        """How the program for a batch was checked, and how sharp the check was; None with ``verify=False``."""
-        return self.entry(objective, batch).check
+        """The check of the program for a batch, and its sharpness; None with ``verify=False``."""
+        return self.prepared(objective, batch).check
 
     def _sizes(self, objective: NetworkObjective) -> dict[str, float]:
         return FromDtype().of(parameters_of(objective))
@@ -449,13 +277,10 @@ class PropagationEvaluator(DivisibleEvaluator):
     def base_values(self, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], seed: int) -> Values:
         """The graph's base forward of a step."""
         with one_thread():
-            _, draws = objective.base(parameters_of(objective), batch, seed=seed)
-            values = self._run(program, objective, batch, draws)
+            base, draws = objective.base(parameters_of(objective), batch, seed=seed)
+            values = LiveQuery(objective, batch, seed, {}, base, draws).forward(program)
         require_finite_base(base_loss(program, values))
         return values
-
-    def _run(self, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws) -> Values:
-        return run(program.graph, graph_inputs(program.graph, objective, batch), keep=program.kept, draws=draws)
 
     def costs(self, objective: NetworkObjective, *batch: Any, offset: float = 5e-3, repeats: int = 3) -> CostTable:
         """Measure the cost table on a batch, with all workers busy: a few seconds for a small network.
@@ -468,10 +293,10 @@ class PropagationEvaluator(DivisibleEvaluator):
             ['bias', 'weight']
         """
         step = self._begin(objective, batch, self._sizes(objective), seed=0)
-        entry, program, values = step.entry, step.entry.program, step.values
+        program = step.program
         base = median_seconds(lambda: self.base_values(program, objective, batch, seed=0), repeats)
         parameters = parameters_of(objective)
-        foot = self._footprint(entry, values, offset)
+        foot = self._footprint(step, offset)
         device = device_of(parameters)
         sizes, workers = self._plan(foot, device)
 
@@ -479,8 +304,8 @@ class PropagationEvaluator(DivisibleEvaluator):
             def run(indices: Tensor) -> None:
                 def once(_: int) -> Tensor:
                     if program.cones[name].reason:
-                        return self._recomputations(step, objective, [name])[name].base
-                    return loss_differences(program.cones[name], values, program.graph.output, indices, offset)
+                        return step.recomputed([name])[name].base
+                    return step.coordinate_differences(name, indices, offset)
 
                 parallel_map(once, range(workers), workers, device)
                 if device.type == "cuda":
@@ -509,46 +334,62 @@ class PropagationEvaluator(DivisibleEvaluator):
         """
         program = self.program(objective, batch)
         with one_thread():
-            return plan.work(program, self.base_values(program, objective, batch, seed=0), offset=1e-3)
+            return plan.footprint(program, self.base_values(program, objective, batch, seed=0), 1e-3).written
 
     def _plan(self, foot: plan.Footprint, device: torch.device) -> tuple[dict[str, int], int]:
         """Perturbations per chunk by parameter, and the workers that fit."""
         on_cpu = device.type == "cpu"
         target = self.chunk_bytes or (CPU_TARGET if on_cpu else CUDA_TARGET)
-        wanted = (self.workers or torch.get_num_threads()) if on_cpu else 1
+        most = (self.workers or torch.get_num_threads()) if on_cpu else 1
         budget, overhead = self.memory_budget, plan.ALLOCATOR if on_cpu else 1.0
         sizes = plan.chunk_sizes(foot, target=target, budget=budget, overhead=overhead)
-        return sizes, plan.workers_that_fit(foot, sizes, budget=budget, wanted=wanted, overhead=overhead)
+        return sizes, plan.workers_that_fit(foot, sizes, budget=budget, most=most, overhead=overhead)
 
     def _is_tight(self, foot: plan.Footprint, device: torch.device, sizes: dict[str, int], workers: int) -> bool:
-        """Whether what an estimate leaves in the allocator's arenas could take the next one over the budget."""
+        """True if what an estimate leaves in the allocator's arenas could take the next one over the budget."""
         return device.type == "cpu" and plan.in_flight(foot, sizes, workers) * 2 * plan.ALLOCATOR > self.memory_budget
 
-    def _footprint(self, entry: Entry, values: Values, offset: float) -> plan.Footprint:
-        if entry.digest not in self._footprints:
+    def _footprint(self, step: PropagatedStep, offset: float) -> plan.Footprint:
+        prepared = step.prepared
+        if prepared.footprint is None:
+            prepared.footprint = self._resumed.get(prepared.digest)
+        if prepared.footprint is None:
             with one_thread(), standing_in():
-                self._footprints[entry.digest] = plan.footprint(entry.program, values, offset)
-        return self._footprints[entry.digest]
+                prepared.footprint = plan.footprint(prepared.program, step.values, offset)
+        return prepared.footprint
 
-    def _joint_footprint(self, entry: Entry, values: Values, one: Callable[[Meter], Tensor]) -> plan.Footprint:
-        key = f"{entry.digest} {JOINT}"
-        if key not in self._footprints:
+    def _joint_footprint(self, step: PropagatedStep, one: Callable[[Meter], object]) -> plan.Footprint:
+        prepared = step.prepared
+        if prepared.joint_footprint is None:
+            prepared.joint_footprint = self._resumed.get(f"{prepared.digest} {JOINT}")
+        if prepared.joint_footprint is None:
             with one_thread(), torch.no_grad(), standing_in():
-                self._footprints[key] = plan.joint_footprint(values, one, JOINT)
-        return self._footprints[key]
+                prepared.joint_footprint = plan.joint_footprint(step.values, one, JOINT)
+        return prepared.joint_footprint
 
     def state_dict(self) -> dict[str, Any]:
         """The footprints and the targets, on which the chunk plan and so the last bits depend."""
+        feet = dict(self._resumed)
+        for prepared in self._prepared():
+            if prepared.footprint is not None:
+                feet[prepared.digest] = prepared.footprint
+            if prepared.joint_footprint is not None:
+                feet[f"{prepared.digest} {JOINT}"] = prepared.joint_footprint
         return {
             "memory_budget": self.memory_budget,
             "chunk_bytes": self.chunk_bytes,
-            "footprints": {key: {"held": f.held, "queries": dict(f.queries)} for key, f in self._footprints.items()},
+            "footprints": {key: foot.state_dict() for key, foot in feet.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the chunk plan of the run that made the checkpoint."""
         self.memory_budget, self.chunk_bytes = state["memory_budget"], state["chunk_bytes"]
-        self._footprints = {key: plan.Footprint(**foot) for key, foot in state["footprints"].items()}
+        self._resumed = {key: plan.Footprint(**foot) for key, foot in state["footprints"].items()}
+        for prepared in self._prepared():
+            prepared.footprint = prepared.joint_footprint = None
+
+    def _prepared(self) -> list[PreparedProgram]:
+        return [prepared for library in self._libraries.values() for prepared in library.entries.values()]
 
 
 def first_samples(batch: tuple[Any, ...], share: float) -> tuple[Any, ...]:
@@ -561,9 +402,3 @@ def first_samples(batch: tuple[Any, ...], share: float) -> tuple[Any, ...]:
     few = [leaf[:count] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     arguments, options = pytree.tree_unflatten(few, spec)
     return Batch(arguments, options)
-
-
-def base_loss(program: Program, values: Values) -> Tensor:
-    """The base loss, 0-dim float64."""
-    loss: Tensor = values[program.graph.output].base
-    return loss.double().mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,8 +12,8 @@ from deepzero.evaluators.base import (
     Job,
     Preparation,
     StepQueries,
+    in_turn,
     require_finite_base,
-    timed_answer,
 )
 from deepzero.objective import first_query
 
@@ -39,7 +40,7 @@ class SequentialEvaluator(DivisibleEvaluator):
             base.loss.detach().double(),
             base.buffers,
             jobs,
-            lambda some: [timed_answer(difference, job) for job in some],
+            partial(in_turn, difference),
             steps=steps,
         )
 

@@ -1,4 +1,4 @@
-"""One step of an executor evaluator: sends calls, takes answers in any order, and deals with what goes wrong."""
+"""Dispatch of a step's queries to an executor: send calls, take answers in any order, deal with what goes wrong."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import heapq
 import itertools
 import logging
 import math
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from contextlib import suppress
-from dataclasses import replace
-from queue import SimpleQueue
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from deepzero.errors import DeepZeroError, NonFiniteLossError, QueryError
-from deepzero.executors.executor_calls import Call, Clock, Flight, final, raised, transport_error
 from deepzero.executors.policy import QueryPolicy, RateLimit
 from deepzero.executors.pool import Pool, Reply
 from deepzero.executors.queries import BASE, Query, is_finite, joint_key
@@ -30,7 +30,7 @@ HINT = (
     "; what it printed says why. Workers that die at once may import your script, whose own work then stands behind "
     'if __name__ == "__main__":; workers that die later may lack memory'
 )
-"""What to look for when a worker was lost."""
+"""Advice after the loss of a worker."""
 
 AHEAD = 2
 """Calls in flight for each worker where one may wait in a queue, so that no worker waits for the next call."""
@@ -38,8 +38,53 @@ AHEAD = 2
 Accept = Callable[[dict[int, Any]], None]
 
 
-class Step:
-    """Gets the queries of one step answered.
+class Clock:
+    """The time, and waiting; tests put a clock of their own in its place."""
+
+    def now(self) -> float:
+        """Seconds."""
+        return time.monotonic()
+
+    def take(self, queue: SimpleQueue[Future[Reply]], seconds: float) -> Future[Reply] | None:
+        """The next future that is done, or None after ``seconds`` without one."""
+        try:
+            return queue.get(timeout=seconds) if seconds > 0 else queue.get_nowait()
+        except Empty:
+            return None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of the black box, for one query or a stack of them.
+
+    Attributes:
+        queries: what it answers.
+        tries: how often it was made before.
+        not_numbers: how many of these gave an answer that was not a number.
+        loaded: whether it must carry the payload.
+    """
+
+    queries: tuple[Query, ...]
+    tries: int = 0
+    not_numbers: int = 0
+    loaded: bool = False
+
+    @property
+    def place(self) -> int:
+        """Place of the first query, which orders calls."""
+        return self.queries[0].place
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A call on its way, and when to give it up."""
+
+    call: Request
+    deadline: float
+
+
+class Dispatcher:
+    """Gets the queries of one step answered, each or skipped.
 
     Args:
         pool: where.
@@ -49,7 +94,7 @@ class Step:
         accept: stores answers by place (None: skipped), for good, before anything else is done with them.
         describe: a place in words, for messages.
         clock: the time.
-        required: whether the query at a place may not be skipped.
+        required: true of a place whose query may not be skipped.
     """
 
     def __init__(
@@ -71,17 +116,17 @@ class Step:
         self._name = uuid.uuid4().hex
         self._serial = itertools.count()
         self._open: set[int] = set()
-        self._ready: list[tuple[int, int, Call]] = []
-        self._delayed: list[tuple[float, int, Call]] = []
+        self._ready: list[tuple[int, int, Request]] = []
+        self._delayed: list[tuple[float, int, Request]] = []
         self._flights: dict[Future[Reply], Flight] = {}
-        self._late: dict[Future[Reply], Call] = {}
+        self._late: dict[Future[Reply], Request] = {}
         self._done: SimpleQueue[Future[Reply]] = SimpleQueue()
 
     def run(self, stacks: Iterable[Sequence[Query]]) -> None:
         """Answer or skip every query; one stack is one call."""
         for stack in stacks:
             self._open.update(query.place for query in stack)
-            self._queue(Call(tuple(stack)))
+            self._queue(Request(tuple(stack)))
         self._count_workers()
         try:
             while self._open:
@@ -101,27 +146,27 @@ class Step:
     # Sending ---------------------------------------------------------------------------------------------------------
 
     def _count_workers(self) -> None:
-        """How many calls may be in flight, and how many of the first must carry the payload."""
+        """Set the number of calls in flight, and of first calls that carry the payload."""
         if self._policy.timeout is not None:
             self._pool.warm_up()
         known = self._pool.workers()
-        asked = self._policy.in_flight
-        if known is None and asked is None:
+        at_most = self._policy.in_flight
+        if known is None and at_most is None:
             raise QueryError(
                 "the executor does not say how many workers it has; pass policy=dz.QueryPolicy(in_flight=...) with the "
                 "number of calls that it runs at the same time"
             )
-        self._workers = known or asked or 1
-        self._limit = asked or self._workers * (1 if self._at_once else AHEAD)
+        self._workers = known or at_most or 1
+        self._limit = at_most or self._workers * (1 if self._at_once else AHEAD)
         self._unloaded = min(self._limit, self._workers)
 
     def _free(self) -> bool:
-        """Whether one more call may be in flight; if it must start at once, whether a worker is free."""
+        """True if one more call may be in flight and, where it must start at once, a worker is free."""
         active = len(self._flights)
         starts = not self._at_once or active + len(self._pool.hanging) < self._workers
         return active < self._limit and starts
 
-    def _queue(self, call: Call) -> None:
+    def _queue(self, call: Request) -> None:
         """Calls go in the order of their places, so that what is tried again comes before what is new."""
         heapq.heappush(self._ready, (call.place, next(self._serial), call))
 
@@ -137,16 +182,16 @@ class Step:
         if self._ready and not self._flights and self._pool.stuck(now) >= self._workers:
             self._all_hang()
 
-    def _still_open(self, call: Call) -> Call | None:
+    def _still_open(self, call: Request) -> Request | None:
         """The call without queries whose answer came late."""
         queries = tuple(query for query in call.queries if query.place in self._open)
         return replace(call, queries=queries) if queries else None
 
-    def _submit(self, call: Call, now: float) -> None:
+    def _submit(self, call: Request, now: float) -> None:
         self._unloaded -= 1
         payload = self._payload if call.loaded or self._unloaded >= 0 else None
         points = tuple(query.point for query in call.queries)
-        key = joint_key([query.key for query in call.queries], call.anew)
+        key = joint_key([query.key for query in call.queries], call.not_numbers)
         try:
             future = self._pool.submit(Message(self._name, points, key, next(self._serial), payload))
         except BrokenExecutor as error:
@@ -181,7 +226,7 @@ class Step:
             if call is not None:
                 self._react(call, future)
 
-    def _landed(self, future: Future[Reply]) -> Call | None:
+    def _landed(self, future: Future[Reply]) -> Request | None:
         """The call of a future that is done with; None if it was given up: then it is being made again already."""
         self._late.pop(future, None)
         flight = self._flights.pop(future, None)
@@ -203,7 +248,7 @@ class Step:
             self._accept(found)
         self._open.difference_update(found)
 
-    def _react(self, call: Call, future: Future[Reply]) -> None:
+    def _react(self, call: Request, future: Future[Reply]) -> None:
         """Deal with whatever of a call is not answered yet."""
         rest = self._still_open(call)
         if rest is None:
@@ -221,11 +266,11 @@ class Step:
                 self._failed(rest, self._policy.on_error, raised(reply))
             else:
                 odd = NonFiniteLossError("the black box returned NaN or infinity")
-                self._failed(replace(rest, anew=rest.anew + 1), self._policy.on_nan, odd)
+                self._failed(replace(rest, not_numbers=rest.not_numbers + 1), self._policy.on_nan, odd)
 
     # What goes wrong -------------------------------------------------------------------------------------------------
 
-    def _failed(self, call: Call, reaction: str, error: DeepZeroError) -> None:
+    def _failed(self, call: Request, reaction: str, error: DeepZeroError) -> None:
         """Retry, skip or stop; what is required is never skipped."""
         if reaction == "retry" and call.tries < self._policy.retries:
             delay = self._policy.delay(call.tries + 1, place=call.place)
@@ -239,7 +284,7 @@ class Step:
         log.warning("%s: %s; skipped", self._named(call), error)
         self._settle({query.place: None for query in call.queries})
 
-    def _named(self, call: Call) -> str:
+    def _named(self, call: Request) -> str:
         more = f" and {len(call.queries) - 1} more" if len(call.queries) > 1 else ""
         return f"{self._describe(call.place)}{more}"
 
@@ -260,17 +305,17 @@ class Step:
         if not self._pool.can_be_remade:
             raise QueryError(
                 f"all {self._workers} workers hang in calls given up after {self._policy.timeout:g} s; pass a function "
-                "that makes the pool, executor=lambda: ProcessPoolExecutor(...), so that it can be made anew"
+                "that makes the pool, executor=lambda: ProcessPoolExecutor(...), so that it can be made again"
             )
         log.warning("all %d workers hang; a new pool is made", self._workers)
         self._new_pool()
 
-    def _lost(self, call: Call, error: BaseException) -> None:
+    def _lost(self, call: Request, error: BaseException) -> None:
         """A worker died, and the executor with it: everything in flight goes to a new one."""
         if not self._pool.can_be_remade:
             raise QueryError(
                 f"the executor broke down ({type(error).__name__}: {error}); pass a function that makes it, "
-                "executor=lambda: ProcessPoolExecutor(...), so that it can be made anew"
+                "executor=lambda: ProcessPoolExecutor(...), so that it can be made again"
             ) from error
         self._keep([future for future in self._flights if future.done()])
         calls = [call, *(flight.call for flight in self._flights.values())]
@@ -283,3 +328,25 @@ class Step:
         self._late.clear()
         self._pool.discard()
         self._count_workers()
+
+
+def transport_error(error: BaseException) -> QueryError:
+    """An exception that did not come from the black box but from the executor that was to run it."""
+    text = f"{type(error).__name__}: {error}"
+    hint = "; define fn and what it uses at the top of a module" if "pickle" in text.lower() else ""
+    return QueryError(f"the executor could not run it, {text}{hint}")
+
+
+def raised(failure: Failure) -> QueryError:
+    """An exception of the black box: its first line, and as a note all of it with where it was raised."""
+    error = QueryError(f"the black box raised {failure.error.partition(chr(10))[0]}")
+    error.add_note(failure.trace)
+    return error
+
+
+def final(error: DeepZeroError, what: str) -> DeepZeroError:
+    """An error that ends the step, with the call that it ended at."""
+    ended = type(error)(f"{what}: {error} (answers so far are kept, if a journal was given)")
+    for note in getattr(error, "__notes__", ()):
+        ended.add_note(note)
+    return ended

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
+from typing import Any
 
 from deepzero.errors import InvalidInputError, JournalError
 from deepzero.executors import journal_rows as rows
-from deepzero.executors.journal_fork import Connection
 
 MAGIC = 0x647A6A32
 """SQLite's ``application_id`` of a journal: ``dzj2``."""
@@ -176,8 +178,8 @@ class QueryJournal:
         """
         known: dict[str, rows.Answer | None] = {}
         with self._used():
-            asked = list(keys)
-            for some in (asked[start : start + LOOKUP] for start in range(0, len(asked), LOOKUP)):
+            listed = list(keys)
+            for some in (listed[start : start + LOOKUP] for start in range(0, len(listed), LOOKUP)):
                 marks = ",".join("?" * len(some))
                 for row in self._db.execute(f"SELECT key, loss, checksum FROM answers WHERE key IN ({marks})", some):
                     known[row[0]] = self._unpack(*row)
@@ -278,3 +280,30 @@ def _checked(path: str | Path) -> Path:
             f"{text} is a folder; name a file in it: dz.QueryJournal({str(Path(text, 'queries.sqlite'))!r})"
         )
     return Path(text)
+
+
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+"""Connections that a fork would copy."""
+
+
+class Connection(sqlite3.Connection):
+    """A connection of which copies in forked children are never closed.
+
+    A connection must not cross a fork: if the child closes its copy (at its end, or when it is collected), SQLite
+    merges and deletes the log that the parent goes on writing to, and what the parent records is lost. So the child's
+    copies live for ever, unused.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _open.add(self)
+
+
+def _keep_all() -> None:
+    """In the child: hold each connection once more than anybody will ever let go of it."""
+    for connection in list(_open):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_all)

@@ -16,7 +16,7 @@ CHECKSUM_BYTES = 8
 NUMBER = struct.Struct("<d")
 """SQLite's own numbers would lose the sign of a zero."""
 ARRAY = b"deepzero array "
-"""What the bytes of an array begin with: they are never as few as a number's."""
+"""Prefix of the bytes of an array: they are never as few as a number's."""
 
 Answer = float | np.ndarray[Any, Any]
 

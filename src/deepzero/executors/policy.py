@@ -1,4 +1,4 @@
-"""What is tolerated of a black box, and how hard it may be pressed."""
+"""Timeouts, retries and rate limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESORTS = ("skip", "stop")
 
 @dataclass(frozen=True)
 class QueryPolicy:
-    """How the queries of a black box are made, and what follows when one fails.
+    """The timeout, the retries and the limits of the queries of a black box, and the reaction to a failure.
 
     A query that times out or is lost with its worker is always made again, up to ``retries`` times. The base query (the
     loss at the parameters themselves) is never skipped: where a perturbed one would be, it stops. A skipped direction
@@ -86,7 +86,7 @@ class RateLimit:
         return self._next
 
     def start(self, now: float) -> None:
-        """Take note of a start."""
+        """Record a start."""
         self._next = now + self._interval
 
 

@@ -1,4 +1,4 @@
-"""An executor that can be asked how many workers it has, and made anew where it came from a factory."""
+"""An executor that can be asked how many workers it has, and made again where it came from a factory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Pool:
     """
 
     def __init__(self, source: ExecutorSource) -> None:
-        self._given = source if isinstance(source, Executor) else None
+        self._shared = source if isinstance(source, Executor) else None
         self._factory = None if isinstance(source, Executor) else source
         if self._factory is not None and not callable(source):
             raise InvalidInputError(
@@ -40,7 +40,7 @@ class Pool:
 
     @property
     def can_be_remade(self) -> bool:
-        """Whether there is a factory."""
+        """True if there is a factory."""
         return self._factory is not None
 
     def workers(self) -> int | None:
@@ -89,8 +89,8 @@ class Pool:
             self._made, self._warm = None, False
 
     def _executor(self) -> Executor:
-        if self._given is not None:
-            return self._given
+        if self._shared is not None:
+            return self._shared
         if self._made is None and self._factory is not None:
             self._made = self._factory()
         if not isinstance(self._made, Executor):

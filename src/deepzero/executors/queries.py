@@ -21,7 +21,7 @@ KEY_BYTES = 16
 
 
 class Query(Protocol):
-    """One point at which an answer is wanted."""
+    """One point that is asked about."""
 
     @property
     def place(self) -> int:
@@ -41,7 +41,7 @@ class Query(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LossQuery:
-    """One point at which the loss is wanted.
+    """One point at which the loss is asked for.
 
     Attributes:
         place: position in the step, :data:`BASE` for the base query.
@@ -62,7 +62,7 @@ class LossQuery:
 
 
 def is_finite(answer: float | np.ndarray[Any, Any]) -> bool:
-    """Whether an answer, a number or an array of them, is finite.
+    """True if an answer, a number or an array of them, is finite.
 
     Example:
         >>> is_finite(1.0), is_finite(np.array([1.0, np.nan]))
@@ -82,12 +82,12 @@ def listed_queries(perturbations: Perturbations, offsets: Sequence[float], ident
 def _key(identity: bytes | None, displacement: Displacement | None, offset: float) -> str | None:
     if identity is None:
         return None
-    said = f"{displacement!r} {offset.hex()}".encode()
-    return hashlib.blake2b(said, key=identity, digest_size=KEY_BYTES).hexdigest()
+    content = f"{displacement!r} {offset.hex()}".encode()
+    return hashlib.blake2b(content, key=identity, digest_size=KEY_BYTES).hexdigest()
 
 
-def joint_key(keys: Sequence[str | None], anew: int) -> str | None:
-    """The key of one call: of its query, or of its stack; ``anew`` counts the answers that were not numbers.
+def joint_key(keys: Sequence[str | None], not_numbers: int) -> str | None:
+    """The key of one call: of its query, or of its stack; ``not_numbers`` counts the answers that were none.
 
     Such an answer was an answer: to ask once more is another question, which a service that remembers keys must not
     answer from its memory.
@@ -96,7 +96,7 @@ def joint_key(keys: Sequence[str | None], anew: int) -> str | None:
     if len(known) != len(keys):
         return None
     joint = known[0] if len(known) == 1 else hashlib.blake2b("".join(known).encode(), digest_size=KEY_BYTES).hexdigest()
-    return f"{joint}-{anew}" if anew else joint
+    return f"{joint}-{not_numbers}" if not_numbers else joint
 
 
 def step_identity(parameters: Parameters, batch: tuple[Any, ...], seed: int) -> bytes:

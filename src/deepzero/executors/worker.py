@@ -1,4 +1,4 @@
-"""Where a query is answered: the step's parameters are kept there, and only a displacement comes with a query."""
+"""The worker's side: it keeps the step's parameters, and only a displacement comes with a query."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ class Ready(Protocol):
     """A payload, unpacked: it answers."""
 
     def answers(self, points: Sequence[Any]) -> list[Any]:
-        """What the black box says at each point."""
+        """Answers of the black box at each point."""
         ...
 
 
 class Packed(Protocol):
-    """What all queries of a step share, on its way to a worker."""
+    """The common part of all queries of a step, on its way to a worker."""
 
     def unpack(self) -> Ready:
         """As the worker needs it."""

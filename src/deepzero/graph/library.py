@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from deepzero.errors import GraphError
 from deepzero.graph.capture import capture
 from deepzero.graph.fingerprint import Picture, changes, picture
+from deepzero.graph.plan import Footprint
 from deepzero.graph.program import Program, compile_program
 from deepzero.graph.verify import Check
 from deepzero.objective import NetworkObjective, State, keywords, parameters_of
@@ -28,8 +29,8 @@ RESTLESS = 4
 
 
 @dataclass
-class Entry:
-    """A program and how well it is known to agree.
+class PreparedProgram:
+    """A program, what is known of its agreement with the live one, and the bytes that its queries take.
 
     Attributes:
         program: the program.
@@ -37,6 +38,8 @@ class Entry:
         apart: largest absolute difference of its loss and the live one that is put down to rounding.
         scale: largest loss seen.
         check: the check of its rules, once made.
+        footprint: of queries along coordinates, once read off.
+        joint_footprint: of queries along random directions, once read off.
     """
 
     program: Program
@@ -44,6 +47,8 @@ class Entry:
     apart: float = 0.0
     scale: float = 0.0
     check: Check | None = None
+    footprint: Footprint | None = None
+    joint_footprint: Footprint | None = None
 
     def agrees(self, found: Tensor, live: Tensor, unit: float) -> bool:
         """True if the graph's loss is the live program's, but for the rounding that was seen when it was made."""
@@ -65,16 +70,16 @@ class Library:
         volatile: where the forward itself changes the picture.
     """
 
-    entries: OrderedDict[Hashable, Entry] = field(default_factory=OrderedDict)
+    entries: OrderedDict[Hashable, PreparedProgram] = field(default_factory=OrderedDict)
     inert: set[Hashable] = field(default_factory=set)
     volatile: set[Hashable] = field(default_factory=set)
     _equal: dict[Hashable, int] = field(default_factory=dict)
-    _last: tuple[Hashable, Picture, Entry] | None = None
+    _last: tuple[Hashable, Picture, PreparedProgram] | None = None
     _restless: int = 0
 
     def get(
         self, objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws, *, strict: bool
-    ) -> tuple[Entry, bool]:
+    ) -> tuple[PreparedProgram, bool]:
         """The program for a batch as things stand; True if it was made just now."""
         shapes, seen = shape_key(batch), picture(objective)
         key = shapes, self._key(seen)
@@ -87,8 +92,8 @@ class Library:
         return entry, new
 
     def replace(
-        self, objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws, stale: Entry, *, strict: bool
-    ) -> tuple[Entry, bool]:
+        self, objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws, stale: PreparedProgram, *, strict: bool
+    ) -> tuple[PreparedProgram, bool]:
         """A program captured again because ``stale`` has another loss than the live one.
 
         Raises:
@@ -103,12 +108,12 @@ class Library:
         graph = capture(objective, batch, draws)
         if graph.digest() == stale.digest:
             return stale, False
-        entry = Entry(compile_program(graph, parameters_of(objective), strict=strict), graph.digest())
+        entry = PreparedProgram(compile_program(graph, parameters_of(objective), strict=strict), graph.digest())
         self._keep((shapes, self._key(seen)), entry)
         self._last = shapes, seen, entry
         return entry, True
 
-    def latest(self, batch: tuple[Any, ...]) -> Entry | None:
+    def latest(self, batch: tuple[Any, ...]) -> PreparedProgram | None:
         """The program used last, if it was for a batch of these shapes."""
         return self._last[2] if self._last is not None and self._last[0] == shape_key(batch) else None
 
@@ -137,7 +142,7 @@ class Library:
         strict: bool,
         shapes: Hashable,
         seen: Picture,
-    ) -> tuple[Entry, bool]:
+    ) -> tuple[PreparedProgram, bool]:
         graph = capture(objective, batch, draws)
         digest = graph.digest()
         last, self._last = self._last, None
@@ -148,7 +153,7 @@ class Library:
                     self.inert.add(where)
             self._last = shapes, seen, last[2]
             return last[2], False
-        entry = Entry(compile_program(graph, parameters_of(objective), strict=strict), digest)
+        entry = PreparedProgram(compile_program(graph, parameters_of(objective), strict=strict), digest)
         self._last = shapes, seen, entry
         return entry, True
 
@@ -156,7 +161,7 @@ class Library:
         ignored = self.inert | self.volatile
         return hash(tuple((key, value) for key, value in seen.items() if key not in ignored))
 
-    def _keep(self, key: Hashable, entry: Entry) -> None:
+    def _keep(self, key: Hashable, entry: PreparedProgram) -> None:
         self.entries[key] = entry
         self.entries.move_to_end(key)
         while len(self.entries) > KEPT:

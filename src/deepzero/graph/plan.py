@@ -1,4 +1,4 @@
-"""The chunk plan: which perturbations are propagated together.
+"""The chunk plan: how many perturbations are propagated together.
 
 The plan depends on shapes, the byte target and the coordinates, never on the number of workers or on a clock: each
 chunk is computed by one thread, so the gradient has the same bits on 1, 2 or 64 workers and in a second run.
@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from jaxtyping import Int64
-from torch import Tensor
 
 from deepzero.errors import BudgetError
 from deepzero.graph.forward import Values, held_bytes
 from deepzero.graph.program import Program
 from deepzero.graph.propagate import Meter, loss_differences
-from deepzero.probes import CoordinatePerturbations
 
 MEBI = 1 << 20
 MAX_CHUNK = 512
@@ -26,92 +24,71 @@ WORKSPACE = 12
 """Temporaries of a rule, in multiples of its result: gelu and the fallback, which work in float64, hold the most."""
 
 RECOMPUTED = 4
-"""What a query that runs operations again holds, as a divisor of what the base forward keeps."""
+"""Divisor of the bytes of the base forward that gives those of a query that runs operations again."""
 
 ALLOCATOR = 1.8
 """Memory that the process takes, in multiples of live tensors: what the C allocator keeps in its arenas for reuse."""
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Directions ``start`` to ``stop - 1`` of a step, all of one parameter."""
-
-    parameter: str
-    indices: Int64[Tensor, " p"]
-    start: int
-
-    @property
-    def stop(self) -> int:
-        """One past the last direction."""
-        return self.start + len(self.indices)
-
-
-@dataclass(frozen=True)
 class Footprint:
-    """Bytes that a step takes.
+    """Bytes that a step takes; they depend on shapes alone.
 
     Attributes:
         held: the base forward, with all that rules derive from it.
         queries: one perturbation at its peak, by parameter.
+        written: all differences that one perturbation writes on its way to the loss, by parameter; empty where it is
+            not known, as after a resume.
     """
 
     held: int
     queries: dict[str, int]
+    written: dict[str, int] = field(default_factory=dict)
+
+    def weights(self) -> dict[str, float]:
+        """A guess of what a query of each parameter costs, for as long as nothing has been measured."""
+        return dict(self.written or self.queries)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The part on which the chunk plan depends, as JSON-able values."""
+        return {"held": self.held, "queries": dict(self.queries)}
+
+
+class Tally:
+    """Adds up what the propagation of one perturbation takes: a meter.
+
+    Attributes:
+        peak: bytes of live differences and temporaries, at most.
+        written: bytes of all differences.
+    """
+
+    def __init__(self) -> None:
+        self.peak = self.written = 0
+
+    def __call__(self, live: int, newest: int) -> None:
+        """Count one operation."""
+        self.peak = max(self.peak, live + WORKSPACE * newest)
+        self.written += newest
 
 
 def footprint(program: Program, values: Values, offset: float) -> Footprint:
-    """Read off a propagation of one coordinate of every parameter; depends on shapes only."""
-    queries = {n: _query_bytes(program, values, n, offset) for n, cone in program.cones.items() if not cone.reason}
+    """Read off a propagation of one coordinate of every parameter."""
+    first, output = torch.zeros(1, dtype=torch.int64), program.graph.output
+    again = held_bytes(values)
+    tallies = {name: Tally() for name, cone in program.cones.items() if not cone.reason}
+    for name, tally in tallies.items():
+        loss_differences(program.cones[name], values, output, first, offset, tally)
     held = held_bytes(values)
-    return Footprint(held, {**queries, **dict.fromkeys(program.recomputed, max(1, held // RECOMPUTED))})
+    peaks = {name: max(tally.peak, 1) for name, tally in tallies.items()}
+    written = {name: max(tallies[name].written, 1) if name in tallies else again for name in program.cones}
+    return Footprint(held, {**peaks, **dict.fromkeys(program.recomputed, max(1, held // RECOMPUTED))}, written)
 
 
-def joint_footprint(values: Values, one: Callable[[Meter], Tensor], name: str) -> Footprint:
-    """The same for directions in which all parameters move, from a propagation of one of them."""
-    peak = 1
-
-    def meter(live: int, newest: int) -> None:
-        nonlocal peak
-        peak = max(peak, live + WORKSPACE * newest)
-
-    one(meter)
-    return Footprint(held_bytes(values), {name: peak})
-
-
-def _query_bytes(program: Program, values: Values, parameter: str, offset: float) -> int:
-    peak = 0
-
-    def meter(live: int, newest: int) -> None:
-        nonlocal peak
-        peak = max(peak, live + WORKSPACE * newest)
-
-    _propagate_one(program, values, parameter, offset, meter)
-    return max(peak, 1)
-
-
-def work(program: Program, values: Values, offset: float) -> dict[str, int]:
-    """Bytes of differences that a perturbation writes on its way to the loss, by parameter; depends on shapes only."""
-    held = held_bytes(values)
-    return {
-        name: held if cone.reason else _written_bytes(program, values, name, offset)
-        for name, cone in program.cones.items()
-    }
-
-
-def _written_bytes(program: Program, values: Values, parameter: str, offset: float) -> int:
-    written = 0
-
-    def meter(_: int, newest: int) -> None:
-        nonlocal written
-        written += newest
-
-    _propagate_one(program, values, parameter, offset, meter)
-    return max(written, 1)
-
-
-def _propagate_one(program: Program, values: Values, parameter: str, offset: float, meter: Meter) -> None:
-    first = torch.zeros(1, dtype=torch.int64)
-    loss_differences(program.cones[parameter], values, program.graph.output, first, offset, meter)
+def joint_footprint(values: Values, one: Callable[[Meter], object], name: str) -> Footprint:
+    """The same for directions in which all parameters move, from ``one``, a propagation of one of them."""
+    tally = Tally()
+    one(tally)
+    return Footprint(held_bytes(values), {name: max(tally.peak, 1)}, {name: max(tally.written, 1)})
 
 
 def chunk_sizes(foot: Footprint, *, target: int, budget: int, overhead: float = 1.0) -> dict[str, int]:
@@ -140,10 +117,10 @@ def chunk_sizes(foot: Footprint, *, target: int, budget: int, overhead: float = 
 
 
 def workers_that_fit(
-    foot: Footprint, sizes: Mapping[str, int], *, budget: int, wanted: int, overhead: float = 1.0
+    foot: Footprint, sizes: Mapping[str, int], *, budget: int, most: int, overhead: float = 1.0
 ) -> int:
-    """How many chunks may be in flight; never changes what a chunk holds."""
-    return max(1, min(wanted, (int(budget / overhead) - foot.held) // _largest_chunk(foot, sizes)))
+    """The number of chunks in flight that the budget allows; it never changes what a chunk holds."""
+    return max(1, min(most, (int(budget / overhead) - foot.held) // _largest_chunk(foot, sizes)))
 
 
 def in_flight(foot: Footprint, sizes: Mapping[str, int], workers: int) -> int:
@@ -153,13 +130,3 @@ def in_flight(foot: Footprint, sizes: Mapping[str, int], workers: int) -> int:
 
 def _largest_chunk(foot: Footprint, sizes: Mapping[str, int]) -> int:
     return max((size * foot.queries[name] for name, size in sizes.items()), default=1)
-
-
-def cut(perturbations: CoordinatePerturbations, sizes: Mapping[str, int]) -> list[Chunk]:
-    """All directions of a step in chunks, parameter after parameter."""
-    chunks: list[Chunk] = []
-    for name, indices in perturbations.coordinates.items():
-        first = perturbations.start(name)
-        size = sizes[name]
-        chunks += [Chunk(name, indices[b : b + size], first + b) for b in range(0, len(indices), size)]
-    return chunks

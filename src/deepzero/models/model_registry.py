@@ -93,10 +93,10 @@ def build(
             return _BUILDERS[name](num_classes=num_classes, input_shape=shape, **options)
         except TypeError as error:
             unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            said = (
+            problem = (
                 f"has no {unknown[1]}; leave {unknown[1]} out" if unknown else f"does not take these options: {error}"
             )
-            raise InvalidInputError(f"the model {name!r} {said}") from error
+            raise InvalidInputError(f"the model {name!r} {problem}") from error
 
 
 def require_known(name: str) -> None:
@@ -120,7 +120,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _known_of(shape: Shape) -> dict[str, object]:
-    """What a network of one's own may be told of its inputs."""
+    """The arguments that a network of one's own may take, from the shape of its inputs."""
     known: dict[str, object] = {"input_shape": shape, "in_features": math.prod(shape)}
     if len(shape) == 3:
         known["in_channels"] = shape[0]

@@ -12,15 +12,15 @@ from deepzero.errors import InvalidInputError
 from deepzero.own import imported, located
 
 NAME = "Net"
-"""What is looked for in a file that is named without one."""
+"""Name of the class or function in a file that is named without one."""
 
 
 def own_network(target: str, arguments: dict[str, Any], options: dict[str, Any]) -> nn.Module:
-    """What a class or function of the user's makes.
+    """The network that a class or function of the user's makes.
 
     Args:
         target: ``file.py:Net`` or ``module:Net``; ``Net`` by default.
-        arguments: what the data says (``num_classes``, ``in_channels``, ...), given where there is a parameter for it.
+        arguments: from the data (``num_classes``, ``in_channels``, ...), given where there is a parameter for it.
         options: further keywords, all of which it must have.
 
     Raises:
@@ -38,16 +38,16 @@ def own_network(target: str, arguments: dict[str, Any], options: dict[str, Any])
     unknown = [name for name in options if name not in parameters and not takes_any]
     if unknown:
         raise InvalidInputError(f"{target} has no parameter {unknown[0]}; it has: {', '.join(parameters) or 'none'}")
-    given = {name: value for name, value in arguments.items() if name in parameters} | options
+    passed = {name: value for name, value in arguments.items() if name in parameters} | options
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind in plain and n not in given]
+    missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind in plain and n not in passed]
     if missing:
         raise InvalidInputError(
             f"{target} needs {', '.join(missing)}, which is not known here: what is filled in is "
             f"{', '.join(arguments)}. Give {missing[0]} a default, or rename it"
         )
     try:
-        model = make(**given)
+        model = make(**passed)
     except Exception as error:
         raise InvalidInputError(f"{target} could not be made: {located(error)}") from error
     if not isinstance(model, nn.Module):

@@ -24,8 +24,7 @@ from deepzero.errors import (
     mark_from_black_box,
 )
 from deepzero.executors import QueryJournal, QueryPolicy
-from deepzero.executors.dispatch import Step
-from deepzero.executors.executor_calls import Clock
+from deepzero.executors.dispatch import Clock, Dispatcher
 from deepzero.executors.policy import RateLimit
 from deepzero.executors.pool import ExecutorSource, Pool
 from deepzero.executors.queries import KEY_BYTES, tensor_bytes
@@ -404,7 +403,7 @@ class Rows:
 
         stacks = [queries[start : start + most] for start in range(0, len(queries), most)]
         self.ledger.calls += len(stacks)
-        Step(
+        Dispatcher(
             self._pool,
             payload,
             policy=self.policy or QueryPolicy(),

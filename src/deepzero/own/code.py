@@ -22,7 +22,7 @@ FORMS = "file.py, file.py:function or module:function"
 
 
 def is_own(word: str) -> bool:
-    """Whether a word names something of the user's own, as no recipe does.
+    """True if a word names something of the user's own, as no recipe does.
 
     Example:
         >>> [is_own(word) for word in ("digits", "box.py", "box.py:make", "package.box:make")]
@@ -54,7 +54,7 @@ def absolute(word: str) -> str:
 
 
 def imported(word: str, default: str = "recipe") -> Any:
-    """What a word names: a function, a class, or whatever else stands under that name.
+    """The object that a word names: a function, a class, or whatever else stands under that name.
 
     The file's folder is put in front of ``sys.path``, as ``python file.py`` does, and stays there: the file may import
     its neighbours now and while its functions run, and worker processes find it. With an ``__init__.py`` beside it the
@@ -84,7 +84,7 @@ def imported(word: str, default: str = "recipe") -> Any:
 
 
 def called(function: Any, settings: Mapping[str, str]) -> Any:
-    """What a function returns, called with settings from the command line; what is no function or class is handed on.
+    """The result of a function, called with settings from the command line; other objects are handed on.
 
     Args:
         function: as :func:`imported` gives it.
@@ -119,10 +119,10 @@ def called(function: Any, settings: Mapping[str, str]) -> Any:
     return result
 
 
-def require_kind(value: Any, kinds: tuple[type, ...], word: str, wanted: str) -> None:
-    """Raise unless a value is of one of the kinds; ``wanted`` says in words what was expected."""
+def require_kind(value: Any, kinds: tuple[type, ...], word: str, expected: str) -> None:
+    """Raise unless a value is of one of the kinds; ``expected`` says in words what the value should be."""
     if not isinstance(value, kinds):
-        raise InvalidInputError(f"{word} must give {wanted}; it gives {_shown(value)}")
+        raise InvalidInputError(f"{word} must give {expected}; it gives {_shown(value)}")
 
 
 def located(error: BaseException) -> str:
@@ -130,15 +130,15 @@ def located(error: BaseException) -> str:
 
     Lines of installed packages, of this one and of Python itself are nobody's to correct, so they are not named.
     """
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     if isinstance(error, SyntaxError):
-        said = error.msg
+        message = error.msg
         where = f"{Path(error.filename).name if error.filename else '?'}, line {error.lineno}"
     else:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
         where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     kind = type(error).__name__
-    return f"{f'{where}: ' if where else ''}{kind}{f': {said}' if said else ''}"
+    return f"{f'{where}: ' if where else ''}{kind}{f': {message}' if message else ''}"
 
 
 def _is_users(filename: str) -> bool:

@@ -123,13 +123,13 @@ def _one_of(word: str, choices: Mapping[str, Any]) -> Any:
 
 def _first(word: str, hints: Iterable[Any]) -> Any:
     """The first of several types that fits; plain text only if nothing else does."""
-    wanted = []
+    expected = []
     for hint in sorted(hints, key=lambda hint: hint in (str, Path)):
         try:
             return _read(word, hint)
         except ValueError as error:
-            wanted.append(str(error))
-    raise ValueError(" or ".join(wanted))
+            expected.append(str(error))
+    raise ValueError(" or ".join(expected))
 
 
 def _number(word: str, kind: type) -> Any:

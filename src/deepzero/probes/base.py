@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Collection, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from deepzero.coordinates import StepContext
+from deepzero.coordinates import Coordinates, StepContext
 from deepzero.objective import Parameters
 
 
 class Displacement(Protocol):
-    """One direction in a few bytes: what travels to another process, in place of moved parameters.
+    """One direction in a few bytes: it travels to another process in place of moved parameters.
 
     An implementation is a frozen dataclass of strings and numbers. Its ``repr`` identifies it.
     """
@@ -59,6 +59,42 @@ class Perturbations(Protocol):
         ...
 
 
+@runtime_checkable
+class CoordinateDirections(Perturbations, Protocol):
+    """Unit vectors, each with the step size of its parameter."""
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """The coordinates, in the order of the directions."""
+        ...
+
+    def scale(self, name: str) -> float:
+        """Step size of a parameter in units of the estimate's."""
+        ...
+
+    def taken(self, parameters: Parameters, offsets: Sequence[float], names: Collection[str] | None = None) -> Tensor:
+        """As of any perturbations; the steps of parameters that are not among ``names``, if given, are nominal."""
+        ...
+
+
+@runtime_checkable
+class JointDirections(Perturbations, Protocol):
+    """Directions over all parameters that can be given several at once, as random ones can."""
+
+    def scale(self, name: str) -> float:
+        """Step size of a parameter in units of the estimate's."""
+        ...
+
+    def stack(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Directions ``start`` to ``stop - 1``, stacked to ``[stop - start, *shape]`` per parameter."""
+        ...
+
+
+def coordinates_of(perturbations: Perturbations) -> Coordinates | None:
+    """The coordinates whose unit vectors the directions are, in their order; None for directions of another kind."""
+    return perturbations.coordinates if isinstance(perturbations, CoordinateDirections) else None
+
+
 class Probes(Protocol):
     """A rule that draws directions."""
 
@@ -67,5 +103,5 @@ class Probes(Protocol):
         ...
 
     def state(self) -> dict[str, object]:
-        """What identifies this rule, as JSON-able values (for checkpoints)."""
+        """The identity of this rule, as JSON-able values (for checkpoints)."""
         ...

@@ -107,14 +107,14 @@ class CoordinatePerturbations:
             rows.append(torch.cat(parts))
         return torch.stack(rows)
 
-    def _require_steps(self, name: str, index: Tensor, entries: Tensor, step: Tensor, asked: float) -> None:
+    def _require_steps(self, name: str, index: Tensor, entries: Tensor, step: Tensor, nominal: float) -> None:
         lost = (step == 0) & entries.isfinite()
         if bool(lost.any()):
             at = int(lost.nonzero()[0])
             value = float(entries[at])
             spacing = torch.finfo(entries.dtype).eps * abs(value)
             raise InvalidInputError(
-                f"a step of {abs(asked):g} vanishes in {name}[{int(index[at])}] = {value:g}, a {entries.dtype} whose "
+                f"a step of {abs(nominal):g} vanishes in {name}[{int(index[at])}] = {value:g}, a {entries.dtype} whose "
                 f"neighbours are {spacing:g} "
                 f'away; give step_size={spacing * 16:g} or more, step_size={{"relative": 1e-3}}, step_size="auto", or '
                 f"float64 values"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 DISTRIBUTIONS: dict[str, Draw] = {"gaussian": _gaussian, "rademacher": _rademacher, "sphere": _gaussian}
-"""How the directions of RGE are drawn, by name."""
+"""Distributions of the directions of RGE, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,9 @@ class RandomProbes:
     queries: int
     distribution: str = "gaussian"
     seed: int = 0
+
+    moves_all_parameters: ClassVar[bool] = True
+    """Every direction has entries in all parameters."""
 
     def __post_init__(self) -> None:
         validation.count("queries", self.queries)

@@ -37,7 +37,7 @@ def compare(runs: Sequence[RecordedRun]) -> Document:
 
 
 def labels(runs: Sequence[RecordedRun]) -> list[str]:
-    """What differs in the configurations, or the folders if that does not tell the runs apart or is long."""
+    """The differences of the configurations, or the folders if these do not tell the runs apart or are long."""
     differing = differences([run.config for run in runs])
     names = [", ".join(f"{key} {shown(values[i])}" for key, values in differing.items()) for i in range(len(runs))]
     tell_apart = len(set(names)) == len(names) and max(map(len, names)) <= LABEL

@@ -134,5 +134,5 @@ def _pictures(run: RecordedRun) -> list[Picture]:
 
 
 def _seen(field: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Where a flow has blown up there is nothing to see."""
+    """The field, with 0 where the flow has blown up."""
     return np.where(np.isfinite(field), field, 0.0)

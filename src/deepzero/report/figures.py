@@ -1,4 +1,4 @@
-"""What is shown: figures and tables as data, free of how they are drawn."""
+"""Figures and tables as data; drawing them is the business of other files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Series:
     """One curve.
 
     Attributes:
-        name: what the legend calls it.
+        name: in the legend.
         x: abscissae.
         y: ordinates, as many.
         spread: half the height of an error bar at each point (a standard deviation over seeds); None for none.
-        reference: whether it is a published curve and not a measurement of ours.
+        reference: it is a published curve and not a measurement of ours.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Span:
     """A stretch of the abscissa that is marked, such as the start-up of a run.
 
     Attributes:
-        name: what the legend calls it.
-        start: where it begins.
-        end: where it ends.
+        name: in the legend.
+        start: its beginning.
+        end: its end.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Figure:
     """Curves over common axes.
 
     Attributes:
-        title: what the figure shows.
+        title: of the figure.
         x_label: name and unit of the abscissa.
         y_label: name and unit of the ordinate.
         series: the curves.
@@ -88,7 +88,7 @@ class HeatMap:
     """Numbers over a grid, drawn as colours.
 
     Attributes:
-        title: what it shows.
+        title: above it.
         x_label: name and unit of the abscissa.
         y_label: name and unit of the ordinate; what the rows are, where these have names.
         value_label: name and unit of what the colours stand for.
@@ -96,9 +96,9 @@ class HeatMap:
         y: centres of the rows, rising and evenly spaced, the first at the bottom; or names, the first at the top.
         values: a row for each of ``y``, a number for each of ``x``; None where there is none.
         limits: values at the ends of the colours; None to take the least and the largest.
-        contours: whether to draw lines of equal value.
+        contours: draw lines of equal value.
         marks: names of points, with their places.
-        note: what a reader must know.
+        note: a remark for the reader.
     """
 
     title: str
@@ -123,10 +123,10 @@ class Table:
     """Rows of texts, ready to be shown.
 
     Attributes:
-        title: what the table shows.
+        title: of the table.
         columns: heads of the columns.
         rows: one text for each column.
-        note: what a reader must know, for example what "paper" stands for.
+        note: a remark for the reader, for example what "paper" stands for.
         bars: columns of percentages that a page shows as bars too.
     """
 
@@ -149,7 +149,7 @@ class Picture:
     """An image.
 
     Attributes:
-        title: what it shows.
+        title: above it.
         source: its address: that of a file, or the image itself as a ``data:`` address.
     """
 
@@ -163,8 +163,8 @@ class Document:
 
     Attributes:
         title: of the whole.
-        caption: what was run, and how it was reduced. An empty line parts paragraphs; a paragraph that begins with
-            spaces is a command.
+        caption: the settings of the run, and their reduction. An empty line parts paragraphs; a paragraph that begins
+            with spaces is a command.
         headline: the few texts to see first, by name, such as the test accuracy.
         tables: tables.
         figures: figures.

@@ -28,7 +28,7 @@ class RecordedRun:
 
     Attributes:
         path: its folder.
-        record: what it was started with.
+        record: of its start.
         records: the lines of ``metrics.jsonl`` that are whole.
         summary: its result; None if it has not finished.
         keep: layer-wise keep ratios, if it has them.
@@ -66,7 +66,7 @@ class RecordedRun:
 
     @property
     def measures(self) -> list[str]:
-        """What is measured on the validation and test splits besides the loss, such as ``accuracy``."""
+        """Names of the measures on the validation and test splits besides the loss, such as ``accuracy``."""
         keys = dict.fromkeys(key for record in self.validations + self.tests for key in record)
         names = [key.removeprefix(start) for key in keys for start in (VALIDATION, TEST) if key.startswith(start)]
         return [name for name in dict.fromkeys(names) if name != "loss"]

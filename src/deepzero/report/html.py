@@ -218,8 +218,8 @@ def _cells(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def _label(cell: Mapping[str, Any], number: int) -> str:
     labels = cell.get("labels")
-    told = [f"{name} {shown(value)}" for name, value in labels.items()] if isinstance(labels, Mapping) else []
-    return ", ".join(told) or f"measurement {number}"
+    parts = [f"{name} {shown(value)}" for name, value in labels.items()] if isinstance(labels, Mapping) else []
+    return ", ".join(parts) or f"measurement {number}"
 
 
 def _records(summary: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str) -> str:

@@ -1,4 +1,4 @@
-"""Which part of each layer a run queries."""
+"""The part of each layer that a run queries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMNS = ("layer", "shape", "weights", "kept", "keep ratio")
 
 
 def parameters(run: RecordedRun) -> int | None:
-    """How many parameters are trained; None as long as no weights are stored."""
+    """Number of parameters that are trained; None as long as no weights are stored."""
     if run.summary is not None:
         return int(run.summary["parameters"])
     sizes = [math.prod(shape) for name, shape in run.shapes.items() if not name.endswith(BUFFERS)]
@@ -44,18 +44,18 @@ def layer_table(run: RecordedRun) -> list[Table]:
 
 def layer_maps(run: RecordedRun) -> list[HeatMap]:
     """One map: the part of each layer that was queried, over the epochs; none for a run whose records do not say it."""
-    told = [record for record in run.epochs if any(key.startswith(KEPT) for key in record)]
-    names = list(dict.fromkeys(key.removeprefix(KEPT) for record in told for key in record if key.startswith(KEPT)))
+    records = [record for record in run.epochs if any(key.startswith(KEPT) for key in record)]
+    names = list(dict.fromkeys(key.removeprefix(KEPT) for record in records for key in record if key.startswith(KEPT)))
     if not names:
         return []
-    values = [[_in_percent(record.get(KEPT + name)) for record in told] for name in names]
+    values = [[_in_percent(record.get(KEPT + name)) for record in records] for name in names]
     return [
         HeatMap(
             title="Weights queried, by layer and epoch",
             x_label="epoch",
             y_label="layer",
             value_label="queried (%)",
-            x=[record["epoch"] + 1 for record in told],
+            x=[record["epoch"] + 1 for record in records],
             y=[name.removesuffix(".weight") for name in names],
             values=values,
             limits=(0.0, max(value or 0.0 for row in values for value in row)),
@@ -97,12 +97,12 @@ def _totals(run: RecordedRun) -> list[tuple[str, ...]]:
 
 
 def _note(run: RecordedRun) -> str:
-    given = flat(run.config)
-    if given.get("sparsity.pattern") == "static":
+    settings = flat(run.config)
+    if settings.get("sparsity.pattern") == "static":
         return "The same weights at every step."
-    every, unit = given.get("sparsity.every", 1), given.get("sparsity.unit", "step")
+    every, unit = settings.get("sparsity.every", 1), settings.get("sparsity.unit", "step")
     often = f"every {unit}" if every == 1 else f"every {every} {unit}s"
-    return f"Drawn at random under these ratios, anew {often}."
+    return f"Drawn at random under these ratios, again {often}."
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -40,13 +40,13 @@ RULES = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inlin
 
 @dataclass(frozen=True)
 class View:
-    """What there is to be seen at a moment.
+    """The page at a moment.
 
     Attributes:
         body: markup of the runs.
         seen: identifies it.
         state: in a sentence, how the runs are.
-        done: whether all of them have finished.
+        done: all of them have finished.
     """
 
     body: str
@@ -64,7 +64,7 @@ class Watch:
 
     Args:
         paths: folders of runs.
-        port: where to listen; 0 for a free one.
+        port: of the page; 0 for a free one.
         interval: seconds between two questions.
 
     Attributes:
@@ -117,11 +117,11 @@ class Watch:
             time.sleep(self.interval)  # for a second browser
 
     def finished(self) -> bool:
-        """Whether every folder holds a finished run, or results."""
+        """True if every folder holds a finished run, or results."""
         return all((path / "summary.json").exists() or (path / RESULTS).exists() for path in self.paths)
 
     def view(self) -> View:
-        """The runs as they are now; drawn anew only if a file of theirs has changed."""
+        """The runs as they are now; drawn again only if a file of theirs has changed."""
         self._asked = time.monotonic()
         with self._lock:  # drawing is for one thread at a time
             done = self.finished()
@@ -146,10 +146,10 @@ class Watch:
         return [file for path in self.paths for file in sorted(path.glob("*.json*"))]
 
     def _draw(self) -> tuple[str, str]:
-        begun = [path for path in self.paths if (path / RECORD).exists() or (path / RESULTS).exists()]
-        waiting = [_not_begun(path) for path in self.paths if path not in begun]
+        started = [path for path in self.paths if (path / RECORD).exists() or (path / RESULTS).exists()]
+        waiting = [_not_begun(path) for path in self.paths if path not in started]
         try:
-            shown = documents(begun) if begun else []
+            shown = documents(started) if started else []
         except DeepZeroError as error:
             shown = [Document(title="This cannot be shown now", caption=str(error))]
         body = content([*shown, *waiting], title=self.title)
@@ -211,16 +211,16 @@ def _handler(watch: Watch) -> Callable[..., BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             host, _, _ = self.headers.get("Host", "").rpartition(":")
-            asked = urlsplit(self.path)
+            address = urlsplit(self.path)
             if host not in (HERE, "localhost"):  # another site's name that leads here
                 self._answer(HTTPStatus.FORBIDDEN, b"this page is for this machine only\n", "text/plain", {})
-            elif asked.path == "/":
+            elif address.path == "/":
                 view = watch.view()
                 self._answer(HTTPStatus.OK, live_page(watch, view).encode(), "text/html", {})
                 watch.told(view)
-            elif asked.path == "/content":
+            elif address.path == "/content":
                 view = watch.view()
-                known = parse_qs(asked.query).get("seen") == [view.seen]
+                known = parse_qs(address.query).get("seen") == [view.seen]
                 headers = {"X-Seen": view.seen, "X-State": quote(view.state), "X-Done": str(int(view.done))}
                 status = HTTPStatus.NO_CONTENT if known else HTTPStatus.OK
                 self._answer(status, b"" if known else view.body.encode(), "text/html", headers)

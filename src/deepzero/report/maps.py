@@ -31,9 +31,9 @@ def draw_map(shown: HeatMap, *, name: str | None = None, sheet: Sheet = NARROW) 
     """The map as the text of an SVG file; places without a number are grey.
 
     Args:
-        shown: what to draw.
+        shown: the map to draw.
         name: begins all identifiers inside, so that they are unique in a page; by default it follows from the map.
-        sheet: how wide it is, and how high; rows that have names make it as high as they need.
+        sheet: its width and height; rows that have names make it as high as they need.
 
     >>> labels = {"title": "Kept", "x_label": "epoch", "y_label": "layer", "value_label": "%"}
     >>> grid = HeatMap(**labels, x=[1, 2], y=["a", "b"], values=[[1, 2], [3, None]])

@@ -106,7 +106,7 @@ def embedded(data: bytes, *, title: str, kind: str) -> Picture:
 
     Args:
         data: of the file.
-        title: what it shows.
+        title: of the picture.
         kind: ``png``, ``gif`` or ``svg+xml``.
     """
     return Picture(title=title, source=f"data:image/{kind};base64,{base64.b64encode(data).decode()}")

@@ -32,7 +32,7 @@ STEEP = 100.0
 
 
 def documents(paths: Sequence[Path]) -> list[Document]:
-    """What several folders hold, in their order; before them a comparison if two or more are training runs.
+    """The contents of several folders, in their order; before them a comparison if two or more are training runs.
 
     Args:
         paths: folders of training runs, or of reproductions (those with ``results.json``).
@@ -71,13 +71,13 @@ def document(run: RecordedRun, name: str) -> Document:
 
 
 def _what(run: RecordedRun) -> str:
-    given = flat(run.config)
-    sparsity = given.get("sparsity.sparsity")
+    settings = flat(run.config)
+    sparsity = settings.get("sparsity.sparsity")
     sparse = f", {sparsity:.0%} sparse" if sparsity else ""
-    model, method = (given.get(f"{part}.{key}") for part, key in (("model", "name"), ("estimator", "method")))
+    model, method = (settings.get(f"{part}.{key}") for part, key in (("model", "name"), ("estimator", "method")))
     if model is None:
-        return f"{given.get('model.class', 'a network')}, {given.get('estimator.class', 'trained')}"
-    data = given.get("data.path") or given.get("data.name")
+        return f"{settings.get('model.class', 'a network')}, {settings.get('estimator.class', 'trained')}"
+    data = settings.get("data.path") or settings.get("data.name")
     return f"{_last(str(model))} on {_last(str(data))}, {method}{sparse}"
 
 
@@ -141,7 +141,7 @@ def _queries_of_a_step(run: RecordedRun) -> str:
 
 
 def _measures(run: RecordedRun) -> list[Figure]:
-    """What is measured on the validation split, against queries and against seconds; the test beside it."""
+    """The measures on the validation split, against queries and against seconds; the test beside them."""
     return [_measure(run, name, axis) for name in run.measures for axis in ("queries", "seconds")]
 
 
@@ -189,10 +189,10 @@ def _against_steps(title: str, label: str, drawn: Sequence[tuple[float, float]])
     return Figure(title=title, x_label="step", y_label=label, series=[curve(label, drawn)])
 
 
-def _thinned(given: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(curve_points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most :data:`POINTS` points, each the mean of some neighbours, at the place of the last of them."""
-    size = -(-len(given) // POINTS)
-    groups = [given[start : start + size] for start in range(0, len(given), max(size, 1))]
+    size = -(-len(curve_points) // POINTS)
+    groups = [curve_points[start : start + size] for start in range(0, len(curve_points), max(size, 1))]
     return [(group[-1][0], statistics.fmean(y for _, y in group)) for group in groups]
 
 

@@ -102,9 +102,9 @@ def draw(figure: Figure, *, name: str | None = None, sheet: Sheet = WIDE) -> str
     bytes under the same version of matplotlib.
 
     Args:
-        figure: what to draw.
+        figure: the figure to draw.
         name: begins all identifiers inside, so that they are unique in a page; by default it follows from the figure.
-        sheet: how wide it is, and how high.
+        sheet: its width and height.
 
     >>> curve = Series(name="cge", x=[1, 2], y=[0.5, 0.7], spread=[0.1, 0.1])
     >>> text = draw(Figure(title="Digits", x_label="epoch", y_label="accuracy", series=[curve]))
@@ -296,7 +296,7 @@ def cleaned(text: str, *, title: str, prefix: str) -> str:
 
     Args:
         text: an SVG file of matplotlib.
-        title: what the picture shows.
+        title: of the picture.
         prefix: put before each identifier, so that those of several pictures differ.
     """
     root = ET.fromstring(text)

@@ -1,4 +1,4 @@
-"""The doctor on a configuration: exactly the data, network, coordinates and loop that a run would have."""
+"""The doctor on a run: exactly its data, network, coordinates and loop; and the record of a diagnosis."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import itertools
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from deepzero.tasks.classification.classification_config import ESTIMATORS, Clas
 from deepzero.tasks.classification.classifier_setup import ClassifierSetup, make_optimizer, set_up
 from deepzero.tasks.task_data import Scorer, read_data
 from deepzero.team import Team
-from deepzero.training import Trainer
+from deepzero.training import Trainer, TrainingConfig
 from deepzero.training.batch_reader import random_states, reader, set_random_states
 
 REPORT, PLOT = "diagnosis.json", "sweep.png"
@@ -67,11 +68,12 @@ def diagnose(
     splits = splits or read_data(config.data, data_dir)
     setup = set_up(config, splits.train, place)
     assert isinstance(setup.source, Estimator)
+    score = Scorer(splits.validation, config.loss, setup.device) if len(splits.validation) else None
     return examine(
         setup.source,
         *setup.batches.batch(0, 0),
         learning_rate=config.training.learning_rate,
-        loop=_loop_costs(config, setup, splits.validation),
+        loop=_loop_costs(config.training, setup, score),
         seconds=seconds,
     )
 
@@ -91,9 +93,8 @@ def diagnose_trainer(trainer: Trainer, *, seconds: float = 20.0) -> Diagnosis:
     zo = trainer.source
     if not isinstance(zo, Estimator):
         raise InvalidInputError(
-            f"the doctor examines estimates from function values; the trainer takes its gradients "
-            f"from {type(zo).__name__}, "
-            "not dz.CGE or dz.RGE"
+            "the doctor examines estimates from function values; the trainer takes its gradients from "
+            f"{type(zo).__name__}, not dz.CGE or dz.RGE"
         )
     device = next(iter(trainer.model.parameters())).device
     before = random_states(trainer.train)
@@ -113,51 +114,68 @@ def diagnose_trainer(trainer: Trainer, *, seconds: float = 20.0) -> Diagnosis:
     return examine(zo, *first, learning_rate=rate or None, loop=loop, seconds=seconds)
 
 
-def record_of(diagnosis: Diagnosis, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written of a diagnosis: the verdict first, everything as plain values, what was examined, and where."""
-    return {
-        "verdict": diagnosis.verdict,
-        "healthy": diagnosis.healthy,
-        "diagnosis": diagnosis.as_dict(),
-        "config": dict(config),
-        "versions": versions(),
-        "hardware": hardware(torch.device("cpu")),
-    }
+@dataclass(frozen=True)
+class DiagnosisRecord:
+    """A diagnosis with its origin: the content of ``diagnosis.json``.
+
+    Attributes:
+        diagnosis: of a run.
+        config: of the run, as JSON-able values.
+        title: of the plot.
+        device: of the examination.
+    """
+
+    diagnosis: Diagnosis
+    config: Mapping[str, Any]
+    title: str
+    device: torch.device
+
+    def as_dict(self) -> dict[str, Any]:
+        """The verdict first, then the diagnosis, the configuration, versions and hardware as plain values."""
+        return {
+            "verdict": self.diagnosis.verdict,
+            "healthy": self.diagnosis.healthy,
+            "diagnosis": self.diagnosis.as_dict(),
+            "config": dict(self.config),
+            "versions": versions(),
+            "hardware": hardware(self.device),
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write ``diagnosis.json`` and, if there was a sweep, ``sweep.png``; an earlier diagnosis is replaced.
+
+        Args:
+            folder: made if it is not there.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(folder / REPORT, to_json(self.as_dict()))
+            if self.diagnosis.sweep is not None:
+                self._write_plot(folder / PLOT)
+        except OSError as error:
+            raise RunFolderError(f"{folder} could not be written ({error}); choose another --out") from error
+
+    def _write_plot(self, path: Path) -> None:
+        """Write the picture of the sweep; a diagnosis does not fail at its end because Matplotlib is not installed."""
+        try:
+            replace_file(path, plot_sweep(self.diagnosis, title=self.title))
+        except MissingPackageError as missing:
+            log.warning("%s is left out: %s", path, missing)
 
 
-def write(diagnosis: Diagnosis, folder: Path, config: Mapping[str, Any], *, title: str = "") -> None:
-    """Write ``diagnosis.json`` and, if there was a sweep, ``sweep.png``; an earlier diagnosis is replaced.
+def _loop_costs(config: TrainingConfig, setup: ClassifierSetup, score: Scorer | None) -> LoopCosts:
+    """Time the parts of a run beside its estimates, on a copy of the model.
 
     Args:
-        diagnosis: what was found.
-        folder: made if it is not there.
-        config: what was examined, as JSON-able values.
-        title: of the picture.
-
-    Raises:
-        RunFolderError: the folder cannot be written.
+        config: of the training loop.
+        setup: of the run.
+        score: on the validation split, if there is one.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / REPORT, to_json(record_of(diagnosis, config)))
-        if diagnosis.sweep is not None:
-            _write_plot(folder / PLOT, diagnosis, title)
-    except OSError as error:
-        raise RunFolderError(f"{folder} could not be written ({error}); choose another --out") from error
-
-
-def _write_plot(path: Path, diagnosis: Diagnosis, title: str) -> None:
-    """Write the picture of the sweep; a diagnosis does not fail at its end because Matplotlib is not installed."""
-    try:
-        replace_file(path, plot_sweep(diagnosis, title=title))
-    except MissingPackageError as missing:
-        log.warning("%s is left out: %s", path, missing)
-
-
-def _loop_costs(config: ClassificationConfig, setup: ClassifierSetup, validation_set: data.Dataset) -> LoopCosts:
-    """Time the parts of a run beside its estimates, on a copy of the model."""
     trial, batches = copy.deepcopy(setup.model), setup.batches
-    optimizer = make_optimizer(config.training, trial)
+    optimizer = make_optimizer(config, trial)
     numbers = itertools.cycle(range(len(batches)))
 
     def step() -> None:
@@ -170,11 +188,10 @@ def _loop_costs(config: ClassificationConfig, setup: ClassifierSetup, validation
         function()  # the first call allocates
         return mean_seconds(function, seconds=WINDOW, most=10_000)
 
-    score = Scorer(validation_set, config.loss, setup.device) if len(validation_set) else None
     return LoopCosts(
         steps_per_epoch=len(batches),
         step_overhead=mean(step),
         epoch_overhead=0.0 if score is None else mean(partial(score, trial)),
-        epochs=config.training.epochs,
+        epochs=config.epochs,
         startup=setup.selection_seconds,
     )

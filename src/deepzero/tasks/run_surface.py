@@ -26,15 +26,15 @@ RATIOS = "ratios.json"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run has got to, and what its loss and its gradient are there.
+class SurfaceCenter:
+    """The weights around which a surface is measured, with the loss and the gradient there.
 
     Attributes:
         objective: the network at the weights, in train mode, with the run's loss.
         batch: the first batch of the run.
         gradient: the run's own estimate there, by parameter name.
         queries: function values that it took.
-        weights: which weights these are, in words.
+        weights: their origin in words.
     """
 
     objective: NetworkObjective
@@ -62,11 +62,11 @@ def surface(
     Args:
         path: folder of the run.
         data_dir: where the data set lies, see :func:`deepzero.data.load`.
-        device: where to compute.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
         radius: see :func:`deepzero.doctor.surface.loss_surface`, as the next three.
         points: along each axis.
         seed: of the random direction.
-        tell: is called with the number of queries done, and of all.
+        tell: called with the number of queries done, and of all.
 
     Raises:
         RunFolderError: the folder holds no run of ``deepzero train``, or no weights yet.
@@ -79,27 +79,28 @@ def surface(
             f"a loss surface can be drawn of runs of recipes and configurations of deepzero train only, and the run in "
             f"{path} is of another kind; leave out --surface"
         )
-    place = _place(RunFolder(path, record), data_dir, device)
+    center = _center(RunFolder(path, record), data_dir, device)
     found = loss_surface(
-        place.objective, place.batch, place.gradient, radius=radius, points=points, seed=seed, tell=tell
+        center.objective, center.batch, center.gradient, radius=radius, points=points, seed=seed, tell=tell
     )
     values = {
         **asdict(found),
-        "batch": len(place.batch[-1]),
-        "gradient_queries": place.queries,
+        "batch": len(center.batch[-1]),
+        "gradient_queries": center.queries,
         "seed": seed,
-        "weights": place.weights,
+        "weights": center.weights,
     }
     RunFolder(path, record).write(SURFACE, values)
     return values
 
 
-def _place(folder: RunFolder, data_dir: str | Path | None, device: str) -> Place:
-    config, place = from_record(folder.record["config"]), validation.device(device)
+def _center(folder: RunFolder, data_dir: str | Path | None, device: str) -> SurfaceCenter:
+    config = from_record(folder.record["config"])
     weights, words = _weights(folder)
     splits = read_data(config.data, data_dir)
-    known = folder.read(RATIOS)
-    setup = set_up(config, splits.train, place, known=None if known is None else Ratios(**known))
+    ratios = folder.read(RATIOS)
+    known = None if ratios is None else Ratios(**ratios)
+    setup = set_up(config, splits.train, validation.device(device), known=known)
     model, source = setup.model, setup.source
     model.load_state_dict(dict(weights))
     batch = setup.batches.batch(0, 0)
@@ -107,7 +108,8 @@ def _place(folder: RunFolder, data_dir: str | Path | None, device: str) -> Place
     source.backward(*batch)
     gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.load_state_dict(dict(weights))  # buffers as they were
-    return Place(NetworkObjective(model, LOSSES[config.loss]), Batch(batch), gradient, source.queries - before, words)
+    objective = NetworkObjective(model, LOSSES[config.loss])
+    return SurfaceCenter(objective, Batch(batch), gradient, source.queries - before, words)
 
 
 def _weights(folder: RunFolder) -> tuple[Mapping[str, Tensor], str]:

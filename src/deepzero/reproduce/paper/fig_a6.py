@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from torch import nn
 
 from deepzero import models
 from deepzero.estimator import CGE, Estimator
@@ -28,34 +30,38 @@ from deepzero.tasks.classification import ModelConfig
 
 SPARSITY = 0.9
 THREADS = (1, 2, 4, 8, 16)
-"""As far as the machine has cores."""
+"""Numbers of threads, up to the number of cores."""
 
 SIMULATED = (1, 2, 4, 8, 16, 32, 64, 128)
 LATENCY, BANDWIDTH = 50e-6, 1.25e9
-"""Of the simulated network: seconds a message, and bytes a second (10 Gbit/s Ethernet)."""
+"""Seconds a message and bytes a second of the simulated network (10 Gbit/s Ethernet)."""
 
 
-def _estimators(
-    model: str, options: dict[str, Any], image_size: int, channels: int, batch_size: int, device: str
-) -> tuple[Callable[[int], Estimator], Batch]:
-    """A factory of estimators by the number of their workers, and a batch."""
+def _estimator(network: nn.Module, ratios: DynamicRatios, workers: int) -> Estimator:
+    evaluator = PropagationEvaluator(workers=workers)
+    return CGE(network, loss=LOSSES["cross-entropy"], sparsity=ratios, evaluator=evaluator)
+
+
+def measured(
+    *,
+    model: str,
+    options: dict[str, Any],
+    image_size: int,
+    channels: int,
+    batch_size: int,
+    counts: list[int],
+    repeats: int,
+    device: str,
+) -> dict[str, Any]:
+    """Seconds of estimates with every number of worker threads, in turns, and of a base forward and every query."""
     network = models.build(model, in_channels=channels, image_size=image_size, **options).to(device)
     ratios = DynamicRatios(smart_ratio(network, SPARSITY))
-    return lambda workers: CGE(
-        network, loss=LOSSES["cross-entropy"], sparsity=ratios, evaluator=PropagationEvaluator(workers=workers)
-    ), noise_batch(batch_size, channels, image_size, seed=derive_seed(0, "noise"), device=device)
-
-
-def measured(*, counts: list[int], repeats: int, device: str, **problem: Any) -> dict[str, Any]:
-    """Seconds of estimates with every number of worker threads, in turns, and of a base forward and every query."""
-    make, batch = _estimators(**problem, device=device)
-    estimators = {workers: make(workers) for workers in counts if workers <= (os.cpu_count() or 1)}
+    batch = noise_batch(batch_size, channels, image_size, seed=derive_seed(0, "noise"), device=device)
+    estimators = {n: _estimator(network, ratios, n) for n in counts if n <= (os.cpu_count() or 1)}
     for zo in estimators.values():
         zo.estimate(*batch)  # exports, compiles and verifies
-    seconds = by_side(
-        in_turns({str(workers): partial(_seconds, zo, batch) for workers, zo in estimators.items()}, repeats)
-    )
-    one = make(1)
+    seconds = by_side(in_turns({str(n): partial(_seconds, zo, batch) for n, zo in estimators.items()}, repeats))
+    one = _estimator(network, ratios, 1)
     assert isinstance(one.objective, NetworkObjective)
     assert isinstance(one.evaluator, PropagationEvaluator)
     table = one.evaluator.costs(one.objective, *batch, repeats=3)

@@ -19,8 +19,7 @@ from torch import nn
 
 import deepzero as dz
 from deepzero.errors import InvalidInputError, JournalError
-from deepzero.executors.problem import problem_of
-from deepzero.executors.reading import read_callable
+from deepzero.executors.problem import problem_of, read_callable
 
 START = {"w": np.ones(3)}
 

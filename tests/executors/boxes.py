@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import deepzero as dz
-from deepzero.executors.executor_calls import Clock
+from deepzero.executors.dispatch import Clock
 from deepzero.executors.worker import Message
 
 Arrays = dict[str, Any]
