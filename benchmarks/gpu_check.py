@@ -56,7 +56,7 @@ SELECTED_ON_CPU = {"tests-rules": "language or encoder or (structure and (residu
 
 
 def main() -> int:
-    """All stages that were asked for, then a summary; 0 if every one of them passed."""
+    """The chosen stages, then a summary; 0 if every one of them passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder of the record and of the logs")

@@ -72,7 +72,7 @@ def steps_in(metrics: Path) -> list[dict[str, Any]]:
 
 
 def lines_of(metrics: Path) -> int:
-    """Whole lines so far of a file that is being written."""
+    """Number of whole lines of a file that is being written."""
     return metrics.read_bytes().count(b"\n")
 
 

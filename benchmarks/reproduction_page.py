@@ -29,7 +29,7 @@ def filled(page: str) -> str:
 
 
 def section(name: str) -> str:
-    """What the page shows of a record."""
+    """A record as the page shows it."""
     path = RECORDS / f"reproduce-{name}.json"
     if not path.exists():
         return "Not recorded yet.\n"

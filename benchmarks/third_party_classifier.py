@@ -48,11 +48,11 @@ class Options:
     out: Positional[Path]
     """The ONNX file to write."""
     data_dir: Path
-    """Where CIFAR-10 lies."""
+    """Folder with CIFAR-10."""
     expected: float = 0.7657
     """Accuracy on the test images."""
     pixel: float = 255.0
-    """What the network knows a white pixel as."""
+    """Value of a white pixel in the network's inputs."""
 
 
 class Graph:

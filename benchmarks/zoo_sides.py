@@ -19,8 +19,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "zoo"), str(TESTS)]
@@ -33,12 +34,12 @@ from torch import Tensor, nn
 import deepzero as dz
 from deepzero import objective
 from deepzero.coordinates import Coordinates
-from deepzero.randomness import step_seed
+
+if TYPE_CHECKING:
+    from deepzero.measure.naive_loop import EntryMove
 
 ZOO = {member.name: member for member in (*SMALL, *MEMBERS)}
 STEP_SIZE = 5e-3
-SEED = step_seed(0, 0)
-"""From which an estimator with seed 0 draws at its first step."""
 FORMS: dict[str, Callable[[], Any]] = {
     "inference_mode": torch.inference_mode,
     "no_grad": torch.no_grad,
@@ -71,53 +72,52 @@ class Loop:
     """One full forward a query, of any program."""
 
     def __init__(self, member: Member) -> None:
-        from deepzero.measure.naive_loop import loss_with_moved_entry  # noqa: PLC0415 - of the working tree
+        from deepzero.measure.naive_loop import EntryMove  # noqa: PLC0415 - of the working tree
+        from deepzero.randomness import step_seed  # noqa: PLC0415
 
-        self._with_moved_entry = loss_with_moved_entry
+        self._move = partial(EntryMove.by, STEP_SIZE)
+        self._seed = step_seed(0, 0)
         self._member, self._model, self._batch = member, member.model(), member.arguments()
         self._flat = {name: flat(p) for name, p in self._model.named_parameters() if p.requires_grad}
         self._draws = False
-        self._next: Iterator[Tensor] = iter(())
+        self._next: Iterator[EntryMove] = iter(())
         self.form = self._runnable_form()
-        before = torch.get_rng_state()
-        self.value()
-        self._draws = not torch.equal(before, torch.get_rng_state())
+        with FORMS[self.form]():
+            before = torch.get_rng_state()
+            self.value()
+            self._draws = not torch.equal(before, torch.get_rng_state())
 
     def _runnable_form(self) -> str:
         """The first form in which the program runs: inference mode costs least, but allows no derivatives."""
         for name, mode in FORMS.items():
             with contextlib.suppress(RuntimeError), mode():
-                self._forward()
+                self.value()
                 return name
         raise SystemExit(f"the forward of {self._member.name} does not run")
 
-    def _forward(self) -> Tensor:
-        """The loss; the model draws the same numbers at every query."""
+    def value(self) -> Tensor:
+        """The loss; a model that draws does so at every query as an estimator with seed 0 does at its first step."""
         if self._draws:
-            torch.manual_seed(SEED)
+            torch.manual_seed(self._seed)
         loss: Tensor = self._member.value(self._model, self._batch)
         return loss
 
-    def value(self) -> Tensor:
-        """The loss, in the loop's form."""
-        with FORMS[self.form]():
-            return self._forward()
-
-    def query(self, entry: Tensor) -> float:
+    def query(self, move: EntryMove) -> float:
         """The loss with an entry moved."""
-        return float(self._with_moved_entry(entry, STEP_SIZE, self.value).item())
+        return move.loss(self.value).item()
 
     def choose(self, budget: float) -> dict[str, Any]:
         """Coordinates that the loop answers in ``budget`` seconds, and their slopes."""
         sizes = {name: one.numel() for name, one in self._flat.items()}
-        self._next = itertools.cycle(self._entries({name: [0] for name in sizes}))
+        self._next = itertools.cycle(self._moves({name: [0] for name in sizes}))
         once = statistics.median(self.run(0.0)["seconds"] for _ in range(9))
         per_tensor = most_of_each(sizes.values(), budget / once)
         chosen = {name: spaced(size, per_tensor) for name, size in sizes.items()}
-        entries = self._entries(chosen)
-        base = self.value().item()
-        slopes = iter([(self.query(entry) - base) / STEP_SIZE for entry in entries])
-        self._next = itertools.cycle(entries)
+        moves = self._moves(chosen)
+        with FORMS[self.form]():
+            base = self.value().item()
+            slopes = iter([(self.query(move) - base) / STEP_SIZE for move in moves])
+        self._next = itertools.cycle(moves)
         return {
             "form": self.form,
             "seeded_at_every_query": self._draws,
@@ -129,16 +129,17 @@ class Loop:
             "slopes": {name: [next(slopes) for _ in indices] for name, indices in chosen.items()},
         }
 
-    def _entries(self, chosen: Mapping[str, list[int]]) -> list[Tensor]:
-        """Views into the parameters."""
-        return [self._flat[name][index] for name, indices in chosen.items() for index in indices]
+    def _moves(self, chosen: Mapping[str, list[int]]) -> list[EntryMove]:
+        """The moves of all queries."""
+        return [self._move(self._flat[name][index]) for name, indices in chosen.items() for index in indices]
 
     def run(self, seconds: float) -> dict[str, Any]:
         """Queries for some time, in turn; at least one."""
         count, start = 0, time.perf_counter()
-        while count == 0 or time.perf_counter() - start < seconds:
-            self.query(next(self._next))
-            count += 1
+        with FORMS[self.form]():
+            while count == 0 or time.perf_counter() - start < seconds:
+                self.query(next(self._next))
+                count += 1
         return {"queries": count, "seconds": time.perf_counter() - start}
 
 

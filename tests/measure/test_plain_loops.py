@@ -20,17 +20,17 @@ NAMES = ["digits", "cnn", "resnet20"]
 
 
 @pytest.mark.parametrize(("name", "count"), [("digits", 4), ("cnn", 6), ("resnet20", 12)])
-def test_stages_compose_to_the_model_and_own_each_parameter_once(name, count):
+def test_blocks_compose_to_the_model_and_own_each_parameter_once(name, count):
     task = problem(name, batch=3)
-    stages = split(task.model)
+    blocks = split(task.model)
     value = task.batch[0]
     with torch.no_grad():
-        for stage in stages:
-            value = stage.forward(value)
+        for block in blocks:
+            value = block.forward(value)
         assert torch.equal(value, task.model(task.batch[0]))
-    assert len(stages) == count
+    assert len(blocks) == count
     for parameter, _ in task.model.named_parameters():
-        assert sum(stage.owns(parameter) for stage in stages) == 1, parameter
+        assert sum(block.owns(parameter) for block in blocks) == 1, parameter
 
 
 def in_double(task):
@@ -39,7 +39,7 @@ def in_double(task):
 
 
 def test_a_model_without_a_known_split_is_refused():
-    with pytest.raises(InvalidInputError, match="Linear has no known split into stages"):
+    with pytest.raises(InvalidInputError, match="Linear has no known split into blocks"):
         split(nn.Linear(2, 2))
 
 
@@ -130,4 +130,4 @@ def test_the_stages_of_a_query_are_watched():
     loop = NaiveLoop(problem("digits", batch=4), watch=watch)
     assert stages == []
     loop.difference("fc.bias", 0)
-    assert stages == ["perturbation", "inference", "perturbation"]
+    assert stages == ["perturbation", "perturbation", "inference", "perturbation"]

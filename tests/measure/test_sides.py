@@ -34,7 +34,7 @@ def test_block_reuse_weights_blocks_by_their_coordinates(task, monkeypatch):
     now = [0.0]
 
     def difference(name, index):
-        now[0] += side.loop.stage_of(name) + 1
+        now[0] += side.loop.block_of(name) + 1
 
     monkeypatch.setattr(side.loop, "difference", difference)
     monkeypatch.setattr(side.loop, "refresh", lambda: now.__setitem__(0, now[0] + 100))

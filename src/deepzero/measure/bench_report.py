@@ -102,11 +102,11 @@ def _blocks(report: CaseReport) -> Table:
     """By block; the record has every parameter."""
     title = "where the time of deepzero goes, by block"
     table = Table("block", "queries", "ms/query, one thread", "share of time", title=title)
-    for stage in split(report.problem.model):
-        own = [p for p in report.profile.parameters if stage.owns(p.name)]
+    for block in split(report.problem.model):
+        own = [p for p in report.profile.parameters if block.owns(p.name)]
         queries, share = sum(p.queries for p in own), sum(p.share for p in own)
         each = sum(p.queries * p.microseconds for p in own) / queries / 1e3
-        table.add_row(stage.name, f"{queries:,}", f"{each:.3f}", f"{share:.1%}")
+        table.add_row(block.name, f"{queries:,}", f"{each:.3f}", f"{share:.1%}")
     return table
 
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError
 from deepzero.measure.cases import Problem
-from deepzero.measure.naive_loop import PLAIN, Form, entry_of, loss_with_moved_entry
+from deepzero.measure.naive_loop import PLAIN, EntryMove, Form, entry_of
 from deepzero.models import DigitsCNN, ResNet, SimpleCNN
 
 
 @dataclass(frozen=True)
-class Stage:
+class Block:
     """A part of a network that takes the output of the part before it.
 
     Attributes:
@@ -39,50 +39,50 @@ class Stage:
         return any(parameter.startswith(f"{module}.") for module in self.modules)
 
 
-def split(model: nn.Module) -> list[Stage]:
-    """The stages whose composition is the model's forward.
+def split(model: nn.Module) -> list[Block]:
+    """The blocks whose composition is the model's forward.
 
     Raises:
         InvalidInputError: the model is not one that can be split.
 
     Example:
         >>> from deepzero.models import cifar_resnet
-        >>> [stage.name for stage in split(cifar_resnet(20))][:4], len(split(cifar_resnet(20)))
+        >>> [block.name for block in split(cifar_resnet(20))][:4], len(split(cifar_resnet(20)))
         (['conv1', 'bn1', 'layers.0.0', 'layers.0.1'], 12)
     """
     if isinstance(model, ResNet):
         return _resnet(model)
     if isinstance(model, SimpleCNN):
         blocks = [_part(f"blocks.{i}", block) for i, block in enumerate(model.blocks)]
-        return [*blocks, Stage("fc", ("fc",), lambda x: model.fc(model.pool(x).flatten(1)))]
+        return [*blocks, Block("fc", ("fc",), lambda x: model.fc(model.pool(x).flatten(1)))]
     if isinstance(model, DigitsCNN):
-        return [*_by_convolution("features", model.features), Stage("fc", ("fc",), lambda x: model.fc(x.flatten(1)))]
+        return [*_by_convolution("features", model.features), Block("fc", ("fc",), lambda x: model.fc(x.flatten(1)))]
     raise InvalidInputError(
-        f"{type(model).__name__} has no known split into stages; there are ResNet, SimpleCNN, DigitsCNN"
+        f"{type(model).__name__} has no known split into blocks; there are ResNet, SimpleCNN, DigitsCNN"
     )
 
 
-def _part(name: str, module: nn.Module) -> Stage:
-    return Stage(name, (name,), module)
+def _part(name: str, module: nn.Module) -> Block:
+    return Block(name, (name,), module)
 
 
-def _resnet(model: ResNet) -> list[Stage]:
+def _resnet(model: ResNet) -> list[Block]:
     def head(x: Tensor) -> Tensor:
         logits: Tensor = model.fc(F.avg_pool2d(x, x.shape[-2:]).flatten(1))
         return logits
 
     groups = [cast(nn.Sequential, group) for group in model.layers]
     blocks = [_part(f"layers.{i}.{j}", block) for i, group in enumerate(groups) for j, block in enumerate(group)]
-    norm = Stage("bn1", ("bn1",), lambda x: F.relu(model.bn1(x)))
-    return [_part("conv1", model.conv1), norm, *blocks, Stage("fc", ("fc",), head)]
+    norm = Block("bn1", ("bn1",), lambda x: F.relu(model.bn1(x)))
+    return [_part("conv1", model.conv1), norm, *blocks, Block("fc", ("fc",), head)]
 
 
-def _by_convolution(prefix: str, layers: nn.Sequential) -> list[Stage]:
-    """One stage from each convolution up to the next."""
+def _by_convolution(prefix: str, layers: nn.Sequential) -> list[Block]:
+    """One block from each convolution up to the next."""
     starts = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
     ends = [*starts[1:], len(layers)]
     return [
-        Stage(f"{prefix}.{start}-{end - 1}", tuple(f"{prefix}.{i}" for i in range(start, end)), layers[start:end])
+        Block(f"{prefix}.{start}-{end - 1}", tuple(f"{prefix}.{i}" for i in range(start, end)), layers[start:end])
         for start, end in zip(starts, ends, strict=True)
     ]
 
@@ -99,7 +99,7 @@ class BlockReuseLoop:
 
     Attributes:
         parameters: the parameters of the copy that is moved, by name.
-        stages: the blocks.
+        blocks: the blocks.
         base: the loss at the parameters, in the precision of the forward.
     """
 
@@ -107,10 +107,12 @@ class BlockReuseLoop:
         model = form.copy(problem.model)
         self.parameters = dict(model.named_parameters())
         self.step_size = problem.step_size
-        self.stages = split(model)
+        self.blocks = split(model)
         self._form = form
         self._x, self._y = form.images(problem.batch[0]), problem.batch[1]
-        self._owner = {name: next(i for i, s in enumerate(self.stages) if s.owns(name)) for name in self.parameters}
+        self._owner = {
+            name: next(i for i, block in enumerate(self.blocks) if block.owns(name)) for name in self.parameters
+        }
         self._inputs: list[Tensor] = []
         self.base = self.refresh()
 
@@ -118,22 +120,22 @@ class BlockReuseLoop:
         """The base forward, which fills the cache."""
         self._inputs = [self._x]
         with self._form.active():
-            for stage in self.stages[:-1]:
-                self._inputs.append(stage.forward(self._inputs[-1]))
-        return self._loss_from(len(self.stages) - 1).item()
+            for block in self.blocks[:-1]:
+                self._inputs.append(block.forward(self._inputs[-1]))
+        return self._loss_from(len(self.blocks) - 1).item()
 
-    def stage_of(self, name: str) -> int:
-        """The position of the stage that holds a parameter."""
+    def block_of(self, name: str) -> int:
+        """The position of the block that holds a parameter."""
         return self._owner[name]
 
     def difference(self, name: str, index: int) -> float:
         """The loss with the entry of a flat index moved by the step, minus the base loss."""
-        loss = partial(self._loss_from, self._owner[name])
-        return loss_with_moved_entry(entry_of(self.parameters[name], index), self.step_size, loss).item() - self.base
+        move = EntryMove.by(self.step_size, entry_of(self.parameters[name], index))
+        return move.loss(partial(self._loss_from, self._owner[name])).item() - self.base
 
     def _loss_from(self, start: int) -> Tensor:
         value = self._inputs[start]
         with self._form.active():
-            for stage in self.stages[start:]:
-                value = stage.forward(value)
+            for block in self.blocks[start:]:
+                value = block.forward(value)
             return F.cross_entropy(value, self._y)

@@ -38,7 +38,7 @@ class Memory:
         budget: the memory budget of the evaluator.
         peak: largest resident set of the process during the estimate, interpreter and libraries included.
         before: resident set before it, with libraries, model and batch.
-        growth: peak minus before: what the estimate took.
+        growth: peak minus before: the memory of the estimate itself.
         queries: queries of the estimate.
         fraction: part of the case's coordinates that it queried.
     """
@@ -111,8 +111,8 @@ class Peak:
     """Memory during a call, in bytes.
 
     Attributes:
-        before: held when it began.
-        most: held at its peak.
+        before: bytes when it began.
+        most: bytes at its peak.
         kind: the kind of memory, in words.
     """
 

@@ -189,7 +189,7 @@ class BlockReuse(LoopSide[BlockReuseLoop]):
         coordinates = self.problem.coordinates
         blocks: dict[int, list[str]] = {}
         for name in coordinates:
-            blocks.setdefault(self.loop.stage_of(name), []).append(name)
+            blocks.setdefault(self.loop.block_of(name), []).append(name)
         return [Coordinates({n: coordinates[n] for n in names}) for _, names in sorted(blocks.items())]
 
     def time(self, seconds: float, turn: int) -> Timing:
