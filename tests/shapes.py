@@ -20,13 +20,16 @@ CHECKED_MODULES = (
     "deepzero.baselines",
     "deepzero.coordinates",
     "deepzero.data",
+    "deepzero.estimator",
+    "deepzero.evaluators.batched",
+    "deepzero.evaluators.propagated_step",
+    "deepzero.executors.executor_evaluator",
     "deepzero.graph.calls",
     "deepzero.graph.decompositions",
     "deepzero.graph.differences",
     "deepzero.graph.cpu.cpu_kernels",
     "deepzero.graph.forward",
     "deepzero.graph.kernels",
-    "deepzero.graph.plan",
     "deepzero.graph.propagate",
     "deepzero.graph.rules",
     "deepzero.graph.verify",
@@ -37,6 +40,7 @@ CHECKED_MODULES = (
     "deepzero.sparsity",
     "deepzero.stencils",
     "deepzero.tasks",
+    "deepzero.training.gradient_sources",
 )
 
 

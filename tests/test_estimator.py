@@ -139,6 +139,11 @@ class TestRandomness:
         model[1].eval()
         assert float(zo.backward(X, Y)) != float(zo.backward(X, Y))
 
+    def test_coordinates_have_no_accumulation_dtype(self, model: nn.Sequential) -> None:
+        """Nothing is accumulated: the option would have no effect."""
+        with pytest.raises(TypeError, match="dtype"):
+            dz.CGE(model, loss=F.cross_entropy, dtype=torch.float64)  # type: ignore[call-arg]
+
     def test_accumulation_dtype(self) -> None:
         model = network().float()
         wide, narrow = (
@@ -176,9 +181,7 @@ class TestState:
         for a, b in zip(straight.buffers(), first.buffers(), strict=True):
             assert torch.equal(a, b)
 
-    @pytest.mark.parametrize(
-        "changed", [{"step_size": 1e-3}, {"stencil": dz.CENTRAL}, {"seed": 9}, {"dtype": torch.float64}]
-    )
+    @pytest.mark.parametrize("changed", [{"step_size": 1e-3}, {"stencil": dz.CENTRAL}, {"seed": 9}])
     def test_other_options_are_refused(
         self, model: nn.Sequential, make: Callable[..., dz.Estimator], changed: dict[str, object]
     ) -> None:
@@ -186,6 +189,10 @@ class TestState:
             CheckpointError, match=f"made by another estimator.*{next(iter(changed))}.*resume with the same"
         ):
             make(model, **changed).load_state_dict(make(model).state_dict())
+
+    def test_another_accumulation_dtype_is_refused(self, model: nn.Sequential) -> None:
+        with pytest.raises(CheckpointError, match=r"made by another estimator.*dtype.*resume with the same"):
+            MAKERS["rge"](model, dtype=torch.float64).load_state_dict(MAKERS["rge"](model).state_dict())
 
     def test_another_probe_is_refused(self, model: nn.Sequential) -> None:
         with pytest.raises(CheckpointError, match="probes: 'random' -> 'coordinate'"):
@@ -201,9 +208,9 @@ class TestBadInput:
             make(model, step_size=step_size)
 
     @pytest.mark.parametrize("dtype", [torch.int64, "float64", 64])
-    def test_dtype(self, model: nn.Sequential, make: Callable[..., dz.Estimator], dtype: object) -> None:
+    def test_dtype(self, model: nn.Sequential, dtype: object) -> None:
         with pytest.raises(InvalidInputError, match=r"dtype must be a floating-point torch.dtype"):
-            make(model, dtype=dtype)
+            MAKERS["rge"](model, dtype=dtype)
 
     def test_a_network_needs_a_loss(self, model: nn.Sequential) -> None:
         with pytest.raises(

@@ -13,6 +13,7 @@ from oracle import assert_close, estimate, initialize, normal, some_coordinates
 from torch import nn
 
 import deepzero as dz
+from deepzero.graph import kernels as by_device
 from deepzero.graph.cpu import compiled_loops as loops
 from deepzero.graph.cpu import cpu_kernels as kernels
 from deepzero.models import SimpleCNN
@@ -133,3 +134,40 @@ def test_compilation_is_announced_once_and_only_of_our_own_loops(caplog):
         listener.notify(started(loops.patches))
         listener.notify(started(loops.column_sums))
     assert caplog.messages == ["compiling loops for this machine, once: about 4 s"]
+
+
+class _Recording(by_device.NoKernels):
+    """A device that is asked for every kernel, and has none."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+
+    def __getattribute__(self, name: str) -> object:
+        if not name.startswith("_") and name != "asked":
+            self.asked.add(name)
+        return super().__getattribute__(name)
+
+
+def test_kernels_are_those_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert by_device.on(torch.zeros(1)) is kernels
+    assert by_device.on(torch.zeros(1, device="meta")) is by_device.NONE
+    device = _Recording()
+    monkeypatch.setitem(by_device.BY_DEVICE, "cpu", device)
+    blocks = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU()]
+    model = initialize(nn.Sequential(*blocks, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 10)), dtype=torch.float64)
+    x, chosen = normal(5, 2, 8, 8, dtype=torch.float64), some_coordinates(model, most=5)
+    plain = estimate(model, F.cross_entropy, x, LABELS, dz.PropagationEvaluator(), step_size=1e-2, sparsity=chosen)
+    monkeypatch.undo()
+    fused = estimate(model, F.cross_entropy, x, LABELS, dz.PropagationEvaluator(), step_size=1e-2, sparsity=chosen)
+    assert device.asked == {
+        "normalize_relu_channel", "normalize_relu_dense", "convolve_channel", "shifted_slices", "max_pool",
+    }  # fmt: skip
+    assert_close(fused.gradients, plain.gradients, 1e-12)
+
+
+def test_a_device_without_kernels_answers_every_one_by_none() -> None:
+    names = [name for name in vars(by_device.Kernels) if not name.startswith("_")]
+    assert len(names) == 5
+    for name in names:
+        options = {"overwrite": False} if name == "normalize_relu_dense" else {}
+        assert getattr(by_device.NONE, name)(*[None] * 5, **options) is None

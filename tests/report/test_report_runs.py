@@ -27,7 +27,8 @@ from deepzero.tasks.classification import (
     SparsityConfig,
 )
 from deepzero.text import duration
-from deepzero.training import TrainingConfig
+from deepzero.training import RunFolder, TrainingConfig
+from deepzero.training.run_folder import COMMANDS
 
 CONFIG = ClassificationConfig(
     data=DataConfig(name="digits", limit=64, batch_size=16),
@@ -335,6 +336,19 @@ def test_how_often_checkpoints_are_made_is_no_difference(finished):
 def test_a_folder_named_twice_is_shown_once(finished):
     roundabout = finished.parent / "." / ".." / finished.parent.name / "first"
     assert documents([finished, finished, roundabout]) == documents([finished])
+
+
+def test_a_task_without_figures_of_its_own_is_shown_by_its_numbers(finished, tmp_path, monkeypatch):
+    """And a run of it is not compared with trainings."""
+    monkeypatch.setitem(COMMANDS, "novel", "invent")
+    run = RunFolder.create(tmp_path / "new", config={"novel": {"size": 3}}, notes={})
+    [unfinished] = documents([run.path])
+    assert "deepzero invent --resume --out" in unfinished.caption
+    run.write("summary.json", {"score": 0.25, "queries": 12_000, "seconds": 90.0, "method": "guess"})
+    assert len(documents([run.path, finished])) == 2
+    [shown] = documents([run.path])
+    assert shown.headline == {"score": "0.25", "queries": "12,000", "seconds": duration(90.0)}
+    assert shown.facts["configuration"] == {"novel": {"size": 3}}
 
 
 def test_results_of_a_reproduction_are_shown(finished, tmp_path):

@@ -32,7 +32,7 @@ SIZES = {"digits": (1, 8), "cifar10": (3, 32)}
 
 @dataclass
 class Log:
-    """What the works of an experiment were asked for, and what they shall do."""
+    """Calls of the works of an experiment, and orders to them."""
 
     run: list[str] = field(default_factory=list)
     forecast: list[str] = field(default_factory=list)
@@ -105,7 +105,7 @@ def cells_of(name: str, scale_name: str) -> list[Cell]:
 def shown(
     name: str, scale_name: str = "small", keep: Callable[[int], bool] = lambda number: True
 ) -> tuple[Presentation, Outcomes]:
-    """What is shown of made-up outcomes of some cells; the outcomes too."""
+    """The presentation of made-up outcomes of some cells, and the outcomes."""
     experiment = EXPERIMENTS[name]
     outcomes = Outcomes(made_up(c, n) for n, c in enumerate(cells_of(name, scale_name)) if keep(n))
     return experiment.present(outcomes, experiment.scale(scale_name)), outcomes

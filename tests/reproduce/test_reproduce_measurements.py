@@ -1,4 +1,4 @@
-"""What the measurements of experiments compute, beside the times, which no test can know."""
+"""Results of the measurements of experiments, beside the times, which no test can know."""
 
 from __future__ import annotations
 

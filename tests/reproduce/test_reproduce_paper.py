@@ -1,4 +1,4 @@
-"""What each experiment shows of made-up outcomes: means and deviations by hand, and the paper's numbers beside them."""
+"""Tables and figures of made-up outcomes: means and deviations by hand, and the paper's numbers beside them."""
 
 from __future__ import annotations
 

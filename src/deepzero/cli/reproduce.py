@@ -57,7 +57,7 @@ class Reproduce:
     json: Json = False
 
     def run(self, output: Output) -> int:
-        """Run what is left, and print the tables."""
+        """Run the unfinished cells, and print the tables."""
         from deepzero.reproduce import Request, find, reproduce  # noqa: PLC0415 - with PyTorch
 
         if self.name is None:

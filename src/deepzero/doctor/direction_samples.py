@@ -12,7 +12,7 @@ from torch import Tensor
 from deepzero.coordinates import Coordinates
 from deepzero.errors import InvalidInputError
 from deepzero.estimator import Estimator
-from deepzero.probes import Perturbations
+from deepzero.probes import Perturbations, coordinates_of
 from deepzero.randomness import derive_seed
 
 
@@ -24,11 +24,6 @@ def directions_of(zo: Estimator, batch: tuple[Any, ...]) -> Perturbations:
     return directions
 
 
-def coordinates_of(directions: Perturbations) -> Coordinates | None:
-    """The coordinates whose unit vectors the directions are, in their order; None for directions of another kind."""
-    return getattr(directions, "coordinates", None)
-
-
 def directions_by_parameter(directions: Perturbations) -> dict[str, int]:
     """Number of coordinate directions of each parameter; empty for directions of another kind."""
     return {name: len(index) for name, index in (coordinates_of(directions) or {}).items()}
@@ -37,7 +32,7 @@ def directions_by_parameter(directions: Perturbations) -> dict[str, int]:
 def sample(
     directions: Perturbations, count: int, seed: int, *, gradients: Mapping[str, Tensor] | None = None
 ) -> Perturbations:
-    """About ``count`` of the directions; all of a kind that has neither ``coordinates`` nor ``first``.
+    """About ``count`` of the directions; all of a kind that can be restricted neither by ``among`` nor by ``first``.
 
     Args:
         directions: coordinates are spread evenly over the parameters, of others the first are taken.
@@ -46,10 +41,11 @@ def sample(
         gradients: by parameter name; the coordinates with the largest entries are chosen, if there are any but 0.
     """
     coordinates = coordinates_of(directions)
-    if coordinates is not None:
+    among, first = (getattr(directions, name, None) for name in ("among", "first"))
+    if coordinates is not None and among is not None:
         largest = None if gradients is None else steepest(coordinates, gradients, count)
-        return directions.among(largest or spread(coordinates, count, seed))  # type: ignore[attr-defined, no-any-return]
-    first = getattr(directions, "first", None)
+        restricted: Perturbations = among(largest or spread(coordinates, count, seed))
+        return restricted
     return directions if first is None else first(count)
 
 

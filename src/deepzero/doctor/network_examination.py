@@ -12,7 +12,6 @@ from torch import Tensor
 from deepzero.doctor.determinism import check_determinism, with_effect
 from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.doctor.direction_samples import (
-    coordinates_of,
     directions_by_parameter,
     directions_of,
     expected_cosine,
@@ -29,7 +28,7 @@ from deepzero.errors import InvalidInputError, NonFiniteLossError
 from deepzero.estimator import Estimate, Estimator
 from deepzero.evaluators import SequentialEvaluator
 from deepzero.objective import Objective, first_query, parameters_of, steady
-from deepzero.probes import Perturbations
+from deepzero.probes import Perturbations, coordinates_of
 from deepzero.randomness import step_seed
 from deepzero.stopwatch import median_seconds
 

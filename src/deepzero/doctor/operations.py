@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deepzero.doctor.direction_samples import coordinates_of, sample
+from deepzero.doctor.direction_samples import sample
 from deepzero.errors import DeepZeroError, InvalidInputError
 from deepzero.estimator import Estimator
 from deepzero.evaluator_choice import NAMED
@@ -19,7 +19,7 @@ from deepzero.graph.program import Program, Step
 from deepzero.graph.rules import fallback
 from deepzero.graph.rules.fallback import watch_fallbacks
 from deepzero.objective import NetworkObjective, parameters_of
-from deepzero.probes import Perturbations
+from deepzero.probes import Perturbations, coordinates_of
 from deepzero.stencils import FORWARD
 
 MOST_SAMPLES = 64

@@ -21,7 +21,7 @@ from deepzero.text import duration
 from deepzero.training.run_folder import command_of
 
 PAGES: Mapping[str, Callable[[RecordedRun], Document]] = {"defend": defense, "correct": correction}
-"""Pages of runs by the command that makes them; all other runs are trainings, and are compared with each other."""
+"""Pages of runs by the command that makes them, for tasks with figures of their own."""
 ACCURACY = "accuracy"
 POINTS = 200
 """Of a curve, at most; neighbouring steps are averaged."""
@@ -44,7 +44,7 @@ def documents(paths: Sequence[Path]) -> list[Document]:
     for path in paths:
         distinct.setdefault(path.resolve(), path)
     found = [read(path) for path in distinct.values()]
-    runs = [item for item in found if isinstance(item, RecordedRun) and command_of(item.record) not in PAGES]
+    runs = [item for item in found if isinstance(item, RecordedRun) and command_of(item.record) == "train"]
     comparison = [compare(runs)] if len(runs) > 1 else []
     names = {run.path: name for run, name in zip(runs, folders(runs), strict=True)}
     return comparison + [_shown(item, names) for item in found]
@@ -53,8 +53,21 @@ def documents(paths: Sequence[Path]) -> list[Document]:
 def _shown(item: RecordedRun | Document, names: Mapping[Path, str]) -> Document:
     if isinstance(item, Document):
         return item
-    page = PAGES.get(command_of(item.record))
-    return document(item, names[item.path]) if page is None else page(item)
+    if item.path in names:
+        return document(item, names[item.path])
+    return PAGES.get(command_of(item.record), outcome)(item)
+
+
+def outcome(run: RecordedRun) -> Document:
+    """A run of a task without figures of its own: the numbers of its summary, and everything it depends on."""
+    command, summary = command_of(run.record), run.summary or {}
+    numbers = {name: shown(value) for name, value in summary.items() if isinstance(value, int | float)}
+    return Document(
+        title=f"{run.path.resolve().name}: deepzero {command}",
+        caption="" if run.summary else f"This run has not finished. {how_to_continue(run, command)}",
+        headline=numbers | ({"seconds": duration(summary["seconds"])} if "seconds" in summary else {}),
+        facts={"folder": str(run.path), **surroundings(run)},
+    )
 
 
 def document(run: RecordedRun, name: str) -> Document:

@@ -347,7 +347,10 @@ class Trainer:
         while not (complete or self._is_over() or self._is_out_of_queries()):
             if (reason := stop.agreed()) is not None:
                 return reason
-            complete = not self._step(itertools.islice(batches, self.accumulate)) or self._is_epoch_read()
+            try:
+                complete = not self._step(itertools.islice(batches, self.accumulate)) or self._is_epoch_read()
+            except QueryBudgetError as spent:
+                self.stop(f"{BUDGET} a black box is spent: {spent}")
             stop.begin()  # before the first step there is nothing to save: an interrupt ends it at once
             if not complete and self._is_checkpoint_due():
                 self.save()
@@ -358,11 +361,7 @@ class Trainer:
         """One optimizer step on a few batches; False if none is left in this epoch."""
         self.optimizer.zero_grad()
         queries = self.source.queries
-        try:
-            losses = self._add_gradients(batches)
-        except QueryBudgetError as spent:
-            self.stop(f"{BUDGET} a black box is spent: {spent}")
-            return True
+        losses = self._add_gradients(batches)
         if not losses:
             return False
         self._condition_gradient(len(losses))

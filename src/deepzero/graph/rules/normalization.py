@@ -56,9 +56,18 @@ def normalized_change(
     """Change of ``(z - m) / s``; ``dims`` are the normalized dimensions of the stacked difference ``d``."""
     fluctuation = d - d.mean(dims, keepdim=True)
     dv = (fluctuation * (2 * centred + fluctuation)).mean(dims, keepdim=True)
+    return _ratio_change(fluctuation, centred, scale, dv)
+
+
+def _ratio_change(
+    u: Float[Tensor, "*#stacked"],
+    c: Float[Tensor, "*#stacked"],
+    scale: Float[Tensor, "*#stacked"],
+    dv: Float[Tensor, "*#stacked"],
+) -> Float[Tensor, "*#stacked"]:
+    """``(c + u) / s' - c / s = u / s' + c (1/s' - 1/s)`` with ``s'^2 = s^2 + dv``."""
     new_scale = (scale.square() + dv).sqrt()
-    inverse_change = -dv / (scale * new_scale * (scale + new_scale))
-    return fluctuation / new_scale + centred * inverse_change
+    return u / new_scale + c * (-dv / (scale * new_scale * (scale + new_scale)))
 
 
 def affine_change(
@@ -217,9 +226,7 @@ def batch_norm_eval(x: Operand, weight: Any, bias: Any, mean: Operand, var: Oper
     change = None if moved is None else scaled_by(moved, 1 / scale, shape)
     if var.difference is not None:
         dv = broadcast(_aligned_difference(var.difference, shape, 1), shape).dense()
-        new_scale = (scale.square() + dv).sqrt()
-        tilt = centred * (-dv / (scale * new_scale * (scale + new_scale)))
-        change = Dense(tilt if moved is None else moved.dense() / new_scale + tilt)
+        change = Dense(_ratio_change(dv.new_zeros(()) if moved is None else moved.dense(), centred, scale, dv))
     return affine_change(shape, change, centred / scale, weight, bias, axis=1)
 
 
@@ -289,8 +296,7 @@ def rescaled_change(
 ) -> Float[Tensor, "*stacked"]:
     """Change of ``z / s`` with ``s^2 = mean(z^2) + eps`` over ``dims`` of the stacked difference ``d``."""
     dv = (d * (2 * z + d)).mean(dims, keepdim=True)
-    new_scale = (scale.square() + dv).sqrt()
-    return d / new_scale + z * (-dv / (scale * new_scale * (scale + new_scale)))
+    return _ratio_change(d, z, scale, dv)
 
 
 @rule(aten.group_norm.default)
@@ -380,5 +386,4 @@ def _unit_change(
 ) -> Float[Tensor, "*stacked"]:
     """Change of ``v / |v|``, by that of ``|v|^2`` over ``dims``."""
     dq = (d * (2 * v + d)).sum(dims, keepdim=True) if dims else d * (2 * v + d)
-    new_norm = (norm.square() + dq).sqrt()
-    return d / new_norm + v * (-dq / (norm * new_norm * (norm + new_norm)))
+    return _ratio_change(d, v, norm, dq)

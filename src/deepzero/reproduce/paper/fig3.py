@@ -36,20 +36,29 @@ def compare(*, depth: int, data_name: str, batch_size: int, rounds: int, seconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fig3Scale(Scale):
-    """The scale of Fig. 3.
+class DepthsScale(Scale):
+    """The scale of an experiment that times estimates on the simple CNN by its depth.
 
     Attributes:
         depths: of the network.
         data_name: data set whose images, or noise of their shape, are the batch.
         batch_size: images of the batch.
-        rounds: in which the sides take turns.
-        seconds: of timing a side, in all rounds.
     """
 
     depths: tuple[int, ...] = (1, 2, 3, 4, 5)
     data_name: str = "cifar10"
     batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fig3Scale(DepthsScale):
+    """The scale of Fig. 3.
+
+    Attributes:
+        rounds: in which the sides take turns.
+        seconds: of timing a side, in all rounds.
+    """
+
     rounds: int
     seconds: float
 

@@ -27,20 +27,25 @@ PERCENT = "sparsity, %"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fig4Scale(TrainingScale):
-    """The scale of Fig. 4.
+class OneNetworkScale(TrainingScale):
+    """The scale of an experiment with DeepZero on one network.
 
     Attributes:
         model: the network.
         training: of every run, but for the epochs.
-        percent: sparsities.
         every: epochs after which coordinates are redrawn.
     """
 
     model: ModelConfig
     training: TrainingConfig
-    percent: tuple[int, ...] = (80, 90, 95, 99)
     every: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fig4Scale(OneNetworkScale):
+    """The scale of Fig. 4: also the sparsities in percent."""
+
+    percent: tuple[int, ...] = (80, 90, 95, 99)
 
 
 def deepzero(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from deepzero.recipes.classification_recipes import cifar10_resnet20
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell
-from deepzero.reproduce.experiment import Experiment, TrainingScale
+from deepzero.reproduce.experiment import Experiment
 from deepzero.reproduce.paper import fig4
 from deepzero.reproduce.presentation import Outcomes, Presentation, accuracy_figures
 from deepzero.tasks.classification import ClassificationConfig, DataConfig, ModelConfig
@@ -18,20 +18,10 @@ BATCH = "batch size"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FigA5Scale(TrainingScale):
-    """The scale of Fig. A5.
+class FigA5Scale(fig4.OneNetworkScale):
+    """The scale of Fig. A5: also the batch sizes."""
 
-    Attributes:
-        model: the network.
-        training: of every run, but for the epochs.
-        sizes: batch sizes.
-        every: epochs after which coordinates are redrawn.
-    """
-
-    model: ModelConfig
-    training: TrainingConfig
     sizes: tuple[int, ...]
-    every: int = 1
 
 
 def config(scale: FigA5Scale, size: int, seed: int) -> ClassificationConfig:

@@ -257,7 +257,7 @@ def _smoke() -> DefenseConfig:
 
 
 def _small_cifar10() -> DefenseConfig:
-    """What two cores can do: smaller batches, fewer directions, and less pretraining."""
+    """A size for two cores: smaller batches, fewer directions, and less pretraining."""
     config = RECIPES.find("cifar10").config()
     return replace(
         config,

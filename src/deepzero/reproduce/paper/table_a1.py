@@ -16,8 +16,9 @@ from deepzero.measure.naive_loop import NaiveLoop
 from deepzero.randomness import derive_seed
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, SingleMeasurement
-from deepzero.reproduce.experiment import Experiment, Scale
+from deepzero.reproduce.experiment import Experiment
 from deepzero.reproduce.paper import published
+from deepzero.reproduce.paper.fig3 import DepthsScale
 from deepzero.reproduce.presentation import MISSING, Outcomes, Presentation, spread_text
 from deepzero.stopwatch import StageStopwatch, seconds_of
 
@@ -87,20 +88,14 @@ PROPAGATED = "CGE, difference propagation"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableA1Scale(Scale):
+class TableA1Scale(DepthsScale):
     """The scale of Table A1.
 
     Attributes:
-        depths: of the network.
-        data_name: data set whose images, or noise of their shape, are the batch.
-        batch_size: images of the batch.
         queries: of an estimate that are timed when they are made one by one.
         repeats: estimates by difference propagation that are timed.
     """
 
-    depths: tuple[int, ...] = (1, 2, 3, 4, 5)
-    data_name: str = "cifar10"
-    batch_size: int
     queries: int
     repeats: int
 

@@ -21,7 +21,7 @@ Scores = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n classes"]]
 
 
 @dataclass(frozen=True)
-class Target:
+class DefendedClassifier:
     """The classifier that is defended.
 
     Attributes:
@@ -37,7 +37,7 @@ class Target:
     sha256: str | None = None
 
 
-def load_target(classifier: str | Path) -> Target:
+def load_target(classifier: str | Path) -> DefendedClassifier:
     """A classifier in a file or behind an address."""
     text = str(classifier)
     model = HttpModel(text) if text.startswith(ADDRESS) else OnnxModel(text, threads=torch.get_num_threads())
@@ -45,7 +45,7 @@ def load_target(classifier: str | Path) -> Target:
     def ask(x: Tensor) -> Tensor:
         return torch.as_tensor(model(x.detach().cpu().numpy())).to(x.device)
 
-    return Target(ask, None, text, digest(text) if isinstance(model, OnnxModel) else None)
+    return DefendedClassifier(ask, None, text, digest(text) if isinstance(model, OnnxModel) else None)
 
 
 def require_classifier(classifier: str | Path) -> None:

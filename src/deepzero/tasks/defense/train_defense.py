@@ -22,8 +22,8 @@ from deepzero.models import Autoencoder, SimpleCNN
 from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.tasks.defense import defense_config as names
 from deepzero.tasks.defense.defended_classifier import (
+    DefendedClassifier,
     Normalized,
-    Target,
     answers,
     load_target,
     require_answers,
@@ -164,7 +164,7 @@ class _Defense:
 
     # Stages that methods share ----------------------------------------------------------------------------------------
 
-    def own_target(self) -> Target:
+    def own_target(self) -> DefendedClassifier:
         """Our own classifier, trained on clean images, exported, and asked through its file."""
         train = self.splits.train
         channels = train.image_shape[0]
@@ -176,7 +176,7 @@ class _Defense:
             if not path.exists():
                 export_onnx(model, torch.zeros(2, *train.image_shape), path)
         behind_file = load_target(path)
-        return Target(behind_file.ask, model, "our own, exported to ONNX", behind_file.sha256)
+        return DefendedClassifier(behind_file.ask, model, "our own, exported to ONNX", behind_file.sha256)
 
     def pretrained(self) -> Denoiser:
         """A denoiser that has learned to denoise."""
@@ -213,7 +213,7 @@ class _Defense:
 
     # The denoiser by the classifier's answers ------------------------------------------------------------------------
 
-    def denoiser(self, target: Target) -> tuple[nn.Module, int]:
+    def denoiser(self, target: DefendedClassifier) -> tuple[nn.Module, int]:
         """The network in front of the classifier, and the queries of its training."""
         config, images = self.config, self.splits.train
         if config.method == names.SMOOTHING:
@@ -246,7 +246,7 @@ class _Defense:
         self.finetune(fine, images)
         return fine.denoiser, spent + (0 if fine.box is None else fine.box.queries)
 
-    def distil(self, student: nn.Module, target: Target) -> int:
+    def distil(self, student: nn.Module, target: DefendedClassifier) -> int:
         """Fit a student to the classifier's scores of noisy images, by the budget of the other methods; its queries."""
         config, images = self.config, self.splits.train
         size = min(DISTILLED_BATCH, len(images), config.budget)
@@ -260,7 +260,9 @@ class _Defense:
         self.by_autograd(self.run.path / "student", student, stage, loss, batches, settings={})
         return steps * size
 
-    def ratios(self, denoiser: Denoiser, target: Target, images: data.Dataset) -> tuple[dict[str, float], int]:
+    def ratios(
+        self, denoiser: Denoiser, target: DefendedClassifier, images: data.Dataset
+    ) -> tuple[dict[str, float], int]:
         """Part of each convolution that a step takes, and the queries to find it; found once, and kept."""
         path = self.run.path / RATIOS
         if not path.exists():
@@ -343,7 +345,9 @@ class _Defense:
             ).train(self.stop, self.console)
 
 
-def load_pair(folder: Path, data_dir: str | Path | None = None) -> tuple[DefenseConfig, nn.Module, Target, data.Splits]:
+def load_pair(
+    folder: Path, data_dir: str | Path | None = None
+) -> tuple[DefenseConfig, nn.Module, DefendedClassifier, data.Splits]:
     """The denoiser and the classifier of a run that has finished, its configuration and its images.
 
     Raises:
