@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import deepzero
-from deepzero.cli.program import COMMANDS
+from deepzero.cli.entry_point import COMMANDS
 from deepzero.reproduce import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from mistakes_page import PAGE, entry
 from mistakes_place import make
 from mistakes_table import Answer, Mistake, answer, commands, table
 
-from deepzero.cli.program import COMMANDS
+from deepzero.cli.entry_point import COMMANDS
 
 ALL = [(command, mistake) for command in commands() for mistake in table(command)]
 FEWER = {"recipes": 8, "completion": 10}

@@ -12,8 +12,8 @@ import pytest
 
 from deepzero.cli import main
 from deepzero.cli.command import Output, tell_stopped
+from deepzero.cli.entry_point import COMMANDS
 from deepzero.cli.options import Json, Quiet
-from deepzero.cli.program import COMMANDS
 from deepzero.errors import InvalidInputError
 
 pytestmark = pytest.mark.filterwarnings("default:a warning")

@@ -12,7 +12,7 @@ import pytest
 
 import deepzero
 from deepzero.cli import main
-from deepzero.cli.program import COMMANDS
+from deepzero.cli.entry_point import COMMANDS
 
 SLOW = ("torch", "numpy", "numba", "scipy", "sklearn", "matplotlib", "pyarrow", "PIL")
 QUICK = [["--help"], [], ["--version"], ["trian"], ["train", "--lr", "1"], ["train", "--help"], ["completion", "bash"]]

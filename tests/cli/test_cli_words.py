@@ -6,7 +6,7 @@ import pytest
 
 import deepzero
 from deepzero.cli import aliases, main
-from deepzero.cli.program import COMMANDS
+from deepzero.cli.entry_point import COMMANDS
 from deepzero.cli.signature import arguments_of, options_of, usage
 from deepzero.cli.words import check, in_options
 from deepzero.errors import InvalidInputError

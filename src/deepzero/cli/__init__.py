@@ -20,10 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         with required_for("the command deepzero"):
-            from deepzero.cli import program  # noqa: PLC0415 - with tyro, which an extra brings
+            from deepzero.cli import entry_point  # noqa: PLC0415 - with tyro, which an extra brings
     except MissingPackageError as missing:
         sys.stderr.write(f"error: {missing}\n")
         if "--json" in (sys.argv if arguments is None else arguments):
             sys.stdout.write(json.dumps({"error": str(missing), "exit_code": BAD_INPUT}) + "\n")
         return BAD_INPUT
-    return program.run(arguments)
+    return entry_point.run(arguments)

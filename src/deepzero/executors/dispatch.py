@@ -54,7 +54,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Request:
+class BlackBoxCall:
     """One call of the black box, for one query or a stack of them.
 
     Attributes:
@@ -79,7 +79,7 @@ class Request:
 class Flight:
     """A call on its way, and when to give it up."""
 
-    call: Request
+    call: BlackBoxCall
     deadline: float
 
 
@@ -116,17 +116,17 @@ class Dispatcher:
         self._name = uuid.uuid4().hex
         self._serial = itertools.count()
         self._open: set[int] = set()
-        self._ready: list[tuple[int, int, Request]] = []
-        self._delayed: list[tuple[float, int, Request]] = []
+        self._ready: list[tuple[int, int, BlackBoxCall]] = []
+        self._delayed: list[tuple[float, int, BlackBoxCall]] = []
         self._flights: dict[Future[Reply], Flight] = {}
-        self._late: dict[Future[Reply], Request] = {}
+        self._late: dict[Future[Reply], BlackBoxCall] = {}
         self._done: SimpleQueue[Future[Reply]] = SimpleQueue()
 
     def run(self, stacks: Iterable[Sequence[Query]]) -> None:
         """Answer or skip every query; one stack is one call."""
         for stack in stacks:
             self._open.update(query.place for query in stack)
-            self._queue(Request(tuple(stack)))
+            self._queue(BlackBoxCall(tuple(stack)))
         self._count_workers()
         try:
             while self._open:
@@ -166,7 +166,7 @@ class Dispatcher:
         starts = not self._at_once or active + len(self._pool.hanging) < self._workers
         return active < self._limit and starts
 
-    def _queue(self, call: Request) -> None:
+    def _queue(self, call: BlackBoxCall) -> None:
         """Calls go in the order of their places, so that what is tried again comes before what is new."""
         heapq.heappush(self._ready, (call.place, next(self._serial), call))
 
@@ -182,12 +182,12 @@ class Dispatcher:
         if self._ready and not self._flights and self._pool.stuck(now) >= self._workers:
             self._all_hang()
 
-    def _still_open(self, call: Request) -> Request | None:
+    def _still_open(self, call: BlackBoxCall) -> BlackBoxCall | None:
         """The call without queries whose answer came late."""
         queries = tuple(query for query in call.queries if query.place in self._open)
         return replace(call, queries=queries) if queries else None
 
-    def _submit(self, call: Request, now: float) -> None:
+    def _submit(self, call: BlackBoxCall, now: float) -> None:
         self._unloaded -= 1
         payload = self._payload if call.loaded or self._unloaded >= 0 else None
         points = tuple(query.point for query in call.queries)
@@ -226,7 +226,7 @@ class Dispatcher:
             if call is not None:
                 self._react(call, future)
 
-    def _landed(self, future: Future[Reply]) -> Request | None:
+    def _landed(self, future: Future[Reply]) -> BlackBoxCall | None:
         """The call of a future that is done with; None if it was given up: then it is being made again already."""
         self._late.pop(future, None)
         flight = self._flights.pop(future, None)
@@ -248,7 +248,7 @@ class Dispatcher:
             self._accept(found)
         self._open.difference_update(found)
 
-    def _react(self, call: Request, future: Future[Reply]) -> None:
+    def _react(self, call: BlackBoxCall, future: Future[Reply]) -> None:
         """Deal with whatever of a call is not answered yet."""
         rest = self._still_open(call)
         if rest is None:
@@ -270,7 +270,7 @@ class Dispatcher:
 
     # What goes wrong -------------------------------------------------------------------------------------------------
 
-    def _failed(self, call: Request, reaction: str, error: DeepZeroError) -> None:
+    def _failed(self, call: BlackBoxCall, reaction: str, error: DeepZeroError) -> None:
         """Retry, skip or stop; what is required is never skipped."""
         if reaction == "retry" and call.tries < self._policy.retries:
             delay = self._policy.delay(call.tries + 1, place=call.place)
@@ -284,7 +284,7 @@ class Dispatcher:
         log.warning("%s: %s; skipped", self._named(call), error)
         self._settle({query.place: None for query in call.queries})
 
-    def _named(self, call: Request) -> str:
+    def _named(self, call: BlackBoxCall) -> str:
         more = f" and {len(call.queries) - 1} more" if len(call.queries) > 1 else ""
         return f"{self._describe(call.place)}{more}"
 
@@ -310,7 +310,7 @@ class Dispatcher:
         log.warning("all %d workers hang; a new pool is made", self._workers)
         self._new_pool()
 
-    def _lost(self, call: Request, error: BaseException) -> None:
+    def _lost(self, call: BlackBoxCall, error: BaseException) -> None:
         """A worker died, and the executor with it: everything in flight goes to a new one."""
         if not self._pool.can_be_remade:
             raise QueryError(

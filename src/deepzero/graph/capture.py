@@ -214,7 +214,7 @@ TORCHS_OWN = (
 
 
 def _ignore_torchs_own() -> None:
-    """Where warnings are errors, those of PyTorch about itself must not stop a capture."""
+    """PyTorch's warnings about itself do not stop a capture where warnings are errors."""
     known = {(f[0], getattr(f[1], "pattern", None), f[2]) for f in warnings.filters}
     for message, category in TORCHS_OWN:
         if ("ignore", message, category) not in known:
