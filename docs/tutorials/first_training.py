@@ -105,7 +105,7 @@ assert dense_accuracy > 0.9
 # A part of the coordinates
 # -------------------------
 # ZO-GraSP scores every weight from function values. The scores give each layer its share of the queries; within a
-# layer the coordinates are drawn anew at every step. Here 80 % of the convolutional and linear weights rest at
+# layer the coordinates are drawn again at every step. Here 80 % of the convolutional and linear weights rest at
 # any one step, and none rests for long.
 
 model = new_model()
