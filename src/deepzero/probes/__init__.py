@@ -10,6 +10,7 @@ from deepzero.probes.base import (
 )
 from deepzero.probes.coordinate import CoordinateDisplacement, CoordinatePerturbations, CoordinateProbes
 from deepzero.probes.random import DISTRIBUTIONS, RandomDisplacement, RandomPerturbations, RandomProbes
+from deepzero.probes.tensorwise import TensorDisplacement, TensorwisePerturbations, TensorwiseProbes
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -24,5 +25,8 @@ __all__ = [
     "RandomDisplacement",
     "RandomPerturbations",
     "RandomProbes",
+    "TensorDisplacement",
+    "TensorwisePerturbations",
+    "TensorwiseProbes",
     "coordinates_of",
 ]
