@@ -13,12 +13,11 @@ from torch import nn
 import deepzero as dz
 from deepzero.coordinates import AllCoordinates
 from deepzero.evaluators import Evaluator
-from deepzero.probes import DISTRIBUTIONS, CoordinateProbes, Probes, RandomProbes, TensorwiseProbes
+from deepzero.probes import DISTRIBUTIONS, CoordinateProbes, Probes, RandomProbes
 
 PROBES: dict[str, Callable[[], Probes]] = {
     "coordinates": lambda: CoordinateProbes(AllCoordinates()),
     **{name: lambda name=name: RandomProbes(6, name, seed=3) for name in DISTRIBUTIONS},
-    "tensorwise": lambda: TensorwiseProbes(9, seed=3),
 }
 EVALUATORS: dict[str, tuple[Callable[[], Evaluator], set[str]]] = {
     "sequential": (dz.SequentialEvaluator, set(PROBES)),

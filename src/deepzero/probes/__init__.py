@@ -10,7 +10,6 @@ from deepzero.probes.base import (
 )
 from deepzero.probes.coordinate import CoordinateDisplacement, CoordinatePerturbations, CoordinateProbes
 from deepzero.probes.random import DISTRIBUTIONS, RandomDisplacement, RandomPerturbations, RandomProbes
-from deepzero.probes.tensorwise import TensorDisplacement, TensorwisePerturbations, TensorwiseProbes
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -25,8 +24,5 @@ __all__ = [
     "RandomDisplacement",
     "RandomPerturbations",
     "RandomProbes",
-    "TensorDisplacement",
-    "TensorwisePerturbations",
-    "TensorwiseProbes",
     "coordinates_of",
 ]
