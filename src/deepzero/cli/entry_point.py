@@ -30,7 +30,6 @@ from deepzero.announce import is_reminder
 from deepzero.cli import BAD_INPUT
 from deepzero.cli.bench import Bench
 from deepzero.cli.command import Command, Output, say_json
-from deepzero.cli.compress import Compress
 from deepzero.cli.correct import Correct
 from deepzero.cli.data import Data
 from deepzero.cli.defend import Certify, Defend
@@ -81,7 +80,6 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "defend": Defend,
     "certify": Certify,
     "correct": Correct,
-    "compress": Compress,
     "report": Report,
     "reproduce": Reproduce,
     "bench": Bench,

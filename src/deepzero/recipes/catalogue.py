@@ -12,12 +12,7 @@ from deepzero.text import did_you_mean
 
 Config = TypeVar("Config")
 
-COMMANDS = {
-    "train": "classification_recipes",
-    "defend": "defense_recipes",
-    "correct": "correction_recipes",
-    "compress": "compression_recipes",
-}
+COMMANDS = {"train": "classification_recipes", "defend": "defense_recipes", "correct": "correction_recipes"}
 """Module of this package that holds the recipes of a command, as ``RECIPES``; it is imported when it is needed."""
 
 

@@ -21,7 +21,7 @@ from deepzero.training.checkpoint import CheckpointStore
 
 FORMAT = "deepzero run 1"
 RECORD, SUMMARY = "run.json", "summary.json"
-COMMANDS = {"defense": "defend", "correction": "correct", "compression": "compress"}
+COMMANDS = {"defense": "defend", "correction": "correct"}
 """Command that makes runs with such a part in their configuration; all others are of ``train``."""
 
 
