@@ -16,6 +16,7 @@ from deepzero.reproduce.paper import (
     fig_a3,
     fig_a5,
     fig_a6,
+    query_study,
     schedule_study,
     table1,
     table2,
@@ -38,6 +39,7 @@ _ALL: tuple[Experiment[Any], ...] = (
     fig_a5.EXPERIMENT,
     fig_a6.EXPERIMENT,
     schedule_study.EXPERIMENT,
+    query_study.EXPERIMENT,
     table2.EXPERIMENT,
     fig6.EXPERIMENT,
 )
