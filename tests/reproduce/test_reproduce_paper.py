@@ -195,15 +195,6 @@ def test_figure_a6():
     assert curve(figure, "measured").y == [450.0, 800.0]
 
 
-def test_queries_of_random_estimates():
-    presented, outcomes = shown("queries", "paper")
-    accuracy, queries, _ = presented.tables
-    assert row(accuracy, "128")["sphere"] == percent(outcomes.where(method="sphere", **{"directions a step": 128}))
-    assert row(queries, "730")["gaussian"] == "1,000"
-    [figure] = presented.figures
-    assert curve(figure, "gaussian").x == [8, 32, 128, 512, 730]
-
-
 def test_coordinate_schedules():
     presented, outcomes = shown("schedules")
     table, by_queries = presented.tables

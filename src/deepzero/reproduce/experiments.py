@@ -16,7 +16,6 @@ from deepzero.reproduce.paper import (
     fig_a3,
     fig_a5,
     fig_a6,
-    query_study,
     schedule_study,
     table1,
     table2,
@@ -39,7 +38,6 @@ _ALL: tuple[Experiment[Any], ...] = (
     fig_a5.EXPERIMENT,
     fig_a6.EXPERIMENT,
     schedule_study.EXPERIMENT,
-    query_study.EXPERIMENT,
     table2.EXPERIMENT,
     fig6.EXPERIMENT,
 )
