@@ -37,7 +37,7 @@ class Pretended(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> Pretended:
+    def __new__(cls: Any, held: Tensor) -> Pretended:
         layout = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
         return Tensor._make_wrapper_subclass(cls, held.shape, device=torch.device(NAME, 0), **layout)
 

@@ -6,7 +6,7 @@ import deepzero
 from deepzero.training import hardware, versions
 
 
-def test_versions_are_those_in_use():
+def test_versions_are_those_in_use() -> None:
     assert versions() == {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -14,7 +14,7 @@ def test_versions_are_those_in_use():
     }
 
 
-def test_hardware_names_processor_and_cores():
+def test_hardware_names_processor_and_cores() -> None:
     found = hardware(torch.device("cpu"))
     assert found["cpu"]
     assert found["cores"] >= 1

@@ -11,7 +11,7 @@ from deepzero.losses import LOSSES, centered_squared_error
 from deepzero.models import MLP
 
 
-def test_the_centered_target_sums_to_zero_and_its_loss_is_the_mean_square():
+def test_the_centered_target_sums_to_zero_and_its_loss_is_the_mean_square() -> None:
     logits = torch.tensor([[0.2, -0.4, 0.1], [1.0, 0.0, -1.0]])
     labels = torch.tensor([2, 0])
     target = torch.tensor([[-1 / 3, -1 / 3, 2 / 3], [2 / 3, -1 / 3, -1 / 3]])
@@ -20,7 +20,7 @@ def test_the_centered_target_sums_to_zero_and_its_loss_is_the_mean_square():
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_every_loss_is_estimated_from_function_values(name):
+def test_every_loss_is_estimated_from_function_values(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     model = MLP(6, hidden=(5,), num_classes=3).double()
     x = torch.randn(7, 6, generator=generator, dtype=torch.float64)

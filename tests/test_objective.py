@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.errors import InvalidInputError
-from deepzero.objective import Evaluation, NetworkObjective, parameters_of
+from deepzero.objective import Batch, Evaluation, NetworkObjective, State, parameters_of
 
 X = normal(6, 4)
 LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
@@ -236,26 +236,26 @@ class TestBlackBox:
 class Bowl:
     """An objective that gives its parameters by a mapping of their owners."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.w = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
 
-    def owners(self):
+    def owners(self) -> dict[str, Tensor]:
         return {"w": self.w}
 
-    def evaluate(self, parameters, batch, *, seed):
+    def evaluate(self, parameters: dict[str, Tensor], batch: Batch, *, seed: int) -> Evaluation:
         return Evaluation(parameters["w"].square().sum())
 
-    def commit(self, buffers):
+    def commit(self, buffers: State) -> None:
         pass
 
 
-def test_an_objective_may_give_its_parameters_by_owners():
+def test_an_objective_may_give_its_parameters_by_owners() -> None:
     bowl = Bowl()
     assert float(dz.CGE(bowl, step_size=1e-6).backward()) == 5.0
     assert torch.allclose(bowl.w.grad, 2 * bowl.w.detach(), atol=1e-4)
 
 
-def test_values_of_a_network_by_name_and_its_parameters_themselves():
+def test_values_of_a_network_by_name_and_its_parameters_themselves() -> None:
     objective = NetworkObjective(nn.Linear(2, 1), F.mse_loss)
     assert list(objective.parameters()) == list(objective.owners()) == ["weight", "bias"]
     assert not any(value.requires_grad for value in objective.parameters().values())

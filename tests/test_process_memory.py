@@ -6,6 +6,8 @@ import gc
 import platform
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +48,7 @@ def test_pages_of_freed_memory_are_used_again() -> None:
     assert run("kept") < 0.05 * pages
 
 
-def test_nothing_is_collected_until_the_first_record():
+def test_nothing_is_collected_until_the_first_record() -> None:
     assert gc.isenabled()
     with no_collection():
         assert not gc.isenabled()
@@ -64,11 +66,11 @@ def test_nothing_is_collected_until_the_first_record():
         gc.enable()
 
 
-def test_a_training_collects_from_its_first_step_on(tmp_path, monkeypatch):
+def test_a_training_collects_from_its_first_step_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     write = CollectAgain.write
 
-    def note(self, record):
+    def note(self: Any, record: dict[str, Any]) -> None:
         seen.append(gc.isenabled())
         write(self, record)
         seen.append(gc.isenabled())

@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.data import load
@@ -22,6 +25,7 @@ from deepzero.tasks.classification import (
     train,
 )
 from deepzero.training import Autograd, TrainingConfig
+from deepzero.training.run_result import Result
 
 OWN = """
 from torch import nn
@@ -35,27 +39,34 @@ class Net(nn.Sequential):
 class Net(nn.Module):
     """As a user's script would have it, with batch norm and dropout."""
 
-    def __init__(self, width=4):
+    def __init__(self, width: int = 4) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Dropout(0.5), nn.Linear(width, 2))
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return self.body(x)
 
 
-def points(count=24):
+def points(count: int = 24) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, 3, generator=generator)
     return x, (x.sum(1) > 0).long()
 
 
-def fit(folder, model, *, loss=F.cross_entropy, batches=None, **options):
+def fit(
+    folder: Path,
+    model: Any,
+    *,
+    loss: Callable[..., Any] = F.cross_entropy,
+    batches: list[tuple[Tensor, Tensor]] | None = None,
+    **options: Any,
+) -> Result | None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batches = [points()] if batches is None else batches
     return dz.Trainer(model, Autograd(model, loss=loss), optimizer, batches, out=folder, **options).fit(epochs=2)
 
 
-def configured(folder, **changes):
+def configured(folder: Path, **changes: Any) -> Result:
     options = {
         "data": DataConfig(name="digits", limit=64, batch_size=32),
         "model": ModelConfig(name="mlp", options={"hidden": (8,)}),
@@ -65,7 +76,7 @@ def configured(folder, **changes):
     return train(ClassificationConfig(**{**options, **changes}), out=folder)
 
 
-def test_an_own_network_is_used_without_its_class(tmp_path):
+def test_an_own_network_is_used_without_its_class(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Net()
     fit(tmp_path, model)
@@ -79,7 +90,7 @@ def test_an_own_network_is_used_without_its_class(tmp_path):
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in repr(run)
 
 
-def test_a_fresh_process_needs_three_lines(tmp_path):
+def test_a_fresh_process_needs_three_lines(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Net()
     fit(tmp_path, model)
@@ -94,7 +105,7 @@ def test_a_fresh_process_needs_three_lines(tmp_path):
     assert torch.allclose(torch.tensor(json.loads(told.stdout)), model.eval()(x), atol=1e-6)
 
 
-def test_weights_are_loaded_into_a_network_that_is_given(tmp_path):
+def test_weights_are_loaded_into_a_network_that_is_given(tmp_path: Path) -> None:
     model = Net(width=6)
     fit(tmp_path, model)
     run = dz.load_run(tmp_path, model=Net(width=6))
@@ -104,16 +115,16 @@ def test_weights_are_loaded_into_a_network_that_is_given(tmp_path):
         dz.load_run(tmp_path, model=Net(width=5))
 
 
-def test_an_exported_network_has_eval_mode_only(tmp_path):
+def test_an_exported_network_has_eval_mode_only(tmp_path: Path) -> None:
     fit(tmp_path, Net())
     run = dz.load_run(tmp_path)
     with pytest.raises(InvalidInputError, match=r"eval mode only.*model=Net"):
         run.model.train()
 
 
-def test_a_network_that_cannot_be_exported_says_why_and_what_to_do(tmp_path):
+def test_a_network_that_cannot_be_exported_says_why_and_what_to_do(tmp_path: Path) -> None:
     class Branching(Net):
-        def forward(self, x):
+        def forward(self, x: Any) -> Tensor | None:
             return super().forward(x) * (2.0 if float(x.sum()) > 0 else 1.0)
 
     model = Branching()
@@ -125,7 +136,7 @@ def test_a_network_that_cannot_be_exported_says_why_and_what_to_do(tmp_path):
     assert torch.equal(run.outputs(points()[0]), model.eval()(points()[0]))
 
 
-def test_names_of_classes_are_kept_and_a_loss_that_has_a_name(tmp_path):
+def test_names_of_classes_are_kept_and_a_loss_that_has_a_name(tmp_path: Path) -> None:
     model = Net()
     fit(tmp_path, model, classes=["below", "above"])
     run = dz.load_run(tmp_path)
@@ -136,7 +147,7 @@ def test_names_of_classes_are_kept_and_a_loss_that_has_a_name(tmp_path):
         fit(tmp_path / "other", Net(), classes=["one", "one"])
 
 
-def test_tokens_keep_their_dtype(tmp_path):
+def test_tokens_keep_their_dtype(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(12, 2))
     tokens = torch.arange(18).reshape(6, 3) % 11
     fit(tmp_path, model, batches=[(tokens, torch.arange(6) % 2)])
@@ -144,7 +155,7 @@ def test_tokens_keep_their_dtype(tmp_path):
     assert torch.equal(run.outputs(tokens.tolist()), model(tokens))
 
 
-def test_a_run_of_a_recipe_predicts_from_raw_images_bit_for_bit_as_in_training(tmp_path):
+def test_a_run_of_a_recipe_predicts_from_raw_images_bit_for_bit_as_in_training(tmp_path: Path) -> None:
     result = configured(tmp_path / "run")
     run = dz.load_run(tmp_path / "run")
     test = load("digits").test
@@ -162,7 +173,7 @@ def test_a_run_of_a_recipe_predicts_from_raw_images_bit_for_bit_as_in_training(t
     assert scores["loss"] == pytest.approx(result.summary["test_loss"])
 
 
-def test_an_own_network_by_file_survives_the_loss_of_the_file(tmp_path, monkeypatch):
+def test_an_own_network_by_file_survives_the_loss_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = tmp_path / "own_lazy_net.py"
     source.write_text(OWN)
@@ -186,11 +197,11 @@ def test_an_own_network_by_file_survives_the_loss_of_the_file(tmp_path, monkeypa
     assert set(run.predict(files)) <= {"a", "b"}
 
 
-def test_a_network_that_gives_more_than_one_tensor_is_asked_itself(tmp_path):
+def test_a_network_that_gives_more_than_one_tensor_is_asked_itself(tmp_path: Path) -> None:
     model = nn.LSTM(3, 2, batch_first=True)
     sequences = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0))
 
-    def loss(output, target):
+    def loss(output: tuple[Tensor, tuple[Tensor, Tensor]], target: Tensor) -> Tensor:
         return F.mse_loss(output[0], target)
 
     fit(tmp_path, model, loss=loss, batches=[(sequences, torch.zeros(5, 4, 2))])
@@ -201,7 +212,7 @@ def test_a_network_that_gives_more_than_one_tensor_is_asked_itself(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
-def test_exports_give_the_same_outputs_for_any_batch(tmp_path, ending):
+def test_exports_give_the_same_outputs_for_any_batch(tmp_path: Path, ending: str) -> None:
     model = Net()
     fit(tmp_path / "run", model)
     path = dz.load_run(tmp_path / "run").export(tmp_path / f"net{ending}")
@@ -215,7 +226,7 @@ def test_exports_give_the_same_outputs_for_any_batch(tmp_path, ending):
         assert np.allclose(given, model.eval()(x).detach().numpy(), atol=1e-5)
 
 
-def test_the_model_card_tells_results_and_use(tmp_path):
+def test_the_model_card_tells_results_and_use(tmp_path: Path) -> None:
     configured(tmp_path)
     card = (tmp_path / "README.md").read_text()
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -225,7 +236,7 @@ def test_the_model_card_tells_results_and_use(tmp_path):
     assert "Classes: 0, 1, 2" in card
 
 
-def test_what_the_folder_does_not_say_is_asked_for(tmp_path):
+def test_what_the_folder_does_not_say_is_asked_for(tmp_path: Path) -> None:
     fit(tmp_path, Net())
     run = dz.load_run(tmp_path)
     assert run.predict(points(2)[0]) == run.outputs(points(2)[0]).tolist()
@@ -246,13 +257,13 @@ def test_what_the_folder_does_not_say_is_asked_for(tmp_path):
         ("photo.png", "expected a tensor or an array, got str"),
     ],
 )
-def test_inputs_of_another_form_are_refused(tmp_path, given, message):
+def test_inputs_of_another_form_are_refused(tmp_path: Path, given: Tensor | str, message: str) -> None:
     fit(tmp_path, Net())
     with pytest.raises(InvalidInputError, match=message):
         dz.load_run(tmp_path).outputs(given)
 
 
-def test_folders_that_cannot_be_used_say_why(tmp_path):
+def test_folders_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no run"):
         dz.load_run(tmp_path / "nothing")
     model = Net()
@@ -273,7 +284,7 @@ def test_folders_that_cannot_be_used_say_why(tmp_path):
         dz.load_run(tmp_path / "run")
 
 
-def test_a_usual_loss_is_known_again_and_another_must_be_given(tmp_path):
+def test_a_usual_loss_is_known_again_and_another_must_be_given(tmp_path: Path) -> None:
     """A run from Python can be evaluated without repeating what it was trained on."""
     model, (x, y) = Net(), points()
     fit(tmp_path / "run", model)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from deepzero import stopwatch
@@ -30,14 +33,14 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(stopwatch, "time", made)
     monkeypatch.setattr(stopwatch, "wait_for_devices", made.wait)
     return made
 
 
-def worker(clock, seconds, *, on_device=False):
+def worker(clock: Clock, seconds: list[float], *, on_device: bool = False) -> Callable[..., Any]:
     """Work that takes the given seconds, one call after the other."""
     durations = iter(seconds)
 
@@ -53,7 +56,7 @@ def worker(clock, seconds, *, on_device=False):
 
 
 @pytest.mark.parametrize("on_device", [False, True])
-def test_what_a_device_still_has_to_do_is_counted(clock, on_device):
+def test_what_a_device_still_has_to_do_is_counted(clock: Clock, on_device: bool) -> None:
     clock.pending = 7.0  # requested before the watch starts, so it does not count
     assert seconds_of(worker(clock, [2.0], on_device=on_device)) == 2.0
     watch = Stopwatch()
@@ -61,11 +64,11 @@ def test_what_a_device_still_has_to_do_is_counted(clock, on_device):
     assert watch.seconds() == 0.5
 
 
-def test_the_median_leaves_out_the_first_call(clock):
+def test_the_median_leaves_out_the_first_call(clock: Clock) -> None:
     assert median_seconds(worker(clock, [50.0, 1.0, 9.0, 2.0]), 3) == 2.0
 
 
-def test_the_first_call_of_a_median_has_ended_on_the_device(clock):
+def test_the_first_call_of_a_median_has_ended_on_the_device(clock: Clock) -> None:
     assert median_seconds(worker(clock, [50.0, 1.0], on_device=True), 1) == 1.0
 
 
@@ -77,26 +80,26 @@ def test_the_first_call_of_a_median_has_ended_on_the_device(clock):
         (1000.0, [1.0] * 19 + [21.0], 2.0),  # twenty at the most
     ],
 )
-def test_the_mean_is_over_a_window(clock, window, durations, expected):
+def test_the_mean_is_over_a_window(clock: Clock, window: float, durations: list[float], expected: float) -> None:
     assert mean_seconds(worker(clock, durations), seconds=window) == expected
 
 
-def test_the_limits_of_a_window_can_be_chosen(clock):
+def test_the_limits_of_a_window_can_be_chosen(clock: Clock) -> None:
     assert mean_seconds(worker(clock, [4.0]), seconds=1.0, least=1) == 4.0
     assert mean_seconds(worker(clock, [1.0, 3.0]), seconds=1e9, least=1, most=2) == 2.0
 
 
-def test_a_throughput_counts_what_was_done_until_the_time_was_over(clock):
+def test_a_throughput_counts_what_was_done_until_the_time_was_over(clock: Clock) -> None:
     found = throughput(worker(clock, [1.0, 1.0, 1.0]), 2.5)
     assert found == Throughput(9, 3.0)
     assert found.rate == 3.0
 
 
-def test_a_throughput_is_of_one_call_at_least(clock):
+def test_a_throughput_is_of_one_call_at_least(clock: Clock) -> None:
     assert throughput(worker(clock, [4.0], on_device=True), 0.0) == Throughput(3, 4.0)
 
 
-def test_stages_add_up(clock):
+def test_stages_add_up(clock: Clock) -> None:
     watch = StageStopwatch(["directions", "inference", "arithmetic"])
     for stage, took in (("inference", 2.0), ("arithmetic", 0.5), ("inference", 0.25)):
         with watch(stage):

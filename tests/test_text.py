@@ -21,11 +21,11 @@ NAMES = ["cifar10", "digits", "fashion-mnist"]
         (172_800.0, "2.0 days"),
     ],
 )
-def test_a_duration_is_written_in_the_unit_that_suits_it(seconds, text):
+def test_a_duration_is_written_in_the_unit_that_suits_it(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_the_nearest_name_is_offered_and_nothing_where_none_is_near():
+def test_the_nearest_name_is_offered_and_nothing_where_none_is_near() -> None:
     assert nearest("digit", NAMES) == "digits"
     assert did_you_mean("digit", NAMES) == " (did you mean digits?)"
     assert did_you_mean("digit", iter(NAMES), shown="the set {}".format) == " (did you mean the set digits?)"
@@ -34,6 +34,6 @@ def test_the_nearest_name_is_offered_and_nothing_where_none_is_near():
     assert did_you_mean("digit", []) == ""
 
 
-def test_a_higher_cutoff_offers_less():
+def test_a_higher_cutoff_offers_less() -> None:
     assert nearest("dogits", NAMES) == "digits"
     assert nearest("dogits", NAMES, cutoff=0.95) is None

@@ -173,6 +173,10 @@ class AllCoordinates:
         return Coordinates.dense({name: value.shape for name, value in parameters_of(context.objective).items()})
 
 
+Dense = AllCoordinates
+"""The same by its earlier name, for programs that import it."""
+
+
 def as_schedule(sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor] | None) -> CoordinateSchedule:
     """A schedule from whatever a user may pass as ``sparsity``: None, coordinates, boolean masks or a schedule."""
     if sparsity is None:

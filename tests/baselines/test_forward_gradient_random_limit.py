@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -32,7 +35,7 @@ def exact() -> torch.Tensor:
     return flat(model)
 
 
-def sample(make) -> torch.Tensor:
+def sample(make: Callable[..., Any]) -> torch.Tensor:
     model, x, y = problem()
     source = make(model)
     draws = []
@@ -42,7 +45,7 @@ def sample(make) -> torch.Tensor:
     return torch.stack(draws)
 
 
-def test_mean_and_covariance_are_those_of_the_law():
+def test_mean_and_covariance_are_those_of_the_law() -> None:
     gradient = exact()
     draws = sample(lambda model: baselines.build("rge-limit", model, loss=F.cross_entropy, queries=QUERIES))
     square = gradient.square().sum()
@@ -54,7 +57,7 @@ def test_mean_and_covariance_are_those_of_the_law():
     assert torch.isclose(mean_error, torch.tensor((len(gradient) + 1) / QUERIES).double(), rtol=0.05)
 
 
-def test_real_random_estimates_at_a_small_step_have_the_same_moments():
+def test_real_random_estimates_at_a_small_step_have_the_same_moments() -> None:
     gradient = exact()
     real = sample(
         lambda model: dz.RGE(
@@ -70,7 +73,7 @@ def test_real_random_estimates_at_a_small_step_have_the_same_moments():
         assert torch.isclose(of[0], of[1], rtol=0.15)
 
 
-def test_many_queries_give_the_gradient():
+def test_many_queries_give_the_gradient() -> None:
     model, x, y = problem()
     source = baselines.build("rge-limit", model, loss=F.cross_entropy, queries=10**7)
     loss = source.backward(x, y)
@@ -79,7 +82,7 @@ def test_many_queries_give_the_gradient():
     assert source.queries == 10**7 + 1
 
 
-def test_a_gradient_of_zero_stays_zero():
+def test_a_gradient_of_zero_stays_zero() -> None:
     model = torch.nn.Linear(2, 1)
     source = baselines.build("rge-limit", model, loss=lambda z, y: (0 * z).sum())
     source.backward(torch.ones(3, 2), torch.zeros(3, 1))

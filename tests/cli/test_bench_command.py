@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,11 +9,13 @@ TINY = ["--batch", "4", "--threads", "1", "--rounds", "1", "--seconds-per-side",
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_bench_from_start_to_record(tmp_path, capsys, monkeypatch):
+def test_bench_from_start_to_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/deepzero", "bench", "digits"])
     assert main(["bench", "digits", *TINY, "--out", "bench.json"]) == 0
@@ -41,7 +44,9 @@ def test_bench_from_start_to_record(tmp_path, capsys, monkeypatch):
         (["--out", "."], "--out must be a file in a folder that exists, got ."),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(capsys, arguments, expected):
+def test_bad_input_is_one_message_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
     assert main(["bench", "cnn", *arguments]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -49,14 +54,14 @@ def test_bad_input_is_one_message_and_exit_code_2(capsys, arguments, expected):
     assert "Traceback" not in err
 
 
-def test_all_cases_are_checked_before_the_first_is_measured(capsys):
+def test_all_cases_are_checked_before_the_first_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "all", "--batch", "5000"]) == 2
     captured = capsys.readouterr()
     assert "too few for --batch 5000" in captured.err
     assert "measuring" not in captured.out
 
 
-def test_an_unknown_case_names_the_known_ones(capsys):
+def test_an_unknown_case_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "vgg"]) == 2
     captured = capsys.readouterr()
     assert "resnet20" in captured.err + captured.out

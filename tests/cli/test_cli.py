@@ -6,6 +6,9 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 import pytest
 
@@ -16,11 +19,11 @@ TINY = ["--estimator", "fo", "--sparsity", "0", "--limit", "64", "--batch-size",
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_train_from_start_to_result(tmp_path, capsys):
+def test_train_from_start_to_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TINY, "--epochs", "2"]) == 0
     out = capsys.readouterr().out
     assert "test accuracy" in out
@@ -31,7 +34,7 @@ def test_train_from_start_to_result(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("default::deepzero.sparsity.SparsityWarning")
-def test_the_whole_pipeline_from_the_command_line(tmp_path, capsys):
+def test_the_whole_pipeline_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "digits", "--epochs", "1", "--limit", "64", "--sparsity", "0.99", "--out", "run"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["config"]["estimator"]["method"] == "cge"
@@ -41,7 +44,7 @@ def test_the_whole_pipeline_from_the_command_line(tmp_path, capsys):
     assert "test accuracy" in out
 
 
-def test_stop_and_resume(tmp_path, capsys):
+def test_stop_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TINY, "--epochs", "2", "--out", "run", "--max-minutes", "1e-9"]) == 75
     out = capsys.readouterr().out
     assert "everything is saved in run" in out
@@ -72,7 +75,9 @@ def test_stop_and_resume(tmp_path, capsys):
         (["train", "cifar10-cnn", "--data-dir", "nowhere"], "CIFAR-10"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(tmp_path, capsys, arguments, expected):
+def test_bad_input_is_one_message_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
     assert main(arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -90,13 +95,15 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path, capsys, arguments, e
         (["trian"], "train"),
     ],
 )
-def test_words_that_are_no_command_name_what_there_is(capsys, arguments, near):
+def test_words_that_are_no_command_name_what_there_is(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], near: str
+) -> None:
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert near in captured.err + captured.out
 
 
-def test_an_output_folder_that_holds_another_run(capsys):
+def test_an_output_folder_that_holds_another_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TINY, "--epochs", "1", "--out", "run"]) == 0
     assert main(["train", *TINY, "--epochs", "1", "--out", "run"]) == 2
     assert "continue that with --resume" in capsys.readouterr().err
@@ -104,7 +111,7 @@ def test_an_output_folder_that_holds_another_run(capsys):
     assert "training.epochs: 1 there, 9 asked" in capsys.readouterr().err
 
 
-def test_a_diverging_run_is_exit_code_1_with_advice(capsys):
+def test_a_diverging_run_is_exit_code_1_with_advice(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TINY, "--epochs", "2", "--learning-rate", "1e38", "--out", "run"]) == 1
     err = capsys.readouterr().err
     assert "last good checkpoint is run/checkpoints/" in err
@@ -112,26 +119,26 @@ def test_a_diverging_run_is_exit_code_1_with_advice(capsys):
     assert "Traceback" not in err
 
 
-def test_the_recipes_are_listed(capsys):
+def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     out = capsys.readouterr().out
     for name in ("digits", "digits-dense", "fashion-mnist-cnn", "cifar10-cnn", "cifar10-resnet20"):
         assert name in out
 
 
-def test_help_is_no_error(capsys):
+def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     assert "--step-size" in capsys.readouterr().out
 
 
-def test_logging_and_warnings_are_as_before():
+def test_logging_and_warnings_are_as_before() -> None:
     log = logging.getLogger("deepzero")
     before = (list(log.handlers), log.level, warnings.showwarning)
     main(["recipes"])
     assert (list(log.handlers), log.level, warnings.showwarning) == before
 
 
-def wait_for(path, lines, process):
+def wait_for(path: Path, lines: int, process: Popen) -> None:
     deadline = time.monotonic() + 120
     while not path.exists() or path.read_bytes().count(b"\n") < lines:
         assert process.poll() is None, process.communicate()
@@ -141,7 +148,7 @@ def wait_for(path, lines, process):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_killed_process_saves_and_resumes(tmp_path, number):
+def test_a_killed_process_saves_and_resumes(tmp_path: Path, number: Any) -> None:
     metrics = tmp_path / "run" / "metrics.jsonl"
     command = [sys.executable, "-m", "deepzero", "train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -8,6 +8,7 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from PIL import Image
 
 from deepzero import data
 from deepzero.cli import main
+from deepzero.data.dataset import Splits
 from deepzero.errors import InvalidInputError
 from deepzero.recipes import config_file, find
 from deepzero.run import load_run
 from deepzero.tasks.classification import from_record
 from deepzero.training import read_metrics
+from deepzero.training.progress import ProgressBar
 
 NET = """
 from torch import nn
@@ -55,7 +58,7 @@ def configured(batch: int = 16):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a user would have it: photos, a table, a network, a recipe."""
     folder = tmp_path_factory.mktemp("own")
     draw = np.random.default_rng(0)
@@ -75,24 +78,24 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _there(place, monkeypatch):
+def _there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     for name in ("own_net_of_tests", "own_recipe_of_tests"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
-def run(*words):
+def run(*words: Path | str) -> int:
     return main(list(map(str, words)))
 
 
-def result_of(capsys, *words):
+def result_of(capsys: pytest.CaptureFixture[str], *words: Path | str) -> dict[str, int | str]:
     """What ``--json`` tells."""
     assert run(*words, "--json") == 0
     return json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture(scope="module")
-def photos(place):
+def photos(place: Path) -> Path:
     """A finished run on the photos, with a network of the user's own."""
     before = Path.cwd()
     os.chdir(place)
@@ -104,7 +107,7 @@ def photos(place):
     return Path("runs/photos")
 
 
-def test_an_own_network_on_a_folder_of_images(photos, capsys):
+def test_an_own_network_on_a_folder_of_images(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = load_run(photos)
     assert trained.classes == ("day", "night")
     assert trained.config["data"]["name"] == "image-folder"
@@ -116,11 +119,13 @@ def test_an_own_network_on_a_folder_of_images(photos, capsys):
 
 
 @pytest.mark.parametrize("limit", [(), ("--limit", "64")])
-def test_data_without_a_network_are_read_once(limit, tmp_path, monkeypatch, capsys):
+def test_data_without_a_network_are_read_once(
+    limit: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """They are read to find a network that suits them, and the training gets what was read."""
     reads, whole = [], data.load
 
-    def load(*args, **options):
+    def load(*args: str, **options: Any) -> Splits:
         reads.append(options["limit"])
         return whole(*args, **options)
 
@@ -130,7 +135,7 @@ def test_data_without_a_network_are_read_once(limit, tmp_path, monkeypatch, caps
     assert "".join(capsys.readouterr()).count("table.csv: the ta") == 1  # a note on what a rule decided
 
 
-def test_predictions_are_printed_or_written(photos, capsys):
+def test_predictions_are_printed_or_written(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict", photos, "photos/night", "--out", "found.csv") == 0
     with Path("found.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -143,7 +148,7 @@ def test_predictions_are_printed_or_written(photos, capsys):
     assert "%)" in told
 
 
-def test_scores_are_those_of_the_run_and_of_other_data(photos, capsys):
+def test_scores_are_those_of_the_run_and_of_other_data(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = json.loads((photos / "summary.json").read_text())
     own = result_of(capsys, "evaluate", photos)
     assert own["accuracy"] == pytest.approx(summary["test_accuracy"])
@@ -154,7 +159,7 @@ def test_scores_are_those_of_the_run_and_of_other_data(photos, capsys):
     assert "does not fit the network: its kind is 'table'" in capsys.readouterr().err
 
 
-def test_an_export_runs_elsewhere(photos, capsys):
+def test_an_export_runs_elsewhere(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = result_of(capsys, "export", photos, "photos.pt2")
     assert told["bytes"] == Path("photos.pt2").stat().st_size
     trained = load_run(photos)
@@ -162,7 +167,7 @@ def test_an_export_runs_elsewhere(photos, capsys):
     assert torch.allclose(torch.export.load("photos.pt2").module()(x), trained.model(x), atol=1e-6)
 
 
-def test_a_table_needs_no_network(capsys):
+def test_a_table_needs_no_network(capsys: pytest.CaptureFixture[str]) -> None:
     told = result_of(capsys, "train", "--data", "table.csv", "--target", "kind", "--epochs", "8", "--out", "runs/table")
     assert told["summary"]["test_accuracy"] > 0.8
     assert load_run("runs/table").classes == ("no", "yes")
@@ -171,14 +176,14 @@ def test_a_table_needs_no_network(capsys):
     assert len(predictions) == 120
 
 
-def test_the_record_of_a_run_reproduces_it(photos, capsys):
+def test_the_record_of_a_run_reproduces_it(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = result_of(capsys, "train", "--config", photos / "run.json", "--out", "runs/again")["summary"]
     first = json.loads((photos / "summary.json").read_text())
     assert again["config"] == first["config"]
     assert again["test_loss"] == first["test_loss"]
 
 
-def test_a_trainer_of_ones_own(capsys):
+def test_a_trainer_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     told = result_of(
         capsys, "train", "own_recipe_of_tests.py", "--set", "rate=0.25", "--epochs", "3", "--out", "runs/r"
     )
@@ -189,10 +194,12 @@ def test_a_trainer_of_ones_own(capsys):
     assert json.loads(Path("runs/own_recipe_of_tests/summary.json").read_text())["steps"] == 8
 
 
-def test_a_trainer_of_ones_own_goes_on_without_being_named_again(capsys, monkeypatch):
+def test_a_trainer_of_ones_own_goes_on_without_being_named_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = result_of(capsys, "train", "own_recipe_of_tests.py", "--out", "runs/whole")["summary"]
 
-    def interrupt(_self, record):
+    def interrupt(_self: ProgressBar, record: dict[str, Any]) -> None:
         if record["kind"] == "step" and record["step"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -207,7 +214,9 @@ def test_a_trainer_of_ones_own_goes_on_without_being_named_again(capsys, monkeyp
     assert steps == list(range(1, 9))
 
 
-def test_the_latest_unfinished_run_of_the_same_file_is_resumed(tmp_path, monkeypatch, place):
+def test_the_latest_unfinished_run_of_the_same_file_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
     recipe = str(place / "own_recipe_of_tests.py")
     monkeypatch.chdir(tmp_path)
     assert run("train", recipe, "--max-minutes", "1e-9") == 75
@@ -216,7 +225,7 @@ def test_the_latest_unfinished_run_of_the_same_file_is_resumed(tmp_path, monkeyp
     assert Path("runs/own_recipe_of_tests/summary.json").exists()
 
 
-def test_a_configuration_of_ones_own(capsys):
+def test_a_configuration_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "own_recipe_of_tests.py:configured", "--set", "batch=32", "--epochs", "1", "--out", "runs/c"]
     told = result_of(capsys, *words, "--estimator", "fo", "--sparsity", "0")
     assert told["summary"]["config"]["data"]["batch_size"] == 32
@@ -248,12 +257,14 @@ def test_a_configuration_of_ones_own(capsys):
         (["export", "runs/none", "net.onnx"], "runs/none holds no run"),
     ],
 )
-def test_what_cannot_work_is_said_before_any_work(words, message, capsys):
+def test_what_cannot_work_is_said_before_any_work(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(*words) == 2
     assert re.search(message, capsys.readouterr().err.replace("\n", " "))
 
 
-def test_a_file_of_settings_changes_a_recipe(tmp_path):
+def test_a_file_of_settings_changes_a_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('recipe = "digits"\nseed = 3\n[training]\nepochs = 2\n[model.options]\nwidths = [4, 4]\n')
     name, config = config_file(file)
@@ -273,13 +284,13 @@ def test_a_file_of_settings_changes_a_recipe(tmp_path):
         ("[data\n", "is no TOML"),
     ],
 )
-def test_a_file_of_settings_with_a_mistake_names_it(tmp_path, text, message):
+def test_a_file_of_settings_with_a_mistake_names_it(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(text)
     with pytest.raises(InvalidInputError, match=message):
         config_file(file)
 
 
-def test_a_record_gives_its_configuration_back():
+def test_a_record_gives_its_configuration_back() -> None:
     config = find("digits").config()
     assert from_record(json.loads(json.dumps(asdict(config)))) == config

@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
@@ -18,27 +21,27 @@ TINY = ["--limit", "64", "--batch-size", "32", "--epochs", "1", "--estimator", "
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli") / "trained"
     assert main(["train", *TINY, "--out", str(path)]) == 0
     return path
 
 
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch):
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, "run")
     return tmp_path / "run"
 
 
-def test_the_report_of_one_run_is_in_its_folder(run, tmp_path, capsys):
+def test_the_report_of_one_run_is_in_its_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "run"]) == 0
     assert capsys.readouterr().out.strip().replace("\n", "") == "report: run/report.html"
     assert (run / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_run_with_its_report_can_be_resumed_and_reported_again(run):
+def test_a_run_with_its_report_can_be_resumed_and_reported_again(run: Path) -> None:
     assert main(["report", "run"]) == 0
     first = (run / "report.html").read_bytes()
     assert main(["train", "--resume", "--out", "run"]) == 0
@@ -46,7 +49,7 @@ def test_a_run_with_its_report_can_be_resumed_and_reported_again(run):
     assert (run / "report.html").read_bytes() == first
 
 
-def test_the_report_of_several_runs_is_here(run, tmp_path, capsys):
+def test_the_report_of_several_runs_is_here(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(run, "again")
     assert main(["report", "run", "again"]) == 0
     assert "report: report.html" in capsys.readouterr().out
@@ -56,7 +59,7 @@ def test_the_report_of_several_runs_is_here(run, tmp_path, capsys):
     assert not (run / "report.html").exists()
 
 
-def test_out_names_the_file(run, tmp_path, capsys):
+def test_out_names_the_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "run", "--out", "[b] page.html"]) == 0
     assert "report: [b] page.html" in capsys.readouterr().out
     assert (tmp_path / "[b] page.html").stat().st_size > 10_000
@@ -86,7 +89,9 @@ def test_out_names_the_file(run, tmp_path, capsys):
         (["report", "nowhere", "--surface"], "nowhere holds no run"),
     ],
 )
-def test_bad_input_is_one_message_exit_code_2_and_no_file(run, tmp_path, capsys, words, expected):
+def test_bad_input_is_one_message_exit_code_2_and_no_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
     assert main(words) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -94,7 +99,9 @@ def test_bad_input_is_one_message_exit_code_2_and_no_file(run, tmp_path, capsys,
     assert not list(tmp_path.glob("**/*.html"))
 
 
-def test_a_page_that_cannot_be_written(run, monkeypatch, capsys):
+def test_a_page_that_cannot_be_written(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -103,12 +110,14 @@ def test_a_page_that_cannot_be_written(run, monkeypatch, capsys):
     assert "could not be written" in capsys.readouterr().err
 
 
-def test_the_help_says_where_the_page_goes(capsys):
+def test_the_help_says_where_the_page_goes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--help"]) == 0
     assert "report.html in the folder of a single run" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
-def test_a_surface_is_measured_kept_and_shown_and_its_cost_is_said(run, capsys):
+def test_a_surface_is_measured_kept_and_shown_and_its_cost_is_said(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", "run", "--surface", "--points", "3", "--radius", "0.5"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "surface: run/surface.json: 9 forwards, and 1 for the gradient" in out
@@ -119,14 +128,14 @@ def test_a_surface_is_measured_kept_and_shown_and_its_cost_is_said(run, capsys):
     assert (run / "report.html").read_bytes() == first
 
 
-def test_watching_a_finished_run_writes_its_page_and_ends(run, capsys):
+def test_watching_a_finished_run_writes_its_page_and_ends(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "run", "--watch"]) == 0
     assert "report: run/report.html" in capsys.readouterr().out
     assert (run / "report.html").exists()
 
 
 @pytest.fixture
-def watching(run):
+def watching(run: Path) -> Iterator[tuple[Popen, str]]:
     """A command that watches a run that has not finished, and its address."""
     (run / "summary.json").unlink()
     words = [sys.executable, "-m", "deepzero", "report", "run", "--watch", "--interval", "0.2"]
@@ -136,7 +145,7 @@ def watching(run):
         process.kill()
 
 
-def test_a_run_is_watched_until_it_has_finished(watching, run, trained):
+def test_a_run_is_watched_until_it_has_finished(watching: tuple[Popen, str], run: Path, trained: Path) -> None:
     process, address = watching
     with urllib.request.urlopen(address, timeout=20) as page:
         assert "This run has not finished" in page.read().decode()
@@ -148,7 +157,7 @@ def test_a_run_is_watched_until_it_has_finished(watching, run, trained):
     assert "test accuracy" in (run / "report.html").read_text()
 
 
-def test_ctrl_c_ends_watching_at_once_with_exit_code_0(watching, run):
+def test_ctrl_c_ends_watching_at_once_with_exit_code_0(watching: tuple[Popen, str], run: Path) -> None:
     process, address = watching
     with urllib.request.urlopen(address, timeout=20) as page:
         assert page.status == 200

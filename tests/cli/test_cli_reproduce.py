@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -17,12 +18,12 @@ FO = ["reproduce", "fig2", "--scale", "smoke", "--only", "method=FO"]
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
 
 
-def test_without_a_name_the_experiments_are_listed(tmp_path, capsys):
+def test_without_a_name_the_experiments_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     for name in names():
@@ -32,7 +33,7 @@ def test_without_a_name_the_experiments_are_listed(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_from_start_to_table(tmp_path, capsys):
+def test_from_start_to_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(FO) == 0
     out = capsys.readouterr().out
     assert "Digits, 64 images of 8x8 pixels, 1 epoch." in out
@@ -48,13 +49,15 @@ def test_from_start_to_table(tmp_path, capsys):
     assert accuracy in out
 
 
-def test_a_further_name_is_the_same_experiment_in_the_same_folder(tmp_path):
+def test_a_further_name_is_the_same_experiment_in_the_same_folder(tmp_path: Path) -> None:
     words = ["--scale", "smoke", "--only", "method=FO, dense"]
     assert main(["reproduce", "figA4", *words]) == 0
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["fig4-smoke"]
 
 
-def test_a_time_limit_is_exit_code_75_and_the_same_command_continues(tmp_path, capsys):
+def test_a_time_limit_is_exit_code_75_and_the_same_command_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [*FO, "--out", "here"]
     assert main([*words, "--max-minutes", "1e-9"]) == 75
     out = capsys.readouterr().out
@@ -67,7 +70,7 @@ def test_a_time_limit_is_exit_code_75_and_the_same_command_continues(tmp_path, c
     assert (tmp_path / "here" / "cells" / "d=406-method=FO-seed=0.json").read_bytes() == before
 
 
-def test_shares_make_up_the_whole(tmp_path, capsys):
+def test_shares_make_up_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["reproduce", "fig4", "--scale", "smoke", "--epochs", "1", "--only", "sparsity, %=80", "--out", "here"]
     only = [*words, "--limit", "32"]
     assert main([*only, "--share", "1/2"]) == 0
@@ -77,7 +80,7 @@ def test_shares_make_up_the_whole(tmp_path, capsys):
     assert len(list((tmp_path / "here" / "cells").glob("*.json"))) == 3
 
 
-def test_known_results_are_not_made_again(tmp_path, capsys):
+def test_known_results_are_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*FO, "--out", "there"]) == 0
     first = (tmp_path / "there" / "results.json").read_bytes()
     assert main([*FO, "--out", "here", "--known", "there/results.json"]) == 0
@@ -89,7 +92,7 @@ def test_known_results_are_not_made_again(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_the_command_of_a_record_names_what_the_results_depend_on_and_no_place():
+def test_the_command_of_a_record_names_what_the_results_depend_on_and_no_place() -> None:
     words = ("fig2", "--scale", "paper", "--epochs", "10", "--only", "d=730", "method=RGE, small-step limit")
     elsewhere = ("--out", "there", "--data-dir", "data", "--share", "1/2", "--max-minutes", "5", "--known", "it.json")
     asked = tyro.cli(Reproduce, args=[*words, *elsewhere])
@@ -115,7 +118,9 @@ def test_the_command_of_a_record_names_what_the_results_depend_on_and_no_place()
         (["fig2", "--max-minutes", "0"], "--max-minutes must be a finite number above 0"),
     ],
 )
-def test_bad_input_is_one_message_exit_code_2_and_nothing_is_written(tmp_path, capsys, arguments, expected):
+def test_bad_input_is_one_message_exit_code_2_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
     assert main(["reproduce", *arguments]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -124,13 +129,13 @@ def test_bad_input_is_one_message_exit_code_2_and_nothing_is_written(tmp_path, c
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_data_set_that_is_not_there(capsys, monkeypatch):
+def test_a_data_set_that_is_not_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEEPZERO_DATA", raising=False)
     assert main(["reproduce", "fig2", "--only", "method=FO", "d=730", "--data-dir", "nowhere"]) == 2
     assert "CIFAR-10" in capsys.readouterr().err
 
 
-def test_a_folder_that_holds_something_else(tmp_path, capsys):
+def test_a_folder_that_holds_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("text")
     assert main([*FO, "--out", "."]) == 2
     assert "is not an empty folder; choose another --out" in capsys.readouterr().err
@@ -143,11 +148,13 @@ def test_a_folder_that_holds_something_else(tmp_path, capsys):
     ("arguments", "near"),
     [(["--scale", "tiny"], "smoke"), (["--seed", "3"], "--seeds"), (["--epochs", "many"], "--epochs")],
 )
-def test_words_that_are_no_option_name_what_there_is(capsys, arguments, near):
+def test_words_that_are_no_option_name_what_there_is(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], near: str
+) -> None:
     assert main(["reproduce", "fig2", *arguments]) == 2
     captured = capsys.readouterr()
     assert near in captured.err + captured.out
 
 
-def test_the_scales_of_the_command_are_those_of_the_experiments():
+def test_the_scales_of_the_command_are_those_of_the_experiments() -> None:
     assert get_args(get_type_hints(Reproduce)["scale"]) == SCALES

@@ -1,5 +1,7 @@
 import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +54,7 @@ def broken():
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "own_things.py").write_text(OWN)
@@ -60,7 +62,9 @@ def _elsewhere(tmp_path, monkeypatch):
     sys.modules.pop("own_things", None)
 
 
-def test_the_doctor_examines_digits_and_writes_report_and_plot(tmp_path, capsys):
+def test_the_doctor_examines_digits_and_writes_report_and_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["doctor", *TINY]) == 0
     out = capsys.readouterr().out
     assert out.index("verdict: fit to train: deterministic") < out.index("Objective")
@@ -71,20 +75,20 @@ def test_the_doctor_examines_digits_and_writes_report_and_plot(tmp_path, capsys)
     assert (tmp_path / "runs" / "digits-doctor" / "sweep.png").stat().st_size > 1000
 
 
-def test_settings_reach_the_examination(tmp_path):
+def test_settings_reach_the_examination(tmp_path: Path) -> None:
     assert main(["doctor", *TINY, "--estimator", "rge", "--queries", "4", "--step-size", "1e-3", "--out", "here"]) == 0
     record = json.loads((tmp_path / "here" / "diagnosis.json").read_text())
     assert record["diagnosis"]["forecast"]["queries"] == 5
     assert record["diagnosis"]["step"]["configured"] == 1e-3
 
 
-def test_a_doctors_folder_does_not_stand_in_the_way_of_a_run_to_resume(capsys):
+def test_a_doctors_folder_does_not_stand_in_the_way_of_a_run_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", *TINY, "--estimator", "rge", "--queries", "4"]) == 0
     assert main(["train", "--resume"]) == 2
     assert "there is no unfinished run in runs" in capsys.readouterr().err
 
 
-def test_a_run_that_cannot_work_is_exit_code_1(capsys):
+def test_a_run_that_cannot_work_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", *TINY, "--step-size", "1e19"]) == 1
     assert "error: " in capsys.readouterr().out
 
@@ -101,7 +105,9 @@ def test_a_run_that_cannot_work_is_exit_code_1(capsys):
         (["cifar10-cnn", "--data-dir", "nowhere"], "CIFAR-10"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(tmp_path, capsys, arguments, expected):
+def test_bad_input_is_one_message_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
     assert main(["doctor", *arguments]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -109,7 +115,7 @@ def test_bad_input_is_one_message_and_exit_code_2(tmp_path, capsys, arguments, e
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_black_box_of_ones_own(tmp_path, capsys):
+def test_a_black_box_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["own_things.py:box", "--set", "size=6", "--price-per-query", "0.5", "--run-steps", "10"]
     assert main(["doctor", *words]) == 0
     out = capsys.readouterr().out
@@ -133,24 +139,24 @@ def test_a_black_box_of_ones_own(tmp_path, capsys):
         (["own_things.py", "--seconds", "0.2", "--set", "batch=8"], 4955),
     ],
 )
-def test_whatever_can_be_estimated_can_be_examined(tmp_path, words, queries):
+def test_whatever_can_be_estimated_can_be_examined(tmp_path: Path, words: list[str], queries: int) -> None:
     assert main(["doctor", *words, "--out", "here"]) == 0
     record = json.loads((tmp_path / "here" / "diagnosis.json").read_text())
     assert record["diagnosis"]["forecast"]["queries"] == queries
 
 
-def test_a_trainer_is_forecast_whole(tmp_path, capsys):
+def test_a_trainer_is_forecast_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "own_things.py:trainer", "--seconds", "0.2"]) == 0
     assert "for 3 epochs" in capsys.readouterr().out.split("Objective")[0].replace("\n", " ")
 
 
-def test_what_is_not_fit_is_exit_code_1_and_said_first(capsys):
+def test_what_is_not_fit_is_exit_code_1_and_said_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "own_things.py:noisy"]) == 1
     assert "verdict: not fit: the loss is noisy (sd 3e-03): raise the step to" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("words", "code"), [(["own_things.py:box"], 0), (["own_things.py:noisy"], 1), (TINY, 0)])
-def test_json_is_one_object_and_nothing_else(capsys, words, code):
+def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str], words: list[str], code: int) -> None:
     assert main(["doctor", *words, "--json"]) == code
     captured = capsys.readouterr()
     record = json.loads(captured.out)
@@ -190,19 +196,21 @@ def test_json_is_one_object_and_nothing_else(capsys, words, code):
         (["digits", "--price-per-query", "1"], "--price-per-query has no effect on a recipe"),
     ],
 )
-def test_mistakes_with_things_of_ones_own(tmp_path, capsys, words, expected):
+def test_mistakes_with_things_of_ones_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
     assert main(["doctor", *words]) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_out_that_is_a_file(tmp_path, capsys):
+def test_an_out_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["doctor", *TINY, "--out", "file"]) == 2
     assert "choose another --out" in capsys.readouterr().err
 
 
-def test_words_that_are_no_option_name_what_there_is(capsys):
+def test_words_that_are_no_option_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--estimator", "fo"]) == 2
     captured = capsys.readouterr()
     assert "cge" in captured.err + captured.out

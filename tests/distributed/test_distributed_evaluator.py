@@ -20,6 +20,7 @@ from deepzero.errors import InvalidInputError, NonFiniteLossError, TeamError
 from deepzero.evaluators.base import Answer, Job, Preparation
 from deepzero.evaluators.distributed import CALIBRATION, divide, divided
 from deepzero.graph.capture import capture
+from deepzero.stencils import Stencil
 from deepzero.team import Team
 
 INNER = {
@@ -30,11 +31,11 @@ INNER = {
 
 
 @pytest.fixture(autouse=True)
-def one_export_at_a_time(monkeypatch):
+def one_export_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.export is made for one thread; the processes of a real team have one each."""
     lock = threading.Lock()
 
-    def locked(*args):
+    def locked(*args: Any) -> Any:
         with lock:
             return capture(*args)
 
@@ -80,19 +81,19 @@ def trained(kind: str, team: Team | None, steps: int = 3, stencil: dz.Stencil = 
 
 @pytest.mark.parametrize("kind", INNER)
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_weights_have_the_same_bits_on_any_number_of_ranks(kind, size):
+def test_weights_have_the_same_bits_on_any_number_of_ranks(kind: str, size: int) -> None:
     alone = trained(kind, None)
     for weights in together(size, lambda team: trained(kind, team)):
         assert all(torch.equal(weights[name], alone[name]) for name in alone)
 
 
-def test_central_differences_are_divided_too():
+def test_central_differences_are_divided_too() -> None:
     alone = trained("propagation", None, stencil=dz.CENTRAL)
     for weights in together(3, lambda team: trained("propagation", team, stencil=dz.CENTRAL)):
         assert all(torch.equal(weights[name], alone[name]) for name in alone)
 
 
-def test_the_estimate_does_not_depend_on_the_threads_of_a_process():
+def test_the_estimate_does_not_depend_on_the_threads_of_a_process() -> None:
     def gradients(threads: int) -> dict[str, torch.Tensor]:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -110,7 +111,7 @@ def test_the_estimate_does_not_depend_on_the_threads_of_a_process():
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_rank_receives_8_bytes_a_coordinate_and_a_constant():
+def test_a_rank_receives_8_bytes_a_coordinate_and_a_constant() -> None:
     def exchanged(team: Team) -> list[int]:
         model = network()
         zo = estimator("propagation", model, team)
@@ -131,7 +132,7 @@ def test_a_rank_receives_8_bytes_a_coordinate_and_a_constant():
     assert sum(counts[-1] for counts in per_rank) == 8 * (size - 1) * (queries + size)
 
 
-def test_shares_are_balanced_by_measured_costs():
+def test_shares_are_balanced_by_measured_costs() -> None:
     def table(team: Team) -> dict[str, float]:
         zo = estimator("propagation", network(), team)
         for x, y in batches(CALIBRATION):
@@ -168,7 +169,7 @@ class MadeUpTimes:
 
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("stencil", [dz.FORWARD, dz.CENTRAL])
-def test_costs_are_seconds_a_query_however_many_ranks_and_queries_there_are(size, stencil):
+def test_costs_are_seconds_a_query_however_many_ranks_and_queries_there_are(size: int, stencil: Stencil) -> None:
     def table(team: Team) -> dict[str, float]:
         zo = dz.CGE(
             network(), loss=F.cross_entropy, evaluator=dz.DistributedEvaluator(MadeUpTimes(), team), stencil=stencil
@@ -179,7 +180,7 @@ def test_costs_are_seconds_a_query_however_many_ranks_and_queries_there_are(size
     assert together(size, table) == [EACH] * size
 
 
-def test_a_state_goes_on_with_another_number_of_ranks():
+def test_a_state_goes_on_with_another_number_of_ranks() -> None:
     def first_half(team: Team) -> tuple[dict, dict, dict]:
         model = network()
         zo = estimator("propagation", model, team)
@@ -207,7 +208,7 @@ def test_a_state_goes_on_with_another_number_of_ranks():
     assert all(torch.equal(ends[0][name], end[name]) for end in ends for name in weights)
 
 
-def test_ranks_that_hold_other_weights_are_found_out():
+def test_ranks_that_hold_other_weights_are_found_out() -> None:
     def run(team: Team) -> str:
         model = network()
         model[0].weight.data[0, 0, 0, 0] += team.rank * 1e-3
@@ -220,7 +221,7 @@ def test_ranks_that_hold_other_weights_are_found_out():
         assert "no longer hold the same weights" in message
 
 
-def test_a_loss_that_is_not_finite_is_the_same_error_on_every_rank():
+def test_a_loss_that_is_not_finite_is_the_same_error_on_every_rank() -> None:
     class Cliff(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -247,7 +248,7 @@ jobs = st.lists(st.integers(1, 50), min_size=0, max_size=40)
 
 
 @given(jobs, st.integers(1, 6))
-def test_every_job_has_one_rank_and_no_share_is_much_longer_than_it_must_be(lengths, ranks):
+def test_every_job_has_one_rank_and_no_share_is_much_longer_than_it_must_be(lengths: list[int], ranks: int) -> None:
     work = [Job(0, sum(lengths[:i]), sum(lengths[: i + 1])) for i in range(len(lengths))]
     shares = divide(work, {}, ranks)
     assert sorted(i for share in shares for i in share) == list(range(len(work)))
@@ -255,13 +256,13 @@ def test_every_job_has_one_rank_and_no_share_is_much_longer_than_it_must_be(leng
     assert longest <= sum(lengths) / ranks + (1 - 1 / ranks) * max(lengths, default=0) + 1e-9  # Graham, 1966
 
 
-def test_costs_decide_where_they_are_known():
+def test_costs_decide_where_they_are_known() -> None:
     work = [Job(0, 0, 10, "cheap", 1.0), Job(0, 10, 20, "cheap", 1.0), Job(0, 20, 21, "dear", 1.0)]
     assert divide(work, {"cheap": 1e-3, "dear": 1.0}, 2) == [[2], [0, 1]]
     assert divide(work, {"cheap": 1e-3}, 2) == [[0, 2], [1]], "by weight where a cost is missing"
 
 
-def test_an_evaluator_is_divided_once_and_only_if_it_can_be():
+def test_an_evaluator_is_divided_once_and_only_if_it_can_be() -> None:
     whole = dz.PropagationEvaluator()
     shared = divided(whole, Team(0, 2))
     assert isinstance(shared, dz.DistributedEvaluator)

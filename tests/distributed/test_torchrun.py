@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launch import TRAIN, children, finished, free_port, lines, started, torchrun, wait_until
@@ -15,7 +16,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> bytes:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights of a run on one process, without torchrun."""
     out = tmp_path_factory.mktemp("alone") / "run"
     with started(*TRAIN, "--out", str(out)) as process:
@@ -29,7 +30,7 @@ def weights(out: Path, output: str) -> bytes:
     return (out / "model.safetensors").read_bytes()
 
 
-def test_a_killed_rank_is_replaced_and_nothing_is_lost(undisturbed, tmp_path):
+def test_a_killed_rank_is_replaced_and_nothing_is_lost(undisturbed: Any, tmp_path: Path) -> None:
     """Rank 0, which holds the folder of the run: losing any other one loses less."""
     out = tmp_path / "run"
     with started(*torchrun(2, "--max-restarts", "2"), *TRAIN, "--out", str(out)) as process:
@@ -41,7 +42,9 @@ def test_a_killed_rank_is_replaced_and_nothing_is_lost(undisturbed, tmp_path):
     assert weights(out, output) == undisturbed
 
 
-def test_a_run_whose_agent_is_terminated_goes_on_with_another_number_of_processes(undisturbed, tmp_path):
+def test_a_run_whose_agent_is_terminated_goes_on_with_another_number_of_processes(
+    undisturbed: Any, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     with started(*torchrun(2), *TRAIN, "--out", str(out)) as process:
         wait_until(lambda: lines(out / "metrics.jsonl") >= 2, process)
@@ -55,7 +58,7 @@ def test_a_run_whose_agent_is_terminated_goes_on_with_another_number_of_processe
     assert weights(out, second) == undisturbed
 
 
-def test_three_processes_of_two_agents_give_the_bits_of_one(undisturbed, tmp_path):
+def test_three_processes_of_two_agents_give_the_bits_of_one(undisturbed: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     meeting = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "one-run"]
     agent = ["-m", "torch.distributed.run", *meeting, "--rdzv-endpoint", f"localhost:{free_port()}"]
@@ -71,7 +74,7 @@ def test_three_processes_of_two_agents_give_the_bits_of_one(undisturbed, tmp_pat
     assert outputs.count("test accuracy") == 1, "rank 0 alone reports"
 
 
-def test_bad_input_ends_all_ranks_with_one_clear_reason(tmp_path):
+def test_bad_input_ends_all_ranks_with_one_clear_reason(tmp_path: Path) -> None:
     with started(*torchrun(2), "-m", "deepzero", "train", "nonsense", "--out", str(tmp_path / "run")) as process:
         output = finished(process)
     assert process.returncode != 0
@@ -95,7 +98,7 @@ with dz.joined(timeout=4) as team:
 """
 
 
-def test_a_rank_that_hangs_is_named_and_not_waited_for(tmp_path):
+def test_a_rank_that_hangs_is_named_and_not_waited_for(tmp_path: Path) -> None:
     script = tmp_path / "hang.py"
     script.write_text(HANG)
     team = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -123,7 +126,7 @@ def recipe(seed: int = 0):
 """
 
 
-def test_a_trainer_of_ones_own_gives_the_bits_of_one_process(tmp_path):
+def test_a_trainer_of_ones_own_gives_the_bits_of_one_process(tmp_path: Path) -> None:
     """Batches are shuffled by the global generator, which rank 0 has the say of."""
     recipe = tmp_path / "recipe_of_torchrun.py"
     recipe.write_text(OWN)
@@ -136,7 +139,7 @@ def test_a_trainer_of_ones_own_gives_the_bits_of_one_process(tmp_path):
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
 
 
-def test_processes_with_other_data_are_stopped_before_a_step_is_taken(tmp_path):
+def test_processes_with_other_data_are_stopped_before_a_step_is_taken(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe_of_torchrun.py"
     recipe.write_text(OWN.replace("torch.randn(60, 6)", "torch.randn(60, 6) + int(__import__('os').environ['RANK'])"))
     with started(*torchrun(2), "-m", "deepzero", "train", str(recipe), "--out", str(tmp_path / "run")) as process:

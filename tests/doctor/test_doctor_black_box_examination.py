@@ -3,7 +3,9 @@
 import json
 import math
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,30 +14,33 @@ from patients import cube
 
 import deepzero as dz
 from deepzero.doctor import LoopCosts
+from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.errors import InvalidInputError
+from deepzero.objective import BlackBox
+from deepzero.stencils import Stencil
 
 START = np.linspace(-1.0, 1.0, 10)
 
 
-def rosenbrock(x):
+def rosenbrock(x: np.ndarray[Any, Any]) -> float:
     return float(np.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2))
 
 
-def box(fn=rosenbrock, start=START):
+def box(fn: Callable[..., Any] = rosenbrock, start: np.ndarray[Any, Any] = START) -> BlackBox:
     return dz.BlackBox(fn, start.copy())
 
 
-def noisy(sigma=3e-3, seed=0):
+def noisy(sigma: float = 3e-3, seed: int = 0) -> Callable[..., Any]:
     draws = np.random.default_rng(seed)
     return lambda x: rosenbrock(x) + sigma * draws.normal()
 
 
-def texts(diagnosis, level):
+def texts(diagnosis: Diagnosis, level: str) -> str:
     return " | ".join(finding.text for finding in diagnosis.findings if finding.level == level)
 
 
-def counted(fn):
-    def call(x):
+def counted(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def call(x: np.ndarray[Any, Any]) -> float | None:
         call.queries += 1
         return fn(x)
 
@@ -46,7 +51,7 @@ def counted(fn):
 @pytest.mark.parametrize("size", [1, 10, 1000])
 @pytest.mark.parametrize("options", [{}, {"stencil": dz.CENTRAL}, {"step_size": "auto"}, {"max_queries": 64}])
 @pytest.mark.parametrize("sigma", [0.0, 1e-3])
-def test_no_more_queries_are_made_than_were_allowed(size, options, sigma):
+def test_no_more_queries_are_made_than_were_allowed(size: int, options: dict[str, Any], sigma: float) -> None:
     draws = np.random.default_rng(0)
     fn = counted(lambda x: float((x**2).sum()) + sigma * draws.normal())
     found = dz.diagnose(box(fn, np.ones(size)), learning_rate=1e-3, **options)
@@ -56,8 +61,8 @@ def test_no_more_queries_are_made_than_were_allowed(size, options, sigma):
     json.dumps(found.as_dict(), allow_nan=False)
 
 
-def test_how_many_is_told_before(caplog):
-    def fn(x):
+def test_how_many_is_told_before(caplog: pytest.LogCaptureFixture) -> None:
+    def fn(x: np.ndarray[Any, Any]) -> float:
         assert "the doctor asks the black box at most 100 times" in caplog.text
         return float(x.sum())
 
@@ -66,7 +71,7 @@ def test_how_many_is_told_before(caplog):
     assert found.queries.failures == ()
 
 
-def test_a_good_box():
+def test_a_good_box() -> None:
     found = dz.diagnose(box())
     assert found.healthy
     assert found.determinism.repeatable
@@ -78,7 +83,7 @@ def test_a_good_box():
     assert found.verdict.startswith("fit to train: deterministic, gradient error ")
 
 
-def test_noise_is_measured_and_the_step_follows_from_it():
+def test_noise_is_measured_and_the_step_follows_from_it() -> None:
     found = dz.diagnose(box(noisy()))
     assert found.determinism.noise == pytest.approx(3e-3, rel=0.6)  # of 8 queries
     assert found.queries.noise_uncertainty == pytest.approx(0.267, abs=1e-3)
@@ -89,7 +94,7 @@ def test_noise_is_measured_and_the_step_follows_from_it():
 
 
 @pytest.mark.parametrize("stencil", [dz.FORWARD, dz.CENTRAL])
-def test_the_recommended_step_of_a_noisy_box_gives_the_gradient(stencil):
+def test_the_recommended_step_of_a_noisy_box_gives_the_gradient(stencil: Stencil) -> None:
     found = dz.diagnose(box(noisy()), stencil=stencil)
     exact = torch.func.grad(lambda x: (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum())(torch.tensor(START))
     errors = {}
@@ -99,7 +104,7 @@ def test_the_recommended_step_of_a_noisy_box_gives_the_gradient(stencil):
     assert errors[found.step.step_size] < 0.02 < errors[found.step.configured]
 
 
-def test_more_noise_than_any_step_can_bear_asks_for_repeats():
+def test_more_noise_than_any_step_can_bear_asks_for_repeats() -> None:
     draws = np.random.default_rng(0)
     found = dz.diagnose(box(lambda x: float(x.sum() + 0.01 * draws.normal())))
     assert "repeat each query" in found.verdict
@@ -114,7 +119,7 @@ def test_more_noise_than_any_step_can_bear_asks_for_repeats():
         (lambda: float(torch.randn(())), "PyTorch's"),
     ],
 )
-def test_noise_from_a_global_generator_can_be_seeded_away(draw, name):
+def test_noise_from_a_global_generator_can_be_seeded_away(draw: Callable[..., Any], name: str) -> None:
     before = np.random.get_state()[1].tobytes(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
     found = dz.diagnose(box(lambda x: rosenbrock(x) + 0.1 * draw()))
     assert found.queries.reseeded
@@ -125,16 +130,16 @@ def test_noise_from_a_global_generator_can_be_seeded_away(draw, name):
     assert torch.equal(after[2], before[2])
 
 
-def test_noise_of_its_own_generator_cannot():
+def test_noise_of_its_own_generator_cannot() -> None:
     found = dz.diagnose(box(noisy()))
     assert found.queries.drawn == ()
     assert found.queries.reseeded is None
 
 
-def test_a_box_that_remembers_is_found_out():
+def test_a_box_that_remembers_is_found_out() -> None:
     calls = []
 
-    def fn(x):
+    def fn(x: np.ndarray[Any, Any]) -> float:
         calls.append(1)
         return rosenbrock(x) + 1e-3 * (len(calls) > 20)
 
@@ -144,7 +149,7 @@ def test_a_box_that_remembers_is_found_out():
     assert found.verdict.startswith("fit, but the loss depends on what was asked before (by 1e-03)")
 
 
-def test_a_staircase_is_flat_at_small_steps():
+def test_a_staircase_is_flat_at_small_steps() -> None:
     found = dz.diagnose(box(lambda x: float(np.round(rosenbrock(x), 1))))
     assert found.verdict == f"not fit: the loss is flat at this step: raise it to {found.sweep.flat_below:.1e} at least"
     assert 1e-3 < found.sweep.flat_below < 0.1
@@ -152,15 +157,15 @@ def test_a_staircase_is_flat_at_small_steps():
     assert better.healthy
 
 
-def test_the_sweep_looks_where_the_loss_depends_on_something():
+def test_the_sweep_looks_where_the_loss_depends_on_something() -> None:
     found = dz.diagnose(box(lambda x: float(x[7] ** 3), np.ones(40)))
     assert found.sweep.samples == 1
     assert found.step is not None
     assert found.step.configured_error < 1e-3
 
 
-def test_the_sweep_looks_at_the_largest_slopes():
-    def fn(x):
+def test_the_sweep_looks_at_the_largest_slopes() -> None:
+    def fn(x: np.ndarray[Any, Any]) -> float | None:
         if x[17] > 1.03:
             raise ValueError("beyond the wall")
         return float(10 * x[17] + 0.01 * x.sum())
@@ -168,19 +173,19 @@ def test_the_sweep_looks_at_the_largest_slopes():
     assert any("x[17] moved by" in failure for failure in dz.diagnose(box(fn, np.ones(30))).queries.failures)
 
 
-def test_few_directions_without_an_effect_are_no_verdict_on_all():
+def test_few_directions_without_an_effect_are_no_verdict_on_all() -> None:
     found = dz.diagnose(box(lambda x: float(x[7] ** 3), np.ones(400)))
     assert found.healthy
     assert "none of the 4 directions that were tried changes the loss" in texts(found, "warning")
     assert "noise" not in texts(found, "warning")
 
 
-def test_a_loss_that_no_coordinate_changes():
+def test_a_loss_that_no_coordinate_changes() -> None:
     assert dz.diagnose(box(lambda x: 1.0)).verdict.startswith("not fit: no coordinate that was tried changes the loss")
 
 
-def test_failures_are_told_with_their_query_and_end_nothing():
-    def fn(x):
+def test_failures_are_told_with_their_query_and_end_nothing() -> None:
+    def fn(x: np.ndarray[Any, Any]) -> float | None:
         if x.max() > 1.03:
             raise ValueError("beyond the wall")
         return float((x**2).sum())
@@ -195,7 +200,7 @@ def test_failures_are_told_with_their_query_and_end_nothing():
     assert "(x[9] moved by 0.05): ValueError: beyond the wall; lower the step size" in found.verdict
 
 
-def test_a_box_that_fails_at_once_is_an_error_and_is_not_asked_again():
+def test_a_box_that_fails_at_once_is_an_error_and_is_not_asked_again() -> None:
     fn = counted(lambda x: 1 / 0)
     with pytest.raises(
         InvalidInputError, match=r"the black box fails at query 1 \(at the parameters as they are\): Zero"
@@ -204,7 +209,7 @@ def test_a_box_that_fails_at_once_is_an_error_and_is_not_asked_again():
     assert fn.queries == 1
 
 
-def test_the_run_is_forecast_and_priced():
+def test_the_run_is_forecast_and_priced() -> None:
     found = dz.diagnose(box(), run_steps=50, price_per_query=0.02)
     assert (found.forecast.queries, found.run.steps, found.run.queries) == (11, 50, 550)
     assert found.run.price == pytest.approx(11.0)
@@ -214,13 +219,13 @@ def test_the_run_is_forecast_and_priced():
     assert dz.diagnose(box(), budget=200).run.steps == 18
 
 
-def test_workers_share_the_seconds():
+def test_workers_share_the_seconds() -> None:
     with ThreadPoolExecutor(5) as pool:
         found = dz.diagnose(dz.CGE(box(), executor=pool), run_steps=10)
     assert found.forecast.seconds_per_step == pytest.approx(3 * found.queries.seconds)
 
 
-def test_coordinates_or_random_directions_with_figures():
+def test_coordinates_or_random_directions_with_figures() -> None:
     every, some = dz.diagnose(box(), budget=1000).run.methods
     assert (every.method, every.directions, every.queries, every.steps, every.cosine) == ("cge", 10, 11, 90, 1.0)
     assert (some.method, some.directions, some.queries, some.steps) == ("rge", 3, 4, 250)
@@ -230,7 +235,7 @@ def test_coordinates_or_random_directions_with_figures():
     assert "take rge: only 4 steps of cge fit" in texts(large, "note")
 
 
-def test_random_directions_have_their_own_number():
+def test_random_directions_have_their_own_number() -> None:
     zo = dz.RGE(box(), queries=6, step_size=1e-4)
     found = dz.diagnose(zo, budget=700)
     assert found.forecast.queries == 7
@@ -239,17 +244,17 @@ def test_random_directions_have_their_own_number():
     assert (zo.step, zo.queries) == (0, 0)
 
 
-def test_a_function_that_no_process_can_be_sent_is_noted():
+def test_a_function_that_no_process_can_be_sent_is_noted() -> None:
     assert "cannot be sent to other processes" in texts(dz.diagnose(box(lambda x: float(x.sum()))), "note")
     assert "cannot be sent" not in texts(dz.diagnose(box()), "note")
 
 
-def test_an_epoch_with_a_loop():
+def test_an_epoch_with_a_loop() -> None:
     found = dz.diagnose(cube(), loop=LoopCosts(steps_per_epoch=10, epochs=2))
     assert found.forecast.seconds_per_epoch == pytest.approx(10 * found.forecast.seconds_per_step)
 
 
-def test_nothing_is_changed():
+def test_nothing_is_changed() -> None:
     start = START.copy()
     one = dz.BlackBox(rosenbrock, start)
     zo = dz.CGE(one, step_size="auto")
@@ -259,7 +264,7 @@ def test_nothing_is_changed():
     assert zo.objective is one
 
 
-def test_an_objective_of_ones_own_is_a_black_box_too():
+def test_an_objective_of_ones_own_is_a_black_box_too() -> None:
     found = dz.diagnose(Own())
     assert found.healthy
     assert found.queries.sendable == ""
@@ -268,10 +273,10 @@ def test_an_objective_of_ones_own_is_a_black_box_too():
 class Own:
     """An objective with the methods of the protocol and no base class."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.inner = cube()
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable[..., Any] | None:
         return getattr(self.inner, name)
 
 
@@ -286,6 +291,6 @@ class Own:
         ({"sparsity": {}}, "at least one coordinate"),
     ],
 )
-def test_bad_options(options, message):
+def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         dz.diagnose(box(), **options)

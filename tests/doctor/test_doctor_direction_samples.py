@@ -1,16 +1,20 @@
 """A few of a step's directions, of every kind."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from patients import LOSS, batch, healthy
+from torch import Tensor
 
 import deepzero as dz
+from deepzero.coordinates import StepContext
 from deepzero.doctor.direction_samples import sample, slopes_along
 from deepzero.objective import parameters_of
 
 
-def test_samples_are_spread_over_the_parameters():
+def test_samples_are_spread_over_the_parameters() -> None:
     zo = dz.CGE(healthy(), loss=LOSS)
     whole = zo.directions(*batch())
     few = sample(whole, 12, seed=0)
@@ -21,7 +25,7 @@ def test_samples_are_spread_over_the_parameters():
     assert torch.equal(sample(whole, 12, seed=0).coordinates["0.weight"], few.coordinates["0.weight"])
 
 
-def test_slopes_along_random_directions_are_products_with_the_gradient():
+def test_slopes_along_random_directions_are_products_with_the_gradient() -> None:
     zo = dz.RGE(healthy(), loss=LOSS, queries=5)
     few = sample(zo.directions(*batch()), 3, seed=0)
     gradients = {name: torch.ones_like(p).double() for name, p in parameters_of(zo.objective).items()}
@@ -29,7 +33,7 @@ def test_slopes_along_random_directions_are_products_with_the_gradient():
     assert slopes_along(few, gradients).tolist() == pytest.approx(expected)
 
 
-def test_the_steepest_coordinates_are_chosen_where_a_gradient_is_known():
+def test_the_steepest_coordinates_are_chosen_where_a_gradient_is_known() -> None:
     zo = dz.CGE(healthy(), loss=LOSS)
     gradients = {name: torch.zeros_like(p) for name, p in parameters_of(zo.objective).items()}
     gradients["0.weight"][0, 2], gradients["3.bias"][1] = 1.0, -2.0
@@ -42,37 +46,37 @@ def test_the_steepest_coordinates_are_chosen_where_a_gradient_is_known():
 class Diagonal:
     """Directions of one's own: all parameters moved alike, with no method but those of the protocol."""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 1
 
-    def displace(self, parameters, k, offset):
+    def displace(self, parameters: dict[str, Tensor], k: int, offset: float) -> dict[str, Tensor]:
         return {name: value + offset for name, value in parameters.items()}
 
-    def displacement(self, k):
+    def displacement(self, k: Any) -> None:
         raise NotImplementedError
 
-    def taken(self, parameters, offsets):
+    def taken(self, parameters: dict[str, Tensor], offsets: list[float]) -> Tensor:
         return self.nominal(offsets)
 
-    def nominal(self, offsets):
+    def nominal(self, offsets: list[float]) -> Tensor:
         return torch.tensor(list(offsets), dtype=torch.float64).unsqueeze(1)
 
-    def combine(self, slopes, dtype):
+    def combine(self, slopes: Tensor, dtype: Any) -> dict[str, Tensor]:
         return {"x": slopes.expand(3) / 3}
 
-    def describe(self, k):
+    def describe(self, k: Any) -> Any:
         return "the diagonal"
 
 
 class DiagonalProbes:
-    def draw(self, context):
+    def draw(self, context: StepContext) -> Diagonal:
         return Diagonal()
 
-    def state(self):
+    def state(self) -> Any:
         return {"probes": "diagonal"}
 
 
-def test_directions_of_ones_own_are_examined_as_they_are():
+def test_directions_of_ones_own_are_examined_as_they_are() -> None:
     whole = Diagonal()
     assert sample(whole, 5, seed=0) is whole
     assert slopes_along(whole, {"x": torch.tensor([1.0, 2.0, 3.0])}).tolist() == [6.0]

@@ -1,20 +1,22 @@
+from typing import Any
+
 import torch
 from patients import LOSS, batch, cube, healthy, seeded
-from torch import nn
+from torch import Tensor, nn
 
 import deepzero as dz
-from deepzero.doctor.exact_gradients import exact_gradients
+from deepzero.doctor.exact_gradients import Exact, exact_gradients
 from deepzero.objective import parameters_of
 from deepzero.randomness import seeded_scope
 
 
-def exact(model, seed=0):
+def exact(model: Any, seed: int = 0) -> Exact | None:
     objective = dz.NetworkObjective(model, LOSS)
     loss = float(objective.evaluate(parameters_of(objective), batch(), seed=seed).loss)
     return exact_gradients(objective, batch(), seed=seed, loss=loss)
 
 
-def test_gradients_are_those_of_the_model_in_float64():
+def test_gradients_are_those_of_the_model_in_float64() -> None:
     model = healthy()
     found = exact(model)
     assert found.kind == "float64 autograd"
@@ -27,19 +29,19 @@ def test_gradients_are_those_of_the_model_in_float64():
     assert int(model[1].num_batches_tracked) == 0
 
 
-def test_a_model_that_runs_in_float32_only_is_differentiated_there():
+def test_a_model_that_runs_in_float32_only_is_differentiated_there() -> None:
     class Narrow(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(6, 3)
 
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor | None:
             return self.linear(x) @ torch.eye(3, dtype=torch.float32)
 
     assert exact(seeded(Narrow())).kind == "autograd"
 
 
-def test_dropout_has_the_masks_of_the_queries():
+def test_dropout_has_the_masks_of_the_queries() -> None:
     model = seeded(nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3)))
     found = exact(model, seed=7)
     x, y = batch()
@@ -48,17 +50,17 @@ def test_dropout_has_the_masks_of_the_queries():
     torch.testing.assert_close(found.gradients["1.weight"].float(), model[1].weight.grad)
 
 
-def test_frozen_parameters_have_no_gradient():
+def test_frozen_parameters_have_no_gradient() -> None:
     model = healthy()
     model[0].requires_grad_(False)
     assert list(exact(model).gradients) == ["1.weight", "1.bias", "3.weight", "3.bias"]
 
 
-def test_there_is_none_for_a_black_box_or_behind_no_grad():
+def test_there_is_none_for_a_black_box_or_behind_no_grad() -> None:
     assert exact_gradients(cube(), (), seed=0, loss=9.0) is None
 
     class Detached(nn.Linear):
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).detach()
 
     assert exact(seeded(Detached(6, 3))) is None

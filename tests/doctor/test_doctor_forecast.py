@@ -1,16 +1,20 @@
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from patients import LOSS, batch, cube, healthy
+from torch import Tensor
 
 import deepzero as dz
 from deepzero import stopwatch
-from deepzero.coordinates import Coordinates
+from deepzero.coordinates import Coordinates, StepContext
 from deepzero.doctor import LoopCosts, forecast
+from deepzero.estimator import Estimator
 from deepzero.evaluators.costs import ChunkCost, CostTable
 from deepzero.objective import parameters_of
+from deepzero.stencils import Stencil
 
 TABLE = CostTable(
     base=0.5,
@@ -30,18 +34,18 @@ SPARSE = Coordinates({"0.weight": torch.arange(10), "3.bias": torch.arange(2)})
 
 
 @pytest.fixture
-def tabled(monkeypatch):
+def tabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dz.PropagationEvaluator, "costs", lambda *_, **__: TABLE)
 
 
-def predict(zo, arguments):
+def predict(zo: Estimator, arguments: tuple[Tensor, Tensor]) -> tuple[Any, ...]:
     perturbations = zo.directions(*arguments)
     return forecast.forecast(zo, arguments, perturbations, query_seconds=1e-4)
 
 
 @pytest.mark.usefixtures("tabled")
 @pytest.mark.parametrize(("stencil", "nodes"), [(dz.FORWARD, 1), (dz.CENTRAL, 2)])
-def test_a_long_step_is_added_up_from_the_cost_table(stencil, nodes):
+def test_a_long_step_is_added_up_from_the_cost_table(stencil: Stencil, nodes: int) -> None:
     zo = dz.CGE(healthy(), loss=LOSS, sparsity=SPARSE, stencil=stencil)
     found, estimate = predict(zo, batch())
     assert found.method == "cost table"
@@ -55,14 +59,14 @@ def test_a_long_step_is_added_up_from_the_cost_table(stencil, nodes):
 
 
 @pytest.mark.usefixtures("tabled")
-def test_an_epoch_is_its_steps_and_what_the_loop_does_besides():
+def test_an_epoch_is_its_steps_and_what_the_loop_does_besides() -> None:
     loop = LoopCosts(steps_per_epoch=30, step_overhead=0.25, epoch_overhead=7.0, epochs=3)
     found = predict(dz.CGE(healthy(), loss=LOSS, sparsity=SPARSE), batch())[0].with_loop(loop)
     assert found.seconds_per_epoch == pytest.approx(30 * (found.seconds_per_step + 0.25) + 7.0)
     assert found.loop == loop
 
 
-def test_a_short_step_is_timed_as_a_whole():
+def test_a_short_step_is_timed_as_a_whole() -> None:
     zo = dz.CGE(healthy(), loss=LOSS)
     found, estimate = predict(zo, batch())
     assert found.method == "timed"
@@ -72,13 +76,13 @@ def test_a_short_step_is_timed_as_a_whole():
     assert (zo.step, zo.queries) == (0, 0)
 
 
-def test_estimates_are_timed_at_consecutive_steps(monkeypatch):
+def test_estimates_are_timed_at_consecutive_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(step=0.5)
     monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     steps = []
 
     class Spy:
-        def coordinates(self, context):
+        def coordinates(self, context: StepContext) -> Coordinates:
             steps.append(context.step)
             return SPARSE
 
@@ -90,7 +94,7 @@ def test_estimates_are_timed_at_consecutive_steps(monkeypatch):
     assert zo.step == 5
 
 
-def test_black_boxes_and_random_directions_are_timed_too():
+def test_black_boxes_and_random_directions_are_timed_too() -> None:
     found, _ = predict(dz.CGE(cube(), stencil=dz.CENTRAL), ())
     assert (found.queries, found.method, found.memory) == (5, "timed", None)
     assert [(layer.name, layer.coordinates) for layer in found.layers] == [("w", 2)]
@@ -98,7 +102,7 @@ def test_black_boxes_and_random_directions_are_timed_too():
     assert (found.queries, found.layers) == (7, ())
 
 
-def test_a_long_step_without_a_table_is_queries_times_one_query(monkeypatch):
+def test_a_long_step_without_a_table_is_queries_times_one_query(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "median_seconds", lambda function, repeats: 10.0)
     found, estimate = predict(dz.CGE(cube()), ())
     assert estimate is None

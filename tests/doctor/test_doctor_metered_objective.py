@@ -1,6 +1,8 @@
 """Queries that are counted, timed and bounded, and whose failures are reported."""
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +15,14 @@ from deepzero.errors import QueryBudgetError
 from deepzero.objective import parameters_of
 
 
-def ask(metered, **moved):
+def ask(metered: MeteredObjective, **moved: Any) -> float | None:
     parameters = {name: value.clone() for name, value in parameters_of(metered).items()}
     for name, change in moved.items():
         parameters[name] += torch.tensor(change)
     return float(metered.evaluate(parameters, (), seed=0).loss)
 
 
-def test_answers_are_the_objectives_and_are_counted():
+def test_answers_are_the_objectives_and_are_counted() -> None:
     metered = MeteredObjective(cube(), 3)
     assert [ask(metered), ask(metered, w=[1.0, 0.0])] == [9.0, 16.0]
     assert (metered.queries, metered.remaining, len(metered.seconds)) == (2, 1, 2)
@@ -28,7 +30,7 @@ def test_answers_are_the_objectives_and_are_counted():
     assert metered.drawn == set()
 
 
-def test_what_exceeds_the_limit_is_not_asked():
+def test_what_exceeds_the_limit_is_not_asked() -> None:
     calls = []
     metered = MeteredObjective(dz.BlackBox(lambda x: float(calls.append(1) or 0.0), np.zeros(1)), 2)
     ask(metered), ask(metered)
@@ -46,8 +48,8 @@ def test_what_exceeds_the_limit_is_not_asked():
         ([1.0, 2.0, 3.0, 4.0], r"many entries moved, x\[0\] moved by 1 first"),
     ],
 )
-def test_a_failure_is_nan_and_told_with_its_query(change, where):
-    def fails(x):
+def test_a_failure_is_nan_and_told_with_its_query(change: list[float], where: str) -> None:
+    def fails(x: np.ndarray[Any, Any]) -> None:
         raise RuntimeError("out of\n reach")
 
     metered = MeteredObjective(dz.BlackBox(fails, np.zeros(4)), 5)
@@ -59,7 +61,7 @@ def test_a_failure_is_nan_and_told_with_its_query(change, where):
         raise AssertionError(failure)
 
 
-def test_what_is_no_number_is_a_failure_too():
+def test_what_is_no_number_is_a_failure_too() -> None:
     metered = MeteredObjective(dz.BlackBox(lambda x: "three", np.zeros(1)), 5)
     assert np.isnan(ask(metered))
     assert "fn must return one number" in metered.failures[0]
@@ -73,7 +75,7 @@ def test_what_is_no_number_is_a_failure_too():
         (lambda: float(torch.rand(())), "torch"),
     ],
 )
-def test_draws_from_global_generators_are_seen(draw, name):
+def test_draws_from_global_generators_are_seen(draw: Callable[..., Any], name: str) -> None:
     before = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
     try:
         metered = MeteredObjective(dz.BlackBox(lambda x: draw(), np.zeros(1)), 5)

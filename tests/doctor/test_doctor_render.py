@@ -10,22 +10,23 @@ from rich.console import Console
 
 import deepzero as dz
 from deepzero.doctor import LoopCosts, diagnose, plot_sweep
+from deepzero.doctor.diagnosis import Diagnosis
 from deepzero.errors import InvalidInputError
 
 
-def shown(diagnosis):
+def shown(diagnosis: Diagnosis) -> str:
     console = Console(width=160, file=io.StringIO())
     console.print(diagnosis)
     return console.file.getvalue()
 
 
 @pytest.fixture(scope="module")
-def found():
+def found() -> Diagnosis:
     loop = LoopCosts(steps_per_epoch=10, epochs=2, startup=1.0)
     return diagnose(seeded(Unruled(at_the_end=False)), *batch(), loss=LOSS, step_size=1e-4, seconds=0.5, loop=loop)
 
 
-def test_every_part_is_shown(found):
+def test_every_part_is_shown(found: Diagnosis) -> None:
     text = " ".join(shown(found).split())
     for part in (
         "deterministic: evaluations with the same seed agree bitwise",
@@ -40,7 +41,7 @@ def test_every_part_is_shown(found):
     assert "warning: aten.logcumsumexp.default: no difference rule" in text
 
 
-def test_advice_comes_last_and_the_worst_of_it_first(found):
+def test_advice_comes_last_and_the_worst_of_it_first(found: Diagnosis) -> None:
     model = healthy()
     lines = shown(diagnose(model, *batch(), loss=LOSS, step_size=1.0, learning_rate=1e-2, seconds=0.1)).splitlines()
     levels = [line.split(":")[0].strip() for line in lines[lines.index("Advice") + 1 :] if line.startswith("  ")]
@@ -48,19 +49,19 @@ def test_advice_comes_last_and_the_worst_of_it_first(found):
     assert levels[0] == "warning"
 
 
-def test_a_black_box_has_no_operations_and_no_autograd():
+def test_a_black_box_has_no_operations_and_no_autograd() -> None:
     text = " ".join(shown(diagnose(cube())).split())
     assert "Operations" not in text
     assert "no autograd to compare with" in text
 
 
-def test_a_loss_that_is_not_finite_is_still_shown():
+def test_a_loss_that_is_not_finite_is_still_shown() -> None:
     text = shown(diagnose(dz.BlackBox(lambda p: float("nan"), {"w": np.zeros(1)})))
     assert "loss not finite" in text
     assert "error: the loss is not finite at the current parameters" in text
 
 
-def test_the_plot_is_a_picture(found):
+def test_the_plot_is_a_picture(found: Diagnosis) -> None:
     picture = plot_sweep(found, title="unruled")
     image = Image.open(io.BytesIO(picture))
     assert image.format == "PNG"
@@ -68,6 +69,6 @@ def test_the_plot_is_a_picture(found):
     assert len(set(np.asarray(image.convert("RGB")).reshape(-1, 3)[::97].sum(1).tolist())) > 10
 
 
-def test_without_a_sweep_there_is_nothing_to_plot():
+def test_without_a_sweep_there_is_nothing_to_plot() -> None:
     with pytest.raises(InvalidInputError, match="no sweep to plot"):
         plot_sweep(diagnose(dz.BlackBox(lambda p: float("nan"), {"w": np.zeros(1)})))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_the_middle_is_the_loss_itself_and_the_network_is_left_as_it_was() -> No
     ],
     ids=["even", "one", "radius", "zero", "nan"],
 )
-def test_what_cannot_be_measured(change, expected) -> None:
+def test_what_cannot_be_measured(change: dict[str, Any], expected: str) -> None:
     objective = BlackBox(quadratic, {name: value.clone() for name, value in CENTRE.items()})
     with pytest.raises(InvalidInputError, match=expected):
         loss_surface(objective, (), **{"gradient": CENTRE, **change})

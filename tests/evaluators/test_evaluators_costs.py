@@ -14,13 +14,13 @@ FIXED, EACH = 0.5, 0.125
 
 
 @given(st.integers(0, 40), st.integers(1, 12))
-def test_the_seconds_of_queries_are_those_of_the_chunks_that_they_are_cut_into(count, chunk):
+def test_the_seconds_of_queries_are_those_of_the_chunks_that_they_are_cut_into(count: int, chunk: int) -> None:
     """A begun chunk costs what a full one does beside its queries."""
     sizes = [min(chunk, count - start) for start in range(0, count, chunk)]
     assert ChunkCost(FIXED, EACH, chunk, 1).seconds(count) == sum(FIXED + EACH * size for size in sizes)
 
 
-def test_a_step_is_the_base_forward_and_its_work_shared_by_the_workers():
+def test_a_step_is_the_base_forward_and_its_work_shared_by_the_workers() -> None:
     """Five queries in chunks of four are two chunks, and both nodes of a stencil take them."""
     table = CostTable(1.0, 2, {"a": ChunkCost(FIXED, EACH, 4, 1), "b": ChunkCost(0.0, 2.0, 1, 1)}, 1)
     a, b = 2 * FIXED + 5 * EACH, 3 * 2.0
@@ -31,7 +31,9 @@ def test_a_step_is_the_base_forward_and_its_work_shared_by_the_workers():
 
 
 @pytest.mark.parametrize(("chunk", "fixed", "each"), [(8, FIXED, EACH), (1, 0.0, FIXED + EACH)])
-def test_the_fit_gives_back_what_chunks_were_made_to_take(monkeypatch, chunk, fixed, each):
+def test_the_fit_gives_back_what_chunks_were_made_to_take(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, fixed: float, each: float
+) -> None:
     """On a clock that only the chunks move; a chunk of one cannot tell the two parts apart."""
     now = [0.0]
 

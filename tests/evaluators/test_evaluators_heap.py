@@ -16,7 +16,7 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs the GNU C library")
-def test_freed_tensors_leave_the_process():
+def test_freed_tensors_leave_the_process() -> None:
     tensors = [torch.ones(1 << 14) for _ in range(2000)]  # 64 KiB each, from the heap: 125 MiB
     full = resident()
     fence = torch.ones(1 << 14)  # keeps the top of the heap in use
@@ -26,7 +26,7 @@ def test_freed_tensors_leave_the_process():
     assert fence.sum() == 1 << 14
 
 
-def test_other_systems_have_nothing_to_hand_back(monkeypatch):
+def test_other_systems_have_nothing_to_hand_back(monkeypatch: pytest.MonkeyPatch) -> None:
     heap._trim.cache_clear()
     monkeypatch.setattr(sys, "platform", "darwin")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -123,8 +124,8 @@ def test_maxima_over_tiles_are_those_of_torch(window: tuple[int, int]) -> None:
     assert torch.equal(out.nan_to_num(99.0), picked.nan_to_num(99.0))
 
 
-def test_compilation_is_announced_once_and_only_of_our_own_loops(caplog):
-    def started(function):
+def test_compilation_is_announced_once_and_only_of_our_own_loops(caplog: pytest.LogCaptureFixture) -> None:
+    def started(function: Any) -> Any:
         return event.Event("numba:compile", event.EventStatus.START, data={"dispatcher": function})
 
     listener = loops._Compiling()

@@ -1,21 +1,24 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 import deepzero.measure as library
 from deepzero.errors import InvalidInputError, VerificationError
+from deepzero.measure.benchmark import CaseReport
+from deepzero.measure.sides import BlockReuse, DeepZero, Naive
 
 TINY = library.Settings(batch=4, threads=1, rounds=3, seconds_per_side=0.05, memory=False)
 
 
 @pytest.fixture(scope="module")
-def report():
+def report() -> CaseReport:
     return library.run("digits", TINY)
 
 
-def test_ratios_come_from_the_rounds(report):
+def test_ratios_come_from_the_rounds(report: CaseReport) -> None:
     for other in ("naive", "block_reuse"):
         fast, slow = (report.sides[side].queries_per_second.rounds for side in ("deepzero", other))
         quotients = [f / s for f, s in zip(fast, slow, strict=True)]
@@ -25,7 +28,7 @@ def test_ratios_come_from_the_rounds(report):
         assert (found.min, found.max) == pytest.approx((min(quotients), max(quotients)))
 
 
-def test_the_record_is_json_with_its_circumstances(report):
+def test_the_record_is_json_with_its_circumstances(report: CaseReport) -> None:
     record = library.record([report], TINY, command="deepzero bench digits", environment={"cpu": "a cpu", "cores": 2})
     read = json.loads(json.dumps(record, allow_nan=False))
     assert read["command"] == "deepzero bench digits"
@@ -55,10 +58,10 @@ def test_the_record_is_json_with_its_circumstances(report):
     assert case["memory"] == []
 
 
-def test_threads_are_as_before_after_a_failure_too(monkeypatch):
+def test_threads_are_as_before_after_a_failure_too(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def fail(*sides):
+    def fail(*sides: BlockReuse | DeepZero | Naive) -> None:
         seen.append(torch.get_num_threads())
         raise VerificationError("they disagree")
 
@@ -78,7 +81,7 @@ def test_threads_are_as_before_after_a_failure_too(monkeypatch):
         ({"budget_mib": -5}, "budget_mib must be an integer of at least 1, got -5"),
     ],
 )
-def test_settings_are_checked(options, message):
+def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         library.Settings(**options)
     assert message in str(caught.value)

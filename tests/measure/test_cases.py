@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ WHOLE = Coordinates({"a": torch.arange(0, 200, 2), "b": torch.arange(3)})
 CHUNKS = {"a": 8, "b": 8}
 
 
-def test_a_stretch_of_all_coordinates_holds_each_once():
+def test_a_stretch_of_all_coordinates_holds_each_once() -> None:
     stream = list(itertools.islice(shuffled(WHOLE, seed=1), 206))
     assert stream[:103] == stream[103:]
     assert Counter(name for name, _ in stream[:103]) == {"a": 100, "b": 3}
@@ -22,7 +23,7 @@ def test_a_stretch_of_all_coordinates_holds_each_once():
     assert stream[:103] != list(itertools.islice(shuffled(WHOLE, seed=2), 103))
 
 
-def test_a_part_is_made_of_chunks_of_the_whole():
+def test_a_part_is_made_of_chunks_of_the_whole() -> None:
     part = in_full_chunks(WHOLE, CHUNKS, 0.4, seed=3)
     chunks = {tuple(WHOLE["a"][start : start + 8].tolist()) for start in range(0, 100, 8)}
     drawn = part["a"].tolist()
@@ -33,12 +34,12 @@ def test_a_part_is_made_of_chunks_of_the_whole():
 
 
 @pytest.mark.parametrize(("fraction", "least", "count"), [(1.0, 1, 100), (1e-9, 1, 8), (1e-9, 2, 16), (1e-9, 99, 100)])
-def test_sizes_of_a_part(fraction, least, count):
+def test_sizes_of_a_part(fraction: float, least: int, count: int) -> None:
     part = in_full_chunks(WHOLE, {"a": 10 if count == 100 else 8, "b": 1}, fraction, seed=0, least=least)
     assert part["a"].numel() in (count, count - 4)
 
 
-def test_one_of_each_is_spread_over_the_network():
+def test_one_of_each_is_spread_over_the_network() -> None:
     many = Coordinates({f"p{i}": torch.arange(5) for i in range(10)})
     assert one_of_each(many, 100, seed=0).count == 10
     assert one_of_each(many, 5, seed=0).names == ["p0", "p2", "p4", "p6", "p8"]
@@ -54,19 +55,19 @@ def test_one_of_each_is_spread_over_the_network():
         ("cnn", {"step_size": float("nan")}, "step_size must be a finite number above 0, got nan"),
     ],
 )
-def test_problems_are_checked(name, options, message):
+def test_problems_are_checked(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         problem(name, **options)
     assert message in str(caught.value)
 
 
-def test_resnet20_is_thinned_by_smart_ratio():
+def test_resnet20_is_thinned_by_smart_ratio() -> None:
     asked = problem("resnet20", batch=2)
     assert asked.coordinates.count == 28_217
     assert problem("resnet20", batch=2, sparsity=0.0).coordinates.count == 269_722
 
 
-def test_a_problem_on_another_device_leaves_the_first_where_it_is():
+def test_a_problem_on_another_device_leaves_the_first_where_it_is() -> None:
     first = problem("digits", batch=4)
     moved = first.on("meta")
     assert {p.device.type for p in moved.model.parameters()} == {x.device.type for x in moved.batch} == {"meta"}
@@ -75,14 +76,14 @@ def test_a_problem_on_another_device_leaves_the_first_where_it_is():
 
 
 @pytest.mark.parametrize(("data_name", "shape"), [("digits", (2, 1, 8, 8)), ("cifar10", (2, 3, 32, 32))])
-def test_the_simple_cnn_fits_the_images(data_name, shape):
+def test_the_simple_cnn_fits_the_images(data_name: str, shape: tuple[int, int, int, int]) -> None:
     found = problem(cnn_case(2, data_name), batch=2)
     assert found.batch[0].shape == shape
     assert found.model(found.batch[0]).shape == (2, 10)
     assert found.sparsity == 0
 
 
-def test_the_batches_of_a_case_follow_from_the_seed():
+def test_the_batches_of_a_case_follow_from_the_seed() -> None:
     for case in CASES.values():
         (x, y), (again, _), (other, _) = case.batch(3, 0), case.batch(3, 0), case.batch(3, 1)
         assert torch.equal(x, again)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from deepzero.measure.measurement_record import command_line, environment, flat_heading, heading, write_record
 
 
-def test_the_environment_has_hardware_versions_and_load(monkeypatch):
+def test_the_environment_has_hardware_versions_and_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (0.5, 0.25, 0.125))
     found = environment(libraries=["numpy"])
     assert {"cpu", "cores", "threads", "gpu", "platform"} <= set(found)
@@ -18,18 +19,18 @@ def test_the_environment_has_hardware_versions_and_load(monkeypatch):
     assert found["gpu"] is None
 
 
-def test_a_gpu_is_named(monkeypatch):
+def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"the card of {device}")
     assert environment(torch.device("cuda", 0))["gpu"] == "the card of cuda:0"
 
 
-def test_the_command_can_be_typed_again(monkeypatch):
+def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["benchmarks/zoo.py", "--out", "my record.json"])
     assert command_line() == "python benchmarks/zoo.py --out 'my record.json'"
     assert command_line("deepzero") == "deepzero --out 'my record.json'"
 
 
-def test_headings():
+def test_headings() -> None:
     circumstances = {"cpu": "a cpu", "threads": 1, "versions": {"torch": "2"}, "load_average_before": (1.5, 1.0, 0.5)}
     found = heading(circumstances, command="a command")
     assert found.pop("date").endswith("+00:00")
@@ -41,12 +42,12 @@ def test_headings():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_number_that_json_does_not_have_does_not_cost_the_record(tmp_path, value):
+def test_a_number_that_json_does_not_have_does_not_cost_the_record(tmp_path: Path, value: float) -> None:
     write_record(tmp_path / "record.json", {"seconds": [1.0, value]})
     assert json.loads((tmp_path / "record.json").read_text()) == {"seconds": [1.0, None]}
 
 
-def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
+def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_record(None, {"seconds": 1.0})
     assert list(tmp_path.iterdir()) == []

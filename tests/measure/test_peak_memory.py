@@ -1,6 +1,8 @@
 """Memory of calls, and of estimates in processes of their own."""
 
 import subprocess
+from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from deepzero.measure import peak_memory
 from deepzero.measure.peak_memory import peak_during
 
 
-def test_the_peak_of_a_call_is_what_it_held_for_a_while():
+def test_the_peak_of_a_call_is_what_it_held_for_a_while() -> None:
     megabytes = 64
 
     def hold() -> None:
@@ -22,7 +24,7 @@ def test_the_peak_of_a_call_is_what_it_held_for_a_while():
     assert peak_during(lambda: None, torch.device("cpu")).growth < 0.25 * megabytes * 2**20
 
 
-def test_memory_of_an_estimate_in_a_new_process():
+def test_memory_of_an_estimate_in_a_new_process() -> None:
     found = peak_memory.measure_memory(
         {"fc.weight": 20, "fc.bias": 10}, threads=1, budget=64 << 20, name="digits", batch=4
     )
@@ -33,8 +35,10 @@ def test_memory_of_an_estimate_in_a_new_process():
     assert found.growth == found.peak - found.before
 
 
-def test_a_budget_that_is_too_small_is_named_across_processes(capsys, monkeypatch):
-    def in_this_process(command, **options):
+def test_a_budget_that_is_too_small_is_named_across_processes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_this_process(command: list[str], **options: Any) -> CompletedProcess:
         peak_memory.main(command[-1])
         return subprocess.CompletedProcess(command, 0, capsys.readouterr().out, "")
 
@@ -44,7 +48,9 @@ def test_a_budget_that_is_too_small_is_named_across_processes(capsys, monkeypatc
 
 
 @pytest.mark.parametrize(("stderr", "last"), [("Traceback ...\nKilled: too much", "Killed: too much"), ("", "nothing")])
-def test_a_process_that_dies_is_an_error_with_its_last_words(monkeypatch, stderr, last):
+def test_a_process_that_dies_is_an_error_with_its_last_words(
+    monkeypatch: pytest.MonkeyPatch, stderr: str, last: str
+) -> None:
     monkeypatch.setattr(
         "deepzero.measure.peak_memory.subprocess.run",
         lambda command, **_: subprocess.CompletedProcess(command, -9, "", stderr),

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from deepzero.errors import InvalidInputError
 from deepzero.evaluators import SequentialEvaluator, StepQueries
 from deepzero.measure.block_reuse import BlockReuseLoop, split
-from deepzero.measure.cases import one_of_each, problem
+from deepzero.measure.cases import Problem, one_of_each, problem
 from deepzero.measure.naive_loop import Form, NaiveLoop, eager_forms, gpu_forms
 from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.probes import CoordinatePerturbations
@@ -20,7 +21,7 @@ NAMES = ["digits", "cnn", "resnet20"]
 
 
 @pytest.mark.parametrize(("name", "count"), [("digits", 4), ("cnn", 6), ("resnet20", 12)])
-def test_blocks_compose_to_the_model_and_own_each_parameter_once(name, count):
+def test_blocks_compose_to_the_model_and_own_each_parameter_once(name: str, count: int) -> None:
     task = problem(name, batch=3)
     blocks = split(task.model)
     value = task.batch[0]
@@ -33,19 +34,19 @@ def test_blocks_compose_to_the_model_and_own_each_parameter_once(name, count):
         assert sum(block.owns(parameter) for block in blocks) == 1, parameter
 
 
-def in_double(task):
+def in_double(task: Problem) -> Problem:
     x, y = task.batch
     return replace(task, model=task.model.double(), batch=(x.double(), y))
 
 
-def test_a_model_without_a_known_split_is_refused():
+def test_a_model_without_a_known_split_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="Linear has no known split into blocks"):
         split(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("loop", [NaiveLoop, BlockReuseLoop])
 @pytest.mark.parametrize("name", NAMES)
-def test_loops_agree_with_the_oracle(name, loop):
+def test_loops_agree_with_the_oracle(name: str, loop: type[BlockReuseLoop] | type[NaiveLoop]) -> None:
     task = in_double(problem(name, batch=4))
     chosen = one_of_each(task.coordinates, 12, seed=1)
     objective = NetworkObjective(task.model, F.cross_entropy)
@@ -58,7 +59,7 @@ def test_loops_agree_with_the_oracle(name, loop):
 
 
 @pytest.mark.parametrize("loop", [NaiveLoop, BlockReuseLoop])
-def test_loops_put_every_entry_back_and_leave_the_problem_alone(loop):
+def test_loops_put_every_entry_back_and_leave_the_problem_alone(loop: type[BlockReuseLoop] | type[NaiveLoop]) -> None:
     task = problem("digits", batch=4)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     tested = loop(task)
@@ -74,7 +75,7 @@ CHANNELS_LAST = Form(channels_last=True, inference_mode=True, onednn=False)
 
 @pytest.mark.parametrize("loop", [NaiveLoop, BlockReuseLoop])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_form_moves_the_same_coordinates(name, loop):
+def test_every_form_moves_the_same_coordinates(name: str, loop: type[BlockReuseLoop] | type[NaiveLoop]) -> None:
     """In double precision all forms give the same differences: a flat index means the same entry in any layout."""
     task = in_double(problem(name, batch=4))
     pairs = [(n, int(i)) for n, indices in one_of_each(task.coordinates, 12, seed=1).items() for i in indices]
@@ -86,13 +87,13 @@ def test_every_form_moves_the_same_coordinates(name, loop):
     assert sum(value != 0 for value in expected) > 6
 
 
-def test_forms_differ_and_only_cpus_have_onednn():
+def test_forms_differ_and_only_cpus_have_onednn() -> None:
     names = [form.name for form in eager_forms(torch.device("cpu"))]
     assert len(set(names)) == 8
     assert {form.onednn for form in eager_forms(torch.device("meta"))} == {True}
 
 
-def test_a_form_is_active_within_its_block_only():
+def test_a_form_is_active_within_its_block_only() -> None:
     before = torch.backends.mkldnn.enabled
     with Form(inference_mode=True, onednn=False).active():
         assert torch.is_inference_mode_enabled()
@@ -100,13 +101,13 @@ def test_a_form_is_active_within_its_block_only():
     assert (torch.is_inference_mode_enabled(), torch.backends.mkldnn.enabled) == (False, before)
 
 
-def test_the_forms_of_a_gpu_have_names_of_their_own():
+def test_the_forms_of_a_gpu_have_names_of_their_own() -> None:
     names = [form.name for form in gpu_forms()]
     assert len(set(names)) == 6
     assert "channels_last, no_grad, cudnn.benchmark, CUDA graph" in names
 
 
-def test_a_direction_moves_all_parameters_and_is_taken_back():
+def test_a_direction_moves_all_parameters_and_is_taken_back() -> None:
     task = in_double(problem("digits", batch=4))
     loop = NaiveLoop(task)
     before = [p.detach().clone() for p in loop.parameters.values()]
@@ -120,10 +121,10 @@ def test_a_direction_moves_all_parameters_and_is_taken_back():
     torch.testing.assert_close(found, F.cross_entropy(task.model(task.batch[0]), task.batch[1]), rtol=1e-12, atol=0)
 
 
-def test_the_stages_of_a_query_are_watched():
+def test_the_stages_of_a_query_are_watched() -> None:
     stages = []
 
-    def watch(stage):
+    def watch(stage: str) -> Any:
         stages.append(stage)
         return nullcontext()
 

@@ -2,22 +2,22 @@
 
 import pytest
 
-from deepzero.measure.cases import problem
+from deepzero.measure.cases import Problem, problem
 from deepzero.measure.rule_profile import OTHER, profile
 from deepzero.measure.sides import DeepZero
 
 
 @pytest.fixture(scope="module")
-def task():
+def task() -> Problem:
     return problem("digits", batch=4)
 
 
 @pytest.fixture(scope="module")
-def deepzero(task):
+def deepzero(task: Problem) -> DeepZero:
     return DeepZero(task)
 
 
-def test_profile_accounts_for_all_time(task, deepzero):
+def test_profile_accounts_for_all_time(task: Problem, deepzero: DeepZero) -> None:
     found = profile(task, deepzero)
     assert sum(found.rules.values()) == pytest.approx(1.0)
     assert sum(p.share for p in found.parameters) == pytest.approx(1.0)
@@ -36,7 +36,7 @@ def test_profile_accounts_for_all_time(task, deepzero):
     assert list(found.rules.values()) == sorted(found.rules.values(), reverse=True)
 
 
-def test_profiling_leaves_the_program_as_it_is(task, deepzero):
+def test_profiling_leaves_the_program_as_it_is(task: Problem, deepzero: DeepZero) -> None:
     before = deepzero.evaluator.program(deepzero.objective, task.batch)
     rules = [step.rule for cone in before.cones.values() for step in cone.steps]
     profile(task, deepzero)

@@ -1,39 +1,41 @@
 """The sides of a benchmark: they agree, take their fastest form, and extrapolate as they say."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from deepzero.errors import VerificationError
 from deepzero.evaluators.costs import ChunkCost, CostTable
-from deepzero.measure.cases import problem
+from deepzero.measure.cases import Problem, problem
 from deepzero.measure.naive_loop import Form, eager_forms
 from deepzero.measure.rounds import Timing
 from deepzero.measure.sides import DROP, TRIAL_ROUNDS, BlockReuse, DeepZero, Naive, check_agreement, try_forms
 
 
 @pytest.fixture(scope="module")
-def task():
+def task() -> Problem:
     return problem("digits", batch=4)
 
 
 @pytest.fixture(scope="module")
-def deepzero(task):
+def deepzero(task: Problem) -> DeepZero:
     return DeepZero(task)
 
 
-def test_naive_extrapolates_by_the_mean_query(task):
+def test_naive_extrapolates_by_the_mean_query(task: Problem) -> None:
     timing = Naive(task).time(0.05, 0)
     assert timing.queries == 4955
     assert timing.timed_seconds >= 0.05
     assert timing.seconds == pytest.approx(timing.timed_seconds * 4955 / timing.timed_queries)
 
 
-def test_block_reuse_weights_blocks_by_their_coordinates(task, monkeypatch):
+def test_block_reuse_weights_blocks_by_their_coordinates(task: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock by which a query of block i takes i + 1 seconds, the whole takes the weighted sum."""
     side = BlockReuse(task)
     now = [0.0]
 
-    def difference(name, index):
+    def difference(name: str, index: int) -> None:
         now[0] += side.loop.block_of(name) + 1
 
     monkeypatch.setattr(side.loop, "difference", difference)
@@ -45,13 +47,15 @@ def test_block_reuse_weights_blocks_by_their_coordinates(task, monkeypatch):
     assert timing.timed_seconds == 100 + 1 + 2 + 3 + 4
 
 
-def test_deepzero_times_the_whole_where_it_fits(deepzero):
+def test_deepzero_times_the_whole_where_it_fits(deepzero: DeepZero) -> None:
     timing = deepzero.time(deepzero.costs.seconds_per_step(deepzero.counts), 0)
     assert timing.timed_queries % 4955 == 0
     assert timing.seconds == pytest.approx(timing.timed_seconds * 4955 / timing.timed_queries)
 
 
-def test_deepzero_scales_a_part_by_measured_costs(task, deepzero, monkeypatch):
+def test_deepzero_scales_a_part_by_measured_costs(
+    task: Problem, deepzero: DeepZero, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a table in which features.4.weight costs all there is, the scale is the inverse of its sampled part."""
     each = {name: 1e-3 if name == "features.4.weight" else 0.0 for name in deepzero.counts}
     table = CostTable(0.5, 1, {n: ChunkCost(0.0, cost, deepzero.chunks[n], 1) for n, cost in each.items()}, 1)
@@ -62,7 +66,7 @@ def test_deepzero_scales_a_part_by_measured_costs(task, deepzero, monkeypatch):
     assert deepzero._extrapolated(1.5, type(task.coordinates)(part)) == pytest.approx(0.5 + 4.0)
 
 
-def test_a_part_predicts_the_whole_in_queries(deepzero):
+def test_a_part_predicts_the_whole_in_queries(deepzero: DeepZero) -> None:
     timing = deepzero.time(1e-6, 0)
     assert timing.queries == 4955
     assert timing.timed_queries < 4955
@@ -70,19 +74,21 @@ def test_a_part_predicts_the_whole_in_queries(deepzero):
 
 
 @pytest.fixture(scope="module")
-def sides():
+def sides() -> tuple[Naive, BlockReuse, DeepZero]:
     task = problem("digits", batch=8)
     return Naive(task), BlockReuse(task), DeepZero(task)
 
 
-def test_all_sides_agree(sides):
+def test_all_sides_agree(sides: tuple[Naive, BlockReuse, DeepZero]) -> None:
     agreement = check_agreement(*sides)
     assert agreement.coordinates == 11
     assert set(agreement.deviation) == {"block_reuse", "deepzero"}
     assert 0 < max(agreement.deviation.values()) <= agreement.tolerance < agreement.largest / 10
 
 
-def test_a_side_that_computes_something_else_is_found(sides, monkeypatch):
+def test_a_side_that_computes_something_else_is_found(
+    sides: tuple[Naive, BlockReuse, DeepZero], monkeypatch: pytest.MonkeyPatch
+) -> None:
     naive, reuse, deepzero = sides
     monkeypatch.setattr(naive.loop, "step_size", 2 * naive.problem.step_size)
     with pytest.raises(VerificationError, match="and the naive loop disagree on digits"):
@@ -92,16 +98,16 @@ def test_a_side_that_computes_something_else_is_found(sides, monkeypatch):
 class Known:
     """A loop whose speed is known, and which counts its turns."""
 
-    def __init__(self, *rates):
+    def __init__(self, *rates: float) -> None:
         self.rates, self.turns = rates, 0
 
-    def time(self, seconds, turn):
+    def time(self, seconds: float, turn: int) -> Timing:
         self.turns += 1
         rate = self.rates[min(turn, len(self.rates) - 1)]
         return Timing(100, 100 / rate, 1, 1 / rate)
 
 
-def test_the_fastest_form_is_taken_and_all_are_reported():
+def test_the_fastest_form_is_taken_and_all_are_reported() -> None:
     candidates = eager_forms(torch.device("cpu"))
     loops = {form: Known(10.0 + number) for number, form in enumerate(candidates)}
     found = try_forms(loops.__getitem__, candidates)
@@ -110,7 +116,7 @@ def test_the_fastest_form_is_taken_and_all_are_reported():
     assert list(found.queries_per_second.values()) == pytest.approx([10.0 + k for k in reversed(range(8))])
 
 
-def test_the_median_of_the_turns_counts_not_the_best_of_them():
+def test_the_median_of_the_turns_counts_not_the_best_of_them() -> None:
     steady, lucky = Form(), Form(channels_last=True)
     loops = {steady: Known(10.0), lucky: Known(14.0, 9.0, 9.0)}
     found = try_forms(loops.__getitem__, list(loops))
@@ -118,7 +124,7 @@ def test_the_median_of_the_turns_counts_not_the_best_of_them():
     assert found.queries_per_second == pytest.approx({steady.name: 10.0, lucky.name: 9.0})
 
 
-def test_a_form_that_is_far_behind_takes_one_turn():
+def test_a_form_that_is_far_behind_takes_one_turn() -> None:
     slow, fast = Form(onednn=False), Form()
     loops = {slow: Known(1.0), fast: Known(DROP * 1.01)}
     assert try_forms(loops.__getitem__, list(loops)).fastest == fast
@@ -126,11 +132,13 @@ def test_a_form_that_is_far_behind_takes_one_turn():
 
 
 @pytest.mark.parametrize("side", [Naive, BlockReuse])
-def test_a_side_runs_in_the_form_that_its_trial_found(side, monkeypatch):
+def test_a_side_runs_in_the_form_that_its_trial_found(
+    side: type[BlockReuse] | type[Naive], monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = problem("digits", batch=4)
     fast = Form(channels_last=True, onednn=False)
 
-    def slowed(self, seconds, turn):
+    def slowed(self: Any, seconds: float, turn: int) -> Timing:
         """All forms but one take ten times as long."""
         self.loop.difference("fc.bias", 0)
         return Timing(100, 1.0 if self.form == fast else 10.0, 1, 1.0)

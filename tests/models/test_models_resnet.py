@@ -89,7 +89,7 @@ def test_stages_must_agree() -> None:
         ResNet(blocks=(1, 0), widths=(4, 8), shortcut=PaddedShortcut)
 
 
-def test_width_scales_all_stages():
+def test_width_scales_all_stages() -> None:
     narrow = cifar_resnet(8, width=4)
     assert [stage[0].conv1.out_channels for stage in narrow.layers] == [4, 8, 16]
     assert sum(p.numel() for p in narrow.parameters()) == 5006

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import sys
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from deepzero.own.function_arguments import settings_of
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A working folder of its own; what is imported there is forgotten."""
     before = set(sys.modules)
     monkeypatch.chdir(tmp_path)
@@ -37,11 +38,11 @@ def write(name: str, text: str) -> Path:
 @pytest.mark.parametrize(
     ("word", "own"), [("digits", False), ("my.py", True), ("a/my.py:f", True), ("pkg.mod:f", True), ("my", False)]
 )
-def test_words_of_ones_own(word, own):
+def test_words_of_ones_own(word: str, own: bool) -> None:
     assert is_own(word) == own
 
 
-def test_a_file_a_function_of_it_and_a_module():
+def test_a_file_a_function_of_it_and_a_module() -> None:
     write("mine_a.py", "def recipe(): return 1\ndef other(): return 2\nVALUE = 3\n")
     assert imported("mine_a.py")() == 1
     assert imported("mine_a.py", default="other")() == 2
@@ -51,7 +52,7 @@ def test_a_file_a_function_of_it_and_a_module():
     assert imported(str(Path("mine_a.py").resolve()) + ":recipe")() == 1
 
 
-def test_a_file_may_import_its_neighbours_even_while_it_runs():
+def test_a_file_may_import_its_neighbours_even_while_it_runs() -> None:
     write("sub/beside_now.py", "NUMBER = 5\n")
     write("sub/beside_later.py", "NUMBER = 6\n")
     write(
@@ -61,7 +62,7 @@ def test_a_file_may_import_its_neighbours_even_while_it_runs():
     assert called(imported("sub/mine_b.py"), {}) == 11
 
 
-def test_a_file_of_a_package_may_import_relatively():
+def test_a_file_of_a_package_may_import_relatively() -> None:
     write("pack/__init__.py", "")
     write("pack/beside.py", "NUMBER = 5\n")
     write("pack/mine_c.py", "from .beside import NUMBER\ndef recipe(): return NUMBER\n")
@@ -69,7 +70,7 @@ def test_a_file_of_a_package_may_import_relatively():
     assert imported("pack.mine_c:recipe")() == 5
 
 
-def test_what_a_file_defines_can_be_sent_to_workers():
+def test_what_a_file_defines_can_be_sent_to_workers() -> None:
     write("mine_d.py", "def recipe(): return 1\n")
     assert pickle.loads(pickle.dumps(imported("mine_d.py"))) is imported("mine_d.py")
 
@@ -128,14 +129,14 @@ def test_what_a_file_defines_can_be_sent_to_workers():
         ),
     ],
 )
-def test_what_cannot_be_imported_is_said_with_its_line(files, word, expected):
+def test_what_cannot_be_imported_is_said_with_its_line(files: dict[str, str], word: str, expected: str) -> None:
     for name, text in files.items():
         write(name, text)
     with pytest.raises(InvalidInputError, match=expected):
         imported(word)
 
 
-def test_a_file_that_failed_can_be_corrected_and_tried_again():
+def test_a_file_that_failed_can_be_corrected_and_tried_again() -> None:
     write("mine_e.py", "1 / 0\n")
     with pytest.raises(InvalidInputError):
         imported("mine_e.py")
@@ -157,8 +158,8 @@ def settable(
     kind: Literal["cge", "rge"] = "cge",
     sizes: tuple[int, ...] = (1,),
     maybe: int | None = 3,
-    loose=None,
-    guessed=2.0,
+    loose: int | str | None = None,
+    guessed: float = 2.0,
     pair: tuple[int, str] = (0, ""),
     colour: Colour = Colour.RED,
     table: dict[str, int] | None = None,
@@ -191,7 +192,7 @@ def settable(
         ("guessed", "7", 7.0),
     ],
 )
-def test_settings_become_what_the_parameter_asks_for(name, word, value):
+def test_settings_become_what_the_parameter_asks_for(name: str, word: str, value: Any) -> None:
     found = called(settable, {name: word})[name]
     assert (found, type(found)) == (value, type(value))
 
@@ -214,13 +215,13 @@ def test_settings_become_what_the_parameter_asks_for(name, word, value):
         ("rael", "1", r"settable has no parameter 'rael' \(did you mean real\?\); there are: whole, real"),
     ],
 )
-def test_settings_that_do_not_fit(name, word, expected):
+def test_settings_that_do_not_fit(name: str, word: str, expected: str) -> None:
     with pytest.raises(InvalidInputError, match=expected):
         called(settable, {name: word})
 
 
-def test_a_parameter_without_a_default_must_be_set():
-    def needs(a, b: int, c=1):
+def test_a_parameter_without_a_default_must_be_set() -> None:
+    def needs(a: str, b: int, c: int = 1) -> tuple[str, int, int]:
         return a, b, c
 
     with pytest.raises(InvalidInputError, match="needs needs a, b; add --set a=VALUE --set b=VALUE, or give a default"):
@@ -228,12 +229,12 @@ def test_a_parameter_without_a_default_must_be_set():
     assert called(needs, {"a": "x", "b": "2"}) == ("x", 2, 1)
 
 
-def test_classes_partials_open_keywords_and_positional_only_parameters():
+def test_classes_partials_open_keywords_and_positional_only_parameters() -> None:
     class Thing:
         def __init__(self, size: int) -> None:
             self.size = size
 
-    def first(a: int, /, b: int = 2, **rest):
+    def first(a: int, /, b: int = 2, **rest: Any) -> tuple[int, int, dict[str, str]]:
         return a, b, rest
 
     assert called(Thing, {"size": "3"}).size == 3
@@ -241,7 +242,7 @@ def test_classes_partials_open_keywords_and_positional_only_parameters():
     assert called(first, {"a": "1", "other": "x"}) == (1, 2, {"other": "x"})
 
 
-def test_what_is_no_function_is_handed_on_and_takes_no_settings():
+def test_what_is_no_function_is_handed_on_and_takes_no_settings() -> None:
     ready = [1, 2]
     assert called(ready, {}) is ready
     with pytest.raises(
@@ -250,7 +251,7 @@ def test_what_is_no_function_is_handed_on_and_takes_no_settings():
         called(ready, {"a": "1"})
 
 
-def test_a_function_that_fails_is_named_with_the_line():
+def test_a_function_that_fails_is_named_with_the_line() -> None:
     write("mine_f.py", "import torch\n\ndef recipe():\n    return torch.ones(2) @ torch.ones(3)\n\ndef empty(): pass\n")
     with pytest.raises(InvalidInputError, match=r"recipe failed: mine_f.py, line 4: RuntimeError: inconsistent tensor"):
         called(imported("mine_f.py"), {})
@@ -258,15 +259,15 @@ def test_a_function_that_fails_is_named_with_the_line():
         called(imported("mine_f.py:empty"), {})
 
 
-def test_an_error_of_the_library_keeps_its_kind():
-    def missing():
+def test_an_error_of_the_library_keeps_its_kind() -> None:
+    def missing() -> None:
         raise DataNotFoundError("not there")
 
     with pytest.raises(DataNotFoundError, match="not there"):
         called(missing, {})
 
 
-def test_words_of_set():
+def test_words_of_set() -> None:
     assert settings_of(["a=1", "b=", "c=x=y"]) == {"a": "1", "b": "", "c": "x=y"}
     for words, expected in [
         (["a"], "--set takes name=value, got 'a'; for example --set depth=3"),
@@ -277,11 +278,11 @@ def test_words_of_set():
             settings_of(words)
 
 
-def test_a_value_of_another_kind():
+def test_a_value_of_another_kind() -> None:
     require_kind(1, (int,), "my.py", "a whole number")
     with pytest.raises(InvalidInputError, match=r"my.py must give a whole number; it gives str 'x'"):
         require_kind("x", (int,), "my.py", "a whole number")
 
 
-def test_an_error_without_a_line_of_the_users():
+def test_an_error_without_a_line_of_the_users() -> None:
     assert located(ValueError("a\n b")) == "ValueError: a b"

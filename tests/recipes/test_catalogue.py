@@ -1,4 +1,5 @@
 import importlib
+from typing import Any
 
 import pytest
 import torch
@@ -6,18 +7,21 @@ import torch.nn.functional as F
 
 from deepzero import models
 from deepzero.errors import InvalidInputError
+from deepzero.models.digits_cnn import DigitsCNN
+from deepzero.models.resnet import ResNet
+from deepzero.models.simple_cnn import SimpleCNN
 from deepzero.recipes import RECIPES, catalogue_of, find
 from deepzero.recipes.catalogue import COMMANDS
 from deepzero.sparsity import smart_ratio
 
 
-def build(name, **options):
+def build(name: str, **options: Any) -> DigitsCNN | ResNet | SimpleCNN:
     config = find(name).config()
     return models.build(config.model.name, **{**config.model.options, **options})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_recipe_is_complete(command):
+def test_every_recipe_is_complete(command: str) -> None:
     for name, recipe in catalogue_of(command).items():
         assert recipe.name == name
         assert recipe.summary.endswith(".")
@@ -26,12 +30,12 @@ def test_every_recipe_is_complete(command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_a_default_recipe(command):
+def test_every_command_has_a_default_recipe(command: str) -> None:
     module = importlib.import_module(f"deepzero.recipes.{COMMANDS[command]}")
     assert module.DEFAULT in catalogue_of(command)
 
 
-def test_the_main_job_is_the_whole_pipeline():
+def test_the_main_job_is_the_whole_pipeline() -> None:
     config = find("digits").config()
     assert config.estimator.method == "cge"
     assert (config.sparsity.sparsity, config.sparsity.ratios) == (0.9, "zo-grasp")
@@ -41,7 +45,7 @@ def test_the_main_job_is_the_whole_pipeline():
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
 
 
-def test_the_dense_variant_differs_in_sparsity_only():
+def test_the_dense_variant_differs_in_sparsity_only() -> None:
     sparse, dense = find("digits").config(), find("digits-dense").config()
     assert dense.sparsity.sparsity == 0
     assert (dense.data, dense.model, dense.estimator, dense.training) == (
@@ -52,7 +56,7 @@ def test_the_dense_variant_differs_in_sparsity_only():
     )
 
 
-def test_the_paper_recipe_keeps_the_settings_of_the_paper():
+def test_the_paper_recipe_keeps_the_settings_of_the_paper() -> None:
     config = find("cifar10-resnet20").config()
     assert config.model.name == "resnet20"
     assert (config.data.name, config.data.batch_size, config.data.drop_last) == ("cifar10", 256, False)
@@ -68,7 +72,7 @@ def test_the_paper_recipe_keeps_the_settings_of_the_paper():
 
 
 @pytest.mark.parametrize(("depth", "parameters"), [(1, 730), (2, 3700), (3, 6670), (4, 9640), (5, 12610)])
-def test_the_cnn_of_the_paper_has_its_sizes(depth, parameters):
+def test_the_cnn_of_the_paper_has_its_sizes(depth: int, parameters: int) -> None:
     assert sum(p.numel() for p in build("cifar10-cnn", depth=depth).parameters()) == parameters
 
 
@@ -76,7 +80,7 @@ IMAGES = {"digits": (1, 8), "fashion-mnist": (1, 28), "cifar10": (3, 32)}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_network_of_a_recipe_fits_its_images(name):
+def test_the_network_of_a_recipe_fits_its_images(name: str) -> None:
     """Ten logits an image, which depend on the image and on every layer: all ten classes get a gradient."""
     channels, size = IMAGES[find(name).config().data.name]
     options = {} if name.startswith("cifar10") else {"image_size": size, "in_channels": channels}
@@ -92,13 +96,13 @@ def test_the_network_of_a_recipe_fits_its_images(name):
     assert bool((last.grad != 0).all())
 
 
-def test_fashion_mnist_spends_a_step_by_cost_and_redraws_at_every_one():
+def test_fashion_mnist_spends_a_step_by_cost_and_redraws_at_every_one() -> None:
     sparsity = find("fashion-mnist-cnn").config().sparsity
     assert (sparsity.ratios, sparsity.exponent, sparsity.weights) == ("cost-aware", 0.5, "smart-ratio")
     assert (sparsity.sparsity, sparsity.pattern, sparsity.every, sparsity.unit) == (0.9, "dynamic", 1, "step")
 
 
-def test_an_unknown_recipe_names_the_nearest_and_all():
+def test_an_unknown_recipe_names_the_nearest_and_all() -> None:
     with pytest.raises(
         InvalidInputError, match=r"unknown recipe 'digit' \(did you mean digits\?\); there are: digits, "
     ):

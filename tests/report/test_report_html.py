@@ -31,7 +31,7 @@ DOCUMENT = Document(
 )
 
 
-def test_it_is_well_formed_and_every_text_and_number_of_the_document_is_there():
+def test_it_is_well_formed_and_every_text_and_number_of_the_document_is_there() -> None:
     read = Page(page([DOCUMENT], title="Report"))
     said = "\n".join(read.texts)
     for text in ("Schedules", "What was run.", "deepzero train --resume --out 'a b'", "97.13%", "test accuracy"):
@@ -45,7 +45,7 @@ def test_it_is_well_formed_and_every_text_and_number_of_the_document_is_there():
     assert shown(DOCUMENT.cells[0]["result"]["curve"]) in said
 
 
-def test_it_asks_for_nothing_from_elsewhere():
+def test_it_asks_for_nothing_from_elsewhere() -> None:
     source = page([DOCUMENT, DOCUMENT], title="Report")
     read = Page(source)
     assert {tag for tag, _ in read.elements} & {"script", "link", "iframe", "object", "img", "base"} == set()
@@ -56,7 +56,7 @@ def test_it_asks_for_nothing_from_elsewhere():
     assert "@import" not in source
 
 
-def test_identifiers_are_unique_even_if_a_document_is_shown_twice_and_links_lead_to_them():
+def test_identifiers_are_unique_even_if_a_document_is_shown_twice_and_links_lead_to_them() -> None:
     read = Page(page([DOCUMENT, DOCUMENT], title="Report"))
     ids = read.attributes("id")
     assert len(ids) == len(set(ids))
@@ -64,13 +64,13 @@ def test_identifiers_are_unique_even_if_a_document_is_shown_twice_and_links_lead
     assert set(read.attributes("aria-labelledby")) <= set(ids)
 
 
-def test_several_documents_have_a_table_of_contents_and_a_single_one_has_none():
+def test_several_documents_have_a_table_of_contents_and_a_single_one_has_none() -> None:
     assert Page(page([DOCUMENT], title="Report")).count("nav") == 0
     read = Page(page([DOCUMENT, Document(title="Other")], title="Report"))
     assert [attrs["href"] for tag, attrs in read.elements if tag == "a"] == ["#part-1", "#part-2"]
 
 
-def test_hostile_texts_are_shown_as_they_are():
+def test_hostile_texts_are_shown_as_they_are() -> None:
     series = Series(name=HOSTILE, x=[1], y=[2])
     hostile = Document(
         title=HOSTILE,
@@ -87,7 +87,7 @@ def test_hostile_texts_are_shown_as_they_are():
     assert sum(HOSTILE in text for text in read.texts) >= 2 * 14
 
 
-def test_it_can_be_read_without_eyes():
+def test_it_can_be_read_without_eyes() -> None:
     read = Page(page([DOCUMENT], title="Report"))
     assert ("html", {"lang": "en"}) in read.elements
     assert read.count("h1") == 1
@@ -100,7 +100,7 @@ def test_it_can_be_read_without_eyes():
     assert all(attrs.get("aria-label") for _, attrs in read.elements if attrs.get("role") == "region")
 
 
-def test_numbers_stand_to_the_right_and_texts_to_the_left():
+def test_numbers_stand_to_the_right_and_texts_to_the_left() -> None:
     source = page([DOCUMENT], title="Report")
     assert '<td class="number" data-name="accuracy">51.00 ± 1.41 (2)</td>' in source
     assert '<td data-name="method">cge</td>' in source
@@ -108,23 +108,23 @@ def test_numbers_stand_to_the_right_and_texts_to_the_left():
 
 
 @pytest.mark.parametrize(("text", "part"), [("12.5%", "12.5%"), ("250%", "100%"), ("-3%", "0%"), ("—", None)])
-def test_a_bar_is_as_long_as_its_percentage(text, part):
+def test_a_bar_is_as_long_as_its_percentage(text: str, part: str | None) -> None:
     table = Table(title="", columns=["kept"], rows=[[text], ["1%"]], bars=["kept"])
     drawn = Page(page([Document(title="", tables=[table])], title="")).attributes("style")
     assert drawn == [f"--part: {length}" for length in (part, "1%") if length]
 
 
-def test_the_same_documents_give_the_same_bytes():
+def test_the_same_documents_give_the_same_bytes() -> None:
     assert page([DOCUMENT], title="Report") == page([Document.from_dict(DOCUMENT.as_dict())], title="Report")
 
 
-def test_nothing_at_all_is_a_page_too():
+def test_nothing_at_all_is_a_page_too() -> None:
     assert "Nothing yet" in Page(page([Document(title="Nothing yet")], title="Report")).texts
     assert Page(page([], title="Report")).count("section") == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_have_contrast(scheme):
+def test_texts_have_contrast(scheme: str) -> None:
     """WCAG 2.1: at least 4.5 between texts and what they stand on."""
     source = page([], title="Report")
     blocks = re.findall(r":root \{([^}]*)\}", source)

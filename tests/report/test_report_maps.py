@@ -7,6 +7,7 @@ import io
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -78,7 +79,7 @@ def test_lines_of_equal_value_are_drawn_where_they_are_asked_for_and_marks_are_n
 
 
 @pytest.mark.parametrize("values", [[[None, None]], [[1.0, 1.0]], [[float("nan"), 2.0]]], ids=["none", "flat", "nan"])
-def test_what_there_is_little_of_is_drawn_without_a_warning(values) -> None:
+def test_what_there_is_little_of_is_drawn_without_a_warning(values: list[Any]) -> None:
     for rows in (["one"], [0.0]):
         shown = replace(NAMED, x=[1, 2], y=rows, values=values, contours=True, limits=None)
         assert ("no data" in texts(draw_map(shown))) == (values == [[None, None]])

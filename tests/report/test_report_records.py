@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -48,12 +49,12 @@ DOCUMENT = Document(
 )
 
 
-def test_a_document_survives_json():
+def test_a_document_survives_json() -> None:
     again = Document.from_dict(json.loads(json.dumps(DOCUMENT.as_dict(), allow_nan=False)))
     assert again == DOCUMENT
 
 
-def test_a_document_of_tuples_says_the_same():
+def test_a_document_of_tuples_says_the_same() -> None:
     loose = Document(
         title="t", figures=(Figure(title="", x_label="", y_label="", series=(Series(name="", x=(1,), y=(2,)),)),)
     )
@@ -61,7 +62,7 @@ def test_a_document_of_tuples_says_the_same():
     assert json.dumps(Document.from_dict(json.loads(text)).as_dict()) == text
 
 
-def test_results_of_an_earlier_version_without_the_newer_fields_can_be_read():
+def test_results_of_an_earlier_version_without_the_newer_fields_can_be_read() -> None:
     values = {**DOCUMENT.as_dict()}
     del values["headline"], values["maps"]
     for figure in values["figures"]:
@@ -82,12 +83,12 @@ def test_results_of_an_earlier_version_without_the_newer_fields_can_be_read():
     ],
     ids=["format", "tables", "table", "figure", "text", "unknown"],
 )
-def test_other_values_are_refused(change):
+def test_other_values_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match="deepzero results 1"):
         Document.from_dict({**DOCUMENT.as_dict(), **change})
 
 
-def test_lengths_must_agree():
+def test_lengths_must_agree() -> None:
     with pytest.raises(InvalidInputError, match="has 2 columns, a row has 1"):
         Table(title="t", columns=["a", "b"], rows=[["1"]])
     with pytest.raises(InvalidInputError, match="as many y and spread values"):
@@ -100,7 +101,7 @@ def test_lengths_must_agree():
         Table(title="t", columns=["a"], rows=[], bars=["c"])
 
 
-def test_a_table_in_a_terminal():
+def test_a_table_in_a_terminal() -> None:
     console = Console(width=60, color_system=None)
     with console.capture() as capture:
         console.print(rich_table(TABLE))
@@ -111,7 +112,7 @@ def test_a_table_in_a_terminal():
     assert "│ cge          │     1.5 │" in lines
 
 
-def test_a_table_in_markdown():
+def test_a_table_in_markdown() -> None:
     hostile = Table(title="a*b", columns=["x|y", "n"], rows=[["<b>\nline", "1,000"]], note="`code` $x$")
     assert markdown(hostile) == (
         "**a\\*b**\n\n| x\\|y | n |\n|---|---:|\n| \\<b> line | 1,000 |\n\n\\`code\\` \\$x\\$\n"
@@ -134,5 +135,5 @@ def test_a_table_in_markdown():
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else str(value),
 )
-def test_what_counts_as_a_column_of_numbers(cells, expected):
+def test_what_counts_as_a_column_of_numbers(cells: list[str], expected: bool) -> None:
     assert numeric_columns(Table(title="", columns=["c"], rows=[[cell] for cell in cells])) == [expected]

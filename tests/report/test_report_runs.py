@@ -40,21 +40,21 @@ CONFIG = ClassificationConfig(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "first"
     classification.train(CONFIG, out=path, notes={"recipe": "digits", "settings": {"epochs": 3}})
     return path
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory) -> Path:
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "dense"
     classification.train(replace(CONFIG, sparsity=SparsityConfig()), out=path)
     return path
 
 
 @pytest.fixture
-def unfinished(finished, tmp_path) -> Path:
+def unfinished(finished: Path, tmp_path: Path) -> Path:
     """As a crash leaves it: no result, the last line cut off."""
     path = tmp_path / "crashed here"
     shutil.copytree(finished, path)
@@ -87,7 +87,7 @@ def column(table: Table, name: str) -> list[str]:
     return [row[list(table.columns).index(name)] for row in table.rows]
 
 
-def test_the_headline_of_a_finished_run_is_its_summary(finished):
+def test_the_headline_of_a_finished_run_is_its_summary(finished: Path) -> None:
     shown, result = document(finished), summary(finished)
     assert shown.title == "first: mlp on digits, fo, 50% sparse"
     assert shown.headline["test accuracy"] == f"{result['test_accuracy']:.2%}"
@@ -99,7 +99,7 @@ def test_the_headline_of_a_finished_run_is_its_summary(finished):
     assert f"epoch {result['selected_epoch'] + 1}," in shown.caption
 
 
-def test_curves_are_the_metrics(finished):
+def test_curves_are_the_metrics(finished: Path) -> None:
     shown, result = document(finished), summary(finished)
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     steps, epochs = ([r for r in records if r["kind"] == kind] for kind in ("step", "epoch"))
@@ -116,7 +116,7 @@ def test_curves_are_the_metrics(finished):
     assert rates == ([r["step"] for r in steps], [r["learning_rate"] for r in steps])
 
 
-def test_layers_are_listed_with_sizes_and_what_is_kept(finished):
+def test_layers_are_listed_with_sizes_and_what_is_kept(finished: Path) -> None:
     [table] = document(finished).tables
     assert column(table, "layer") == ["hidden.0.weight", "fc.weight", "others (biases, norms)", "all"]
     assert column(table, "shape") == ["8×64", "10×8", "", ""]
@@ -127,11 +127,11 @@ def test_layers_are_listed_with_sizes_and_what_is_kept(finished):
     assert "again every step" in table.note
 
 
-def test_a_dense_run_has_no_layers_to_tell_apart(dense):
+def test_a_dense_run_has_no_layers_to_tell_apart(dense: Path) -> None:
     assert document(dense).tables == []
 
 
-def test_settings_hardware_and_versions_are_facts(finished):
+def test_settings_hardware_and_versions_are_facts(finished: Path) -> None:
     facts, result = document(finished).facts, summary(finished)
     assert facts["configuration"] == result["config"]
     assert facts["hardware"] == result["hardware"]
@@ -140,7 +140,7 @@ def test_settings_hardware_and_versions_are_facts(finished):
     assert facts["changed settings"] == "epochs 3"
 
 
-def test_an_unfinished_run_is_shown_as_far_as_it_went_and_says_how_to_continue(unfinished):
+def test_an_unfinished_run_is_shown_as_far_as_it_went_and_says_how_to_continue(unfinished: Path) -> None:
     shown = document(unfinished)
     assert "has not finished: step 5, epoch 2, of 3 epochs" in shown.caption
     assert f"\n\n    deepzero train --resume --out '{unfinished}'" in shown.caption
@@ -153,7 +153,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_went_and_says_how_to_continue(u
     Page(page([shown], title=shown.title))
 
 
-def test_a_run_that_was_not_started_from_a_recipe_names_no_command(unfinished):
+def test_a_run_that_was_not_started_from_a_recipe_names_no_command(unfinished: Path) -> None:
     record = json.loads((unfinished / "run.json").read_text())
     del record["recipe"]
     (unfinished / "run.json").write_text(json.dumps(record))
@@ -161,7 +161,7 @@ def test_a_run_that_was_not_started_from_a_recipe_names_no_command(unfinished):
     assert "resume=True" in document(unfinished).caption
 
 
-def test_a_run_that_has_only_begun(unfinished):
+def test_a_run_that_has_only_begun(unfinished: Path) -> None:
     shutil.rmtree(unfinished / "checkpoints")
     (unfinished / "metrics.jsonl").unlink()
     shown = document(unfinished)
@@ -175,7 +175,7 @@ def test_a_run_that_has_only_begun(unfinished):
 
 
 @pytest.fixture
-def older(unfinished) -> Path:
+def older(unfinished: Path) -> Path:
     """A run of a version that did not write down the parameters, nor what was queried."""
     record = json.loads((unfinished / "run.json").read_text())
     del record["parameters"]
@@ -186,7 +186,7 @@ def older(unfinished) -> Path:
     return unfinished
 
 
-def test_a_run_of_an_earlier_version_has_its_layers_by_name_and_no_map(older):
+def test_a_run_of_an_earlier_version_has_its_layers_by_name_and_no_map(older: Path) -> None:
     shown = document(older)
     assert column(shown.tables[0], "layer") == ["fc.weight", "hidden.0.weight", "others (biases, norms)", "all"]
     assert column(shown.tables[0], "kept") == ["40", "256", "18", "314"]
@@ -197,7 +197,7 @@ def test_a_run_of_an_earlier_version_has_its_layers_by_name_and_no_map(older):
     assert column(document(older).tables[0], "weights") == ["—", "—"]
 
 
-def test_what_was_queried_is_a_map_of_layers_and_epochs(finished, dense):
+def test_what_was_queried_is_a_map_of_layers_and_epochs(finished: Path, dense: Path) -> None:
     [shown] = document(finished).maps
     assert (list(shown.y), list(shown.x)) == (["hidden.0", "fc"], [1, 2, 3])
     assert [list(row) for row in shown.values] == [[50.0] * 3, [50.0] * 3]
@@ -205,7 +205,7 @@ def test_what_was_queried_is_a_map_of_layers_and_epochs(finished, dense):
     assert document(dense).maps == []
 
 
-def test_the_axis_of_seconds_begins_at_0_and_the_start_up_is_marked(finished):
+def test_the_axis_of_seconds_begins_at_0_and_the_start_up_is_marked(finished: Path) -> None:
     shown = document(finished)
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     [span] = figure_named(shown, "Accuracy against seconds").spans
@@ -216,7 +216,7 @@ def test_the_axis_of_seconds_begins_at_0_and_the_start_up_is_marked(finished):
     assert figure_named(shown, "Accuracy against queries").spans == []
 
 
-def test_a_run_of_a_trainer_of_ones_own_is_shown_by_what_it_measures(tmp_path):
+def test_a_run_of_a_trainer_of_ones_own_is_shown_by_what_it_measures(tmp_path: Path) -> None:
     """No accuracy, no recipe, no validation loss under a familiar name: a regression with a metric of its own."""
     model = torch.nn.Linear(3, 1)
     x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
@@ -240,13 +240,13 @@ def test_a_run_of_a_trainer_of_ones_own_is_shown_by_what_it_measures(tmp_path):
     Page(page(documents([tmp_path / "own", tmp_path / "own" / ".." / "own"]), title="Own"))
 
 
-def test_weights_that_cannot_be_read_are_passed_over(older):
+def test_weights_that_cannot_be_read_are_passed_over(older: Path) -> None:
     newest = max((older / "checkpoints").glob("step-*"))
     (newest / "tensors.safetensors").write_bytes(b"cut off")
     assert document(older).headline["parameters"] == "610"
 
 
-def test_long_runs_are_thinned_to_means_that_keep_the_end(unfinished):
+def test_long_runs_are_thinned_to_means_that_keep_the_end(unfinished: Path) -> None:
     record = {"kind": "step", "seconds": 1.0, "epoch": 0, "learning_rate": 0.1}
     lines = [{**record, "step": i, "queries": 3 * i, "loss": float(i)} for i in range(1, 1002)]
     (unfinished / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -257,7 +257,7 @@ def test_long_runs_are_thinned_to_means_that_keep_the_end(unfinished):
     assert document(unfinished).headline["queries of a step"] == "3"
 
 
-def test_queries_of_a_step_are_a_curve_where_they_change(unfinished):
+def test_queries_of_a_step_are_a_curve_where_they_change(unfinished: Path) -> None:
     record = {"kind": "step", "seconds": 1.0, "epoch": 0, "learning_rate": 0.1, "loss": 1.0}
     lines = [{**record, "step": i, "queries": queries} for i, queries in [(1, 900), (2, 1000), (3, 1150)]]
     (unfinished / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -266,7 +266,7 @@ def test_queries_of_a_step_are_a_curve_where_they_change(unfinished):
     assert shown.headline["queries of a step"] == "100 to 150"
 
 
-def test_several_runs_are_compared_first_and_called_by_what_differs(finished, dense):
+def test_several_runs_are_compared_first_and_called_by_what_differs(finished: Path, dense: Path) -> None:
     comparison, first, second = documents([finished, dense])
     assert comparison.title == "Comparison of 2 runs"
     assert (first, second) == (document(finished), document(dense))
@@ -283,7 +283,7 @@ def test_several_runs_are_compared_first_and_called_by_what_differs(finished, de
         assert figure(comparison, f"Validation accuracy against {axis}")[names[0]] == alone
 
 
-def test_runs_with_the_same_settings_are_called_by_their_folders(finished, unfinished):
+def test_runs_with_the_same_settings_are_called_by_their_folders(finished: Path, unfinished: Path) -> None:
     comparison = documents([finished, unfinished])[0]
     assert column(comparison.tables[0], "run") == ["first", "crashed here"]
     assert column(comparison.tables[0], "test accuracy")[1] == "—"
@@ -295,7 +295,7 @@ def test_runs_with_the_same_settings_are_called_by_their_folders(finished, unfin
     ]
 
 
-def test_folders_of_the_same_name_are_called_by_their_paths(finished, tmp_path):
+def test_folders_of_the_same_name_are_called_by_their_paths(finished: Path, tmp_path: Path) -> None:
     other = tmp_path / "first"
     shutil.copytree(finished, other)
     _, first, second = documents([finished, other])
@@ -304,7 +304,7 @@ def test_folders_of_the_same_name_are_called_by_their_paths(finished, tmp_path):
     assert len({shown.title for shown in documents([finished, other])}) == 3
 
 
-def test_runs_that_differ_in_much_are_called_by_their_folders_and_a_table_says_in_what(finished):
+def test_runs_that_differ_in_much_are_called_by_their_folders_and_a_table_says_in_what(finished: Path) -> None:
     run = read(finished)
     assert isinstance(run, RecordedRun)
 
@@ -326,19 +326,21 @@ def test_runs_that_differ_in_much_are_called_by_their_folders_and_a_table_says_i
     }
 
 
-def test_how_often_checkpoints_are_made_is_no_difference(finished):
+def test_how_often_checkpoints_are_made_is_no_difference(finished: Path) -> None:
     run = read(finished)
     config = {**run.config, "training": {**run.config["training"], "checkpoint_steps": 1}}
     other = replace(run, path=Path("other"), record={**run.record, "config": config})
     assert labels([run, other]) == ["first", "other"]
 
 
-def test_a_folder_named_twice_is_shown_once(finished):
+def test_a_folder_named_twice_is_shown_once(finished: Path) -> None:
     roundabout = finished.parent / "." / ".." / finished.parent.name / "first"
     assert documents([finished, finished, roundabout]) == documents([finished])
 
 
-def test_a_task_without_figures_of_its_own_is_shown_by_its_numbers(finished, tmp_path, monkeypatch):
+def test_a_task_without_figures_of_its_own_is_shown_by_its_numbers(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And a run of it is not compared with trainings."""
     monkeypatch.setitem(COMMANDS, "novel", "invent")
     run = RunFolder.create(tmp_path / "new", config={"novel": {"size": 3}}, notes={})
@@ -351,14 +353,14 @@ def test_a_task_without_figures_of_its_own_is_shown_by_its_numbers(finished, tmp
     assert shown.facts["configuration"] == {"novel": {"size": 3}}
 
 
-def test_results_of_a_reproduction_are_shown(finished, tmp_path):
+def test_results_of_a_reproduction_are_shown(finished: Path, tmp_path: Path) -> None:
     results = Document(title="Table 9", tables=[Table(title="t", columns=["a"], rows=[["1"]])])
     (tmp_path / "results.json").write_text(json.dumps(results.as_dict()))
     assert json.dumps(document(tmp_path).as_dict()) == json.dumps(results.as_dict())
     assert [shown.title for shown in documents([tmp_path, finished])] == ["Table 9", document(finished).title]
 
 
-def test_the_page_of_a_run_says_it_all_and_always_the_same(finished):
+def test_the_page_of_a_run_says_it_all_and_always_the_same(finished: Path) -> None:
     shown = document(finished)
     source = page([shown], title=shown.title)
     assert source == page([document(finished)], title=shown.title)
@@ -381,7 +383,7 @@ def test_the_page_of_a_run_says_it_all_and_always_the_same(finished):
     ],
     ids=["empty", "cut", "list", "older", "cut-results", "format", "incomplete"],
 )
-def test_what_cannot_be_shown(tmp_path, files, expected):
+def test_what_cannot_be_shown(tmp_path: Path, files: dict[str, str], expected: str) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(RunFolderError) as error:
@@ -389,7 +391,7 @@ def test_what_cannot_be_shown(tmp_path, files, expected):
     assert expected in str(error.value)
 
 
-def test_folders_of_folders_name_what_they_hold(finished):
+def test_folders_of_folders_name_what_they_hold(finished: Path) -> None:
     with pytest.raises(RunFolderError, match=r"holds no run itself, but holds .*/first; name one of them"):
         documents([finished.parent])
     with pytest.raises(RunFolderError, match="because there is no such folder"):
@@ -397,7 +399,7 @@ def test_folders_of_folders_name_what_they_hold(finished):
 
 
 @pytest.mark.parametrize("line", [b'{"kind": "st', b"7", b"\xff\xfe"], ids=["cut", "number", "bytes"])
-def test_a_line_damaged_in_the_middle_is_an_error_and_at_the_end_it_is_left_out(unfinished, line):
+def test_a_line_damaged_in_the_middle_is_an_error_and_at_the_end_it_is_left_out(unfinished: Path, line: bytes) -> None:
     path = unfinished / "metrics.jsonl"
     lines = path.read_bytes().splitlines()[:-1]
     path.write_bytes(b"\n".join([*lines, line]))

@@ -57,14 +57,14 @@ def bars(svg: str) -> list[float]:
     return [abs(y1 - y0) for x0, y0, x1, y1 in found if x0 == x1]
 
 
-def test_labels_names_and_every_point_are_there():
+def test_labels_names_and_every_point_are_there() -> None:
     svg = draw(figure(curve("cge", 5), curve("rge", 7)))
     assert {"Digits", "queries", "accuracy", "cge", "rge"} <= set(texts(svg))
     assert [points(svg, 0), points(svg, 1)] == [5, 7]
 
 
 @pytest.mark.parametrize("number", [1, 7, 8, 23])
-def test_many_curves_differ_in_colour_or_marker(number):
+def test_many_curves_differ_in_colour_or_marker(number: int) -> None:
     svg = draw(figure(*(curve(f"method {i}") for i in range(number))))
     found = curves(svg)
     assert len(found) == number
@@ -74,19 +74,19 @@ def test_many_curves_differ_in_colour_or_marker(number):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_texts_are_shown_as_they_are(name):
+def test_hostile_texts_are_shown_as_they_are(name: str) -> None:
     svg = draw(figure(curve(name), title=name, x_label=name, y_label=name))
     assert texts(svg).count(name) == 4
     assert "<script" not in svg
 
 
-def test_long_texts_are_broken_and_complete():
+def test_long_texts_are_broken_and_complete() -> None:
     name = "a method with quite a long name that does not fit beside the others in one line of the legend"
     said = " ".join(texts(draw(figure(curve(name), curve("b"), title=name))))
     assert said.count(name) == 2
 
 
-def test_published_curves_are_grey_and_broken_and_ours_are_not():
+def test_published_curves_are_grey_and_broken_and_ours_are_not() -> None:
     paper, ours = curves(draw(figure(curve("ours"), curve("paper", reference=True))))  # ours is on top
     style = paper.find(f"{SVG}path").get("style")
     assert "stroke-dasharray" in style
@@ -95,7 +95,7 @@ def test_published_curves_are_grey_and_broken_and_ours_are_not():
     assert "stroke-dasharray" not in ours.find(f"{SVG}path").get("style")
 
 
-def test_a_spread_is_drawn_as_bars_for_few_points_and_as_a_band_for_many():
+def test_a_spread_is_drawn_as_bars_for_few_points_and_as_a_band_for_many() -> None:
     few, many = (draw(figure(curve(n=n, spread=[0.05] * n))) for n in (5, 50))
     assert len(bars(few)) == 5
     assert "fill-opacity: 0.2" not in few
@@ -104,7 +104,7 @@ def test_a_spread_is_drawn_as_bars_for_few_points_and_as_a_band_for_many():
     assert not bars(draw(figure(curve())))
 
 
-def test_error_bars_have_the_height_of_the_spread():
+def test_error_bars_have_the_height_of_the_spread() -> None:
     svg = draw(figure(Series(name="a", x=[1, 2], y=[0.0, 1.0], spread=[0.5, 0.25])))
     _, y0, _, y1 = ends(curves(svg)[0].find(f"{SVG}path"))
     assert bars(svg) == pytest.approx([abs(y1 - y0), abs(y1 - y0) / 2], rel=1e-4)
@@ -124,32 +124,34 @@ def test_error_bars_have_the_height_of_the_spread():
     ],
     ids=["none", "empty", "point", "wide", "nan", "negative", "flat"],
 )
-def test_what_there_is_little_of_is_drawn_without_a_warning(series, log):
+def test_what_there_is_little_of_is_drawn_without_a_warning(series: list[Series], log: bool) -> None:
     svg = draw(figure(*series, x_log=log, y_log=log))
     assert len(curves(svg)) == len(series)
     visible = any(0 < y < float("inf") or (not log and y <= 0) for s in series for y in s.y)
     assert ("no data" in texts(svg)) == (not visible)
 
 
-def test_a_logarithmic_axis_leaves_out_what_it_cannot_show():
+def test_a_logarithmic_axis_leaves_out_what_it_cannot_show() -> None:
     series = Series(name="a", x=[0, 1, 10, 100], y=[1, 1, 2, 3])
     assert points(draw(figure(series))) == 4
     assert points(draw(figure(series, x_log=True))) == 3
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_ticks_are_numbers_without_markup(log):
+def test_ticks_are_numbers_without_markup(log: bool) -> None:
     said = texts(draw(figure(Series(name="curve", x=[1e-5, 1, 1e6], y=[1e-5, 2, 3e7]), x_log=log, y_log=log)))
     assert not any("$" in text or "mathdefault" in text for text in said)
     assert any(text.endswith("M") for text in said)
 
 
-def test_a_short_logarithmic_axis_has_labels():
+def test_a_short_logarithmic_axis_has_labels() -> None:
     said = texts(draw(figure(Series(name="curve", x=[0.2, 0.3], y=[0.2, 0.8]), x_log=True, y_log=True)))
     assert len([text for text in said if re.fullmatch(r"0\.\d+", text)]) >= 4
 
 
-def test_the_same_figure_gives_the_same_bytes_whatever_the_settings_of_matplotlib(monkeypatch):
+def test_the_same_figure_gives_the_same_bytes_whatever_the_settings_of_matplotlib(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     one = figure(curve(spread=[0.1] * 4), curve("rge"), y_log=True)
     first = draw(one)
     before = dict(matplotlib.rcParams)
@@ -160,7 +162,7 @@ def test_the_same_figure_gives_the_same_bytes_whatever_the_settings_of_matplotli
     assert dict(matplotlib.rcParams) == before
 
 
-def test_identifiers_differ_between_figures_and_every_reference_is_resolved():
+def test_identifiers_differ_between_figures_and_every_reference_is_resolved() -> None:
     first, second = draw(figure(curve("a"))), draw(figure(curve("b")))
     named = draw(figure(curve("a")), name="part-2")
     ids = [set(re.findall(r' id="([^"]*)"', svg)) for svg in (first, second, named)]
@@ -171,7 +173,7 @@ def test_identifiers_differ_between_figures_and_every_reference_is_resolved():
     assert all(name.startswith("part-2-") for name in ids[2])
 
 
-def test_it_is_small_stands_alone_and_leaves_the_page_around_it_as_it_is():
+def test_it_is_small_stands_alone_and_leaves_the_page_around_it_as_it_is() -> None:
     svg = draw(figure(curve(), curve("rge")))
     assert len(svg) < 30_000
     assert "<style" not in svg

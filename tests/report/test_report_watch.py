@@ -46,14 +46,14 @@ def ask(watch: Watch, path: str = "", **headers: str) -> tuple[int, str, Message
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("watched") / "run"
     classification.train(CONFIG, out=path)
     return path
 
 
 @pytest.fixture
-def growing(finished, tmp_path) -> Iterator[Path]:
+def growing(finished: Path, tmp_path: Path) -> Iterator[Path]:
     """A run as it is after its first step."""
     path = tmp_path / "run"
     shutil.copytree(finished, path)
@@ -63,7 +63,7 @@ def growing(finished, tmp_path) -> Iterator[Path]:
     return path
 
 
-def test_a_run_that_begins_grows_and_ends_is_followed_to_its_end(tmp_path) -> None:
+def test_a_run_that_begins_grows_and_ends_is_followed_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with Watch([path], interval=0.1) as watch:
         status, page, _ = ask(watch)
@@ -81,7 +81,7 @@ def test_a_run_that_begins_grows_and_ends_is_followed_to_its_end(tmp_path) -> No
 
 
 def test_a_browser_that_is_looking_is_told_of_the_end_however_long_drawing_takes(
-    growing, finished, monkeypatch
+    growing: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Watch([growing], interval=0.05) as watch:
         ask(watch)
@@ -102,14 +102,14 @@ def test_a_browser_that_is_looking_is_told_of_the_end_however_long_drawing_takes
         assert ended[0] - begun >= 1.0  # not before the page was drawn
 
 
-def test_nobody_is_waited_for_where_nobody_looks(finished) -> None:
+def test_nobody_is_waited_for_where_nobody_looks(finished: Path) -> None:
     with Watch([finished]) as watch:
         begun = time.monotonic()
         watch.until_done()
         assert time.monotonic() - begun < 1
 
 
-def test_only_what_is_new_is_sent(growing, finished) -> None:
+def test_only_what_is_new_is_sent(growing: Path, finished: Path) -> None:
     with Watch([growing]) as watch:
         _, page, _ = ask(watch)
         seen = page.partition('data-seen="')[2].partition('"')[0]
@@ -124,7 +124,7 @@ def test_only_what_is_new_is_sent(growing, finished) -> None:
         assert ask(watch, f"content?seen={headers['X-Seen']}")[0] == 204
 
 
-def test_the_page_asks_nobody_else(growing) -> None:
+def test_the_page_asks_nobody_else(growing: Path) -> None:
     with Watch([growing]) as watch:
         _, page, headers = ask(watch)
     assert "connect-src 'self'" in headers["Content-Security-Policy"]
@@ -134,7 +134,7 @@ def test_the_page_asks_nobody_else(growing) -> None:
     assert {link for link in read.attributes("href") if not link.startswith("#")} == {"data:,"}
 
 
-def test_it_listens_on_this_machine_only_and_answers_to_its_own_name_only(growing) -> None:
+def test_it_listens_on_this_machine_only_and_answers_to_its_own_name_only(growing: Path) -> None:
     with Watch([growing]) as watch:
         assert watch.address.startswith("http://127.0.0.1:")
         port = watch.address.rstrip("/").rpartition(":")[2]
@@ -146,7 +146,7 @@ def test_it_listens_on_this_machine_only_and_answers_to_its_own_name_only(growin
         assert ask(watch, "../../etc/passwd")[0] == 404
 
 
-def test_a_port_that_is_taken_or_none_and_an_interval_that_is_none(tmp_path) -> None:
+def test_a_port_that_is_taken_or_none_and_an_interval_that_is_none(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -159,14 +159,14 @@ def test_a_port_that_is_taken_or_none_and_an_interval_that_is_none(tmp_path) -> 
         Watch([tmp_path], interval=0.0)
 
 
-def test_the_port_is_free_afterwards(growing) -> None:
+def test_the_port_is_free_afterwards(growing: Path) -> None:
     with Watch([growing]) as first:
         port = int(first.address.rstrip("/").rpartition(":")[2])
     with Watch([growing], port=port) as second:
         assert ask(second)[0] == 200
 
 
-def test_several_runs_are_done_when_all_are(growing, finished) -> None:
+def test_several_runs_are_done_when_all_are(growing: Path, finished: Path) -> None:
     with Watch([finished, growing]) as watch:
         _, body, headers = ask(watch, "content")
         assert "Comparison of 2 runs" in body
@@ -175,7 +175,9 @@ def test_several_runs_are_done_when_all_are(growing, finished) -> None:
         assert ask(watch, "content")[2]["X-Done"] == "1"
 
 
-def test_a_run_without_news_may_have_stopped_and_a_damaged_one_is_said_to_be(growing, monkeypatch) -> None:
+def test_a_run_without_news_may_have_stopped_and_a_damaged_one_is_said_to_be(
+    growing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Watch([growing]) as watch:
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + 3725)
@@ -188,7 +190,7 @@ def test_a_run_without_news_may_have_stopped_and_a_damaged_one_is_said_to_be(gro
         assert "is damaged in line 1" in body
 
 
-def test_many_browsers_at_a_time_see_the_same(growing) -> None:
+def test_many_browsers_at_a_time_see_the_same(growing: Path) -> None:
     with Watch([growing]) as watch:
         seen: list[str] = []
         askers = [threading.Thread(target=lambda: seen.append(ask(watch)[1])) for _ in range(4)]

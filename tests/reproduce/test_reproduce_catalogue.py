@@ -19,7 +19,7 @@ every_scale = pytest.mark.parametrize(("name", "scale_name"), EVERY)
 
 
 @every_experiment
-def test_experiments_are_complete(name):
+def test_experiments_are_complete(name: str) -> None:
     experiment = EXPERIMENTS[name]
     assert experiment.name == name
     assert tuple(experiment.scales) == SCALES
@@ -30,7 +30,7 @@ def test_experiments_are_complete(name):
 
 
 @every_scale
-def test_cells_are_told_apart_by_their_names(name, scale_name):
+def test_cells_are_told_apart_by_their_names(name: str, scale_name: str) -> None:
     cells = cells_of(name, scale_name)
     assert cells
     found = [cell.name for cell in cells]
@@ -44,13 +44,13 @@ def test_cells_are_told_apart_by_their_names(name, scale_name):
 
 
 @every_scale
-def test_cells_of_different_names_do_different_things(name, scale_name):
+def test_cells_of_different_names_do_different_things(name: str, scale_name: str) -> None:
     settings = [json.dumps(cell.work.settings()) for cell in cells_of(name, scale_name)]
     assert len(set(settings)) == len(settings)
 
 
 @every_scale
-def test_networks_can_be_built_and_batches_are_full(name, scale_name):
+def test_networks_can_be_built_and_batches_are_full(name: str, scale_name: str) -> None:
     checked = set()
     for cell in cells_of(name, scale_name):
         if not isinstance(cell.work, Training):
@@ -65,7 +65,7 @@ def test_networks_can_be_built_and_batches_are_full(name, scale_name):
 
 
 @every_scale
-def test_the_paper_scale_is_the_full_data_set_and_smoke_needs_none(name, scale_name):
+def test_the_paper_scale_is_the_full_data_set_and_smoke_needs_none(name: str, scale_name: str) -> None:
     for cell in cells_of(name, scale_name):
         if isinstance(cell.work, Training):
             data = cell.work.config.data
@@ -75,7 +75,7 @@ def test_the_paper_scale_is_the_full_data_set_and_smoke_needs_none(name, scale_n
 
 
 @every_scale
-def test_nothing_is_shown_of_no_outcomes(name, scale_name):
+def test_nothing_is_shown_of_no_outcomes(name: str, scale_name: str) -> None:
     experiment = EXPERIMENTS[name]
     presented = experiment.present(Outcomes([]), experiment.scale(scale_name))
     for figure in presented.figures:
@@ -86,7 +86,7 @@ def test_nothing_is_shown_of_no_outcomes(name, scale_name):
 
 
 @every_scale
-def test_what_is_shown_of_some_and_of_all_outcomes(name, scale_name):
+def test_what_is_shown_of_some_and_of_all_outcomes(name: str, scale_name: str) -> None:
     """Every third cell, the first alone, the last alone, all but the first, all."""
     count = len(cells_of(name, scale_name))
     kept = (lambda n: n % 3 == 0, lambda n: n == 0, lambda n: n == count - 1, lambda n: n > 0, lambda n: True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deepzero.data.dataset import Splits
 from deepzero.reproduce import Cell, Experiment, Presentation, Request, Scale, SingleMeasurement, Training, reproduce
 from deepzero.reproduce.cells import Workplace, training_seconds
 from deepzero.tasks.classification import ClassificationConfig, DataConfig, EstimatorConfig, ModelConfig, SparsityConfig
@@ -17,7 +20,9 @@ from deepzero.training.metrics import JsonLines
 STEPS = 2 * 3
 
 
-def config(method="fo", *, sparsity=None, model="mlp", epochs=3, **training):
+def config(
+    method: str = "fo", *, sparsity: SparsityConfig | None = None, model: str = "mlp", epochs: int = 3, **training: Any
+) -> ClassificationConfig:
     """Two batches of digits an epoch."""
     return ClassificationConfig(
         data=DataConfig(name="digits", batch_size=32, limit=64),
@@ -28,7 +33,7 @@ def config(method="fo", *, sparsity=None, model="mlp", epochs=3, **training):
     )
 
 
-def alone(*configs):
+def alone(*configs: ClassificationConfig) -> Experiment:
     """An experiment of these runs."""
     scale = Scale(caption="Tiny.")
     return Experiment(
@@ -40,17 +45,17 @@ def alone(*configs):
     )
 
 
-def timeless(result):
+def timeless(result: dict[str, Any]) -> dict[str, Any]:
     curve = {name: values for name, values in result["curve"].items() if name != "seconds"}
     return {name: value for name, value in result.items() if name != "seconds"} | {"curve": curve}
 
 
-def stop_after(monkeypatch, steps):
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Every run asks itself to stop once it has made so many steps."""
     made = []
     write = JsonLines.write
 
-    def note(self, record):
+    def note(self: Any, record: dict[str, Any]) -> None:
         write(self, record)
         made.append(record["step"])
 
@@ -62,7 +67,7 @@ def stop_after(monkeypatch, steps):
 
 
 @pytest.mark.parametrize("method", ["fo", "cge"])
-def test_a_training_cell_goes_on_bit_for_bit(tmp_path, monkeypatch, method):
+def test_a_training_cell_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     request = Request(experiment=alone(config(method), config(method, epochs=1)), scale="smoke")
     whole = reproduce(request, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -80,7 +85,7 @@ def test_a_training_cell_goes_on_bit_for_bit(tmp_path, monkeypatch, method):
         assert weights[0] == weights[1]
 
 
-def test_a_time_limit_stops_inside_a_training_cell(tmp_path):
+def test_a_time_limit_stops_inside_a_training_cell(tmp_path: Path) -> None:
     long = Request(experiment=alone(config(epochs=2000)), scale="smoke")
     first = reproduce(long, out=tmp_path, max_seconds=0.05)
     assert (first.stopped, first.missing) == (True, 1)
@@ -88,7 +93,9 @@ def test_a_time_limit_stops_inside_a_training_cell(tmp_path):
     assert list((tmp_path / "cells" / "run=0" / "checkpoints").iterdir())
 
 
-def test_a_run_that_had_finished_when_the_process_ended_is_only_read(tmp_path, monkeypatch):
+def test_a_run_that_had_finished_when_the_process_ended_is_only_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request = Request(experiment=alone(config()), scale="smoke")
     before = reproduce(request, out=tmp_path)
     (tmp_path / "cells" / "run=0.json").unlink()
@@ -97,7 +104,7 @@ def test_a_run_that_had_finished_when_the_process_ended_is_only_read(tmp_path, m
     assert again.document.cells[0]["result"] == before.document.cells[0]["result"]
 
 
-def test_the_result_of_a_run(tmp_path):
+def test_the_result_of_a_run(tmp_path: Path) -> None:
     done = reproduce(Request(experiment=alone(config("cge")), scale="smoke"), out=tmp_path)
     [cell] = done.document.cells
     result = cell["result"]
@@ -128,27 +135,27 @@ def test_the_result_of_a_run(tmp_path):
     ],
     ids=["dense", "smart-ratio", "static", "magnitude", "cost-aware"],
 )
-def test_the_coordinates_are_those_that_are_queried(tmp_path, sparsity):
+def test_the_coordinates_are_those_that_are_queried(tmp_path: Path, sparsity: SparsityConfig) -> None:
     result = Training(config("cge", sparsity=sparsity, model="simple_cnn", epochs=1)).run(tmp_path, Workplace())
     assert result["queries"] == result["queries_for_ratios"] + 2 * (1 + sum(result["coordinates"].values()))
 
 
-def test_where_every_step_ranks_anew_no_coordinates_are_told(tmp_path):
+def test_where_every_step_ranks_anew_no_coordinates_are_told(tmp_path: Path) -> None:
     sparsity = SparsityConfig(sparsity=0.5, pattern="alternating", queries=2, per_class=1)
     assert Training(config(sparsity=sparsity, epochs=1)).run(tmp_path, Workplace())["coordinates"] is None
 
 
-def test_without_validation_images_the_curve_has_no_accuracy(tmp_path):
+def test_without_validation_images_the_curve_has_no_accuracy(tmp_path: Path) -> None:
     plain = config(epochs=2)
     result = Training(replace(plain, data=replace(plain.data, validation=0.0))).run(tmp_path, Workplace())
     assert result["curve"]["validation_accuracy"] == [None, None]
     assert len(result["curve"]["training_loss"]) == 2
 
 
-def test_images_are_read_once_for_each_set(monkeypatch):
+def test_images_are_read_once_for_each_set(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
 
-    def load(wanted, data_dir):
+    def load(wanted: DataConfig, data_dir: Any) -> Splits:
         reads.append((wanted.limit, data_dir))
         return read_data(wanted, data_dir)
 
@@ -162,7 +169,7 @@ def test_images_are_read_once_for_each_set(monkeypatch):
     assert reads == [(64, None), (128, None)]
 
 
-def test_a_forecast_is_the_time_of_a_step_times_the_steps(monkeypatch):
+def test_a_forecast_is_the_time_of_a_step_times_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepzero.reproduce.cells.mean_seconds", lambda function, seconds: 2.0)
     made = config(epochs=5)
     took = training_seconds(made, read_data(made.data))
@@ -170,15 +177,15 @@ def test_a_forecast_is_the_time_of_a_step_times_the_steps(monkeypatch):
     assert Training(made).forecast(Workplace()) == pytest.approx(took, abs=2.0)
 
 
-def test_a_forecast_of_estimates_grows_with_the_epochs():
+def test_a_forecast_of_estimates_grows_with_the_epochs() -> None:
     few, many = (
         training_seconds(c, read_data(c.data)) for c in (config("cge", epochs=1), config("cge", epochs=10_000))
     )
     assert 30 * few < many
 
 
-def test_measurements_state_what_they_take(tmp_path):
-    def measure(*, wide, device):
+def test_measurements_state_what_they_take(tmp_path: Path) -> None:
+    def measure(*, wide: int, device: str) -> dict[str, int | str]:
         return {"wide": wide, "device": device}
 
     work = SingleMeasurement(measure, {"wide": 3}, seconds=7.0)
@@ -196,5 +203,5 @@ def test_measurements_state_what_they_take(tmp_path):
         ({"x": 0.5}, "x=0.5"),
     ],
 )
-def test_names_are_names_of_files(labels, name):
+def test_names_are_names_of_files(labels: dict[str, Any], name: str) -> None:
     assert Cell(labels=labels, work=SingleMeasurement(dict, {})).name == name

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import deepzero as dz
 from deepzero import models
 from deepzero.evaluators import SequentialEvaluator
 from deepzero.losses import LOSSES
-from deepzero.measure.cases import CASES, cnn_case, problem
+from deepzero.measure.cases import CASES, Problem, cnn_case, problem
 from deepzero.measure.naive_loop import NaiveLoop
 from deepzero.reproduce.paper.fig2 import estimate_errors
 from deepzero.reproduce.paper.fig3 import compare
@@ -32,7 +34,7 @@ LOSS = LOSSES["cross-entropy"]
 
 
 @pytest.fixture
-def task():
+def task() -> Problem:
     """The CNN of depth 1 on ten digits, in float64."""
     found = problem(cnn_case(1, "digits"), batch=10, step_size=STEP_SIZE)
     x, y = found.batch
@@ -40,24 +42,26 @@ def task():
 
 
 @pytest.fixture
-def loop(task):
+def loop(task: Problem) -> NaiveLoop:
     return NaiveLoop(task)
 
 
 @pytest.fixture
-def watch():
+def watch() -> StageStopwatch:
     return StageStopwatch(STAGES)
 
 
-def values(parameters):
+def values(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in parameters.items()}
 
 
-def are_equal(parameters, before):
+def are_equal(parameters: dict[str, Tensor], before: dict[str, Tensor]) -> bool:
     return all(torch.equal(p, before[name]) for name, p in parameters.items())
 
 
-def test_queries_one_by_one_are_the_coordinate_wise_estimate(task, loop, watch):
+def test_queries_one_by_one_are_the_coordinate_wise_estimate(
+    task: Problem, loop: NaiveLoop, watch: StageStopwatch
+) -> None:
     before = values(loop.parameters)
     pairs = [(name, i) for name, p in loop.parameters.items() for i in range(p.numel())]
     found = coordinate_estimate(loop, pairs, watch)
@@ -68,19 +72,21 @@ def test_queries_one_by_one_are_the_coordinate_wise_estimate(task, loop, watch):
         torch.testing.assert_close(gradient, expected[name].reshape(gradient.shape), rtol=1e-9, atol=1e-10, msg=name)
 
 
-def test_only_the_chosen_coordinates_are_queried(loop, watch):
+def test_only_the_chosen_coordinates_are_queried(loop: NaiveLoop, watch: StageStopwatch) -> None:
     names = list(loop.parameters)
     chosen = [(names[0], 3), (names[3], 5)]
     found = coordinate_estimate(loop, chosen, watch)
     assert [(name, *g.view(-1).nonzero().squeeze(1).tolist()) for name, g in found.items() if g.any()] == chosen
 
 
-def test_random_queries_one_by_one_are_the_formula(loop, watch, monkeypatch):
+def test_random_queries_one_by_one_are_the_formula(
+    loop: NaiveLoop, watch: StageStopwatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """:math:`\\frac{1}{q} \\sum_i \\frac{\\ell(\\theta + \\mu u_i) - \\ell(\\theta)}{\\mu} u_i`, and the weights stay."""
     drawn = []
     normal = torch.Tensor.normal_
 
-    def noted(self, *args, **kwargs):
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         drawn.append(normal(self, *args, **kwargs).clone())
         return self
 
@@ -103,7 +109,9 @@ def test_random_queries_one_by_one_are_the_formula(loop, watch, monkeypatch):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-10)
 
 
-def test_directions_are_standard_normal_and_others_at_every_query(task, loop, watch):
+def test_directions_are_standard_normal_and_others_at_every_query(
+    task: Problem, loop: NaiveLoop, watch: StageStopwatch
+) -> None:
     """Many directions recover the gradient, which no other law than one of unit covariance does."""
     x, y = task.batch
     exact = torch.autograd.grad(LOSS(task.model(x), y), list(task.model.parameters()))
@@ -117,7 +125,7 @@ def test_directions_are_standard_normal_and_others_at_every_query(task, loop, wa
 
 @pytest.mark.usefixtures("global_rng_untouched")
 @pytest.mark.parametrize("method", ["RGE", "CGE"])
-def test_stages_are_scaled_to_the_whole_estimate(method, monkeypatch):
+def test_stages_are_scaled_to_the_whole_estimate(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(10_000))
     monkeypatch.setattr("deepzero.stopwatch.time.perf_counter", lambda: next(seconds))
     found = stages(depth=1, method=method, data_name="digits", batch_size=8, queries=5, device="cpu")
@@ -129,7 +137,7 @@ def test_stages_are_scaled_to_the_whole_estimate(method, monkeypatch):
     assert {name: found[name] for name in STAGES} == {name: d * n for name, n in blocks.items()}
 
 
-def test_no_more_queries_are_timed_than_there_are(monkeypatch):
+def test_no_more_queries_are_timed_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "deepzero.reproduce.paper.table_a1.coordinate_estimate", lambda loop, chosen, watch: asked.extend(chosen)
     )
@@ -139,7 +147,7 @@ def test_no_more_queries_are_timed_than_there_are(monkeypatch):
 
 
 @pytest.mark.usefixtures("global_rng_untouched")
-def test_estimates_by_propagation_are_timed():
+def test_estimates_by_propagation_are_timed() -> None:
     found = propagation(depth=1, data_name="digits", batch_size=8, repeats=2, device="cpu")
     assert found["d"] == 406
     assert len(found["seconds"]) == 2
@@ -147,7 +155,7 @@ def test_estimates_by_propagation_are_timed():
 
 
 @pytest.mark.usefixtures("global_rng_untouched")
-def test_errors_of_estimates_are_those_of_the_theory():
+def test_errors_of_estimates_are_those_of_the_theory() -> None:
     """RGE: (d + 1)/q of the squared gradient. CGE: the second derivative along each coordinate, nearly nothing."""
     found = estimate_errors(depth=1, batch_size=16, data_name="digits", estimates=3, device="cpu")
     assert found["d"] == 406
@@ -158,7 +166,7 @@ def test_errors_of_estimates_are_those_of_the_theory():
 
 
 @pytest.mark.usefixtures("global_rng_untouched")
-def test_a_cost_table_has_every_parameter():
+def test_a_cost_table_has_every_parameter() -> None:
     found = cost_table(
         model="simple_cnn", options={"depth": 2}, data="digits", image_size=None, batch_size=8, device="cpu"
     )
@@ -169,7 +177,7 @@ def test_a_cost_table_has_every_parameter():
 
 
 @pytest.mark.usefixtures("global_rng_untouched")
-def test_workers_are_measured_and_foretold():
+def test_workers_are_measured_and_foretold() -> None:
     found = measured(
         model="resnet8",
         options={"width": 4},
@@ -188,7 +196,7 @@ def test_workers_are_measured_and_foretold():
 
 
 @pytest.mark.usefixtures("global_rng_untouched")
-def test_the_sides_of_the_comparison_agree_and_are_timed():
+def test_the_sides_of_the_comparison_agree_and_are_timed() -> None:
     found = compare(depth=1, data_name="digits", batch_size=8, rounds=2, seconds=0.1, device="cpu")
     assert found["d"] == 406
     assert found["seconds"].keys() == found["speed_up"].keys() == {"naive", "block_reuse", "deepzero"}
@@ -199,7 +207,7 @@ def test_the_sides_of_the_comparison_agree_and_are_timed():
     assert all(deviation <= found["tolerance"] for deviation in found["deviation"].values())
 
 
-def test_the_comparison_of_the_paper_is_on_its_network():
+def test_the_comparison_of_the_paper_is_on_its_network() -> None:
     x, _ = CASES["cnn"].batch(2, 0)
     network = models.build("simple_cnn", depth=5)
     assert network(x).shape == (2, 10)

@@ -5,29 +5,31 @@ from __future__ import annotations
 import pytest
 from made_up import cells_of, shown
 
+from deepzero.report.figures import Figure, Series, Table
 from deepzero.reproduce import SingleMeasurement
 from deepzero.reproduce.paper.published import FIG1D
+from deepzero.reproduce.presentation import Outcomes
 
 
-def row(table, *begin):
+def row(table: Table, *begin: str) -> dict[str, str]:
     """The row that begins with some texts, by column."""
     [found] = [r for r in table.rows if tuple(r[: len(begin)]) == begin]
     return dict(zip(table.columns, found, strict=True))
 
 
-def percent(runs):
+def percent(runs: Outcomes) -> str:
     """Mean and standard deviation of the accuracy of three runs, written out."""
     a, b, c = (100 * run.result["test_accuracy"] for run in runs)
     mean = (a + b + c) / 3
     return f"{mean:.2f} ± {(((a - mean) ** 2 + (b - mean) ** 2 + (c - mean) ** 2) / 2) ** 0.5:.2f} (3)"
 
 
-def curve(figure, name):
+def curve(figure: Figure, name: str) -> Series:
     [found] = [s for s in figure.series if s.name == name]
     return found
 
 
-def test_figure_1d():
+def test_figure_1d() -> None:
     presented, outcomes = shown("fig1d", "paper")
     [table], [figure, published] = presented.tables, presented.figures
     runs = outcomes.where(method="Align-ada")
@@ -45,7 +47,7 @@ def test_figure_1d():
     }
 
 
-def test_figure_2():
+def test_figure_2() -> None:
     presented, outcomes = shown("fig2")
     accuracy, time, errors = presented.tables
     line = row(accuracy, "730")
@@ -62,7 +64,7 @@ def test_figure_2():
     assert [c.labels["d"] for c in cells_of("fig2", "paper") if c.labels["method"] == "CGE"][:5] == references[0].x
 
 
-def test_table_a1():
+def test_table_a1() -> None:
     presented, _ = shown("tabA1")
     [table], [figure] = presented.tables, presented.figures
     line = row(table, "3,700", "RGE")
@@ -88,7 +90,7 @@ def test_table_a1():
     assert curve(figure, "CGE, difference propagation").y[0] == pytest.approx(0.6 * 390 * 50 / 3600)
 
 
-def test_figure_3():
+def test_figure_3() -> None:
     presented, _ = shown("fig3")
     [table], [figure] = presented.tables, presented.figures
     assert row(table, "3,700") == {
@@ -102,7 +104,7 @@ def test_figure_3():
     assert curve(figure, "no reuse").y == [8.0, 9.0, 10.0, 11.0, 12.0]
 
 
-def test_figure_4():
+def test_figure_4() -> None:
     presented, outcomes = shown("fig4", "paper")
     accuracy, time = presented.tables
     bars, published, course = presented.figures
@@ -124,7 +126,7 @@ def test_figure_4():
     assert course.series[0].y[24] == pytest.approx(50 * runs.mean("test_accuracy"))
 
 
-def test_figure_5():
+def test_figure_5() -> None:
     presented, outcomes = shown("fig5", "paper")
     accuracy, time, queries = presented.tables
     runs = outcomes.where(method="Pattern Search, fast", **{"training images": 1000})
@@ -137,7 +139,7 @@ def test_figure_5():
     assert by_images.y[2] == pytest.approx((a + b + c) / 3)
 
 
-def test_table_1():
+def test_table_1() -> None:
     presented, outcomes = shown("tab1", "paper")
     [table], [ours, theirs] = presented.tables, presented.figures
     runs = outcomes.where(method="DFA", width=512)
@@ -155,7 +157,7 @@ def test_table_1():
     ("name", "ratio", "published"),
     [("tabA2", 95, ("82.51", "85.48", "84.80")), ("tabA3", 80, ("94.58", "95.97", "95.28"))],
 )
-def test_tables_a2_and_a3(name, ratio, published):
+def test_tables_a2_and_a3(name: str, ratio: int, published: tuple[str, str, str]) -> None:
     presented, outcomes = shown(name, "paper")
     line = row(presented.tables[0], f"{ratio} %")
     assert line["ZO-GraSP"] == percent(outcomes.where(method="ZO-GraSP", **{"pruned, %": ratio}))
@@ -163,14 +165,14 @@ def test_tables_a2_and_a3(name, ratio, published):
     assert curve(presented.figures[1], "random, paper").x == [10, 20, 30, 40, 50, 60, 70, 80, 90, 95]
 
 
-def test_figure_a3():
+def test_figure_a3() -> None:
     presented, outcomes = shown("figA3", "paper")
     line = row(presented.tables[0], "95 %")
     assert list(line) == ["pruned, %", "M1", "M2", "Smart-Ratio", "ZO-GraSP ratios"]
     assert line["M2"] == percent(outcomes.where(method="M2", **{"pruned, %": 95}))
 
 
-def test_figure_a5():
+def test_figure_a5() -> None:
     presented, outcomes = shown("figA5", "paper")
     [table], [accuracy, time] = presented.tables, presented.figures
     runs = outcomes.where(**{"batch size": 256})
@@ -183,7 +185,7 @@ def test_figure_a5():
     assert curve(accuracy, "DeepZero").x == [128, 256, 512, 1024, 2048, 4096]
 
 
-def test_figure_a6():
+def test_figure_a6() -> None:
     presented, _ = shown("figA6")
     [table], [figure] = presented.tables, presented.figures
     assert [list(r) for r in table.rows] == [
@@ -195,7 +197,7 @@ def test_figure_a6():
     assert curve(figure, "measured").y == [450.0, 800.0]
 
 
-def test_coordinate_schedules():
+def test_coordinate_schedules() -> None:
     presented, outcomes = shown("schedules")
     table, by_queries = presented.tables
     assert [row[0] for row in by_queries.rows] == ["Smart-Ratio, every step", "cost^(-1/2)"]
@@ -216,14 +218,14 @@ def test_coordinate_schedules():
     assert ours.y[-1] == pytest.approx(100 * first.mean("test_accuracy"))
 
 
-def test_schedules_without_a_cost_table_show_queries_only():
+def test_schedules_without_a_cost_table_show_queries_only() -> None:
     count = len([c for c in cells_of("schedules", "small") if isinstance(c.work, SingleMeasurement)])
     presented, _ = shown("schedules", "small", lambda n: n >= count)
     assert {figure.x_label for figure in presented.figures} == {"queries"}
     assert "—" in presented.tables[0].rows[0]
 
 
-def test_the_deepzero_of_the_paper_scales_is_the_recipe_of_the_paper():
+def test_the_deepzero_of_the_paper_scales_is_the_recipe_of_the_paper() -> None:
     """Sec. 6: learning rate 0.1, momentum 0.9, weight decay 5e-4, step size 5e-3, Smart-Ratio at 90 %, 50 epochs."""
     [cell] = [c for c in cells_of("fig4", "paper") if c.labels == {"sparsity, %": 90, "method": "DeepZero", "seed": 0}]
     config = cell.work.config

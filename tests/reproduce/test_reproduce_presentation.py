@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ from deepzero.reproduce.presentation import (
 )
 
 
-def run(method, d, seed, accuracy, curve=(), **values):
+def run(method: str, d: int, seed: int, accuracy: float, curve: Sequence[Any] = (), **values: Any) -> Outcome:
     labels = {"method": method, "d": d, "seed": seed}
     return Outcome(labels, {"test_accuracy": accuracy, "curve": {"validation_accuracy": list(curve)}, **values})
 
@@ -35,7 +37,7 @@ RUNS = Outcomes(
 )
 
 
-def test_outcomes_are_asked_for_by_their_labels():
+def test_outcomes_are_asked_for_by_their_labels() -> None:
     assert len(RUNS.where(method="FO")) == 3
     assert len(RUNS.where(method="FO", d=20)) == 2
     assert len(RUNS.where()) == len(RUNS) == 5
@@ -47,7 +49,7 @@ def test_outcomes_are_asked_for_by_their_labels():
     assert [o.labels["method"] for o in RUNS][-1] == "errors"
 
 
-def test_numbers_of_outcomes():
+def test_numbers_of_outcomes() -> None:
     both = RUNS.where(method="FO", d=20)
     assert both.values("test_accuracy") == [0.5, 0.6]
     assert both.mean("test_accuracy") == pytest.approx(0.55)
@@ -57,7 +59,7 @@ def test_numbers_of_outcomes():
     assert RUNS.values("test_accuracy") == [0.5, 0.6, 0.25, 0.125]  # not of the one that has none
 
 
-def test_numbers_of_one_outcome_and_of_none():
+def test_numbers_of_one_outcome_and_of_none() -> None:
     one, none = RUNS.where(method="CGE"), RUNS.where(method="RGE")
     assert (one.percent(), one.deviation("test_accuracy"), one.duration()) == ("12.50 (1)", 0.0, "2.0 h")
     assert (none.percent(), none.deviation("test_accuracy"), none.duration()) == ("—", 0.0, "—")
@@ -65,7 +67,7 @@ def test_numbers_of_one_outcome_and_of_none():
     assert Outcomes([Outcome({}, {"validation_accuracy": None})]).mean("validation_accuracy") is None
 
 
-def test_accuracy_by_two_labels():
+def test_accuracy_by_two_labels() -> None:
     trained = Outcomes(o for o in RUNS if "seed" in o.labels)
     published = {"FO": {9: 40.0, 30: 99.0}, "RGE": {20: 37.5}}
     table = accuracy_table(trained, "d", published=published, text="{:,} p".format, note="More.")
@@ -77,19 +79,19 @@ def test_accuracy_by_two_labels():
     assert table.note == f"{SPREAD} More."
 
 
-def test_tables_of_nothing():
+def test_tables_of_nothing() -> None:
     nothing = Outcomes([])
     assert accuracy_table(nothing, "d", published={"FO": {1: 2.0}}).rows == []
     assert time_table(nothing, "d").rows == []
     assert accuracy_series(nothing, "d") == []
 
 
-def test_time_by_two_labels():
+def test_time_by_two_labels() -> None:
     table = time_table(RUNS.where(method="FO"), "d")
     assert [list(row) for row in table.rows] == [["9", "3.0 s"], ["20", "15.0 s"]]
 
 
-def test_accuracy_against_a_label():
+def test_accuracy_against_a_label() -> None:
     fo, cge = accuracy_series(Outcomes(o for o in RUNS if "seed" in o.labels), "d")
     assert (fo.name, fo.x) == ("FO", [9, 20])
     assert fo.y == pytest.approx([25.0, 55.0])
@@ -98,19 +100,19 @@ def test_accuracy_against_a_label():
     assert not fo.reference
 
 
-def test_published_curves_are_references():
+def test_published_curves_are_references() -> None:
     [series] = published_series({"FO": {9: 40.0, 30: 99.0}})
     assert (series.name, series.x, series.y, series.reference) == ("FO, paper", [9, 30], [40.0, 99.0], True)
 
 
-def test_the_course_of_training():
+def test_the_course_of_training() -> None:
     curve = trajectory(RUNS.where(method="FO", d=20), "ours")
     assert (curve.name, curve.x) == ("ours", [1.0, 2.0])
     assert curve.y == pytest.approx([20.0, 35.0])
     assert curve.spread == pytest.approx([statistics.stdev([10, 30]), statistics.stdev([30, 40])])
 
 
-def test_the_course_of_runs_that_look_now_and_then_or_never():
+def test_the_course_of_runs_that_look_now_and_then_or_never() -> None:
     seldom = Outcomes([run("FO", 1, seed, 0.5, [None, 0.25, None, 0.75]) for seed in range(2)])
     curve = trajectory(seldom, "ours")
     assert (curve.x, curve.y, curve.spread) == ([2.0, 4.0], [25.0, 75.0], [0.0, 0.0])
@@ -119,6 +121,6 @@ def test_the_course_of_runs_that_look_now_and_then_or_never():
     assert trajectory(Outcomes([]), "ours").x == []
 
 
-def test_mean_and_deviation_of_values():
+def test_mean_and_deviation_of_values() -> None:
     assert spread_text([0.5, 1.0, 1.5]) == "1.000 ± 0.500 (3)"
     assert spread_text([0.25], 1) == "0.2 (1)"

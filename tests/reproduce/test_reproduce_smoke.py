@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from deepzero.reproduce import EXPERIMENTS, Request, reproduce
 
 @pytest.mark.usefixtures("global_rng_untouched")
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
-def test_an_experiment_from_start_to_report(tmp_path, name, monkeypatch):
+def test_an_experiment_from_start_to_report(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPZERO_DATA", str(tmp_path / "data"))  # where fig6 keeps its reference simulations
     if name == "fig6":
         pytest.importorskip("phi", reason="PhiFlow is not installed: pip install 'deepzero[physics]'")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from deepzero.tasks.classification import (
     SparsityConfig,
 )
 from deepzero.training import CheckpointStore, TrainingConfig
+from deepzero.training.checkpoint import Checkpoint
 
 WIDE = ModelConfig(name="wide_cnn", options={"width": 4})
 MIXER = ModelConfig(name="local_mixer", options={"blocks": 2, "patches": 2, "channels": 8, "groups": 2})
@@ -55,12 +58,12 @@ def config(method: str) -> ClassificationConfig:
     )
 
 
-def test_every_baseline_is_here():
+def test_every_baseline_is_here() -> None:
     assert sorted(CASES) == baselines.names()
 
 
 @pytest.mark.parametrize("method", sorted(CASES))
-def test_a_stopped_run_goes_on_bitwise(method, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_bitwise(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = classification.train(config(method), out=tmp_path / "whole")
     assert whole.summary is not None
     assert whole.summary["steps"] == 6
@@ -68,7 +71,7 @@ def test_a_stopped_run_goes_on_bitwise(method, tmp_path, monkeypatch):
     saved = CheckpointStore.save
     seen = []
 
-    def stop_after_two(store, checkpoint):
+    def stop_after_two(store: CheckpointStore, checkpoint: Checkpoint) -> None:
         saved(store, checkpoint)
         seen.append(checkpoint.step)
         if checkpoint.step == 2:
@@ -86,7 +89,7 @@ def test_a_stopped_run_goes_on_bitwise(method, tmp_path, monkeypatch):
         assert torch.equal(tensor, again.model.state_dict()[name]), name
 
 
-def test_a_baseline_that_does_not_fit_says_so_before_any_work(tmp_path):
+def test_a_baseline_that_does_not_fit_says_so_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="takes no sparsity"):
         ClassificationConfig(
             data=DataConfig(name="digits"),

@@ -2,10 +2,14 @@ import errno
 import json
 import os
 import threading
+import types
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,11 +26,12 @@ from deepzero.tasks.classification import (
 )
 from deepzero.tasks.task_data import read_data
 from deepzero.training import CheckpointStore, JsonLines, TrainingConfig, read_metrics
+from deepzero.training.checkpoint import Checkpoint
 
 STEPS = 6
 
 
-def config(method="cge", *, model="mlp", sparsity=0.8, **training):
+def config(method: str = "cge", *, model: str = "mlp", sparsity: float = 0.8, **training: Any) -> ClassificationConfig:
     """Three epochs of two batches on a tenth of the digits."""
     return ClassificationConfig(
         data=DataConfig(name="digits", batch_size=32, limit=64, padding=1),
@@ -37,7 +42,7 @@ def config(method="cge", *, model="mlp", sparsity=0.8, **training):
     )
 
 
-def bits(folder):
+def bits(folder: Path) -> tuple[dict[str, bytes], list[dict[str, Any]], bytes]:
     """Every tensor of every checkpoint, the ratios, and the records without times."""
     stores = [CheckpointStore(folder / "checkpoints", run="").paths()]
     tensors = {path.name: (path / "tensors.safetensors").read_bytes() for path in stores[0]}
@@ -45,12 +50,12 @@ def bits(folder):
     return tensors, records, (folder / "ratios.json").read_bytes()
 
 
-def stopping_after(monkeypatch, step):
+def stopping_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make the next run ask itself to stop once it has made so many steps."""
     made = []
     write = JsonLines.write
 
-    def note(self, record):
+    def note(self: Any, record: dict[str, Any]) -> None:
         write(self, record)
         made.append(record)
 
@@ -61,7 +66,7 @@ def stopping_after(monkeypatch, step):
     )
 
 
-def test_a_run_leaves_a_complete_record(tmp_path):
+def test_a_run_leaves_a_complete_record(tmp_path: Path) -> None:
     result = train(config(), out=tmp_path / "run")
     files = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert files == [
@@ -92,7 +97,7 @@ def test_a_run_leaves_a_complete_record(tmp_path):
     assert result.stopped is None
 
 
-def test_the_test_set_is_looked_at_once_with_the_selected_weights(tmp_path):
+def test_the_test_set_is_looked_at_once_with_the_selected_weights(tmp_path: Path) -> None:
     result = train(config("fo", epochs=4), out=tmp_path)
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert [record["kind"] for record in records].count("test") == 1
@@ -103,13 +108,13 @@ def test_the_test_set_is_looked_at_once_with_the_selected_weights(tmp_path):
     assert result.summary["validation_accuracy"] == best["validation_accuracy"]
 
 
-def test_a_dense_first_order_run_learns(tmp_path):
+def test_a_dense_first_order_run_learns(tmp_path: Path) -> None:
     full = config("fo", model="digits_cnn", sparsity=0.0, epochs=15)
     result = train(replace(full, data=DataConfig(name="digits", batch_size=32, limit=320)), out=tmp_path)
     assert result.summary["test_accuracy"] > 0.85
 
 
-def test_zeroth_and_first_order_runs_agree_at_a_small_step(tmp_path):
+def test_zeroth_and_first_order_runs_agree_at_a_small_step(tmp_path: Path) -> None:
     small = EstimatorConfig(method="cge", step_size=1e-5)
     zo = train(replace(config(), estimator=small), out=tmp_path / "zo")
     fo = train(replace(config(), estimator=replace(small, method="fo")), out=tmp_path / "fo")
@@ -118,7 +123,7 @@ def test_zeroth_and_first_order_runs_agree_at_a_small_step(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["cge", "rge", "fo"])
-def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, monkeypatch, method):
+def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     whole = train(config(method), out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         stopping_after(patch, 3)
@@ -139,14 +144,14 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, monkeypatch, method)
     assert resumed.summary["queries"] == whole.summary["queries"]
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(replace(config("fo"), seed=seed), out=tmp_path / name)
     assert bits(tmp_path / "a") == bits(tmp_path / "b")
     assert bits(tmp_path / "a")[0] != bits(tmp_path / "c")[0]
 
 
-def test_the_global_random_state_is_left_alone(tmp_path):
+def test_the_global_random_state_is_left_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     train(config("rge"), out=tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
@@ -155,11 +160,13 @@ def test_the_global_random_state_is_left_alone(tmp_path):
 class GraphWatch(TorchDispatchMode):
     """Notes every operation whose result autograd would record: grad mode is on and an input requires a gradient."""
 
-    def __init__(self, found):
+    def __init__(self, found: dict[str, int | set[Any]]) -> None:
         super().__init__()
         self.found = found
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: tuple[type[Tensor]], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         self.found["operations"] += 1
         if (
@@ -172,19 +179,21 @@ class GraphWatch(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("method", "recorded"), [("cge", False), ("rge", False), ("fo", True)])
-def test_no_autograd_graph_is_built_anywhere_in_a_zeroth_order_run(tmp_path, monkeypatch, method, recorded):
+def test_no_autograd_graph_is_built_anywhere_in_a_zeroth_order_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, recorded: bool
+) -> None:
     """On any thread, from loading to the last evaluation; the first-order run shows that the watch would notice."""
     found = {"operations": 0, "recorded": set(), "engine": 0}
     run = threading.Thread.run
 
-    def watched_run(self):
+    def watched_run(self: Any) -> None:
         with GraphWatch(found):
             run(self)
 
-    def count(name, module):
+    def count(name: str, module: types.ModuleType) -> None:
         engine = getattr(module, name)
 
-        def counted(*args, **kwargs):
+        def counted(*args: bool | tuple[Any, ...], **kwargs: Any) -> tuple[Tensor, ...]:
             found["engine"] += 1
             return engine(*args, **kwargs)
 
@@ -200,7 +209,9 @@ def test_no_autograd_graph_is_built_anywhere_in_a_zeroth_order_run(tmp_path, mon
     assert bool(found["engine"]) is recorded
 
 
-def test_a_folder_with_another_run_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+def test_a_folder_with_another_run_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(config("fo"), out=tmp_path)
     monkeypatch.setattr("deepzero.data.load", None)
     with pytest.raises(RunFolderError, match="holds another run; continue that with --resume"):
@@ -209,7 +220,7 @@ def test_a_folder_with_another_run_is_refused_before_anything_is_loaded(tmp_path
         train(config("fo", epochs=5), out=tmp_path, resume=True)
 
 
-def test_resuming_a_finished_run_reads_its_result(tmp_path):
+def test_resuming_a_finished_run_reads_its_result(tmp_path: Path) -> None:
     first = train(config("fo"), out=tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     again = train(config("fo"), out=tmp_path, resume=True)
@@ -219,7 +230,9 @@ def test_resuming_a_finished_run_reads_its_result(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_says_so(tmp_path, monkeypatch, caplog):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = train(config("fo"), out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         stopping_after(patch, 5)
@@ -233,15 +246,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one_and_says_so(tmp_pat
     assert resumed.summary["test_loss"] == whole.summary["test_loss"]
 
 
-def test_other_versions_are_pointed_out(tmp_path, monkeypatch, caplog):
+def test_other_versions_are_pointed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     train(config("fo"), out=tmp_path, max_seconds=1e-6)
     monkeypatch.setattr("deepzero.training.shared_run.versions", lambda: {"torch": "3.0"})
     train(config("fo"), out=tmp_path, resume=True)
     assert "goes on under {'torch': '3.0'}: its bits may differ" in caplog.text
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_over(tmp_path, monkeypatch):
-    def die(self, checkpoint):
+def test_a_run_stopped_before_its_first_checkpoint_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(self: Any, checkpoint: Checkpoint) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -251,12 +266,12 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_over(tmp_path, monkeyp
     assert train(config("fo"), out=tmp_path, resume=True).summary["steps"] == STEPS
 
 
-def test_a_disk_that_fills_up_leaves_a_run_that_can_be_resumed(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_leaves_a_run_that_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(config("fo"), out=tmp_path / "whole")
     fsync = os.fsync
     saved = []
 
-    def fill_up(descriptor):
+    def fill_up(descriptor: int) -> None:
         saved.append(descriptor)
         if len(saved) > 20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -272,14 +287,14 @@ def test_a_disk_that_fills_up_leaves_a_run_that_can_be_resumed(tmp_path, monkeyp
     assert resumed.summary["test_loss"] == whole.summary["test_loss"]
 
 
-def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match=r"(?s)last good checkpoint is .*doctor"):
         train(config("cge", learning_rate=1e30, momentum=0.0), out=tmp_path)
     assert CheckpointStore(tmp_path / "checkpoints", run="").paths()
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_a_test_loss_that_is_not_finite_does_not_lose_a_run_that_has_come_to_its_end(tmp_path):
+def test_a_test_loss_that_is_not_finite_does_not_lose_a_run_that_has_come_to_its_end(tmp_path: Path) -> None:
     """JSON has no NaN: the loss is null, and the accuracy stands beside it."""
     splits = read_data(config("fo").data)
     signs = torch.arange(splits.test.inputs.numel()).reshape(splits.test.inputs.shape) % 2 * 2.0 - 1
@@ -293,13 +308,13 @@ def test_a_test_loss_that_is_not_finite_does_not_lose_a_run_that_has_come_to_its
     assert "test_loss" in document(read(tmp_path), name="run").facts
 
 
-def test_a_time_limit_stops_with_everything_saved(tmp_path):
+def test_a_time_limit_stops_with_everything_saved(tmp_path: Path) -> None:
     result = train(config("fo"), out=tmp_path, max_seconds=1e-6)
     assert "time limit" in result.stopped
     assert train(config("fo"), out=tmp_path, resume=True).summary["steps"] == STEPS
 
 
-def test_without_a_validation_split_the_last_weights_are_taken(tmp_path):
+def test_without_a_validation_split_the_last_weights_are_taken(tmp_path: Path) -> None:
     plain = config("fo")
     result = train(replace(plain, data=replace(plain.data, validation=0.0)), out=tmp_path)
     assert result.summary["validation_accuracy"] is None
@@ -307,7 +322,7 @@ def test_without_a_validation_split_the_last_weights_are_taken(tmp_path):
 
 
 @pytest.mark.parametrize("ratios", ["smart-ratio", "uniform"])
-def test_ratios_that_need_no_queries(tmp_path, ratios):
+def test_ratios_that_need_no_queries(tmp_path: Path, ratios: str) -> None:
     made = config("fo", model="digits_cnn")
     made = replace(made, sparsity=replace(made.sparsity, ratios=ratios))
     assert train(made, out=tmp_path).summary["queries_for_ratios"] == 0
@@ -315,13 +330,13 @@ def test_ratios_that_need_no_queries(tmp_path, ratios):
 
 
 @pytest.mark.parametrize("device", ["tpu", "mps", "cuda:99999"])
-def test_an_unusable_device_is_refused_before_anything_is_written(tmp_path, device):
+def test_an_unusable_device_is_refused_before_anything_is_written(tmp_path: Path, device: str) -> None:
     with pytest.raises(InvalidInputError, match="cpu"):
         train(config("fo"), out=tmp_path / "run", device=device)
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_is_written_on_request(tmp_path):
+def test_tensorboard_is_written_on_request(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     train(config("fo"), out=tmp_path, loggers=["tensorboard"])
     assert list((tmp_path / "tensorboard").iterdir())

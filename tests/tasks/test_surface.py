@@ -12,6 +12,7 @@ import torch
 
 from deepzero.errors import RunFolderError
 from deepzero.losses import LOSSES
+from deepzero.models.mlp import MLP
 from deepzero.report import documents
 from deepzero.tasks import classification
 from deepzero.tasks.classification import (
@@ -35,12 +36,12 @@ CONFIG = ClassificationConfig(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[Path, torch.nn.Module]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
     path = tmp_path_factory.mktemp("surface") / "run"
     return path, classification.train(CONFIG, out=path).model
 
 
-def test_the_middle_is_the_loss_of_the_selected_weights_on_the_first_batch(run) -> None:
+def test_the_middle_is_the_loss_of_the_selected_weights_on_the_first_batch(run: tuple[Path, MLP]) -> None:
     path, model = run
     found = surface(path, points=3)
     x, y = training_batches(CONFIG.data, read_data(CONFIG.data).train, seed=0, device=torch.device("cpu")).batch(0, 0)
@@ -53,7 +54,7 @@ def test_the_middle_is_the_loss_of_the_selected_weights_on_the_first_batch(run) 
     assert fine["slope"] == pytest.approx(found["gradient_norm"], rel=1e-2)
 
 
-def test_it_is_kept_and_shown_with_what_it_took(run) -> None:
+def test_it_is_kept_and_shown_with_what_it_took(run: tuple[Path, MLP]) -> None:
     path, _ = run
     found = surface(path, points=5)
     assert json.loads((path / "surface.json").read_text()) == json.loads(json.dumps(found))
@@ -65,7 +66,7 @@ def test_it_is_kept_and_shown_with_what_it_took(run) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["dynamic", "static"])
-def test_the_gradient_is_the_estimate_of_the_run_itself(tmp_path, pattern) -> None:
+def test_the_gradient_is_the_estimate_of_the_run_itself(tmp_path: Path, pattern: str) -> None:
     sparsity = SparsityConfig(sparsity=0.5, ratios="magnitude", pattern=pattern)
     config = replace(CONFIG, estimator=EstimatorConfig(method="cge"), sparsity=sparsity)
     classification.train(replace(config, training=TrainingConfig(epochs=1, warmup_epochs=0)), out=tmp_path / "run")
@@ -75,7 +76,9 @@ def test_the_gradient_is_the_estimate_of_the_run_itself(tmp_path, pattern) -> No
     assert found["gradient_queries"] == 1 + 18 + sum(round(kept[name] * size) for name, size in sizes.items())
 
 
-def test_a_run_that_has_not_finished_is_looked_at_where_its_last_checkpoint_is(run, tmp_path) -> None:
+def test_a_run_that_has_not_finished_is_looked_at_where_its_last_checkpoint_is(
+    run: tuple[Path, MLP], tmp_path: Path
+) -> None:
     path = tmp_path / "unfinished"
     shutil.copytree(run[0], path)
     (path / "summary.json").unlink()
@@ -85,14 +88,14 @@ def test_a_run_that_has_not_finished_is_looked_at_where_its_last_checkpoint_is(r
         surface(path, points=3)
 
 
-def test_the_configuration_comes_back_from_the_record(run) -> None:
+def test_the_configuration_comes_back_from_the_record(run: tuple[Path, MLP]) -> None:
     record = json.loads((run[0] / "run.json").read_text())
     assert json.dumps(record["config"], sort_keys=True) == json.dumps(
         asdict(from_record(record["config"])), sort_keys=True
     )
 
 
-def test_other_folders_are_refused(tmp_path) -> None:
+def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError):
         surface(tmp_path)
     (tmp_path / "run.json").write_text('{"format": "deepzero run 1", "config": {"defense": {}}}')

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 
@@ -13,13 +14,13 @@ from deepzero.tasks.classification import (
 
 
 @pytest.mark.parametrize("step_size", [0, 0.0, -5e-3, math.nan, math.inf])
-def test_a_step_size_that_is_no_step_is_refused(step_size):
+def test_a_step_size_that_is_no_step_is_refused(step_size: float) -> None:
     with pytest.raises(InvalidInputError, match="step_size must be a finite number above 0"):
         EstimatorConfig(step_size=step_size)
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, math.nan])
-def test_sparsity_lies_from_0_to_below_1(sparsity):
+def test_sparsity_lies_from_0_to_below_1(sparsity: float) -> None:
     with pytest.raises(InvalidInputError, match=r"sparsity must lie in \[0, 1\)"):
         SparsityConfig(sparsity=sparsity)
 
@@ -49,12 +50,12 @@ def test_sparsity_lies_from_0_to_below_1(sparsity):
         (SparsityConfig, {"per_class": 0}, "per_class"),
     ],
 )
-def test_the_error_names_what_there_is(make, options, names):
+def test_the_error_names_what_there_is(make: Any, options: dict[str, Any], names: str) -> None:
     with pytest.raises(InvalidInputError, match=names):
         make(**options)
 
 
-def test_random_directions_have_no_sparsity():
+def test_random_directions_have_no_sparsity() -> None:
     with pytest.raises(InvalidInputError, match="choose sparsity=0, or estimator=cge"):
         ClassificationConfig(
             data=DataConfig(name="digits"),
@@ -64,6 +65,6 @@ def test_random_directions_have_no_sparsity():
         )
 
 
-def test_a_seed_is_not_negative():
+def test_a_seed_is_not_negative() -> None:
     with pytest.raises(InvalidInputError, match="seed"):
         ClassificationConfig(data=DataConfig(name="digits"), model=ModelConfig(name="mlp"), seed=-1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from deepzero import data, models
+from deepzero.data.dataset import Splits
 from deepzero.tasks.task_config import DataConfig
 from deepzero.tasks.task_data import DataReader, Scorer, read_data, training_batches
 
@@ -21,7 +23,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """Limits of the reads, as they are made."""
     limits, load = [], data.load
 
-    def counted(*args, **options):
+    def counted(*args: str, **options: Any) -> Splits:
         limits.append(options["limit"])
         return load(*args, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 
 from deepzero import data, models
 from deepzero.coordinates import StepContext, as_schedule
+from deepzero.data.dataset import Dataset
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.objective import NetworkObjective
 from deepzero.sparsity import masks_from_scores, random, smart_ratio
@@ -78,7 +80,7 @@ def drawn(
 
 
 @pytest.mark.parametrize("ratios", RATIOS)
-def test_every_rule_leaves_out_its_part_of_the_weights(ratios, train_set):
+def test_every_rule_leaves_out_its_part_of_the_weights(ratios: str, train_set: Dataset) -> None:
     network = model()
     keep = selected(config(ratios=ratios), network, train_set).ratios.keep
     weights = {name: p for name, p in trainable(network).items() if p.dim() > 1}
@@ -92,7 +94,7 @@ def test_every_rule_leaves_out_its_part_of_the_weights(ratios, train_set):
 
 
 @pytest.mark.parametrize("weights", ["equal", "smart-ratio", "sensitivity"])
-def test_cost_aware_ratios_take_the_work_of_smart_ratio_and_no_more(weights, train_set):
+def test_cost_aware_ratios_take_the_work_of_smart_ratio_and_no_more(weights: str, train_set: Dataset) -> None:
     network = model()
     selection = selected(config(ratios="cost-aware", weights=weights), network, train_set)
     objective = NetworkObjective(network, F.cross_entropy)
@@ -109,13 +111,13 @@ def test_cost_aware_ratios_take_the_work_of_smart_ratio_and_no_more(weights, tra
     assert budget - one_of_each <= cost(selection.ratios.keep) <= budget
 
 
-def test_sensitivity_takes_a_few_queries_of_each_layer(train_set):
+def test_sensitivity_takes_a_few_queries_of_each_layer(train_set: Dataset) -> None:
     selection = selected(config(ratios="cost-aware", weights="sensitivity"), model(), train_set)
     assert selection.ratios.queries == 1 + 4 * 64  # each of the four layers has more than 64 weights
 
 
 @pytest.mark.parametrize("ratios", SCORES)
-def test_a_static_pattern_keeps_the_best_ranked_weights(ratios, train_set):
+def test_a_static_pattern_keeps_the_best_ranked_weights(ratios: str, train_set: Dataset) -> None:
     network = model()
     chosen = config(ratios=ratios, pattern="static")
     selection = selected(chosen, network, train_set)
@@ -126,7 +128,7 @@ def test_a_static_pattern_keeps_the_best_ranked_weights(ratios, train_set):
         assert all(torch.equal(selection.masks[name], best[name]) for name in best)
 
 
-def test_a_dynamic_pattern_is_drawn_anew_and_known_ratios_are_not_sought_again(train_set):
+def test_a_dynamic_pattern_is_drawn_anew_and_known_ratios_are_not_sought_again(train_set: Dataset) -> None:
     network, known = model(), Ratios({"fc.weight": 0.5}, queries=11)
     chosen = config(ratios="zo-grasp")
     selection = selected(chosen, network, train_set, known)
@@ -136,7 +138,7 @@ def test_a_dynamic_pattern_is_drawn_anew_and_known_ratios_are_not_sought_again(t
     assert not torch.equal(first, later)
 
 
-def test_an_alternating_pattern_follows_the_weights(train_set):
+def test_an_alternating_pattern_follows_the_weights(train_set: Dataset) -> None:
     chosen, network = config(pattern="alternating"), model()
     selection = selected(chosen, network, train_set)
     before = drawn(chosen, network, selection, 0)
@@ -146,11 +148,11 @@ def test_an_alternating_pattern_follows_the_weights(train_set):
     assert len(after["fc.weight"]) > len(before["fc.weight"])
 
 
-def test_zo_grasp_takes_its_queries(train_set):
+def test_zo_grasp_takes_its_queries(train_set: Dataset) -> None:
     assert selected(config(ratios="zo-grasp"), model(), train_set).ratios.queries == 2 * (4 + 1)
 
 
-def test_pruned_weights_are_zero_and_stay_so(tmp_path, train_set):
+def test_pruned_weights_are_zero_and_stay_so(tmp_path: Path, train_set: Dataset) -> None:
     chosen = config(ratios="magnitude", pattern="static", prune=True)
     network = model()
     masks = selected(chosen, network, train_set).masks
@@ -166,7 +168,7 @@ def test_pruned_weights_are_zero_and_stay_so(tmp_path, train_set):
     )
 
 
-def test_a_pruned_run_resumes_bitwise(tmp_path):
+def test_a_pruned_run_resumes_bitwise(tmp_path: Path) -> None:
     chosen = config(ratios="zo-grasp", pattern="static", prune=True)
     whole = classification.train(chosen, out=tmp_path / "whole")
     broken = classification.train(chosen, out=tmp_path / "broken", max_seconds=1e-9)
@@ -177,7 +179,7 @@ def test_a_pruned_run_resumes_bitwise(tmp_path):
 
 
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
-def test_the_learning_rate_follows_its_schedule(decay, tmp_path):
+def test_the_learning_rate_follows_its_schedule(decay: str, tmp_path: Path) -> None:
     chosen = replace(config(), training=TrainingConfig(epochs=2, warmup_epochs=0, schedule=decay, learning_rate=0.5))
     classification.train(replace(chosen, sparsity=SparsityConfig()), out=tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -45,7 +45,7 @@ def flat(objects: LiveObjects) -> dict[str, Any]:
     return values | objects.values()
 
 
-def test_the_state_of_all_objects_comes_back():
+def test_the_state_of_all_objects_comes_back() -> None:
     before, after = live(trained=True), live(trained=False)
     assert flat(before) != flat(after)
     checkpoint = Checkpoint(2, before.values(), before.tensors())
@@ -56,13 +56,13 @@ def test_the_state_of_all_objects_comes_back():
     assert found == expected
 
 
-def test_a_callback_more_than_was_saved_is_refused():
+def test_a_callback_more_than_was_saved_is_refused() -> None:
     checkpoint = Checkpoint(0, live(trained=False).values() | {"callbacks": []}, live(trained=False).tensors())
     with pytest.raises(ValueError, match="shorter"):
         live(trained=False).restore(checkpoint)
 
 
-def test_the_best_weights_are_found_in_a_checkpoint():
+def test_the_best_weights_are_found_in_a_checkpoint() -> None:
     best = Best({"loss": 0.5}, 3, {"weight": torch.arange(3.0)})
     values = {"best": {"scores": best.scores, "epoch": best.epoch}}
     found = Best.of(Checkpoint(7, values, prefixed("best", best.tensors)))
@@ -71,7 +71,7 @@ def test_the_best_weights_are_found_in_a_checkpoint():
     assert Best.of(Checkpoint(7, {"best": None}, {})) is None
 
 
-def test_a_position_counts_steps_and_epochs():
+def test_a_position_counts_steps_and_epochs() -> None:
     position = Position()
     position.end_step(batches=2, loss=0.5)
     position.end_step(batches=1, loss=0.25)
@@ -86,11 +86,11 @@ def test_a_position_counts_steps_and_epochs():
     "value",
     [None, 1.5, math.inf, (1, [2, (3,)]), {1: "a", (2, 3): {"x": -math.inf}}, Counter({4: 2}), {"kind of value": 1}],
 )
-def test_what_json_does_not_have_comes_back(value):
+def test_what_json_does_not_have_comes_back(value: Any) -> None:
     found = decoded(encoded(value))
     assert (found, type(found)) == (value, type(value))
 
 
-def test_what_cannot_be_saved_is_refused():
+def test_what_cannot_be_saved_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="a function cannot be saved in a checkpoint"):
         encoded({"lr": flat})

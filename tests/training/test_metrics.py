@@ -1,6 +1,8 @@
 import io
 import math
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib import pyplot
@@ -11,11 +13,11 @@ from deepzero.training import JsonLines, ProgressBar, plot_run, read_metrics
 from deepzero.training.progress import counting
 
 
-def step(number, *, kind="step", **values):
+def step(number: int, *, kind: str = "step", **values: Any) -> dict[str, Any]:
     return {"kind": kind, "step": number, "queries": 10 * number, "seconds": 0.5 * number, **values}
 
 
-def training_step(number):
+def training_step(number: int) -> dict[str, Any]:
     return step(number, epoch=0, loss=1 / number, learning_rate=0.1)
 
 
@@ -26,7 +28,7 @@ RECORDS = [
 ]
 
 
-def test_lines_come_back_as_they_were_written(tmp_path):
+def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
     sink = JsonLines(tmp_path / "metrics.jsonl")
     for record in RECORDS:
         sink.write(record)
@@ -35,7 +37,7 @@ def test_lines_come_back_as_they_were_written(tmp_path):
     sink.close()
 
 
-def test_a_number_that_is_not_finite_becomes_null(tmp_path):
+def test_a_number_that_is_not_finite_becomes_null(tmp_path: Path) -> None:
     """JSON has no NaN, and a run that has come to its end must not be lost for a test loss."""
     sink = JsonLines(tmp_path / "metrics.jsonl")
     sink.write(step(1, kind="test", test_accuracy=0.8, test_loss=math.nan))
@@ -43,7 +45,7 @@ def test_a_number_that_is_not_finite_becomes_null(tmp_path):
     assert read_metrics(sink.path) == [step(1, kind="test", test_accuracy=0.8, test_loss=None)]
 
 
-def test_a_resumed_file_is_cut_to_where_the_checkpoint_was_made(tmp_path):
+def test_a_resumed_file_is_cut_to_where_the_checkpoint_was_made(tmp_path: Path) -> None:
     sink = JsonLines(tmp_path / "metrics.jsonl")
     sink.write(RECORDS[0])
     kept = sink.flush()
@@ -55,17 +57,17 @@ def test_a_resumed_file_is_cut_to_where_the_checkpoint_was_made(tmp_path):
     assert read_metrics(sink.path) == [RECORDS[0], RECORDS[2]]
 
 
-def test_a_file_shorter_than_it_should_be_is_not_padded(tmp_path):
+def test_a_file_shorter_than_it_should_be_is_not_padded(tmp_path: Path) -> None:
     JsonLines(tmp_path / "metrics.jsonl", start=1000).close()
     assert (tmp_path / "metrics.jsonl").stat().st_size == 0
 
 
-def test_a_path_that_cannot_be_written_is_one_clear_error(tmp_path):
+def test_a_path_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="could not be written"):
         JsonLines(tmp_path / "missing" / "metrics.jsonl")
 
 
-def test_without_a_terminal_there_is_a_line_now_and_then():
+def test_without_a_terminal_there_is_a_line_now_and_then() -> None:
     console = Console(file=io.StringIO(), width=120)
     bar = ProgressBar(total=4, console=console, interval=3600)
     for record in RECORDS:
@@ -76,7 +78,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then():
     assert "20 queries/s" in lines[1]
 
 
-def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left():
+def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left() -> None:
     console = Console(file=io.StringIO(), width=160, force_terminal=True, color_system=None)
     bar = ProgressBar(total=6, done=0, console=console)
     for record in RECORDS:
@@ -89,7 +91,7 @@ def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left():
     assert re.search(r"5/6.* 0:00:\d\d left", shown)
 
 
-def test_the_plot_is_a_png_and_leaves_pyplot_alone():
+def test_the_plot_is_a_png_and_leaves_pyplot_alone() -> None:
     before = pyplot.get_fignums()
     image = plot_run(RECORDS, title="digits")
     assert image.startswith(b"\x89PNG")
@@ -97,12 +99,12 @@ def test_the_plot_is_a_png_and_leaves_pyplot_alone():
     assert pyplot.get_fignums() == before
 
 
-def test_a_run_without_validation_can_be_plotted():
+def test_a_run_without_validation_can_be_plotted() -> None:
     records = [training_step(1), step(1, kind="epoch", epoch=0, training_loss=1.0), RECORDS[-1]]
     assert plot_run(records, title="no validation").startswith(b"\x89PNG")
 
 
-def test_what_is_counted_is_shown_as_a_bar_or_in_lines():
+def test_what_is_counted_is_shown_as_a_bar_or_in_lines() -> None:
     lines = io.StringIO()
     with counting(Console(file=lines, width=60), "frames", interval=0.0) as tell:
         tell(1, 3)

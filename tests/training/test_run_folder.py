@@ -14,27 +14,27 @@ from deepzero.training.run_folder import FORMAT
 CONFIG = {"seed": 0, "training": {"epochs": 3, "learning_rate": 0.1}, "model": {"options": {"hidden": (4, 4)}}}
 
 
-def test_a_run_is_reopened_with_the_same_settings(tmp_path):
+def test_a_run_is_reopened_with_the_same_settings(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "run", config=CONFIG, notes={"recipe": "digits"})
     folder = RunFolder.reopen(tmp_path / "run", config=CONFIG)
     assert folder.record["recipe"] == "digits"
     assert folder.read_summary() is None
 
 
-def test_other_settings_are_named(tmp_path):
+def test_other_settings_are_named(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, config=CONFIG, notes={})
     other = {**CONFIG, "training": {"epochs": 4, "learning_rate": 0.1}}
     with pytest.raises(RunFolderError, match=r"training\.epochs: 3 there, 4 asked"):
         RunFolder.reopen(tmp_path, config=other)
 
 
-def test_a_folder_that_holds_a_run_is_not_started_in(tmp_path):
+def test_a_folder_that_holds_a_run_is_not_started_in(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, config=CONFIG, notes={})
     with pytest.raises(RunFolderError, match=r"another run; continue that with --resume .*or choose another --out"):
         RunFolder.create(tmp_path, config=CONFIG, notes={})
 
 
-def test_a_folder_that_holds_something_else_is_not_started_in(tmp_path):
+def test_a_folder_that_holds_something_else_is_not_started_in(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RunFolderError, match="not an empty folder; choose another --out"):
         RunFolder.create(tmp_path, config=CONFIG, notes={})
@@ -43,7 +43,7 @@ def test_a_folder_that_holds_something_else_is_not_started_in(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_run_killed_before_its_record_has_its_name_leaves_a_folder_that_can_be_used(tmp_path):
+def test_a_run_killed_before_its_record_has_its_name_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
     """The kill comes between writing the temporary file and renaming it."""
     path = tmp_path / "run"
     child = os.fork()
@@ -59,20 +59,20 @@ def test_a_run_killed_before_its_record_has_its_name_leaves_a_folder_that_can_be
     RunFolder.reopen(path, config=CONFIG)
 
 
-def test_other_hidden_files_are_somebody_s(tmp_path):
+def test_other_hidden_files_are_somebody_s(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").touch()
     (tmp_path / ".run.json.123.tmp").touch()
     with pytest.raises(RunFolderError, match="not an empty folder"):
         RunFolder.create(tmp_path, config=CONFIG, notes={})
 
 
-def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
+def test_numbers_that_are_not_finite_are_written_as_null(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, config=CONFIG, notes={})
     folder.write("summary.json", {"test_loss": float("nan"), "steps": 3, "layers": [1.5, float("-inf")]})
     assert folder.read_summary() == {"test_loss": None, "steps": 3, "layers": [1.5, None]}
 
 
-def test_there_is_nothing_to_resume_where_there_is_no_run(tmp_path):
+def test_there_is_nothing_to_resume_where_there_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no such folder; name the folder of a run"):
         RunFolder.reopen(tmp_path / "none", config=CONFIG)
 
@@ -81,19 +81,19 @@ def test_there_is_nothing_to_resume_where_there_is_no_run(tmp_path):
     "content",
     ["{", "[]", json.dumps({"format": "other"}), json.dumps({"format": FORMAT}), "[" * 100_000],
 )
-def test_a_record_that_is_not_ours_is_refused(tmp_path, content):
+def test_a_record_that_is_not_ours_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunFolderError):
         read_record(tmp_path)
 
 
-def test_checkpoints_belong_to_a_configuration(tmp_path):
+def test_checkpoints_belong_to_a_configuration(tmp_path: Path) -> None:
     one = RunFolder.create(tmp_path / "1", config=CONFIG, notes={}).checkpoints()
     two = RunFolder.create(tmp_path / "2", config={**CONFIG, "seed": 1}, notes={}).checkpoints()
     assert one.run != two.run
 
 
-def test_weights_come_back(tmp_path):
+def test_weights_come_back(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, config=CONFIG, notes={})
     folder.write_weights({"w": torch.arange(3.0)})
     assert torch.equal(folder.read_weights()["w"], torch.arange(3.0))
@@ -102,11 +102,13 @@ def test_weights_come_back(tmp_path):
         folder.read_weights()
 
 
-def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = RunFolder.create(tmp_path, config=CONFIG, notes={})
     folder.write("summary.json", {"test_accuracy": 1.0})
 
-    def full(descriptor):
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)

@@ -2,6 +2,7 @@ import os
 import signal
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from threads_team import together
@@ -11,7 +12,7 @@ from deepzero.training import SharedStop, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_and_the_block_goes_on(number):
+def test_a_signal_is_noted_and_the_block_goes_on(number: Any) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert stop.reason is None
@@ -20,8 +21,8 @@ def test_a_signal_is_noted_and_the_block_goes_on(number):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_interrupt_acts_as_usual():
-    def interrupt_twice():
+def test_a_second_interrupt_acts_as_usual() -> None:
+    def interrupt_twice() -> None:
         with StopRequest():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
@@ -30,7 +31,7 @@ def test_a_second_interrupt_acts_as_usual():
         interrupt_twice()
 
 
-def test_a_request_around_another_hears_of_a_signal_too():
+def test_a_request_around_another_hears_of_a_signal_too() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as outer:
         with StopRequest() as inner:
@@ -41,14 +42,14 @@ def test_a_request_around_another_hears_of_a_signal_too():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_time_limit_is_a_reason():
+def test_a_time_limit_is_a_reason() -> None:
     with StopRequest(max_seconds=1e-9) as stop:
         assert stop.reason == "the time limit of 1e-09 s"
     with StopRequest(max_seconds=3600) as stop:
         assert stop.reason is None
 
 
-def test_what_remains_of_a_time_limit_never_runs_out_to_nothing():
+def test_what_remains_of_a_time_limit_never_runs_out_to_nothing() -> None:
     with StopRequest() as stop:
         assert stop.remaining is None
     with StopRequest(max_seconds=100) as stop:
@@ -57,11 +58,11 @@ def test_what_remains_of_a_time_limit_never_runs_out_to_nothing():
         assert stop.remaining == 1e-3
 
 
-def test_other_threads_leave_signals_alone():
+def test_other_threads_leave_signals_alone() -> None:
     before = signal.getsignal(signal.SIGINT)
     seen = []
 
-    def run():
+    def run() -> None:
         with StopRequest() as stop:
             seen.append((stop.reason, signal.getsignal(signal.SIGINT)))
 
@@ -71,7 +72,7 @@ def test_other_threads_leave_signals_alone():
     assert seen == [(None, before)]
 
 
-def test_where_signals_come_in_pairs_the_second_is_noted_too():
+def test_where_signals_come_in_pairs_the_second_is_noted_too() -> None:
     with StopRequest(once=False) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -87,7 +88,7 @@ def test_where_signals_come_in_pairs_the_second_is_noted_too():
         ([None, "SIGINT", "the time limit of 3 s"], "SIGINT"),
     ],
 )
-def test_a_team_stops_if_any_of_it_is_asked_to(reasons, expected):
+def test_a_team_stops_if_any_of_it_is_asked_to(reasons: list[Any], expected: str | None) -> None:
     def agreed(team: Team) -> str | None:
         return SharedStop(SimpleNamespace(reason=reasons[team.rank]), team).agreed()
 
@@ -95,7 +96,7 @@ def test_a_team_stops_if_any_of_it_is_asked_to(reasons, expected):
     assert [SharedStop(SimpleNamespace(reason=reason), Team()).agreed() for reason in reasons] == reasons
 
 
-def test_a_signal_is_answered_at_once(caplog):
+def test_a_signal_is_answered_at_once(caplog: pytest.LogCaptureFixture) -> None:
     with StopRequest() as outer, StopRequest():
         os.kill(os.getpid(), signal.SIGINT)
         assert caplog.messages == ["SIGINT: finishing this step, then saving (Ctrl-C again: stop at once)"]
@@ -106,7 +107,7 @@ def test_a_signal_is_answered_at_once(caplog):
     assert caplog.messages[1:] == ["SIGINT: finishing this step, then saving"]
 
 
-def test_before_there_is_anything_to_save_signals_act_as_usual():
+def test_before_there_is_anything_to_save_signals_act_as_usual() -> None:
     before = signal.getsignal(signal.SIGINT)
     with StopRequest(waits=True) as stop:
         assert signal.getsignal(signal.SIGINT) is before
@@ -122,7 +123,7 @@ def test_before_there_is_anything_to_save_signals_act_as_usual():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_requests_inside_of_each_other_end_in_any_order():
+def test_requests_inside_of_each_other_end_in_any_order() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest(once=False) as outer:
         with StopRequest(once=False) as inner:

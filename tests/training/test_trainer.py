@@ -6,24 +6,28 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import deepzero as dz
 from deepzero.coordinates import StepContext
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RunFolderError
+from deepzero.estimator import Estimator
 from deepzero.files import to_json
 from deepzero.objective import NetworkObjective, parameters_of
 from deepzero.sparsity import DynamicRatios
 from deepzero.step_sizes import as_step_size
+from deepzero.team import Alone
 from deepzero.training import (
     Autograd,
     CheckpointStore,
@@ -35,52 +39,64 @@ from deepzero.training import (
     read_metrics,
 )
 from deepzero.training.callbacks import direction
+from deepzero.training.checkpoint import Checkpoint
+from deepzero.training.run_result import Result
 from deepzero.training.training_config import learning_rate
 
 
 class Batches:
     """Two classes of noisy points; every batch is a function of its epoch and position."""
 
-    def __init__(self, count=4):
+    def __init__(self, count: int = 4) -> None:
         self.count = count
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
-    def batch(self, epoch, index):
+    def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(100 * epoch + index)
         y = torch.randint(2, (8,), generator=generator)
         return torch.randn(8, 3, generator=generator) + 2 * y[:, None], y
 
 
-def network():
+def network() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.2), nn.Linear(5, 2))
 
 
-def sparse_cge(model):
+def sparse_cge(model: nn.Module) -> Estimator:
     ratios = DynamicRatios({"0.weight": 0.3, "4.weight": 0.5}, every=1, seed=3)
     return dz.CGE(model, loss=F.cross_entropy, sparsity=ratios, evaluator=dz.SequentialEvaluator(), seed=1)
 
 
-def rge(model):
+def rge(model: nn.Module) -> Estimator:
     return dz.RGE(model, loss=F.cross_entropy, queries=5, evaluator=dz.SequentialEvaluator(), seed=1)
 
 
-def fo(model):
+def fo(model: nn.Module) -> Autograd:
     return Autograd(model, loss=F.cross_entropy, seed=1)
 
 
-def sgd(model):
+def sgd(model: nn.Module) -> Any:
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
 
 
-def adam(model):
+def adam(model: nn.Module) -> Any:
     return torch.optim.Adam(model.parameters(), lr=0.1)
 
 
-def trainer(folder, *, source=fo, optimizer=sgd, batches=None, sinks=(), validate=True, epochs=3, **options):
+def trainer(
+    folder: Path | None,
+    *,
+    source: Callable[..., Any] = fo,
+    optimizer: Callable[..., Any] = sgd,
+    batches: Any = None,
+    sinks: tuple[Any, ...] = (),
+    validate: bool = True,
+    epochs: int = 3,
+    **options: Any,
+) -> Trainer:
     model = network()
     test = Batches(1).batch(77, 0)
     made = optimizer(model)
@@ -103,7 +119,7 @@ def trainer(folder, *, source=fo, optimizer=sgd, batches=None, sinks=(), validat
     )
 
 
-def checkpoint(folder):
+def checkpoint(folder: Path) -> Checkpoint:
     run = hashlib.sha256(to_json({"a test": True})).hexdigest()
     return CheckpointStore(folder / "checkpoints", run=run).load().checkpoint
 
@@ -111,32 +127,34 @@ def checkpoint(folder):
 class StopAfter(StopRequest):
     """Asks to stop once the trainer has made so many steps."""
 
-    def __init__(self, trainer, step):
+    def __init__(self, trainer: Trainer, step: float) -> None:
         super().__init__()
         self.trainer, self.step = trainer, step
 
     @property
-    def reason(self):
+    def reason(self) -> str | None:
         return "SIGTERM" if self.trainer.step >= self.step else None
 
 
-def fit(made, *, until=math.inf, **options):
+def fit(made: Trainer, *, until: float = math.inf, **options: Any) -> Result | None:
     return made.fit(stop=StopAfter(made, until), **options)
 
 
-def without_time(path: Path):
+def without_time(path: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "seconds"} for record in read_metrics(path)]
 
 
-def bits(folder):
+def bits(folder: Path) -> dict[str, bytes]:
     """Every tensor of the newest checkpoint: weights, buffers, optimizer state, selected weights."""
     return {name: value.numpy().tobytes() for name, value in checkpoint(folder).tensors.items()}
 
 
-def test_a_spent_budget_of_a_black_box_ends_a_run_which_goes_on_with_a_larger_one(tmp_path, monkeypatch):
+def test_a_spent_budget_of_a_black_box_ends_a_run_which_goes_on_with_a_larger_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A black box inside of the network says stop; the weights are those of the last whole step."""
 
-    def with_a_black_box(budget):
+    def with_a_black_box(budget: int | None) -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(3, 4), dz.Opaque(torch.tanh, queries=2, max_queries=budget), nn.Linear(4, 2))
 
@@ -159,7 +177,9 @@ def test_a_spent_budget_of_a_black_box_ends_a_run_which_goes_on_with_a_larger_on
 @pytest.mark.parametrize("optimizer", [sgd, adam])
 @pytest.mark.parametrize("source", [sparse_cge, rge, fo])
 @pytest.mark.parametrize("cut", [1, 6, 8])  # in the warm-up, within an epoch, at its end
-def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, source, optimizer, cut):
+def test_an_interrupted_run_ends_in_the_same_bits(
+    tmp_path: Path, source: Callable[..., Any], optimizer: Callable[..., Any], cut: int
+) -> None:
     whole = trainer(tmp_path / "whole", source=source, optimizer=optimizer)
     assert fit(whole).stopped is None
     part = trainer(tmp_path / "parts", source=source, optimizer=optimizer)
@@ -173,14 +193,14 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, source, optimizer, c
     assert rest.best.scores == whole.best.scores
 
 
-def test_a_run_killed_after_a_checkpoint_repeats_what_was_not_saved(tmp_path):
+def test_a_run_killed_after_a_checkpoint_repeats_what_was_not_saved(tmp_path: Path) -> None:
     """Measurements after the checkpoint are cut away, not written twice."""
     fit(trainer(tmp_path / "whole"))
 
     class Killed(BaseException):
         pass
 
-    def kill(_trainer, record):
+    def kill(_trainer: Trainer, record: dict[str, Any]) -> None:
         if record["step"] == 6:
             raise Killed
 
@@ -191,7 +211,7 @@ def test_a_run_killed_after_a_checkpoint_repeats_what_was_not_saved(tmp_path):
     assert without_time(tmp_path / "killed" / "metrics.jsonl") == without_time(tmp_path / "whole" / "metrics.jsonl")
 
 
-def test_time_goes_on_where_it_stopped(tmp_path):
+def test_time_goes_on_where_it_stopped(tmp_path: Path) -> None:
     first = trainer(tmp_path)
     first.started = time.perf_counter() - 1000
     fit(first, until=2)
@@ -199,7 +219,7 @@ def test_time_goes_on_where_it_stopped(tmp_path):
     assert 1000 < fit(rest, resume=True).summary["seconds"] < 1010
 
 
-def test_time_before_and_after_a_call_does_not_count():
+def test_time_before_and_after_a_call_does_not_count() -> None:
     made = trainer(None)
     made.fit()
     spent = made.elapsed()
@@ -207,7 +227,7 @@ def test_time_before_and_after_a_call_does_not_count():
     assert made.elapsed() == spent
 
 
-def test_records_say_what_happened(tmp_path):
+def test_records_say_what_happened(tmp_path: Path) -> None:
     fit(trainer(tmp_path, source=sparse_cge))
     records = read_metrics(tmp_path / "metrics.jsonl")
     steps = [record for record in records if record["kind"] == "step"]
@@ -223,11 +243,11 @@ def test_records_say_what_happened(tmp_path):
         assert record["training_loss"] == pytest.approx(sum(losses) / len(losses))
 
 
-def scored(made, scores):
+def scored(made: Trainer, scores: list[dict[str, float]]) -> list[Any]:
     """Let the validation give these scores, and note the weights it saw."""
     seen, given = [], iter(scores)
 
-    def validate(model):
+    def validate(model: nn.Module) -> dict[str, float]:
         seen.append(model[0].weight.detach().clone())
         return next(given)
 
@@ -235,7 +255,7 @@ def scored(made, scores):
     return seen
 
 
-def test_the_weights_that_are_best_on_validation_are_kept(tmp_path):
+def test_the_weights_that_are_best_on_validation_are_kept(tmp_path: Path) -> None:
     made = trainer(tmp_path, epochs=4)
     scores = [(0.5, 1.0), (0.9, 0.5), (0.9, 0.6), (0.8, 0.1)]
     seen = scored(made, [{"accuracy": accuracy, "loss": loss} for accuracy, loss in scores])
@@ -248,7 +268,7 @@ def test_the_weights_that_are_best_on_validation_are_kept(tmp_path):
     assert torch.equal(restored.model[0].weight, seen[1])
 
 
-def test_what_is_monitored_falls_or_rises_by_its_name_or_as_asked():
+def test_what_is_monitored_falls_or_rises_by_its_name_or_as_asked() -> None:
     for monitor, mode, best in (
         ("validation_error", "auto", 1),
         ("validation_f1", "auto", 0),
@@ -263,13 +283,13 @@ def test_what_is_monitored_falls_or_rises_by_its_name_or_as_asked():
         assert made.best.epoch == best
 
 
-def test_validation_may_be_rarer_than_epochs_but_never_misses_the_last(tmp_path):
+def test_validation_may_be_rarer_than_epochs_but_never_misses_the_last(tmp_path: Path) -> None:
     fit(trainer(tmp_path, epochs=3, validate_every=2))
     epochs = [record for record in read_metrics(tmp_path / "metrics.jsonl") if record["kind"] == "epoch"]
     assert ["validation_loss" in record for record in epochs] == [False, True, True]
 
 
-def test_without_validation_nothing_is_selected(tmp_path):
+def test_without_validation_nothing_is_selected(tmp_path: Path) -> None:
     made = trainer(tmp_path, validate=False)
     result = fit(made)
     assert made.best is None
@@ -277,7 +297,7 @@ def test_without_validation_nothing_is_selected(tmp_path):
     assert "validation_loss" not in result.summary
 
 
-def test_the_model_trains_in_train_mode_after_each_validation(tmp_path):
+def test_the_model_trains_in_train_mode_after_each_validation(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     modes = []
     made.model[1].register_forward_hook(lambda module, inputs, output: modes.append(module.training))
@@ -285,10 +305,10 @@ def test_the_model_trains_in_train_mode_after_each_validation(tmp_path):
     assert modes == ([True] * 4 + [False]) * 3
 
 
-def saves(made):
+def saves(made: Trainer) -> list[Any]:
     saved, save = [], made.save
 
-    def note():
+    def note() -> None:
         saved.append(made.step)
         save()
 
@@ -296,14 +316,14 @@ def saves(made):
     return saved
 
 
-def test_checkpoints_are_made_by_step(tmp_path):
+def test_checkpoints_are_made_by_step(tmp_path: Path) -> None:
     made = trainer(tmp_path, checkpoint_steps=5)
     saved = saves(made)
     fit(made)
     assert saved == [0, 5, 10, 12]
 
 
-def test_checkpoints_are_made_by_the_clock(tmp_path, monkeypatch):
+def test_checkpoints_are_made_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(tmp_path, checkpoint_minutes=5)
     monkeypatch.setattr("deepzero.training.trainer.time.monotonic", lambda: 100.0 * made.step)
     fit(made, until=7)
@@ -313,17 +333,17 @@ def test_checkpoints_are_made_by_the_clock(tmp_path, monkeypatch):
 class NanFrom:
     """A source whose loss is not finite from a step on."""
 
-    def __init__(self, model, step):
+    def __init__(self, model: nn.Module, step: int) -> None:
         self.inner, self.first = fo(model), step
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable[..., Any] | NetworkObjective | int | None:
         return getattr(self.inner, name)
 
-    def backward(self, x, y):
+    def backward(self, x: Tensor, y: Tensor) -> Tensor | None:
         return self.inner.backward(x * torch.nan if self.inner.step >= self.first else x, y)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_and_advice(tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_and_advice(tmp_path: Path) -> None:
     made = trainer(tmp_path, source=lambda model: NanFrom(model, 6), checkpoint_steps=5)
     with pytest.raises(NonFiniteLossError, match=r"(?s)step 6 \(epoch 2\).*step-00000005.*lower learning rate.*doctor"):
         fit(made)
@@ -333,8 +353,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_and_advic
     assert all(bool(value.isfinite().all()) for value in weights.values())
 
 
-def test_weights_that_are_not_finite_are_never_saved_or_selected(tmp_path):
-    def explode(made, record):
+def test_weights_that_are_not_finite_are_never_saved_or_selected(tmp_path: Path) -> None:
+    def explode(made: Trainer, record: dict[str, Any]) -> None:
         if record["step"] == 4:
             made.model[0].weight.data.fill_(math.inf)
 
@@ -348,19 +368,21 @@ def test_weights_that_are_not_finite_are_never_saved_or_selected(tmp_path):
 class Returning:
     """A source that returns a loss of its own making in place of an error."""
 
-    def __init__(self, model, loss):
+    def __init__(self, model: nn.Module, loss: float) -> None:
         self.inner, self.loss = fo(model), loss
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable[..., Any] | NetworkObjective | int | None:
         return getattr(self.inner, name)
 
-    def backward(self, x, y):
+    def backward(self, x: Tensor, y: Tensor) -> float:
         self.inner.backward(x, y)
         return self.loss
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_source_that_returns_a_loss_that_is_not_finite_stops_before_the_step_is_taken(tmp_path, loss):
+def test_a_source_that_returns_a_loss_that_is_not_finite_stops_before_the_step_is_taken(
+    tmp_path: Path, loss: float
+) -> None:
     made = trainer(tmp_path, source=lambda model: Returning(model, loss))
     start = made.model[0].weight.clone()
     with pytest.raises(NonFiniteLossError, match=r"(?s)step 0 \(epoch 1\): the loss is .*step-00000000"):
@@ -369,7 +391,7 @@ def test_a_source_that_returns_a_loss_that_is_not_finite_stops_before_the_step_i
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_validation_loss_that_is_not_finite_is_divergence(tmp_path, loss):
+def test_a_validation_loss_that_is_not_finite_is_divergence(tmp_path: Path, loss: float) -> None:
     """The weights are finite, and the training loss is: only the validation split shows that something is wrong."""
     made = trainer(tmp_path, checkpoint_steps=3)
     scored(made, [{"accuracy": 0.5, "loss": 1.0}, {"accuracy": 0.9, "loss": loss}])
@@ -382,24 +404,24 @@ def test_a_validation_loss_that_is_not_finite_is_divergence(tmp_path, loss):
     assert [r["epoch"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "epoch"] == [0]
 
 
-def test_the_mean_of_huge_losses_is_a_number():
+def test_the_mean_of_huge_losses_is_a_number() -> None:
     told = []
     tell = [lambda _trainer, record: told.append(record)]
     fit(trainer(None, source=lambda model: Returning(model, 1e308), epochs=1, callbacks=tell))
     assert told[-1]["training_loss"] == 1e308
 
 
-def test_the_source_is_told_each_epoch_so_that_coordinates_are_drawn_for_it(tmp_path):
+def test_the_source_is_told_each_epoch_so_that_coordinates_are_drawn_for_it(tmp_path: Path) -> None:
     """Every step's gradient lies in the set of its epoch, and the sets differ."""
     ratios = DynamicRatios({"0.weight": 0.3, "4.weight": 0.5}, every=1, unit="epoch", seed=3)
 
-    def drawn_by_epoch(model):
+    def drawn_by_epoch(model: nn.Module) -> Estimator:
         return dz.CGE(model, loss=F.cross_entropy, sparsity=ratios, evaluator=dz.SequentialEvaluator(), seed=1)
 
     made = trainer(tmp_path, source=drawn_by_epoch, optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
     backward, touched = made.source.backward, []
 
-    def note(*batch):
+    def note(*batch: Tensor) -> Tensor:
         loss = backward(*batch)
         touched.append({name: p.grad != 0 for name, p in made.model.named_parameters() if name in ratios.ratios})
         return loss
@@ -415,8 +437,8 @@ def test_the_source_is_told_each_epoch_so_that_coordinates_are_drawn_for_it(tmp_
         assert any(bool(mask.any()) for mask in masks.values())
 
 
-def test_a_signal_finishes_the_step_and_saves(tmp_path):
-    def interrupt(_trainer, record):
+def test_a_signal_finishes_the_step_and_saves(tmp_path: Path) -> None:
+    def interrupt(_trainer: Trainer, record: dict[str, Any]) -> None:
         if record["step"] == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -426,7 +448,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path):
     assert checkpoint(tmp_path).step == 5
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     fit(made, until=1)
     made.model[0] = nn.Linear(3, 6)
@@ -434,7 +456,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
         made.restore(checkpoint(tmp_path))
 
 
-def test_a_checkpoint_of_another_step_size_is_refused(tmp_path):
+def test_a_checkpoint_of_another_step_size_is_refused(tmp_path: Path) -> None:
     made = trainer(tmp_path, source=sparse_cge)
     fit(made, until=1)
     made.source.step_rule = as_step_size(1e-4, order=1)
@@ -445,13 +467,13 @@ def test_a_checkpoint_of_another_step_size_is_refused(tmp_path):
 # What users bring -----------------------------------------------------------------------------------------------------
 
 
-def points(count=40):
+def points(count: int = 40) -> Any:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(count, 3, generator=generator)
     return TensorDataset(x, (x.sum(1) > 0).long())
 
 
-def own(folder=None, *, train=None, model=None, **options):
+def own(folder: Path | None = None, *, train: Any = None, model: Any = None, **options: Any) -> Trainer:
     """A trainer as a user's first script would make it."""
     model = model or network()
     train = DataLoader(points(), batch_size=16, shuffle=True) if train is None else train
@@ -462,22 +484,22 @@ def own(folder=None, *, train=None, model=None, **options):
 class Noisy:
     """A data set that draws from all three global generators, as augmentation does."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.data = points(24)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         x, y = self.data[index]
         return x + torch.randn(3) + np.random.rand() + random.random(), y  # noqa: NPY002
 
 
 class Stream(IterableDataset):
-    def __init__(self, count=24):
+    def __init__(self, count: int = 24) -> None:
         self.count = count
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         for k in range(self.count):
             yield torch.rand(3) + k % 2, k % 2
 
@@ -497,8 +519,8 @@ LOADERS = {
 
 @pytest.mark.parametrize("kind", LOADERS)
 @pytest.mark.parametrize("cut", [1, 3, 4])
-def test_any_loader_is_read_on_where_it_was_interrupted(tmp_path, kind, cut):
-    def seeded():
+def test_any_loader_is_read_on_where_it_was_interrupted(tmp_path: Path, kind: str, cut: int) -> None:
+    def seeded() -> None:
         torch.manual_seed(5)
         np.random.seed(6)  # noqa: NPY002
         random.seed(7)
@@ -518,13 +540,13 @@ def test_any_loader_is_read_on_where_it_was_interrupted(tmp_path, kind, cut):
     assert without_time(tmp_path / "part" / "metrics.jsonl") == without_time(tmp_path / "whole" / "metrics.jsonl")
 
 
-def test_data_with_a_hidden_generator_cannot_be_resumed_and_says_so(tmp_path):
+def test_data_with_a_hidden_generator_cannot_be_resumed_and_says_so(tmp_path: Path) -> None:
     class Hidden(Noisy):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.draws = np.random.default_rng(0)
 
-        def __getitem__(self, index):
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
             x, y = self.data[index]
             return x + self.draws.random(), y
 
@@ -534,14 +556,14 @@ def test_data_with_a_hidden_generator_cannot_be_resumed_and_says_so(tmp_path):
         fit(rest, epochs=2, resume=True)
 
 
-def test_data_that_has_become_shorter_is_refused(tmp_path):
+def test_data_that_has_become_shorter_is_refused(tmp_path: Path) -> None:
     fit(own(tmp_path, train=[tuple(points(8).tensors)] * 3), epochs=2, until=2)
     rest = own(tmp_path, train=[tuple(points(8).tensors)])
     with pytest.raises(CheckpointError, match="only 1 batches now, but 2"):
         fit(rest, epochs=2, resume=True)
 
 
-def test_batches_that_are_added_up_are_one_larger_batch():
+def test_batches_that_are_added_up_are_one_larger_batch() -> None:
     """Without batch norm and dropout, the mean of two gradients is the gradient of the joint batch."""
     x, y = points(16).tensors
     weights = []
@@ -557,7 +579,7 @@ def test_batches_that_are_added_up_are_one_larger_batch():
     assert not torch.equal(weights[0], torch.zeros(2, 3).double())
 
 
-def test_the_last_batches_of_an_epoch_are_averaged_by_their_number():
+def test_the_last_batches_of_an_epoch_are_averaged_by_their_number() -> None:
     model = nn.Linear(1, 1, bias=False)
     model.weight.data.zero_()
     train = [(torch.ones(1, 1), torch.tensor([[float(k)]])) for k in (1, 2, 4)]
@@ -569,7 +591,7 @@ def test_the_last_batches_of_an_epoch_are_averaged_by_their_number():
     assert model.weight.item() == pytest.approx(first + 0.5 * 2 * (4 - first))
 
 
-def test_gradients_are_clipped_by_norm_and_by_value():
+def test_gradients_are_clipped_by_norm_and_by_value() -> None:
     for option, expected in (({"clip_norm": 1.0}, [0.6, 0.8]), ({"clip_value": 2.0}, [2.0, 2.0]), ({}, [3.0, 4.0])):
         model = nn.Linear(2, 1, bias=False)
         model.weight.data.zero_()
@@ -593,8 +615,8 @@ def test_gradients_are_clipped_by_norm_and_by_value():
         ),
     ],
 )
-def test_any_scheduler_goes_on_after_an_interruption(tmp_path, scheduler):
-    def made(folder):
+def test_any_scheduler_goes_on_after_an_interruption(tmp_path: Path, scheduler: Callable[..., Any]) -> None:
+    def made(folder: Path) -> Trainer:
         model = network()
         optimizer = adam(model)
         train = [tuple(points(8).tensors)] * 2
@@ -613,10 +635,10 @@ def test_any_scheduler_goes_on_after_an_interruption(tmp_path, scheduler):
     assert rates[::2] == rates[1::2]  # by epoch
 
 
-def test_early_stopping_keeps_the_best_and_goes_on_counting_after_an_interruption(tmp_path):
+def test_early_stopping_keeps_the_best_and_goes_on_counting_after_an_interruption(tmp_path: Path) -> None:
     losses = [1.0, 0.5, 0.6, 0.7, 0.4, 0.3]
 
-    def made():
+    def made() -> Trainer:
         one = own(tmp_path, callbacks=[EarlyStopping(patience=2)])
         one.validation = lambda _model: {"loss": losses[one.epoch - 1]}
         return one
@@ -629,14 +651,14 @@ def test_early_stopping_keeps_the_best_and_goes_on_counting_after_an_interruptio
     assert fit(made(), epochs=6, resume=True).summary == result.summary
 
 
-def test_a_change_below_min_delta_is_no_improvement():
+def test_a_change_below_min_delta_is_no_improvement() -> None:
     one = own(callbacks=[EarlyStopping(patience=1, min_delta=0.2)])
     one.validation = lambda _model: {"loss": 1.0 - 0.1 * one.epoch}
     assert one.fit(epochs=9).summary["epochs"] == 2
 
 
-def test_a_callback_may_end_the_run_with_weights_and_summary(tmp_path):
-    def enough(trainer, record):
+def test_a_callback_may_end_the_run_with_weights_and_summary(tmp_path: Path) -> None:
+    def enough(trainer: Trainer, record: dict[str, Any]) -> None:
         if record["kind"] == "step" and record["step"] == 4:
             trainer.stop("enough")
 
@@ -646,7 +668,7 @@ def test_a_callback_may_end_the_run_with_weights_and_summary(tmp_path):
     assert (tmp_path / "model.safetensors").exists()
 
 
-def test_the_budget_of_queries_holds_and_may_be_raised(tmp_path):
+def test_the_budget_of_queries_holds_and_may_be_raised(tmp_path: Path) -> None:
     a_step = 1 + 4 + 5 + 5 + 5 + 5 + 2  # as above: of 15 and 10 sparse weights, 4 and 5
     result = own(tmp_path, max_queries=4 * a_step + 1).fit(epochs=9)
     steps = result.summary["steps"]
@@ -656,7 +678,7 @@ def test_the_budget_of_queries_holds_and_may_be_raised(tmp_path):
     assert own(tmp_path, max_queries=8 * a_step).fit(epochs=9, resume=True).summary["steps"] > steps
 
 
-def test_a_budget_that_ends_with_an_epoch_adds_no_record_but_the_look_that_is_due(tmp_path):
+def test_a_budget_that_ends_with_an_epoch_adds_no_record_but_the_look_that_is_due(tmp_path: Path) -> None:
     a_step = 1 + 4 + 5 + 5 + 5 + 5 + 2
     train = [tuple(points(16).tensors)] * 2
     for every, looks in ((1, [True, True]), (3, [False, False, True])):
@@ -668,14 +690,14 @@ def test_a_budget_that_ends_with_an_epoch_adds_no_record_but_the_look_that_is_du
         assert (folder / "plot.png").exists()
 
 
-def test_a_budget_below_one_step_is_refused_before_it():
+def test_a_budget_below_one_step_is_refused_before_it() -> None:
     made = own(max_queries=10)
     with pytest.raises(InvalidInputError, match="a step takes 27 queries, but only 10"):
         made.fit(epochs=1)
     assert made.queries == 0
 
 
-def test_a_finished_run_goes_on_for_more_epochs_with_the_last_weights_not_the_best(tmp_path):
+def test_a_finished_run_goes_on_for_more_epochs_with_the_last_weights_not_the_best(tmp_path: Path) -> None:
     whole = own(tmp_path / "whole", train=[tuple(points(16).tensors)] * 3)
     whole.fit(epochs=4)
     part = own(tmp_path / "part", train=[tuple(points(16).tensors)] * 3)
@@ -692,7 +714,7 @@ def test_a_finished_run_goes_on_for_more_epochs_with_the_last_weights_not_the_be
     assert torch.equal(one.model[0].weight, whole.model[0].weight)
 
 
-def test_a_call_that_ends_within_an_epoch_goes_on_there_in_the_next():
+def test_a_call_that_ends_within_an_epoch_goes_on_there_in_the_next() -> None:
     weights = []
     for parts in ([7], [2, 5, 7]):
         torch.manual_seed(3)
@@ -703,7 +725,7 @@ def test_a_call_that_ends_within_an_epoch_goes_on_there_in_the_next():
     assert torch.equal(weights[0], weights[1])
 
 
-def test_a_call_after_a_stop_adds_to_the_measurements(tmp_path):
+def test_a_call_after_a_stop_adds_to_the_measurements(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     assert fit(made, until=5).stopped == "SIGTERM"
     fit(made)
@@ -712,8 +734,10 @@ def test_a_call_after_a_stop_adds_to_the_measurements(tmp_path):
 
 @pytest.mark.parametrize("before", [None, dz.Team()])
 @pytest.mark.parametrize("after", [None, dz.Team()])
-def test_a_run_goes_on_with_divided_queries_or_without(tmp_path, before, after):
-    def made(team):
+def test_a_run_goes_on_with_divided_queries_or_without(
+    tmp_path: Path, before: Alone | None, after: Alone | None
+) -> None:
+    def made(team: Alone | None) -> Trainer:
         model = network()
         return Trainer(model, dz.CGE(model, loss=F.cross_entropy), sgd(model), Batches(), out=tmp_path, team=team)
 
@@ -721,7 +745,7 @@ def test_a_run_goes_on_with_divided_queries_or_without(tmp_path, before, after):
     assert fit(made(after), epochs=1, resume=True).summary["steps"] == 4
 
 
-def test_making_a_trainer_draws_nothing_and_starts_no_workers():
+def test_making_a_trainer_draws_nothing_and_starts_no_workers() -> None:
     loader = DataLoader(points(), batch_size=8, shuffle=True, num_workers=1)
     before = torch.get_rng_state()
     own(train=loader)
@@ -729,11 +753,11 @@ def test_making_a_trainer_draws_nothing_and_starts_no_workers():
     assert not multiprocessing.active_children()
 
 
-def test_accuracy_is_told_only_where_outputs_can_only_be_scores_of_classes():
+def test_accuracy_is_told_only_where_outputs_can_only_be_scores_of_classes() -> None:
     """Tokens whose classes come last, and as many of them as there are tokens, would be read the wrong way round."""
     model = nn.Linear(3, 3)
 
-    def of_tokens(output, target):
+    def of_tokens(output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output.transpose(1, 2), target)
 
     tokens = [(torch.randn(4, 3, 3), torch.randint(3, (4, 3)))]
@@ -744,7 +768,7 @@ def test_accuracy_is_told_only_where_outputs_can_only_be_scores_of_classes():
     assert set(measured(NetworkObjective(model, F.cross_entropy), classes)) == {"loss", "accuracy"}
 
 
-def test_steps_may_end_within_an_epoch(tmp_path):
+def test_steps_may_end_within_an_epoch(tmp_path: Path) -> None:
     made = own(tmp_path, train=[tuple(points(16).tensors)] * 3)
     result = made.fit(steps=5)
     assert (result.summary["steps"], result.summary["epochs"]) == (5, 1)
@@ -752,7 +776,7 @@ def test_steps_may_end_within_an_epoch(tmp_path):
     assert kinds == [("epoch", 3), ("epoch", 5)]
 
 
-def test_a_dict_is_one_argument_and_a_problem_without_data_has_none():
+def test_a_dict_is_one_argument_and_a_problem_without_data_has_none() -> None:
     model = nn.Linear(3, 1)
     zo = dz.CGE(model, closure=lambda m, batch: m(batch["x"]).square().mean())
     made = Trainer(model, zo, torch.optim.SGD(model.parameters(), lr=0.1), [{"x": torch.ones(2, 3)}])
@@ -767,14 +791,14 @@ def test_a_dict_is_one_argument_and_a_problem_without_data_has_none():
     assert box.weight.abs().max().item() < 5e-3  # half a step of the forward difference
 
 
-def result_of_accuracy(train):
+def result_of_accuracy(train: list[tuple[Tensor, Tensor]]) -> float:
     return own(train=train, monitor="validation_accuracy").fit(epochs=2).summary["validation_accuracy"]
 
 
-def test_metrics_are_of_the_whole_split_and_torchmetrics_fit():
+def test_metrics_are_of_the_whole_split_and_torchmetrics_fit() -> None:
     seen = []
 
-    def odd(outputs, targets):
+    def odd(outputs: Tensor, targets: Tensor) -> Tensor:
         seen.append((outputs.shape, targets.shape))
         return (outputs.argmax(1) == targets).float().mean()
 
@@ -784,7 +808,7 @@ def test_metrics_are_of_the_whole_split_and_torchmetrics_fit():
     assert result.summary["validation_odd"] == pytest.approx(result_of_accuracy(train))
 
 
-def test_the_test_data_are_looked_at_once_at_the_end(tmp_path):
+def test_the_test_data_are_looked_at_once_at_the_end(tmp_path: Path) -> None:
     looks = []
     made = own(tmp_path, test=lambda model: looks.append(made.step) or {"accuracy": 0.25})
     summary = made.fit(epochs=2).summary
@@ -793,11 +817,11 @@ def test_the_test_data_are_looked_at_once_at_the_end(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["test_accuracy"] == 0.25
 
 
-def test_a_function_looks_at_the_network_in_eval_mode():
+def test_a_function_looks_at_the_network_in_eval_mode() -> None:
     """With dropout on it would measure another network."""
     modes = []
 
-    def look(model):
+    def look(model: nn.Module) -> dict[str, float]:
         modes.append([module.training for module in model.modules()])
         return {"loss": 0.5}
 
@@ -809,21 +833,21 @@ def test_a_function_looks_at_the_network_in_eval_mode():
     assert [module.training for module in made.model] == [True, False, True, True, True]
 
 
-def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = own().fit(epochs=1)
     assert result.folder is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_resume_auto_begins_or_goes_on(tmp_path):
+def test_resume_auto_begins_or_goes_on(tmp_path: Path) -> None:
     fit(own(tmp_path), epochs=2, until=2, resume="auto")
     rest = own(tmp_path)
     rest.fit(epochs=2, resume="auto")
     assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_progress_is_shown_on_the_console_given():
+def test_progress_is_shown_on_the_console_given() -> None:
     console = Console(file=io.StringIO(), width=80)
     own(progress=console).fit(epochs=1)
     assert "step 3/3: epoch 1, loss" in console.file.getvalue()
@@ -859,7 +883,7 @@ def test_progress_is_shown_on_the_console_given():
         ),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_done(change, message):
+def test_what_cannot_work_is_refused_before_anything_is_done(change: Callable[..., Any], message: str) -> None:
     model = network()
     arguments = {"model": model, "estimator": fo(model), "optimizer": sgd(model), "train": Batches()}
     with pytest.raises(InvalidInputError, match=f"(?s){message}"):
@@ -875,17 +899,17 @@ def test_what_cannot_work_is_refused_before_anything_is_done(change, message):
         ({"epochs": 1, "resume": True}, InvalidInputError, "resume=True needs the folder"),
     ],
 )
-def test_calls_of_fit_that_cannot_work(call, error, message):
+def test_calls_of_fit_that_cannot_work(call: dict[str, Any], error: type[InvalidInputError], message: str) -> None:
     with pytest.raises(error, match=message):
         own().fit(**call)
 
 
-def test_data_without_a_batch_are_refused():
+def test_data_without_a_batch_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="gave no batch"):
         own(train=[]).fit(epochs=1)
 
 
-def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path):
+def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
     own(tmp_path).fit(epochs=1)
     with pytest.raises(RunFolderError, match=r"resume=True.*out="):
         own(tmp_path).fit(epochs=1)
