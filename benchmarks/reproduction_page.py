@@ -1,9 +1,10 @@
 """Put the recorded tables and figures into the page "Reproduction" of the documentation.
 
-    python benchmarks/reproduction_page.py
+    python benchmarks/reproduction_page.py NAME ...
 
 Between the marks ``<!-- record: NAME -->`` and ``<!-- end -->`` of docs/reproduction.md stands what the record
-benchmarks/records/reproduce-NAME.json holds; a test compares the two.
+benchmarks/records/reproduce-NAME.json holds; a test compares the two. Figures are drawn of the records that are named,
+and of all without a name: another version of matplotlib draws the same figure in other bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from deepzero.report import Document, markdown
@@ -49,10 +52,11 @@ def section(name: str) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
-def draw_figures() -> None:
-    """Every figure of every record as an SVG file beside the page, and every picture as a PNG file."""
+def draw_figures(names: Sequence[str] = ()) -> None:
+    """Every figure of some records, or of all, as an SVG file beside the page, and every picture as a PNG file."""
     FIGURES.mkdir(exist_ok=True)
-    for path in sorted(RECORDS.glob("reproduce-*.json")):
+    every = sorted(RECORDS.glob("reproduce-*.json"))
+    for path in [RECORDS / f"reproduce-{name}.json" for name in names] or every:
         document = Document.from_dict(json.loads(path.read_text(encoding="utf-8")))
         name = path.stem.removeprefix("reproduce-")
         for number, figure in enumerate(document.figures, start=1):
@@ -63,5 +67,5 @@ def draw_figures() -> None:
 
 
 if __name__ == "__main__":
-    draw_figures()
+    draw_figures(sys.argv[1:])
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

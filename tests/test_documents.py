@@ -80,6 +80,15 @@ def test_versions_agree() -> None:
     assert deepzero.__version__ == project == cited[1]
 
 
+def test_figures_are_drawn_of_the_records_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import reproduction_page
+
+    monkeypatch.setattr(reproduction_page, "FIGURES", tmp_path)
+    reproduction_page.draw_figures(["figA5"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figA5-1.svg", "figA5-2.svg"]
+
+
 def test_the_page_of_reproductions_says_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import reproduction_page

@@ -27,6 +27,7 @@ from deepzero.tasks.classification import (
     train,
 )
 from deepzero.training import TrainingConfig
+from deepzero.training.run_folder import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 HOWTO = ROOT / "docs" / "howto"
@@ -168,23 +169,25 @@ def test_every_number_of_a_report_is_explained(run: Path) -> None:
     assert sorted(name for name in shown if name not in text) == []
 
 
-def keys_beside(path: Path, key: str) -> set[str]:
-    """Keys of the one dictionary of a source file that has this key."""
+def keys_beside(path: Path, *keys: str) -> set[str]:
+    """Keys of the one dictionary of a source file that has these keys."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     tables = [
         {str(k.value) for k in node.keys if isinstance(k, ast.Constant)}
         for node in ast.walk(tree)
         if isinstance(node, ast.Dict)
     ]
-    [keys] = [keys for keys in tables if key in keys]
-    return keys
+    [found] = [table for table in tables if table.issuperset(keys)]
+    return found
 
 
-@pytest.mark.parametrize("task", ["defense", "correction"])
+@pytest.mark.parametrize("task", COMMANDS)
 def test_every_key_of_a_staged_summary_is_explained(task: str) -> None:
     tasks = ROOT / "src" / "deepzero" / "tasks"
-    keys = keys_beside(tasks / task / f"train_{task}.py", "method") | keys_beside(tasks / "staged_run.py", "hardware")
-    assert {"method", "seconds", "seed", "versions", "hardware", "config"} <= keys
+    keys = keys_beside(tasks / task / f"train_{task}.py", "seconds", "seed") | keys_beside(
+        tasks / "staged_run.py", "hardware"
+    )
+    assert {"seconds", "seed", "versions", "hardware", "config"} <= keys
     assert unexplained(keys, section(f"summary.json of a {task}")) == []
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.errors import CheckpointError, InvalidInputError
+from deepzero.probes import RandomPerturbations, RandomProbes
 from deepzero.step_sizes import FromDtype, FromNoise, as_step_size, relative_noise
 
 X, Y = normal(6, 4), torch.tensor([0, 1, 2, 1, 0, 2])
@@ -270,6 +271,21 @@ class TestAuto:
         else:
             assert all(g.isfinite().all() for g in found.values())
             assert 0 < zo.step_size < 0.1
+
+    def test_directions_of_ones_own_are_not_taken_for_exact(self) -> None:
+        """Only coordinates have differences without the noise of the loss; of others it is measured, whoever made them."""
+
+        class Own:
+            def draw(self, context: dz.coordinates.StepContext) -> RandomPerturbations:
+                return RandomProbes(2).draw(context)
+
+            def state(self) -> dict[str, object]:
+                return {"probes": "own"}
+
+        objective = dz.NetworkObjective(linear(torch.float32), F.cross_entropy)
+        zo = dz.Estimator(objective, probes=Own(), evaluator=dz.AutomaticEvaluator(), step_size="auto")
+        zo.estimate(X.float(), Y)
+        assert zo.step_rule.noise > 0
 
     def test_the_noise_of_a_table_of_differences(self) -> None:
         """The measured level is that of the noise that was put in, within a factor of 4."""

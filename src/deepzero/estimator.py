@@ -320,12 +320,13 @@ class Estimator:
     def _measure_noise(self, batch: tuple[Any, ...]) -> None:
         """``step_size="auto"``: the noise of the loss, once.
 
-        Differences that are propagated have none but rounding, unless a black box inside tells values alone.
+        Differences along coordinates that are propagated have none but rounding, unless a black box inside tells
+        values alone.
         """
         rule = self.step_rule
         if not isinstance(rule, FromNoise) or rule.noise is not None:
             return
-        exact = getattr(self.evaluator, "exact", False) and not getattr(self.probes, "moves_all_parameters", False)
+        exact = getattr(self.evaluator, "exact", False) and getattr(self.probes, "along_coordinates", False)
         if exact and not asks_black_boxes(self.objective):
             rule.noise = 0.0
             return

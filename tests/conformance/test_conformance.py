@@ -155,7 +155,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed": lambda z: z.transpose(2, 3),
     "expanded": lambda z: z.mean(3, keepdim=True).expand(z.shape),
 }
-QUERIES = [(probe, evaluator) for probe in ("coordinates", "gaussian") for evaluator in EVALUATORS]
+QUERIES = [(p, e) for p in PROBES if p not in ("rademacher", "sphere") for e in EVALUATORS if p in EVALUATORS[e][1]]
+"""Every kind of directions with every evaluator that accepts it; one distribution stands for all of random directions."""
 
 
 @pytest.mark.filterwarnings("ignore::deepzero.SlowQueriesWarning")

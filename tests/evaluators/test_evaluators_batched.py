@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import assert_close, initialize, normal, nothing_changes, some_coordinates
-from torch import nn
+from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero import models
@@ -103,6 +103,33 @@ def test_what_the_loss_does_not_depend_on_has_the_difference_zero(chunk: int) ->
     data = normal(9, 1, 16, 16, dtype=torch.float32), torch.arange(9)
     found = dz.BatchedEvaluator(chunk=chunk).measure(StepQueries(objective, data, perturbations, [1.0, -1.0], seed=0))
     assert not found.differences.any()
+
+
+class LayerByLayer:
+    """Directions of a kind that no evaluator knows: each moves one parameter, by as much in every entry."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def displace(self, parameters: dict[str, Tensor], k: int, offset: float) -> dict[str, Tensor]:
+        return {**parameters, self.names[k]: parameters[self.names[k]] + offset}
+
+    def taken(self, parameters: dict[str, Tensor], offsets: list[float]) -> Tensor:
+        return torch.tensor(offsets, dtype=torch.float64).unsqueeze(1).expand(-1, len(self))
+
+
+def test_jobs_that_move_different_parameters_have_a_base_each() -> None:
+    """A step of zero is the difference 0 for every one of them; forwards with other parameters stacked round otherwise."""
+    model = initialize(nn.Sequential(nn.Linear(768, 300), nn.Tanh(), nn.Linear(300, 10)), dtype=torch.float32)
+    objective = dz.NetworkObjective(model, F.cross_entropy)
+    directions = LayerByLayer([name for name in parameters_of(objective) for _ in range(2)])
+    data = normal(16, 768, dtype=torch.float32), torch.arange(16) % 10
+    found = dz.BatchedEvaluator(chunk=2).measure(StepQueries(objective, data, directions, [0.0, 0.1], seed=0))
+    assert not found.differences[0].any()
+    assert found.differences[1].any()
 
 
 def test_a_base_loss_that_is_not_a_number_is_refused() -> None:

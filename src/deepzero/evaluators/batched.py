@@ -100,7 +100,7 @@ class _StackedStep:
         loss: base loss of a single forward.
         draws: the random numbers.
         chunk: queries a forward.
-        bases: base loss of a vectorized forward, ``[P]``, by the kind of its queries and their number.
+        bases: base loss of a vectorized forward, ``[P]``, by the parameters that are stacked and the number of queries.
     """
 
     objective: NetworkObjective
@@ -109,15 +109,15 @@ class _StackedStep:
     loss: Tensor
     draws: Draws
     chunk: int
-    bases: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    bases: dict[tuple[tuple[str, ...], int], Tensor] = field(default_factory=dict)
 
     def differences(self, job: Job) -> Float64[Tensor, " P"]:
         """Loss differences of a job's queries; a shorter job is filled up, so that all forwards are of one size."""
         size = min(self.chunk, job.full)
         points = [self.queries.moved(self.parameters, job.row, k) for k in job.directions]
         points += [points[-1]] * (size - len(points))
-        moving = [n for n, value in self.parameters.items() if any(point[n] is not value for point in points)]
-        key = (job.kind, size)
+        moving = tuple(n for n, value in self.parameters.items() if any(point[n] is not value for point in points))
+        key = (moving, size)
         if key not in self.bases:
             self.bases[key] = self._base(moving, size)
         losses = self._losses({name: torch.stack([point[name] for point in points]) for name in moving})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -152,6 +153,9 @@ class CoordinateProbes:
     """Coordinate directions over the set that a schedule chooses."""
 
     schedule: CoordinateSchedule
+
+    along_coordinates: ClassVar[bool] = True
+    """Every direction is a unit vector."""
 
     def draw(self, context: StepContext) -> CoordinatePerturbations:
         """One direction for each coordinate chosen for this step."""

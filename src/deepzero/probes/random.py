@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -194,9 +193,6 @@ class RandomProbes:
     queries: int
     distribution: str = "gaussian"
     seed: int = 0
-
-    moves_all_parameters: ClassVar[bool] = True
-    """Every direction has entries in all parameters."""
 
     def __post_init__(self) -> None:
         validation.count("queries", self.queries)

@@ -1,1 +1,1 @@
-"""Tasks: classification, defense of a classifier, correction of a solver, each a function of a frozen configuration."""
+"""Tasks, a package each: a function of a frozen configuration that fills the folder of a run."""

@@ -176,7 +176,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def command_of(record: Mapping[str, Any]) -> str:
-    """The command that makes runs of this kind: ``train``, ``defend`` or ``correct``.
+    """The command that makes runs of this kind: one of :data:`COMMANDS`, or ``train``.
 
     Example:
         >>> command_of({"config": {"data": {"name": "digits"}}}), command_of({"config": {"defense": {}}})
