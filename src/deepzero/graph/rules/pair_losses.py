@@ -187,7 +187,7 @@ def _or_one(weight: Operand | None) -> Any:
 
 
 def _rest(share: Moving) -> Moving:
-    """What is missing to 1."""
+    """One minus a share."""
     return Moving(1 - share.base, None if share.delta is None else -share.delta)
 
 
