@@ -40,7 +40,7 @@ from deepzero.graph.propagate import Meter
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
 from deepzero.objective import Batch, NetworkObjective, device_of, keywords, parameters_of
 from deepzero.operator import standing_in
-from deepzero.probes import CoordinateDirections, JointDirections
+from deepzero.probes import CoordinateDirections, JointDirections, are_coordinates, are_joint
 from deepzero.process_memory import give_back_freed_memory
 from deepzero.step_sizes import FromDtype
 from deepzero.stopwatch import median_seconds
@@ -106,7 +106,7 @@ class PropagationEvaluator(DivisibleEvaluator):
             raise InvalidInputError(
                 "PropagationEvaluator evaluates an nn.Module; use evaluator=dz.SequentialEvaluator() here"
             )
-        if not isinstance(directions, (CoordinateDirections, JointDirections)):
+        if not (are_coordinates(directions) or are_joint(directions)):
             raise InvalidInputError(
                 f"PropagationEvaluator knows coordinates and random directions, got {type(directions).__name__}; "
                 "use evaluator=dz.SequentialEvaluator()"
@@ -114,8 +114,9 @@ class PropagationEvaluator(DivisibleEvaluator):
         sizes = {name: abs(queries.offsets[0]) * directions.scale(name) for name in queries.parameters()}
         with self._way_out(), without_batching_advice():
             step = self._begin(objective, queries.batch, sizes, queries.seed)
-            if isinstance(directions, CoordinateDirections):
+            if are_coordinates(directions):
                 return self._along_coordinates(step, queries, directions)
+            assert are_joint(directions)
             return self._along_joint_directions(step, queries, directions)
 
     @contextmanager

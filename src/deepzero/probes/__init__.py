@@ -6,6 +6,8 @@ from deepzero.probes.base import (
     JointDirections,
     Perturbations,
     Probes,
+    are_coordinates,
+    are_joint,
     coordinates_of,
 )
 from deepzero.probes.coordinate import CoordinateDisplacement, CoordinatePerturbations, CoordinateProbes
@@ -24,5 +26,7 @@ __all__ = [
     "RandomDisplacement",
     "RandomPerturbations",
     "RandomProbes",
+    "are_coordinates",
+    "are_joint",
     "coordinates_of",
 ]
