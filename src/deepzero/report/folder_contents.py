@@ -16,7 +16,7 @@ from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.files import json_object
 from deepzero.report.figures import Document
 from deepzero.training.checkpoint import TENSORS
-from deepzero.training.run_folder import RECORD, RunFolder, no_run, read_record
+from deepzero.training.run_folder import RATIOS_FILE, RECORD, RunFolder, no_run, read_record
 
 RESULTS = "results.json"
 VALIDATION, TEST = "validation_", "test_"
@@ -149,7 +149,7 @@ def results(path: Path) -> Document:
 def _run(path: Path) -> RecordedRun:
     record = read_record(path)
     folder = RunFolder(path, record)
-    summary, ratios = folder.read_summary(), folder.read("ratios.json")
+    summary, ratios = folder.read_summary(), folder.read(RATIOS_FILE)
     return RecordedRun(
         path, record, metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path, record)
     )

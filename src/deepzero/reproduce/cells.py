@@ -18,10 +18,11 @@ from deepzero.estimator import Estimator
 from deepzero.objective import parameters_of
 from deepzero.stopwatch import Stopwatch, mean_seconds, median_seconds
 from deepzero.tasks import classification
-from deepzero.tasks.classification import RATIOS, ClassificationConfig
+from deepzero.tasks.classification import ClassificationConfig
 from deepzero.tasks.classification.classifier_setup import set_up
 from deepzero.tasks.task_data import DataReader
 from deepzero.training.metrics import read_metrics
+from deepzero.training.run_folder import RATIOS_FILE
 from deepzero.training.stop_request import StopRequest
 from deepzero.validation import device
 
@@ -100,7 +101,7 @@ class Training:
         if outcome.summary is None:
             return None
         epochs = [record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "epoch"]
-        keep = json.loads((folder / RATIOS).read_bytes())["keep"]
+        keep = json.loads((folder / RATIOS_FILE).read_bytes())["keep"]
         sizes = {name: p.numel() for name, p in outcome.model.named_parameters()}
         ranked_each_step = self.config.sparsity.pattern == "alternating"
         counts = {name: round(keep.get(name, 1.0) * size) for name, size in sizes.items()}

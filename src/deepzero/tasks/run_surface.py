@@ -21,8 +21,7 @@ from deepzero.tasks.classification.coordinate_selection import Ratios
 from deepzero.tasks.task_data import read_data
 from deepzero.training import RunFolder, read_record
 from deepzero.training.checkpoint_contents import selected
-
-RATIOS = "ratios.json"
+from deepzero.training.run_folder import RATIOS_FILE
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def _center(folder: RunFolder, data_dir: str | Path | None, device: str) -> Surf
     config = from_record(folder.record["config"])
     weights, words = _weights(folder)
     splits = read_data(config.data, data_dir)
-    ratios = folder.read(RATIOS)
+    ratios = folder.read(RATIOS_FILE)
     known = None if ratios is None else Ratios(**ratios)
     setup = set_up(config, splits.train, validation.device(device), known=known)
     model, source = setup.model, setup.source

@@ -21,6 +21,8 @@ from deepzero.training.checkpoint import CheckpointStore
 
 FORMAT = "deepzero run 1"
 RECORD, SUMMARY = "run.json", "summary.json"
+RATIOS_FILE = "ratios.json"
+"""The part of each layer that a step takes, as the tasks write it."""
 COMMANDS = {"defense": "defend", "correction": "correct"}
 """Command that makes runs with such a part in their configuration; all others are of ``train``."""
 

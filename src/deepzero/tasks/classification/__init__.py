@@ -8,11 +8,10 @@ from deepzero.tasks.classification.classification_config import (
     from_record,
 )
 from deepzero.tasks.classification.score_classifier import Scored, score_run
-from deepzero.tasks.classification.train_classifier import RATIOS, train
+from deepzero.tasks.classification.train_classifier import train
 from deepzero.tasks.task_config import DataConfig
 
 __all__ = [
-    "RATIOS",
     "ClassificationConfig",
     "DataConfig",
     "EstimatorConfig",

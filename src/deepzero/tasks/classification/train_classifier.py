@@ -21,9 +21,8 @@ from deepzero.tasks.task_data import Scorer, read_data
 from deepzero.team import Team, own_device
 from deepzero.training import ModelFile, Result, SharedRun, Sink, StopRequest, Trainer, TrainingConfig
 from deepzero.training.checkpoint_contents import parameter_shapes
+from deepzero.training.run_folder import RATIOS_FILE
 from deepzero.training.training_config import learning_rate
-
-RATIOS = "ratios.json"
 
 log = logging.getLogger("deepzero")
 
@@ -90,7 +89,7 @@ def train(
     path, team = Path(out), team or Team()
     place = own_device(validation.device(device))
     started = time.perf_counter()
-    run = SharedRun.open(path, config=asdict(config), resume=resume, team=team, files=[RATIOS])
+    run = SharedRun.open(path, config=asdict(config), resume=resume, team=team, files=[RATIOS_FILE])
     with StopRequest.of(team, max_seconds=max_seconds) as stop:
         splits = splits or read_data(config.data, data_dir)
         if run.summary is not None:
@@ -98,12 +97,12 @@ def train(
             model = make_model(config.model, splits.train, seed=config.seed).to(place)
             model.load_state_dict(run.weights())
             return Result(model, path, run.summary)
-        known = Ratios(**run.files[RATIOS]) if RATIOS in run.files else None
+        known = Ratios(**run.files[RATIOS_FILE]) if RATIOS_FILE in run.files else None
         setup = set_up(config, splits.train, place, team=team, known=known)
         run.start(
             config=asdict(config),
             notes={"parameters": parameter_shapes(setup.model), **(notes or {})},
-            files={RATIOS: asdict(setup.selection.ratios)},
+            files={RATIOS_FILE: asdict(setup.selection.ratios)},
         )
         trainer = _trainer(config, setup, splits, run, loggers=loggers, console=console)
         trainer.started = started

@@ -35,10 +35,10 @@ from deepzero.tasks.task_config import StageConfig
 from deepzero.training import RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.progress import counting
-from deepzero.training.run_folder import writing
+from deepzero.training.run_folder import RATIOS_FILE, writing
 
 TRAINING = "training"
-SNAPSHOTS, RATIOS = "snapshots", "ratios.json"
+SNAPSHOTS = "snapshots"
 CHECKS = 8
 """Batches that the checks of a first step may take."""
 PARTS = 4
@@ -235,7 +235,7 @@ class _Correction:
 
     def ratios(self, network: FlowCorrector) -> tuple[dict[str, float], int]:
         """Part of each weight that a step of ``zo-sol`` takes, and the solver calls to find it; made once, kept."""
-        path = self.run.path / RATIOS
+        path = self.run.path / RATIOS_FILE
         if self.config.method not in names.WEIGHTS:
             return {}, 0
         if not path.exists():

@@ -45,11 +45,10 @@ from deepzero.tasks.task_data import read_data
 from deepzero.training import Autograd, RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.model_file import export_onnx
+from deepzero.training.run_folder import RATIOS_FILE
 
 CLASSIFIER = "classifier.onnx"
 """The model file of a classifier of our own, in the folder of its stage."""
-RATIOS = "ratios.json"
-"""Parts of each layer that a step takes, in the folder of a run."""
 DISTILLED_BATCH = 256
 """Images of a step of a student: its queries are one an image, so larger batches than a denoiser's cost less time."""
 OWN = "our own"
@@ -264,7 +263,7 @@ class _Defense:
         self, denoiser: Denoiser, target: DefendedClassifier, images: data.Dataset
     ) -> tuple[dict[str, float], int]:
         """Part of each convolution that a step takes, and the queries to find it; found once, and kept."""
-        path = self.run.path / RATIOS
+        path = self.run.path / RATIOS_FILE
         if not path.exists():
             batch = self.batches("ranking", images, self.config.finetuning, 1, target=LABEL).batch(0, 0)
             keep, queries = layer_shares(self.config, denoiser, target.ask, batch)
