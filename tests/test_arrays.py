@@ -183,7 +183,7 @@ def test_a_bare_array_is_handed_on_as_it_is(array: Any, kind: type) -> None:
 
 def test_a_bare_array_travels_to_other_processes() -> None:
     box = dz.BlackBox(scaled_sum, np.ones(3))
-    function = pickle.loads(pickle.dumps(box.function()))
+    function = pickle.loads(pickle.dumps(box.worker_function()))
     assert function.losses([parameters_of(box)], (2.0,)) == [6.0]
 
 

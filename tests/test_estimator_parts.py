@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from oracle import initialize, normal
 from torch import nn
 
 import deepzero as dz
-from deepzero.probes import CoordinatePerturbations
+from deepzero.errors import InvalidInputError
+from deepzero.objective import Evaluation
+from deepzero.probes import CoordinatePerturbations, RandomPerturbations
 
 X, Y = normal(6, 3), torch.tensor([0, 1, 0, 1, 1, 0])
 
@@ -89,3 +92,49 @@ def test_a_copy_is_counted_by_itself_and_may_have_another_evaluator() -> None:
     assert twin.evaluator is not zo.evaluator
     other = dz.BlackBox(square, np.zeros(2))
     assert zo.copy(objective=other).objective is other
+
+
+class Subspace(RandomPerturbations):
+    """Random directions whose author keeps, under a name of theirs, the coordinates that matter: no unit vectors."""
+
+    coordinates = dz.Coordinates({"3.bias": torch.tensor([0, 1])})
+
+
+@pytest.mark.parametrize("evaluator", ["auto", "propagation"])
+def test_directions_are_unit_vectors_only_if_they_say_so(evaluator: str) -> None:
+    model, size = network(), 1e-3
+    plain = dz.RGE(model, loss=F.cross_entropy, queries=2, evaluator="sequential", step_size=size)
+    directions = Subspace(2, "gaussian", 5, dict(model.named_parameters()))
+    exact = plain.slopes(directions, (X, Y)).values
+    zo = dz.RGE(model, loss=F.cross_entropy, queries=2, evaluator=evaluator, step_size=size)
+    torch.testing.assert_close(zo.slopes(directions, (X, Y)).values, exact, rtol=1e-3, atol=1e-3)
+
+
+class Bounded:
+    """An objective of one's own, whose other attributes have ordinary names and meanings of their author's."""
+
+    steady = True
+
+    def __init__(self) -> None:
+        self.x = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+        self.function = square
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [("x", self.x)]
+
+    def evaluate(self, parameters: Any, batch: Any, *, seed: int) -> Evaluation:
+        return Evaluation(parameters["x"].square().sum())
+
+    def commit(self, buffers: Any) -> None:
+        pass
+
+    def constrain(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Values within the bounds of the problem: no business of gradients."""
+        return {name: value.clamp(-0.5, 0.5) for name, value in values.items()}
+
+
+def test_ordinary_names_of_an_objective_are_its_own() -> None:
+    gradients = dz.CGE(Bounded(), step_size=1e-6, stencil="central").estimate().gradients
+    torch.testing.assert_close(gradients["x"], torch.tensor([2.0, -4.0], dtype=torch.float64))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(InvalidInputError, match="is for black boxes"):
+        dz.CGE(Bounded(), executor=pool)

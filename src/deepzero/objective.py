@@ -97,10 +97,10 @@ class Objective(Protocol):
 
     - ``owners()``, in place of ``named_parameters()``: a mapping;
     - ``first_query(parameters, batch, seed)``: see :func:`first_query`, for queries that share random numbers;
-    - ``steady()``: a context in which nothing but queries is made;
-    - ``constrain(gradients)``: gradients as its parameters hold them;
+    - ``steady_block()``: a context in which nothing but queries is made;
+    - ``constrain_gradients(gradients)``: gradients as its parameters hold them;
     - ``asks_black_boxes()``, ``forgives_black_boxes()``: a black box inside has a price, may leave out answers;
-    - ``function()``, for workers in other processes: see :class:`SendableObjective`.
+    - ``worker_function()``, for workers in other processes: see :class:`SendableObjective`.
     """
 
     def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
@@ -230,7 +230,7 @@ class NetworkObjective:
         return Places.of(self.model, self.criterion) if self._steady is None else self._steady
 
     @contextmanager
-    def steady(self) -> Iterator[None]:
+    def steady_block(self) -> Iterator[None]:
         """A block of queries alone: the model's places, and the attributes that they put back, are looked up once."""
         outer = self._steady, self._before
         self._steady = self.places()
@@ -526,7 +526,7 @@ class NetworkObjective:
         """The loss of an output as a 0-dim float64 tensor, with its history where the caller records gradients."""
         return as_number(mean_loss(self.loss, output, target))
 
-    def constrain(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def constrain_gradients(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gradients as PyTorch has them: complex for complex parameters, 0 on the padding rows of embeddings.
 
         A table that the program also multiplies with (as an output layer) keeps the gradient of its padding row.
@@ -611,14 +611,15 @@ def first_query(
 
 
 def constrained(objective: Objective, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients as the objective's parameters hold them: see :meth:`NetworkObjective.constrain`."""
-    constrain: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = getattr(objective, "constrain", None)
+    """Gradients as the objective's parameters hold them: see :meth:`NetworkObjective.constrain_gradients`."""
+    hook = "constrain_gradients"
+    constrain: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = getattr(objective, hook, None)
     return gradients if constrain is None else constrain(gradients)
 
 
 def steady(objective: Objective) -> AbstractContextManager[None]:
-    """A block in which the objective is the same: see :meth:`NetworkObjective.steady`."""
-    block: Callable[[], AbstractContextManager[None]] = getattr(objective, "steady", nullcontext)
+    """A block in which the objective is the same: see :meth:`NetworkObjective.steady_block`."""
+    block: Callable[[], AbstractContextManager[None]] = getattr(objective, "steady_block", nullcontext)
     return block()
 
 
@@ -758,7 +759,7 @@ class BlackBoxFunction:
 class SendableObjective(Objective, Protocol):
     """An objective whose queries workers in other processes can answer, as those of a :class:`BlackBox`."""
 
-    def function(self) -> BlackBoxFunction:
+    def worker_function(self) -> BlackBoxFunction:
         """All that a worker needs beside the values of the parameters."""
         ...
 
@@ -820,7 +821,7 @@ class BlackBox:
         many = "" if self.batched is None else f", batched={self.batched}"
         return f"BlackBox({described(self.fn)}, {{{shapes}}}{many})"
 
-    def function(self) -> BlackBoxFunction:
+    def worker_function(self) -> BlackBoxFunction:
         """All that a worker needs to query this black box, but the values."""
         arrays = frozenset(name for name, value in self.values.items() if not isinstance(value, Tensor))
         return BlackBoxFunction(self.fn, arrays, self.batched)
@@ -839,7 +840,7 @@ class BlackBox:
 
     def evaluate(self, parameters: Parameters, batch: tuple[Any, ...], *, seed: int) -> Evaluation:
         """One call of ``fn``; ``seed`` is not used: a black box draws what it draws."""
-        (loss,) = self.function().losses([parameters], batch)
+        (loss,) = self.worker_function().losses([parameters], batch)
         return Evaluation(torch.tensor(loss, dtype=torch.float64))
 
     def commit(self, buffers: Mapping[str, Tensor]) -> None:

@@ -146,7 +146,7 @@ def test_what_was_missed_is_sent_again() -> None:
 
 
 def test_workers_keep_few_steps() -> None:
-    payload = Payload.pack(boxes.box().function(), parameters_of(boxes.box()), ())
+    payload = Payload.pack(boxes.box().worker_function(), parameters_of(boxes.box()), ())
     steps = [f"kept {i}" for i in range(KEPT + 1)]
     for step in steps:
         answer(Message(step, ((None, 0.0),), None, 0, payload))

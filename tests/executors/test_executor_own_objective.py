@@ -1,4 +1,4 @@
-"""An objective of one's own, with ``function()``, on an executor: as a black box."""
+"""An objective of one's own, with ``worker_function()``, on an executor: as a black box."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Own:
     def commit(self, buffers: dict[str, torch.Tensor]) -> None:
         """No buffers."""
 
-    def function(self) -> BlackBoxFunction:
+    def worker_function(self) -> BlackBoxFunction:
         return BlackBoxFunction(cubes, frozenset({"w"}))
 
 
 class Unsendable(Own):
-    function = None  # type: ignore[assignment]
+    worker_function = None  # type: ignore[assignment]
 
 
 def test_it_is_estimated_on_workers_with_the_bits_of_a_loop(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def _sendable(objective: Objective) -> str:
     if not isinstance(objective, BlackBox):
         return ""
     try:
-        ForkingPickler.dumps(objective.function())
+        ForkingPickler.dumps(objective.worker_function())
     except Exception as error:  # pickling runs code of the user's
         return " ".join(str(error).split())
     return ""

@@ -119,7 +119,7 @@ class ExecutorEvaluator:
 
     def _dispatch(self, box: SendableObjective, answers: _Answers) -> None:
         """Have the workers answer what is missing."""
-        queries, function = answers.queries, box.function()
+        queries, function = answers.queries, box.worker_function()
         dispatcher = Dispatcher(
             self._pool,
             Payload.pack(function, queries.parameters(), queries.batch),

@@ -60,7 +60,7 @@ def problem_of(box: SendableObjective) -> str:
         >>> problem_of(box) == problem_of(BlackBox(box.fn, {"w": np.ones(3)}))
         False
     """
-    function = box.function()
+    function = box.worker_function()
     fn = function.fn.fn if isinstance(function.fn, OnBareArray) else function.fn
     digest = hashlib.blake2b(_digest(fn), digest_size=DIGEST_BYTES)
     digest.update(f"{'array' if fn is not function.fn else 'dict'};".encode())

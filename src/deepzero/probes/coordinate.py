@@ -46,6 +46,9 @@ class CoordinatePerturbations:
     The estimate is :math:`\\hat\\nabla\\ell = \\sum_{i \\in S} s_i e_i` with slopes :math:`s_i`, and 0 outside.
     """
 
+    along_coordinates: ClassVar[bool] = True
+    """Every direction is a unit vector."""
+
     def __init__(
         self, coordinates: Coordinates, parameters: Parameters, scales: Mapping[str, float] | None = None
     ) -> None:
