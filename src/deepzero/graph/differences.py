@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Int64, Num, Shaped
+from jaxtyping import Float, Int64, Num, Shaped
 from torch import Tensor
+
+from deepzero.graph.host_numbers import is_known, on_host, placed
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ class OneHot:
 
     def positions(self) -> tuple[Int64[Tensor, " p"], ...]:
         """The multi-index of each entry, one tensor per dimension."""
-        return torch.unravel_index(self.indices, self.shape)
+        if not is_known(self.indices):
+            return torch.unravel_index(self.indices, self.shape)
+        parts = torch.unravel_index(on_host(self.indices), self.shape)
+        return tuple(placed(part, self.indices.device) for part in parts)
 
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries, most of them 0."""
@@ -78,7 +83,7 @@ class Channel:
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
         """Maximal runs ``(channel, start, stop)`` of perturbations that share their channel."""
-        values, counts = torch.unique_consecutive(self.channels, return_counts=True)
+        values, counts = torch.unique_consecutive(on_host(self.channels), return_counts=True)
         stops = counts.cumsum(0).tolist()
         return [(c, stop - n, stop) for c, n, stop in zip(values.tolist(), counts.tolist(), stops, strict=True)]
 
@@ -128,6 +133,45 @@ class Dense:
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries."""
         return self.delta
+
+
+class Packed(Dense):
+    """Every entry may differ, and is stored in float16, multiplied by a power of two.
+
+    Kernels of a GPU give and take it. To everything else it is a :class:`Dense` difference in float32, made where it is
+    asked for. An entry that float16 cannot hold is a NaN, so that no loss comes out wrong unseen.
+
+    Args:
+        half: the differences times ``scale``, rounded.
+        scale: the power of two.
+    """
+
+    half: Float[Tensor, " p *shape"]
+    scale: float
+
+    def __init__(self, half: Float[Tensor, " p *shape"], scale: float) -> None:
+        object.__setattr__(self, "half", half)
+        object.__setattr__(self, "scale", scale)
+
+    @property
+    def delta(self) -> Float[Tensor, " p *shape"]:
+        """All entries in float32."""
+        return self.half.float().div_(self.scale)
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.half.shape[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the base value."""
+        return self.half.shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return int(self.half.nbytes)
 
 
 Difference = OneHot | Channel | Dense
@@ -198,4 +242,4 @@ def same_channels(first: Channel, second: Channel) -> bool:
 
 
 def _equal(first: Int64[Tensor, " p"], second: Int64[Tensor, " p"]) -> bool:
-    return first is second or torch.equal(first, second)
+    return first is second or torch.equal(on_host(first), on_host(second))

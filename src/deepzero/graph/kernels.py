@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
+from deepzero.graph.cuda import cuda_kernels
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
@@ -116,7 +117,7 @@ class NoKernels:
         """None."""
 
 
-BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels}
+BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels, "cuda": cuda_kernels}
 """Type of a device -> its kernels."""
 NONE = NoKernels()
 
