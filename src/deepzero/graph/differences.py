@@ -157,8 +157,8 @@ class RankOne:
         rows: their differences.
     """
 
-    coefficients: Num[Tensor, "p *lead"]
-    directions: Num[Tensor, "g #m n"]
+    coefficients: Num[Tensor, " p *lead"]
+    directions: Num[Tensor, " g #m n"]
     groups: Int64[Tensor, " p"]
     shape: torch.Size
     places: Int64[Tensor, " r"] | None = None

@@ -42,6 +42,13 @@ def rule(*targets: Any, rank_one: bool = False) -> Callable[[Rule], Rule]:
     return register
 
 
+def in_kind_for(rule: Rule | None, difference: Difference) -> Difference:
+    """The difference, written out if it is rank-one and the rule does not take that."""
+    if isinstance(difference, RankOne) and rule not in TAKES_RANK_ONE:
+        return Dense(difference.dense())
+    return difference
+
+
 def difference_of(argument: Any) -> Difference | None:
     """The difference of an argument, if it is a tensor that differs."""
     return argument.difference if isinstance(argument, Operand) else None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne
+from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne, entries
 from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
@@ -52,7 +52,14 @@ def as_channel(difference: Channel, stacked: Num[Tensor, "p ..."], axis: int, sh
     return Channel(axis, difference.channels, stacked.squeeze(axis + 1), shape)
 
 
-@rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int, rank_one=True)
+@rule(
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    rank_one=True,
+)
 def view(call: Call, x: Operand, *_: Any) -> Outcome:
     """Another shape for the same entries, row-major."""
     return reshaped(x.difference, call.output.base.shape)
@@ -322,8 +329,7 @@ def _on_channel(shape: torch.Size, difference: Difference | None, first: Channel
 def _dense(shape: torch.Size, difference: Difference | None, like: Difference) -> Num[Tensor, "p ..."]:
     if difference is not None:
         return difference.dense()
-    values = like.values if isinstance(like, OneHot) else like.delta
-    return values.new_zeros(1).expand(like.count, *shape)
+    return entries(like).new_zeros(1).expand(like.count, *shape)
 
 
 @rule(aten.stack.default)
@@ -343,7 +349,7 @@ def _with_new_axis(difference: Difference, axis: int, shape: torch.Size) -> Diff
         moved = difference.axis + (axis <= difference.axis)
         delta = difference.delta.reshape(difference.count, *_without(shape, moved))
         return Channel(moved, difference.channels, delta, shape)
-    return Dense(difference.delta.unsqueeze(axis + 1))
+    return Dense(difference.dense().unsqueeze(axis + 1))
 
 
 @rule(aten.flip.default)
