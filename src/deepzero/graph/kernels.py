@@ -78,6 +78,25 @@ class Kernels(Protocol):
         """``values[p] * window(padded[features[p]])``, the window of ``size`` that begins at tap ``taps[:, p]``."""
         ...
 
+    def attention(
+        self,
+        query: tuple[Float[Tensor, "*lead l e"], Float[Tensor, "p *lead l e"] | None],
+        key: tuple[Float[Tensor, "*lead s e"], Float[Tensor, "p *lead s e"] | None],
+        value: tuple[Float[Tensor, "*lead s f"], Float[Tensor, "p *lead s f"] | None],
+        weights: Float[Tensor, "*lead l s"],
+        logarithms: Float[Tensor, "*lead l s"],
+    ) -> Float[Tensor, "p *lead l f"] | None:
+        """The change of ``softmax(q k^T + mask) v``, each of q, k, v being a base value and its change, if any.
+
+        Args:
+            query: q, scaled already.
+            key: k.
+            value: v.
+            weights: the base softmax.
+            logarithms: of the weights; -inf where nothing may be attended to.
+        """
+        ...
+
     def max_pool(
         self, difference: Channel | Dense, base: Value, maximum: Value, window: Window
     ) -> Float[Tensor, "p b *c h w"] | None:
@@ -98,6 +117,9 @@ class NoKernels:
         """None."""
 
     def shifted_slices(self, *_: Any) -> None:
+        """None."""
+
+    def attention(self, *_: Any) -> None:
         """None."""
 
     def max_pool(self, *_: Any) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
+from deepzero.graph.cpu.attention_kernels import attention
 from deepzero.graph.differences import Channel, Dense
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
