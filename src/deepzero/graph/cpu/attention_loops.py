@@ -24,31 +24,40 @@ def softmax_changes(scores, weights, logarithms, change):
     """
     count, rows, width = scores.shape
     share = count // max(1, weights.shape[0])
+    one = scores.dtype.type(1)
     for n in range(count):
-        d, p, logs, out = scores[n].reshape(-1), weights[n // share].reshape(-1), logarithms[n // share], change[n]
-        flat = out.reshape(-1)
-        for i in range(flat.size):
-            flat[i] = p[i] * expm1(d[i]) if p[i] > 0 else 0 * p[i]
+        p, logs, out = weights[n // share], logarithms[n // share], change[n]
+        _growth(scores[n].reshape(-1), p.reshape(-1), out.reshape(-1))
         for r in range(rows):
-            total = out[r, 0] * 0
+            own, o = p[r], out[r]
+            total = 0 * one
             for s in range(width):
-                total += out[r, s]
-            if _is_small(scores[n, r], logs[r]):
-                own, scale = weights[n // share, r], 1 / (1 + total)
-                for s in range(width):
-                    out[r, s] = (out[r, s] - own[s] * total) * scale
-            else:
-                _plain_change(scores[n, r], weights[n // share, r], logs[r], out[r])
+                total += o[s]
+            scale = one / (one + total)
+            for s in range(width):
+                o[s] = (o[s] - own[s] * total) * scale
+        if _has_large(scores[n].reshape(-1), logs.reshape(-1)):
+            for r in range(rows):
+                if _has_large(scores[n, r], logs[r]):
+                    _plain_change(scores[n, r], p[r], logs[r], out[r])
 
 
 @compiled
-def _is_small(d, logs):
-    """True if no difference that counts is larger than 1; a NaN is small."""
-    most = d[0] * 0
-    for s in range(d.size):
-        size = abs(d[s]) if logs[s] > -np.inf else 0 * most
-        most = size if size > most else most
-    return most <= 1
+def _growth(d, p, out):
+    """``p expm1(d)``, 0 where p is."""
+    for i in range(d.size):
+        out[i] = p[i] * expm1(d[i]) if p[i] > 0 else 0 * p[i]
+
+
+@compiled
+def _has_large(d, logs):
+    """True if a difference that counts is larger than 1; a NaN is not."""
+    one, lowest = d.dtype.type(1), d.dtype.type(-np.inf)
+    count = 0 * one
+    for i in range(d.size):
+        size = abs(d[i]) if logs[i] > lowest else 0 * one
+        count += one if size > one else 0 * one
+    return count > 0
 
 
 @compiled
