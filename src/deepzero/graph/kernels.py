@@ -92,15 +92,17 @@ class Kernels(Protocol):
         query: tuple[Float[Tensor, "*lead l e"], Float[Tensor, "p *lead l e"] | None],
         key: tuple[Float[Tensor, "*lead s e"], Float[Tensor, "p *lead s e"] | None],
         value: tuple[Float[Tensor, "*lead s f"], Float[Tensor, "p *lead s f"] | None],
+        factor: float,
         weights: Float[Tensor, "*lead l s"],
         logarithms: Float[Tensor, "*lead l s"],
     ) -> Float[Tensor, "p *lead l f"] | None:
-        """The change of ``softmax(q k^T + mask) v``, each of q, k, v being a base value and its change, if any.
+        """The change of ``softmax(factor q k^T + mask) v`` by those of q, k and v, of which q or k differs.
 
         Args:
-            query: q, scaled already.
-            key: k.
-            value: v.
+            query: q and its change, if any.
+            key: k, likewise.
+            value: v, likewise.
+            factor: of the scores.
             weights: the base softmax.
             logarithms: of the weights; -inf where nothing may be attended to.
         """

@@ -15,8 +15,10 @@ from deepzero.graph.cpu.vector_math import exp, expm1
 
 
 @compiled
-def softmax_changes(scores, weights, logarithms, change):
-    """``change[n] = softmax(z + d) - softmax(z)`` along the last axis, ``d = scores[n]`` and z the base scores.
+def softmax_changes(scores, factor, weights, logarithms, change):
+    """``change[n] = softmax(z + d) - softmax(z)`` along the last axis, z being the base scores.
+
+    ``scores[n]`` becomes ``d = factor scores[n]``.
 
     ``p_j (u_j - T) / (1 + T)`` with ``u = expm1(d)`` and ``T = sum_j p_j u_j``, where no d of a row is larger than 1;
     else from the logarithms ``log p``, which are -inf where nothing may be attended to. There d does not count,
@@ -27,7 +29,7 @@ def softmax_changes(scores, weights, logarithms, change):
     one = scores.dtype.type(1)
     for n in range(count):
         p, logs, out = weights[n // share], logarithms[n // share], change[n]
-        _growth(scores[n].reshape(-1), p.reshape(-1), out.reshape(-1))
+        _growth(scores[n].reshape(-1), factor, p.reshape(-1), out.reshape(-1))
         for r in range(rows):
             own, o = p[r], out[r]
             total = 0 * one
@@ -43,9 +45,11 @@ def softmax_changes(scores, weights, logarithms, change):
 
 
 @compiled
-def _growth(d, p, out):
-    """``p expm1(d)``, 0 where p is."""
+def _growth(d, factor, p, out):
+    """``d -> factor d``, and ``p expm1(d)``, 0 where p is."""
+    factor = d.dtype.type(factor)
     for i in range(d.size):
+        d[i] *= factor
         out[i] = p[i] * expm1(d[i]) if p[i] > 0 else 0 * p[i]
 
 
@@ -63,11 +67,11 @@ def _has_large(d, logs):
 @compiled
 def _plain_change(d, p, logs, out):
     """``exp(log p + d - log sum exp(log p + d)) - p``, which does not cancel where some d is large."""
-    highest = -np.inf
+    lowest = d.dtype.type(-np.inf)
+    highest, total = lowest, d.dtype.type(0)
     for s in range(d.size):
-        out[s] = logs[s] + d[s] if logs[s] > -np.inf else logs[s]
+        out[s] = logs[s] + d[s] if logs[s] > lowest else lowest
         highest = out[s] if out[s] > highest or math.isnan(out[s]) else highest
-    total = out[0] * 0
     for s in range(d.size):
         out[s] = exp(out[s] - highest)
         total += out[s]

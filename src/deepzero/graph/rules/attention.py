@@ -120,13 +120,13 @@ def attention(
     if head is None:
         q, k, v = (_everywhere(o, lead) for o in (query, key, value))
         change = None if mask_change is None else _aligned(mask_change.dense(), lead + 1)
-        return Dense(_change(_scaled(q, factor), k, v, change, weights.map(_stacked)).expand(-1, *shape))
+        return Dense(_change(q, k, v, factor, change, weights.map(_stacked)).expand(-1, *shape))
     change = _aligned(mask_change.delta, lead) if isinstance(mask_change, Channel) else None
     parts = []
     for one in head.runs():
         q, k, v = (_on_head(o, one) for o in (query, key, value))
         own = None if change is None else change[one.start : one.stop]
-        parts.append(_change(_scaled(q, factor), k, v, own, weights.map(one.pick)))
+        parts.append(_change(q, k, v, factor, own, weights.map(one.pick)))
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     axis = lead + head.axis
     return Channel(axis, head.channels, out.expand(-1, *shape[:axis], *shape[axis + 1 :]), shape)
@@ -137,18 +137,18 @@ def _scaled(m: Moving, factor: float) -> Moving:
 
 
 def _change(
-    q: Moving, k: Moving, v: Moving, mask: Float[Tensor, "p ..."] | None, weights: AttentionWeights
+    q: Moving, k: Moving, v: Moving, factor: float, mask: Float[Tensor, "p ..."] | None, weights: AttentionWeights
 ) -> Float[Tensor, "p ..."]:
     """The output's change from stacked operands, of which at least one differs."""
-    if mask is None:
-        pairs = [(o.base.squeeze(0), o.delta) for o in (q, k, v)]
-        own = (weights.weights.squeeze(0), weights.logarithms.squeeze(0))
-        out = kernels.on(own[0]).attention(*pairs, *own)
+    if mask is None and (q.delta is not None or k.delta is not None):
+        query, key, value = ((o.base.squeeze(0), o.delta) for o in (q, k, v))
+        own = weights.map(lambda t: t.squeeze(0))
+        out = kernels.on(own.weights).attention(query, key, value, factor, own.weights, own.logarithms)
         if out is not None:
             return out
     scores: Tensor | None = None
     if q.delta is not None or k.delta is not None:
-        scores = product_change(q, k.map(lambda t: t.mT), grouped_product)
+        scores = product_change(_scaled(q, factor), k.map(lambda t: t.mT), grouped_product)
     if mask is not None:
         scores = mask if scores is None else scores + mask
     moving = Moving(weights.weights, None if scores is None else weights.change(scores))
@@ -201,7 +201,7 @@ class _Head:
 
 @dataclass(frozen=True)
 class _Run:
-    """Perturbations ``start`` to ``stop``, which differ at one entry of the dimension ``axis`` (counted from the end)."""
+    """Perturbations ``start`` to ``stop``, all at one entry of the dimension ``axis`` (counted from the end)."""
 
     axis: int
     entry: int
