@@ -155,7 +155,15 @@ def test_kernels_are_those_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch
     assert by_device.on(torch.zeros(1, device="meta")) is by_device.NONE
     device = _Recording()
     monkeypatch.setitem(by_device.BY_DEVICE, "cpu", device)
-    blocks = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU()]
+    blocks = [
+        nn.Conv2d(2, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 3, 1),
+    ]
     model = initialize(nn.Sequential(*blocks, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 10)), dtype=torch.float64)
     x, chosen = normal(5, 2, 8, 8, dtype=torch.float64), some_coordinates(model, most=5)
     plain = estimate(model, F.cross_entropy, x, LABELS, dz.PropagationEvaluator(), step_size=1e-2, sparsity=chosen)
@@ -169,7 +177,7 @@ def test_kernels_are_those_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch
 
 def test_a_device_without_kernels_answers_every_one_by_none() -> None:
     names = [name for name in vars(by_device.Kernels) if not name.startswith("_")]
-    assert len(names) == 5
+    assert len(names) == 7
     for name in names:
         options = {"overwrite": False} if name == "normalize_relu_dense" else {}
         assert getattr(by_device.NONE, name)(*[None] * 5, **options) is None

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
+from deepzero.graph.cpu import attention_kernels
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
@@ -25,6 +26,8 @@ LANES = 32
 
 WIDE = 512
 """Columns that a compiled loop likes to see side by side."""
+
+attention = attention_kernels.attention
 
 
 @cache
