@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.rules import formulas
@@ -26,14 +27,22 @@ __all__ = ["dropout", "prelu", "relu"]
 aten = torch.ops.aten
 Formula = Callable[..., Tensor]
 
+GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
+"""The kernel's name for an approximation."""
 SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
 """alpha, scale and input scale of the ELU that SELU is."""
 
 
-def _register(target: Any, function: Formula, complex_function: Formula | None = None) -> None:
+def _register(
+    target: Any,
+    function: Formula,
+    complex_function: Formula | None = None,
+    fused: Callable[..., tuple[str, float]] | None = None,
+) -> None:
     """A rule for a function of one operand, ``function(z, d, *options)``.
 
-    Integer operands are evaluated, and so are complex ones unless there is a formula for them.
+    Integer operands are evaluated, and so are complex ones unless there is a formula for them. For what ``fused`` makes
+    of the options, a name and a slope, a device may have a kernel.
     """
 
     @rule(target)
@@ -41,7 +50,20 @@ def _register(target: Any, function: Formula, complex_function: Formula | None =
         chosen = function if x.base.is_floating_point() else complex_function if x.base.is_complex() else None
         if chosen is None:
             return evaluated(call, x, *options, **named)
-        return apply_pointwise(x, lambda z, d: chosen(z, d, *options, **named))
+        change = None if fused is None or x.base.is_complex() else by_kernel(x, *fused(*options, **named))
+        return apply_pointwise(x, lambda z, d: chosen(z, d, *options, **named)) if change is None else change
+
+
+def by_kernel(x: Operand, function: str, slope: float = 0.0) -> Difference | None:
+    """The change of a function that is fused on the device of x, if it is there."""
+    difference = x.difference
+    if not isinstance(difference, (Channel, Dense)):
+        return None
+    own = kernels.on(difference.delta)
+    delta = own.activation(function, x.value, difference, slope, overwrite=x.expendable)
+    if delta is None:
+        return None
+    return difference.with_delta(delta) if isinstance(difference, Channel) else Dense(delta, owned=True)
 
 
 def _softplus(z: Entries, d: Entries, beta: float = 1, threshold: float = 20) -> Entries:
@@ -88,13 +110,13 @@ def _complex_exp(z: Entries, d: Entries) -> Entries:
     return torch.where(large, torch.exp(z + d) - torch.exp(z), torch.exp(z) * torch.expm1(torch.where(large, 0, d)))
 
 
-_register(aten.relu.default, relu)
-_register(aten.tanh.default, formulas.tanh)
-_register(aten.sigmoid.default, formulas.sigmoid)
-_register(aten.silu.default, formulas.silu)
+_register(aten.relu.default, relu, fused=lambda: ("relu", 0.0))
+_register(aten.tanh.default, formulas.tanh, fused=lambda: ("tanh", 0.0))
+_register(aten.sigmoid.default, formulas.sigmoid, fused=lambda: ("sigmoid", 0.0))
+_register(aten.silu.default, formulas.silu, fused=lambda: ("silu", 0.0))
 _register(aten.mish.default, formulas.mish)
-_register(aten.gelu.default, _gelu)
-_register(aten.leaky_relu.default, _leaky_relu)
+_register(aten.gelu.default, _gelu, fused=lambda approximate="none": (GELUS[approximate], 0.0))
+_register(aten.leaky_relu.default, _leaky_relu, fused=lambda slope=0.01: ("leaky_relu", slope))
 _register(aten.elu.default, _elu)
 _register(aten.celu.default, _celu)
 _register(aten.selu.default, lambda z, d: formulas.elu(z, d, *SELU))
