@@ -87,6 +87,27 @@ class Kernels(Protocol):
         """``values[p] * window(padded[features[p]])``, the window of ``size`` that begins at tap ``taps[:, p]``."""
         ...
 
+    def attention(
+        self,
+        query: tuple[Float[Tensor, "*lead l e"], Float[Tensor, "p *lead l e"] | None],
+        key: tuple[Float[Tensor, "*lead s e"], Float[Tensor, "p *lead s e"] | None],
+        value: tuple[Float[Tensor, "*lead s f"], Float[Tensor, "p *lead s f"] | None],
+        factor: float,
+        weights: Float[Tensor, "*lead l s"],
+        logarithms: Float[Tensor, "*lead l s"],
+    ) -> Float[Tensor, "p *lead l f"] | None:
+        """The change of ``softmax(factor q k^T + mask) v`` by those of q, k and v, of which q or k differs.
+
+        Args:
+            query: q and its change, if any.
+            key: k, likewise.
+            value: v, likewise.
+            factor: of the scores.
+            weights: the base softmax.
+            logarithms: of the weights; -inf where nothing may be attended to.
+        """
+        ...
+
     def max_pool(
         self, difference: Channel | Dense, base: Value, maximum: Value, window: Window
     ) -> Float[Tensor, "p b *c h w"] | None:
@@ -124,6 +145,9 @@ class NoKernels:
         """None."""
 
     def shifted_slices(self, *_: Any) -> None:
+        """None."""
+
+    def attention(self, *_: Any) -> None:
         """None."""
 
     def max_pool(self, *_: Any) -> None:

@@ -61,20 +61,19 @@ class Layout:
         copied = aligned.data_ptr() != delta.data_ptr()
         if isinstance(difference, Channel):
             dims = [d for d in range(len(difference.shape)) if d != difference.axis]
-            own = tuple(dims[d] for d in order)
-            return cls(
-                aligned.reshape(difference.count, -1), difference.axis, own, difference.channels.contiguous(), copied
-            )
-        rows = torch.zeros(difference.count, dtype=torch.int64)
-        return cls(aligned.reshape(difference.count, -1), None, tuple(order), rows, copied)
+            axis, order, rows = difference.axis, [dims[d] for d in order], difference.channels.contiguous()
+        else:
+            axis, rows = None, torch.zeros(difference.count, dtype=torch.int64)
+        return cls(aligned.reshape(difference.count, -1), axis, tuple(order), rows, copied)
 
     def base(self, value: Value) -> Rows:
         """A base value in this layout, once a step."""
-        first = () if self.axis is None else (self.axis,)
 
-        def laid() -> Tensor:
-            aligned = value.base.permute(*first, *self.order).contiguous()
-            return aligned.reshape(1 if self.axis is None else value.base.shape[self.axis], -1)
+        def laid() -> Rows:
+            base: Tensor = value.base
+            if self.axis is None:
+                return base.permute(self.order).reshape(1, -1).contiguous()
+            return base.permute(self.axis, *self.order).reshape(base.shape[self.axis], -1).contiguous()
 
         return self.derived(value, "", laid)
 

@@ -39,7 +39,7 @@ def _beyond(d, bound):
 
 @compiled
 def relu(delta, z, rows, slope, rest, out, copied):
-    """``slope d + rest max(min(z, 0) + d, -max(z, 0))`` with ``rest = 1 - slope``; for a slope of 0 the maximum alone."""
+    """``slope d + rest max(min(z, 0) + d, -max(z, 0))`` with ``rest = 1 - slope``."""
     count, size = delta.shape
     zero = rest - rest
     for start in range(0, size, BLOCK):

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.cpu import activation_kernels
+from deepzero.graph.cpu import activation_kernels, attention_kernels
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
@@ -24,6 +24,7 @@ WIDE = 512
 """Columns that a compiled loop likes to see side by side."""
 
 activation = activation_kernels.activation
+attention = attention_kernels.attention
 
 
 @cache
