@@ -142,6 +142,10 @@ class Dense:
         """All entries."""
         return self.delta
 
+    def rearranged(self, function: Callable[[Tensor], Tensor]) -> Dense:
+        """Entries moved, left out, or zeros put beside them, as ``function`` does it with a stack of them."""
+        return Dense(function(self.delta))
+
 
 class Packed(Dense):
     """Every entry may differ, and is stored in float16, multiplied by a power of two.
@@ -180,6 +184,10 @@ class Packed(Dense):
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         return int(self.half.nbytes)
+
+    def rearranged(self, function: Callable[[Tensor], Tensor]) -> Packed:
+        """Of what is stored: zeros stay zeros."""
+        return Packed(function(self.half), self.scale)
 
 
 class TooLargeError(DeepZeroError):

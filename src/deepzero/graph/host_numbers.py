@@ -6,7 +6,7 @@ sit together). Read from the GPU, each answer would wait for all the work that i
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 import torch
 from jaxtyping import Int64
@@ -39,3 +39,8 @@ def on_host(index: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
 def is_known(index: Int64[Tensor, "*any"]) -> bool:
     """True if the host has the numbers without asking a device."""
     return index.device.type == "cpu" or index in _HOST
+
+
+def mapped(index: Int64[Tensor, " n"], function: Callable[[Tensor], Tensor]) -> Int64[Tensor, " n"]:
+    """A function of each number, known on the host where the numbers are."""
+    return placed(function(on_host(index)), index.device) if is_known(index) else function(index)

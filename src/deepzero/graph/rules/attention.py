@@ -59,7 +59,7 @@ class AttentionWeights:
         so that expm1 could overflow, take the plain form, which does not cancel there.
         """
         small = d.abs().amax(-1, keepdim=True) <= 1 if d.shape[-1] else None
-        if small is None or bool(small.all()):
+        if small is None or (small.device.type == "cpu" and bool(small.all())):  # a GPU is not waited for
             return self._closed(d)
         moved = (self.logarithms + d) - torch.logsumexp(self.logarithms + d, -1, keepdim=True)
         plain = moved.exp() - self.weights

@@ -20,6 +20,7 @@ from torch import Tensor
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne, entries
+from deepzero.graph.host_numbers import mapped, on_host, placed
 from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
@@ -170,9 +171,11 @@ def taken(difference: Difference | None, axis: int, first: int, step: int, shape
     if isinstance(difference, Channel) and difference.axis != axis:
         out = with_axis(difference)[_window(axis + 1, first, step, size)]
         return as_channel(difference, out, difference.axis, shape)
-    if isinstance(difference, (Dense, RankOne)) or size == 0:
+    if isinstance(difference, Dense):
+        return difference.rearranged(lambda d: d[_window(axis + 1, first, step, size)])
+    if isinstance(difference, RankOne) or size == 0:
         return Dense(difference.dense()[_window(axis + 1, first, step, size)])
-    position = difference.channels if isinstance(difference, Channel) else difference.positions()[axis]
+    position = on_host(difference.channels if isinstance(difference, Channel) else difference.positions()[axis])
     place = torch.div(position - first, step, rounding_mode="floor")
     inside = (position >= first) & (position < first + size * step) & (place * step + first == position)
     return _kept(difference, axis, place, inside, shape)
@@ -195,11 +198,16 @@ def _kept(
     inside: Bool[Tensor, " p"],
     shape: torch.Size,
 ) -> Difference | None:
-    """The difference at a new place along ``axis``; zero in perturbations that are not ``inside``."""
+    """The difference at a new place along ``axis``; zero in perturbations that are not ``inside``.
+
+    Place and ``inside`` are the host's.
+    """
     every = bool(inside.all())
     if not every and not bool(inside.any()):
         return None
-    place = place if every else torch.where(inside, place, 0)
+    device = difference.values.device if isinstance(difference, OneHot) else difference.delta.device
+    place = placed(place if every else torch.where(inside, place, 0), device)
+    inside = inside if every else inside.to(device, non_blocking=True)
     if isinstance(difference, OneHot):
         positions = [place if d == axis else p for d, p in enumerate(difference.positions())]
         values = difference.values if every else torch.where(inside, difference.values, 0)
@@ -278,10 +286,12 @@ def pad(call: Call, x: Operand, widths: Sequence[int], *mode_and_value: Any) -> 
         position = 2 * (x.base.dim() - 1 - difference.axis)
         low, high = (widths[position], widths[position + 1]) if position < len(widths) else (0, 0)
         if low >= 0 and high >= 0:
+            channels = mapped(difference.channels, lambda c: c + low)
             rest = [0 if i in (position, position + 1) else w for i, w in enumerate(widths)]
             out = F.pad(with_axis(difference), rest)
-            return Channel(difference.axis, difference.channels + low, out.squeeze(difference.axis + 1), shape)
-    return Dense(F.pad(difference.dense(), tuple(widths)))
+            return Channel(difference.axis, channels, out.squeeze(difference.axis + 1), shape)
+    dense = difference if isinstance(difference, Dense) else Dense(difference.dense())
+    return dense.rearranged(lambda d: F.pad(d, tuple(widths)))
 
 
 @rule(aten.cat.default)
