@@ -4,7 +4,8 @@ A rule asks the kernels :func:`on` the device of its tensors, and composes where
 kernels are a module with the functions of :class:`Kernels`, in a folder beside ``cpu/``, and an entry in
 :data:`BY_DEVICE`.
 
-Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
+Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions;
+g groups of perturbations, m rows, n entries of a row.
 """
 
 from __future__ import annotations
@@ -115,6 +116,16 @@ class Kernels(Protocol):
         ...
 
 
+    def behind_kink(
+        self, directions: Float[Tensor, "g #m n"], base: Float[Tensor, "m n"], negative_slope: float
+    ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
+        """``u`` where z is positive or 0 and ``slope u`` elsewhere; and the largest and the smallest ``-u / z`` of a row.
+
+        Infinite ones of a row with an entry whose ``u / z`` is infinite or not a number.
+        """
+        ...
+
+
 class NoKernels:
     """A device without kernels: rules compose plain operations."""
 
@@ -137,6 +148,9 @@ class NoKernels:
         """None."""
 
     def max_pool(self, *_: Any) -> None:
+        """None."""
+
+    def behind_kink(self, *_: Any) -> None:
         """None."""
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, fx
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.capture import Node
-from deepzero.graph.differences import Difference, OneHot, entries
+from deepzero.graph.differences import Dense, Difference, OneHot, RankOne, TooLargeError, entries
 from deepzero.graph.forward import Values
 from deepzero.graph.program import Cone, Step
-from deepzero.graph.rules import fallback
+from deepzero.graph.rules import TAKES_RANK_ONE, fallback
 
 Meter = Callable[[int, int], None]
 """Called after each step with the bytes of live differences, and of what the step worked on."""
@@ -34,10 +34,15 @@ def loss_differences(
 ) -> Float64[Tensor, " p"]:
     """``l(theta + offset e_i) - l(theta)`` for flat ``indices`` i of one parameter.
 
-    A loss of several entries is averaged over them in float64.
+    A loss of several entries is averaged over them in float64. Perturbations that turn out to take too much memory
+    together are cut in halves: a function of the values alone, like all else.
     """
-    sources = {node: _one_hot(values[node].base, indices, offset) for node in cone.sources}
-    return propagated(cone, values, output, sources, len(indices), meter)
+    sources: dict[Node, Difference] = {n: _one_hot(values[n].base, indices, offset) for n in cone.sources}
+    try:
+        return propagated(cone, values, output, sources, len(indices), meter)
+    except TooLargeError:
+        halves = indices.tensor_split(2)
+        return torch.cat([loss_differences(cone, values, output, half, offset, meter) for half in halves])
 
 
 def propagated(
@@ -90,7 +95,7 @@ def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
         value = values[argument]
         if isinstance(value.base, NUMBERS) and argument not in live:
             return value.base  # as if the program had it written out
-        return Operand(value, live.get(argument))
+        return Operand(value, _difference(step, live, argument))
 
     args, kwargs = fx.node.map_aggregate((step.args, step.kwargs), operand)
     call = Call(step.node, tuple(values[part] for part in step.parts), step.overwrite)
@@ -98,6 +103,14 @@ def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
     if isinstance(outcome, tuple) and all(o is None for o in outcome):
         return None
     return outcome
+
+
+def _difference(step: Step, live: dict[Node, Any], node: Node) -> Any:
+    """The difference of a node, in a kind that the step's rule takes."""
+    difference = live.get(node)
+    if isinstance(difference, RankOne) and step.rule not in TAKES_RANK_ONE:
+        difference = live[node] = Dense(difference.dense())
+    return difference
 
 
 def _pick(step: Step, live: dict[Node, Any]) -> Difference | None:

@@ -2,7 +2,8 @@
 
 Each returns None where it does not apply: for other dtypes, more or fewer spatial dimensions, windows that overlap.
 
-Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
+Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions;
+g groups of perturbations, m rows, n entries of a row.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from deepzero.graph.calls import Value
 from deepzero.graph.cpu import attention_kernels
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
+
+LANES = 32
+"""Extremes that a compiled loop keeps side by side."""
 
 WIDE = 512
 """Columns that a compiled loop likes to see side by side."""
@@ -216,3 +220,17 @@ def _gap(
     """Base value minus the maximum of its window, channels last."""
     spread = maximum.repeat_interleave(window.stride[0], 2).repeat_interleave(window.stride[1], 3)
     return (base - spread).movedim(1, -1).contiguous()
+
+
+def behind_kink(
+    directions: Float[Tensor, "g #m n"], base: Float[Tensor, "m n"], negative_slope: float
+) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
+    """One pass over the directions."""
+    if not applies(directions, base) or directions.dtype != base.dtype:
+        return None
+    count, (rows, width) = len(directions), base.shape
+    out, rates = base.new_empty(count, rows, width), base.new_empty(2, count, rows)
+    lanes = base.new_empty(3, LANES)
+    arrays = (t.numpy() for t in (directions.contiguous(), base.contiguous(), out, rates, lanes))
+    compiled().behind_kink(*arrays, rates.numpy().dtype.type(negative_slope))
+    return out, rates

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference
+from deepzero.graph.differences import Channel, Dense, Difference, RankOne
 from deepzero.graph.rules import formulas
 from deepzero.graph.rules.base import apply_pointwise, map_delta, normal_dim, rule
 from deepzero.graph.rules.fallback import evaluated
 from deepzero.graph.rules.formulas import Entries, relu
 from deepzero.graph.rules.frames import broadcast
 from deepzero.graph.rules.pointwise import scaled_by, total
+from deepzero.graph.rules.rank_one import rectified
 from deepzero.graph.rules.shape import reshaped
 
 __all__ = ["dropout", "prelu", "relu"]
@@ -36,7 +37,7 @@ def _register(target: Any, function: Formula, complex_function: Formula | None =
     Integer operands are evaluated, and so are complex ones unless there is a formula for them.
     """
 
-    @rule(target)
+    @rule(target, rank_one=True)
     def apply(call: Call, x: Operand, *options: Any, **named: Any) -> Outcome:
         chosen = function if x.base.is_floating_point() else complex_function if x.base.is_complex() else None
         if chosen is None:
@@ -78,8 +79,22 @@ def _gelu(z: Entries, d: Entries, *, approximate: str = "none") -> Entries:
     return formulas.gelu(z, d) if approximate == "none" else formulas.gelu_tanh(z, d)
 
 
-def _leaky_relu(z: Entries, d: Entries, negative_slope: float = 0.01) -> Entries:
-    return formulas.leaky_relu(z, d, negative_slope)
+@rule(aten.relu.default, rank_one=True)
+def relu_rule(call: Call, x: Operand) -> Outcome:
+    """Linear but for its kink, so a rank-one difference stays one."""
+    if not x.base.is_floating_point():
+        return evaluated(call, x)
+    return rectified(x) if isinstance(x.difference, RankOne) else apply_pointwise(x, relu)
+
+
+@rule(aten.leaky_relu.default, rank_one=True)
+def leaky_relu_rule(call: Call, x: Operand, negative_slope: float = 0.01) -> Outcome:
+    """As :func:`relu_rule`, with a slope below zero."""
+    if not x.base.is_floating_point():
+        return evaluated(call, x, negative_slope)
+    if isinstance(x.difference, RankOne):
+        return rectified(x, negative_slope)
+    return apply_pointwise(x, lambda z, d: formulas.leaky_relu(z, d, negative_slope))
 
 
 def _complex_exp(z: Entries, d: Entries) -> Entries:
@@ -88,13 +103,11 @@ def _complex_exp(z: Entries, d: Entries) -> Entries:
     return torch.where(large, torch.exp(z + d) - torch.exp(z), torch.exp(z) * torch.expm1(torch.where(large, 0, d)))
 
 
-_register(aten.relu.default, relu)
 _register(aten.tanh.default, formulas.tanh)
 _register(aten.sigmoid.default, formulas.sigmoid)
 _register(aten.silu.default, formulas.silu)
 _register(aten.mish.default, formulas.mish)
 _register(aten.gelu.default, _gelu)
-_register(aten.leaky_relu.default, _leaky_relu)
 _register(aten.elu.default, _elu)
 _register(aten.celu.default, _celu)
 _register(aten.selu.default, lambda z, d: formulas.elu(z, d, *SELU))

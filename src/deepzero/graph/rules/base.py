@@ -14,20 +14,27 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne
+from deepzero.graph.rules.rank_one import in_full
 
 RULES: dict[Any, Rule] = {}
 """ATen overload -> its rule. A rule gives ``f(z + d) - f(z)`` from base values and incoming differences."""
 
+TAKES_RANK_ONE: set[Rule] = set()
+"""Rules that take a :class:`~deepzero.graph.differences.RankOne`; all others are given it as a dense difference."""
 
-def rule(*targets: Any) -> Callable[[Rule], Rule]:
+
+def rule(*targets: Any, rank_one: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for some ATen overloads.
 
     A rule is called as ``rule(call, *args, **kwargs)`` with the arguments of the operation, where every tensor is an
-    :class:`~deepzero.graph.calls.Operand`; at least one of them differs.
+    :class:`~deepzero.graph.calls.Operand`; at least one of them differs. With ``rank_one`` it takes rank-one
+    differences, too.
     """
 
     def register(function: Rule) -> Rule:
+        if rank_one:
+            TAKES_RANK_ONE.add(function)
         for target in targets:
             RULES[target] = function
         return function
@@ -46,8 +53,10 @@ def base_of(argument: Any) -> Any:
 
 
 def apply_pointwise(operand: Operand, function: Callable[[Tensor, Tensor], Tensor]) -> Difference:
-    """``function(z, delta)`` on the entries that differ; the kind of the difference is kept."""
+    """``function(z, delta)`` on the entries that differ; the kind of the difference is kept where it can."""
     difference = operand.difference
+    if isinstance(difference, RankOne):
+        return in_full(operand, function)
     if isinstance(difference, OneHot):
         base = operand.base.reshape(-1)[difference.indices]
         return OneHot(difference.indices, function(base, difference.values), difference.shape)
@@ -59,6 +68,8 @@ def apply_pointwise(operand: Operand, function: Callable[[Tensor, Tensor], Tenso
 
 def map_delta(difference: Difference, function: Callable[[Tensor], Tensor]) -> Difference:
     """A linear pointwise function of a difference."""
+    if isinstance(difference, RankOne):
+        return difference.map(function)
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, function(difference.values), difference.shape)
     if isinstance(difference, Channel):
