@@ -115,9 +115,16 @@ class Kernels(Protocol):
         """``max (z - M + d)`` over windows of base values z with maxima M, of one channel each or of all."""
         ...
 
-
     def behind_kink(
-        self, directions: Float[Tensor, "g #m n"], base: Float[Tensor, "m n"], negative_slope: float
+        self,
+        directions: Float[
+            Tensor,
+            (
+                g  # m n
+            ),
+        ],
+        base: Float[Tensor, "m n"],
+        negative_slope: float,
     ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
         """``u`` where z is positive or 0 and ``slope u`` elsewhere; and the largest and the smallest ``-u / z`` of a row.
 

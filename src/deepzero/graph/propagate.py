@@ -12,10 +12,10 @@ from torch import Tensor, fx
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.capture import Node
-from deepzero.graph.differences import Dense, Difference, OneHot, RankOne, TooLargeError, entries
+from deepzero.graph.differences import Block, Dense, Difference, LowRank, OneHot, RankOne, TooLargeError, entries
 from deepzero.graph.forward import Values
 from deepzero.graph.program import Cone, Step
-from deepzero.graph.rules import TAKES_RANK_ONE, fallback
+from deepzero.graph.rules import TAKES_LOW_RANK, TAKES_RANK_ONE, fallback
 
 Meter = Callable[[int, int], None]
 """Called after each step with the bytes of live differences, and of what the step worked on."""
@@ -109,6 +109,8 @@ def _difference(step: Step, live: dict[Node, Any], node: Node) -> Any:
     """The difference of a node, in a kind that the step's rule takes."""
     difference = live.get(node)
     if isinstance(difference, RankOne) and step.rule not in TAKES_RANK_ONE:
+        difference = live[node] = Dense(difference.dense())
+    if isinstance(difference, (Block, LowRank)) and step.rule not in TAKES_LOW_RANK:
         difference = live[node] = Dense(difference.dense())
     return difference
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne
+from deepzero.graph.differences import Block, Channel, Dense, Difference, LowRank, OneHot, RankOne
 from deepzero.graph.rules.rank_one import in_full
 
 RULES: dict[Any, Rule] = {}
@@ -24,17 +24,23 @@ TAKES_RANK_ONE: set[Rule] = set()
 """Rules that take a :class:`~deepzero.graph.differences.RankOne`; all others are given it as a dense difference."""
 
 
-def rule(*targets: Any, rank_one: bool = False) -> Callable[[Rule], Rule]:
+TAKES_LOW_RANK: set[Rule] = set()
+"""Rules that take a :class:`~deepzero.graph.differences.LowRank` or a block; others are given it as a dense one."""
+
+
+def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for some ATen overloads.
 
     A rule is called as ``rule(call, *args, **kwargs)`` with the arguments of the operation, where every tensor is an
     :class:`~deepzero.graph.calls.Operand`; at least one of them differs. With ``rank_one`` it takes rank-one
-    differences, too.
+    differences, too, with ``low_rank`` those of low rank and blocks.
     """
 
     def register(function: Rule) -> Rule:
         if rank_one:
             TAKES_RANK_ONE.add(function)
+        if low_rank:
+            TAKES_LOW_RANK.add(function)
         for target in targets:
             RULES[target] = function
         return function
@@ -68,7 +74,7 @@ def apply_pointwise(operand: Operand, function: Callable[[Tensor, Tensor], Tenso
 
 def map_delta(difference: Difference, function: Callable[[Tensor], Tensor]) -> Difference:
     """A linear pointwise function of a difference."""
-    if isinstance(difference, RankOne):
+    if isinstance(difference, (RankOne, LowRank, Block)):
         return difference.map(function)
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, function(difference.values), difference.shape)

@@ -80,7 +80,14 @@ def _require_room(difference: RankOne, rows: int) -> None:
 
 
 def _behind_kink(
-    directions: Num[Tensor, "g #m n"], base: Num[Tensor, "m n"], negative_slope: float
+    directions: Num[
+        Tensor,
+        (
+            g  # m n
+        ),
+    ],
+    base: Num[Tensor, "m n"],
+    negative_slope: float,
 ) -> tuple[Num[Tensor, "g m n"], Num[Tensor, "2 g m"]]:
     """What becomes of directions where nothing changes its sign, and the extreme rates ``-u / z`` of each row.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne
+from deepzero.graph.differences import Block, Channel, Dense, Difference, LowRank, OneHot, RankOne
 from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
@@ -52,7 +52,15 @@ def as_channel(difference: Channel, stacked: Num[Tensor, "p ..."], axis: int, sh
     return Channel(axis, difference.channels, stacked.squeeze(axis + 1), shape)
 
 
-@rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int, rank_one=True)
+@rule(
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    rank_one=True,
+    low_rank=True,
+)
 def view(call: Call, x: Operand, *_: Any) -> Outcome:
     """Another shape for the same entries, row-major."""
     return reshaped(x.difference, call.output.base.shape)
@@ -69,6 +77,11 @@ def reshaped(difference: Difference | None, shape: torch.Size) -> Difference:
     if isinstance(difference, RankOne) and shape[-1:] == difference.shape[-1:]:
         coefficients = difference.coefficients.reshape(difference.count, *shape[:-1])
         return replace(difference, coefficients=coefficients, shape=shape)
+    if isinstance(difference, LowRank) and shape[-1:] == difference.shape[-1:]:
+        return _rows_reshaped(difference, shape)
+    if isinstance(difference, Channel) and _joins(difference, shape):
+        delta = difference.delta.reshape(difference.count, *shape[:-1], difference.shape[-1])
+        return Block(difference.channels, delta, shape)
     if isinstance(difference, Channel) and shape.numel():
         size, front = difference.shape[difference.axis], math.prod(difference.shape[: difference.axis])
         for axis, part in enumerate(shape):
@@ -80,6 +93,20 @@ def reshaped(difference: Difference | None, shape: torch.Size) -> Difference:
             if same_place and part > 1 and size % part == 0:
                 return _split_channel(difference, shape, axis)
     return Dense(difference.dense().reshape(difference.count, *shape))
+
+
+def _rows_reshaped(difference: LowRank, shape: torch.Size) -> LowRank:
+    factors = difference.factors.reshape(difference.count, *shape[:-1], difference.factors.shape[-1])
+    if difference.multiples is None or difference.rows is None:
+        return replace(difference, factors=factors, shape=shape)
+    multiples = difference.multiples.reshape(difference.count, *shape[:-1])
+    return LowRank(factors, difference.vectors, shape, multiples, difference.rows.reshaped(shape))
+
+
+def _joins(difference: Channel, shape: torch.Size) -> bool:
+    """True if the channel's dimension and the last, behind it, become one: heads and their features."""
+    size = difference.shape[-2:].numel()
+    return shape.numel() > 0 and difference.axis == len(difference.shape) - 2 and shape[-1:] == (size,)
 
 
 def _without(shape: Sequence[int], axis: int) -> tuple[int, ...]:
@@ -99,7 +126,7 @@ def _split_channel(difference: Channel, shape: torch.Size, axis: int) -> Channel
     return Channel(axis, channels, delta.reshape(difference.count, *_without(shape, axis)), shape)
 
 
-@rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, rank_one=True)
+@rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, rank_one=True, low_rank=True)
 def squeeze(call: Call, x: Operand, *_: Any) -> Outcome:
     """Dimensions of length 1 come or go: a view."""
     return reshaped(x.difference, call.output.base.shape)
