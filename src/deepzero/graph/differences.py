@@ -158,13 +158,8 @@ class RankOne:
         rows: their differences.
     """
 
-    coefficients: Num[Tensor, p * lead]
-    directions: Num[
-        Tensor,
-        (
-            g  # m n
-        ),
-    ]
+    coefficients: Num[Tensor, " p *lead"]
+    directions: Num[Tensor, " g #m n"]
     groups: Int64[Tensor, " p"]
     shape: torch.Size
     places: Int64[Tensor, " r"] | None = None
@@ -223,7 +218,7 @@ class Block:
     """
 
     blocks: Int64[Tensor, " p"]
-    delta: Num[Tensor, "p *lead width"]
+    delta: Num[Tensor, " p *lead width"]
     shape: torch.Size
 
     @property
@@ -256,7 +251,7 @@ class BaseRows:
         images: shape or matrix -> the rows in that shape, or times that matrix, with the matrix, which so lives on.
     """
 
-    base: Num[Tensor, "*lead n"]
+    base: Num[Tensor, " *lead n"]
     images: dict[Any, Any] = field(default_factory=dict)
 
     def times(self, matrix: Num[Tensor, "n m"]) -> BaseRows:
@@ -290,10 +285,10 @@ class LowRank:
         rows: the base rows.
     """
 
-    factors: Num[Tensor, "p *lead k"]
-    vectors: Num[Tensor, "#p k n"]
+    factors: Num[Tensor, " p *lead k"]
+    vectors: Num[Tensor, " #p k n"]
     shape: torch.Size
-    multiples: Num[Tensor, p * lead] | None = None
+    multiples: Num[Tensor, " p *lead"] | None = None
     rows: BaseRows | None = None
 
     @property

@@ -116,19 +116,11 @@ class Kernels(Protocol):
         ...
 
     def behind_kink(
-        self,
-        directions: Float[
-            Tensor,
-            (
-                g  # m n
-            ),
-        ],
-        base: Float[Tensor, "m n"],
-        negative_slope: float,
+        self, directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
     ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
-        """``u`` where z is positive or 0 and ``slope u`` elsewhere; and the largest and the smallest ``-u / z`` of a row.
+        """``u`` where z is positive or 0 and ``slope u`` elsewhere; the largest and the smallest ``-u / z`` of each row.
 
-        Infinite ones of a row with an entry whose ``u / z`` is infinite or not a number.
+        They are infinite in a row with an entry whose ``u / z`` is infinite or not a number.
         """
         ...
 

@@ -12,10 +12,10 @@ from torch import Tensor, fx
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.capture import Node
-from deepzero.graph.differences import Block, Dense, Difference, LowRank, OneHot, RankOne, TooLargeError, entries
+from deepzero.graph.differences import Block, Difference, LowRank, OneHot, RankOne, TooLargeError, entries
 from deepzero.graph.forward import Values
 from deepzero.graph.program import Cone, Step
-from deepzero.graph.rules import TAKES_LOW_RANK, TAKES_RANK_ONE, fallback
+from deepzero.graph.rules import fallback, in_kind_for
 
 Meter = Callable[[int, int], None]
 """Called after each step with the bytes of live differences, and of what the step worked on."""
@@ -106,12 +106,10 @@ def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
 
 
 def _difference(step: Step, live: dict[Node, Any], node: Node) -> Any:
-    """The difference of a node, in a kind that the step's rule takes."""
+    """The difference of a node, in a kind that the step's rule takes; what is written out for it is kept."""
     difference = live.get(node)
-    if isinstance(difference, RankOne) and step.rule not in TAKES_RANK_ONE:
-        difference = live[node] = Dense(difference.dense())
-    if isinstance(difference, (Block, LowRank)) and step.rule not in TAKES_LOW_RANK:
-        difference = live[node] = Dense(difference.dense())
+    if isinstance(difference, (RankOne, Block, LowRank)):
+        difference = live[node] = in_kind_for(step.rule, difference)
     return difference
 
 

@@ -211,7 +211,7 @@ def shifted_slices(padded, features, rows, columns, values, stride, dilation, ou
                         target[x] = value * line[x * stride[1]]
 
 
-@_compiled
+@compiled
 def behind_kink(directions, base, out, rates, lanes, negative_slope):
     """Directions behind a kink at zero, and the extremes of ``-u / z`` along each row.
 
@@ -233,6 +233,6 @@ def behind_kink(directions, base, out, rates, lanes, negative_slope):
                     highest[i] = rate if rate > highest[i] else highest[i]
                     lowest[i] = rate if rate < lowest[i] else lowest[i]
                     zeros[i] += rate * 0
-            odd = not zeros.sum() == 0
+            odd = zeros.sum() != 0
             rates[0, g, r] = math.inf if odd else highest.max()
             rates[1, g, r] = -math.inf if odd else lowest.min()

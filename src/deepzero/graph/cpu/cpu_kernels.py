@@ -223,14 +223,7 @@ def _gap(
 
 
 def behind_kink(
-    directions: Float[
-        Tensor,
-        (
-            g  # m n
-        ),
-    ],
-    base: Float[Tensor, "m n"],
-    negative_slope: float,
+    directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
 ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
     """One pass over the directions."""
     if not applies(directions, base) or directions.dtype != base.dtype:

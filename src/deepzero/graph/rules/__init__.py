@@ -21,7 +21,7 @@ from deepzero.graph.rules import (
     shape,
     softmax,
 )
-from deepzero.graph.rules.base import RULES, TAKES_LOW_RANK, TAKES_RANK_ONE, rule
+from deepzero.graph.rules.base import RULES, TAKES_LOW_RANK, TAKES_RANK_ONE, in_kind_for, rule
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.normalization import batch_norm_relu
 from deepzero.graph.rules.shape import SHAPE_ONLY
@@ -41,6 +41,7 @@ __all__ = [
     "cross_entropy",
     "fallback",
     "fourier",
+    "in_kind_for",
     "indexing",
     "linear",
     "moments",

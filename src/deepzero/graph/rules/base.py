@@ -48,6 +48,15 @@ def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False) -> Calla
     return register
 
 
+def in_kind_for(rule: Rule | None, difference: Difference) -> Difference:
+    """The difference, written out if it is of a kind that the rule does not take."""
+    if isinstance(difference, RankOne) and rule not in TAKES_RANK_ONE:
+        return Dense(difference.dense())
+    if isinstance(difference, (Block, LowRank)) and rule not in TAKES_LOW_RANK:
+        return Dense(difference.dense())
+    return difference
+
+
 def difference_of(argument: Any) -> Difference | None:
     """The difference of an argument, if it is a tensor that differs."""
     return argument.difference if isinstance(argument, Operand) else None

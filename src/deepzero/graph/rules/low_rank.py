@@ -72,7 +72,7 @@ def _times(rows: Float[Tensor, "*any n"], gamma: Float[Tensor, " n"] | None) -> 
 
 def _variance_change(
     factors: Float[Tensor, "p *lead k"], vectors: Float[Tensor, "#p k n"], centred: Float[Tensor, "*lead n"]
-) -> Float[Tensor, p * lead]:
+) -> Float[Tensor, " p *lead"]:
     size, k = vectors.shape[-1], vectors.shape[-2]
     flat = factors.reshape(len(factors), -1, k)
     with_rows = (vectors @ centred.reshape(-1, size).mT).mT  # [#p, rows, k]

@@ -80,14 +80,7 @@ def _require_room(difference: RankOne, rows: int) -> None:
 
 
 def _behind_kink(
-    directions: Num[
-        Tensor,
-        (
-            g  # m n
-        ),
-    ],
-    base: Num[Tensor, "m n"],
-    negative_slope: float,
+    directions: Num[Tensor, " g #m n"], base: Num[Tensor, "m n"], negative_slope: float
 ) -> tuple[Num[Tensor, "g m n"], Num[Tensor, "2 g m"]]:
     """What becomes of directions where nothing changes its sign, and the extreme rates ``-u / z`` of each row.
 
@@ -96,7 +89,7 @@ def _behind_kink(
     """
     found = kernels.on(base).behind_kink(directions, base, negative_slope)
     if found is not None:
-        return found
+        return found[0], found[1]
     rates = -directions / base
     bent = directions * torch.where(base >= 0, 1, negative_slope)
     odd = ~rates.isfinite().all(-1)
@@ -119,6 +112,6 @@ def _changed_rows(
     single = difference.directions.shape[1] == 1
     rows = difference.directions[groups, 0 if single else samples]
     rows = rows * difference.coefficients.flatten()[places].unsqueeze(1)
-    if difference.places is not None:
+    if difference.places is not None and difference.rows is not None:
         places, rows = torch.cat([places, difference.places]), torch.cat([rows, difference.rows])
     return places, change(base[places % len(base)], rows)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Block, Channel, Dense, Difference, LowRank, OneHot, RankOne
+from deepzero.graph.differences import Block, Channel, Dense, Difference, LowRank, OneHot, RankOne, entries
 from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
@@ -74,28 +74,36 @@ def reshaped(difference: Difference | None, shape: torch.Size) -> Difference:
     assert difference is not None
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, difference.values, shape)
-    if isinstance(difference, RankOne) and shape[-1:] == difference.shape[-1:]:
-        coefficients = difference.coefficients.reshape(difference.count, *shape[:-1])
-        return replace(difference, coefficients=coefficients, shape=shape)
-    if isinstance(difference, LowRank) and shape[-1:] == difference.shape[-1:]:
+    if isinstance(difference, (RankOne, LowRank)) and shape[-1:] == difference.shape[-1:]:
         return _rows_reshaped(difference, shape)
-    if isinstance(difference, Channel) and _joins(difference, shape):
-        delta = difference.delta.reshape(difference.count, *shape[:-1], difference.shape[-1])
-        return Block(difference.channels, delta, shape)
     if isinstance(difference, Channel) and shape.numel():
-        size, front = difference.shape[difference.axis], math.prod(difference.shape[: difference.axis])
-        for axis, part in enumerate(shape):
-            same_place = math.prod(shape[:axis]) == front
-            if same_place and part == size:
-                return Channel(
-                    axis, difference.channels, difference.delta.reshape(difference.count, *_without(shape, axis)), shape
-                )
-            if same_place and part > 1 and size % part == 0:
-                return _split_channel(difference, shape, axis)
+        channel = _channel_reshaped(difference, shape)
+        if channel is not None:
+            return channel
     return Dense(difference.dense().reshape(difference.count, *shape))
 
 
-def _rows_reshaped(difference: LowRank, shape: torch.Size) -> LowRank:
+def _channel_reshaped(difference: Channel, shape: torch.Size) -> Channel | Block | None:
+    """A channel whose dimension stays, is cut, or is joined with the last one behind it; None elsewhere."""
+    if _joins(difference, shape):
+        delta = difference.delta.reshape(difference.count, *shape[:-1], difference.shape[-1])
+        return Block(difference.channels, delta, shape)
+    size, front = difference.shape[difference.axis], math.prod(difference.shape[: difference.axis])
+    for axis, part in enumerate(shape):
+        same_place = math.prod(shape[:axis]) == front
+        if same_place and part == size:
+            delta = difference.delta.reshape(difference.count, *_without(shape, axis))
+            return Channel(axis, difference.channels, delta, shape)
+        if same_place and part > 1 and size % part == 0:
+            return _split_channel(difference, shape, axis)
+    return None
+
+
+def _rows_reshaped(difference: RankOne | LowRank, shape: torch.Size) -> RankOne | LowRank:
+    """Other dimensions before the last."""
+    if isinstance(difference, RankOne):
+        coefficients = difference.coefficients.reshape(difference.count, *shape[:-1])
+        return replace(difference, coefficients=coefficients, shape=shape)
     factors = difference.factors.reshape(difference.count, *shape[:-1], difference.factors.shape[-1])
     if difference.multiples is None or difference.rows is None:
         return replace(difference, factors=factors, shape=shape)
@@ -106,7 +114,7 @@ def _rows_reshaped(difference: LowRank, shape: torch.Size) -> LowRank:
 def _joins(difference: Channel, shape: torch.Size) -> bool:
     """True if the channel's dimension and the last, behind it, become one: heads and their features."""
     size = difference.shape[-2:].numel()
-    return shape.numel() > 0 and difference.axis == len(difference.shape) - 2 and shape[-1:] == (size,)
+    return difference.axis == len(difference.shape) - 2 and shape[-1:] == (size,)
 
 
 def _without(shape: Sequence[int], axis: int) -> tuple[int, ...]:
@@ -349,8 +357,7 @@ def _on_channel(shape: torch.Size, difference: Difference | None, first: Channel
 def _dense(shape: torch.Size, difference: Difference | None, like: Difference) -> Num[Tensor, "p ..."]:
     if difference is not None:
         return difference.dense()
-    values = like.values if isinstance(like, OneHot) else like.delta
-    return values.new_zeros(1).expand(like.count, *shape)
+    return entries(like).new_zeros(1).expand(like.count, *shape)
 
 
 @rule(aten.stack.default)
@@ -370,7 +377,7 @@ def _with_new_axis(difference: Difference, axis: int, shape: torch.Size) -> Diff
         moved = difference.axis + (axis <= difference.axis)
         delta = difference.delta.reshape(difference.count, *_without(shape, moved))
         return Channel(moved, difference.channels, delta, shape)
-    return Dense(difference.delta.unsqueeze(axis + 1))
+    return Dense(difference.dense().unsqueeze(axis + 1))
 
 
 @rule(aten.flip.default)
