@@ -118,9 +118,10 @@ class Kernels(Protocol):
     def behind_kink(
         self, directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
     ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
-        """``u`` where z is positive or 0 and ``slope u`` elsewhere; the largest and the smallest ``-u / z`` of each row.
+        """Directions u behind a kink, and the extreme rates of each row.
 
-        They are infinite in a row with an entry whose ``u / z`` is infinite or not a number.
+        They are ``u`` where z is positive or 0 and ``slope u`` elsewhere; and the largest and the smallest ``-u / z``,
+        which are infinite in a row with an entry whose ``u / z`` is infinite or not a number.
         """
         ...
 

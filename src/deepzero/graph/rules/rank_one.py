@@ -69,8 +69,7 @@ def in_full(x: Operand, change: Callable[[Tensor, Tensor], Tensor]) -> RankOne |
 
 def _rows_of(x: Operand) -> Num[Tensor, "m n"]:
     """The base value by rows, contiguous, once a step."""
-    rows: Tensor = x.value.remember("matrix rows", lambda: x.base.reshape(-1, x.base.shape[-1]).contiguous())
-    return rows
+    return x.value.remember("matrix rows", lambda: x.base.reshape(-1, x.base.shape[-1]).contiguous())
 
 
 def _require_room(difference: RankOne, rows: int) -> None:
@@ -82,14 +81,14 @@ def _require_room(difference: RankOne, rows: int) -> None:
 def _behind_kink(
     directions: Num[Tensor, " g #m n"], base: Num[Tensor, "m n"], negative_slope: float
 ) -> tuple[Num[Tensor, "g m n"], Num[Tensor, "2 g m"]]:
-    """What becomes of directions where nothing changes its sign, and the extreme rates ``-u / z`` of each row.
+    """Directions behind a kink, where nothing changes its sign, and the extreme rates ``-u / z`` of each row.
 
     An entry changes its sign at the coefficients c with ``c (-u / z) >= 1``. A row with an entry at which z is 0, or
     anything is not a number, has infinite rates.
     """
     found = kernels.on(base).behind_kink(directions, base, negative_slope)
     if found is not None:
-        return found[0], found[1]
+        return found
     rates = -directions / base
     bent = directions * torch.where(base >= 0, 1, negative_slope)
     odd = ~rates.isfinite().all(-1)
@@ -99,8 +98,8 @@ def _behind_kink(
 
 def _crosses(coefficients: Num[Tensor, "p m"], rates: Num[Tensor, "2 p m"]) -> Bool[Tensor, "p m"]:
     """The rows of which some entry changes its sign (or is not a number)."""
-    highest, lowest = rates
-    return ~((coefficients * highest < 1) & (coefficients * lowest < 1)) & (coefficients != 0)
+    stays = (coefficients * rates < 1).all(0)
+    return ~stays & (coefficients != 0)
 
 
 def _changed_rows(
