@@ -78,7 +78,7 @@ def apply_pointwise(operand: Operand, function: Callable[[Tensor, Tensor], Tenso
     if isinstance(difference, Channel):
         return difference.with_delta(function(difference.of(operand.base), difference.delta))
     assert difference is not None
-    return Dense(function(operand.base, difference.delta))
+    return Dense(function(operand.base, difference.dense()))
 
 
 def map_delta(difference: Difference, function: Callable[[Tensor], Tensor]) -> Difference:

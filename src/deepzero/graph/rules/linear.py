@@ -58,13 +58,8 @@ def _sum(through: Difference | None, own: Difference | None) -> Difference | Non
 def through_matrix(difference: Difference, matrix: Num[Tensor, "k n"], shape: torch.Size) -> Difference:
     """``da B`` for a matrix B that does not differ, in fresh memory."""
     last = len(shape) - 1
-    if isinstance(difference, RankOne):
-        return _rank_one_through(difference, matrix, shape)
-    if isinstance(difference, Block):
-        return _block_through(difference, matrix, shape)
-    if isinstance(difference, LowRank):
-        rows = None if difference.rows is None else difference.rows.times(matrix)
-        return replace(difference, vectors=difference.vectors @ matrix, rows=rows, shape=shape)
+    if isinstance(difference, (RankOne, Block, LowRank)):
+        return _factor_through(difference, matrix, shape)
     if isinstance(difference, Channel) and difference.axis == last:
         return RankOne(difference.delta, matrix.unsqueeze(1), difference.channels, shape)
     if isinstance(difference, Channel):
@@ -75,14 +70,21 @@ def through_matrix(difference: Difference, matrix: Num[Tensor, "k n"], shape: to
     return Dense(F.linear(difference.dense(), matrix.t()))
 
 
-def _rank_one_through(difference: RankOne, matrix: Num[Tensor, "k n"], shape: torch.Size) -> RankOne:
-    """Directions and rows given in full go through the matrix, coefficients stay."""
+def _factor_through(
+    difference: RankOne | Block | LowRank, matrix: Num[Tensor, "k n"], shape: torch.Size
+) -> RankOne | LowRank | Dense:
+    """What all perturbations share goes through the matrix, and rows given in full; coefficients stay."""
+    if isinstance(difference, Block):
+        return _block_through(difference, matrix, shape)
+    if isinstance(difference, LowRank):
+        base = None if difference.rows is None else difference.rows.times(matrix)
+        return replace(difference, vectors=difference.vectors @ matrix, rows=base, shape=shape)
     directions, turned = F.linear(difference.directions, matrix.t()), matrix.t()
     rows = None if difference.rows is None else F.linear(difference.rows, turned)
     return replace(difference, directions=directions, rows=rows, shape=shape)
 
 
-def _block_through(difference: Block, matrix: Num[Tensor, "k n"], shape: torch.Size) -> Difference:
+def _block_through(difference: Block, matrix: Num[Tensor, "k n"], shape: torch.Size) -> LowRank | Dense:
     """A block meets as many rows of the matrix as it is wide, which all of its perturbations share."""
     width, rows = difference.delta.shape[-1], shape[:-1].numel()
     first, *others = runs_of(difference.blocks)

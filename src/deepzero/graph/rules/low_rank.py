@@ -1,9 +1,10 @@
 """Normalization of differences whose rows are sums of a few vectors: they stay such sums.
 
-With centred base rows c of n entries and scale s, a difference ``sum_k a_k v_k`` of a row changes its variance by ``dv =
-sum_k a_k (2 mean(c w_k) + sum_l mean(w_k w_l) a_l)``, w being the centred vectors, and the normalized row by
+With centred base rows c of n entries and scale s, a difference ``sum_k a_k v_k`` of a row changes its variance by dv
+and the normalized row by e, where w are the centred vectors:
 
-    sum_k (a_k / s') w_k + (1/s' - 1/s) c,   1/s' - 1/s = -dv / (s s' (s + s')).
+    dv = sum_k a_k (2 mean(c w_k) + sum_l mean(w_k w_l) a_l),   s'^2 = s^2 + dv,
+    e = sum_k (a_k / s') w_k + (1/s' - 1/s) c,   1/s' - 1/s = -dv / (s s' (s + s')).
 
 The means are few: those of vectors with vectors, and of vectors with base rows, which are one matrix product.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ def mul_rule(call: Call, a: Any, b: Any) -> Outcome:
     """``da b + (a + da) db``."""
     for difference, number in ((difference_of(a), b), (difference_of(b), a)):
         if isinstance(difference, (RankOne, LowRank)) and isinstance(number, float | int):
-            return map_delta(difference, lambda d, number=number: d * number)
+            return map_delta(difference, partial(operator.mul, number))
     return in_field(jointly(call.output.base.shape, (a, b), product_change), call.output.base.dtype)
 
 

@@ -198,7 +198,7 @@ def taken(difference: Difference | None, axis: int, first: int, step: int, shape
     if isinstance(difference, Channel) and difference.axis != axis:
         out = with_axis(difference)[_window(axis + 1, first, step, size)]
         return as_channel(difference, out, difference.axis, shape)
-    if isinstance(difference, (Dense, RankOne)) or size == 0:
+    if isinstance(difference, (Dense, RankOne, Block, LowRank)) or size == 0:
         return Dense(difference.dense()[_window(axis + 1, first, step, size)])
     position = difference.channels if isinstance(difference, Channel) else difference.positions()[axis]
     place = torch.div(position - first, step, rounding_mode="floor")
