@@ -1,4 +1,4 @@
-"""Differences of low rank and blocks: each rule that takes them gives what it gives for the dense difference."""
+"""Differences of low rank and segments: each rule that takes them gives what it gives for the dense difference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rule_cases import apply
 from torch import Tensor, nn
 
 import deepzero as dz
-from deepzero.graph.differences import BaseRows, Block, Channel, Dense, Difference, LowRank, RankOne
+from deepzero.graph.differences import BaseRows, Channel, Dense, Difference, LowRank, RankOne, Segment
 from deepzero.graph.propagate import loss_differences
 from deepzero.objective import NetworkObjective
 
@@ -35,8 +35,8 @@ def drawn(kind: str, dtype: torch.dtype, scale: float) -> Difference:
     def of(*shape: int, seed: int) -> Tensor:
         return draw(*shape, seed=seed, dtype=dtype, scale=scale)
 
-    if kind.startswith("block"):
-        return Block(CHANNELS[kind.split()[1]], of(COUNT, *LEAD, 2, seed=1), SHAPE)
+    if kind.startswith("segment"):
+        return Segment(CHANNELS[kind.split()[1]], of(COUNT, *LEAD, 2, seed=1), SHAPE)
     if kind == "channel":
         return Channel(2, CHANNELS["several"], of(COUNT, *LEAD, seed=1), SHAPE)
     if kind == "rank one":
@@ -55,7 +55,7 @@ LOW_RANK = (
     "one vector and rows",
     "three shared vectors and rows",
 )
-BLOCKS = ("block one", "block several")
+SEGMENTS = ("segment one", "segment several")
 W, B = normal(8, 6, seed=5), normal(6, seed=6)
 OPERATIONS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "linear": lambda x: (aten.linear.default, x, W.t(), B),
@@ -87,7 +87,7 @@ def change(operation: str, base: Tensor, difference: Difference) -> Difference:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("kind", [*LOW_RANK, *BLOCKS, "channel", "rank one"])
+@pytest.mark.parametrize("kind", [*LOW_RANK, *SEGMENTS, "channel", "rank one"])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_as_for_the_dense_difference(operation: str, kind: str, dtype: torch.dtype) -> None:
     for scale in (1e-4, 1.0, 30.0):
@@ -117,29 +117,29 @@ def test_base_rows_meet_a_matrix_once() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_stays_in_its_block(value: float) -> None:
-    difference = drawn("block several", torch.float64, 1.0)
-    assert isinstance(difference, Block)
+def test_what_is_not_finite_stays_in_its_segment(value: float) -> None:
+    difference = drawn("segment several", torch.float64, 1.0)
+    assert isinstance(difference, Segment)
     difference.delta[2, 1, 1, 0] = value
     dense = difference.dense()
     assert int((~dense.isfinite()).sum()) == 1
     assert not math.isfinite(float(dense[2, 1, 1, 6]))
 
 
-def test_heads_that_are_joined_are_a_block() -> None:
+def test_heads_that_are_joined_are_a_segment() -> None:
     apart = torch.Size((2, 3, 4, 5))
     for channels in CHANNELS.values():
         difference = Channel(2, channels, normal(COUNT, 2, 3, 5), apart)
         joined = apply(aten.view.default, (normal(*apart), difference), [2, 3, 20])
-        assert isinstance(joined, Block)
+        assert isinstance(joined, Segment)
         torch.testing.assert_close(joined.dense(), difference.dense().reshape(COUNT, 2, 3, 20), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 40])
-@pytest.mark.parametrize("blocks", CHANNELS.values())
-def test_a_block_meets_its_rows_of_a_matrix(blocks: Tensor, rows: int) -> None:
+@pytest.mark.parametrize("segments", CHANNELS.values())
+def test_a_segment_meets_its_rows_of_a_matrix(segments: Tensor, rows: int) -> None:
     """As a difference of low rank where there are enough rows, or right away."""
-    difference = Block(blocks, normal(COUNT, rows, 3), torch.Size((rows, 12)))
+    difference = Segment(segments, normal(COUNT, rows, 3), torch.Size((rows, 12)))
     weight = normal(9, 12, seed=2)
     found = apply(aten.linear.default, (normal(rows, 12), difference), weight)
     assert isinstance(found, LowRank if rows == 40 else Dense)
@@ -211,7 +211,7 @@ def moved_loss(model: nn.Module, weight: Tensor, index: int, x: Tensor, y: Tenso
 
 
 def test_all_kinds_are_added_up() -> None:
-    kinds = [drawn(kind, torch.float64, 1.0) for kind in (*LOW_RANK, *BLOCKS, "channel", "rank one")]
+    kinds = [drawn(kind, torch.float64, 1.0) for kind in (*LOW_RANK, *SEGMENTS, "channel", "rank one")]
     base = normal(*SHAPE, seed=3)
     for first, second in itertools.product(kinds, kinds):
         out = apply(aten.add.Tensor, (base, first), (base, second))

@@ -206,18 +206,18 @@ class RankOne:
 
 
 @dataclass(frozen=True)
-class Block:
+class Segment:
     """Adjacent entries of the last dimension differ in each perturbation: one head of several that are joined.
 
     Only the rules in :data:`~deepzero.graph.rules.base.TAKES_LOW_RANK` see this kind; others get :meth:`dense`.
 
     Attributes:
-        blocks: the block that differs; a block is as wide as ``delta``.
+        segments: the segment that differs; it is as wide as ``delta``.
         delta: its differences.
         shape: shape of the base value.
     """
 
-    blocks: Int64[Tensor, " p"]
+    segments: Int64[Tensor, " p"]
     delta: Num[Tensor, " p *lead width"]
     shape: torch.Size
 
@@ -234,10 +234,10 @@ class Block:
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries."""
         apart = torch.Size((*self.shape[:-1], self.shape[-1] // self.delta.shape[-1], self.delta.shape[-1]))
-        channel = Channel(len(apart) - 2, self.blocks, self.delta, apart)
+        channel = Channel(len(apart) - 2, self.segments, self.delta, apart)
         return channel.dense().reshape(self.count, *self.shape)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Block:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Segment:
         """A multiple: ``function`` is linear and acts on entries alike."""
         return replace(self, delta=function(self.delta))
 
@@ -316,7 +316,7 @@ class LowRank:
         return replace(self, factors=function(self.factors), multiples=multiples)
 
 
-Difference = OneHot | Channel | Dense | RankOne | Block | LowRank
+Difference = OneHot | Channel | Dense | RankOne | Segment | LowRank
 
 
 def runs_of(numbers: Int64[Tensor, " p"]) -> list[tuple[int, int, int]]:
@@ -342,7 +342,7 @@ def difference_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def entries(difference: Difference) -> Num[Tensor, "p entries"]:
     """The entries that may differ; all others are zero."""
-    if isinstance(difference, (RankOne, Block, LowRank)):
+    if isinstance(difference, (RankOne, Segment, LowRank)):
         difference = Dense(difference.dense())
     values = difference.values if isinstance(difference, OneHot) else difference.delta
     return values.reshape(difference.count, -1)

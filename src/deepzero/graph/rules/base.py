@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
-from deepzero.graph.differences import Block, Channel, Dense, Difference, LowRank, OneHot, RankOne
+from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment
 from deepzero.graph.rules.rank_one import in_full
 
 RULES: dict[Any, Rule] = {}
@@ -25,7 +25,7 @@ TAKES_RANK_ONE: set[Rule] = set()
 
 
 TAKES_LOW_RANK: set[Rule] = set()
-"""Rules that take a :class:`~deepzero.graph.differences.LowRank` or a block; others are given it as a dense one."""
+"""Rules that take a :class:`~deepzero.graph.differences.LowRank` or a segment; others are given it as a dense one."""
 
 
 def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False) -> Callable[[Rule], Rule]:
@@ -33,7 +33,7 @@ def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False) -> Calla
 
     A rule is called as ``rule(call, *args, **kwargs)`` with the arguments of the operation, where every tensor is an
     :class:`~deepzero.graph.calls.Operand`; at least one of them differs. With ``rank_one`` it takes rank-one
-    differences, too, with ``low_rank`` those of low rank and blocks.
+    differences, too, with ``low_rank`` those of low rank and segments.
     """
 
     def register(function: Rule) -> Rule:
@@ -52,7 +52,7 @@ def in_kind_for(rule: Rule | None, difference: Difference) -> Difference:
     """The difference, written out if it is of a kind that the rule does not take."""
     if isinstance(difference, RankOne) and rule not in TAKES_RANK_ONE:
         return Dense(difference.dense())
-    if isinstance(difference, (Block, LowRank)) and rule not in TAKES_LOW_RANK:
+    if isinstance(difference, (Segment, LowRank)) and rule not in TAKES_LOW_RANK:
         return Dense(difference.dense())
     return difference
 
@@ -83,7 +83,7 @@ def apply_pointwise(operand: Operand, function: Callable[[Tensor, Tensor], Tenso
 
 def map_delta(difference: Difference, function: Callable[[Tensor], Tensor]) -> Difference:
     """A linear pointwise function of a difference."""
-    if isinstance(difference, (RankOne, LowRank, Block)):
+    if isinstance(difference, (RankOne, LowRank, Segment)):
         return difference.map(function)
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, function(difference.values), difference.shape)

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from deepzero.graph.calls import Operand
 from deepzero.graph.differences import (
-    Block,
     Channel,
     Dense,
     Difference,
     LowRank,
     OneHot,
     RankOne,
+    Segment,
     same_channels,
     same_entries,
 )
@@ -142,7 +142,7 @@ class _Frame:
         """A difference there."""
         if isinstance(self.pattern, Dense):
             return difference.dense()
-        assert not isinstance(difference, (RankOne, Block, LowRank)), "it sits on no channel"
+        assert not isinstance(difference, (RankOne, Segment, LowRank)), "it sits on no channel"
         return difference.values if isinstance(difference, OneHot) else difference.delta
 
     def difference(self, values: Num[Tensor, " p *rest"]) -> Difference:

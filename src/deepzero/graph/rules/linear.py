@@ -19,7 +19,7 @@ from jaxtyping import Num, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Block, Channel, Dense, Difference, LowRank, OneHot, RankOne, runs_of
+from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, runs_of
 from deepzero.graph.rules.base import difference_of, map_delta, multilinear, rule
 from deepzero.graph.rules.pointwise import broadcast, total
 
@@ -58,7 +58,7 @@ def _sum(through: Difference | None, own: Difference | None) -> Difference | Non
 def through_matrix(difference: Difference, matrix: Num[Tensor, "k n"], shape: torch.Size) -> Difference:
     """``da B`` for a matrix B that does not differ, in fresh memory."""
     last = len(shape) - 1
-    if isinstance(difference, (RankOne, Block, LowRank)):
+    if isinstance(difference, (RankOne, Segment, LowRank)):
         return _factor_through(difference, matrix, shape)
     if isinstance(difference, Channel) and difference.axis == last:
         return RankOne(difference.delta, matrix.unsqueeze(1), difference.channels, shape)
@@ -71,11 +71,11 @@ def through_matrix(difference: Difference, matrix: Num[Tensor, "k n"], shape: to
 
 
 def _factor_through(
-    difference: RankOne | Block | LowRank, matrix: Num[Tensor, "k n"], shape: torch.Size
+    difference: RankOne | Segment | LowRank, matrix: Num[Tensor, "k n"], shape: torch.Size
 ) -> RankOne | LowRank | Dense:
     """What all perturbations share goes through the matrix, and rows given in full; coefficients stay."""
-    if isinstance(difference, Block):
-        return _block_through(difference, matrix, shape)
+    if isinstance(difference, Segment):
+        return _segment_through(difference, matrix, shape)
     if isinstance(difference, LowRank):
         base = None if difference.rows is None else difference.rows.times(matrix)
         return replace(difference, vectors=difference.vectors @ matrix, rows=base, shape=shape)
@@ -84,12 +84,12 @@ def _factor_through(
     return replace(difference, directions=directions, rows=rows, shape=shape)
 
 
-def _block_through(difference: Block, matrix: Num[Tensor, "k n"], shape: torch.Size) -> LowRank | Dense:
-    """A block meets as many rows of the matrix as it is wide, which all of its perturbations share."""
+def _segment_through(difference: Segment, matrix: Num[Tensor, "k n"], shape: torch.Size) -> LowRank | Dense:
+    """A segment meets as many rows of the matrix as it is wide, which all of its perturbations share."""
     width, rows = difference.delta.shape[-1], shape[:-1].numel()
-    first, *others = runs_of(difference.blocks)
+    first, *others = runs_of(difference.segments)
     parts = matrix.reshape(-1, width, matrix.shape[1])
-    vectors = parts[difference.blocks] if others else parts[first[0]].unsqueeze(0)
+    vectors = parts[difference.segments] if others else parts[first[0]].unsqueeze(0)
     out = LowRank(difference.delta, vectors, shape)
     return out if 2 * width <= min(rows, shape[-1]) else Dense(out.dense())
 
@@ -173,7 +173,7 @@ def matmul(call: Call, a: Operand, b: Operand) -> Outcome:
 
 def _mirrored(difference: Difference) -> Difference:
     """The difference of a stack of matrices, each of them transposed."""
-    if isinstance(difference, (Dense, RankOne, Block, LowRank)):
+    if isinstance(difference, (Dense, RankOne, Segment, LowRank)):
         return Dense(difference.dense().mT)
     ndim = len(difference.shape)
     shape = torch.Size((*difference.shape[:-2], difference.shape[-1], difference.shape[-2]))

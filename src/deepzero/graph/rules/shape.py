@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Block, Channel, Dense, Difference, LowRank, OneHot, RankOne, entries
+from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, entries
 from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
@@ -83,11 +83,11 @@ def reshaped(difference: Difference | None, shape: torch.Size) -> Difference:
     return Dense(difference.dense().reshape(difference.count, *shape))
 
 
-def _channel_reshaped(difference: Channel, shape: torch.Size) -> Channel | Block | None:
+def _channel_reshaped(difference: Channel, shape: torch.Size) -> Channel | Segment | None:
     """A channel whose dimension stays, is cut, or is joined with the last one behind it; None elsewhere."""
     if _joins(difference, shape):
         delta = difference.delta.reshape(difference.count, *shape[:-1], difference.shape[-1])
-        return Block(difference.channels, delta, shape)
+        return Segment(difference.channels, delta, shape)
     size, front = difference.shape[difference.axis], math.prod(difference.shape[: difference.axis])
     for axis, part in enumerate(shape):
         same_place = math.prod(shape[:axis]) == front
@@ -198,7 +198,7 @@ def taken(difference: Difference | None, axis: int, first: int, step: int, shape
     if isinstance(difference, Channel) and difference.axis != axis:
         out = with_axis(difference)[_window(axis + 1, first, step, size)]
         return as_channel(difference, out, difference.axis, shape)
-    if isinstance(difference, (Dense, RankOne, Block, LowRank)) or size == 0:
+    if isinstance(difference, (Dense, RankOne, Segment, LowRank)) or size == 0:
         return Dense(difference.dense()[_window(axis + 1, first, step, size)])
     position = difference.channels if isinstance(difference, Channel) else difference.positions()[axis]
     place = torch.div(position - first, step, rounding_mode="floor")
