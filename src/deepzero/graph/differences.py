@@ -109,9 +109,16 @@ class Channel:
 
 @dataclass(frozen=True)
 class Dense:
-    """Every entry may differ."""
+    """Every entry may differ.
+
+    Attributes:
+        delta: the differences.
+        owned: whether a rule has made their memory for this difference alone. Views of it may be other differences, but
+            nothing that outlives the chunk, such as a base value, is in it.
+    """
 
     delta: Num[Tensor, " p *shape"]
+    owned: bool = False
 
     @property
     def count(self) -> int:

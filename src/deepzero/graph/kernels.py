@@ -115,6 +115,20 @@ class Kernels(Protocol):
         """``max (z - M + d)`` over windows of base values z with maxima M, of one channel each or of all."""
         ...
 
+    def activation(
+        self, function: str, x: Value, difference: Channel | Dense, slope: float, *, overwrite: bool
+    ) -> Float[Tensor, " p *shape"] | None:
+        """``f(z + d) - f(z)`` without cancellation, at the entries that differ.
+
+        Args:
+            function: f: ``relu``, ``leaky_relu``, ``gelu``, ``gelu_tanh``, ``sigmoid``, ``tanh`` or ``silu``.
+            x: z.
+            difference: d.
+            slope: of a leaky relu below zero.
+            overwrite: lets the outcome take the memory of d.
+        """
+        ...
+
     def behind_kink(
         self, directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
     ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
@@ -148,6 +162,9 @@ class NoKernels:
         """None."""
 
     def max_pool(self, *_: Any) -> None:
+        """None."""
+
+    def activation(self, *_: Any, overwrite: bool) -> None:
         """None."""
 
     def behind_kink(self, *_: Any) -> None:

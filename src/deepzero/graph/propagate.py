@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.capture import Node
-from deepzero.graph.differences import Difference, LowRank, OneHot, RankOne, Segment, TooLargeError, entries
+from deepzero.graph.differences import Dense, Difference, LowRank, OneHot, RankOne, Segment, TooLargeError, entries
 from deepzero.graph.forward import Values
 from deepzero.graph.program import Cone, Step
 from deepzero.graph.rules import fallback, in_kind_for
@@ -98,7 +98,8 @@ def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
         value = values[argument]
         if isinstance(value.base, NUMBERS) and argument not in live:
             return value.base  # as if the program had it written out
-        return Operand(value, _difference(step, live, argument))
+        difference = _difference(step, live, argument)
+        return Operand(value, difference, argument in step.spends and _alone(argument, live))
 
     args, kwargs = fx.node.map_aggregate((step.args, step.kwargs), operand)
     call = Call(step.node, tuple(values[part] for part in step.parts), step.overwrite)
@@ -106,6 +107,22 @@ def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
     if isinstance(outcome, tuple) and all(o is None for o in outcome):
         return None
     return outcome
+
+
+def _alone(node: Node, live: Mapping[Node, Any]) -> bool:
+    """True if the memory of a node's difference is its own, and holds no other difference that is live."""
+    own = live.get(node)
+    if not (isinstance(own, Dense) and own.owned):
+        return False
+    memory = own.delta.untyped_storage().data_ptr()
+    return all(memory not in _memory(other) for n, other in live.items() if n is not node)
+
+
+def _memory(outcome: Any) -> set[int]:
+    """The addresses of the memory that holds a node's difference, or the differences of all its outputs."""
+    parts = outcome if isinstance(outcome, tuple) else (outcome,)
+    tensors = [t for part in parts if part is not None for t in vars(part).values() if isinstance(t, Tensor)]
+    return {t.untyped_storage().data_ptr() for t in tensors}
 
 
 def _difference(step: Step, live: dict[Node, Any], node: Node) -> Any:

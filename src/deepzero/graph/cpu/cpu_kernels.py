@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.cpu import attention_kernels
+from deepzero.graph.cpu import activation_kernels, attention_kernels
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
@@ -27,6 +27,7 @@ LANES = 32
 WIDE = 512
 """Columns that a compiled loop likes to see side by side."""
 
+activation = activation_kernels.activation
 attention = attention_kernels.attention
 
 

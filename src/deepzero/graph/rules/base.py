@@ -51,9 +51,9 @@ def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False) -> Calla
 def in_kind_for(rule: Rule | None, difference: Difference) -> Difference:
     """The difference, written out if it is of a kind that the rule does not take."""
     if isinstance(difference, RankOne) and rule not in TAKES_RANK_ONE:
-        return Dense(difference.dense())
+        return Dense(difference.dense(), owned=True)
     if isinstance(difference, (Segment, LowRank)) and rule not in TAKES_LOW_RANK:
-        return Dense(difference.dense())
+        return Dense(difference.dense(), owned=True)
     return difference
 
 

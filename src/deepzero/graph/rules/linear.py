@@ -67,7 +67,7 @@ def through_matrix(difference: Difference, matrix: Num[Tensor, "k n"], shape: to
     if isinstance(difference, OneHot) and len(difference.shape) == 2:
         rows, features = difference.positions()
         return Channel(0, rows, difference.values.unsqueeze(1) * matrix[features], shape)
-    return Dense(F.linear(difference.dense(), matrix.t()))
+    return Dense(F.linear(difference.dense(), matrix.t()), owned=True)
 
 
 def _factor_through(
