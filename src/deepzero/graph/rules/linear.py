@@ -73,7 +73,7 @@ def through_matrix(difference: Difference, matrix: Num[Tensor, "k n"], shape: to
 def _factor_through(
     difference: RankOne | Segment | LowRank, matrix: Num[Tensor, "k n"], shape: torch.Size
 ) -> RankOne | LowRank | Dense:
-    """What all perturbations share goes through the matrix, and rows given in full; coefficients stay."""
+    """Vectors that perturbations share go through the matrix, and rows given in full; coefficients stay."""
     if isinstance(difference, Segment):
         return _segment_through(difference, matrix, shape)
     if isinstance(difference, LowRank):
