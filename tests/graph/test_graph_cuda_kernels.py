@@ -14,7 +14,7 @@ import deepzero as dz
 from deepzero.graph import kernels as by_device
 from deepzero.graph.calls import Value
 from deepzero.graph.cuda import cuda_kernels as kernels
-from deepzero.graph.differences import Channel, Dense, Packed
+from deepzero.graph.differences import Channel, Dense, HalfDense
 from deepzero.graph.precision import Precision, computing_in
 from deepzero.graph.windows import ConvolutionGeometry, Window
 from deepzero.models.resnet import BasicBlock, projection_shortcut
@@ -47,8 +47,8 @@ def channel_of(delta: Tensor, channels: Tensor, shape: tuple[int, ...]) -> Chann
     return Channel(1, torch.stack([channels, channels], 1)[:, 0], delta, torch.Size(shape))
 
 
-def packed(dense: Tensor, scale: float) -> Packed:
-    return Packed((dense * scale).half(), scale)
+def packed(dense: Tensor, scale: float) -> HalfDense:
+    return HalfDense((dense * scale).half(), scale)
 
 
 def normalized_relu(z: Tensor, gamma: Tensor, y: Tensor, d: Tensor, extra: Tensor | float) -> Tensor:
@@ -91,7 +91,7 @@ def test_batch_norm_residual_and_relu(shape: tuple[int, ...], residual: str, sca
         found = kernels.normalize_relu_dense(given, centred, s, gamma, Value(y), added, overwrite=False)
     expected = torch.stack([normalized_relu(z, gamma, y, given.dense()[p], extra[p]) for p in range(count)])
     assert found is not None
-    assert isinstance(found, Packed) == (scale is not None)
+    assert isinstance(found, HalfDense) == (scale is not None)
     close(found.dense(), expected, 2e-6 if scale is None else 1e-3)
 
 
@@ -133,7 +133,7 @@ def test_convolutions(kernel: tuple[int, int], options: dict[str, Any], sizes: t
 
     with computing_in(Precision(scale=8.0)):
         half = kernels.convolve_dense(packed(d, 8.0), Value(weight), geometry, shape)
-    assert isinstance(half, Packed)
+    assert isinstance(half, HalfDense)
     close(half.dense(), expected, 1.5e-3)
     with computing_in(Precision(tf32=True)):
         single = kernels.convolve_dense(Dense(d), Value(weight), geometry, shape)

@@ -148,7 +148,7 @@ class Dense:
         return Dense(function(self.delta))
 
 
-class Packed(Dense):
+class HalfDense(Dense):
     """Every entry may differ, and is stored in float16, multiplied by a power of two.
 
     Kernels of a GPU give and take it. To everything else it is a :class:`Dense` difference in float32, made where it is
@@ -186,9 +186,9 @@ class Packed(Dense):
         """Bytes of its tensors."""
         return int(self.half.nbytes)
 
-    def rearranged(self, function: Callable[[Tensor], Tensor]) -> Packed:
+    def rearranged(self, function: Callable[[Tensor], Tensor]) -> HalfDense:
         """Of what is stored: zeros stay zeros."""
-        return Packed(function(self.half), self.scale)
+        return HalfDense(function(self.half), self.scale)
 
 
 class TooLargeError(DeepZeroError):

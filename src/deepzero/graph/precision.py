@@ -1,4 +1,4 @@
-"""In which precision a device may store and multiply the differences of a step; base values are never touched by it."""
+"""The precision in which a GPU stores and multiplies the differences of a chunk; base values never change by it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SWITCHES = (_BACKENDS.cudnn.conv, _BACKENDS.cudnn.rnn, _BACKENDS.cuda.matmul)
 
 @dataclass(frozen=True)
 class Precision:
-    """How dense differences are stored and multiplied on a GPU.
+    """Storage and products of dense differences on a GPU.
 
     Attributes:
         tf32: multiply float32 differences in TF32, with 10 bits after the point; None: where PyTorch may anyway.

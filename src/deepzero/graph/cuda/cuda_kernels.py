@@ -1,7 +1,7 @@
 """Kernels for float32 tensors on an NVIDIA GPU: the functions of :class:`deepzero.graph.kernels.Kernels`.
 
 Each returns None where it does not apply: without Triton, for other dtypes, more or fewer spatial dimensions. Dense
-differences come out in float32, or :class:`~deepzero.graph.differences.Packed` if the precision of the chunk says so.
+differences come out in float32, or as :class:`~deepzero.graph.differences.HalfDense` if the chunk's precision says so.
 
 Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepzero.graph import precision
 from deepzero.graph.calls import Value
-from deepzero.graph.differences import Channel, Dense, Difference, Packed
+from deepzero.graph.differences import Channel, Dense, Difference, HalfDense
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 log = logging.getLogger("deepzero")
@@ -93,7 +93,7 @@ def base_rows(value: Value) -> Shaped[Tensor, "b *rest c"]:
 
 def stored(difference: Difference) -> tuple[Shaped[Tensor, "p b *rest c"], float]:
     """The memory of a dense difference, channels last, and what its numbers are to be multiplied by."""
-    if isinstance(difference, Packed):
+    if isinstance(difference, HalfDense):
         return channels_last(difference.half), 1 / difference.scale
     return channels_last(difference.dense()), 1.0
 
@@ -108,7 +108,7 @@ def empty(count: int, shape: Sequence[int], like: Tensor) -> tuple[Shaped[Tensor
 def finished(rows: Shaped[Tensor, "p b *rest c"], scale: float) -> Dense:
     """The difference whose memory has been filled."""
     stacked = rows.movedim(-1, 2)
-    return Dense(stacked) if stacked.dtype is torch.float32 else Packed(stacked, scale)
+    return Dense(stacked) if stacked.dtype is torch.float32 else HalfDense(stacked, scale)
 
 
 # Batch norm -----------------------------------------------------------------------------------------------------------
@@ -252,12 +252,12 @@ def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeomet
     if geometry.ndim != 2 or not applies(weight.base) or max(shape.numel(), difference.shape.numel()) >= INDEXABLE:
         return None
     outputs, inputs = weight.base.shape[:2]
-    packed = isinstance(difference, Packed)
+    packed = isinstance(difference, HalfDense)
     if not packed and not (
         precision.current().convolves_in_tf32 and inputs <= NARROW and applies(difference.dense()) and difference.count
     ):
         return None
-    source, scale = channels_last(difference.half if isinstance(difference, Packed) else difference.dense()), 1.0
+    source, scale = channels_last(difference.half if isinstance(difference, HalfDense) else difference.dense()), 1.0
     taps = weight.remember(f"taps {source.dtype}", lambda: _taps(weight.base, source.dtype))
     batch, _, height, width = shape
     out = source.new_empty(difference.count, batch, height, width, outputs)
@@ -267,7 +267,7 @@ def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeomet
         source, taps, out, rows, *source.shape[2:4], height, width, inputs, outputs, **_shape(geometry), BLOCK=PIXELS,
         BC=channels, NC=triton().cdiv(inputs, channels), BO=block, PRECISION="tf32",
     )  # fmt: skip
-    return finished(out, difference.scale if isinstance(difference, Packed) else scale)
+    return finished(out, difference.scale if isinstance(difference, HalfDense) else scale)
 
 
 def _taps(weight: Float[Tensor, "o i h w"], dtype: torch.dtype) -> Shaped[Tensor, "h w i o"]:

@@ -18,7 +18,7 @@ LARGEST: tl.constexpr = tl.constexpr(65504.0)
 
 @triton.jit
 def stored(value, dtype: tl.constexpr):
-    """What memory of a dtype holds of float32 values; a NaN where float16 holds none."""
+    """The float32 values as memory of a dtype holds them; a NaN where float16 holds none."""
     if dtype == tl.float16:
         value = tl.where(tl.abs(value) > LARGEST, float("nan"), value)
     return value.to(dtype)

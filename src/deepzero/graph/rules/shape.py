@@ -20,7 +20,7 @@ from torch import Tensor
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, entries
-from deepzero.graph.host_numbers import mapped, on_host, placed
+from deepzero.graph.host_numbers import is_known, mapped, on_host, placed
 from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
@@ -131,7 +131,7 @@ def _split_channel(difference: Channel, shape: torch.Size, axis: int) -> Channel
     index = (difference.channels % inner).reshape(-1, *(1 for _ in rest[1:]))
     source = difference.delta.unsqueeze(difference.axis + 1)
     delta.scatter_(difference.axis + 1, index.expand(source.shape), source)
-    channels = torch.div(difference.channels, inner, rounding_mode="floor")
+    channels = mapped(difference.channels, lambda c: torch.div(c, inner, rounding_mode="floor"))
     return Channel(axis, channels, delta.reshape(difference.count, *_without(shape, axis)), shape)
 
 
@@ -159,10 +159,11 @@ def permute(call: Call, x: Operand, dims: Sequence[int]) -> Outcome:
 
 def _flat(positions: Sequence[Int64[Tensor, " p"]], shape: Sequence[int]) -> Int64[Tensor, " p"]:
     """Flat indices of multi-indices."""
-    index = torch.zeros_like(positions[0])
+    known = all(is_known(position) for position in positions)
+    index = torch.zeros_like(on_host(positions[0]) if known else positions[0])
     for position, size in zip(positions, shape, strict=True):
-        index = index * size + position
-    return index
+        index = index * size + (on_host(position) if known else position)
+    return placed(index, positions[0].device)
 
 
 @rule(aten.transpose.int)
@@ -343,7 +344,7 @@ def concatenated(parts: Sequence[Part], axis: int, shape: torch.Size) -> Differe
         positions = [p + before if d == axis else p for d, p in enumerate(first.positions())]
         return OneHot(_flat(positions, shape), first.values, shape)
     if len(differing) == 1 and isinstance(first, Channel) and first.axis == axis:
-        return Channel(axis, first.channels + before, first.delta, shape)
+        return Channel(axis, mapped(first.channels, lambda c: c + before), first.delta, shape)
     if isinstance(first, Channel) and all(_together(first, d, axis) for _, d in differing):
         stacks = [_on_channel(part, d, first) for part, d in parts]
         return as_channel(first, torch.cat(stacks, axis + 1), first.axis, shape)
@@ -353,7 +354,7 @@ def concatenated(parts: Sequence[Part], axis: int, shape: torch.Size) -> Differe
 def _together(first: Channel, other: Difference, axis: int) -> bool:
     if not isinstance(other, Channel) or first.axis != other.axis or axis == first.axis:
         return False
-    same = first.channels is other.channels or torch.equal(first.channels, other.channels)
+    same = first.channels is other.channels or torch.equal(on_host(first.channels), on_host(other.channels))
     return same and first.shape[first.axis] == other.shape[other.axis]
 
 
