@@ -4,7 +4,8 @@ A rule asks the kernels :func:`on` the device of its tensors, and composes where
 kernels are a module with the functions of :class:`Kernels`, in a folder beside ``cpu/``, and an entry in
 :data:`BY_DEVICE`.
 
-Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
+Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions;
+g groups of perturbations, m rows, n entries of a row.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
-from deepzero.graph.differences import Channel, Dense
+from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 
@@ -48,22 +49,31 @@ class Kernels(Protocol):
 
     def normalize_relu_dense(
         self,
-        delta: Float[Tensor, "p b c *rest"],
+        difference: Difference,
         centred: Value,
         scale: Float[Tensor, " c"],
         gamma: Float[Tensor, " c"] | None,
         before: Value,
-        extra: Float[Tensor, "p b c *rest"] | None,
+        extra: Difference | None,
         *,
         overwrite: bool,
-    ) -> Float[Tensor, "p b c *rest"] | None:
-        """The same for a difference of every channel, with ``extra`` added to v; ``overwrite`` lets it end in delta."""
+    ) -> Dense | None:
+        """The same where every channel differs in the end, by d or by ``extra``, which is added to v.
+
+        ``overwrite`` lets the outcome take the memory of a dense d.
+        """
         ...
 
     def convolve_channel(
         self, difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
-    ) -> Float[Tensor, "p b o h w"] | None:
+    ) -> Dense | None:
         """``conv(d, W[:, c])``, d being the channel c of each perturbation, to an output of ``shape``."""
+        ...
+
+    def convolve_dense(
+        self, difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
+    ) -> Dense | None:
+        """``conv(d, W)`` in one group, to an output of ``shape``."""
         ...
 
     def shifted_slices(
@@ -78,10 +88,55 @@ class Kernels(Protocol):
         """``values[p] * window(padded[features[p]])``, the window of ``size`` that begins at tap ``taps[:, p]``."""
         ...
 
+    def attention(
+        self,
+        query: tuple[Float[Tensor, "*lead l e"], Float[Tensor, "p *lead l e"] | None],
+        key: tuple[Float[Tensor, "*lead s e"], Float[Tensor, "p *lead s e"] | None],
+        value: tuple[Float[Tensor, "*lead s f"], Float[Tensor, "p *lead s f"] | None],
+        factor: float,
+        weights: Float[Tensor, "*lead l s"],
+        logarithms: Float[Tensor, "*lead l s"],
+    ) -> Float[Tensor, "p *lead l f"] | None:
+        """The change of ``softmax(factor q k^T + mask) v`` by those of q, k and v, of which q or k differs.
+
+        Args:
+            query: q and its change, if any.
+            key: k, likewise.
+            value: v, likewise.
+            factor: of the scores.
+            weights: the base softmax.
+            logarithms: of the weights; -inf where nothing may be attended to.
+        """
+        ...
+
     def max_pool(
         self, difference: Channel | Dense, base: Value, maximum: Value, window: Window
     ) -> Float[Tensor, "p b *c h w"] | None:
         """``max (z - M + d)`` over windows of base values z with maxima M, of one channel each or of all."""
+        ...
+
+    def activation(
+        self, function: str, x: Value, difference: Channel | Dense, slope: float, *, overwrite: bool
+    ) -> Float[Tensor, " p *shape"] | None:
+        """``f(z + d) - f(z)`` without cancellation, at the entries that differ.
+
+        Args:
+            function: f: ``relu``, ``leaky_relu``, ``gelu``, ``gelu_tanh``, ``sigmoid``, ``tanh`` or ``silu``.
+            x: z.
+            difference: d.
+            slope: of a leaky relu below zero.
+            overwrite: lets the outcome take the memory of d.
+        """
+        ...
+
+    def behind_kink(
+        self, directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
+    ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
+        """Directions u behind a kink, and the extreme rates of each row.
+
+        They are ``u`` where z is positive or 0 and ``slope u`` elsewhere; and the largest and the smallest ``-u / z``,
+        which are infinite in a row with an entry whose ``u / z`` is infinite or not a number.
+        """
         ...
 
 
@@ -97,10 +152,22 @@ class NoKernels:
     def convolve_channel(self, *_: Any) -> None:
         """None."""
 
+    def convolve_dense(self, *_: Any) -> None:
+        """None."""
+
     def shifted_slices(self, *_: Any) -> None:
         """None."""
 
+    def attention(self, *_: Any) -> None:
+        """None."""
+
     def max_pool(self, *_: Any) -> None:
+        """None."""
+
+    def activation(self, *_: Any, overwrite: bool) -> None:
+        """None."""
+
+    def behind_kink(self, *_: Any) -> None:
         """None."""
 
 

@@ -2,7 +2,8 @@
 
 Each returns None where it does not apply: for other dtypes, more or fewer spatial dimensions, windows that overlap.
 
-Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
+Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions;
+g groups of perturbations, m rows, n entries of a row.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.differences import Channel, Dense
+from deepzero.graph.cpu import activation_kernels, attention_kernels
+from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
+
+LANES = 32
+"""Extremes that a compiled loop keeps side by side."""
 
 WIDE = 512
 """Columns that a compiled loop likes to see side by side."""
+
+activation = activation_kernels.activation
+attention = attention_kernels.attention
 
 
 @cache
@@ -105,16 +113,17 @@ def normalize_relu_channel(
 
 
 def normalize_relu_dense(
-    delta: Float[Tensor, "p b c *rest"],
+    difference: Difference,
     centred: Value,
     scale: Float[Tensor, " c"],
     gamma: Float[Tensor, " c"] | None,
     before: Value,
-    extra: Float[Tensor, "p b c *rest"] | None,
+    extra: Difference | None,
     *,
     overwrite: bool,
-) -> Float[Tensor, "p b c *rest"] | None:
+) -> Dense | None:
     """The same over all channels, which lie side by side in memory; with ``overwrite``, in delta's own."""
+    delta = difference.dense()
     if not applies(delta, before.base):
         return None
     source = channels_last(delta)
@@ -135,9 +144,9 @@ def normalize_relu_dense(
     if extra is None:
         compiled().affine_relu(target, base.numpy(), pre.numpy(), *parts)
     else:
-        more = channels_last(extra).view(count, *shape)
+        more = channels_last(extra.dense()).view(count, *shape)
         compiled().affine_add_relu(target, more.numpy(), base.numpy(), pre.numpy(), *parts)
-    return out.movedim(-1, 2)
+    return Dense(out.movedim(-1, 2))
 
 
 def _side_by_side(rows: int, width: int) -> int:
@@ -150,7 +159,7 @@ def _side_by_side(rows: int, width: int) -> int:
 
 def convolve_channel(
     difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
-) -> Float[Tensor, "p b o h w"] | None:
+) -> Dense | None:
     """Patches of each perturbation's channel times the filters of that channel, in channels-last memory."""
     if geometry.ndim != 2 or not applies(difference.delta, weight.base):
         return None
@@ -161,7 +170,11 @@ def convolve_channel(
     pad = tuple(low for low, _ in geometry.pads)
     compiled().patches(delta.numpy(), geometry.stride, pad, geometry.dilation, columns.numpy())
     out = torch.bmm(columns.view(count, -1, filters.shape[1]), filters[difference.channels])
-    return out.view(count, batch, height, width, outputs).movedim(-1, 2)
+    return Dense(out.view(count, batch, height, width, outputs).movedim(-1, 2))
+
+
+def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> None:
+    """None: PyTorch's convolutions of stacked images are at the machine's peak."""
 
 
 def shifted_slices(
@@ -208,3 +221,17 @@ def _gap(
     """Base value minus the maximum of its window, channels last."""
     spread = maximum.repeat_interleave(window.stride[0], 2).repeat_interleave(window.stride[1], 3)
     return (base - spread).movedim(1, -1).contiguous()
+
+
+def behind_kink(
+    directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
+) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
+    """One pass over the directions."""
+    if not applies(directions, base) or directions.dtype != base.dtype:
+        return None
+    count, (rows, width) = len(directions), base.shape
+    out, rates = base.new_empty(count, rows, width), base.new_empty(2, count, rows)
+    lanes = base.new_empty(3, LANES)
+    arrays = (t.numpy() for t in (directions.contiguous(), base.contiguous(), out, rates, lanes))
+    compiled().behind_kink(*arrays, rates.numpy().dtype.type(negative_slope))
+    return out, rates
