@@ -257,9 +257,29 @@ def layer_norm(
     """Layer norm over the last dimensions."""
     dims = tuple(range(x.base.dim() - len(normalized_shape), x.base.dim()))
     statistics = call.memo("statistics", lambda: Statistics.of(x.base, dims, eps))
+    centred = call.memo("centred", lambda: Value(statistics.centred))
+    fused = _fused_rows(x, centred, statistics.scale, weight, len(dims), mean=True)
+    if fused is not None:
+        return total([fused, _broadcast_bias(bias, x.base.shape)])
     change = None if x.difference is None else change_apart(x.difference, statistics, dims)
     normalized = call.memo("normalized", lambda: statistics.centred / statistics.scale)
     return affine_change(x.base.shape, change, normalized, weight, bias, axis=None)
+
+
+def _fused_rows(
+    x: Operand, centred: Value, scale: Float[Tensor, "*#shape"], weight: Any, dims: int, *, mean: bool
+) -> Difference | None:
+    """The change with a fixed weight, or none, by a kernel of the device."""
+    if difference_of(weight) is not None or not isinstance(x.difference, (Channel, Dense)):
+        return None
+    own, factor = kernels.on(x.difference.delta), None if weight is None else weight.base
+    return own.normalize(x.difference, centred, scale, factor, dims, mean=mean, overwrite=x.expendable)
+
+
+def _broadcast_bias(bias: Any, shape: torch.Size) -> Difference | None:
+    """The difference of a bias, if it has one."""
+    change = difference_of(bias)
+    return None if change is None else broadcast(change, shape)
 
 
 @rule(aten.rms_norm.default)
@@ -270,6 +290,9 @@ def rms_norm(
     dims = tuple(range(x.base.dim() - len(normalized_shape), x.base.dim()))
     small = torch.finfo(x.base.dtype).eps if eps is None else eps
     scale = call.memo("scale", lambda: torch.sqrt(x.base.square().mean(dims, keepdim=True) + small))
+    fused = _fused_rows(x, x.value, scale, weight, len(dims), mean=False)
+    if fused is not None:
+        return fused
     change = None if x.difference is None else _scaled_change(x, scale, dims)
     normalized = call.memo("normalized", lambda: x.base / scale)
     return affine_change(x.base.shape, change, normalized, weight, None, axis=None)
