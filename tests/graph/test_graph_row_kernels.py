@@ -107,7 +107,7 @@ def test_all_are_the_composed_rules(monkeypatch: pytest.MonkeyPatch, dtype: torc
                     assert isinstance(plain, (OneHot, Channel, Dense))
                     a, b = fast.dense().double(), plain.dense().double()
                     error = float(
-                        (a - b).abs().max() / b.abs().max().clamp(min=(1e-2 if width > 1 else 1) * min(scale, 1))
+                        (a - b).abs().max() / b.abs().max().clamp(min=1e-2 * min(scale, 1) if width > 1 else scale)
                     )
                     assert error <= 40 * TOLERANCES[dtype], (
                         f"{target} {kind} at {scale} on rows of {width}: {error:.3g}"
