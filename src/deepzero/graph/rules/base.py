@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne
+from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment
 from deepzero.graph.rules.rank_one import in_full
 
 RULES: dict[Any, Rule] = {}
@@ -24,17 +24,23 @@ TAKES_RANK_ONE: set[Rule] = set()
 """Rules that take a :class:`~deepzero.graph.differences.RankOne`; all others are given it as a dense difference."""
 
 
-def rule(*targets: Any, rank_one: bool = False) -> Callable[[Rule], Rule]:
+TAKES_LOW_RANK: set[Rule] = set()
+"""Rules that take a :class:`~deepzero.graph.differences.LowRank` or a segment; others are given it as a dense one."""
+
+
+def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for some ATen overloads.
 
     A rule is called as ``rule(call, *args, **kwargs)`` with the arguments of the operation, where every tensor is an
     :class:`~deepzero.graph.calls.Operand`; at least one of them differs. With ``rank_one`` it takes rank-one
-    differences, too.
+    differences, too, with ``low_rank`` those of low rank and segments.
     """
 
     def register(function: Rule) -> Rule:
         if rank_one:
             TAKES_RANK_ONE.add(function)
+        if low_rank:
+            TAKES_LOW_RANK.add(function)
         for target in targets:
             RULES[target] = function
         return function
@@ -43,9 +49,11 @@ def rule(*targets: Any, rank_one: bool = False) -> Callable[[Rule], Rule]:
 
 
 def in_kind_for(rule: Rule | None, difference: Difference) -> Difference:
-    """The difference, written out if it is rank-one and the rule does not take that."""
+    """The difference, written out if it is of a kind that the rule does not take."""
     if isinstance(difference, RankOne) and rule not in TAKES_RANK_ONE:
-        return Dense(difference.dense())
+        return Dense(difference.dense(), owned=True)
+    if isinstance(difference, (Segment, LowRank)) and rule not in TAKES_LOW_RANK:
+        return Dense(difference.dense(), owned=True)
     return difference
 
 
@@ -70,12 +78,12 @@ def apply_pointwise(operand: Operand, function: Callable[[Tensor, Tensor], Tenso
     if isinstance(difference, Channel):
         return difference.with_delta(function(difference.of(operand.base), difference.delta))
     assert difference is not None
-    return Dense(function(operand.base, difference.delta))
+    return Dense(function(operand.base, difference.dense()))
 
 
 def map_delta(difference: Difference, function: Callable[[Tensor], Tensor]) -> Difference:
     """A linear pointwise function of a difference."""
-    if isinstance(difference, RankOne):
+    if isinstance(difference, (RankOne, LowRank, Segment)):
         return difference.map(function)
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, function(difference.values), difference.shape)
