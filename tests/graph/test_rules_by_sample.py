@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 import deepzero as dz
 from deepzero.graph.calls import Call, Operand, Value
 from deepzero.graph.capture import Node
-from deepzero.graph.differences import Channel, Dense, Samples
+from deepzero.graph.differences import Channel, Dense, SomeSamples
 from deepzero.graph.propagate import loss_differences
 from deepzero.graph.rules import RULES
 from deepzero.graph.rules.by_sample import APART, by_sample
@@ -77,9 +77,9 @@ MIXED: dict[str, tuple[Any, Arguments]] = {
 }  # fmt: skip
 
 
-def drawn(dtype: torch.dtype) -> Samples:
+def drawn(dtype: torch.dtype) -> SomeSamples:
     delta = 0.3 * normal(3, *SHAPE[1:], seed=7, dtype=dtype)
-    return Samples(OWNERS, Channel(0, SAMPLES, delta, torch.Size(SHAPE)), 4)
+    return SomeSamples(OWNERS, Channel(0, SAMPLES, delta, torch.Size(SHAPE)), 4)
 
 
 def outcomes(target: Any, arguments: Arguments, dtype: torch.dtype) -> tuple[list[Any], list[Any]]:
@@ -92,7 +92,7 @@ def outcomes(target: Any, arguments: Arguments, dtype: torch.dtype) -> tuple[lis
         plain = [a.base if isinstance(a, Operand) else a for a in args]
         call = Call(Node("tested", target, (), {}), (Value(target(*plain)),), by_sample=True)
         rule = RULES[target]
-        out = by_sample(rule, call, args, {}) if isinstance(kind, Samples) else rule(call, *args)
+        out = by_sample(rule, call, args, {}) if isinstance(kind, SomeSamples) else rule(call, *args)
         found.append(list(out) if isinstance(out, tuple) else [out])
     return found[0], found[1]
 
@@ -106,7 +106,7 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def test_as_for_all_samples(name: str, dtype: torch.dtype) -> None:
     found, expected = outcomes(*{**CASES, **MIXED}[name], dtype)
     for part, whole in zip(found, expected, strict=True):
-        assert isinstance(part, Samples) == (name in CASES)
+        assert isinstance(part, SomeSamples) == (name in CASES)
         close = torch.finfo(dtype).eps * 100
         torch.testing.assert_close(part.dense().double(), whole.dense(), rtol=close, atol=close)
 
@@ -118,7 +118,7 @@ def test_every_operation_has_a_case() -> None:
 def test_other_samples_are_written_out() -> None:
     """Two operands that differ in different samples, or one of which differs everywhere."""
     first, base = drawn(torch.float64), Value(normal(*SHAPE, seed=1))
-    moved = Samples(OWNERS, Channel(0, SAMPLES.flip(0), first.channel.delta, first.shape), 4)
+    moved = SomeSamples(OWNERS, Channel(0, SAMPLES.flip(0), first.channel.delta, first.shape), 4)
     call = Call(Node("tested", aten.add.Tensor, (), {}), (base,))
     for other in (moved, Dense(normal(4, *SHAPE, seed=5))):
         operands = [Operand(base, d) for d in (first, other)]  # type: ignore[arg-type]
@@ -166,8 +166,8 @@ def test_only_the_samples_that_look_a_row_up(monkeypatch: pytest.MonkeyPatch) ->
 
     def watched(rule: Any, call: Call, args: Any, kwargs: Any) -> Any:
         out = by_sample(rule, call, args, kwargs)
-        leaves = pytree.tree_leaves(out, is_leaf=lambda a: isinstance(a, Samples))
-        seen.update({str(call.node.target): part.channel.count for part in leaves if isinstance(part, Samples)})
+        leaves = pytree.tree_leaves(out, is_leaf=lambda a: isinstance(a, SomeSamples))
+        seen.update({str(call.node.target): part.channel.count for part in leaves if isinstance(part, SomeSamples)})
         return out
 
     monkeypatch.setattr("deepzero.graph.propagate.samples_apart", watched)

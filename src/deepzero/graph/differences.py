@@ -324,7 +324,7 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Samples:
+class SomeSamples:
     """Some samples (entries along the first dimension) differ in each perturbation: those that look up a row.
 
     Only the engine sees this kind (:mod:`deepzero.graph.rules.by_sample`): rules get the channel, as if each pair of a
@@ -350,7 +350,7 @@ class Samples:
         """Bytes of its tensors."""
         return self.channel.nbytes
 
-    def sits_with(self, other: Samples) -> bool:
+    def sits_with(self, other: SomeSamples) -> bool:
         """True if the other difference is of the same samples of a value of as many."""
         own, its = self.channel.channels, other.channel.channels
         return self.owners is other.owners and (own is its or torch.equal(own, its)) and self.shape[0] == other.shape[0]

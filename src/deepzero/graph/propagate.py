@@ -18,8 +18,8 @@ from deepzero.graph.differences import (
     LowRank,
     OneHot,
     RankOne,
-    Samples,
     Segment,
+    SomeSamples,
     TooLargeError,
     entries,
 )
@@ -65,7 +65,7 @@ def propagated(
         for step in cone.steps:
             _advance(step, values, live, meter)
         change = live.get(output)
-        change = change.written_out() if isinstance(change, Samples) else change
+        change = change.written_out() if isinstance(change, SomeSamples) else change
         base: Tensor = values[output].base
         if change is None:
             return torch.zeros(count, dtype=torch.float64, device=base.device)
@@ -118,7 +118,7 @@ def _apply(step: Step, values: Values, live: dict[Node, Any], *, by_sample: bool
     args, kwargs = fx.node.map_aggregate((step.args, step.kwargs), operand)
     call = Call(step.node, tuple(values[part] for part in step.parts), step.overwrite, by_sample)
     assert step.rule is not None
-    if any(isinstance(live.get(node), Samples) for node in step.inputs):
+    if any(isinstance(live.get(node), SomeSamples) for node in step.inputs):
         outcome = samples_apart(step.rule, call, args, kwargs)
     else:
         outcome = step.rule(call, *args, **kwargs)

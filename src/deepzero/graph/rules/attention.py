@@ -215,7 +215,7 @@ class _Head:
 
 @dataclass(frozen=True)
 class _Run:
-    """Perturbations ``start`` to ``stop``: at one entry of the dimension ``axis``, counted from the end, or one each."""
+    """Perturbations ``start`` to ``stop``: at one entry of dimension ``axis``, counted from the end, or one each."""
 
     axis: int
     entries: Int64[Tensor, " #p"]

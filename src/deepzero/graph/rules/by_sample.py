@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Rule
-from deepzero.graph.differences import Channel, Difference, Samples
+from deepzero.graph.differences import Channel, Difference, SomeSamples
 from deepzero.graph.rules.base import normal_dim
 
 aten = torch.ops.aten
@@ -28,31 +28,31 @@ def by_sample(rule: Rule, call: Call, args: Sequence[Any], kwargs: dict[str, Any
     """The outcome of a rule, some of whose operands differ in some samples."""
     leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda a: isinstance(a, Operand))
     differing: list[Any] = [o.difference for o in leaves if isinstance(o, Operand) and o.difference is not None]
-    first = next(d for d in differing if isinstance(d, Samples))
+    first = next(d for d in differing if isinstance(d, SomeSamples))
     condition = APART.get(call.node.target)
-    together = all(isinstance(d, Samples) and first.sits_with(d) for d in differing)
+    together = all(isinstance(d, SomeSamples) and first.sits_with(d) for d in differing)
     if condition is None or not together or not condition(call, *args, **kwargs):
-        return rule(call, *_mapped(args, Samples.written_out), **_mapped(kwargs, Samples.written_out))
+        return rule(call, *_mapped(args, SomeSamples.written_out), **_mapped(kwargs, SomeSamples.written_out))
     outcome = rule(call, *_mapped(args, lambda s: s.channel), **_mapped(kwargs, lambda s: s.channel))
     if isinstance(outcome, tuple):
         return tuple(None if part is None else _of_samples(part, first, call) for part in outcome)
     return None if outcome is None else _of_samples(outcome, first, call)
 
 
-def _mapped(arguments: Any, function: Callable[[Samples], Difference]) -> Any:
+def _mapped(arguments: Any, function: Callable[[SomeSamples], Difference]) -> Any:
     def change(argument: Any) -> Any:
         difference: Any = argument.difference if isinstance(argument, Operand) else None
-        if isinstance(difference, Samples):
+        if isinstance(difference, SomeSamples):
             return replace(argument, difference=function(difference), expendable=False)
         return argument
 
     return pytree.tree_map(change, arguments, is_leaf=lambda a: isinstance(a, Operand))
 
 
-def _of_samples(difference: Any, like: Samples, call: Call) -> Samples:
+def _of_samples(difference: Any, like: SomeSamples, call: Call) -> SomeSamples:
     assert isinstance(difference, Channel), f"{call.node.target} mixes samples"
     assert difference.axis == 0, f"{call.node.target} mixes samples"
-    return Samples(like.owners, difference, like.count)
+    return SomeSamples(like.owners, difference, like.count)
 
 
 def _keeps_shape(call: Call, *arguments: Any, **_: Any) -> bool:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64, Num
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, Samples
+from deepzero.graph.differences import Channel, Dense, Difference, OneHot, SomeSamples
 from deepzero.graph.rules.base import linear_map, multilinear, normal_dim, rule
 from deepzero.graph.rules.fallback import fallback
 
@@ -49,7 +49,7 @@ def embedding(call: Call, weight: Operand, indices: Operand, *options: Any) -> A
 
 def _in_samples(
     difference: OneHot, hits: Bool[Tensor, "p b *rest"], found: Int64[Tensor, "r 2"], shape: torch.Size
-) -> Samples | None:
+) -> SomeSamples | None:
     """The difference of the samples in which a row is looked up; None if there are none."""
     if not len(found):
         return None
@@ -58,7 +58,7 @@ def _in_samples(
     features = difference.positions()[1][owners].reshape(-1, *(1 for _ in shape[1:])).expand(*delta.shape[:-1], 1)
     moved = hits[owners, samples] * difference.values[owners].reshape(-1, *(1 for _ in shape[2:]))
     delta.scatter_(-1, features, moved.unsqueeze(-1))
-    return Samples(owners, Channel(0, samples, delta, shape), difference.count)
+    return SomeSamples(owners, Channel(0, samples, delta, shape), difference.count)
 
 
 SUM, MEAN = 0, 1
