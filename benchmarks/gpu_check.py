@@ -39,8 +39,8 @@ LIMITS = {
     "speed-digits": 35,
     "speed-cnn": 45,
     "speed-resnet20": 80,
-    "speed-block": 25,
-    "speed-lora": 25,
+    "speed-transformer-block": 25,
+    "speed-lora-gpt": 25,
     "training": 55,
 }
 """Seconds of each stage; together less than 8 minutes."""

@@ -44,15 +44,15 @@ SPEED = {
         "digits": Speed(512, 0.0, 3, 2.0),
         "cnn": Speed(512, 0.0, 3, 3.0),
         "resnet20": Speed(512, 0.9, 3, 6.0),
-        "block": Speed(None, None, 3, 2.0),
-        "lora": Speed(None, None, 3, 2.0),
+        "transformer-block": Speed(None, None, 3, 2.0),
+        "lora-gpt": Speed(None, None, 3, 2.0),
     },
     "cpu": {
         "digits": Speed(64, 0.0, 3, 1.0),
         "cnn": Speed(8, 0.9, 3, 1.0),
         "resnet20": Speed(2, 0.99, 3, 1.5),
-        "block": Speed(2, None, 3, 1.0),
-        "lora": Speed(2, None, 3, 1.0),
+        "transformer-block": Speed(2, None, 3, 1.0),
+        "lora-gpt": Speed(2, None, 3, 1.0),
     },
 }
 
@@ -121,7 +121,7 @@ def _rate_of(side: DeepZero, seconds: float, turn: int) -> float:
 class QueryLoop(Protocol):
     """A loop that makes a forward, or the rest of one, for a query."""
 
-    def query(self, name: str, index: int) -> Tensor | float:
+    def query(self, name: str, index: int) -> Tensor:
         """The loss with the entry of a flat index moved by the step."""
         ...
 

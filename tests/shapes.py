@@ -29,6 +29,8 @@ CHECKED_MODULES = (
     "deepzero.graph.differences",
     "deepzero.graph.cpu.activation_kernels",
     "deepzero.graph.cpu.cpu_kernels",
+    "deepzero.graph.cpu.rank_one_kernels",
+    "deepzero.graph.cpu.row_kernels",
     "deepzero.graph.cuda.cuda_kernels",
     "deepzero.graph.forward",
     "deepzero.graph.host_numbers",

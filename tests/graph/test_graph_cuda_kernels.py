@@ -227,7 +227,7 @@ def test_a_network(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], tol
     model = initialize(network(), dtype=torch.float32).to(DEVICE)
     x, labels, chosen = float32(5, 2, 8, 8), LABELS.to(DEVICE), some_coordinates(model, most=1)
     results = []
-    for device, given in ((kernels, options), (by_device.NONE, {"tf32": False})):
+    for device, given in ((by_device.SomeKernels(kernels), options), (by_device.NONE, {"tf32": False})):
         monkeypatch.setitem(by_device.BY_DEVICE, DEVICE.type, device)
         evaluator = dz.PropagationEvaluator(verify=False, **given)
         results.append(estimate(model, F.cross_entropy, x, labels, evaluator, step_size=1e-4, sparsity=chosen))

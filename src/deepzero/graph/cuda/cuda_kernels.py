@@ -331,18 +331,3 @@ def _window(window: Window) -> dict[str, int]:
     """Size, stride, padding and dilation of a pooling, as a program takes them."""
     values = {"K": window.kernel, "S": window.stride, "P": window.padding, "D": window.dilation}
     return {f"{name}{axis}": pair[i] for name, pair in values.items() for i, axis in enumerate("HW")}
-
-
-# Not here: rules compose PyTorch's operations ------------------------------------------------------------------------
-
-
-def attention(*_: Any) -> None:
-    """None."""
-
-
-def activation(*_: Any, overwrite: bool) -> None:
-    """None."""
-
-
-def behind_kink(*_: Any) -> None:
-    """None."""
