@@ -121,7 +121,7 @@ def _made(
     scale: Float[Tensor, " c"],
     gamma: Float[Tensor, " c"] | None,
     centred: Value,
-) -> Float[Tensor, "p 3 *c"]:
+) -> Float[Tensor, "p 3 width"]:
     """Slope, tilt and shift of each perturbation's channels, from the sums over tiles."""
     count, tiles = partial.shape[:2]
     width = partial.shape[3] if partial.dim() == 4 else 1
