@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.cpu import activation_kernels, attention_kernels
+from deepzero.graph.cpu import activation_kernels, attention_kernels, row_kernels
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
@@ -29,6 +29,9 @@ WIDE = 512
 
 activation = activation_kernels.activation
 attention = attention_kernels.attention
+normalize = row_kernels.normalize
+softmax = row_kernels.softmax
+label_losses = row_kernels.label_losses
 
 
 @cache
