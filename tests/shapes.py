@@ -29,6 +29,7 @@ CHECKED_MODULES = (
     "deepzero.graph.differences",
     "deepzero.graph.cpu.activation_kernels",
     "deepzero.graph.cpu.cpu_kernels",
+    "deepzero.graph.cpu.rank_one_kernels",
     "deepzero.graph.cpu.row_kernels",
     "deepzero.graph.forward",
     "deepzero.graph.kernels",

@@ -197,6 +197,28 @@ class Kernels(Protocol):
         """
         ...
 
+    def rows_that_cross(
+        self, coefficients: Float[Tensor, "p m"], groups: Int64[Tensor, " p"], rates: Float[Tensor, "2 g m"]
+    ) -> tuple[Float[Tensor, "p m"], Int64[Tensor, " r"]] | None:
+        """The coefficients with 0 for rows that cross a kink, and the flat places of these.
+
+        A row crosses unless its coefficient is 0 or, times both extreme rates, less than 1.
+        """
+        ...
+
+    def rectified_rows(
+        self,
+        coefficients: Float[Tensor, "p m"],
+        directions: Float[Tensor, " g #m n"],
+        groups: Int64[Tensor, " p"],
+        places: Int64[Tensor, " r"],
+        base: Float[Tensor, "m n"],
+        given: tuple[Int64[Tensor, " s"], Float[Tensor, "s n"]] | None,
+        negative_slope: float,
+    ) -> Float[Tensor, "all n"] | None:
+        """``f(z + d) - f(z)`` of a leaky relu f, for multiples d at ``places`` and for rows d given with theirs."""
+        ...
+
 
 class NoKernels:
     """A device without kernels: rules compose plain operations."""
@@ -235,6 +257,12 @@ class NoKernels:
         """None."""
 
     def behind_kink(self, *_: Any) -> None:
+        """None."""
+
+    def rows_that_cross(self, *_: Any) -> None:
+        """None."""
+
+    def rectified_rows(self, *_: Any) -> None:
         """None."""
 
 
