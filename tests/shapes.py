@@ -32,6 +32,7 @@ CHECKED_MODULES = (
     "deepzero.graph.cpu.rank_one_kernels",
     "deepzero.graph.cpu.row_kernels",
     "deepzero.graph.cuda.cuda_kernels",
+    "deepzero.graph.cuda.cuda_row_kernels",
     "deepzero.graph.forward",
     "deepzero.graph.host_numbers",
     "deepzero.graph.kernels",
