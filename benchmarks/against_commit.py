@@ -256,7 +256,7 @@ def parsed() -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--commit", required=True, help="what to compare with")
-    add("--case", choices=("digits", "cnn", "resnet20"), default=Options.case)
+    add("--case", choices=("digits", "cnn", "cnn-1", "resnet20", "mlp"), default=Options.case)
     add("--rounds", type=int, default=Options.rounds)
     add("--pairs", type=int, default=Options.pairs, help="pairs of processes, one after another, each for all rounds")
     add("--seconds", type=float, default=Options.seconds, help="of each side in a round, about")

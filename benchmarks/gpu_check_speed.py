@@ -61,7 +61,7 @@ def speed(case: str, device: torch.device, note: Note) -> None:
         "case": case,
         "model": {"name": task.case.model, "parameters": sum(p.numel() for p in task.model.parameters())},
         "batch": list(task.batch[0].shape),
-        "images": task.case.images,
+        "images": task.case.source.words,
         "queries": task.queries,
         "smart_ratio_sparsity": task.sparsity,
         "precision": {"dtype": "float32", "cudnn_tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32},

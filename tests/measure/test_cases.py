@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from deepzero.coordinates import Coordinates
 from deepzero.errors import InvalidInputError
@@ -48,7 +49,7 @@ def test_one_of_each_is_spread_over_the_network() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("vgg", {}, "case must be one of cnn, digits, resnet20; got 'vgg'"),
+        ("vgg", {}, "case must be one of cnn, cnn-1, digits, lora-gpt, mlp, resnet20, transformer-block; got 'vgg'"),
         ("digits", {"batch": 1}, "batch must be an integer of at least 2, got 1"),
         ("digits", {"batch": 10_000}, "too few for batch=10000"),
         ("cnn", {"sparsity": 1.0}, "sparsity must lie in [0, 1), got 1.0"),
@@ -65,6 +66,46 @@ def test_resnet20_is_thinned_by_smart_ratio() -> None:
     asked = problem("resnet20", batch=2)
     assert asked.coordinates.count == 28_217
     assert problem("resnet20", batch=2, sparsity=0.0).coordinates.count == 269_722
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "outputs", "coordinates"),
+    [
+        ("mlp", (128, 1, 28, 28), (128, 10), 784 * 800 + 800 + 800 * 400 + 400 + 400 * 10 + 10),
+        ("cnn-1", (128, 3, 32, 32), (128, 10), None),
+        ("transformer-block", (16, 32), (512, 100), 228_224),
+        ("lora-gpt", (8, 32), (256, 100), 4 * 2 * 2 * 4 * 256),
+    ],
+)
+def test_cases_at_their_own_size(
+    name: str, shape: tuple[int, ...], outputs: tuple[int, int], coordinates: int | None
+) -> None:
+    found = problem(name)
+    x, y = found.batch
+    assert x.shape == shape
+    assert found.model.training
+    assert found.model(x).shape == outputs
+    assert y.shape == outputs[:1]
+    if coordinates is not None:
+        assert found.coordinates.count == coordinates
+
+
+def test_only_what_is_trained_is_queried() -> None:
+    """Of an adapted GPT, both factors of every update, and both have a gradient."""
+    found = problem("lora-gpt", batch=2)
+    names = {name for name, p in found.model.named_parameters() if p.requires_grad}
+    assert set(found.coordinates) == names
+    assert {name.rsplit(".", 1)[1] for name in names} == {"down", "up"}
+    F.cross_entropy(found.model(found.batch[0]), found.batch[1]).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in found.model.parameters() if p.requires_grad)
+
+
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_a_case_is_made_of_its_seed_alone() -> None:
+    for case in CASES.values():
+        first, again, other = (list(case.build(seed).parameters()) for seed in (3, 3, 4))
+        assert all(map(torch.equal, first, again))
+        assert not all(map(torch.equal, first, other))
 
 
 def test_a_problem_on_another_device_leaves_the_first_where_it_is() -> None:
@@ -88,4 +129,5 @@ def test_the_batches_of_a_case_follow_from_the_seed() -> None:
         (x, y), (again, _), (other, _) = case.batch(3, 0), case.batch(3, 0), case.batch(3, 1)
         assert torch.equal(x, again)
         assert not torch.equal(x, other)
-        assert len(x) == len(y) == 3
+        assert len(x) == 3
+        assert len(y) in (3, 3 * 32)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
-from deepzero.graph.differences import Channel, Dense
+from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 
@@ -48,22 +48,31 @@ class Kernels(Protocol):
 
     def normalize_relu_dense(
         self,
-        delta: Float[Tensor, "p b c *rest"],
+        difference: Difference,
         centred: Value,
         scale: Float[Tensor, " c"],
         gamma: Float[Tensor, " c"] | None,
         before: Value,
-        extra: Float[Tensor, "p b c *rest"] | None,
+        extra: Difference | None,
         *,
         overwrite: bool,
-    ) -> Float[Tensor, "p b c *rest"] | None:
-        """The same for a difference of every channel, with ``extra`` added to v; ``overwrite`` lets it end in delta."""
+    ) -> Dense | None:
+        """The same where every channel differs in the end, by d or by ``extra``, which is added to v.
+
+        ``overwrite`` lets the outcome take the memory of a dense d.
+        """
         ...
 
     def convolve_channel(
         self, difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
-    ) -> Float[Tensor, "p b o h w"] | None:
+    ) -> Dense | None:
         """``conv(d, W[:, c])``, d being the channel c of each perturbation, to an output of ``shape``."""
+        ...
+
+    def convolve_dense(
+        self, difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
+    ) -> Dense | None:
+        """``conv(d, W)`` in one group, to an output of ``shape``."""
         ...
 
     def shifted_slices(
@@ -95,6 +104,9 @@ class NoKernels:
         """None."""
 
     def convolve_channel(self, *_: Any) -> None:
+        """None."""
+
+    def convolve_dense(self, *_: Any) -> None:
         """None."""
 
     def shifted_slices(self, *_: Any) -> None:

@@ -42,7 +42,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
     return {
         "case": problem.case.name,
         "model": {"name": problem.case.model, "parameters": sum(p.numel() for p in problem.model.parameters())},
-        "batch": {"shape": list(problem.batch[0].shape), "images": problem.case.images},
+        "batch": {"shape": list(problem.batch[0].shape), "images": problem.case.source.words},
         "coordinates": {"count": problem.coordinates.count, "smart_ratio_sparsity": problem.sparsity},
         "queries": problem.queries,
         "rounds": len(next(iter(report.sides.values())).timings),

@@ -4,17 +4,45 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from deepzero import models, sparsity, validation
 from deepzero.coordinates import Coordinates
-from deepzero.measure.image_batches import Batch, digits_batch, image_shape, noise_batch
-from deepzero.randomness import derive_seed
+from deepzero.measure.drawn_batches import Batch, digits_batch, image_shape, noise_batch, token_batch
+from deepzero.randomness import derive_seed, seeded_scope
+
+CPU = torch.device("cpu")
+
+
+class Source(NamedTuple):
+    """The source of batches.
+
+    Attributes:
+        words: the source, in words.
+        draw: a batch, from its size and a seed.
+    """
+
+    words: str
+    draw: Callable[[int, int], Batch]
+
+    @classmethod
+    def noise(cls, channels: int, side: int) -> Source:
+        """Noise in place of images.
+
+        >>> Source.noise(1, 28).words
+        'standard normal noise, 1x28x28, with random labels'
+        """
+        words = f"standard normal noise, {channels}x{side}x{side}, with random labels"
+        return cls(words, lambda size, seed: noise_batch(size, channels, side, seed=derive_seed(seed, "images")))
+
+
+DIGITS = Source("scikit-learn's digits, 1x8x8", lambda size, seed: digits_batch(size, seed=seed))
 
 
 @dataclass(frozen=True)
@@ -24,58 +52,103 @@ class Case:
     Attributes:
         name: its name on the command line.
         model: name of the model in :mod:`deepzero.models`.
-        data: data set of the batch: ``digits``, or ``noise`` in the shape of CIFAR-10 with random labels.
+        make: the model, from a seed.
+        source: of the batch.
         sparsity: fraction of the weights left out by Smart-Ratio; 0 for the whole dense gradient.
         seconds: seconds that each side is timed by default.
-        options: keywords of the model.
+        size: images or sequences of a batch by default.
+        options: keywords of the model in the registry, where it is made by it.
     """
 
     name: str
     model: str
-    data: str
-    sparsity: float
-    seconds: float
-    options: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def images(self) -> str:
-        """The source of the batch, in words."""
-        return IMAGES[self.data]
+    make: Callable[[int], nn.Module]
+    source: Source
+    sparsity: float = 0.0
+    seconds: float = 40.0
+    size: int = 128
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, seed: int) -> nn.Module:
         """The model in train mode."""
-        options: dict[str, Any] = dict(self.options)
-        return models.build(self.model, seed=seed, **options).train()
+        return self.make(seed).train()
 
     def batch(self, size: int, seed: int) -> Batch:
-        """A batch of the case's images."""
-        if self.data == "digits":
-            return digits_batch(size, seed=seed)
-        return noise_batch(size, seed=derive_seed(seed, "images"))
+        """A batch of the case."""
+        return self.source.draw(size, seed)
 
 
-IMAGES = {
-    "digits": "scikit-learn's digits, 1x8x8",
-    "noise": "standard normal noise, 3x32x32, with random labels",
-}
+def registered_case(
+    name: str, model: str, source: Source, *, sparsity: float = 0.0, seconds: float = 40.0, **options: Any
+) -> Case:
+    """A case of a model that the registry makes with some options."""
+    make = partial(models.build, model, **options)
+    return Case(name, model, lambda seed: make(seed=seed), source, sparsity, seconds, options=options)
 
 
 def cnn_case(depth: int, data_name: str, *, name: str | None = None, seconds: float = 40.0) -> Case:
     """The simple CNN at a depth, with its dense gradient, on digits or on noise in the shape of another data set."""
     channels, side = image_shape(data_name)
-    options = (("depth", depth), ("in_channels", channels), ("image_size", side))
-    data = "digits" if data_name == "digits" else "noise"
-    return Case(name or f"cnn of depth {depth}", "simple_cnn", data, 0.0, seconds, options)
+    source = DIGITS if data_name == "digits" else Source.noise(channels, side)
+    size = {"in_channels": channels, "image_size": side}
+    return registered_case(name or f"cnn of depth {depth}", "simple_cnn", source, seconds=seconds, depth=depth, **size)
 
 
+SYMBOLS, CONTEXT = 100, 32
+"""Vocabulary and length of the sequences of the transformer cases: characters of a text."""
+TEXT = Source(
+    f"sequences of {CONTEXT} random symbols out of {SYMBOLS}, after each of which the next is asked for",
+    lambda size, seed: token_batch(size, CONTEXT, SYMBOLS, seed=derive_seed(seed, "tokens")),
+)
+
+
+def text_case(name: str, *, width: int, depth: int, size: int, rank: int | None = None, seconds: float = 60.0) -> Case:
+    """A GPT on random symbols: the dense gradient, or that of low-rank updates of its attention.
+
+    Args:
+        name: of the case.
+        width: features of a token; a head has 32 or 64.
+        depth: number of blocks.
+        size: sequences of a batch.
+        rank: of the updates of the query and value projections, beside which all is frozen; None to train everything.
+        seconds: that each side is timed by default.
+    """
+
+    def make(seed: int) -> nn.Module:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "updates"))
+        with seeded_scope(seed, CPU):
+            gpt = models.GPT(symbols=SYMBOLS, context=CONTEXT, width=width, heads=4, depth=depth)
+            return gpt if rank is None else _trained_a_little(models.adapt_attention(gpt, rank=rank), generator)
+
+    return Case(name, "gpt", make, TEXT, seconds=seconds, size=size)
+
+
+def _trained_a_little(gpt: models.GPT, generator: torch.Generator) -> models.GPT:
+    """Updates that are not zero any more: at zero, one of their two factors has no gradient to compare."""
+    for module in gpt.modules():
+        if isinstance(module, models.LowRankLinear):
+            nn.init.normal_(module.up, std=0.02, generator=generator)
+    return gpt
+
+
+_GREY = {"in_channels": 1}
 _ALL = (
     cnn_case(5, "cifar10", name="cnn"),
-    Case("digits", "digits_cnn", "digits", 0.0, 20.0, (("in_channels", 1), ("image_size", 8))),
-    Case("resnet20", "resnet20", "noise", 0.9, 80.0),
+    cnn_case(1, "cifar10", name="cnn-1", seconds=20.0),
+    registered_case("digits", "digits_cnn", DIGITS, seconds=20.0, image_size=8, **_GREY),
+    registered_case("resnet20", "resnet20", Source.noise(3, 32), sparsity=0.9, seconds=80.0),
+    registered_case("mlp", "mlp", Source.noise(1, 28), image_size=28, hidden=(800, 400), **_GREY),
+    text_case("transformer-block", width=128, depth=1, size=16),
+    text_case("lora-gpt", width=256, depth=4, size=8, rank=4),
 )
 
 CASES: dict[str, Case] = {case.name: case for case in _ALL}
-"""Depth-5 CNN and digits network: the whole dense gradient. ResNet-20: coordinates drawn by Smart-Ratio at 90 %."""
+"""The cases of ``deepzero bench``.
+
+The whole dense gradient of the CNN of depth 5 and of depth 1, of the digits network, of a perceptron 784-800-400-10 and
+of a GPT of one block (width 128, 4 heads, 16 sequences of 32 symbols); ResNet-20 at coordinates drawn by Smart-Ratio
+at 90 %; and the low-rank updates (rank 4, of queries and values) of a GPT of 4 blocks of width 256, otherwise frozen.
+"""
 
 
 @dataclass(frozen=True)
@@ -112,13 +185,18 @@ class Problem:
 
 
 def problem(
-    name: str | Case, *, batch: int = 128, sparsity: float | None = None, step_size: float = 5e-3, seed: int = 0
+    name: str | Case,
+    *,
+    batch: int | None = None,
+    sparsity: float | None = None,
+    step_size: float = 5e-3,
+    seed: int = 0,
 ) -> Problem:
     """Build a case.
 
     Args:
         name: one of :data:`CASES`, or a case of one's own.
-        batch: images of the batch.
+        batch: images or sequences of the batch; None for the case's own size.
         sparsity: fraction of the weights that Smart-Ratio leaves out; 0 for all coordinates, None for the case's own.
         step_size: of the finite difference.
         seed: of weights, batch and drawn coordinates.
@@ -131,16 +209,16 @@ def problem(
         4955
     """
     case = name if isinstance(name, Case) else CASES[validation.choice("case", name, CASES)]
-    validation.count("batch", batch, minimum=2)
+    size = case.size if batch is None else validation.count("batch", batch, minimum=2)
     fraction = case.sparsity if sparsity is None else validation.fraction("sparsity", sparsity)
     step = validation.positive("step_size", step_size, hint="5e-3")
     model = case.build(seed)
-    return Problem(case, model, case.batch(batch, seed), _coordinates(model, fraction, seed), fraction, step, seed)
+    return Problem(case, model, case.batch(size, seed), _coordinates(model, fraction, seed), fraction, step, seed)
 
 
 def _coordinates(model: nn.Module, fraction: float, seed: int) -> Coordinates:
     if fraction == 0:
-        return Coordinates.dense({name: p.shape for name, p in model.named_parameters()})
+        return Coordinates.dense({name: p.shape for name, p in model.named_parameters() if p.requires_grad})
     return sparsity.random_coordinates(model, sparsity.smart_ratio(model, fraction), seed=seed)
 
 

@@ -7,42 +7,22 @@ side), B samples, O output channels. Comparisons are written so that a NaN stays
 
 from __future__ import annotations
 
-import logging
 import math
 
 from numba import njit
-from numba.core import event
 
-log = logging.getLogger("deepzero")
+from deepzero.graph.cpu.compilation import compiled
 
-
-class _Compiling(event.Listener):  # type: ignore[misc]
-    """Says once that loops are compiled, which happens where numba finds none in its cache on the disk."""
-
-    announced = False
-
-    def on_start(self, event):
-        """A function is about to be compiled."""
-        if not self.announced and event.data["dispatcher"].py_func.__module__ == __name__:
-            self.announced = True
-            log.info("compiling loops for this machine, once: about 4 s")
-
-    def on_end(self, event):
-        """It is compiled."""
-
-
-event.register("numba:compile", _Compiling())
-_compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 BLOCK = 32
 
 
-@_compiled
+@compiled
 def _larger(a, b):
     """The larger of two; NaN if one of them is."""
     return b if b > a or math.isnan(b) else a
 
 
-@_compiled
+@compiled
 def column_sums(delta, centred, partial, out):
     """``out[p] = sums over rows of (d, c d, d^2)``; ``partial [P, 3, W]`` is scratch in the data's dtype."""
     count, rows, width = delta.shape
@@ -65,7 +45,7 @@ def column_sums(delta, centred, partial, out):
                 out[p, 2, w] += square[w]
 
 
-@_compiled
+@compiled
 def channel_sums(delta, centred, channels, out):
     """:func:`column_sums` for channel differences ``[P, R]`` over channel-first base values ``[C, R]``."""
     count, rows = delta.shape
@@ -82,7 +62,7 @@ def channel_sums(delta, centred, channels, out):
             out[p, 2] += square
 
 
-@_compiled
+@compiled
 def affine_relu(data, centred, before, slope, tilt, shift):
     """In place, ``d -> relu(y + v) - relu(y)`` with ``v = slope d + tilt c + shift``, y being the relu's base input.
 
@@ -101,7 +81,7 @@ def affine_relu(data, centred, before, slope, tilt, shift):
                     d[w] = floor if v < floor else v
 
 
-@_compiled
+@compiled
 def affine_add_relu(data, extra, centred, before, slope, tilt, shift):
     """:func:`affine_relu` with a residual difference added to v."""
     count, rows, width = data.shape
@@ -117,7 +97,7 @@ def affine_add_relu(data, extra, centred, before, slope, tilt, shift):
                     d[w] = floor if v < floor else v
 
 
-@_compiled
+@compiled
 def channel_affine_relu(delta, centred, before, channels, slope, tilt, shift, out):
     """:func:`affine_relu` for channel differences ``[P, R]``, to another array."""
     count, rows = delta.shape
@@ -131,7 +111,7 @@ def channel_affine_relu(delta, centred, before, channels, slope, tilt, shift, ou
             o[r] = floor if v < floor else v
 
 
-@_compiled
+@compiled
 def patches(delta, stride, pad, dilation, out):
     """The zero-padded patches that a kernel sees of one channel: ``delta [P, B, H, W]``, ``out [P, B, h, w, k, k]``."""
     count, batch, height, width = delta.shape
@@ -147,7 +127,7 @@ def patches(delta, stride, pad, dilation, out):
                             out[p, b, y, x, i, j] = delta[p, b, v, u] if inside and 0 <= u < width else 0
 
 
-@_compiled
+@compiled
 def disjoint_maxima(delta, gap, kernel, line, out):
     """``max (gap + d)`` over windows that tile height and width.
 
@@ -171,7 +151,7 @@ def disjoint_maxima(delta, gap, kernel, line, out):
                             best[c] = _larger(best[c], entry[c])
 
 
-@_compiled
+@compiled
 def disjoint_channel_maxima(delta, gap, channels, kernel, line, out):
     """:func:`disjoint_maxima` of one channel each.
 
@@ -199,7 +179,7 @@ def _over_rows(delta, gap, out):
             out[w] = _larger(out[w], g[w] + d[w])
 
 
-@_compiled
+@compiled
 def _along_row(line, size, out):
     """Maxima of windows along a line. Those of two entries, the most frequent, have a loop that vectorizes."""
     if size == 2:
@@ -213,7 +193,7 @@ def _along_row(line, size, out):
             out[x] = best
 
 
-@_compiled
+@compiled
 def shifted_slices(padded, features, rows, columns, values, stride, dilation, out):
     """``out[p] = values[p] * padded[features[p], :, window]``: ``padded [I, B, H, W]``, ``out [P, B, h, w]``."""
     for p in range(out.shape[0]):

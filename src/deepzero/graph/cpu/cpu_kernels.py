@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.differences import Channel, Dense
+from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 WIDE = 512
@@ -105,16 +105,17 @@ def normalize_relu_channel(
 
 
 def normalize_relu_dense(
-    delta: Float[Tensor, "p b c *rest"],
+    difference: Difference,
     centred: Value,
     scale: Float[Tensor, " c"],
     gamma: Float[Tensor, " c"] | None,
     before: Value,
-    extra: Float[Tensor, "p b c *rest"] | None,
+    extra: Difference | None,
     *,
     overwrite: bool,
-) -> Float[Tensor, "p b c *rest"] | None:
+) -> Dense | None:
     """The same over all channels, which lie side by side in memory; with ``overwrite``, in delta's own."""
+    delta = difference.dense()
     if not applies(delta, before.base):
         return None
     source = channels_last(delta)
@@ -135,9 +136,9 @@ def normalize_relu_dense(
     if extra is None:
         compiled().affine_relu(target, base.numpy(), pre.numpy(), *parts)
     else:
-        more = channels_last(extra).view(count, *shape)
+        more = channels_last(extra.dense()).view(count, *shape)
         compiled().affine_add_relu(target, more.numpy(), base.numpy(), pre.numpy(), *parts)
-    return out.movedim(-1, 2)
+    return Dense(out.movedim(-1, 2))
 
 
 def _side_by_side(rows: int, width: int) -> int:
@@ -150,7 +151,7 @@ def _side_by_side(rows: int, width: int) -> int:
 
 def convolve_channel(
     difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
-) -> Float[Tensor, "p b o h w"] | None:
+) -> Dense | None:
     """Patches of each perturbation's channel times the filters of that channel, in channels-last memory."""
     if geometry.ndim != 2 or not applies(difference.delta, weight.base):
         return None
@@ -161,7 +162,11 @@ def convolve_channel(
     pad = tuple(low for low, _ in geometry.pads)
     compiled().patches(delta.numpy(), geometry.stride, pad, geometry.dilation, columns.numpy())
     out = torch.bmm(columns.view(count, -1, filters.shape[1]), filters[difference.channels])
-    return out.view(count, batch, height, width, outputs).movedim(-1, 2)
+    return Dense(out.view(count, batch, height, width, outputs).movedim(-1, 2))
+
+
+def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> None:
+    """None: PyTorch's convolutions of stacked images are at the machine's peak."""
 
 
 def shifted_slices(

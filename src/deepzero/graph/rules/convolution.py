@@ -118,7 +118,12 @@ def _input_change(difference: Difference, weight: Operand, geometry: Geometry, s
     if isinstance(difference, Channel) and difference.axis == 0:  # one sample
         out = geometry.convolve(difference.delta, weight.base, geometry.groups)
         return Channel(0, difference.channels, out, shape)
-    out = geometry.convolve(fold(difference.dense()), _laid_out(weight, geometry), geometry.groups)
+    dense = difference if isinstance(difference, Dense) else Dense(difference.dense())
+    if isinstance(geometry, ConvolutionGeometry) and geometry.groups == 1:
+        fast = kernels.on(weight.base).convolve_dense(dense, weight.value, geometry, shape)
+        if fast is not None:
+            return fast
+    out = geometry.convolve(fold(dense.delta), _laid_out(weight, geometry), geometry.groups)
     return Dense(unfold_count(out, difference.count))
 
 
@@ -134,7 +139,7 @@ def _from_channel(difference: Channel, weight: Operand, geometry: Geometry, shap
     if isinstance(geometry, ConvolutionGeometry):
         fast = kernels.on(difference.delta).convolve_channel(difference, weight.value, geometry, shape)
         if fast is not None:
-            return Dense(fast)
+            return fast
     parts = []
     for channel, start, stop in difference.runs:
         single = fold(difference.delta[start:stop]).unsqueeze(1)

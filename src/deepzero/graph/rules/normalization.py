@@ -175,12 +175,10 @@ def _fused(call: Call, x: Operand, weight: Any, eps: float, residual: Operand | 
         delta = own.normalize_relu_channel(x.difference, centred, scale, gamma, call.values[1])
         return None if delta is None else x.difference.with_delta(delta)
     assert x.difference is not None
-    dense = x.difference.dense()
-    more = None if extra is None else extra.dense()
-    delta = kernels.on(dense).normalize_relu_dense(
-        dense, centred, scale, gamma, call.values[1], more, overwrite=call.overwrite
+    own = kernels.on(x.base)
+    return own.normalize_relu_dense(
+        x.difference, centred, scale, gamma, call.values[1], extra, overwrite=call.overwrite
     )
-    return None if delta is None else Dense(delta)
 
 
 @rule(aten._native_batch_norm_legit_functional.default)

@@ -12,7 +12,7 @@ from deepzero import data, models
 from deepzero.estimator import CGE, RGE
 from deepzero.evaluators import SequentialEvaluator
 from deepzero.losses import LOSSES
-from deepzero.measure.image_batches import Batch, image_shape, noise_batch
+from deepzero.measure.drawn_batches import Batch, image_shape, noise_batch
 from deepzero.report import Table
 from deepzero.reproduce.cells import Cell, Labels, SingleMeasurement
 from deepzero.reproduce.experiment import Experiment, TrainingScale

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from deepzero import models
-from deepzero.measure.image_batches import image_shape
+from deepzero.measure.drawn_batches import image_shape
 from deepzero.report import Figure, Series
 from deepzero.reproduce.cells import Cell
 from deepzero.reproduce.experiment import Experiment, TrainingScale

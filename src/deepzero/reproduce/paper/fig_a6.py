@@ -15,7 +15,7 @@ from deepzero import models
 from deepzero.estimator import CGE, Estimator
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.losses import LOSSES
-from deepzero.measure.image_batches import Batch, noise_batch
+from deepzero.measure.drawn_batches import Batch, noise_batch
 from deepzero.measure.rounds import by_side, in_turns
 from deepzero.measure.simulated_workers import Machine, simulate
 from deepzero.objective import NetworkObjective

@@ -11,7 +11,7 @@ from deepzero import models
 from deepzero.estimator import CGE
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.losses import LOSSES
-from deepzero.measure.image_batches import image_shape, noise_batch
+from deepzero.measure.drawn_batches import image_shape, noise_batch
 from deepzero.objective import NetworkObjective
 from deepzero.randomness import derive_seed
 from deepzero.report import Figure, Series, Table

@@ -1,4 +1,4 @@
-"""Batches of images for measurements: real digits, or noise in the shape of a data set."""
+"""Batches for measurements: real digits, noise in the shape of a data set's images, random symbols."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deepzero import data
 from deepzero.errors import InvalidInputError
 
 Batch = tuple[Tensor, Tensor]
-"""Images ``[n, channels, side, side]`` and labels ``[n]``."""
+"""Images ``[n, channels, side, side]`` and labels ``[n]``; or symbols ``[n, T]`` and those that follow, ``[n * T]``."""
 
 CIFAR10 = (3, 32)
 
@@ -53,3 +53,14 @@ def digits_batch(size: int, *, seed: int) -> Batch:
     if size > len(train):
         raise InvalidInputError(f"digits has {len(train)} training images, too few for batch={size}")
     return data.BatchLoader(train, batch_size=size, shuffle=True, seed=seed).batch(0, 0)
+
+
+def token_batch(size: int, length: int, symbols: int, *, seed: int) -> Batch:
+    """Sequences of random symbols, and the symbol that follows each: what a query costs depends on shapes alone.
+
+    >>> x, y = token_batch(2, 5, 100, seed=0)
+    >>> x.shape, y.shape, torch.equal(x[0, 1:], y[:4])
+    (torch.Size([2, 5]), torch.Size([10]), True)
+    """
+    drawn = torch.randint(symbols, (size, length + 1), generator=torch.Generator().manual_seed(seed))
+    return drawn[:, :-1].contiguous(), drawn[:, 1:].flatten()

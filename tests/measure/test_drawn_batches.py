@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deepzero.measure.cases import CASES
-from deepzero.measure.image_batches import noise_batch
+from deepzero.measure.drawn_batches import noise_batch
 from deepzero.randomness import derive_seed
 
 
