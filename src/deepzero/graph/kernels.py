@@ -18,7 +18,8 @@ from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
-from deepzero.graph.differences import Channel, Dense, Difference
+from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 
@@ -75,6 +76,27 @@ class Kernels(Protocol):
         """``conv(d, W)`` in one group, to an output of ``shape``."""
         ...
 
+    def convolve_to_tail(
+        self,
+        difference: Channel | Dense,
+        weight: Value,
+        geometry: ConvolutionGeometry,
+        shape: torch.Size,
+        tail: Tail,
+        extra: Difference | None,
+    ) -> Dense | None:
+        """The change of what follows ``conv(x, W)`` of ``shape`` where x differs by d, and the residual by ``extra``.
+
+        There is no extra where maxima are taken.
+        """
+        ...
+
+    def slices_to_tail(
+        self, x: Value, difference: OneHot, geometry: ConvolutionGeometry, shape: torch.Size, tail: Tail
+    ) -> Channel | None:
+        """The same where one weight differs: its output channel alone."""
+        ...
+
     def shifted_slices(
         self,
         padded: Float[Tensor, "i b *spatial"],
@@ -107,6 +129,12 @@ class NoKernels:
         """None."""
 
     def convolve_dense(self, *_: Any) -> None:
+        """None."""
+
+    def convolve_to_tail(self, *_: Any) -> None:
+        """None."""
+
+    def slices_to_tail(self, *_: Any) -> None:
         """None."""
 
     def shifted_slices(self, *_: Any) -> None:

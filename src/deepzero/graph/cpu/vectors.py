@@ -7,6 +7,7 @@ such that a NaN stays a NaN, as said at each of them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llvmlite import binding, ir
@@ -96,6 +97,20 @@ def spread(typing: Any, scalar: Any) -> Any:
     """A vector of one number."""
     kind = Vector(scalar)
     return kind(scalar), lambda context, builder, signature, arguments: _spread(builder, kind, arguments[0])
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def zeros(typing: Any, array: Any) -> Any:
+    """A vector of zeros, of an array's dtype."""
+    kind = Vector(array.dtype)
+    return kind(array), lambda context, builder, signature, arguments: ir.Constant(kind.llvm, [0.0] * kind.lanes)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lowest(typing: Any, array: Any) -> Any:
+    """A vector of negative infinities, of an array's dtype."""
+    kind = Vector(array.dtype)
+    return kind(array), lambda context, builder, signature, arguments: ir.Constant(kind.llvm, [-math.inf] * kind.lanes)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
