@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from deepzero.graph.cpu.compilation import compiled
+from deepzero.graph.cpu.compilation import borrowing, part
 from deepzero.graph.cpu.vectors import (
     OUTPUTS,
     PLACES,
@@ -96,7 +96,7 @@ class BlockTail(NamedTuple):
     shift: Any
 
 
-@compiled
+@part
 def padded_block(x, start, size, first, pads, scratch, place):
     """A block of one perturbation's image, inside of its padding: ``scratch [C, H + pads, W + pads, L]``, zero outside.
 
@@ -113,7 +113,7 @@ def padded_block(x, start, size, first, pads, scratch, place):
                 store(scratch, target + u * step, load(x, source + u * batch))
 
 
-@compiled
+@part
 def convolved_block(scratch, starts, taps, weights, corner, width, buffer):
     """The convolution of a block: ``buffer [width, n, L]`` from the sums of tiles. ``weights [K, width]`` at corner."""
     row = starts.size * lanes(scratch)
@@ -123,7 +123,7 @@ def convolved_block(scratch, starts, taps, weights, corner, width, buffer):
             tile(scratch, starts, first, taps, weights, corner + output, width, buffer, place, row)
 
 
-@compiled
+@part
 def slice_of_block(padded, start, value, starts, buffer):
     """``value`` times a slice of a padded block, to ``buffer [n, L]``: the change by one weight."""
     factor = spread(value)
@@ -131,7 +131,7 @@ def slice_of_block(padded, start, value, starts, buffer):
         store(buffer, i * lanes(padded), times(factor, load(padded, start + starts[i])))
 
 
-@compiled
+@part
 def add_sums(buffer, start, centred, base, count, skip, out, place):
     """Add ``(d, c d, d^2)``, summed over ``count`` vectors without their first ``skip`` lanes, to three of ``out``."""
     step = lanes(buffer)
@@ -155,7 +155,7 @@ def add_sums(buffer, start, centred, base, count, skip, out, place):
         out[place + 2] += total(kept(plus(square, square2), skip))
 
 
-@compiled
+@part
 def relu_block(buffer, start, apart, tail, base, count, a, b, e, out, place, step):
     """``relu(y + v) - relu(y)`` with ``v = a d + b c + e``: ``max(v + min(y, 0), -max(y, 0))``.
 
@@ -169,7 +169,7 @@ def relu_block(buffer, start, apart, tail, base, count, a, b, e, out, place, ste
         store(out, place + i * step, larger(smaller(minus(none, y), none), plus(v, smaller(none, y))))
 
 
-@compiled
+@part
 def pooled_block(buffer, start, apart, tail, base, top, a, b, e, out, place, step):
     """``max (relu(y) - M + r)`` over windows, r being the change that :func:`relu_block` gives.
 
@@ -199,7 +199,7 @@ def pooled_block(buffer, start, apart, tail, base, top, a, b, e, out, place, ste
             store(out, place + here * step, best)
 
 
-@compiled
+@part
 def tail_of_block(buffer, start, apart, tail, row, a, b, e, out, place, step):
     """The relu, or the maxima of it, of row ``row`` (block and channel) of the base values."""
     side = lanes(buffer)
@@ -211,7 +211,7 @@ def tail_of_block(buffer, start, apart, tail, row, a, b, e, out, place, step):
         relu_block(buffer, start, apart, tail, base, height * width, a, b, e, out, place, step)
 
 
-@compiled
+@part
 def convolved_together(x, p, block, blocks, scratch, weights, corner, buffer):
     """One perturbation's convolution of the blocks from ``block`` on, to ``buffer [width, n, L]``."""
     channels, height, width, batch = blocks.size
@@ -221,7 +221,7 @@ def convolved_together(x, p, block, blocks, scratch, weights, corner, buffer):
     convolved_block(scratch, blocks.starts, blocks.taps, weights, corner, blocks.width, buffer)
 
 
-@compiled
+@borrowing
 def convolve(x, blocks, scratch, weights, corners, buffer, centred, sums, out):
     """``out [P, O, h w, B]``, the convolution of ``x [P, C, H, W, B]``, and ``sums [P, O, 3]`` of :func:`add_sums`.
 
@@ -245,7 +245,7 @@ def convolve(x, blocks, scratch, weights, corners, buffer, centred, sums, out):
                             store(out, place + i * batch, load(buffer, row + i * step))
 
 
-@compiled
+@borrowing
 def convolve_to_tail(x, blocks, scratch, weights, corners, buffer, tail, out):
     """The convolution of ``x [P, C, H, W, B]`` and what follows it, to ``out [P, O, places behind, B]``."""
     step, outputs, batch = lanes(x), blocks.outputs, blocks.size[3]
@@ -263,7 +263,7 @@ def convolve_to_tail(x, blocks, scratch, weights, corners, buffer, tail, out):
                     tail_of_block(buffer, start, step, tail, row, a, b, e, out, place, batch)
 
 
-@compiled
+@borrowing
 def sum_slices(padded, apart, offsets, values, channels, blocks, buffer, centred, sums):
     """:func:`add_sums` of slices of the padded blocks ``[N, C, ., L]``, ``apart`` from each other: ``sums [P, 3]``."""
     length = blocks.places * lanes(padded)
@@ -274,7 +274,7 @@ def sum_slices(padded, apart, offsets, values, channels, blocks, buffer, centred
             add_sums(buffer, 0, centred, base, blocks.places, blocks.skips[block], sums, p * 3)
 
 
-@compiled
+@borrowing
 def slices_to_tail(padded, apart, offsets, values, channels, blocks, buffer, tail, out):
     """The same slices and what follows them in their channel, to ``out [P, places behind, B]``."""
     step, batch, behind = lanes(padded), blocks.size[3], tail.sizes[2] * tail.sizes[3]
@@ -286,7 +286,7 @@ def slices_to_tail(padded, apart, offsets, values, channels, blocks, buffer, tai
             tail_of_block(buffer, 0, step, tail, row, a, b, e, out, place, batch)
 
 
-@compiled
+@borrowing
 def planes_to_tail(data, count, blocks, tail, out):
     """What follows a convolution that is in memory: ``data [P, O, h w, B]``, ``out [P, O, places behind, B]``."""
     batch, outputs, behind = blocks.size[3], blocks.outputs, tail.sizes[2] * tail.sizes[3]
@@ -300,7 +300,7 @@ def planes_to_tail(data, count, blocks, tail, out):
                 tail_of_block(data, start + first, batch, tail, row, a, b, e, out, place + first, batch)
 
 
-@compiled
+@borrowing
 def relu_planes(data, extra, rows, centred, before, slope, tilt, shift):
     """In place, ``d -> relu(y + v) - relu(y)`` with ``v = slope d + tilt c + shift``, plus a residual difference.
 
