@@ -177,7 +177,7 @@ def test_kernels_are_those_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch
 
 def test_a_device_without_kernels_answers_every_one_by_none() -> None:
     names = [name for name in vars(by_device.Kernels) if not name.startswith("_")]
-    assert len(names) == 6
+    assert len(names) == 7
     for name in names:
         options = {"overwrite": False} if name == "normalize_relu_dense" else {}
         assert getattr(by_device.NONE, name)(*[None] * 5, **options) is None

@@ -130,7 +130,49 @@ class Dense:
         return self.delta
 
 
-Difference = OneHot | Channel | Dense
+@dataclass(frozen=True)
+class Blocks:
+    """Every entry of some images may differ, samples in blocks as wide as a vector of the processor.
+
+    What comes out of a compiled convolution and goes into the next one. The engine hands it to steps that take it so,
+    and to all others as a :class:`Dense` difference.
+
+    Attributes:
+        blocks: the differences ``[p, block, c, h, w, lane]``; the last block ends with the last sample, and so begins
+            with some of the block before where their number does not divide.
+        shape: shape of the base value, ``[b, c, h, w]``.
+    """
+
+    blocks: Num[Tensor, "p n c h w lane"]
+    shape: torch.Size
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.blocks.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return int(self.blocks.nbytes)
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries, samples last in memory."""
+        return in_order(self.blocks, self.shape[0])
+
+
+def in_order(blocks: Num[Tensor, "p n *rest lane"], batch: int) -> Num[Tensor, "p {batch} *rest"]:
+    """Blocks of samples as samples, which lie last in memory."""
+    count, lanes = blocks.shape[1], blocks.shape[-1]
+    again = count * lanes - batch
+    if again:
+        blocks = torch.cat([blocks[:, :-1].movedim(1, -2).flatten(-2), blocks[:, -1, ..., again:]], -1)
+    else:
+        blocks = blocks.movedim(1, -2).flatten(-2)
+    return blocks.movedim(-1, 1)
+
+
+Difference = OneHot | Channel | Dense | Blocks
 
 
 def difference_dtype(dtype: torch.dtype) -> torch.dtype:

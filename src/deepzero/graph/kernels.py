@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
 from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
@@ -66,7 +66,7 @@ class Kernels(Protocol):
 
     def convolve_channel(
         self, difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
-    ) -> Dense | None:
+    ) -> Dense | Blocks | None:
         """``conv(d, W[:, c])``, d being the channel c of each perturbation, to an output of ``shape``."""
         ...
 
@@ -78,13 +78,13 @@ class Kernels(Protocol):
 
     def convolve_to_tail(
         self,
-        difference: Channel | Dense,
+        difference: Channel | Dense | Blocks,
         weight: Value,
         geometry: ConvolutionGeometry,
         shape: torch.Size,
         tail: Tail,
         extra: Difference | None,
-    ) -> Dense | None:
+    ) -> Dense | Blocks | None:
         """The change of what follows ``conv(x, W)`` of ``shape`` where x differs by d, and the residual by ``extra``.
 
         There is no extra where maxima are taken.
@@ -107,6 +107,27 @@ class Kernels(Protocol):
         values: Float[Tensor, " p"],
     ) -> Float[Tensor, "p b h w"] | None:
         """``values[p] * window(padded[features[p]])``, the window of ``size`` that begins at tap ``taps[:, p]``."""
+        ...
+
+    def attention(
+        self,
+        query: tuple[Float[Tensor, "*lead l e"], Float[Tensor, "p *lead l e"] | None],
+        key: tuple[Float[Tensor, "*lead s e"], Float[Tensor, "p *lead s e"] | None],
+        value: tuple[Float[Tensor, "*lead s f"], Float[Tensor, "p *lead s f"] | None],
+        factor: float,
+        weights: Float[Tensor, "*lead l s"],
+        logarithms: Float[Tensor, "*lead l s"],
+    ) -> Float[Tensor, "p *lead l f"] | None:
+        """The change of ``softmax(factor q k^T + mask) v`` by those of q, k and v, of which q or k differs.
+
+        Args:
+            query: q and its change, if any.
+            key: k, likewise.
+            value: v, likewise.
+            factor: of the scores.
+            weights: the base softmax.
+            logarithms: of the weights; -inf where nothing may be attended to.
+        """
         ...
 
     def max_pool(
@@ -138,6 +159,9 @@ class NoKernels:
         """None."""
 
     def shifted_slices(self, *_: Any) -> None:
+        """None."""
+
+    def attention(self, *_: Any) -> None:
         """None."""
 
     def max_pool(self, *_: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from deepzero.errors import GraphError
 from deepzero.graph.capture import Graph, Node, is_getitem
 from deepzero.graph.rules import RULES, SHAPE_ONLY, batch_norm_relu, fallback
+from deepzero.graph.rules.base import BLOCKWISE
 from deepzero.graph.rules.convolution import convolution
 from deepzero.graph.rules.convolved_tail import convolved_tail
 from deepzero.randomness import is_random
@@ -31,6 +32,7 @@ class Step:
         parts: operations that the step stands for, in order; the last is ``node``.
         overwrite: whether the first operand's difference may be destroyed.
         frees: nodes whose differences are not needed afterwards.
+        blockwise: whether the rule takes differences in blocks.
     """
 
     node: Node
@@ -40,6 +42,7 @@ class Step:
     parts: tuple[Node, ...]
     overwrite: bool = False
     frees: tuple[Node, ...] = ()
+    blockwise: bool = False
 
     @property
     def inputs(self) -> list[Node]:
@@ -205,7 +208,7 @@ def _plain(node: Node, users: Mapping[Node, list[Node]], graph: Graph) -> Step:
     rule = None if is_getitem(node) else RULES.get(node.target, fallback)
     if node.target is aten._native_batch_norm_legit_functional.default and _reads_updated(node, users, graph):
         rule = fallback  # its own rule follows the output alone
-    return Step(node, rule, node.args, node.kwargs, (node,))
+    return Step(node, rule, node.args, node.kwargs, (node,), blockwise=rule in BLOCKWISE)
 
 
 def _reads_updated(norm: Node, users: Mapping[Node, list[Node]], graph: Graph) -> bool:
@@ -268,8 +271,9 @@ def _convolved_tail(step: Step, users: Mapping[Node, list[Node]], graph: Graph) 
     pool = behind[0] if len(behind) == 1 and residual is None and step.node is not graph.output else None
     if pool is None or pool.target is not aten.max_pool2d.default or pool.kwargs:
         args, parts = (x.args, (weight, bias, eps), residual, ()), (x, *step.parts)
-        return Step(step.node, convolved_tail, args, {}, parts)
-    return Step(pool, convolved_tail, (x.args, (weight, bias, eps), None, pool.args[1:]), {}, (x, *step.parts, pool))
+        return Step(step.node, convolved_tail, args, {}, parts, blockwise=True)
+    args, parts = (x.args, (weight, bias, eps), None, pool.args[1:]), (x, *step.parts, pool)
+    return Step(pool, convolved_tail, args, {}, parts, blockwise=True)
 
 
 def _trains(node: Node) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.capture import Node
-from deepzero.graph.differences import Difference, OneHot, entries
+from deepzero.graph.differences import Blocks, Dense, Difference, OneHot, entries
 from deepzero.graph.forward import Values
 from deepzero.graph.program import Cone, Step
 from deepzero.graph.rules import fallback
@@ -49,6 +49,7 @@ def propagated(
         for step in cone.steps:
             _advance(step, values, live, meter)
         change = live.get(output)
+        assert not isinstance(change, Blocks), "a loss is no image"
         base: Tensor = values[output].base
         if change is None:
             return torch.zeros(count, dtype=torch.float64, device=base.device)
@@ -90,6 +91,8 @@ def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
         value = values[argument]
         if isinstance(value.base, NUMBERS) and argument not in live:
             return value.base  # as if the program had it written out
+        if isinstance(live.get(argument), Blocks) and not step.blockwise:
+            live[argument] = Dense(live[argument].dense())
         return Operand(value, live.get(argument))
 
     args, kwargs = fx.node.map_aggregate((step.args, step.kwargs), operand)

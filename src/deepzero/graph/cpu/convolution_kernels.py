@@ -1,14 +1,14 @@
 """Convolutions of float32 and float64 tensors on a CPU, with what follows them: kernels of samples side by side.
 
-Differences come and go with their samples last in memory, ``[P, C, H, W, B]``; what lies otherwise is copied once.
+Differences of all channels come and go as :class:`~deepzero.graph.differences.Blocks`, those of one channel with their
+samples last in memory, ``[p, h, w, b]``; what lies otherwise is copied once.
 
 Legend: p perturbations, b samples, c input and o output channels, h height, w width; places: h w; blocks of samples as
-wide as a vector (:mod:`deepzero.graph.cpu.convolution_loops`).
+wide as a vector, lanes its numbers (:mod:`deepzero.graph.cpu.convolution_loops`).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -20,12 +20,13 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
 from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry
 
-SCRATCH = 512 << 10
-"""Bytes of what all blocks of a perturbation take, up to which they are convolved together."""
+SCRATCH = 640 << 10
+"""Bytes of what is convolved at a time: a part of a core's cache, of which base values and weights need their own."""
+PLAIN = (1,) * 8
 
 
 @cache
@@ -44,22 +45,11 @@ def vectors() -> Any:
     return found
 
 
-def samples_last(stacked: Float[Tensor, "p b *rest"]) -> Float[Tensor, "p *rest b"]:
-    """Samples last, in contiguous memory, without a copy where the memory is so already."""
-    return stacked.movedim(1, -1).contiguous()
-
-
-def planes(value: Value) -> Float[Tensor, "c *rest b"]:
-    """A base value ``[b, c, *rest]`` with samples last, contiguous, once a step."""
-    rows: Tensor = value.remember("samples_last", lambda: value.base.movedim(0, -1).contiguous())
-    return rows
-
-
 class Split(NamedTuple):
     """Samples in blocks: the first sample of each, and how many of its lanes the one before has already."""
 
-    firsts: Int64[Tensor, " blocks"]
-    skips: Int64[Tensor, " blocks"]
+    firsts: Int64[Tensor, " n"]
+    skips: Int64[Tensor, " n"]
     lanes: int
 
     @classmethod
@@ -70,10 +60,15 @@ class Split(NamedTuple):
         firsts = plain.clamp(max=batch - lanes)
         return cls(firsts, plain - firsts, lanes)
 
-    def blocks(self, base: Float[Tensor, "b *rest"]) -> Float[Tensor, "blocks *rest lanes"]:
-        """Base values in blocks."""
-        samples = self.firsts.unsqueeze(1) + torch.arange(self.lanes)
-        return base[samples.flatten()].unflatten(0, samples.shape).movedim(1, -1).contiguous()
+    def blocks(self, samples: Float[Tensor, "b *rest"]) -> Float[Tensor, "n *rest lane"]:
+        """Samples in blocks."""
+        index = self.firsts.unsqueeze(1) + torch.arange(self.lanes)
+        return samples[index.flatten()].unflatten(0, index.shape).movedim(1, -1).contiguous()
+
+    def stacked(self, stacked: Float[Tensor, "p b *rest"]) -> Float[Tensor, "p n *rest lane"]:
+        """The samples of each perturbation in blocks."""
+        index = self.firsts.unsqueeze(1) + torch.arange(self.lanes)
+        return stacked[:, index.flatten()].unflatten(1, index.shape).movedim(2, -1).contiguous()
 
     def remembered(self, value: Value) -> Float[Tensor, " numbers"]:
         """A base value in blocks, flat, once a step."""
@@ -82,9 +77,9 @@ class Split(NamedTuple):
 
 
 def takes(geometry: ConvolutionGeometry, weight: Tensor, size: torch.Size) -> bool:
-    """True if the loops take a convolution of images of ``size``: in one group, of enough samples to fill a vector."""
+    """True if the loops take a convolution to ``size``: in one group, of enough samples to fill a vector."""
     plain = geometry.ndim == 2 and geometry.groups == 1 and weight.device.type == "cpu"
-    known = weight.dtype in (torch.float32, torch.float64) and size.numel() > 0
+    known = weight.dtype in (torch.float32, torch.float64) and size.numel() > 0 and weight.numel() > 0
     return plain and known and size[0] >= vectors().BYTES // weight.dtype.itemsize
 
 
@@ -93,70 +88,86 @@ class Laid(NamedTuple):
 
     Attributes:
         split: blocks of samples.
-        blocks: the record of the loops.
-        scratch: numbers of the padded blocks that are convolved together.
-        weights: ``[inputs, terms of one channel, width]``, flat.
+        bands: the record of the loops.
+        scratch: numbers of the padded bands that are convolved together.
+        weights: ``[inputs, taps, width]``, flat.
     """
 
     split: Split
-    blocks: Any
+    bands: Any
     scratch: int
     weights: Float[Tensor, " numbers"]
 
     @property
     def buffer(self) -> int:
-        """Numbers of the convolution of these blocks."""
-        return int(self.blocks.width * self.blocks.starts.size * self.split.lanes)
-
-
-def laid_out(
-    weight: Value, geometry: ConvolutionGeometry, channels: int, size: Sequence[int], shape: torch.Size
-) -> Laid:
-    """The layout for images of ``channels`` channels (all of the weight's, or one), once a step."""
-    key = f"laid out {channels} {tuple(size)} {geometry.stride} {geometry.pads} {geometry.dilation}"
-    laid: Laid = weight.remember(key, lambda: _laid_out(weight, geometry, channels, size, shape))
-    return laid
+        """Numbers of the convolution of these bands."""
+        return int(self.bands.width * self.bands.starts.size * self.split.lanes)
 
 
 def _laid_out(
-    weight: Value, geometry: ConvolutionGeometry, channels: int, size: Sequence[int], shape: torch.Size
+    weight: Value,
+    geometry: ConvolutionGeometry,
+    size: tuple[int, int, int],
+    shape: torch.Size,
+    step: int | None,
+    *,
+    samples_last: bool,
 ) -> Laid:
-    batch, outputs, *spatial = shape
+    """The layout for images of ``size`` (channels, height, width) to ``shape``.
+
+    A band has ``step`` rows, or a multiple, all of the same number; None is the whole image.
+    """
+    batch, outputs, height, wide = shape
     split, tile = Split.of(batch, weight.base.dtype), vectors()
     width = -(-outputs // tile.OUTPUTS) * tile.OUTPUTS
-    padded = [n + low + high for n, (low, high) in zip(size, geometry.pads, strict=True)]
-    image, places, count = channels * math.prod(padded), math.prod(spatial), len(split.firsts)
-    whole = (image + width * places) * count * split.lanes * weight.base.itemsize
-    together = count if whole <= SCRATCH else 1
-    starts = _starts(geometry, padded, spatial)
-    starts = (torch.arange(together).unsqueeze(1) * image + starts).flatten()
+    across = size[2] + sum(geometry.pads[1])
+
+    def padded_rows(rows: int) -> int:
+        return (rows - 1) * geometry.stride[0] + (geometry.kernel[0] - 1) * geometry.dilation[0] + 1
+
+    def taken(rows: int) -> int:
+        return (size[0] * padded_rows(rows) * across + width * rows * wide) * split.lanes * weight.base.itemsize
+
+    choices = [height] if step is None else [r for r in range(height, 0, -1) if height % r == 0 and r % step == 0]
+    rows = next((r for r in choices if taken(r) <= SCRATCH), choices[-1])
+    together = len(split.firsts) if rows == height and taken(rows) * len(split.firsts) <= SCRATCH else 1
+    padded = padded_rows(rows)
+    image = size[0] * padded * across
+    starts = (torch.arange(together).unsqueeze(1) * image + _starts(geometry, across, (rows, wide))).flatten()
     starts = F.pad(starts, (0, -len(starts) % tile.PLACES))
-    taps = (torch.arange(channels).unsqueeze(1) * math.prod(padded) + _taps(geometry, padded)).flatten()
-    blocks = loops().Blocks(
-        split.firsts.numpy(),
+    taps = (torch.arange(size[0]).unsqueeze(1) * (padded * across) + _taps(geometry, across)).flatten()
+    lanes = split.lanes
+    origins = split.firsts if samples_last else torch.arange(len(split.firsts)) * (math.prod(size) * lanes)
+    bands = loops().Bands(
+        size,
+        math.prod(size) * (batch if samples_last else len(split.firsts) * lanes),
+        origins.numpy(),
+        batch if samples_last else lanes,
         split.skips.numpy(),
         together,
-        (channels, *size, batch),
-        (*geometry.pads[0], *geometry.pads[1]),
-        places,
+        rows,
+        geometry.stride[0],
+        (geometry.pads[0][0], *geometry.pads[1]),
+        padded,
+        (height, wide),
         outputs,
         width,
-        (starts * split.lanes).numpy(),
-        (taps * split.lanes).numpy(),
+        (starts * lanes).numpy(),
+        (taps * lanes).numpy(),
     )
-    return Laid(split, blocks, together * image * split.lanes, _padded_weights(weight, width))
+    return Laid(split, bands, together * image * lanes, _padded_weights(weight, width))
 
 
-def _starts(geometry: ConvolutionGeometry, padded: Sequence[int], spatial: Sequence[int]) -> Int64[Tensor, " places"]:
-    """Where the window of each place begins in a padded image."""
+def _starts(geometry: ConvolutionGeometry, across: int, spatial: Sequence[int]) -> Int64[Tensor, " places"]:
+    """Where the window of each place begins in a padded image of rows of ``across``."""
     rows, columns = (torch.arange(n) * s for n, s in zip(spatial, geometry.stride, strict=True))
-    return (rows.unsqueeze(1) * padded[1] + columns).flatten()
+    return (rows.unsqueeze(1) * across + columns).flatten()
 
 
-def _taps(geometry: ConvolutionGeometry, padded: Sequence[int]) -> Int64[Tensor, " taps"]:
+def _taps(geometry: ConvolutionGeometry, across: int) -> Int64[Tensor, " taps"]:
     """How far from there the entries of the window lie."""
     rows, columns = (torch.arange(n) * d for n, d in zip(geometry.kernel, geometry.dilation, strict=True))
-    return (rows.unsqueeze(1) * padded[1] + columns).flatten()
+    return (rows.unsqueeze(1) * across + columns).flatten()
 
 
 def _padded_weights(weight: Value, width: int) -> Float[Tensor, " numbers"]:
@@ -168,8 +179,17 @@ def _padded_weights(weight: Value, width: int) -> Float[Tensor, " numbers"]:
     return flat
 
 
+def _rows_at_a_time(tail: Tail | None) -> int | None:
+    """Rows whose maxima need no others; None if all of them do."""
+    if tail is None or tail.window is None:
+        return 1
+    window = tail.window
+    plain = window.stride == window.kernel and window.padding == (0, 0) and window.dilation == (1, 1)
+    return window.kernel[0] if plain else None
+
+
 class _Stack(NamedTuple):
-    """Differences that enter a convolution, as the loops take them: all channels, or one each."""
+    """Differences that enter a convolution, as the loops take them."""
 
     laid: Laid
     x: Float[Tensor, " numbers"]
@@ -178,57 +198,58 @@ class _Stack(NamedTuple):
 
     @classmethod
     def of(
-        cls, difference: Channel | Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
+        cls,
+        difference: Channel | Dense | Blocks,
+        weight: Value,
+        geometry: ConvolutionGeometry,
+        shape: torch.Size,
+        tail: Tail | None,
     ) -> _Stack:
-        size, x, channel = difference.shape[2:], samples_last(difference.delta).flatten(), isinstance(difference, Channel)
-        laid = laid_out(weight, geometry, 1 if channel else difference.shape[1], size, shape)
+        """All channels, in blocks, or one channel each, with samples last."""
+        one, batch = isinstance(difference, Channel), shape[0]
+        channels, height, width = difference.shape[1:]
+        size = (1 if one else channels, height, width)
+        step = _rows_at_a_time(tail) if one else 1
+        key = f"laid out {size} {shape} {geometry.stride} {geometry.pads} {geometry.dilation} {step}"
+        laid: Laid = weight.remember(
+            key, lambda: _laid_out(weight, geometry, size, shape, step, samples_last=one)
+        )
         corners = torch.zeros(difference.count, dtype=torch.int64)
         if isinstance(difference, Channel):
-            corners = difference.channels.contiguous() * (math.prod(geometry.kernel) * laid.blocks.width)
-        return cls(laid, x, corners, shape)
+            x = difference.delta.movedim(1, -1).contiguous()
+            corners = difference.channels.contiguous() * (math.prod(geometry.kernel) * laid.bands.width)
+        elif isinstance(difference, Blocks):
+            x = difference.blocks
+        else:
+            x = Split.of(batch, weight.base.dtype).stacked(difference.delta)
+        return cls(laid, x.flatten(), corners, shape)
 
-    def scratch(self) -> list[Any]:
-        """Memory for the padded blocks, and for their convolution."""
-        return [self.x.new_zeros(self.laid.scratch).numpy(), self.x.new_empty(self.laid.buffer).numpy()]
+    def out(self, spatial: Sequence[int]) -> Float[Tensor, "p n o h w lane"]:
+        """Memory for a result."""
+        return self.x.new_empty(
+            len(self.corners), len(self.laid.split.firsts), self.shape[1], *spatial, self.laid.split.lanes
+        )
 
-    def convolved(self, *, centred: Value | None, keep: bool) -> tuple[Float64[Tensor, "p 3 o"], Tensor]:
-        """The sums of ``d, c d, d^2``, if c is given, and the convolution, ``[p, o, h, w, b]``, if it is kept."""
-        batch, outputs, *spatial = self.shape
-        count = len(self.corners)
-        sums = torch.zeros(0 if centred is None else count * outputs * 3, dtype=torch.float64)
-        out = self.x.new_empty(count * outputs * math.prod(spatial) * batch if keep else 0)
-        base = self.x.new_empty(0) if centred is None else self.laid.split.remembered(centred)
-        scratch, buffer = self.scratch()
+    def run(self, centred: Tensor | None, sums: Tensor | None, tail: Any, out: Tensor | None) -> None:
+        """The convolution, to ``out``, or its sums, or both; or what follows it."""
+        none = self.x.new_empty(0)
         loops().convolve(
             self.x.numpy(),
-            self.laid.blocks,
-            scratch,
+            self.laid.bands,
+            self.x.new_zeros(self.laid.scratch).numpy(),
             self.laid.weights.numpy(),
             self.corners.numpy(),
-            buffer,
-            base.numpy(),
-            sums.numpy(),
-            out.numpy(),
-        )
-        sums = sums.view(-1, outputs, 3).movedim(-1, 1)
-        return sums, out.view(-1, outputs, *spatial, batch)
-
-    def to_tail(self, tail: Any, behind: Sequence[int]) -> Float[Tensor, "p o h_out w_out b"]:
-        """The convolution and what follows it."""
-        batch, outputs = self.shape[:2]
-        out = self.x.new_empty(len(self.corners), outputs, *behind, batch)
-        scratch, buffer = self.scratch()
-        loops().convolve_to_tail(
-            self.x.numpy(),
-            self.laid.blocks,
-            scratch,
-            self.laid.weights.numpy(),
-            self.corners.numpy(),
-            buffer,
+            self.x.new_empty(self.laid.buffer).numpy(),
+            (none if centred is None else centred).numpy(),
+            torch.empty(0, dtype=torch.float64).numpy() if sums is None else sums.flatten().numpy(),
             tail,
-            out.flatten().numpy(),
+            (none if out is None else out.flatten()).numpy(),
         )
-        return out
+
+    def without_tail(self) -> Any:
+        """The record of a tail that says there is none."""
+        none, nothing = self.x.new_empty(0).numpy(), self.x.new_empty(0, 0).numpy()
+        return loops().BandTail(none, none, none, self.laid.bands.spatial, PLAIN, nothing, nothing, nothing)
 
 
 def coefficients(
@@ -256,57 +277,80 @@ def coefficients(
 
 def convolve_channel(
     difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
-) -> Dense | None:
+) -> Blocks | None:
     """The convolution of one channel each."""
-    return _convolved(difference, weight, geometry, shape)
-
-
-def convolve_dense(
-    difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
-) -> Dense | None:
-    """The convolution of all channels, where their samples lie side by side."""
-    if difference.delta.dim() == 5 and not difference.delta.movedim(1, -1).is_contiguous():
-        return None
-    return _convolved(difference, weight, geometry, shape)
-
-
-def _convolved(
-    difference: Channel | Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
-) -> Dense | None:
     if not takes(geometry, weight.base, shape) or difference.delta.dtype != weight.base.dtype:
         return None
-    _, out = _Stack.of(difference, weight, geometry, shape).convolved(centred=None, keep=True)
-    return Dense(out.movedim(-1, 1))
+    stack = _Stack.of(difference, weight, geometry, shape, None)
+    out = stack.out(shape[2:])
+    stack.run(None, None, stack.without_tail(), out)
+    return Blocks(out, shape)
+
+
+def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> None:
+    """None: without what follows it, PyTorch's is as fast."""
 
 
 def convolve_to_tail(
-    difference: Channel | Dense,
+    difference: Channel | Dense | Blocks,
     weight: Value,
     geometry: ConvolutionGeometry,
     shape: torch.Size,
     tail: Tail,
     extra: Difference | None,
-) -> Dense | None:
+) -> Blocks | None:
     """One channel each is convolved twice, for the sums and for what follows; all channels are kept in between.
 
     To convolve nine numbers again takes a fifth of the time of writing the result and reading it.
     """
-    if not takes(geometry, weight.base, shape) or difference.delta.dtype != weight.base.dtype:
+    dtype = (difference.blocks if isinstance(difference, Blocks) else difference.delta).dtype
+    if not takes(geometry, weight.base, shape) or dtype != weight.base.dtype:
         return None
-    stack = _Stack.of(difference, weight, geometry, shape)
+    stack = _Stack.of(difference, weight, geometry, shape, tail)
     again = isinstance(difference, Channel) and extra is None
-    sums, out = stack.convolved(centred=tail.centred, keep=not again)
-    parts = coefficients(sums, shape.numel() // shape[1], tail.scale, tail.gamma, residue(tail.centred))
-    if extra is None and (again or tail.pooled is not None):
-        record, behind = _block_tail(tail, stack.laid.split, shape, parts, weight.base.dtype)
-        if again:
-            return Dense(stack.to_tail(record, behind).movedim(-1, 1))
-        reduced = out.new_empty(difference.count, shape[1], *behind, shape[0])
-        blocks = stack.laid.blocks
-        loops().planes_to_tail(out.flatten().numpy(), difference.count, blocks, record, reduced.flatten().numpy())
-        return Dense(reduced.movedim(-1, 1))
-    _relu_in_place(out, tail, parts, extra)
-    return Dense(out.movedim(-1, 1))
+    out = None if again else stack.out(shape[2:])
+    sums = torch.zeros(difference.count, shape[1], 3, dtype=torch.float64)
+    stack.run(stack.laid.split.remembered(tail.centred), sums, stack.without_tail(), out)
+    rows = shape.numel() // shape[1]
+    parts = coefficients(sums.movedim(-1, 1), rows, tail.scale, tail.gamma, residue(tail.centred))
+    record = _record(tail, stack.laid.split, shape, parts, dtype)
+    if out is None:
+        out = stack.out(record.behind)
+        stack.run(None, None, record, out)
+    else:
+        out = _followed(stack, out, record, extra)
+    return Blocks(out, shape if tail.pooled is None else tail.pooled.base.shape)
+
+
+def _followed(
+    stack: _Stack, convolved: Float[Tensor, "p n o h w lane"], record: Any, extra: Difference | None
+) -> Float[Tensor, "p n o h_out w_out lane"]:
+    count, outputs, bands = len(stack.corners), stack.shape[1], stack.laid.bands
+    rows, more = _residual(stack, extra)
+    out = stack.out(record.behind) if record.maxima.size else convolved
+    whole = bands._replace(rows=bands.spatial[0])
+    loops().follow(
+        convolved.flatten().numpy(), count, whole, record, more.flatten().numpy(), rows.numpy(), out.flatten().numpy()
+    )
+    assert rows.shape == (count, outputs + 1)
+    return out
+
+
+def _residual(stack: _Stack, extra: Difference | None) -> tuple[Int64[Tensor, "p o_and_1"], Tensor]:
+    """Where the residual of each channel begins, how far the blocks lie apart, and its numbers."""
+    count, outputs, split = len(stack.corners), stack.shape[1], stack.laid.split
+    length = math.prod(stack.shape[2:]) * split.lanes
+    every, blocks = torch.arange(count), len(split.firsts)
+    rows = torch.full((count, outputs + 1), -1)
+    if extra is None:
+        return rows, stack.x.new_empty(0)
+    if isinstance(extra, Channel) and extra.axis == 1:
+        rows[every, extra.channels] = every * (blocks * length)
+        rows[:, outputs] = length
+        return rows, split.stacked(extra.delta)
+    rows[:, :outputs] = (every.unsqueeze(1) * (blocks * outputs) + torch.arange(outputs)) * length
+    rows[:, outputs] = outputs * length
+    return rows, extra.blocks if isinstance(extra, Blocks) else split.stacked(extra.dense())
 
 
 def residue(centred: Value) -> Float64[Tensor, " c"]:
@@ -317,46 +361,22 @@ def residue(centred: Value) -> Float64[Tensor, " c"]:
     return mean
 
 
-def _block_tail(
-    tail: Tail, split: Split, shape: torch.Size, parts: Sequence[Float64[Tensor, "p o"]], dtype: torch.dtype
-) -> tuple[Any, tuple[int, ...]]:
-    """The record of the loops, and height and width behind."""
-    spatial = tuple(shape[2:])
-    behind, maxima, window = spatial, parts[0].new_empty(0, dtype=dtype), (1,) * 8
+def _record(
+    tail: Tail, split: Split, shape: torch.Size, parts: Sequence[Float64[Tensor, "p #o"]], dtype: torch.dtype
+) -> Any:
+    """The loops' record of a tail; without parts, of one whose sums are to be found first."""
+    behind, maxima, window = tuple(shape[2:]), torch.empty(0, dtype=dtype), PLAIN
     if tail.pooled is not None and tail.window is not None:
-        behind, maxima = tuple(tail.pooled.base.shape[2:]), split.remembered(tail.pooled)
         w = tail.window
-        window = (*w.kernel, *w.stride, *w.padding, *w.dilation)  # type: ignore[assignment]
-    record = loops().BlockTail(
+        behind, maxima = tuple(tail.pooled.base.shape[2:]), split.remembered(tail.pooled)
+        window = (*w.kernel, *w.stride, *w.padding, *w.dilation)
+    return loops().BandTail(
         split.remembered(tail.centred).numpy(),
         split.remembered(tail.before).numpy(),
         maxima.numpy(),
-        (*spatial, *behind),
+        behind,
         window,
-        *(part.to(dtype).contiguous().numpy() for part in parts),
-    )
-    return record, behind
-
-
-def _relu_in_place(
-    out: Float[Tensor, "p o h w b"], tail: Tail, parts: Sequence[Float64[Tensor, "p o"]], extra: Difference | None
-) -> None:
-    count, outputs = out.shape[:2]
-    rows, more = torch.full((count, outputs), -1), out.new_empty(0, 1)
-    if isinstance(extra, Channel) and extra.axis == 1:
-        more = samples_last(extra.delta).view(count, -1)
-        rows[torch.arange(count), extra.channels] = torch.arange(count)
-    elif extra is not None:
-        more = samples_last(extra.dense()).view(count * outputs, -1)
-        rows = torch.arange(count * outputs).view(count, outputs)
-    base, before = planes(tail.centred).view(outputs, -1), planes(tail.before).view(outputs, -1)
-    loops().relu_planes(
-        out.view(count, outputs, -1).numpy(),
-        more.numpy(),
-        rows.numpy(),
-        base.numpy(),
-        before.numpy(),
-        *(part.to(out.dtype).contiguous().numpy() for part in parts),
+        *(part.to(dtype).contiguous().numpy() for part in parts or [torch.empty(0, 0)] * 3),
     )
 
 
@@ -364,39 +384,58 @@ def slices_to_tail(
     x: Value, difference: OneHot, geometry: ConvolutionGeometry, shape: torch.Size, tail: Tail
 ) -> Channel | None:
     """The slice of the padded input that each weight multiplies goes through the cache twice, and nowhere else."""
-    size = x.base.shape[2:]
     if not takes(geometry, x.base, shape) or difference.values.dtype != x.base.dtype:
         return None
     split = Split.of(shape[0], x.base.dtype)
     padded: Tensor = x.remember(f"padded blocks{geometry.pads}", lambda: split.blocks(geometry.pad(x.base)))
-    apart, width = padded[0].numel(), padded.shape[3]
+    across = padded.shape[3]
     outputs, inputs, *taps = (index.contiguous() for index in difference.positions())
-    entry = sum(t * d * n for t, d, n in zip(taps, geometry.dilation, (width, 1), strict=True))
-    offsets = (inputs * (padded.shape[2] * width) + entry) * split.lanes
-    starts = _starts(geometry, padded.shape[2:4], shape[2:]) * split.lanes
-    empty = torch.empty(0, dtype=torch.int64).numpy()
-    blocks = loops().Blocks(
-        split.firsts.numpy(),
-        split.skips.numpy(),
-        1,
-        (x.base.shape[1], *size, shape[0]),
-        (0, 0, 0, 0),
-        len(starts),
-        shape[1],
-        shape[1],
-        starts.numpy(),
-        empty,
-    )
-    buffer = x.base.new_empty(len(starts) * split.lanes).numpy()
-    slices = padded.flatten().numpy(), apart, offsets.numpy(), difference.values.contiguous().numpy(), outputs.numpy(), blocks
+    entries = [t * d * n for t, d, n in zip(taps, geometry.dilation, (across, 1), strict=True)]
+    offsets = (inputs * (padded.shape[2] * across) + sum(entries)) * split.lanes
+    bands = _bands_of_slices(geometry, split, across, shape)
     sums = torch.zeros(difference.count, 3, dtype=torch.float64)
-    loops().sum_slices(*slices, buffer, split.remembered(tail.centred).numpy(), sums.flatten().numpy())
+    out = x.base.new_empty(difference.count, *(shape if tail.pooled is None else tail.pooled.base.shape)[2:], shape[0])
+
+    def run(record: Any) -> None:
+        loops().slices(
+            padded.flatten().numpy(),
+            padded[0].numel(),
+            offsets.numpy(),
+            difference.values.contiguous().numpy(),
+            outputs.numpy(),
+            bands,
+            x.base.new_empty(bands.starts.size * split.lanes).numpy(),
+            sums.flatten().numpy(),
+            record,
+            shape[0],
+            out.flatten().numpy(),
+        )
+
+    run(_record(tail, split, shape, [], x.base.dtype))
     gamma = None if tail.gamma is None else tail.gamma[outputs]
-    parts = coefficients(
-        sums, shape.numel() // shape[1], tail.scale[outputs], gamma, residue(tail.centred)[outputs]
+    rows = shape.numel() // shape[1]
+    parts = coefficients(sums, rows, tail.scale[outputs], gamma, residue(tail.centred)[outputs])
+    run(_record(tail, split, shape, [part.unsqueeze(1) for part in parts], x.base.dtype))
+    return Channel(1, outputs, out.movedim(-1, 1), shape if tail.pooled is None else tail.pooled.base.shape)
+
+
+def _bands_of_slices(geometry: ConvolutionGeometry, split: Split, across: int, shape: torch.Size) -> Any:
+    """The loops' record for slices: whole images of one channel, samples last in what they write."""
+    starts = _starts(geometry, across, shape[2:]) * split.lanes
+    return loops().Bands(
+        size=(1, 0, 0),
+        image=0,
+        origins=split.firsts.numpy(),
+        apart=shape[0],
+        skips=split.skips.numpy(),
+        together=1,
+        rows=shape[2],
+        stride=1,
+        pads=(0, 0, 0),
+        padded=0,
+        spatial=(shape[2], shape[3]),
+        outputs=shape[1],
+        width=shape[1],
+        starts=starts.numpy(),
+        taps=starts.numpy(),
     )
-    record, behind = _block_tail(tail, split, shape, [part.unsqueeze(1) for part in parts], x.base.dtype)
-    out = x.base.new_empty(difference.count, *behind, shape[0])
-    loops().slices_to_tail(*slices, buffer, record, out.flatten().numpy())
-    channel_shape = tail.pooled.base.shape if tail.pooled is not None else shape
-    return Channel(1, outputs, out.movedim(-1, 1), channel_shape)

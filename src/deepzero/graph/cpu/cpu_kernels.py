@@ -16,28 +16,19 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.cpu.convolution_kernels import (
-    coefficients,
-    convolve_channel,
-    convolve_dense,
-    convolve_to_tail,
-    slices_to_tail,
-)
+from deepzero.graph.cpu import attention_kernels, convolution_kernels
+from deepzero.graph.cpu.convolution_kernels import coefficients
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
-__all__ = [
-    "convolve_channel",
-    "convolve_dense",
-    "convolve_to_tail",
-    "max_pool",
-    "normalize_relu_channel",
-    "normalize_relu_dense",
-    "shifted_slices",
-    "slices_to_tail",
-]
 WIDE = 512
 """Columns that a compiled loop likes to see side by side."""
+
+attention = attention_kernels.attention
+convolve_channel = convolution_kernels.convolve_channel
+convolve_dense = convolution_kernels.convolve_dense
+convolve_to_tail = convolution_kernels.convolve_to_tail
+slices_to_tail = convolution_kernels.slices_to_tail
 
 
 @cache

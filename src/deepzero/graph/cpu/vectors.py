@@ -187,15 +187,19 @@ def kept(typing: Any, vector: Any, first: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def total(typing: Any, vector: Any) -> Any:
-    """The sum of a vector's numbers in float64, from the first to the last."""
+    """The sum of a vector's numbers in float64, of halves again and again."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        wide = ir.DoubleType()
-        result = ir.Constant(wide, 0.0)
-        for lane in range(vector.lanes):
-            number = builder.extract_element(arguments[0], ir.IntType(32)(lane))
-            result = builder.fadd(result, number if vector.scalar.bitwidth == 64 else builder.fpext(number, wide))
-        return result
+        wide, some = ir.VectorType(ir.DoubleType(), vector.lanes), ir.IntType(32)
+        result = arguments[0] if vector.scalar.bitwidth == 64 else builder.fpext(arguments[0], wide)
+        half = vector.lanes // 2
+        while half:
+            parts = [
+                builder.shuffle_vector(result, result, ir.Constant(ir.VectorType(some, half), list(range(s, s + half))))
+                for s in (0, half)
+            ]
+            result, half = builder.fadd(*parts), half // 2
+        return builder.extract_element(result, some(0))
 
     return types.float64(vector), code
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
 
 RULES: dict[Any, Rule] = {}
 """ATen overload -> its rule. A rule gives ``f(z + d) - f(z)`` from base values and incoming differences."""
@@ -33,6 +33,23 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+BLOCKWISE: set[Rule] = set()
+"""Rules that take :class:`~deepzero.graph.differences.Blocks`; all others are given what they hold in order."""
+
+
+def blockwise(function: Rule) -> Rule:
+    """Say of a rule that it takes blocks."""
+    BLOCKWISE.add(function)
+    return function
+
+
+def plain(argument: Any) -> Any:
+    """An argument whose difference, if it is in blocks, is in order."""
+    if isinstance(argument, Operand) and isinstance(argument.difference, Blocks):
+        return Operand(argument.value, Dense(argument.difference.dense()))
+    return argument
 
 
 def difference_of(argument: Any) -> Difference | None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
-from deepzero.graph.rules.base import difference_of
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
+from deepzero.graph.rules.base import blockwise, difference_of, plain
 from deepzero.graph.rules.convolution import convolution
 from deepzero.graph.rules.normalization import batch_norm_relu, batch_statistics
 from deepzero.graph.rules.pooling import max_pool2d
@@ -22,6 +22,7 @@ from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 
+@blockwise
 def convolved_tail(
     call: Call, convolved: Sequence[Any], normalized: Sequence[Any], residual: Operand | None, pooled: Sequence[Any]
 ) -> Outcome:
@@ -39,11 +40,12 @@ def convolved_tail(
     fast = _fused(call, convolved, normalized, residual, pooled)
     if fast is not None:
         return fast
+    convolved, residual = [plain(a) for a in convolved], plain(residual)
     differs = any(difference_of(a) is not None for a in convolved)
     change = convolution(Call(call.node, call.values[:1]), *convolved) if differs else None
     assert not isinstance(change, tuple)
     norm = Call(call.node, call.values[1:4], overwrite=True)
-    behind: Outcome = batch_norm_relu(norm, Operand(call.values[0], change), *normalized, residual)
+    behind: Outcome = batch_norm_relu(norm, plain(Operand(call.values[0], change)), *normalized, residual)
     if not pooled or behind is None:
         return behind
     assert not isinstance(behind, tuple)
@@ -66,7 +68,7 @@ def _fused(
     d = x.difference
     if moved is not None or d is None:
         return None
-    d = d if isinstance(d, Dense) or (isinstance(d, Channel) and d.axis == 1) else Dense(d.dense())
+    d = d if isinstance(d, Dense | Blocks) or (isinstance(d, Channel) and d.axis == 1) else Dense(d.dense())
     return own.convolve_to_tail(d, weight.value, geometry, shape, _tail(call, normalized, pooled), extra)
 
 
