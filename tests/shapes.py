@@ -27,6 +27,7 @@ CHECKED_MODULES = (
     "deepzero.graph.calls",
     "deepzero.graph.decompositions",
     "deepzero.graph.differences",
+    "deepzero.graph.cpu.activation_kernels",
     "deepzero.graph.cpu.cpu_kernels",
     "deepzero.graph.forward",
     "deepzero.graph.kernels",

@@ -39,10 +39,17 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """A tensor argument: its base value and its difference (None if it does not differ)."""
+    """A tensor argument: its base value and its difference.
+
+    Attributes:
+        value: the base value.
+        difference: None if it does not differ.
+        expendable: whether the memory of the difference is this call's to overwrite: nothing else reads it any more.
+    """
 
     value: Value
     difference: Difference | None
+    expendable: bool = False
 
     @property
     def base(self) -> Tensor:

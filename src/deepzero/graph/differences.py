@@ -1,17 +1,21 @@
 """The kinds of difference that travel through a graph.
 
-Legend: p perturbations, b samples; ``shape`` is the shape of the node's base value. A node that no perturbation reaches
+Legend: p perturbations, b samples, g groups of perturbations, m rows, r rows given in full, n entries of a row; lead:
+dimensions before the last; ``shape`` is the shape of the node's base value. A node that no perturbation reaches
 has no difference at all (``None``) and is never visited: that is feature reuse.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Int64, Num, Shaped
 from torch import Tensor
+
+from deepzero.errors import DeepZeroError
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,7 @@ class Channel:
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
         """Maximal runs ``(channel, start, stop)`` of perturbations that share their channel."""
-        values, counts = torch.unique_consecutive(self.channels, return_counts=True)
-        stops = counts.cumsum(0).tolist()
-        return [(c, stop - n, stop) for c, n, stop in zip(values.tolist(), counts.tolist(), stops, strict=True)]
+        return runs_of(self.channels)
 
     def of(self, base: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "#p *rest"]:
         """The differing channel of ``base``, broadcastable against ``delta``."""
@@ -106,9 +108,16 @@ class Channel:
 
 @dataclass(frozen=True)
 class Dense:
-    """Every entry may differ."""
+    """Every entry may differ.
+
+    Attributes:
+        delta: the differences.
+        owned: whether a rule has made their memory for this difference alone. Views of it may be other differences, but
+            nothing that outlives the chunk, such as a base value, is in it.
+    """
 
     delta: Num[Tensor, " p *shape"]
+    owned: bool = False
 
     @property
     def count(self) -> int:
@@ -130,17 +139,89 @@ class Dense:
         return self.delta
 
 
+class TooLargeError(DeepZeroError):
+    """A chunk would make more rows in full than there is room for: the engine cuts it in halves."""
+
+
+@dataclass(frozen=True)
+class RankOne:
+    """Rows (entries along the last dimension) that are multiples of a few directions, but for some given in full.
+
+    Row r of perturbation p differs by ``coefficients[p, r] * directions[groups[p], r]``, so a channel that differs in
+    front of a matrix W is one number a row times a row of W, and is never written out in full. What is not a multiple,
+    behind a relu with a kink on the way, is among ``rows``.
+
+    Only the rules named in :data:`~deepzero.graph.rules.base.TAKES_RANK_ONE` see this kind; to all others the engine
+    gives :meth:`dense`.
+
+    Attributes:
+        coefficients: a number for each row, 0 for those given in full; in the base value's shape without the last
+            dimension.
+        directions: of each group; with a single row if all rows have the same, as behind a matrix.
+        groups: the group of each perturbation.
+        shape: shape of the base value.
+        places: which rows are given in full, as flat indices into ``coefficients``, each at most once; None if none is.
+        rows: their differences.
+    """
+
+    coefficients: Num[Tensor, " p *lead"]
+    directions: Num[Tensor, " g #m n"]
+    groups: Int64[Tensor, " p"]
+    shape: torch.Size
+    places: Int64[Tensor, " r"] | None = None
+    rows: Num[Tensor, "r n"] | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.coefficients.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that grow with every perturbation.
+
+        Directions of their own and rows given in full are bounded for all of them together, see
+        :mod:`deepzero.graph.rules.rank_one`.
+        """
+        return int(self.coefficients.nbytes)
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Maximal runs ``(group, start, stop)`` of perturbations that share their group."""
+        return runs_of(self.groups)
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries."""
+        size = self.shape[-1]
+        factors = self.coefficients.reshape(self.count, self.shape[:-1].numel(), 1)
+        dtype = torch.promote_types(factors.dtype, self.directions.dtype)
+        out = factors.new_empty(*factors.shape[:2], size, dtype=dtype)
+        if self.directions.shape[1] == 1 or len(self.runs) * 4 > self.count:
+            torch.mul(factors, self.directions[self.groups], out=out)
+        else:
+            for group, start, stop in self.runs:
+                torch.mul(factors[start:stop], self.directions[group], out=out[start:stop])
+        if self.places is not None and self.rows is not None:
+            out.view(-1, size).index_copy_(0, self.places, self.rows)
+        return out.reshape(self.count, *self.shape)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> RankOne:
+        """A multiple: ``function`` is linear, acts on entries alike, and keeps the dtype."""
+        rows = None if self.rows is None else function(self.rows)
+        return replace(self, coefficients=function(self.coefficients), rows=rows)
+
+
 @dataclass(frozen=True)
 class Blocks:
     """Every entry of some images may differ, samples in blocks as wide as a vector of the processor.
 
-    What comes out of a compiled convolution and goes into the next one. The engine hands it to steps that take it so,
-    and to all others as a :class:`Dense` difference.
+    What comes out of a compiled convolution and goes into the next one. Only the rules named in
+    :data:`~deepzero.graph.rules.base.TAKES_BLOCKS` see this kind; to all others the engine gives :meth:`dense`.
 
     Attributes:
-        blocks: the differences ``[p, block, c, h, w, lane]``; the last block ends with the last sample, and so begins
-            with some of the block before where their number does not divide.
-        shape: shape of the base value, ``[b, c, h, w]``.
+        blocks: the differences, by perturbation, block, channel, height, width and lane; the last block ends with the
+            last sample, and so begins with some of the block before where the lanes do not divide their number.
+        shape: shape of the base value.
     """
 
     blocks: Num[Tensor, "p n c h w lane"]
@@ -158,21 +239,21 @@ class Blocks:
 
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries, samples last in memory."""
-        return in_order(self.blocks, self.shape[0])
+        blocks, again = self.blocks, self.blocks.shape[1] * self.blocks.shape[-1] - self.shape[0]
+        in_order = blocks[:, : blocks.shape[1] - bool(again)].movedim(1, -2).flatten(-2)
+        if again:
+            in_order = torch.cat([in_order, blocks[:, -1, ..., again:]], -1)
+        return in_order.movedim(-1, 1)
 
 
-def in_order(blocks: Num[Tensor, "p n *rest lane"], batch: int) -> Num[Tensor, "p {batch} *rest"]:
-    """Blocks of samples as samples, which lie last in memory."""
-    count, lanes = blocks.shape[1], blocks.shape[-1]
-    again = count * lanes - batch
-    if again:
-        blocks = torch.cat([blocks[:, :-1].movedim(1, -2).flatten(-2), blocks[:, -1, ..., again:]], -1)
-    else:
-        blocks = blocks.movedim(1, -2).flatten(-2)
-    return blocks.movedim(-1, 1)
+Difference = OneHot | Channel | Dense | RankOne | Blocks
 
 
-Difference = OneHot | Channel | Dense | Blocks
+def runs_of(numbers: Int64[Tensor, " p"]) -> list[tuple[int, int, int]]:
+    """Maximal runs ``(number, start, stop)`` of equal numbers."""
+    values, counts = torch.unique_consecutive(numbers, return_counts=True)
+    stops = counts.cumsum(0).tolist()
+    return [(v, stop - n, stop) for v, n, stop in zip(values.tolist(), counts.tolist(), stops, strict=True)]
 
 
 def difference_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -191,6 +272,8 @@ def difference_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def entries(difference: Difference) -> Num[Tensor, "p entries"]:
     """The entries that may differ; all others are zero."""
+    if isinstance(difference, RankOne | Blocks):
+        difference = Dense(difference.dense())
     values = difference.values if isinstance(difference, OneHot) else difference.delta
     return values.reshape(difference.count, -1)
 

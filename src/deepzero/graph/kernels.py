@@ -4,7 +4,8 @@ A rule asks the kernels :func:`on` the device of its tensors, and composes where
 kernels are a module with the functions of :class:`Kernels`, in a folder beside ``cpu/``, and an entry in
 :data:`BY_DEVICE`.
 
-Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
+Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions;
+g groups of perturbations, m rows, n entries of a row.
 """
 
 from __future__ import annotations
@@ -136,6 +137,30 @@ class Kernels(Protocol):
         """``max (z - M + d)`` over windows of base values z with maxima M, of one channel each or of all."""
         ...
 
+    def activation(
+        self, function: str, x: Value, difference: Channel | Dense, slope: float, *, overwrite: bool
+    ) -> Float[Tensor, " p *shape"] | None:
+        """``f(z + d) - f(z)`` without cancellation, at the entries that differ.
+
+        Args:
+            function: f: ``relu``, ``leaky_relu``, ``gelu``, ``gelu_tanh``, ``sigmoid``, ``tanh`` or ``silu``.
+            x: z.
+            difference: d.
+            slope: of a leaky relu below zero.
+            overwrite: lets the outcome take the memory of d.
+        """
+        ...
+
+    def behind_kink(
+        self, directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
+    ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
+        """Directions u behind a kink, and the extreme rates of each row.
+
+        They are ``u`` where z is positive or 0 and ``slope u`` elsewhere; and the largest and the smallest ``-u / z``,
+        which are infinite in a row with an entry whose ``u / z`` is infinite or not a number.
+        """
+        ...
+
 
 class NoKernels:
     """A device without kernels: rules compose plain operations."""
@@ -165,6 +190,12 @@ class NoKernels:
         """None."""
 
     def max_pool(self, *_: Any) -> None:
+        """None."""
+
+    def activation(self, *_: Any, overwrite: bool) -> None:
+        """None."""
+
+    def behind_kink(self, *_: Any) -> None:
         """None."""
 
 

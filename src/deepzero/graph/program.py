@@ -12,7 +12,6 @@ from torch import Tensor
 from deepzero.errors import GraphError
 from deepzero.graph.capture import Graph, Node, is_getitem
 from deepzero.graph.rules import RULES, SHAPE_ONLY, batch_norm_relu, fallback
-from deepzero.graph.rules.base import BLOCKWISE
 from deepzero.graph.rules.convolution import convolution
 from deepzero.graph.rules.convolved_tail import convolved_tail
 from deepzero.randomness import is_random
@@ -32,7 +31,7 @@ class Step:
         parts: operations that the step stands for, in order; the last is ``node``.
         overwrite: whether the first operand's difference may be destroyed.
         frees: nodes whose differences are not needed afterwards.
-        blockwise: whether the rule takes differences in blocks.
+        spends: those of them that are one argument, once: a rule may overwrite their differences.
     """
 
     node: Node
@@ -42,7 +41,7 @@ class Step:
     parts: tuple[Node, ...]
     overwrite: bool = False
     frees: tuple[Node, ...] = ()
-    blockwise: bool = False
+    spends: tuple[Node, ...] = ()
 
     @property
     def inputs(self) -> list[Node]:
@@ -170,10 +169,12 @@ def _cone(name: str, sources: tuple[Node, ...], steps: list[Step], output: Node)
 
 def _with_frees(steps: list[Step], output: Node) -> tuple[Step, ...]:
     last = {node: i for i, step in enumerate(steps) for node in step.inputs}
-    return tuple(
-        replace(step, frees=tuple(n for n in dict.fromkeys(step.inputs) if last[n] == i and n is not output))
-        for i, step in enumerate(steps)
-    )
+    freed = []
+    for i, step in enumerate(steps):
+        inputs = step.inputs
+        frees = tuple(n for n in dict.fromkeys(inputs) if last[n] == i and n is not output)
+        freed.append(replace(step, frees=frees, spends=tuple(n for n in frees if inputs.count(n) == 1)))
+    return tuple(freed)
 
 
 def _why_not(step: Step, parameter: str, path: Mapping[Node, Node | None]) -> str:
@@ -208,7 +209,7 @@ def _plain(node: Node, users: Mapping[Node, list[Node]], graph: Graph) -> Step:
     rule = None if is_getitem(node) else RULES.get(node.target, fallback)
     if node.target is aten._native_batch_norm_legit_functional.default and _reads_updated(node, users, graph):
         rule = fallback  # its own rule follows the output alone
-    return Step(node, rule, node.args, node.kwargs, (node,), blockwise=rule in BLOCKWISE)
+    return Step(node, rule, node.args, node.kwargs, (node,))
 
 
 def _reads_updated(norm: Node, users: Mapping[Node, list[Node]], graph: Graph) -> bool:
@@ -271,9 +272,9 @@ def _convolved_tail(step: Step, users: Mapping[Node, list[Node]], graph: Graph) 
     pool = behind[0] if len(behind) == 1 and residual is None and step.node is not graph.output else None
     if pool is None or pool.target is not aten.max_pool2d.default or pool.kwargs:
         args, parts = (x.args, (weight, bias, eps), residual, ()), (x, *step.parts)
-        return Step(step.node, convolved_tail, args, {}, parts, blockwise=True)
+        return Step(step.node, convolved_tail, args, {}, parts)
     args, parts = (x.args, (weight, bias, eps), None, pool.args[1:]), (x, *step.parts, pool)
-    return Step(pool, convolved_tail, args, {}, parts, blockwise=True)
+    return Step(pool, convolved_tail, args, {}, parts)
 
 
 def _trains(node: Node) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor, fx
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.capture import Node
-from deepzero.graph.differences import Blocks, Dense, Difference, OneHot, entries
+from deepzero.graph.differences import Blocks, Dense, Difference, OneHot, RankOne, TooLargeError, entries
 from deepzero.graph.forward import Values
 from deepzero.graph.program import Cone, Step
-from deepzero.graph.rules import fallback
+from deepzero.graph.rules import fallback, in_kind_for
 
 Meter = Callable[[int, int], None]
 """Called after each step with the bytes of live differences, and of what the step worked on."""
@@ -34,10 +34,15 @@ def loss_differences(
 ) -> Float64[Tensor, " p"]:
     """``l(theta + offset e_i) - l(theta)`` for flat ``indices`` i of one parameter.
 
-    A loss of several entries is averaged over them in float64.
+    A loss of several entries is averaged over them in float64. Perturbations that turn out to take too much memory
+    together are cut in halves: a function of the values alone, like all else.
     """
-    sources = {node: _one_hot(values[node].base, indices, offset) for node in cone.sources}
-    return propagated(cone, values, output, sources, len(indices), meter)
+    sources: dict[Node, Difference] = {n: _one_hot(values[n].base, indices, offset) for n in cone.sources}
+    try:
+        return propagated(cone, values, output, sources, len(indices), meter)
+    except TooLargeError:
+        halves = indices.tensor_split(2)
+        return torch.cat([loss_differences(cone, values, output, half, offset, meter) for half in halves])
 
 
 def propagated(
@@ -49,7 +54,6 @@ def propagated(
         for step in cone.steps:
             _advance(step, values, live, meter)
         change = live.get(output)
-        assert not isinstance(change, Blocks), "a loss is no image"
         base: Tensor = values[output].base
         if change is None:
             return torch.zeros(count, dtype=torch.float64, device=base.device)
@@ -91,9 +95,8 @@ def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
         value = values[argument]
         if isinstance(value.base, NUMBERS) and argument not in live:
             return value.base  # as if the program had it written out
-        if isinstance(live.get(argument), Blocks) and not step.blockwise:
-            live[argument] = Dense(live[argument].dense())
-        return Operand(value, live.get(argument))
+        difference = _difference(step, live, argument)
+        return Operand(value, difference, argument in step.spends and _alone(argument, live))
 
     args, kwargs = fx.node.map_aggregate((step.args, step.kwargs), operand)
     call = Call(step.node, tuple(values[part] for part in step.parts), step.overwrite)
@@ -101,6 +104,30 @@ def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
     if isinstance(outcome, tuple) and all(o is None for o in outcome):
         return None
     return outcome
+
+
+def _alone(node: Node, live: Mapping[Node, Any]) -> bool:
+    """True if the memory of a node's difference is its own, and holds no other difference that is live."""
+    own = live.get(node)
+    if not (isinstance(own, Dense) and own.owned):
+        return False
+    memory = own.delta.untyped_storage().data_ptr()
+    return all(memory not in _memory(other) for n, other in live.items() if n is not node)
+
+
+def _memory(outcome: Any) -> set[int]:
+    """The addresses of the memory that holds a node's difference, or the differences of all its outputs."""
+    parts = outcome if isinstance(outcome, tuple) else (outcome,)
+    tensors = [t for part in parts if part is not None for t in vars(part).values() if isinstance(t, Tensor)]
+    return {t.untyped_storage().data_ptr() for t in tensors}
+
+
+def _difference(step: Step, live: dict[Node, Any], node: Node) -> Any:
+    """The difference of a node, in a kind that the step's rule takes; what is written out for it is kept."""
+    difference = live.get(node)
+    if isinstance(difference, RankOne | Blocks):
+        difference = live[node] = in_kind_for(step.rule, difference)
+    return difference
 
 
 def _pick(step: Step, live: dict[Node, Any]) -> Difference | None:

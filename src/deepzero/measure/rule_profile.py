@@ -105,11 +105,19 @@ def _timed(cone: Cone, watch: StageStopwatch) -> Cone:
     return replace(cone, steps=tuple(timed(step) for step in cone.steps))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _TimedRule:
+    """A rule with a stopwatch around it, which is given the kinds of difference that the rule takes."""
+
     rule: Callable[..., Any]
     name: str
     watch: StageStopwatch
+
+    def __eq__(self, other: object) -> bool:
+        return self.rule is other or self is other
+
+    def __hash__(self) -> int:
+        return hash(self.rule)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.watch(self.name):

@@ -14,20 +14,32 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
-from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot, RankOne
+from deepzero.graph.rules.rank_one import in_full
 
 RULES: dict[Any, Rule] = {}
 """ATen overload -> its rule. A rule gives ``f(z + d) - f(z)`` from base values and incoming differences."""
 
+TAKES_RANK_ONE: set[Rule] = set()
+"""Rules that take a :class:`~deepzero.graph.differences.RankOne`; all others are given it as a dense difference."""
 
-def rule(*targets: Any) -> Callable[[Rule], Rule]:
+TAKES_BLOCKS: set[Rule] = set()
+"""Rules that take :class:`~deepzero.graph.differences.Blocks`; all others are given it as a dense difference."""
+
+
+def rule(*targets: Any, rank_one: bool = False, blocks: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for some ATen overloads.
 
     A rule is called as ``rule(call, *args, **kwargs)`` with the arguments of the operation, where every tensor is an
-    :class:`~deepzero.graph.calls.Operand`; at least one of them differs.
+    :class:`~deepzero.graph.calls.Operand`; at least one of them differs. With ``rank_one`` or
+    ``blocks`` it takes these kinds of difference, too.
     """
 
     def register(function: Rule) -> Rule:
+        if rank_one:
+            TAKES_RANK_ONE.add(function)
+        if blocks:
+            TAKES_BLOCKS.add(function)
         for target in targets:
             RULES[target] = function
         return function
@@ -35,21 +47,13 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
-BLOCKWISE: set[Rule] = set()
-"""Rules that take :class:`~deepzero.graph.differences.Blocks`; all others are given what they hold in order."""
-
-
-def blockwise(function: Rule) -> Rule:
-    """Say of a rule that it takes blocks."""
-    BLOCKWISE.add(function)
-    return function
-
-
-def plain(argument: Any) -> Any:
-    """An argument whose difference, if it is in blocks, is in order."""
-    if isinstance(argument, Operand) and isinstance(argument.difference, Blocks):
-        return Operand(argument.value, Dense(argument.difference.dense()))
-    return argument
+def in_kind_for(rule: Rule | None, difference: Difference) -> Difference:
+    """The difference, written out if the rule does not take its kind."""
+    if isinstance(difference, RankOne) and rule not in TAKES_RANK_ONE:
+        return Dense(difference.dense())
+    if isinstance(difference, Blocks) and rule not in TAKES_BLOCKS:
+        return Dense(difference.dense())
+    return difference
 
 
 def difference_of(argument: Any) -> Difference | None:
@@ -63,8 +67,10 @@ def base_of(argument: Any) -> Any:
 
 
 def apply_pointwise(operand: Operand, function: Callable[[Tensor, Tensor], Tensor]) -> Difference:
-    """``function(z, delta)`` on the entries that differ; the kind of the difference is kept."""
+    """``function(z, delta)`` on the entries that differ; the kind of the difference is kept where it can."""
     difference = operand.difference
+    if isinstance(difference, RankOne):
+        return in_full(operand, function)
     if isinstance(difference, OneHot):
         base = operand.base.reshape(-1)[difference.indices]
         return OneHot(difference.indices, function(base, difference.values), difference.shape)
@@ -76,6 +82,8 @@ def apply_pointwise(operand: Operand, function: Callable[[Tensor, Tensor], Tenso
 
 def map_delta(difference: Difference, function: Callable[[Tensor], Tensor]) -> Difference:
     """A linear pointwise function of a difference."""
+    if isinstance(difference, RankOne):
+        return difference.map(function)
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, function(difference.values), difference.shape)
     if isinstance(difference, Channel):

@@ -14,7 +14,7 @@ from typing import Any
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
 from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
-from deepzero.graph.rules.base import blockwise, difference_of, plain
+from deepzero.graph.rules.base import difference_of, in_kind_for, rule
 from deepzero.graph.rules.convolution import convolution
 from deepzero.graph.rules.normalization import batch_norm_relu, batch_statistics
 from deepzero.graph.rules.pooling import max_pool2d
@@ -22,7 +22,7 @@ from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 
-@blockwise
+@rule(blocks=True)
 def convolved_tail(
     call: Call, convolved: Sequence[Any], normalized: Sequence[Any], residual: Operand | None, pooled: Sequence[Any]
 ) -> Outcome:
@@ -40,16 +40,23 @@ def convolved_tail(
     fast = _fused(call, convolved, normalized, residual, pooled)
     if fast is not None:
         return fast
-    convolved, residual = [plain(a) for a in convolved], plain(residual)
+    convolved, residual = [_in_order(a) for a in convolved], _in_order(residual)
     differs = any(difference_of(a) is not None for a in convolved)
     change = convolution(Call(call.node, call.values[:1]), *convolved) if differs else None
     assert not isinstance(change, tuple)
     norm = Call(call.node, call.values[1:4], overwrite=True)
-    behind: Outcome = batch_norm_relu(norm, plain(Operand(call.values[0], change)), *normalized, residual)
+    behind: Outcome = batch_norm_relu(norm, _in_order(Operand(call.values[0], change)), *normalized, residual)
     if not pooled or behind is None:
         return behind
     assert not isinstance(behind, tuple)
     return max_pool2d(Call(call.node, call.values[4:]), Operand(call.values[3], behind), *pooled)
+
+
+def _in_order(argument: Any) -> Any:
+    """An argument with its difference as the rules of the parts take it."""
+    if not isinstance(argument, Operand) or argument.difference is None:
+        return argument
+    return Operand(argument.value, in_kind_for(None, argument.difference))
 
 
 def _fused(

@@ -57,7 +57,7 @@ def _is_one(weight: Any) -> bool:
     return not isinstance(weight, Tensor) and weight == 1
 
 
-@rule(aten.add.Tensor, aten.add.Scalar)
+@rule(aten.add.Tensor, aten.add.Scalar, rank_one=True)
 def add_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
     """``da + alpha db``; a sum of booleans is a logical or."""
     if call.output.base.dtype == torch.bool:
@@ -65,13 +65,13 @@ def add_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
     return _signed_sum(call, a, b, 1, alpha)
 
 
-@rule(aten.sub.Tensor, aten.sub.Scalar)
+@rule(aten.sub.Tensor, aten.sub.Scalar, rank_one=True)
 def sub_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
     """``da - alpha db``."""
     return _signed_sum(call, a, b, 1, -alpha)
 
 
-@rule(aten.rsub.Tensor, aten.rsub.Scalar)
+@rule(aten.rsub.Tensor, aten.rsub.Scalar, rank_one=True)
 def rsub_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
     """``db - alpha da``."""
     return _signed_sum(call, a, b, -alpha, 1)
@@ -126,7 +126,7 @@ def div_mode_rule(call: Call, a: Any, b: Any, *, rounding_mode: str | None = Non
     return div_rule(call, a, b) if rounding_mode is None else evaluated(call, a, b, rounding_mode=rounding_mode)
 
 
-@rule(aten.neg.default)
+@rule(aten.neg.default, rank_one=True)
 def neg_rule(call: Call, x: Operand) -> Outcome:
     """``-d``."""
     assert x.difference is not None
@@ -229,7 +229,12 @@ def logaddexp(call: Call, a: Operand, b: Operand) -> Outcome:
 
 
 @rule(
-    aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+    rank_one=True,
 )
 def identity_rule(call: Call, x: Operand, **_: Any) -> Outcome:
     """The difference itself."""

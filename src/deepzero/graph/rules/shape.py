@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne, entries
 from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
@@ -51,7 +52,14 @@ def as_channel(difference: Channel, stacked: Num[Tensor, "p ..."], axis: int, sh
     return Channel(axis, difference.channels, stacked.squeeze(axis + 1), shape)
 
 
-@rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int)
+@rule(
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    rank_one=True,
+)
 def view(call: Call, x: Operand, *_: Any) -> Outcome:
     """Another shape for the same entries, row-major."""
     return reshaped(x.difference, call.output.base.shape)
@@ -65,6 +73,9 @@ def reshaped(difference: Difference | None, shape: torch.Size) -> Difference:
     assert difference is not None
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, difference.values, shape)
+    if isinstance(difference, RankOne) and shape[-1:] == difference.shape[-1:]:
+        coefficients = difference.coefficients.reshape(difference.count, *shape[:-1])
+        return replace(difference, coefficients=coefficients, shape=shape)
     if isinstance(difference, Channel) and shape.numel():
         size, front = difference.shape[difference.axis], math.prod(difference.shape[: difference.axis])
         for axis, part in enumerate(shape):
@@ -95,7 +106,7 @@ def _split_channel(difference: Channel, shape: torch.Size, axis: int) -> Channel
     return Channel(axis, channels, delta.reshape(difference.count, *_without(shape, axis)), shape)
 
 
-@rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default)
+@rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, rank_one=True)
 def squeeze(call: Call, x: Operand, *_: Any) -> Outcome:
     """Dimensions of length 1 come or go: a view."""
     return reshaped(x.difference, call.output.base.shape)
@@ -140,7 +151,7 @@ def t(call: Call, x: Operand) -> Outcome:
     return permute(call, x, list(range(x.base.dim()))[::-1])
 
 
-@rule(aten.slice.Tensor)
+@rule(aten.slice.Tensor, rank_one=True)
 def slice_rule(
     call: Call, x: Operand, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Outcome:
@@ -154,15 +165,23 @@ def taken(difference: Difference | None, axis: int, first: int, step: int, shape
     """Entries ``first, first + step, ...`` along ``axis``, as many as ``shape`` has; None if none of them differs."""
     assert difference is not None
     size = shape[axis]
+    if isinstance(difference, RankOne) and axis == len(shape) - 1:
+        return _taken_entries(difference, _window(0, first, step, size)[0], shape)
     if isinstance(difference, Channel) and difference.axis != axis:
         out = with_axis(difference)[_window(axis + 1, first, step, size)]
         return as_channel(difference, out, difference.axis, shape)
-    if isinstance(difference, Dense) or size == 0:
+    if isinstance(difference, (Dense, RankOne)) or size == 0:
         return Dense(difference.dense()[_window(axis + 1, first, step, size)])
     position = difference.channels if isinstance(difference, Channel) else difference.positions()[axis]
     place = torch.div(position - first, step, rounding_mode="floor")
     inside = (position >= first) & (position < first + size * step) & (place * step + first == position)
     return _kept(difference, axis, place, inside, shape)
+
+
+def _taken_entries(difference: RankOne, window: slice, shape: torch.Size) -> RankOne:
+    """Some entries of each row: of the directions, and of the rows given in full."""
+    rows = None if difference.rows is None else difference.rows[:, window]
+    return replace(difference, directions=difference.directions[..., window], rows=rows, shape=shape)
 
 
 def _window(axis: int, first: int, step: int, size: int) -> tuple[slice, ...]:
@@ -213,7 +232,7 @@ def selected(difference: Difference | None, axis: int, index: int) -> Difference
     return None if kept is None else reshaped(kept, shape)
 
 
-@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, rank_one=True)
 def split(call: Call, x: Operand, _: Any, dim: int = 0) -> Outcome:
     """Pieces along a dimension; those that do not differ stay so."""
     axis = normal_dim(dim, x.base.dim())
@@ -310,8 +329,7 @@ def _on_channel(shape: torch.Size, difference: Difference | None, first: Channel
 def _dense(shape: torch.Size, difference: Difference | None, like: Difference) -> Num[Tensor, "p ..."]:
     if difference is not None:
         return difference.dense()
-    values = like.values if isinstance(like, OneHot) else like.delta
-    return values.new_zeros(1).expand(like.count, *shape)
+    return entries(like).new_zeros(1).expand(like.count, *shape)
 
 
 @rule(aten.stack.default)
@@ -331,7 +349,7 @@ def _with_new_axis(difference: Difference, axis: int, shape: torch.Size) -> Diff
         moved = difference.axis + (axis <= difference.axis)
         delta = difference.delta.reshape(difference.count, *_without(shape, moved))
         return Channel(moved, difference.channels, delta, shape)
-    return Dense(difference.delta.unsqueeze(axis + 1))
+    return Dense(difference.dense().unsqueeze(axis + 1))
 
 
 @rule(aten.flip.default)
