@@ -246,7 +246,8 @@ class Blocks:
         return in_order.movedim(-1, 1)
 
 
-Difference = OneHot | Channel | Dense | RankOne | Blocks
+Difference = OneHot | Channel | Dense | RankOne
+"""What any rule may meet; blocks go only to those that take them."""
 
 
 def runs_of(numbers: Int64[Tensor, " p"]) -> list[tuple[int, int, int]]:
@@ -270,7 +271,7 @@ def difference_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.int64
 
 
-def entries(difference: Difference) -> Num[Tensor, "p entries"]:
+def entries(difference: Difference | Blocks) -> Num[Tensor, "p entries"]:
     """The entries that may differ; all others are zero."""
     if isinstance(difference, RankOne | Blocks):
         difference = Dense(difference.dense())

@@ -67,7 +67,7 @@ class Kernels(Protocol):
 
     def convolve_channel(
         self, difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
-    ) -> Dense | Blocks | None:
+    ) -> Dense | None:
         """``conv(d, W[:, c])``, d being the channel c of each perturbation, to an output of ``shape``."""
         ...
 
@@ -84,7 +84,7 @@ class Kernels(Protocol):
         geometry: ConvolutionGeometry,
         shape: torch.Size,
         tail: Tail,
-        extra: Difference | None,
+        extra: Difference | Blocks | None,
     ) -> Dense | Blocks | None:
         """The change of what follows ``conv(x, W)`` of ``shape`` where x differs by d, and the residual by ``extra``.
 

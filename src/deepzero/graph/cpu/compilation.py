@@ -54,7 +54,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def borrowing(function: Callable[..., Any]) -> Any:
-    """A loop that makes no arrays: those that it is given are not counted, which costs more than a short row of work."""
+    """A loop that makes no arrays: references are not counted, which costs more than a short row of work."""
     return _kept(njit(cache=True, _nrt=False, **OPTIONS)(function))
 
 

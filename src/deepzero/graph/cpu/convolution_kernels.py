@@ -60,15 +60,15 @@ class Split(NamedTuple):
         firsts = plain.clamp(max=batch - lanes)
         return cls(firsts, plain - firsts, lanes)
 
-    def blocks(self, samples: Float[Tensor, "b *rest"]) -> Float[Tensor, "n *rest lane"]:
+    def blocks(self, samples: Float[Tensor, " b *rest"]) -> Float[Tensor, "n *rest lane"]:
         """Samples in blocks."""
         index = self.firsts.unsqueeze(1) + torch.arange(self.lanes)
-        return samples[index.flatten()].unflatten(0, index.shape).movedim(1, -1).contiguous()
+        return samples[index].movedim(1, -1).contiguous()
 
     def stacked(self, stacked: Float[Tensor, "p b *rest"]) -> Float[Tensor, "p n *rest lane"]:
         """The samples of each perturbation in blocks."""
         index = self.firsts.unsqueeze(1) + torch.arange(self.lanes)
-        return stacked[:, index.flatten()].unflatten(1, index.shape).movedim(2, -1).contiguous()
+        return stacked[:, index].movedim(2, -1).contiguous()
 
     def remembered(self, value: Value) -> Float[Tensor, " numbers"]:
         """A base value in blocks, flat, once a step."""
@@ -126,9 +126,10 @@ def _laid_out(
         return (rows - 1) * geometry.stride[0] + (geometry.kernel[0] - 1) * geometry.dilation[0] + 1
 
     def taken(rows: int) -> int:
-        return (size[0] * padded_rows(rows) * across + width * rows * wide) * split.lanes * weight.base.itemsize
+        numbers = size[0] * padded_rows(rows) * across + width * rows * wide
+        return int(numbers * split.lanes * weight.base.itemsize)
 
-    choices = [height] if step is None else [r for r in range(height, 0, -1) if height % r == 0 and r % step == 0]
+    choices = [r for r in range(height, 0, -1) if step is not None and height % r == 0 and r % step == 0] or [height]
     rows = next((r for r in choices if taken(r) <= SCRATCH), choices[-1])
     together = len(split.firsts) if rows == height and taken(rows) * len(split.firsts) <= SCRATCH else 1
     padded = padded_rows(rows)
@@ -211,9 +212,7 @@ class _Stack(NamedTuple):
         size = (1 if one else channels, height, width)
         step = _rows_at_a_time(tail) if one else 1
         key = f"laid out {size} {shape} {geometry.stride} {geometry.pads} {geometry.dilation} {step}"
-        laid: Laid = weight.remember(
-            key, lambda: _laid_out(weight, geometry, size, shape, step, samples_last=one)
-        )
+        laid: Laid = weight.remember(key, lambda: _laid_out(weight, geometry, size, shape, step, samples_last=one))
         corners = torch.zeros(difference.count, dtype=torch.int64)
         if isinstance(difference, Channel):
             x = difference.delta.movedim(1, -1).contiguous()
@@ -252,7 +251,7 @@ class _Stack(NamedTuple):
         return loops().BandTail(none, none, none, self.laid.bands.spatial, PLAIN, nothing, nothing, nothing)
 
 
-def coefficients(
+def coefficients_of(
     sums: Float64[Tensor, "p 3 *o"],
     rows: int,
     scale: Float[Tensor, " width"],
@@ -277,14 +276,14 @@ def coefficients(
 
 def convolve_channel(
     difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
-) -> Blocks | None:
+) -> Dense | None:
     """The convolution of one channel each."""
     if not takes(geometry, weight.base, shape) or difference.delta.dtype != weight.base.dtype:
         return None
     stack = _Stack.of(difference, weight, geometry, shape, None)
     out = stack.out(shape[2:])
     stack.run(None, None, stack.without_tail(), out)
-    return Blocks(out, shape)
+    return Dense(Blocks(out, shape).dense())
 
 
 def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> None:
@@ -297,7 +296,7 @@ def convolve_to_tail(
     geometry: ConvolutionGeometry,
     shape: torch.Size,
     tail: Tail,
-    extra: Difference | None,
+    extra: Difference | Blocks | None,
 ) -> Blocks | None:
     """One channel each is convolved twice, for the sums and for what follows; all channels are kept in between.
 
@@ -312,7 +311,7 @@ def convolve_to_tail(
     sums = torch.zeros(difference.count, shape[1], 3, dtype=torch.float64)
     stack.run(stack.laid.split.remembered(tail.centred), sums, stack.without_tail(), out)
     rows = shape.numel() // shape[1]
-    parts = coefficients(sums.movedim(-1, 1), rows, tail.scale, tail.gamma, residue(tail.centred))
+    parts = coefficients_of(sums.movedim(-1, 1), rows, tail.scale, tail.gamma, residue(tail.centred))
     record = _record(tail, stack.laid.split, shape, parts, dtype)
     if out is None:
         out = stack.out(record.behind)
@@ -323,7 +322,7 @@ def convolve_to_tail(
 
 
 def _followed(
-    stack: _Stack, convolved: Float[Tensor, "p n o h w lane"], record: Any, extra: Difference | None
+    stack: _Stack, convolved: Float[Tensor, "p n o h w lane"], record: Any, extra: Difference | Blocks | None
 ) -> Float[Tensor, "p n o h_out w_out lane"]:
     count, outputs, bands = len(stack.corners), stack.shape[1], stack.laid.bands
     rows, more = _residual(stack, extra)
@@ -336,7 +335,7 @@ def _followed(
     return out
 
 
-def _residual(stack: _Stack, extra: Difference | None) -> tuple[Int64[Tensor, "p o_and_1"], Tensor]:
+def _residual(stack: _Stack, extra: Difference | Blocks | None) -> tuple[Int64[Tensor, "p o_and_1"], Tensor]:
     """Where the residual of each channel begins, how far the blocks lie apart, and its numbers."""
     count, outputs, split = len(stack.corners), stack.shape[1], stack.laid.split
     length = math.prod(stack.shape[2:]) * split.lanes
@@ -362,7 +361,11 @@ def residue(centred: Value) -> Float64[Tensor, " c"]:
 
 
 def _record(
-    tail: Tail, split: Split, shape: torch.Size, parts: Sequence[Float64[Tensor, "p #o"]], dtype: torch.dtype
+    tail: Tail,
+    split: Split,
+    shape: torch.Size,
+    parts: Sequence[Float64[Tensor, "p some"]],
+    dtype: torch.dtype,
 ) -> Any:
     """The loops' record of a tail; without parts, of one whose sums are to be found first."""
     behind, maxima, window = tuple(shape[2:]), torch.empty(0, dtype=dtype), PLAIN
@@ -414,7 +417,7 @@ def slices_to_tail(
     run(_record(tail, split, shape, [], x.base.dtype))
     gamma = None if tail.gamma is None else tail.gamma[outputs]
     rows = shape.numel() // shape[1]
-    parts = coefficients(sums, rows, tail.scale[outputs], gamma, residue(tail.centred)[outputs])
+    parts = coefficients_of(sums, rows, tail.scale[outputs], gamma, residue(tail.centred)[outputs])
     run(_record(tail, split, shape, [part.unsqueeze(1) for part in parts], x.base.dtype))
     return Channel(1, outputs, out.movedim(-1, 1), shape if tail.pooled is None else tail.pooled.base.shape)
 

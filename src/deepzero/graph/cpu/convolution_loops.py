@@ -199,9 +199,7 @@ def relu_row(buffer, start, centred, before, base, count, slope, tilt, shift, ex
 
 
 @part
-def pooled_row(
-    buffer, start, centred, before, base, maxima, top, sizes, window, slope, tilt, shift, out, place, apart
-):
+def pooled_row(buffer, start, centred, before, base, maxima, top, sizes, window, slope, tilt, shift, out, place, apart):
     """``max (relu(y) - M + r)`` over windows, r being the change that :func:`relu_row` gives.
 
     ``sizes`` are height and width of what is read and of what is written.
@@ -247,9 +245,7 @@ def tail_row(buffer, start, tail, row, band, bands, p, o, extra, more, out, plac
         )
     else:
         place = place + band * rows * width * apart
-        relu_row(
-            buffer, start, tail.centred, tail.before, base, rows * width, a, b, e, extra, more, out, place, apart
-        )
+        relu_row(buffer, start, tail.centred, tail.before, base, rows * width, a, b, e, extra, more, out, place, apart)
 
 
 @borrowing

@@ -13,12 +13,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int64, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import activation_kernels, attention_kernels, convolution_kernels
-from deepzero.graph.cpu.convolution_kernels import coefficients
+from deepzero.graph.cpu.convolution_kernels import coefficients_of
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
@@ -87,7 +87,7 @@ def normalize_relu_channel(
     compiled().channel_sums(delta.numpy(), base.numpy(), index, sums.numpy())
     residue = centred.remember("residue", lambda: base.mean(1, dtype=torch.float64))[channels]
     picked = None if gamma is None else gamma[channels]
-    coefficients = coefficients(sums, delta.shape[1], scale[channels], picked, residue)
+    coefficients = coefficients_of(sums, delta.shape[1], scale[channels], picked, residue)
     out = torch.empty_like(delta)
     parts = [c.to(delta.dtype).numpy() for c in coefficients]
     compiled().channel_affine_relu(delta.numpy(), base.numpy(), pre.numpy(), index, *parts, out.numpy())
@@ -119,7 +119,7 @@ def normalize_relu_dense(
     compiled().column_sums(flat.numpy(), base.numpy(), partial.numpy(), sums.numpy())
     residue = centred.remember("residue", lambda: base_rows(centred).flatten(0, -2).mean(0, dtype=torch.float64))
     sums = sums.view(count, 3, side, width).sum(2)
-    coefficients = coefficients(sums, rows, scale, gamma, residue)
+    coefficients = coefficients_of(sums, rows, scale, gamma, residue)
     parts = [c.to(delta.dtype).repeat(1, side).numpy() for c in coefficients]
     out = source if overwrite else source.clone()
     target = out.view(count, *shape).numpy()

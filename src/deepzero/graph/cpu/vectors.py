@@ -43,48 +43,50 @@ class _VectorModel(PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, kind.llvm)
 
 
-def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+def _address(context, builder, kind, array, index):
     """Where the vector lies that begins at a flat index of a contiguous array."""
     start = builder.gep(context.make_array(kind)(context, builder, array).data, [index])
     return builder.bitcast(start, Vector(kind.dtype).llvm.as_pointer())
 
 
-def _spread(builder: Any, kind: Vector, scalar: Any) -> Any:
+def _spread(builder, kind, scalar):
     """A vector of one number."""
     empty = ir.Constant(kind.llvm, ir.Undefined)
     first = builder.insert_element(empty, scalar, ir.IntType(32)(0))
-    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), [0] * kind.lanes))
+    return builder.shuffle_vector(
+        first, empty, ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), [0] * kind.lanes)
+    )
 
 
-def _fused(builder: Any, kind: Vector, a: Any, b: Any, c: Any) -> Any:
+def _fused(builder, kind, a, b, c):
     name = f"llvm.fma.v{kind.lanes}f{kind.scalar.bitwidth}"
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind.llvm, [kind.llvm] * 3), name)
     return builder.call(function, [a, b, c])
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def lanes(typing: Any, array: Any) -> Any:
+@intrinsic
+def lanes(typing, array):
     """Numbers of a vector of an array's dtype, a constant."""
     count = Vector(array.dtype).lanes
     return types.intp(array), lambda context, builder, signature, arguments: INDEX(count)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def load(typing: Any, array: Any, index: Any) -> Any:
+@intrinsic
+def load(typing, array, index):
     """The vector that begins at a flat index of a contiguous array."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def code(context, builder, signature, arguments):
         place = _address(context, builder, array, arguments[0], arguments[1])
         return builder.load(place, align=array.dtype.bitwidth // 8)
 
     return Vector(array.dtype)(array, types.intp), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
+@intrinsic
+def store(typing, array, index, vector):
     """Write a vector to a flat index of a contiguous array."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def code(context, builder, signature, arguments):
         place = _address(context, builder, array, arguments[0], arguments[1])
         builder.store(arguments[2], place, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
@@ -92,76 +94,76 @@ def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
     return types.void(array, types.intp, vector), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def spread(typing: Any, scalar: Any) -> Any:
+@intrinsic
+def spread(typing, scalar):
     """A vector of one number."""
     kind = Vector(scalar)
     return kind(scalar), lambda context, builder, signature, arguments: _spread(builder, kind, arguments[0])
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def zeros(typing: Any, array: Any) -> Any:
+@intrinsic
+def zeros(typing, array):
     """A vector of zeros, of an array's dtype."""
     kind = Vector(array.dtype)
     return kind(array), lambda context, builder, signature, arguments: ir.Constant(kind.llvm, [0.0] * kind.lanes)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def lowest(typing: Any, array: Any) -> Any:
+@intrinsic
+def lowest(typing, array):
     """A vector of negative infinities, of an array's dtype."""
     kind = Vector(array.dtype)
     return kind(array), lambda context, builder, signature, arguments: ir.Constant(kind.llvm, [-math.inf] * kind.lanes)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def fused(typing: Any, a: Any, b: Any, c: Any) -> Any:
+@intrinsic
+def fused(typing, a, b, c):
     """``a b + c``, rounded once."""
     return a(a, a, a), lambda context, builder, signature, arguments: _fused(builder, a, *arguments)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def plus(typing: Any, a: Any, b: Any) -> Any:
+@intrinsic
+def plus(typing, a, b):
     """``a + b``."""
     return a(a, a), lambda context, builder, signature, arguments: builder.fadd(*arguments)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def minus(typing: Any, a: Any, b: Any) -> Any:
+@intrinsic
+def minus(typing, a, b):
     """``a - b``."""
     return a(a, a), lambda context, builder, signature, arguments: builder.fsub(*arguments)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def times(typing: Any, a: Any, b: Any) -> Any:
+@intrinsic
+def times(typing, a, b):
     """``a b``."""
     return a(a, a), lambda context, builder, signature, arguments: builder.fmul(*arguments)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def smaller(typing: Any, a: Any, b: Any) -> Any:
+@intrinsic
+def smaller(typing, a, b):
     """``a`` where ``a < b``, else b: b where one of them is a NaN."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def code(context, builder, signature, arguments):
         return builder.select(builder.fcmp_ordered("<", *arguments), *arguments)
 
     return a(a, a), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def larger(typing: Any, a: Any, b: Any) -> Any:
+@intrinsic
+def larger(typing, a, b):
     """``a`` where ``a > b``, else b: b where one of them is a NaN."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def code(context, builder, signature, arguments):
         return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)
 
     return a(a, a), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def maximum(typing: Any, a: Any, b: Any) -> Any:
+@intrinsic
+def maximum(typing, a, b):
     """The larger one; NaN where one of them is."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def code(context, builder, signature, arguments):
         first, second = arguments
         best = builder.select(builder.fcmp_ordered(">", first, second), first, second)
         return builder.select(builder.fcmp_unordered("uno", first, first), first, best)
@@ -169,11 +171,11 @@ def maximum(typing: Any, a: Any, b: Any) -> Any:
     return a(a, a), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def kept(typing: Any, vector: Any, first: Any) -> Any:
+@intrinsic
+def kept(typing, vector, first):
     """A vector with zeros in the lanes before ``first``."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def code(context, builder, signature, arguments):
         kind = ir.VectorType(ir.IntType(32), vector.lanes)
         start = builder.insert_element(
             ir.Constant(kind, ir.Undefined), builder.trunc(arguments[1], ir.IntType(32)), ir.IntType(32)(0)
@@ -185,11 +187,11 @@ def kept(typing: Any, vector: Any, first: Any) -> Any:
     return vector(vector, types.intp), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def total(typing: Any, vector: Any) -> Any:
+@intrinsic
+def total(typing, vector):
     """The sum of a vector's numbers in float64, of halves again and again."""
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def code(context, builder, signature, arguments):
         wide, some = ir.VectorType(ir.DoubleType(), vector.lanes), ir.IntType(32)
         result = arguments[0] if vector.scalar.bitwidth == 64 else builder.fpext(arguments[0], wide)
         half = vector.lanes // 2
@@ -204,17 +206,15 @@ def total(typing: Any, vector: Any) -> Any:
     return types.float64(vector), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def tile(
-    typing: Any, source: Any, starts: Any, first: Any, taps: Any, weights: Any, corner: Any, width: Any, target: Any,
-    place: Any, row: Any,
-) -> Any:
+@intrinsic
+def tile(typing, source, starts, first, taps, weights, corner, width, target, place, row):
     """The sums of a tile of outputs o and places i: ``sum_k weights[k, o] source[starts[first + i] + taps[k]]``.
 
     Each is a vector. They stay in registers over the sum: a step reads a vector for each place and a number for each
     output, and makes a fused product for each pair.
 
     Args:
+        typing: numba's.
         source: flat.
         starts: where the vectors of the places begin.
         first: of the tile's places.
@@ -225,11 +225,11 @@ def tile(
         target: flat; the sums of an output go side by side to ``place``, those of the next one ``row`` further.
         place: see target.
         row: see target.
-    """  # fmt: skip
+    """
     kind = Vector(source.dtype)
     size = source.dtype.bitwidth // 8
 
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def code(context, builder, signature, arguments):
         data = [
             context.make_array(k)(context, builder, a).data if isinstance(k, types.Array) else a
             for k, a in zip(signature.args, arguments, strict=True)
@@ -246,8 +246,7 @@ def tile(
         with cgutils.for_range(builder, count) as loop:
             tap = builder.load(builder.gep(taps_, [loop.index]))
             values = [
-                builder.load(builder.bitcast(builder.gep(p, [tap]), kind.llvm.as_pointer()), align=size)
-                for p in places
+                builder.load(builder.bitcast(builder.gep(p, [tap]), kind.llvm.as_pointer()), align=size) for p in places
             ]
             weight = builder.load(here)
             for o in range(OUTPUTS):

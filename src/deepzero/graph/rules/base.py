@@ -47,7 +47,7 @@ def rule(*targets: Any, rank_one: bool = False, blocks: bool = False) -> Callabl
     return register
 
 
-def in_kind_for(rule: Rule | None, difference: Difference) -> Difference:
+def in_kind_for(rule: Rule | None, difference: Difference | Blocks) -> Difference | Blocks:
     """The difference, written out if the rule does not take its kind."""
     if isinstance(difference, RankOne) and rule not in TAKES_RANK_ONE:
         return Dense(difference.dense())

@@ -13,7 +13,7 @@ from typing import Any
 
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
-from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Blocks, Channel, Dense, OneHot
 from deepzero.graph.rules.base import difference_of, in_kind_for, rule
 from deepzero.graph.rules.convolution import convolution
 from deepzero.graph.rules.normalization import batch_norm_relu, batch_statistics
@@ -37,7 +37,7 @@ def convolved_tail(
         residual: added to it, if not None.
         pooled: arguments of the pooling behind the input; none without one.
     """
-    fast = _fused(call, convolved, normalized, residual, pooled)
+    fast: Outcome = _fused(call, convolved, normalized, residual, pooled)
     if fast is not None:
         return fast
     convolved, residual = [_in_order(a) for a in convolved], _in_order(residual)
@@ -45,10 +45,10 @@ def convolved_tail(
     change = convolution(Call(call.node, call.values[:1]), *convolved) if differs else None
     assert not isinstance(change, tuple)
     norm = Call(call.node, call.values[1:4], overwrite=True)
-    behind: Outcome = batch_norm_relu(norm, _in_order(Operand(call.values[0], change)), *normalized, residual)
+    weight, bias, eps = normalized
+    behind = batch_norm_relu(norm, Operand(call.values[0], change), weight, bias, eps, residual)
     if not pooled or behind is None:
         return behind
-    assert not isinstance(behind, tuple)
     return max_pool2d(Call(call.node, call.values[4:]), Operand(call.values[3], behind), *pooled)
 
 
@@ -56,12 +56,14 @@ def _in_order(argument: Any) -> Any:
     """An argument with its difference as the rules of the parts take it."""
     if not isinstance(argument, Operand) or argument.difference is None:
         return argument
-    return Operand(argument.value, in_kind_for(None, argument.difference))
+    difference: Any = in_kind_for(None, argument.difference)
+    return Operand(argument.value, difference)
 
 
 def _fused(
     call: Call, convolved: Sequence[Any], normalized: Sequence[Any], residual: Operand | None, pooled: Sequence[Any]
-) -> Difference | None:
+) -> Any:
+    """By a kernel of the device, if it has one."""
     x, weight, *options = convolved
     shape, own = call.values[0].base.shape, kernels.on(x.base)
     differs = [difference_of(a) for a in (*options[:1], *normalized[:2])]
@@ -79,10 +81,10 @@ def _fused(
     return own.convolve_to_tail(d, weight.value, geometry, shape, _tail(call, normalized, pooled), extra)
 
 
-def _options(options: Sequence[Any]) -> tuple[Any, Any, Any, int]:
+def _options(options: Sequence[Any]) -> tuple[Any, ...]:
     """Stride, padding, dilation and groups behind a bias; those that are not given are plain."""
     given = tuple(options[1:])
-    return (*given, *(1, 0, 1, 1)[len(given) :])  # type: ignore[return-value]
+    return (*given, *(1, 0, 1, 1)[len(given) :])
 
 
 def _tail(call: Call, normalized: Sequence[Any], pooled: Sequence[Any]) -> Tail:
@@ -96,7 +98,7 @@ def _tail(call: Call, normalized: Sequence[Any], pooled: Sequence[Any]) -> Tail:
     return Tail(centred, statistics.scale.reshape(-1), weight, before, behind, window)
 
 
-def _pooling(pooled: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+def _pooling(pooled: Sequence[Any]) -> tuple[Any, ...]:
     """Kernel, stride, padding and dilation; the rounding of the output's size shows in its shape."""
     given = tuple(pooled[:4])
-    return (*given, *(1, (), 0, 1)[len(given) :])  # type: ignore[return-value]
+    return (*given, *(1, (), 0, 1)[len(given) :])
