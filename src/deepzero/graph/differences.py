@@ -8,8 +8,9 @@ has no difference at all (``None``) and is never visited: that is feature reuse.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Int64, Num, Shaped
@@ -212,6 +213,117 @@ class RankOne:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Adjacent entries of the last dimension differ in each perturbation: one head of several that are joined.
+
+    Only the rules in :data:`~deepzero.graph.rules.base.TAKES_LOW_RANK` see this kind; others get :meth:`dense`.
+
+    Attributes:
+        segments: the segment that differs; it is as wide as ``delta``.
+        delta: its differences.
+        shape: shape of the base value.
+    """
+
+    segments: Int64[Tensor, " p"]
+    delta: Num[Tensor, " p *lead width"]
+    shape: torch.Size
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.delta.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return int(self.delta.nbytes)
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries."""
+        apart = torch.Size((*self.shape[:-1], self.shape[-1] // self.delta.shape[-1], self.delta.shape[-1]))
+        channel = Channel(len(apart) - 2, self.segments, self.delta, apart)
+        return channel.dense().reshape(self.count, *self.shape)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Segment:
+        """A multiple: ``function`` is linear and acts on entries alike."""
+        return replace(self, delta=function(self.delta))
+
+
+@dataclass(frozen=True, eq=False)
+class BaseRows:
+    """Base values of which differences are multiples, row by row; what a matrix makes of them is found once.
+
+    Attributes:
+        base: the rows.
+        images: shape or matrix -> the rows in that shape, or times that matrix, with the matrix, which so lives on.
+    """
+
+    base: Num[Tensor, " *lead n"]
+    images: dict[Any, Any] = field(default_factory=dict)
+
+    def times(self, matrix: Num[Tensor, "n m"]) -> BaseRows:
+        """The rows times a matrix."""
+        key = (matrix.data_ptr(), matrix.shape, matrix.stride())
+        if key not in self.images:
+            self.images[key] = (BaseRows(self.base @ matrix), matrix)
+        return self.images[key][0]  # type: ignore[no-any-return]
+
+    def reshaped(self, shape: torch.Size) -> BaseRows:
+        """The rows with other dimensions before the last."""
+        if shape not in self.images:
+            self.images[shape] = BaseRows(self.base.reshape(shape))
+        return self.images[shape]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Rows (entries along the last dimension) that are sums of a few vectors, and perhaps multiples of base rows.
+
+    A channel behind layer norm is one, also behind a matrix, and so is a head behind its projection. Row r of
+    perturbation p differs by ``factors[p, r] @ vectors[p] + multiples[p, r] * rows[r]``.
+
+    Only the rules in :data:`~deepzero.graph.rules.base.TAKES_LOW_RANK` see this kind; others get :meth:`dense`.
+
+    Attributes:
+        factors: k numbers for each row.
+        vectors: those of each perturbation, or of all.
+        shape: shape of the base value.
+        multiples: one number for each row, if there are base rows.
+        rows: the base rows.
+    """
+
+    factors: Num[Tensor, " p *lead k"]
+    vectors: Num[Tensor, " #p k n"]
+    shape: torch.Size
+    multiples: Num[Tensor, " p *lead"] | None = None
+    rows: BaseRows | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.factors.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors; base rows are held once a step."""
+        return sum(int(t.nbytes) for t in (self.factors, self.vectors, self.multiples) if t is not None)
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries."""
+        count, rows = self.count, self.shape[:-1].numel()
+        factors = self.factors.reshape(count, rows, -1)
+        out = factors * self.vectors if factors.shape[2] == 1 else factors @ self.vectors
+        if self.multiples is not None and self.rows is not None:
+            out.addcmul_(self.multiples.reshape(count, rows, 1), self.rows.base.reshape(rows, -1))
+        return out.view(count, *self.shape)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> LowRank:
+        """A multiple: ``function`` is linear, acts on entries alike, and keeps the dtype."""
+        multiples = None if self.multiples is None else function(self.multiples)
+        return replace(self, factors=function(self.factors), multiples=multiples)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """Every entry of some images may differ, samples in blocks as wide as a vector of the processor.
 
@@ -246,8 +358,8 @@ class Blocks:
         return in_order.movedim(-1, 1)
 
 
-Difference = OneHot | Channel | Dense | RankOne
-"""What any rule may meet; blocks go only to those that take them."""
+Difference = OneHot | Channel | Dense | RankOne | Segment | LowRank
+"""What rules may meet; blocks go only to those that take them."""
 
 
 def runs_of(numbers: Int64[Tensor, " p"]) -> list[tuple[int, int, int]]:
@@ -273,7 +385,7 @@ def difference_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def entries(difference: Difference | Blocks) -> Num[Tensor, "p entries"]:
     """The entries that may differ; all others are zero."""
-    if isinstance(difference, RankOne | Blocks):
+    if isinstance(difference, (RankOne, Segment, LowRank, Blocks)):
         difference = Dense(difference.dense())
     values = difference.values if isinstance(difference, OneHot) else difference.delta
     return values.reshape(difference.count, -1)

@@ -12,7 +12,17 @@ from torch import Tensor, fx
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.capture import Node
-from deepzero.graph.differences import Blocks, Dense, Difference, OneHot, RankOne, TooLargeError, entries
+from deepzero.graph.differences import (
+    Blocks,
+    Dense,
+    Difference,
+    LowRank,
+    OneHot,
+    RankOne,
+    Segment,
+    TooLargeError,
+    entries,
+)
 from deepzero.graph.forward import Values
 from deepzero.graph.program import Cone, Step
 from deepzero.graph.rules import fallback, in_kind_for
@@ -70,12 +80,15 @@ def _one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHo
 
 
 def _advance(step: Step, values: Values, live: dict[Node, Any], meter: Meter | None) -> None:
-    if any(node in live for node in step.inputs):
+    given = {node: live[node] for node in step.inputs if node in live}
+    if given:
         outcome = _pick(step, live) if step.rule is None else _apply(step, values, live)
         if outcome is not None:
             live[step.node] = outcome
             if meter is not None:
-                meter(sum(_nbytes(d) for d in live.values()), max(_nbytes(outcome), _widened(step, values, live)))
+                written_out = [_nbytes(live[node]) for node, kind in given.items() if live[node] is not kind]
+                most = max(_nbytes(outcome), _widened(step, values, live), *written_out)
+                meter(sum(_nbytes(d) for d in live.values()), most)
     for node in step.frees:
         live.pop(node, None)
 
@@ -125,7 +138,7 @@ def _memory(outcome: Any) -> set[int]:
 def _difference(step: Step, live: dict[Node, Any], node: Node) -> Any:
     """The difference of a node, in a kind that the step's rule takes; what is written out for it is kept."""
     difference = live.get(node)
-    if isinstance(difference, RankOne | Blocks):
+    if isinstance(difference, (RankOne, Segment, LowRank, Blocks)):
         difference = live[node] = in_kind_for(step.rule, difference)
     return difference
 

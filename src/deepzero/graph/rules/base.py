@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
-from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot, RankOne
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment
 from deepzero.graph.rules.rank_one import in_full
 
 RULES: dict[Any, Rule] = {}
@@ -23,21 +23,27 @@ RULES: dict[Any, Rule] = {}
 TAKES_RANK_ONE: set[Rule] = set()
 """Rules that take a :class:`~deepzero.graph.differences.RankOne`; all others are given it as a dense difference."""
 
+
 TAKES_BLOCKS: set[Rule] = set()
 """Rules that take :class:`~deepzero.graph.differences.Blocks`; all others are given it as a dense difference."""
 
+TAKES_LOW_RANK: set[Rule] = set()
+"""Rules that take a :class:`~deepzero.graph.differences.LowRank` or a segment; others are given it as a dense one."""
 
-def rule(*targets: Any, rank_one: bool = False, blocks: bool = False) -> Callable[[Rule], Rule]:
+
+def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False, blocks: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for some ATen overloads.
 
     A rule is called as ``rule(call, *args, **kwargs)`` with the arguments of the operation, where every tensor is an
-    :class:`~deepzero.graph.calls.Operand`; at least one of them differs. With ``rank_one`` or
-    ``blocks`` it takes these kinds of difference, too.
+    :class:`~deepzero.graph.calls.Operand`; at least one of them differs. With ``rank_one`` it takes rank-one
+    differences, too, with ``low_rank`` those of low rank and segments, with ``blocks`` blocks.
     """
 
     def register(function: Rule) -> Rule:
         if rank_one:
             TAKES_RANK_ONE.add(function)
+        if low_rank:
+            TAKES_LOW_RANK.add(function)
         if blocks:
             TAKES_BLOCKS.add(function)
         for target in targets:
@@ -48,11 +54,13 @@ def rule(*targets: Any, rank_one: bool = False, blocks: bool = False) -> Callabl
 
 
 def in_kind_for(rule: Rule | None, difference: Difference | Blocks) -> Difference | Blocks:
-    """The difference, written out if the rule does not take its kind."""
+    """The difference, written out if it is of a kind that the rule does not take."""
     if isinstance(difference, RankOne) and rule not in TAKES_RANK_ONE:
-        return Dense(difference.dense())
+        return Dense(difference.dense(), owned=True)
+    if isinstance(difference, (Segment, LowRank)) and rule not in TAKES_LOW_RANK:
+        return Dense(difference.dense(), owned=True)
     if isinstance(difference, Blocks) and rule not in TAKES_BLOCKS:
-        return Dense(difference.dense())
+        return Dense(difference.dense(), owned=True)
     return difference
 
 
@@ -77,12 +85,12 @@ def apply_pointwise(operand: Operand, function: Callable[[Tensor, Tensor], Tenso
     if isinstance(difference, Channel):
         return difference.with_delta(function(difference.of(operand.base), difference.delta))
     assert difference is not None
-    return Dense(function(operand.base, difference.delta))
+    return Dense(function(operand.base, difference.dense()))
 
 
 def map_delta(difference: Difference, function: Callable[[Tensor], Tensor]) -> Difference:
     """A linear pointwise function of a difference."""
-    if isinstance(difference, RankOne):
+    if isinstance(difference, (RankOne, LowRank, Segment)):
         return difference.map(function)
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, function(difference.values), difference.shape)

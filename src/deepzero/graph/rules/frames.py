@@ -19,7 +19,17 @@ from jaxtyping import Num, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Operand
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne, same_channels, same_entries
+from deepzero.graph.differences import (
+    Channel,
+    Dense,
+    Difference,
+    LowRank,
+    OneHot,
+    RankOne,
+    Segment,
+    same_channels,
+    same_entries,
+)
 
 Pattern = OneHot | Channel | Dense
 """A difference whose entries are all alike."""
@@ -132,7 +142,7 @@ class _Frame:
         """A difference there."""
         if isinstance(self.pattern, Dense):
             return difference.dense()
-        assert not isinstance(difference, RankOne), "it sits on no channel"
+        assert not isinstance(difference, (RankOne, Segment, LowRank)), "it sits on no channel"
         return difference.values if isinstance(difference, OneHot) else difference.delta
 
     def difference(self, values: Num[Tensor, " p *rest"]) -> Difference:

@@ -19,14 +19,14 @@ from jaxtyping import Num, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne
+from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, runs_of
 from deepzero.graph.rules.base import difference_of, map_delta, multilinear, rule
 from deepzero.graph.rules.pointwise import broadcast, total
 
 aten = torch.ops.aten
 
 
-@rule(aten.linear.default, rank_one=True)
+@rule(aten.linear.default, rank_one=True, low_rank=True)
 def linear(call: Call, x: Operand, weight: Operand, bias: Operand | None = None) -> Outcome:
     """``x W^T + b``."""
     shape = call.output.base.shape
@@ -58,8 +58,8 @@ def _sum(through: Difference | None, own: Difference | None) -> Difference | Non
 def through_matrix(difference: Difference, matrix: Num[Tensor, "k n"], shape: torch.Size) -> Difference:
     """``da B`` for a matrix B that does not differ, in fresh memory."""
     last = len(shape) - 1
-    if isinstance(difference, RankOne):
-        return _rank_one_through(difference, matrix, shape)
+    if isinstance(difference, (RankOne, Segment, LowRank)):
+        return _factor_through(difference, matrix, shape)
     if isinstance(difference, Channel) and difference.axis == last:
         return RankOne(difference.delta, matrix.unsqueeze(1), difference.channels, shape)
     if isinstance(difference, Channel):
@@ -67,14 +67,31 @@ def through_matrix(difference: Difference, matrix: Num[Tensor, "k n"], shape: to
     if isinstance(difference, OneHot) and len(difference.shape) == 2:
         rows, features = difference.positions()
         return Channel(0, rows, difference.values.unsqueeze(1) * matrix[features], shape)
-    return Dense(F.linear(difference.dense(), matrix.t()))
+    return Dense(F.linear(difference.dense(), matrix.t()), owned=True)
 
 
-def _rank_one_through(difference: RankOne, matrix: Num[Tensor, "k n"], shape: torch.Size) -> RankOne:
-    """Directions and rows given in full go through the matrix, coefficients stay."""
+def _factor_through(
+    difference: RankOne | Segment | LowRank, matrix: Num[Tensor, "k n"], shape: torch.Size
+) -> RankOne | LowRank | Dense:
+    """Vectors that perturbations share go through the matrix, and rows given in full; coefficients stay."""
+    if isinstance(difference, Segment):
+        return _segment_through(difference, matrix, shape)
+    if isinstance(difference, LowRank):
+        base = None if difference.rows is None else difference.rows.times(matrix)
+        return replace(difference, vectors=difference.vectors @ matrix, rows=base, shape=shape)
     directions, turned = F.linear(difference.directions, matrix.t()), matrix.t()
     rows = None if difference.rows is None else F.linear(difference.rows, turned)
     return replace(difference, directions=directions, rows=rows, shape=shape)
+
+
+def _segment_through(difference: Segment, matrix: Num[Tensor, "k n"], shape: torch.Size) -> LowRank | Dense:
+    """A segment meets as many rows of the matrix as it is wide, which all of its perturbations share."""
+    width, rows = difference.delta.shape[-1], shape[:-1].numel()
+    first, *others = runs_of(difference.segments)
+    parts = matrix.reshape(-1, width, matrix.shape[1])
+    vectors = parts[difference.segments] if others else parts[first[0]].unsqueeze(0)
+    out = LowRank(difference.delta, vectors, shape)
+    return out if 2 * width <= min(rows, shape[-1]) else Dense(out.dense())
 
 
 def _matrix_change(a: Operand, difference: Difference, shape: torch.Size) -> Difference:
@@ -124,7 +141,15 @@ def _turned(difference: Difference) -> Difference:
     return Dense(difference.dense().mT)
 
 
-@rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default, rank_one=True)
+@rule(
+    aten.mm.default,
+    aten.bmm.default,
+    aten.matmul.default,
+    aten.mv.default,
+    aten.dot.default,
+    rank_one=True,
+    low_rank=True,
+)
 def matmul(call: Call, a: Operand, b: Operand) -> Outcome:
     """``a b``."""
     shape = call.output.base.shape
@@ -148,7 +173,7 @@ def matmul(call: Call, a: Operand, b: Operand) -> Outcome:
 
 def _mirrored(difference: Difference) -> Difference:
     """The difference of a stack of matrices, each of them transposed."""
-    if isinstance(difference, (Dense, RankOne)):
+    if isinstance(difference, (Dense, RankOne, Segment, LowRank)):
         return Dense(difference.dense().mT)
     ndim = len(difference.shape)
     shape = torch.Size((*difference.shape[:-2], difference.shape[-1], difference.shape[-2]))
@@ -232,7 +257,7 @@ def _scaled_sum(product: Difference | None, bias: Operand, shape: torch.Size, be
     return total(parts)
 
 
-@rule(aten.addmm.default, aten.baddbmm.default, aten.addmv.default, rank_one=True)
+@rule(aten.addmm.default, aten.baddbmm.default, aten.addmv.default, rank_one=True, low_rank=True)
 def addmm(call: Call, bias: Operand, a: Operand, b: Operand, *, beta: float = 1, alpha: float = 1) -> Outcome:
     """``beta bias + alpha a b``."""
     product = matmul(call, a, b) if _any(a, b) else None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne, entries
+from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, entries
 from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
@@ -59,6 +59,7 @@ def as_channel(difference: Channel, stacked: Num[Tensor, "p ..."], axis: int, sh
     aten.flatten.using_ints,
     aten.unflatten.int,
     rank_one=True,
+    low_rank=True,
 )
 def view(call: Call, x: Operand, *_: Any) -> Outcome:
     """Another shape for the same entries, row-major."""
@@ -73,20 +74,47 @@ def reshaped(difference: Difference | None, shape: torch.Size) -> Difference:
     assert difference is not None
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, difference.values, shape)
-    if isinstance(difference, RankOne) and shape[-1:] == difference.shape[-1:]:
+    if isinstance(difference, (RankOne, LowRank)) and shape[-1:] == difference.shape[-1:]:
+        return _rows_reshaped(difference, shape)
+    if isinstance(difference, Channel) and shape.numel():
+        channel = _channel_reshaped(difference, shape)
+        if channel is not None:
+            return channel
+    return Dense(difference.dense().reshape(difference.count, *shape))
+
+
+def _channel_reshaped(difference: Channel, shape: torch.Size) -> Channel | Segment | None:
+    """A channel whose dimension stays, is cut, or is joined with the last one behind it; None elsewhere."""
+    if _joins(difference, shape):
+        delta = difference.delta.reshape(difference.count, *shape[:-1], difference.shape[-1])
+        return Segment(difference.channels, delta, shape)
+    size, front = difference.shape[difference.axis], math.prod(difference.shape[: difference.axis])
+    for axis, part in enumerate(shape):
+        same_place = math.prod(shape[:axis]) == front
+        if same_place and part == size:
+            delta = difference.delta.reshape(difference.count, *_without(shape, axis))
+            return Channel(axis, difference.channels, delta, shape)
+        if same_place and part > 1 and size % part == 0:
+            return _split_channel(difference, shape, axis)
+    return None
+
+
+def _rows_reshaped(difference: RankOne | LowRank, shape: torch.Size) -> RankOne | LowRank:
+    """Other dimensions before the last."""
+    if isinstance(difference, RankOne):
         coefficients = difference.coefficients.reshape(difference.count, *shape[:-1])
         return replace(difference, coefficients=coefficients, shape=shape)
-    if isinstance(difference, Channel) and shape.numel():
-        size, front = difference.shape[difference.axis], math.prod(difference.shape[: difference.axis])
-        for axis, part in enumerate(shape):
-            same_place = math.prod(shape[:axis]) == front
-            if same_place and part == size:
-                return Channel(
-                    axis, difference.channels, difference.delta.reshape(difference.count, *_without(shape, axis)), shape
-                )
-            if same_place and part > 1 and size % part == 0:
-                return _split_channel(difference, shape, axis)
-    return Dense(difference.dense().reshape(difference.count, *shape))
+    factors = difference.factors.reshape(difference.count, *shape[:-1], difference.factors.shape[-1])
+    if difference.multiples is None or difference.rows is None:
+        return replace(difference, factors=factors, shape=shape)
+    multiples = difference.multiples.reshape(difference.count, *shape[:-1])
+    return LowRank(factors, difference.vectors, shape, multiples, difference.rows.reshaped(shape))
+
+
+def _joins(difference: Channel, shape: torch.Size) -> bool:
+    """True if the channel's dimension and the last, behind it, become one: heads and their features."""
+    size = difference.shape[-2:].numel()
+    return difference.axis == len(difference.shape) - 2 and shape[-1:] == (size,)
 
 
 def _without(shape: Sequence[int], axis: int) -> tuple[int, ...]:
@@ -106,7 +134,7 @@ def _split_channel(difference: Channel, shape: torch.Size, axis: int) -> Channel
     return Channel(axis, channels, delta.reshape(difference.count, *_without(shape, axis)), shape)
 
 
-@rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, rank_one=True)
+@rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, rank_one=True, low_rank=True)
 def squeeze(call: Call, x: Operand, *_: Any) -> Outcome:
     """Dimensions of length 1 come or go: a view."""
     return reshaped(x.difference, call.output.base.shape)
@@ -170,7 +198,7 @@ def taken(difference: Difference | None, axis: int, first: int, step: int, shape
     if isinstance(difference, Channel) and difference.axis != axis:
         out = with_axis(difference)[_window(axis + 1, first, step, size)]
         return as_channel(difference, out, difference.axis, shape)
-    if isinstance(difference, (Dense, RankOne)) or size == 0:
+    if isinstance(difference, (Dense, RankOne, Segment, LowRank)) or size == 0:
         return Dense(difference.dense()[_window(axis + 1, first, step, size)])
     position = difference.channels if isinstance(difference, Channel) else difference.positions()[axis]
     place = torch.div(position - first, step, rounding_mode="floor")
