@@ -1,4 +1,4 @@
-"""What follows a convolution before the next one: batch norm of the batch, a residual, relu, maxima of windows."""
+"""The operations between a convolution and the next one: batch norm, a residual, relu, maxima of windows."""
 
 from __future__ import annotations
 

@@ -160,13 +160,13 @@ def _laid_out(
 
 
 def _starts(geometry: ConvolutionGeometry, across: int, spatial: Sequence[int]) -> Int64[Tensor, " places"]:
-    """Where the window of each place begins in a padded image of rows of ``across``."""
+    """The start of the window of each place in a padded image of rows of ``across``."""
     rows, columns = (torch.arange(n) * s for n, s in zip(spatial, geometry.stride, strict=True))
     return (rows.unsqueeze(1) * across + columns).flatten()
 
 
 def _taps(geometry: ConvolutionGeometry, across: int) -> Int64[Tensor, " taps"]:
-    """How far from there the entries of the window lie."""
+    """The distances of the entries of a window from its start."""
     rows, columns = (torch.arange(n) * d for n, d in zip(geometry.kernel, geometry.dilation, strict=True))
     return (rows.unsqueeze(1) * across + columns).flatten()
 
@@ -336,7 +336,7 @@ def _followed(
 
 
 def _residual(stack: _Stack, extra: Difference | Blocks | None) -> tuple[Int64[Tensor, "p o_and_1"], Tensor]:
-    """Where the residual of each channel begins, how far the blocks lie apart, and its numbers."""
+    """The start of the residual of each channel, the distance of its blocks, and its numbers."""
     count, outputs, split = len(stack.corners), stack.shape[1], stack.laid.split
     length = math.prod(stack.shape[2:]) * split.lanes
     every, blocks = torch.arange(count), len(split.firsts)

@@ -44,7 +44,7 @@ PARTIAL = 256
 
 
 class Bands(NamedTuple):
-    """How a convolution is done, band by band.
+    """A convolution laid out band by band.
 
     Attributes:
         size: ``(C, H, W)``.
@@ -82,7 +82,7 @@ class Bands(NamedTuple):
 
 
 class BandTail(NamedTuple):
-    """What follows a convolution, in blocks ``[N, O, h w, L]``: ``relu(y + slope d + tilt c + shift) - relu(y)``.
+    """The tail of a convolution, in blocks ``[N, O, h w, L]``: ``relu(y + slope d + tilt c + shift) - relu(y)``.
 
     Attributes:
         centred: c.
@@ -282,7 +282,7 @@ def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, o
 
 @borrowing
 def follow(data, count, bands, tail, extra, rows, out):
-    """What follows a convolution that is in memory: ``data [P, N, O, h w, L]``, ``out [P, N, O, places, L]``.
+    """The tail of a convolution that is in memory: ``data [P, N, O, h w, L]``, ``out [P, N, O, places, L]``.
 
     Without maxima, out may be data. The residual of channel o in a block begins at ``rows[p, o]`` of ``extra``, and at
     ``rows[p, O]`` more for each block; there is none where it is negative.

@@ -44,7 +44,7 @@ class _VectorModel(PrimitiveModel):  # type: ignore[misc]
 
 
 def _address(context, builder, kind, array, index):
-    """Where the vector lies that begins at a flat index of a contiguous array."""
+    """The address of the vector that begins at a flat index of a contiguous array."""
     start = builder.gep(context.make_array(kind)(context, builder, array).data, [index])
     return builder.bitcast(start, Vector(kind.dtype).llvm.as_pointer())
 
