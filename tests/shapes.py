@@ -30,6 +30,8 @@ CHECKED_MODULES = (
     "deepzero.graph.cpu.activation_kernels",
     "deepzero.graph.cpu.convolution_kernels",
     "deepzero.graph.cpu.cpu_kernels",
+    "deepzero.graph.cpu.rank_one_kernels",
+    "deepzero.graph.cpu.row_kernels",
     "deepzero.graph.forward",
     "deepzero.graph.kernels",
     "deepzero.graph.propagate",

@@ -170,9 +170,10 @@ def test_kernels_are_those_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch
     plain = estimate(model, F.cross_entropy, x, LABELS, dz.PropagationEvaluator(), step_size=1e-2, sparsity=chosen)
     monkeypatch.undo()
     fused = estimate(model, F.cross_entropy, x, LABELS, dz.PropagationEvaluator(), step_size=1e-2, sparsity=chosen)
-    assert device.asked == {
-        "normalize_relu_channel", "normalize_relu_dense", "convolve_channel", "convolve_dense", "convolve_to_tail",
-        "slices_to_tail", "shifted_slices", "max_pool",
+    assert device.asked >= {
+        "normalize_relu_channel", "normalize_relu_dense", "convolve_channel", "convolve_dense",
+        "convolve_to_tail", "slices_to_tail", "shifted_slices", "max_pool",
+        "label_losses",
     }  # fmt: skip
     assert_close(fused.gradients, plain.gradients, 1e-12)
 

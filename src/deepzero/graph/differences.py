@@ -324,6 +324,49 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class SomeSamples:
+    """Some samples (entries along the first dimension) differ in each perturbation: those that look up a row.
+
+    Only the engine sees this kind (:mod:`deepzero.graph.rules.by_sample`): rules get the channel, as if each pair of a
+    perturbation and a sample were a perturbation of its own, or what is written out.
+
+    Attributes:
+        owners: the perturbation of each pair, ascending.
+        channel: the samples, as channels along the first dimension; no pair occurs twice.
+        count: number of perturbations.
+    """
+
+    owners: Int64[Tensor, " r"]
+    channel: Channel
+    count: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the base value."""
+        return self.channel.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return self.channel.nbytes
+
+    def sits_with(self, other: SomeSamples) -> bool:
+        """True if the other difference is of the same samples of a value of as many."""
+        own, its = self.channel.channels, other.channel.channels
+        return self.owners is other.owners and (own is its or torch.equal(own, its)) and self.shape[0] == other.shape[0]
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries."""
+        out = self.channel.delta.new_zeros(self.count, *self.shape)
+        out[self.owners, self.channel.channels] = self.channel.delta
+        return out
+
+    def written_out(self) -> Dense:
+        """The same as a dense difference."""
+        return Dense(self.dense(), owned=True)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """Every entry of some images may differ, samples in blocks as wide as a vector of the processor.
 

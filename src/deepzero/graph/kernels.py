@@ -151,6 +151,64 @@ class Kernels(Protocol):
         """
         ...
 
+    def normalize(
+        self,
+        difference: Channel | Dense,
+        centred: Value,
+        scale: Float[Tensor, "*kept"],
+        weight: Float[Tensor, "*normalized"] | None,
+        dims: int,
+        *,
+        mean: bool,
+        overwrite: bool,
+    ) -> Channel | Dense | None:
+        """The change of ``weight c / s`` along the last ``dims`` dimensions, with ``s^2 = mean(c^2) + eps``.
+
+        Args:
+            difference: of what is normalized.
+            centred: c, base values minus their mean along these dimensions, or base values themselves.
+            scale: s, of length 1 along them.
+            weight: a factor, 1 if None.
+            dims: their number.
+            mean: whether the mean is taken off.
+            overwrite: lets the outcome take the memory of the difference.
+        """
+        ...
+
+    def softmax(
+        self, difference: Channel | Dense, chances: Value, logarithms: Value, dim: int, *, log: bool, overwrite: bool
+    ) -> Channel | Dense | None:
+        """The change of a softmax along dimension ``dim``, or with ``log`` of its logarithm.
+
+        Args:
+            difference: of the logits.
+            chances: their softmax.
+            logarithms: its logarithm, exact also where the softmax is 0 by underflow.
+            dim: of base values.
+            log: whether the change of the logarithm is asked for.
+            overwrite: lets the outcome take the memory of the difference.
+        """
+        ...
+
+    def label_losses(
+        self,
+        difference: Channel | Dense,
+        chances: Value,
+        logarithms: Value,
+        labels: Int64[Tensor, "*targets"],
+        dim: int,
+    ) -> Float[Tensor, " p *others"] | None:
+        """The change of ``-log softmax(z)_y`` for labels y, at the targets that differ.
+
+        Args:
+            difference: of the logits z: of all, of one class, or of one entry of another dimension.
+            chances: the softmax of z along ``dim``.
+            logarithms: its logarithm, exact also where the softmax is 0 by underflow.
+            labels: y, of the shape of z without its classes.
+            dim: dimension of z that holds the classes.
+        """
+        ...
+
     def behind_kink(
         self, directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
     ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
@@ -159,6 +217,28 @@ class Kernels(Protocol):
         They are ``u`` where z is positive or 0 and ``slope u`` elsewhere; and the largest and the smallest ``-u / z``,
         which are infinite in a row with an entry whose ``u / z`` is infinite or not a number.
         """
+        ...
+
+    def rows_that_cross(
+        self, coefficients: Float[Tensor, "p m"], groups: Int64[Tensor, " p"], rates: Float[Tensor, "2 g m"]
+    ) -> tuple[Float[Tensor, "p m"], Int64[Tensor, " r"]] | None:
+        """The coefficients with 0 for rows that cross a kink, and the flat places of these.
+
+        A row crosses unless its coefficient is 0 or, times both extreme rates, less than 1.
+        """
+        ...
+
+    def rectified_rows(
+        self,
+        coefficients: Float[Tensor, "p m"],
+        directions: Float[Tensor, " g #m n"],
+        groups: Int64[Tensor, " p"],
+        places: Int64[Tensor, " r"],
+        base: Float[Tensor, "m n"],
+        given: tuple[Int64[Tensor, " s"], Float[Tensor, "s n"]] | None,
+        negative_slope: float,
+    ) -> Float[Tensor, "all n"] | None:
+        """``f(z + d) - f(z)`` of a leaky relu f, for multiples d at ``places`` and for rows d given with theirs."""
         ...
 
 
@@ -195,7 +275,22 @@ class NoKernels:
     def activation(self, *_: Any, overwrite: bool) -> None:
         """None."""
 
+    def normalize(self, *_: Any, mean: bool, overwrite: bool) -> None:
+        """None."""
+
+    def softmax(self, *_: Any, log: bool, overwrite: bool) -> None:
+        """None."""
+
+    def label_losses(self, *_: Any) -> None:
+        """None."""
+
     def behind_kink(self, *_: Any) -> None:
+        """None."""
+
+    def rows_that_cross(self, *_: Any) -> None:
+        """None."""
+
+    def rectified_rows(self, *_: Any) -> None:
         """None."""
 
 

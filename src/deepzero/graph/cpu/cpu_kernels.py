@@ -2,8 +2,7 @@
 
 Each returns None where it does not apply: for other dtypes, more or fewer spatial dimensions, windows that overlap.
 
-Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions;
-g groups of perturbations, m rows, n entries of a row.
+Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
 """
 
 from __future__ import annotations
@@ -17,13 +16,16 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.cpu import activation_kernels, attention_kernels, convolution_kernels
+from deepzero.graph.cpu import (
+    activation_kernels,
+    attention_kernels,
+    convolution_kernels,
+    rank_one_kernels,
+    row_kernels,
+)
 from deepzero.graph.cpu.convolution_kernels import coefficients_of
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
-
-LANES = 32
-"""Extremes that a compiled loop keeps side by side."""
 
 WIDE = 512
 """Columns that a compiled loop likes to see side by side."""
@@ -34,6 +36,12 @@ convolve_channel = convolution_kernels.convolve_channel
 convolve_dense = convolution_kernels.convolve_dense
 convolve_to_tail = convolution_kernels.convolve_to_tail
 slices_to_tail = convolution_kernels.slices_to_tail
+behind_kink = rank_one_kernels.behind_kink
+rows_that_cross = rank_one_kernels.rows_that_cross
+rectified_rows = rank_one_kernels.rectified_rows
+normalize = row_kernels.normalize
+softmax = row_kernels.softmax
+label_losses = row_kernels.label_losses
 
 
 @cache
@@ -183,17 +191,3 @@ def _gap(
     """Base value minus the maximum of its window, channels last."""
     spread = maximum.repeat_interleave(window.stride[0], 2).repeat_interleave(window.stride[1], 3)
     return (base - spread).movedim(1, -1).contiguous()
-
-
-def behind_kink(
-    directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
-) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
-    """One pass over the directions."""
-    if not applies(directions, base) or directions.dtype != base.dtype:
-        return None
-    count, (rows, width) = len(directions), base.shape
-    out, rates = base.new_empty(count, rows, width), base.new_empty(2, count, rows)
-    lanes = base.new_empty(3, LANES)
-    arrays = (t.numpy() for t in (directions.contiguous(), base.contiguous(), out, rates, lanes))
-    compiled().behind_kink(*arrays, rates.numpy().dtype.type(negative_slope))
-    return out, rates

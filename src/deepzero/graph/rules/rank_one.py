@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Int64, Num
+from jaxtyping import Int64, Num
 from torch import Tensor
 
 from deepzero.graph import kernels
@@ -36,21 +36,18 @@ def rectified(x: Operand, negative_slope: float = 0.0) -> RankOne | Dense:
     """A leaky relu, or a relu, of a rank-one difference."""
     difference = x.difference
     assert isinstance(difference, RankOne)
-    change = partial(leaky_relu, slope=negative_slope) if negative_slope else relu
     used, groups = torch.unique(difference.groups, return_inverse=True)
     if len(used) * SHARED > max(difference.count, SHARED) or difference.directions.device.type != "cpu":
-        return in_full(x, change)
+        return in_full(x, _change(negative_slope))
     base = _rows_of(x)
     coefficients = difference.coefficients.reshape(difference.count, len(base))
     before = replace(difference, directions=difference.directions[used], groups=groups)
     _require_room(before, len(used) * len(base))
     directions, rates = _behind_kink(before.directions, base, negative_slope)
-    crosses = _crosses(coefficients, rates[:, groups])
-    places = crosses.flatten().nonzero().squeeze(1)
+    straight, places = _separated(coefficients, groups, rates)
     _require_room(before, len(used) * len(base) + len(places))
-    straight = torch.where(crosses, 0, coefficients).reshape(difference.coefficients.shape)
-    places, rows = _changed_rows(before, places, base, change)
-    return RankOne(straight, directions, groups, difference.shape, places, rows)
+    places, rows = _rectified_rows(before, places, base, negative_slope)
+    return RankOne(straight.reshape(difference.coefficients.shape), directions, groups, difference.shape, places, rows)
 
 
 def in_full(x: Operand, change: Callable[[Tensor, Tensor], Tensor]) -> RankOne | Dense:
@@ -96,10 +93,36 @@ def _behind_kink(
     return bent, torch.stack([torch.where(odd, math.inf, highest), torch.where(odd, -math.inf, lowest)])
 
 
-def _crosses(coefficients: Num[Tensor, "p m"], rates: Num[Tensor, "2 p m"]) -> Bool[Tensor, "p m"]:
-    """The rows of which some entry changes its sign (or is not a number)."""
-    stays = (coefficients * rates < 1).all(0)
-    return ~stays & (coefficients != 0)
+def _separated(
+    coefficients: Num[Tensor, "p m"], groups: Int64[Tensor, " p"], rates: Num[Tensor, "2 g m"]
+) -> tuple[Num[Tensor, "p m"], Int64[Tensor, " r"]]:
+    """The coefficients of rows of which no entry changes its sign (0 for others), and the places of the others."""
+    found = kernels.on(coefficients).rows_that_cross(coefficients, groups, rates)
+    if found is not None:
+        return found
+    stays = (coefficients == 0) | (coefficients * rates[:, groups] < 1).all(0)
+    return torch.where(stays, coefficients, 0), (~stays).flatten().nonzero().squeeze(1)
+
+
+def _rectified_rows(
+    difference: RankOne, places: Int64[Tensor, " r"], base: Num[Tensor, "m n"], negative_slope: float
+) -> tuple[Int64[Tensor, " all"], Num[Tensor, "all n"]]:
+    """:func:`_changed_rows` of a leaky relu, by a kernel where there is one."""
+    coefficients = difference.coefficients.reshape(difference.count, len(base))
+    given = None
+    if difference.places is not None and difference.rows is not None:
+        given = difference.places, difference.rows
+    own = kernels.on(base)
+    rows = own.rectified_rows(
+        coefficients, difference.directions, difference.groups, places, base, given, negative_slope
+    )
+    if rows is None:
+        return _changed_rows(difference, places, base, _change(negative_slope))
+    return places if given is None else torch.cat([places, given[0]]), rows
+
+
+def _change(negative_slope: float) -> Callable[..., Tensor]:
+    return partial(leaky_relu, slope=negative_slope) if negative_slope else relu
 
 
 def _changed_rows(
