@@ -13,6 +13,7 @@ from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.capture import Node
 from deepzero.graph.differences import (
+    Blocks,
     Dense,
     Difference,
     LowRank,
