@@ -13,10 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Int64, Num, Shaped
+from jaxtyping import Float, Int64, Num, Shaped
 from torch import Tensor
 
 from deepzero.errors import DeepZeroError
+from deepzero.graph.host_numbers import is_known, on_host, placed
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class OneHot:
 
     def positions(self) -> tuple[Int64[Tensor, " p"], ...]:
         """The multi-index of each entry, one tensor per dimension."""
-        return torch.unravel_index(self.indices, self.shape)
+        if not is_known(self.indices):
+            return torch.unravel_index(self.indices, self.shape)
+        parts = torch.unravel_index(on_host(self.indices), self.shape)
+        return tuple(placed(part, self.indices.device) for part in parts)
 
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries, most of them 0."""
@@ -138,6 +142,53 @@ class Dense:
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries."""
         return self.delta
+
+    def rearranged(self, function: Callable[[Tensor], Tensor]) -> Dense:
+        """Entries moved, left out, or zeros put beside them, as ``function`` does it with a stack of them."""
+        return Dense(function(self.delta))
+
+
+class HalfDense(Dense):
+    """Every entry may differ, and is stored in float16, multiplied by a power of two.
+
+    Kernels of a GPU give and take it. To everything else it is a :class:`Dense` difference in float32, made where it is
+    asked for. An entry that float16 cannot hold is a NaN, so that no loss comes out wrong unseen.
+
+    Args:
+        half: the differences times ``scale``, rounded.
+        scale: the power of two.
+    """
+
+    half: Float[Tensor, " p *shape"]
+    scale: float
+
+    def __init__(self, half: Float[Tensor, " p *shape"], scale: float) -> None:
+        object.__setattr__(self, "half", half)
+        object.__setattr__(self, "scale", scale)
+
+    @property
+    def delta(self) -> Float[Tensor, " p *shape"]:
+        """All entries in float32."""
+        return self.half.float().div_(self.scale)
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.half.shape[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the base value."""
+        return self.half.shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return int(self.half.nbytes)
+
+    def rearranged(self, function: Callable[[Tensor], Tensor]) -> HalfDense:
+        """Of what is stored: zeros stay zeros."""
+        return HalfDense(function(self.half), self.scale)
 
 
 class TooLargeError(DeepZeroError):
@@ -407,7 +458,7 @@ Difference = OneHot | Channel | Dense | RankOne | Segment | LowRank
 
 def runs_of(numbers: Int64[Tensor, " p"]) -> list[tuple[int, int, int]]:
     """Maximal runs ``(number, start, stop)`` of equal numbers."""
-    values, counts = torch.unique_consecutive(numbers, return_counts=True)
+    values, counts = torch.unique_consecutive(on_host(numbers), return_counts=True)
     stops = counts.cumsum(0).tolist()
     return [(v, stop - n, stop) for v, n, stop in zip(values.tolist(), counts.tolist(), stops, strict=True)]
 
@@ -479,4 +530,4 @@ def same_channels(first: Channel, second: Channel) -> bool:
 
 
 def _equal(first: Int64[Tensor, " p"], second: Int64[Tensor, " p"]) -> bool:
-    return first is second or torch.equal(first, second)
+    return first is second or torch.equal(on_host(first), on_host(second))
