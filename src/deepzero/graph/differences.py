@@ -364,9 +364,25 @@ class LowRank:
         count, rows = self.count, self.shape[:-1].numel()
         factors = self.factors.reshape(count, rows, -1)
         out = factors * self.vectors if factors.shape[2] == 1 else factors @ self.vectors
+        return self._with_multiples(out).view(count, *self.shape)
+
+    def added_to(self, out: Num[Tensor, " p *shape"]) -> Num[Tensor, " p *shape"]:
+        """``out``, which is contiguous, with all entries added to it in place."""
+        count, rows = self.count, self.shape[:-1].numel()
+        flat, factors = out.view(count, rows, -1), self.factors.reshape(count, rows, -1)
+        if len(self.vectors) == 1:
+            flat.view(count * rows, -1).addmm_(factors.flatten(0, 1), self.vectors[0])
+        else:
+            flat.baddbmm_(factors, self.vectors)
+        self._with_multiples(flat)
+        return out
+
+    def _with_multiples(self, out: Num[Tensor, "p rows n"]) -> Num[Tensor, "p rows n"]:
+        """``out`` with the multiples of base rows added to it in place."""
         if self.multiples is not None and self.rows is not None:
-            out.addcmul_(self.multiples.reshape(count, rows, 1), self.rows.base.reshape(rows, -1))
-        return out.view(count, *self.shape)
+            base = self.rows.base.reshape(1, out.shape[1], -1)
+            out.addcmul_(self.multiples.reshape(*out.shape[:2], 1), base)
+        return out
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LowRank:
         """A multiple: ``function`` is linear, acts on entries alike, and keeps the dtype."""
@@ -508,15 +524,40 @@ def constant_over(delta: Tensor, dims: tuple[int, ...]) -> bool:
     return all(delta.stride(d) == 0 or delta.shape[d] == 1 for d in dims)
 
 
-def add(first: Difference | None, second: Difference | None) -> Difference | None:
-    """Sum of two differences of the same node."""
+def add(
+    first: Difference | None, second: Difference | None, spare: tuple[bool, bool] = (False, False)
+) -> Difference | None:
+    """Sum of two differences of the same node.
+
+    Args:
+        first: one of them.
+        second: the other.
+        spare: for each of them, whether the sum may take its memory, being of the same dtype.
+    """
     if first is None or second is None:
         return second if first is None else first
     if isinstance(first, Channel) and isinstance(second, Channel) and same_channels(first, second):
         return first.with_delta(first.delta + second.delta)
     if isinstance(first, OneHot) and isinstance(second, OneHot) and same_entries(first, second):
         return OneHot(first.indices, first.values + second.values, first.shape)
-    return Dense(first.dense() + second.dense())
+    for own, other, free in ((first, second, spare[0]), (second, first, spare[1])):
+        if free and isinstance(own, Dense):
+            return Dense(_increased(own.delta, other), owned=True)
+    for own, other in ((first, second), (second, first)):
+        if isinstance(own, Dense) and isinstance(other, Channel) and own.delta.dtype == other.delta.dtype:
+            return Dense(_increased(own.delta.clone(), other), owned=True)
+    return Dense(first.dense() + second.dense(), owned=True)
+
+
+def _increased(delta: Num[Tensor, " p *shape"], difference: Difference) -> Num[Tensor, " p *shape"]:
+    """``delta`` with a difference added to it in place: where that is of few entries or factors, to no others."""
+    if isinstance(difference, Channel):
+        source = difference.delta.unsqueeze(difference.axis + 1).to(delta.dtype)
+        index = difference.channels.reshape(-1, *(1 for _ in source.shape[1:])).expand(source.shape)
+        return delta.scatter_add_(difference.axis + 1, index, source)
+    if isinstance(difference, LowRank) and delta.is_contiguous() and difference.factors.dtype == delta.dtype:
+        return difference.added_to(delta)
+    return delta.add_(difference.dense())
 
 
 def same_entries(first: OneHot, second: OneHot) -> bool:
