@@ -53,7 +53,7 @@ def in_full(x: Operand, change: Callable[[Tensor, Tensor], Tensor]) -> RankOne |
     """``change(z, d)``, which is 0 where d is; only the rows that differ, unless most of them do."""
     difference = x.difference
     assert isinstance(difference, RankOne)
-    if difference.count == 1 or difference.directions.device.type != "cpu":
+    if difference.count == 1 or difference.directions.device.type != "cpu":  # a GPU would be waited for
         return Dense(change(x.base, difference.dense()), owned=True)
     base, coefficients = _rows_of(x), difference.coefficients
     places = coefficients.flatten().nonzero().squeeze(1)
