@@ -78,7 +78,7 @@ class Layout:
         return self.derived(value, "", laid)
 
     def derived(self, value: Value, what: str, make: Callable[[], T]) -> T:
-        """What is made of base values in this layout, once a step."""
+        """Something made of base values in this layout, once a step."""
         return value.remember(f"{what} in rows {self.axis} {self.order}", make)
 
     def restored(self, out: Float[Tensor, "p n"], difference: Channel | Dense) -> Float[Tensor, " p *shape"]:
