@@ -54,7 +54,7 @@ def test_a_case_is_a_row() -> None:
     assert second[4] == "-"
     assert second[6] == "2e-03 (float64: 1.30x (1.30 to 1.30))"
     assert floor.rows[0][:6] == ["cnn", "8 M", "3 MB", "1,000 µs", "4,000 µs", "25%"]
-    assert floor.rows[0][6] == "`conv2d` 70%, `relu` 20%, `view` 5%, `add` 4%"
+    assert floor.rows[0][6] == "conv2d 70%, relu 20%, view 5%, add 4%"
     assert "products 140 and convolutions 130 GFLOP/s, a copy 25.0 GB/s" in floor.note
 
 

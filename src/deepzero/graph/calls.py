@@ -65,11 +65,13 @@ class Call:
         node: the operation.
         values: base values of the operations it stands for (one; several if fused), the last of them its output.
         overwrite: whether the first operand's difference is this call's to destroy.
+        by_sample: whether the outcome may be a difference of some samples.
     """
 
     node: Node
     values: tuple[Value, ...]
     overwrite: bool = False
+    by_sample: bool = False
 
     @property
     def output(self) -> Value:

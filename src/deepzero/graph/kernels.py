@@ -11,6 +11,7 @@ g groups of perturbations, m rows, n entries of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
-from deepzero.graph.differences import Channel, Dense, Difference
+from deepzero.graph.cuda import cuda_kernels
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
+from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 
@@ -76,6 +79,27 @@ class Kernels(Protocol):
         """``conv(d, W)`` in one group, to an output of ``shape``."""
         ...
 
+    def convolve_to_tail(
+        self,
+        difference: Channel | Dense | Blocks,
+        weight: Value,
+        geometry: ConvolutionGeometry,
+        shape: torch.Size,
+        tail: Tail,
+        extra: Difference | Blocks | None,
+    ) -> Dense | Blocks | None:
+        """The change of what follows ``conv(x, W)`` of ``shape`` where x differs by d, and the residual by ``extra``.
+
+        There is no extra where maxima are taken.
+        """
+        ...
+
+    def slices_to_tail(
+        self, x: Value, difference: OneHot, geometry: ConvolutionGeometry, shape: torch.Size, tail: Tail
+    ) -> Channel | None:
+        """The same where one weight differs: its output channel alone."""
+        ...
+
     def shifted_slices(
         self,
         padded: Float[Tensor, "i b *spatial"],
@@ -129,6 +153,64 @@ class Kernels(Protocol):
         """
         ...
 
+    def normalize(
+        self,
+        difference: Channel | Dense,
+        centred: Value,
+        scale: Float[Tensor, "*kept"],
+        weight: Float[Tensor, "*normalized"] | None,
+        dims: int,
+        *,
+        mean: bool,
+        overwrite: bool,
+    ) -> Channel | Dense | None:
+        """The change of ``weight c / s`` along the last ``dims`` dimensions, with ``s^2 = mean(c^2) + eps``.
+
+        Args:
+            difference: of what is normalized.
+            centred: c, base values minus their mean along these dimensions, or base values themselves.
+            scale: s, of length 1 along them.
+            weight: a factor, 1 if None.
+            dims: their number.
+            mean: whether the mean is taken off.
+            overwrite: lets the outcome take the memory of the difference.
+        """
+        ...
+
+    def softmax(
+        self, difference: Channel | Dense, chances: Value, logarithms: Value, dim: int, *, log: bool, overwrite: bool
+    ) -> Channel | Dense | None:
+        """The change of a softmax along dimension ``dim``, or with ``log`` of its logarithm.
+
+        Args:
+            difference: of the logits.
+            chances: their softmax.
+            logarithms: its logarithm, exact also where the softmax is 0 by underflow.
+            dim: of base values.
+            log: whether the change of the logarithm is asked for.
+            overwrite: lets the outcome take the memory of the difference.
+        """
+        ...
+
+    def label_losses(
+        self,
+        difference: Channel | Dense,
+        chances: Value,
+        logarithms: Value,
+        labels: Int64[Tensor, "*targets"],
+        dim: int,
+    ) -> Float[Tensor, " p *others"] | None:
+        """The change of ``-log softmax(z)_y`` for labels y, at the targets that differ.
+
+        Args:
+            difference: of the logits z: of all, of one class, or of one entry of another dimension.
+            chances: the softmax of z along ``dim``.
+            logarithms: its logarithm, exact also where the softmax is 0 by underflow.
+            labels: y, of the shape of z without its classes.
+            dim: dimension of z that holds the classes.
+        """
+        ...
+
     def behind_kink(
         self, directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
     ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
@@ -137,6 +219,28 @@ class Kernels(Protocol):
         They are ``u`` where z is positive or 0 and ``slope u`` elsewhere; and the largest and the smallest ``-u / z``,
         which are infinite in a row with an entry whose ``u / z`` is infinite or not a number.
         """
+        ...
+
+    def rows_that_cross(
+        self, coefficients: Float[Tensor, "p m"], groups: Int64[Tensor, " p"], rates: Float[Tensor, "2 g m"]
+    ) -> tuple[Float[Tensor, "p m"], Int64[Tensor, " r"]] | None:
+        """The coefficients with 0 for rows that cross a kink, and the flat places of these.
+
+        A row crosses unless its coefficient is 0 or, times both extreme rates, less than 1.
+        """
+        ...
+
+    def rectified_rows(
+        self,
+        coefficients: Float[Tensor, "p m"],
+        directions: Float[Tensor, " g #m n"],
+        groups: Int64[Tensor, " p"],
+        places: Int64[Tensor, " r"],
+        base: Float[Tensor, "m n"],
+        given: tuple[Int64[Tensor, " s"], Float[Tensor, "s n"]] | None,
+        negative_slope: float,
+    ) -> Float[Tensor, "all n"] | None:
+        """``f(z + d) - f(z)`` of a leaky relu f, for multiples d at ``places`` and for rows d given with theirs."""
         ...
 
 
@@ -155,6 +259,12 @@ class NoKernels:
     def convolve_dense(self, *_: Any) -> None:
         """None."""
 
+    def convolve_to_tail(self, *_: Any) -> None:
+        """None."""
+
+    def slices_to_tail(self, *_: Any) -> None:
+        """None."""
+
     def shifted_slices(self, *_: Any) -> None:
         """None."""
 
@@ -167,11 +277,37 @@ class NoKernels:
     def activation(self, *_: Any, overwrite: bool) -> None:
         """None."""
 
+    def normalize(self, *_: Any, mean: bool, overwrite: bool) -> None:
+        """None."""
+
+    def softmax(self, *_: Any, log: bool, overwrite: bool) -> None:
+        """None."""
+
+    def label_losses(self, *_: Any) -> None:
+        """None."""
+
     def behind_kink(self, *_: Any) -> None:
         """None."""
 
+    def rows_that_cross(self, *_: Any) -> None:
+        """None."""
 
-BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels}
+    def rectified_rows(self, *_: Any) -> None:
+        """None."""
+
+
+class SomeKernels(NoKernels):
+    """A device whose module has kernels for a part of the functions.
+
+    Args:
+        module: what it has, by the names of :class:`Kernels`.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self.__dict__.update({name: f for name, f in vars(module).items() if name in vars(Kernels) and name[0] != "_"})
+
+
+BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels, "cuda": SomeKernels(cuda_kernels)}
 """Type of a device -> its kernels."""
 NONE = NoKernels()
 

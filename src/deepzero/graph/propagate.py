@@ -12,10 +12,23 @@ from torch import Tensor, fx
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.capture import Node
-from deepzero.graph.differences import Dense, Difference, LowRank, OneHot, RankOne, Segment, TooLargeError, entries
+from deepzero.graph.differences import (
+    Blocks,
+    Dense,
+    Difference,
+    LowRank,
+    OneHot,
+    RankOne,
+    Segment,
+    SomeSamples,
+    TooLargeError,
+    entries,
+)
 from deepzero.graph.forward import Values
+from deepzero.graph.host_numbers import placed
 from deepzero.graph.program import Cone, Step
 from deepzero.graph.rules import fallback, in_kind_for
+from deepzero.graph.rules.by_sample import by_sample as samples_apart
 
 Meter = Callable[[int, int], None]
 """Called after each step with the bytes of live differences, and of what the step worked on."""
@@ -54,6 +67,7 @@ def propagated(
         for step in cone.steps:
             _advance(step, values, live, meter)
         change = live.get(output)
+        change = change.written_out() if isinstance(change, SomeSamples) else change
         base: Tensor = values[output].base
         if change is None:
             return torch.zeros(count, dtype=torch.float64, device=base.device)
@@ -62,7 +76,7 @@ def propagated(
 
 def _one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHot:
     """One entry moved; of complex values the real and the imaginary parts are entries, one after the other."""
-    indices = indices.to(base.device)
+    indices = placed(indices, base.device)
     if base.is_complex():
         values = torch.where(indices % 2 == 0, offset, offset * 1j).to(base.dtype)
         return OneHot(indices // 2, values, base.shape)
@@ -72,7 +86,7 @@ def _one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHo
 def _advance(step: Step, values: Values, live: dict[Node, Any], meter: Meter | None) -> None:
     given = {node: live[node] for node in step.inputs if node in live}
     if given:
-        outcome = _pick(step, live) if step.rule is None else _apply(step, values, live)
+        outcome = _pick(step, live) if step.rule is None else _apply(step, values, live, by_sample=meter is None)
         if outcome is not None:
             live[step.node] = outcome
             if meter is not None:
@@ -91,7 +105,9 @@ def _widened(step: Step, values: Values, live: dict[Node, Any]) -> int:
     return sum(int(base.nbytes) * count for base, count in differing)
 
 
-def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
+def _apply(step: Step, values: Values, live: dict[Node, Any], *, by_sample: bool) -> Any:
+    """The outcome of a rule; a footprint, which holds for any batch, is that of all samples."""
+
     def operand(argument: Any) -> Any:
         if not isinstance(argument, Node):
             return argument
@@ -102,8 +118,12 @@ def _apply(step: Step, values: Values, live: dict[Node, Any]) -> Any:
         return Operand(value, difference, argument in step.spends and _alone(argument, live))
 
     args, kwargs = fx.node.map_aggregate((step.args, step.kwargs), operand)
-    call = Call(step.node, tuple(values[part] for part in step.parts), step.overwrite)
-    outcome = step.rule(call, *args, **kwargs)  # type: ignore[misc]
+    call = Call(step.node, tuple(values[part] for part in step.parts), step.overwrite, by_sample)
+    assert step.rule is not None
+    if any(isinstance(live.get(node), SomeSamples) for node in step.inputs):
+        outcome = samples_apart(step.rule, call, args, kwargs)
+    else:
+        outcome = step.rule(call, *args, **kwargs)
     if isinstance(outcome, tuple) and all(o is None for o in outcome):
         return None
     return outcome
@@ -128,7 +148,7 @@ def _memory(outcome: Any) -> set[int]:
 def _difference(step: Step, live: dict[Node, Any], node: Node) -> Any:
     """The difference of a node, in a kind that the step's rule takes; what is written out for it is kept."""
     difference = live.get(node)
-    if isinstance(difference, (RankOne, Segment, LowRank)):
+    if isinstance(difference, (RankOne, Segment, LowRank, Blocks)):
         difference = live[node] = in_kind_for(step.rule, difference)
     return difference
 

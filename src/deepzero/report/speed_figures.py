@@ -51,7 +51,7 @@ def _floor_row(case: Mapping[str, Any], threads: int) -> list[str]:
         f"{1e6 * work['seconds']:,.0f} µs",
         f"{1e6 * each:,.0f} µs",
         f"{reached['median']:.0%}",
-        ", ".join(f"`{rule}` {share:.0%}" for rule, share in rules),
+        ", ".join(f"{rule} {share:.0%}" for rule, share in rules),
     ]
 
 

@@ -112,22 +112,6 @@ def channel_affine_relu(delta, centred, before, channels, slope, tilt, shift, ou
 
 
 @compiled
-def patches(delta, stride, pad, dilation, out):
-    """The zero-padded patches that a kernel sees of one channel: ``delta [P, B, H, W]``, ``out [P, B, h, w, k, k]``."""
-    count, batch, height, width = delta.shape
-    for p in range(count):
-        for b in range(batch):
-            for y in range(out.shape[2]):
-                for i in range(out.shape[4]):
-                    v = y * stride[0] - pad[0] + i * dilation[0]
-                    inside = 0 <= v < height
-                    for x in range(out.shape[3]):
-                        for j in range(out.shape[5]):
-                            u = x * stride[1] - pad[1] + j * dilation[1]
-                            out[p, b, y, x, i, j] = delta[p, b, v, u] if inside and 0 <= u < width else 0
-
-
-@compiled
 def disjoint_maxima(delta, gap, kernel, line, out):
     """``max (gap + d)`` over windows that tile height and width.
 
@@ -209,30 +193,3 @@ def shifted_slices(padded, features, rows, columns, values, stride, dilation, ou
                 else:
                     for x in range(target.size):
                         target[x] = value * line[x * stride[1]]
-
-
-@compiled
-def behind_kink(directions, base, out, rates, lanes, negative_slope):
-    """Directions behind a kink at zero, and the extremes of ``-u / z`` along each row.
-
-    ``directions [G, 1 or R, N]``, ``base [R, N]``, ``out [G, R, N]``, ``rates [2, G, R]``; ``lanes [3, L]`` is scratch:
-    the largest, the smallest, and zeros that an infinity or a NaN turns into a NaN.
-    """
-    highest, lowest, zeros = lanes
-    for g in range(out.shape[0]):
-        for r in range(out.shape[1]):
-            u, z, o = directions[g, r if directions.shape[1] > 1 else 0], base[r], out[g, r]
-            highest[:] = -math.inf
-            lowest[:] = math.inf
-            zeros[:] = 0
-            for start in range(0, z.size, lanes.shape[1]):
-                a, b, c = u[start : start + lanes.shape[1]], z[start : start + lanes.shape[1]], o[start:]
-                for i in range(a.size):
-                    rate = -a[i] / b[i]
-                    c[i] = a[i] if b[i] >= 0 else a[i] * negative_slope
-                    highest[i] = rate if rate > highest[i] else highest[i]
-                    lowest[i] = rate if rate < lowest[i] else lowest[i]
-                    zeros[i] += rate * 0
-            odd = zeros.sum() != 0
-            rates[0, g, r] = math.inf if odd else highest.max()
-            rates[1, g, r] = -math.inf if odd else lowest.min()

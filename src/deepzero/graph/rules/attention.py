@@ -41,7 +41,7 @@ class AttentionWeights:
     def of(cls, scores: Float[Tensor, "*lead l s"]) -> AttentionWeights:
         """Of scores that may be minus infinity; a row of nothing else gets the weight 0 everywhere, as in PyTorch."""
         dead = (scores == -math.inf).all(-1, keepdim=True)
-        if not bool(dead.any()):
+        if dead.device.type == "cpu" and not bool(dead.any()):  # a GPU is not waited for
             logarithms = torch.log_softmax(scores, -1)
             return cls(logarithms.exp(), logarithms, None)
         logarithms = torch.log_softmax(scores.masked_fill(dead, 0.0), -1).masked_fill(dead, -math.inf)
@@ -59,7 +59,7 @@ class AttentionWeights:
         so that expm1 could overflow, take the plain form, which does not cancel there.
         """
         small = d.abs().amax(-1, keepdim=True) <= 1 if d.shape[-1] else None
-        if small is None or bool(small.all()):
+        if small is None or (small.device.type == "cpu" and bool(small.all())):  # a GPU is not waited for
             return self._closed(d)
         moved = (self.logarithms + d) - torch.logsumexp(self.logarithms + d, -1, keepdim=True)
         plain = moved.exp() - self.weights
@@ -141,9 +141,7 @@ def _change(
 ) -> Float[Tensor, "p ..."]:
     """The output's change from stacked operands, of which at least one differs."""
     if mask is None and (q.delta is not None or k.delta is not None):
-        query, key, value = ((o.base.squeeze(0), o.delta) for o in (q, k, v))
-        own = weights.map(lambda t: t.squeeze(0))
-        out = kernels.on(own.weights).attention(query, key, value, factor, own.weights, own.logarithms)
+        out = _by_kernel(q, k, v, factor, weights)
         if out is not None:
             return out
     scores: Tensor | None = None
@@ -153,6 +151,19 @@ def _change(
         scores = mask if scores is None else scores + mask
     moving = Moving(weights.weights, None if scores is None else weights.change(scores))
     return product_change(moving, v, grouped_product)
+
+
+def _by_kernel(
+    q: Moving, k: Moving, v: Moving, factor: float, weights: AttentionWeights
+) -> Float[Tensor, "p ..."] | None:
+    """:func:`_change` by a kernel of the device; base values of their own make of perturbations a leading dimension."""
+    attention = kernels.on(weights.weights).attention
+    if len(weights.weights) == 1:
+        query, key, value = ((o.base.squeeze(0), o.delta) for o in (q, k, v))
+        return attention(query, key, value, factor, weights.weights.squeeze(0), weights.logarithms.squeeze(0))
+    query, key, value = ((o.base, None if o.delta is None else o.delta.unsqueeze(0)) for o in (q, k, v))
+    out = attention(query, key, value, factor, weights.weights, weights.logarithms)
+    return None if out is None else out.squeeze(0)
 
 
 def _scores(
@@ -195,22 +206,25 @@ class _Head:
         return self.like.channels
 
     def runs(self) -> list[_Run]:
-        """The perturbations of one entry after the other."""
-        return [_Run(self.axis, *run) for run in self.like.runs]
+        """The perturbations of one entry after the other, or all of them where hardly two share one."""
+        runs = self.like.runs
+        if 2 * len(runs) > self.like.count > 1:
+            return [_Run(self.axis, self.channels, 0, self.like.count)]
+        return [_Run(self.axis, self.channels[start : start + 1], start, stop) for _, start, stop in runs]
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Perturbations ``start`` to ``stop``, all at one entry of the dimension ``axis`` (counted from the end)."""
+    """Perturbations ``start`` to ``stop``: at one entry of dimension ``axis``, counted from the end, or one each."""
 
     axis: int
-    entry: int
+    entries: Int64[Tensor, " #p"]
     start: int
     stop: int
 
-    def pick(self, base: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "1 ..."]:
+    def pick(self, base: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "#p ..."]:
         """The base value there."""
-        return base.select(self.axis, self.entry).unsqueeze(0)
+        return base.movedim(self.axis, 0).index_select(0, self.entries)
 
 
 def _shared_head(operands: tuple[Operand, ...], mask: Difference | None, lead: int) -> _Head | None:

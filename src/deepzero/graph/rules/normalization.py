@@ -263,9 +263,29 @@ def layer_norm(
         low_rank = normalized_low_rank(call, x.difference, base)
         if low_rank is not None:
             return low_rank
+    centred = call.memo("centred", lambda: Value(statistics.centred))
+    fused = _fused_rows(x, centred, statistics.scale, weight, len(dims), mean=True)
+    if fused is not None:
+        return total([fused, _broadcast_bias(bias, x.base.shape)])
     change = None if x.difference is None else change_apart(x.difference, statistics, dims)
     normalized = call.memo("normalized", lambda: statistics.centred / statistics.scale)
     return affine_change(x.base.shape, change, normalized, weight, bias, axis=None)
+
+
+def _fused_rows(
+    x: Operand, centred: Value, scale: Float[Tensor, "*#shape"], weight: Any, dims: int, *, mean: bool
+) -> Difference | None:
+    """The change with a fixed weight, or none, by a kernel of the device."""
+    if difference_of(weight) is not None or not isinstance(x.difference, (Channel, Dense)):
+        return None
+    own, factor = kernels.on(x.difference.delta), None if weight is None else weight.base
+    return own.normalize(x.difference, centred, scale, factor, dims, mean=mean, overwrite=x.expendable)
+
+
+def _broadcast_bias(bias: Any, shape: torch.Size) -> Difference | None:
+    """The difference of a bias, if it has one."""
+    change = difference_of(bias)
+    return None if change is None else broadcast(change, shape)
 
 
 @rule(aten.rms_norm.default, rank_one=True, low_rank=True)
@@ -281,6 +301,9 @@ def rms_norm(
         low_rank = normalized_low_rank(call, x.difference, base)
         if low_rank is not None:
             return low_rank
+    fused = _fused_rows(x, x.value, scale, weight, len(dims), mean=False)
+    if fused is not None:
+        return fused
     change = None if x.difference is None else _scaled_change(x, scale, dims)
     normalized = call.memo("normalized", lambda: x.base / scale)
     return affine_change(x.base.shape, change, normalized, weight, None, axis=None)

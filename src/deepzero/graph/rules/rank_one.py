@@ -17,16 +17,13 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Int64, Num
+from jaxtyping import Int64, Num
 from torch import Tensor
 
 from deepzero.graph import kernels
 from deepzero.graph.calls import Operand
-from deepzero.graph.differences import Dense, RankOne, TooLargeError
+from deepzero.graph.differences import Dense, RankOne
 from deepzero.graph.rules.formulas import leaky_relu, relu
-
-ROOM = 16 << 20
-"""Bytes of directions and of rows given in full that a chunk may make at once; with more it is cut in halves."""
 
 SHARED = 2
 """Perturbations that a group must have on average before their directions are worth making."""
@@ -36,33 +33,34 @@ def rectified(x: Operand, negative_slope: float = 0.0) -> RankOne | Dense:
     """A leaky relu, or a relu, of a rank-one difference."""
     difference = x.difference
     assert isinstance(difference, RankOne)
-    change = partial(leaky_relu, slope=negative_slope) if negative_slope else relu
+    if difference.directions.device.type != "cpu":
+        return in_full(x, _change(negative_slope))
     used, groups = torch.unique(difference.groups, return_inverse=True)
-    if len(used) * SHARED > max(difference.count, SHARED) or difference.directions.device.type != "cpu":
-        return in_full(x, change)
+    if len(used) * SHARED > max(difference.count, SHARED):
+        return in_full(x, _change(negative_slope))
     base = _rows_of(x)
     coefficients = difference.coefficients.reshape(difference.count, len(base))
     before = replace(difference, directions=difference.directions[used], groups=groups)
-    _require_room(before, len(used) * len(base))
+    before.require_room(len(used) * len(base), base.shape[1])
     directions, rates = _behind_kink(before.directions, base, negative_slope)
-    crosses = _crosses(coefficients, rates[:, groups])
-    places = crosses.flatten().nonzero().squeeze(1)
-    _require_room(before, len(used) * len(base) + len(places))
-    straight = torch.where(crosses, 0, coefficients).reshape(difference.coefficients.shape)
-    places, rows = _changed_rows(before, places, base, change)
-    return RankOne(straight, directions, groups, difference.shape, places, rows)
+    straight, places = _separated(coefficients, groups, rates)
+    before.require_room(len(used) * len(base) + len(places), base.shape[1])
+    places, rows = _rectified_rows(before, places, base, negative_slope)
+    return RankOne(straight.reshape(difference.coefficients.shape), directions, groups, difference.shape, places, rows)
 
 
 def in_full(x: Operand, change: Callable[[Tensor, Tensor], Tensor]) -> RankOne | Dense:
     """``change(z, d)``, which is 0 where d is; only the rows that differ, unless most of them do."""
     difference = x.difference
     assert isinstance(difference, RankOne)
+    if difference.count == 1 or difference.directions.device.type != "cpu":  # a GPU would be waited for
+        return Dense(change(x.base, difference.dense()), owned=True)
     base, coefficients = _rows_of(x), difference.coefficients
-    places = coefficients.flatten().nonzero().squeeze(1) if difference.count > 1 else None
-    if places is None or 2 * len(places) > coefficients.numel():
-        _require_room(difference, coefficients.numel())
-        return Dense(change(x.base, difference.dense()))
-    _require_room(difference, len(places))
+    places = coefficients.flatten().nonzero().squeeze(1)
+    if 2 * len(places) > coefficients.numel():
+        difference.require_room(coefficients.numel(), base.shape[1])
+        return Dense(change(x.base, difference.dense()), owned=True)
+    difference.require_room(len(places), base.shape[1])
     places, rows = _changed_rows(difference, places, base, change)
     return replace(difference, coefficients=torch.zeros_like(coefficients), places=places, rows=rows)
 
@@ -70,12 +68,6 @@ def in_full(x: Operand, change: Callable[[Tensor, Tensor], Tensor]) -> RankOne |
 def _rows_of(x: Operand) -> Num[Tensor, "m n"]:
     """The base value by rows, contiguous, once a step."""
     return x.value.remember("matrix rows", lambda: x.base.reshape(-1, x.base.shape[-1]).contiguous())
-
-
-def _require_room(difference: RankOne, rows: int) -> None:
-    """Refuse to make more rows than there is room for, unless for a single perturbation."""
-    if difference.count > 1 and rows * difference.shape[-1] * difference.directions.element_size() > ROOM:
-        raise TooLargeError
 
 
 def _behind_kink(
@@ -96,10 +88,36 @@ def _behind_kink(
     return bent, torch.stack([torch.where(odd, math.inf, highest), torch.where(odd, -math.inf, lowest)])
 
 
-def _crosses(coefficients: Num[Tensor, "p m"], rates: Num[Tensor, "2 p m"]) -> Bool[Tensor, "p m"]:
-    """The rows of which some entry changes its sign (or is not a number)."""
-    stays = (coefficients * rates < 1).all(0)
-    return ~stays & (coefficients != 0)
+def _separated(
+    coefficients: Num[Tensor, "p m"], groups: Int64[Tensor, " p"], rates: Num[Tensor, "2 g m"]
+) -> tuple[Num[Tensor, "p m"], Int64[Tensor, " r"]]:
+    """The coefficients of rows of which no entry changes its sign (0 for others), and the places of the others."""
+    found = kernels.on(coefficients).rows_that_cross(coefficients, groups, rates)
+    if found is not None:
+        return found
+    stays = (coefficients == 0) | (coefficients * rates[:, groups] < 1).all(0)
+    return torch.where(stays, coefficients, 0), (~stays).flatten().nonzero().squeeze(1)
+
+
+def _rectified_rows(
+    difference: RankOne, places: Int64[Tensor, " r"], base: Num[Tensor, "m n"], negative_slope: float
+) -> tuple[Int64[Tensor, " all"], Num[Tensor, "all n"]]:
+    """:func:`_changed_rows` of a leaky relu, by a kernel where there is one."""
+    coefficients = difference.coefficients.reshape(difference.count, len(base))
+    given = None
+    if difference.places is not None and difference.rows is not None:
+        given = difference.places, difference.rows
+    own = kernels.on(base)
+    rows = own.rectified_rows(
+        coefficients, difference.directions, difference.groups, places, base, given, negative_slope
+    )
+    if rows is None:
+        return _changed_rows(difference, places, base, _change(negative_slope))
+    return places if given is None else torch.cat([places, given[0]]), rows
+
+
+def _change(negative_slope: float) -> Callable[..., Tensor]:
+    return partial(leaky_relu, slope=negative_slope) if negative_slope else relu
 
 
 def _changed_rows(
