@@ -29,6 +29,7 @@ CHECKED_MODULES = (
     "deepzero.graph.differences",
     "deepzero.graph.cpu.activation_kernels",
     "deepzero.graph.cpu.convolution_kernels",
+    "deepzero.graph.cpu.attention_kernels",
     "deepzero.graph.cpu.cpu_kernels",
     "deepzero.graph.cpu.rank_one_kernels",
     "deepzero.graph.cpu.row_kernels",
