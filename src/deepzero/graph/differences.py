@@ -191,8 +191,15 @@ class HalfDense(Dense):
         return HalfDense(function(self.half), self.scale)
 
 
+ROOM = 16 << 20
+"""Bytes of directions and of rows given in full that an operation may make for a chunk of rank-one differences."""
+
+SHARES = 2048
+"""Perturbations that share the room, for the plan: more than a chunk has, whose workspace it takes in multiples."""
+
+
 class TooLargeError(DeepZeroError):
-    """A chunk would make more rows in full than there is room for: the engine cuts it in halves."""
+    """A chunk would make more rows than there is room for: the engine cuts it in halves."""
 
 
 @dataclass(frozen=True)
@@ -230,12 +237,20 @@ class RankOne:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors that grow with every perturbation.
+        """Bytes that a perturbation adds to a chunk: coefficients, and its share of what there is room for together."""
+        whole = self.coefficients.nbytes * self.shape[-1]
+        return int(self.coefficients.nbytes) + min(whole, self.count * ROOM // SHARES)
 
-        Directions of their own and rows given in full are bounded for all of them together, see
-        :mod:`deepzero.graph.rules.rank_one`.
+    def require_room(self, rows: int, size: int) -> None:
+        """Refuse to make so many rows of ``size`` entries, directions or in full, where there is no room for them.
+
+        A single perturbation is never refused.
+
+        Raises:
+            TooLargeError: they take more than ``ROOM``.
         """
-        return int(self.coefficients.nbytes)
+        if self.count > 1 and rows * size * self.directions.element_size() > ROOM:
+            raise TooLargeError
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
