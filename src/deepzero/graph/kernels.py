@@ -11,6 +11,7 @@ g groups of perturbations, m rows, n entries of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
+from deepzero.graph.cuda import cuda_kernels
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
@@ -266,7 +268,18 @@ class NoKernels:
         """None."""
 
 
-BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels}
+class SomeKernels(NoKernels):
+    """A device whose module has kernels for a part of the functions.
+
+    Args:
+        module: what it has, by the names of :class:`Kernels`.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self.__dict__.update({name: f for name, f in vars(module).items() if name in vars(Kernels) and name[0] != "_"})
+
+
+BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels, "cuda": SomeKernels(cuda_kernels)}
 """Type of a device -> its kernels."""
 NONE = NoKernels()
 

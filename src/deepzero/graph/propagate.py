@@ -24,6 +24,7 @@ from deepzero.graph.differences import (
     entries,
 )
 from deepzero.graph.forward import Values
+from deepzero.graph.host_numbers import placed
 from deepzero.graph.program import Cone, Step
 from deepzero.graph.rules import fallback, in_kind_for
 from deepzero.graph.rules.by_sample import by_sample as samples_apart
@@ -74,7 +75,7 @@ def propagated(
 
 def _one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHot:
     """One entry moved; of complex values the real and the imaginary parts are entries, one after the other."""
-    indices = indices.to(base.device)
+    indices = placed(indices, base.device)
     if base.is_complex():
         values = torch.where(indices % 2 == 0, offset, offset * 1j).to(base.dtype)
         return OneHot(indices // 2, values, base.shape)

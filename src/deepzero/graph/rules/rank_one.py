@@ -55,7 +55,8 @@ def in_full(x: Operand, change: Callable[[Tensor, Tensor], Tensor]) -> RankOne |
     difference = x.difference
     assert isinstance(difference, RankOne)
     base, coefficients = _rows_of(x), difference.coefficients
-    places = coefficients.flatten().nonzero().squeeze(1) if difference.count > 1 else None
+    sparse = difference.count > 1 and coefficients.device.type == "cpu"  # a GPU would be waited for
+    places = coefficients.flatten().nonzero().squeeze(1) if sparse else None
     if places is None or 2 * len(places) > coefficients.numel():
         _require_room(difference, coefficients.numel())
         return Dense(change(x.base, difference.dense()))
