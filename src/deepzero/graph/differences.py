@@ -191,8 +191,15 @@ class HalfDense(Dense):
         return HalfDense(function(self.half), self.scale)
 
 
+ROOM = 16 << 20
+"""Bytes of directions and of rows given in full that an operation may make for a chunk of rank-one differences."""
+
+SHARES = 2048
+"""Perturbations that share the room, for the plan: more than a chunk has, whose workspace it takes in multiples."""
+
+
 class TooLargeError(DeepZeroError):
-    """A chunk would make more rows in full than there is room for: the engine cuts it in halves."""
+    """A chunk would make more rows than there is room for: the engine cuts it in halves."""
 
 
 @dataclass(frozen=True)
@@ -230,12 +237,20 @@ class RankOne:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors that grow with every perturbation.
+        """Bytes that a perturbation adds to a chunk: coefficients, and its share of what there is room for together."""
+        whole = self.coefficients.nbytes * self.shape[-1]
+        return int(self.coefficients.nbytes) + min(whole, self.count * ROOM // SHARES)
 
-        Directions of their own and rows given in full are bounded for all of them together, see
-        :mod:`deepzero.graph.rules.rank_one`.
+    def require_room(self, rows: int, size: int) -> None:
+        """Refuse to make so many rows of ``size`` entries, directions or in full, where there is no room for them.
+
+        A single perturbation is never refused.
+
+        Raises:
+            TooLargeError: they take more than ``ROOM``.
         """
-        return int(self.coefficients.nbytes)
+        if self.count > 1 and rows * size * self.directions.element_size() > ROOM:
+            raise TooLargeError
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
@@ -433,7 +448,43 @@ class SomeSamples:
         return Dense(self.dense(), owned=True)
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Every entry of some images may differ, samples in blocks as wide as a vector of the processor.
+
+    What comes out of a compiled convolution and goes into the next one. Only the rules named in
+    :data:`~deepzero.graph.rules.base.TAKES_BLOCKS` see this kind; to all others the engine gives :meth:`dense`.
+
+    Attributes:
+        blocks: the differences, by perturbation, block, channel, height, width and lane; the last block ends with the
+            last sample, and so begins with some of the block before where the lanes do not divide their number.
+        shape: shape of the base value.
+    """
+
+    blocks: Num[Tensor, "p n c h w lane"]
+    shape: torch.Size
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.blocks.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return int(self.blocks.nbytes)
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries, samples last in memory."""
+        blocks, again = self.blocks, self.blocks.shape[1] * self.blocks.shape[-1] - self.shape[0]
+        in_order = blocks[:, : blocks.shape[1] - bool(again)].movedim(1, -2).flatten(-2)
+        if again:
+            in_order = torch.cat([in_order, blocks[:, -1, ..., again:]], -1)
+        return in_order.movedim(-1, 1)
+
+
 Difference = OneHot | Channel | Dense | RankOne | Segment | LowRank
+"""What rules may meet; blocks go only to those that take them."""
 
 
 def runs_of(numbers: Int64[Tensor, " p"]) -> list[tuple[int, int, int]]:
@@ -457,9 +508,9 @@ def difference_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.int64
 
 
-def entries(difference: Difference) -> Num[Tensor, "p entries"]:
+def entries(difference: Difference | Blocks) -> Num[Tensor, "p entries"]:
     """The entries that may differ; all others are zero."""
-    if isinstance(difference, (RankOne, Segment, LowRank)):
+    if isinstance(difference, (RankOne, Segment, LowRank, Blocks)):
         difference = Dense(difference.dense())
     values = difference.values if isinstance(difference, OneHot) else difference.delta
     return values.reshape(difference.count, -1)

@@ -21,7 +21,8 @@ from torch import Tensor
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
 from deepzero.graph.cuda import cuda_kernels
-from deepzero.graph.differences import Channel, Dense, Difference
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
+from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 
@@ -76,6 +77,27 @@ class Kernels(Protocol):
         self, difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
     ) -> Dense | None:
         """``conv(d, W)`` in one group, to an output of ``shape``."""
+        ...
+
+    def convolve_to_tail(
+        self,
+        difference: Channel | Dense | Blocks,
+        weight: Value,
+        geometry: ConvolutionGeometry,
+        shape: torch.Size,
+        tail: Tail,
+        extra: Difference | Blocks | None,
+    ) -> Dense | Blocks | None:
+        """The change of what follows ``conv(x, W)`` of ``shape`` where x differs by d, and the residual by ``extra``.
+
+        There is no extra where maxima are taken.
+        """
+        ...
+
+    def slices_to_tail(
+        self, x: Value, difference: OneHot, geometry: ConvolutionGeometry, shape: torch.Size, tail: Tail
+    ) -> Channel | None:
+        """The same where one weight differs: its output channel alone."""
         ...
 
     def shifted_slices(
@@ -235,6 +257,12 @@ class NoKernels:
         """None."""
 
     def convolve_dense(self, *_: Any) -> None:
+        """None."""
+
+    def convolve_to_tail(self, *_: Any) -> None:
+        """None."""
+
+    def slices_to_tail(self, *_: Any) -> None:
         """None."""
 
     def shifted_slices(self, *_: Any) -> None:

@@ -13,6 +13,7 @@ from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.capture import Node
 from deepzero.graph.differences import (
+    Blocks,
     Dense,
     Difference,
     LowRank,
@@ -147,7 +148,7 @@ def _memory(outcome: Any) -> set[int]:
 def _difference(step: Step, live: dict[Node, Any], node: Node) -> Any:
     """The difference of a node, in a kind that the step's rule takes; what is written out for it is kept."""
     difference = live.get(node)
-    if isinstance(difference, (RankOne, Segment, LowRank)):
+    if isinstance(difference, (RankOne, Segment, LowRank, Blocks)):
         difference = live[node] = in_kind_for(step.rule, difference)
     return difference
 

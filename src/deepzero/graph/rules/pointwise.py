@@ -96,7 +96,7 @@ def _term(argument: Any, factor: float, shape: torch.Size) -> Difference | None:
 
 
 def _may_end_in(argument: Any, part: Difference | None, dtype: torch.dtype) -> bool:
-    """Whether a sum of that dtype may take the memory of an argument's difference, which is a term of it as it is."""
+    """True if a sum of that dtype may take the memory of an argument's difference, which is a term of it as it is."""
     if not isinstance(part, Dense) or difference_of(argument) is not part:
         return False
     once = all(stride or size == 1 for stride, size in zip(part.delta.stride(), part.delta.shape, strict=True))
