@@ -54,6 +54,8 @@ def loss_differences(
     try:
         return propagated(cone, values, output, sources, len(indices), meter)
     except TooLargeError:
+        if len(indices) == 1:
+            raise
         halves = indices.tensor_split(2)
         return torch.cat([loss_differences(cone, values, output, half, offset, meter) for half in halves])
 
