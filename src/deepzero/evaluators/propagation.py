@@ -33,10 +33,10 @@ from deepzero.evaluators.propagated_step import CoordinateJobs, DirectionJobs, L
 from deepzero.evaluators.workers import one_thread, parallel_map, without_batching_advice
 from deepzero.graph import plan
 from deepzero.graph.capture import capture
+from deepzero.graph.footprint import Footprint, footprint, joint_footprint
 from deepzero.graph.forward import Values, held_bytes
 from deepzero.graph.library import Library, PreparedProgram, rounding_of
 from deepzero.graph.program import Program, compile_program
-from deepzero.graph.propagate import Meter
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
 from deepzero.objective import Batch, NetworkObjective, device_of, keywords, parameters_of
 from deepzero.operator import standing_in
@@ -97,7 +97,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         self.strict = strict
         self._verify = verify
         self._libraries: WeakKeyDictionary[NetworkObjective, Library] = WeakKeyDictionary()
-        self._resumed: dict[str, plan.Footprint] = {}
+        self._resumed: dict[str, Footprint] = {}
 
     def prepare(self, queries: StepQueries) -> Preparation:
         """The live base query and the graph's base forward; every chunk of directions is a job."""
@@ -233,7 +233,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         self,
         step: PropagatedStep,
         queries: StepQueries,
-        foot: plan.Footprint,
+        foot: Footprint,
         difference: Callable[[Job], Tensor],
         steps: Tensor | None = None,
     ) -> Preparation:
@@ -335,9 +335,9 @@ class PropagationEvaluator(DivisibleEvaluator):
         """
         program = self.program(objective, batch)
         with one_thread():
-            return plan.footprint(program, self.base_values(program, objective, batch, seed=0), 1e-3).written
+            return footprint(program, self.base_values(program, objective, batch, seed=0), 1e-3).written
 
-    def _plan(self, foot: plan.Footprint, device: torch.device) -> tuple[dict[str, int], int]:
+    def _plan(self, foot: Footprint, device: torch.device) -> tuple[dict[str, int], int]:
         """Perturbations per chunk by parameter, and the workers that fit."""
         on_cpu = device.type == "cpu"
         target = self.chunk_bytes or (CPU_TARGET if on_cpu else CUDA_TARGET)
@@ -346,26 +346,26 @@ class PropagationEvaluator(DivisibleEvaluator):
         sizes = plan.chunk_sizes(foot, target=target, budget=budget, overhead=overhead)
         return sizes, plan.workers_that_fit(foot, sizes, budget=budget, most=most, overhead=overhead)
 
-    def _is_tight(self, foot: plan.Footprint, device: torch.device, sizes: dict[str, int], workers: int) -> bool:
+    def _is_tight(self, foot: Footprint, device: torch.device, sizes: dict[str, int], workers: int) -> bool:
         """True if what an estimate leaves in the allocator's arenas could take the next one over the budget."""
         return device.type == "cpu" and plan.in_flight(foot, sizes, workers) * 2 * plan.ALLOCATOR > self.memory_budget
 
-    def _footprint(self, step: PropagatedStep, offset: float) -> plan.Footprint:
+    def _footprint(self, step: PropagatedStep, offset: float) -> Footprint:
         prepared = step.prepared
         if prepared.footprint is None:
             prepared.footprint = self._resumed.get(prepared.digest)
         if prepared.footprint is None:
             with one_thread(), standing_in():
-                prepared.footprint = plan.footprint(prepared.program, step.values, offset)
+                prepared.footprint = footprint(prepared.program, step.values, offset)
         return prepared.footprint
 
-    def _joint_footprint(self, step: PropagatedStep, one: Callable[[Meter], object]) -> plan.Footprint:
+    def _joint_footprint(self, step: PropagatedStep, one: Callable[[], object]) -> Footprint:
         prepared = step.prepared
         if prepared.joint_footprint is None:
             prepared.joint_footprint = self._resumed.get(f"{prepared.digest} {JOINT}")
         if prepared.joint_footprint is None:
             with one_thread(), torch.no_grad(), standing_in():
-                prepared.joint_footprint = plan.joint_footprint(step.values, one, JOINT)
+                prepared.joint_footprint = joint_footprint(step.values, one, JOINT)
         return prepared.joint_footprint
 
     def state_dict(self) -> dict[str, Any]:
@@ -385,7 +385,7 @@ class PropagationEvaluator(DivisibleEvaluator):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the chunk plan of the run that made the checkpoint."""
         self.memory_budget, self.chunk_bytes = state["memory_budget"], state["chunk_bytes"]
-        self._resumed = {key: plan.Footprint(**foot) for key, foot in state["footprints"].items()}
+        self._resumed = {key: Footprint(**foot) for key, foot in state["footprints"].items()}
         for prepared in self._prepared():
             prepared.footprint = prepared.joint_footprint = None
 
