@@ -11,6 +11,7 @@ import pytest
 
 import deepzero
 from deepzero.cli.entry_point import COMMANDS
+from deepzero.measure import CASES
 from deepzero.reproduce import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
@@ -100,3 +101,13 @@ def test_the_page_of_reproductions_says_what_the_records_say(monkeypatch: pytest
     assert {experiment.name for experiment in EXPERIMENTS.values()} <= {
         found[2] for found in reproduction_page.MARKED.finditer(page)
     }
+
+
+def test_the_page_of_speed_says_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import speed_page
+
+    page = speed_page.PAGE.read_text(encoding="utf-8")
+    assert page == speed_page.filled(page), "run python benchmarks/speed_page.py"
+    assert {found[2] for found in speed_page.MARKED.finditer(page)} == set(speed_page.SECTIONS)
+    assert {case["case"] for content in speed_page.speeds() for case in content["cases"]} <= set(CASES)

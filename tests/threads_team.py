@@ -17,7 +17,7 @@ class Meeting:
 
     def __init__(self, size: int) -> None:
         self.given: list[Any] = [None] * size
-        self.barrier = threading.Barrier(size, timeout=30)
+        self.barrier = threading.Barrier(size, timeout=200)
 
 
 class ThreadsTeam(Team):

@@ -1,9 +1,12 @@
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from deepzero.cli import main
+from deepzero.cli.bench import CaseName
+from deepzero.measure import CASES
 
 TINY = ["--batch", "4", "--threads", "1", "--rounds", "1", "--seconds-per-side", "0.02", "--no-memory"]
 
@@ -20,7 +23,7 @@ def test_bench_from_start_to_record(
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/deepzero", "bench", "digits"])
     assert main(["bench", "digits", *TINY, "--out", "bench.json"]) == 0
     out = capsys.readouterr().out
-    for word in ("naive loop", "loop with block reuse", "queries/s", "share of time", "conv2d", "features.0-3"):
+    for word in ("best plain loop", "loop with block reuse", "queries/s", "share of time", "conv2d", "features.0-3"):
         assert word in out
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["command"] == "deepzero bench digits"
@@ -42,6 +45,10 @@ def test_bench_from_start_to_record(
         (["--budget-mib", "0"], "--budget-mib must be an integer of at least 1, got 0"),
         (["--out", "nowhere/bench.json"], "--out must be a file in a folder that exists, got nowhere/bench.json"),
         (["--out", "."], "--out must be a file in a folder that exists, got ."),
+        (["--plot", "."], "--plot must be a file in a folder that exists, got .; try --plot bench.svg"),
+        (["--seconds", "0"], "--seconds must be a finite number above 0, got 0.0"),
+        (["--resume"], "--resume goes on with a record; say with --out which"),
+        (["--cases", "digits", "mlp"], "--cases goes with all, got cnn; type deepzero bench all --cases ..."),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(
@@ -65,3 +72,32 @@ def test_an_unknown_case_names_the_known_ones(capsys: pytest.CaptureFixture[str]
     assert main(["bench", "vgg"]) == 2
     captured = capsys.readouterr()
     assert "resnet20" in captured.err + captured.out
+
+
+def test_some_of_all_with_growth_and_plots(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is gone on with: nothing is measured again, the table and the drawings are made of it all the same."""
+    monkeypatch.setenv("COLUMNS", "240")
+    monkeypatch.setattr("deepzero.measure.cost_curves.planned_points", lambda _: iter(()))
+    monkeypatch.setattr("deepzero.measure.bench_record.planned_points", lambda _: iter(()))
+    words = ["bench", "all", *TINY, "--cases", "digits", "--growth", "--out", "bench.json", "--plot", "bench.svg"]
+    assert main(words) == 0
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert [case["case"] for case in record["cases"]] == ["digits"]
+    point = {"curve": "batch", "network": "cnn", "setup_seconds": 1.0, "seconds_per_query": 1e-3}
+    spread = {"median": 10.0, "min": 9.0, "max": 11.0, "rounds": [10.0]}
+    record["growth"] = [{**point, "at": at, "ratio": spread} for at in (32, 128)]
+    (tmp_path / "bench.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 0
+    out = capsys.readouterr().out
+    for word in ("speed, median", "growth of the cost of a query", "10.0x (9.0 to 11.0)", "bench-growth.svg"):
+        assert word in out
+    assert "where the time of deepzero goes" not in out
+    assert (tmp_path / "bench.svg").read_text().startswith("<svg")
+    assert json.loads((tmp_path / "bench.json").read_text())["cases"] == record["cases"]
+
+
+def test_the_words_of_the_command_are_the_cases() -> None:
+    assert set(get_args(CaseName)) == set(CASES)

@@ -16,6 +16,7 @@ from subprocess import Popen
 import pytest
 
 from deepzero.cli import main
+from deepzero.report.live_page import FAREWELL
 
 TINY = ["--limit", "64", "--batch-size", "32", "--epochs", "1", "--estimator", "fo", "--sparsity", "0"]
 
@@ -152,7 +153,7 @@ def test_a_run_is_watched_until_it_has_finished(watching: tuple[Popen, str], run
     shutil.copy(trained / "summary.json", run)
     with urllib.request.urlopen(f"{address}content?seen=0", timeout=20) as page:  # as the page does by itself
         assert page.headers["X-Done"] == "1"
-    assert process.wait(25) == 0
+    assert process.wait(FAREWELL) == 0
     assert "report: run/report.html" in process.stdout.read().replace("\n", "")
     assert "test accuracy" in (run / "report.html").read_text()
 
@@ -164,6 +165,6 @@ def test_ctrl_c_ends_watching_at_once_with_exit_code_0(watching: tuple[Popen, st
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert "stopped watching" in process.stdout.readline()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < FAREWELL
     assert process.wait(60) == 0
     assert not (run / "report.html").exists()

@@ -83,9 +83,14 @@ def test_bad_input_ends_all_ranks_with_one_clear_reason(tmp_path: Path) -> None:
 
 
 HANG = """
-import os, time, torch
+import os, pathlib, sys, time, torch
 import deepzero as dz
 from deepzero.errors import TeamError
+dz.joined
+there = pathlib.Path(sys.argv[1])
+(there / os.environ["RANK"]).touch()
+while len(list(there.iterdir())) < 2:  # the limit is for the team, not for imports on a busy machine
+    time.sleep(0.05)
 with dz.joined(timeout=4) as team:
     team.highest(1)
     if team.rank == 1:
@@ -99,10 +104,12 @@ with dz.joined(timeout=4) as team:
 
 
 def test_a_rank_that_hangs_is_named_and_not_waited_for(tmp_path: Path) -> None:
-    script = tmp_path / "hang.py"
+    script, there = tmp_path / "hang.py", tmp_path / "there"
     script.write_text(HANG)
+    there.mkdir()
+    words = (str(script), str(there))
     team = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    with started(str(script), RANK="0", **team) as first, started(str(script), RANK="1", **team):
+    with started(*words, RANK="0", **team) as first, started(*words, RANK="1", **team):
         output = finished(first)
     assert first.returncode == 7, output
     assert "rank 0 of 2 waited for rank 1 in vain (limit 4 s)" in output

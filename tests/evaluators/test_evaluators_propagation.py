@@ -127,11 +127,11 @@ def test_a_single_worker_is_the_calling_thread_and_others_are_kept() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_makes_workers_of_its_own() -> None:
     both = threading.Barrier(2)
-    parallel_map(lambda _: both.wait(10), range(2), 2, torch.device("cpu"))
+    parallel_map(lambda _: both.wait(100), range(2), 2, torch.device("cpu"))
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(20)  # where it waits for its parent's threads, it waits for ever
+        signal.alarm(100)  # where it waits for its parent's threads, it waits for ever
         os._exit(0 if parallel_map(abs, [-3, -4], 2, torch.device("cpu")) == [3, 4] else 1)
     assert os.waitpid(child, 0)[1] == 0
 

@@ -123,7 +123,7 @@ def run_until(killed_at: int | None, pause: float, service: Service, *arguments:
     service.before_answer = kill if pause == 0 else lambda: None
     service.after_answer = kill if pause > 0 else lambda: None
     process.start()
-    process.join(60)
+    process.join(200)
     return process.exitcode
 
 

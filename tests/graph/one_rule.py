@@ -11,6 +11,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ from oracle import normal
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from deepzero.graph.calls import Call, Operand, Value
+from deepzero.graph.calls import Call, Operand, Rule, Value
 from deepzero.graph.capture import Node
 from deepzero.graph.decompositions import table
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot
-from deepzero.graph.rules import RULES, SHAPE_ONLY, fallback
+from deepzero.graph.rules import RULES, SHAPE_ONLY, fallback, in_kind_for
 
 COUNT = 3
 
@@ -167,8 +168,9 @@ def propagate(operations: list[Node], values: dict[Node, Value], live: dict[Node
         if node.target is operator.getitem:
             live[node] = live[node.args[0]][node.args[1]]
         else:
-            args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda a: _operand(a, values, live))
-            live[node] = RULES.get(node.target, fallback)(Call(node, (values[node],)), *args, **kwargs)
+            rule = RULES.get(node.target, fallback)
+            args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), partial(_operand, rule, values, live))
+            live[node] = rule(Call(node, (values[node],)), *args, **kwargs)
         if live[node] is None:
             del live[node]
         if node.target not in RULES and node.target is not operator.getitem:
@@ -178,10 +180,13 @@ def propagate(operations: list[Node], values: dict[Node, Value], live: dict[Node
     return fallen
 
 
-def _operand(argument: Any, values: dict[Node, Value], live: dict[Node, Any]) -> Any:
+def _operand(rule: Rule, values: dict[Node, Value], live: dict[Node, Any], argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return Operand(Value(argument), None)
-    return Operand(values[argument], live.get(argument)) if isinstance(argument, Node) else argument
+    if not isinstance(argument, Node):
+        return argument
+    difference = live.get(argument)
+    return Operand(values[argument], None if difference is None else in_kind_for(rule, difference))
 
 
 def truth(case: Case, values: list[Tensor], differences: list[Difference | None]) -> list[Tensor]:
@@ -249,7 +254,7 @@ def _compare(
     change = torch.zeros_like(expected) if found is None else found.dense().to(expected.dtype)
     assert change.shape == expected.shape, f"{where}: {tuple(change.shape)}, not {tuple(expected.shape)}"
     if found is not None:
-        dtype = found.values.dtype if isinstance(found, OneHot) else found.delta.dtype
+        dtype = found.values.dtype if isinstance(found, OneHot) else found.dense().dtype
         assert found.shape == base.shape, f"{where}: of shape {tuple(found.shape)}, the value {tuple(base.shape)}"
         assert dtype in (base.dtype, torch.float64), f"{where}: {dtype} of a value in {base.dtype}"
     if expected.numel() == 0:

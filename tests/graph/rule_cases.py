@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Value
 from deepzero.graph.capture import Node
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
-from deepzero.graph.rules import RULES, fallback
+from deepzero.graph.differences import Channel, Dense, Difference, OneHot, RankOne
+from deepzero.graph.rules import RULES, TAKES_RANK_ONE, fallback
 
 COUNT = 3
 SHAPE = (2, 4, 3, 5)
@@ -34,7 +34,7 @@ def apply(target: object, *args: object, **kwargs: object) -> Outcome:
 
 def delta(target: object, *args: object, **kwargs: object) -> Tensor:
     outcome = apply(target, *args, **kwargs)
-    assert isinstance(outcome, (OneHot, Channel, Dense))
+    assert isinstance(outcome, Difference)
     return outcome.dense()
 
 
@@ -77,8 +77,20 @@ def channel(shape: torch.Size, values: Tensor, axis: int, seed: int) -> Channel:
     return Channel(axis, channels, values, shape)
 
 
+def rank_one(shape: torch.Size, scale: float, dtype: torch.dtype, seed: int) -> RankOne:
+    """Two groups; a row does not differ, and another is given in full."""
+    lead, size = shape[:-1], shape[-1]
+    coefficients = scale * normal(COUNT, *lead, seed=31 + seed).to(dtype)
+    flat, rows = coefficients.view(-1), scale * normal(1, size, seed=51 + seed).to(dtype)
+    flat[0] = flat[-1] = 0
+    directions = normal(2, 1, size, seed=61 + seed).to(dtype)
+    return RankOne(coefficients, directions, torch.tensor([1, 0, 0]), shape, torch.tensor([flat.numel() - 1]), rows)
+
+
 def draw(shape: torch.Size, kind: str, like: Tensor, scale: float, seed: int) -> Difference:
-    """A difference of ``kind``: ``one_hot``, ``dense``, or ``channel`` with its axis."""
+    """A difference of ``kind``: ``one_hot``, ``dense``, ``rank_one``, or ``channel`` with its axis."""
+    if kind == "rank_one":
+        return rank_one(shape, scale, like.dtype, seed)
     axis = int(kind[7:]) if kind.startswith("channel") else 0
     sizes: tuple[int, ...] = {"o": (), "d": tuple(shape), "c": tuple(s for d, s in enumerate(shape) if d != axis)}[
         kind[0]
@@ -97,12 +109,21 @@ def kinds(case: Case) -> Iterator[str]:
     leaves = pytree.tree_leaves((case.args, case.kwargs), is_leaf=lambda a: isinstance(a, Differs))
     dims = max(a.base.dim() for a in leaves if isinstance(a, Differs))
     yield from ("one_hot", *(f"channel{axis}" for axis in range(dims)), "dense")
+    if RULES.get(case.target) in TAKES_RANK_ONE:
+        yield "rank_one"
 
 
 def moved_by(base: Tensor, delta: Tensor) -> Tensor:
     if base.is_floating_point() or base.is_complex():
         return base + delta
     return (base.long() + delta).to(base.dtype)
+
+
+def _fits(kind: str, base: Tensor) -> bool:
+    """Whether a value has a difference of a kind: a channel its axis, rank one rows of floating-point numbers."""
+    if kind == "rank_one":
+        return base.dim() > 0 and base.is_floating_point()
+    return not kind.startswith("channel") or int(kind[7:]) < base.dim()
 
 
 def outcomes(case: Case, kind: str, scale: float, dtype: torch.dtype) -> tuple[Any, list[tuple[Tensor, float]]]:
@@ -117,7 +138,7 @@ def outcomes(case: Case, kind: str, scale: float, dtype: torch.dtype) -> tuple[A
         base = cast(leaf.base if isinstance(leaf, Differs) else leaf, dtype)
         difference = None
         if isinstance(leaf, Differs):
-            fits = kind if not kind.startswith("channel") or int(kind[7:]) < base.dim() else "dense"
+            fits = kind if _fits(kind, base) else "dense"
             difference = cast_difference(draw(base.shape, fits, base, scale, leaf.seed), dtype)
         operands.append(Operand(Value(base), difference))
         exact.append((wide(base), None if difference is None else wide(difference.dense())))
@@ -175,6 +196,9 @@ def cast_difference(difference: Difference, dtype: torch.dtype) -> Difference:
         return OneHot(difference.indices, cast(difference.values, dtype), difference.shape)
     if isinstance(difference, Channel):
         return difference.with_delta(cast(difference.delta, dtype))
+    if isinstance(difference, RankOne):
+        parts = {name: cast(getattr(difference, name), dtype) for name in ("coefficients", "directions", "rows")}
+        return replace(difference, **parts)
     return Dense(cast(difference.delta, dtype))
 
 
@@ -183,7 +207,7 @@ def assert_rule(case: Case) -> None:
     for kind in kinds(case):
         found, expected = outcomes(case, kind, case.scale, torch.float64)
         compare(found, expected, 1e-12, f"{kind} in float64")
-        if case.keeps and kind != "dense":
+        if case.keeps and kind not in ("dense", "rank_one"):
             of_kind = OneHot if kind == "one_hot" else Channel
             parts = found if isinstance(found, tuple) else (found,)
             assert all(isinstance(f, of_kind) for f in parts), f"{kind} became {[type(f).__name__ for f in parts]}"

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracle import normal
 
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, add, constant_over, empty_dense, entries
+from deepzero.graph.differences import (
+    Channel,
+    Dense,
+    Difference,
+    OneHot,
+    RankOne,
+    add,
+    constant_over,
+    empty_dense,
+    entries,
+)
 
 SHAPE = torch.Size((2, 3, 4))
 
@@ -18,6 +30,28 @@ def one_hot() -> OneHot:
 def channel(axis: int = 1, channels: tuple[int, ...] = (2, 2, 0), seed: int = 0) -> Channel:
     rest = [size for d, size in enumerate(SHAPE) if d != axis]
     return Channel(axis, torch.tensor(channels), normal(3, *rest, seed=seed), SHAPE)
+
+
+def rank_one(rows: int = 1) -> RankOne:
+    """Two groups; the last row of the second perturbation is given in full."""
+    coefficients = normal(3, 2, 3, seed=7)
+    coefficients[1, 1, 2] = 0
+    given = torch.tensor([11]), normal(1, 4, seed=9)
+    return RankOne(coefficients, normal(2, rows, 4, seed=8), torch.tensor([1, 0, 0]), SHAPE, *given)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("groups", [(1, 0, 0), (0, 0, 0)])
+def test_rank_one(rows: int, groups: tuple[int, ...]) -> None:
+    difference = replace(rank_one(rows), groups=torch.tensor(groups))
+    for p, group in enumerate(groups):
+        for row in range(6):
+            direction = difference.directions[group, row if rows > 1 else 0]
+            expected = difference.coefficients.view(3, 6)[p, row] * direction
+            assert difference.rows is not None
+            expected = difference.rows[0] if 6 * p + row == 11 else expected
+            torch.testing.assert_close(difference.dense().view(3, 6, 4)[p, row], expected)
+    torch.testing.assert_close(difference.map(torch.neg).dense(), -difference.dense())
 
 
 def test_one_hot() -> None:
@@ -54,7 +88,9 @@ def test_the_channel_of_the_base_broadcasts_against_the_difference(axis: int, ch
         assert torch.equal(picked[p], base.select(axis, c))
 
 
-@pytest.mark.parametrize("left", [one_hot(), channel(), channel(0, (1, 0, 1)), Dense(normal(3, *SHAPE, seed=5))])
+@pytest.mark.parametrize(
+    "left", [one_hot(), channel(), channel(0, (1, 0, 1)), rank_one(), Dense(normal(3, *SHAPE, seed=5))]
+)
 @pytest.mark.parametrize("right", [one_hot(), channel(seed=1), channel(1, (0, 2, 0)), Dense(normal(3, *SHAPE, seed=6))])
 def test_sums(left: Difference, right: Difference) -> None:
     found = add(left, right)
@@ -67,7 +103,7 @@ def test_the_sum_of_two_differences_on_the_same_channels_stays_there() -> None:
     assert isinstance(add(channel(), channel(seed=1)), Channel)
 
 
-@pytest.mark.parametrize("difference", [one_hot(), channel(), Dense(normal(3, *SHAPE))])
+@pytest.mark.parametrize("difference", [one_hot(), channel(), rank_one(), Dense(normal(3, *SHAPE))])
 def test_entries_hold_everything_that_differs(difference: Difference) -> None:
     torch.testing.assert_close(entries(difference).sum(1), difference.dense().flatten(1).sum(1))
     assert difference.count == 3

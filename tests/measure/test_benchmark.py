@@ -7,7 +7,8 @@ import torch
 
 import deepzero.measure as library
 from deepzero.errors import InvalidInputError, VerificationError
-from deepzero.measure.benchmark import CaseReport
+from deepzero.measure.bench_record import case_record
+from deepzero.measure.benchmark import LEAST_SECONDS, CaseReport, _turn
 from deepzero.measure.sides import BlockReuse, DeepZero, Naive
 
 TINY = library.Settings(batch=4, threads=1, rounds=3, seconds_per_side=0.05, memory=False)
@@ -28,16 +29,11 @@ def test_ratios_come_from_the_rounds(report: CaseReport) -> None:
         assert (found.min, found.max) == pytest.approx((min(quotients), max(quotients)))
 
 
-def test_the_record_is_json_with_its_circumstances(report: CaseReport) -> None:
-    record = library.record([report], TINY, command="deepzero bench digits", environment={"cpu": "a cpu", "cores": 2})
-    read = json.loads(json.dumps(record, allow_nan=False))
-    assert read["command"] == "deepzero bench digits"
-    assert read["environment"] == {"cpu": "a cpu", "cores": 2, "threads": 1}
-    assert read["settings"]["seconds_per_side"] == 0.05
-    (case,) = read["cases"]
+def test_the_record_of_a_case_is_json(report: CaseReport) -> None:
+    case = json.loads(json.dumps(case_record(report), allow_nan=False))
     assert case["case"] == "digits"
     assert case["model"] == {"name": "digits_cnn", "parameters": 4954}
-    assert case["batch"]["shape"] == [4, 1, 8, 8]
+    assert case["batch"] == {"shape": [4, 1, 8, 8], "source": "scikit-learn's digits, 1x8x8"}
     assert case["coordinates"] == {"count": 4954, "smart_ratio_sparsity": 0.0}
     assert case["queries"] == 4955
     assert case["rounds"] == 3
@@ -54,14 +50,41 @@ def test_the_record_is_json_with_its_circumstances(report: CaseReport) -> None:
     for side in case["sides"].values():
         assert all(t["timed_fraction"] == t["timed_queries"] / 4955 for t in side["timings"])
     assert case["agreement"]["coordinates"] == 11
+    assert set(case["errors"]["rounding"]) == {"naive", "deepzero"}
     assert case["profile"]["rules"]
     assert case["memory"] == []
+    assert case["setup_seconds"] > 0
+
+
+def test_the_floor_is_reached_to_the_part_that_the_speed_says(report: CaseReport) -> None:
+    seconds = 1 / report.sides["deepzero"].queries_per_second.median
+    assert report.floor_reached.median == pytest.approx(report.work.seconds / seconds)
+    assert report.ceilings.threads == TINY.threads == 1
+
+
+def test_a_loop_whose_slopes_are_noise_is_timed_in_float64_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepzero.measure.benchmark.NOISY", 0.0)
+    found = library.run("digits", replace(TINY, rounds=1, seconds_per_side=0.02))
+    assert set(found.sides) == {"naive", "naive_float64", "block_reuse", "deepzero"}
+    assert set(found.ratios) == {f"deepzero/{side}" for side in found.sides if side != "deepzero"}
+
+
+def test_a_network_without_known_blocks_has_no_block_reuse() -> None:
+    found = library.run("mlp", replace(TINY, rounds=1, seconds_per_side=0.02))
+    assert set(found.sides) == {"naive", "deepzero"}
+    shown = [row for table in library.tables(found) for row in table.columns[0].cells]
+    assert {"hidden.0", "hidden.2", "fc"} <= set(shown)
+
+
+@pytest.mark.parametrize(("budget", "turn"), [(None, 0.05 / 3), (61.0, (61.0 - 1.0) / 4 / 3), (1.0, LEAST_SECONDS)])
+def test_a_budget_is_shared_out_by_what_is_left(report: CaseReport, budget: float | None, turn: float) -> None:
+    assert _turn(report.problem, replace(TINY, seconds=budget), 1.0, sides=4) == pytest.approx(turn)
 
 
 def test_threads_are_as_before_after_a_failure_too(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def fail(*sides: BlockReuse | DeepZero | Naive) -> None:
+    def fail(naive: Naive, others: list[BlockReuse | DeepZero]) -> None:
         seen.append(torch.get_num_threads())
         raise VerificationError("they disagree")
 

@@ -93,6 +93,12 @@ def test_forms_differ_and_only_cpus_have_onednn() -> None:
     assert {form.onednn for form in eager_forms(torch.device("meta"))} == {True}
 
 
+def test_memory_formats_are_tried_where_they_make_a_difference() -> None:
+    cpu = torch.device("cpu")
+    assert len(eager_forms(cpu, nn.Conv2d(1, 1, 1))) == 8
+    assert not any(form.channels_last for form in eager_forms(cpu, nn.Linear(1, 1)))
+
+
 def test_a_form_is_active_within_its_block_only() -> None:
     before = torch.backends.mkldnn.enabled
     with Form(inference_mode=True, onednn=False).active():

@@ -1,5 +1,7 @@
 """The sides of a benchmark: they agree, take their fastest form, and extrapolate as they say."""
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from deepzero.errors import VerificationError
 from deepzero.evaluators.costs import ChunkCost, CostTable
-from deepzero.measure.cases import Problem, problem
+from deepzero.measure.cases import Problem, one_of_each, problem, some_of_each
 from deepzero.measure.naive_loop import Form, eager_forms
 from deepzero.measure.rounds import Timing
 from deepzero.measure.sides import DROP, TRIAL_ROUNDS, BlockReuse, DeepZero, Naive, check_agreement, try_forms
@@ -80,7 +82,7 @@ def sides() -> tuple[Naive, BlockReuse, DeepZero]:
 
 
 def test_all_sides_agree(sides: tuple[Naive, BlockReuse, DeepZero]) -> None:
-    agreement = check_agreement(*sides)
+    agreement = check_agreement(sides[0], sides[1:])
     assert agreement.coordinates == 11
     assert set(agreement.deviation) == {"block_reuse", "deepzero"}
     assert 0 < max(agreement.deviation.values()) <= agreement.tolerance < agreement.largest / 10
@@ -92,7 +94,7 @@ def test_a_side_that_computes_something_else_is_found(
     naive, reuse, deepzero = sides
     monkeypatch.setattr(naive.loop, "step_size", 2 * naive.problem.step_size)
     with pytest.raises(VerificationError, match="and the naive loop disagree on digits"):
-        check_agreement(naive, reuse, deepzero)
+        check_agreement(naive, [reuse, deepzero])
 
 
 class Known:
@@ -148,3 +150,22 @@ def test_a_side_runs_in_the_form_that_its_trial_found(
     assert found.form == found.trial.fastest == fast
     assert next(iter(found.trial.queries_per_second)) == fast.name
     assert side(task, Form()).trial is None
+
+
+def test_a_loop_in_float64_says_so_and_is_exact(task: Problem) -> None:
+    single, double = Naive(task, Form()), Naive(task, double=True)
+    assert (single.name, double.name) == ("naive", "naive_float64")
+    assert double.method.startswith("in float64: ")
+    assert double.form.double
+    assert double.trial is not None
+    assert all("float64" in name for name in double.trial.queries_per_second)
+    chosen = one_of_each(task.coordinates, 4, seed=0)
+    wide = replace(task, model=copy.deepcopy(task.model).double(), batch=(task.batch[0].double(), task.batch[1]))
+    assert torch.equal(double.answers(chosen), Naive(wide, replace(double.form, double=False)).answers(chosen))
+    assert 0 < (single.answers(chosen) - double.answers(chosen)).abs().max() < 1e-5
+
+
+def test_answers_come_in_the_order_of_the_coordinates(task: Problem, deepzero: DeepZero) -> None:
+    chosen = some_of_each(task.coordinates, {"fc.bias": 3, "features.0.weight": 2}, seed=1)
+    right = Naive(task, Form(double=True)).answers(chosen)
+    assert deepzero.answers(chosen).tolist() == pytest.approx(right.tolist(), rel=1e-4)

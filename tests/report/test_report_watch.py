@@ -18,7 +18,7 @@ import pytest
 from pages import Page
 
 from deepzero.errors import InvalidInputError
-from deepzero.report.live_page import Watch
+from deepzero.report.live_page import FAREWELL, Watch
 from deepzero.tasks import classification
 from deepzero.tasks.classification import (
     ClassificationConfig,
@@ -77,7 +77,7 @@ def test_a_run_that_begins_grows_and_ends_is_followed_to_its_end(tmp_path: Path)
         assert (headers["X-Done"], unquote(headers["X-State"])) == ("1", "Finished: nothing more will come.")
         begun = time.monotonic()
         watch.until_done()
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < FAREWELL
 
 
 def test_a_browser_that_is_looking_is_told_of_the_end_however_long_drawing_takes(
@@ -88,7 +88,7 @@ def test_a_browser_that_is_looking_is_told_of_the_end_however_long_drawing_takes
         draw = watch._draw
 
         def slow() -> tuple[str, str]:
-            time.sleep(1.0)
+            time.sleep(0.3)
             return draw()
 
         monkeypatch.setattr(watch, "_draw", slow)
@@ -98,15 +98,15 @@ def test_a_browser_that_is_looking_is_told_of_the_end_however_long_drawing_takes
         ending.start()
         answer = ask(watch, "content?seen=nothing")
         assert (answer[0], answer[2]["X-Done"]) == (200, "1")
-        ending.join(5)
-        assert ended[0] - begun >= 1.0  # not before the page was drawn
+        ending.join(60)
+        assert ended[0] - begun >= 0.3  # not before the page was drawn
 
 
 def test_nobody_is_waited_for_where_nobody_looks(finished: Path) -> None:
     with Watch([finished]) as watch:
         begun = time.monotonic()
         watch.until_done()
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < FAREWELL
 
 
 def test_only_what_is_new_is_sent(growing: Path, finished: Path) -> None:

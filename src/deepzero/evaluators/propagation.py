@@ -46,7 +46,10 @@ from deepzero.step_sizes import FromDtype
 from deepzero.stopwatch import median_seconds
 
 DEFAULT_BUDGET = 2 << 30
-CPU_TARGET = 96 << 20
+CPU_TARGET = 48 << 20
+"""Bytes of a chunk: small tensors stay in the cache from rule to rule, and the work between rules is shared by many."""
+FEW = 4
+"""Perturbations of a chunk whose tensors no cache holds."""
 CUDA_TARGET = 256 << 20
 WIDENED = 12
 """Memory of a verification in float64, in multiples of the base forward in float32."""
@@ -343,7 +346,8 @@ class PropagationEvaluator(DivisibleEvaluator):
         target = self.chunk_bytes or (CPU_TARGET if on_cpu else CUDA_TARGET)
         most = (self.workers or torch.get_num_threads()) if on_cpu else 1
         budget, overhead = self.memory_budget, plan.ALLOCATOR if on_cpu else 1.0
-        sizes = plan.chunk_sizes(foot, target=target, budget=budget, overhead=overhead)
+        few = FEW if on_cpu and self.chunk_bytes is None else 1
+        sizes = plan.chunk_sizes(foot, target=target, budget=budget, overhead=overhead, few=few)
         return sizes, plan.workers_that_fit(foot, sizes, budget=budget, most=most, overhead=overhead)
 
     def _is_tight(self, foot: Footprint, device: torch.device, sizes: dict[str, int], workers: int) -> bool:

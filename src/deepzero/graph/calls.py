@@ -39,10 +39,17 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """A tensor argument: its base value and its difference (None if it does not differ)."""
+    """A tensor argument: its base value and its difference.
+
+    Attributes:
+        value: the base value.
+        difference: None if it does not differ.
+        expendable: whether the memory of the difference is this call's to overwrite: nothing else reads it any more.
+    """
 
     value: Value
     difference: Difference | None
+    expendable: bool = False
 
     @property
     def base(self) -> Tensor:
@@ -58,11 +65,13 @@ class Call:
         node: the operation.
         values: base values of the operations it stands for (one; several if fused), the last of them its output.
         overwrite: whether the first operand's difference is this call's to destroy.
+        by_sample: whether the outcome may be a difference of some samples.
     """
 
     node: Node
     values: tuple[Value, ...]
     overwrite: bool = False
+    by_sample: bool = False
 
     @property
     def output(self) -> Value:

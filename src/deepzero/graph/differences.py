@@ -1,17 +1,22 @@
 """The kinds of difference that travel through a graph.
 
-Legend: p perturbations, b samples; ``shape`` is the shape of the node's base value. A node that no perturbation reaches
+Legend: p perturbations, b samples, g groups of perturbations, m rows, r rows given in full, n entries of a row; lead:
+dimensions before the last; ``shape`` is the shape of the node's base value. A node that no perturbation reaches
 has no difference at all (``None``) and is never visited: that is feature reuse.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Int64, Num, Shaped
 from torch import Tensor
+
+from deepzero.errors import DeepZeroError
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,7 @@ class Channel:
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
         """Maximal runs ``(channel, start, stop)`` of perturbations that share their channel."""
-        values, counts = torch.unique_consecutive(self.channels, return_counts=True)
-        stops = counts.cumsum(0).tolist()
-        return [(c, stop - n, stop) for c, n, stop in zip(values.tolist(), counts.tolist(), stops, strict=True)]
+        return runs_of(self.channels)
 
     def of(self, base: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "#p *rest"]:
         """The differing channel of ``base``, broadcastable against ``delta``."""
@@ -106,9 +109,16 @@ class Channel:
 
 @dataclass(frozen=True)
 class Dense:
-    """Every entry may differ."""
+    """Every entry may differ.
+
+    Attributes:
+        delta: the differences.
+        owned: whether a rule has made their memory for this difference alone. Views of it may be other differences, but
+            nothing that outlives the chunk, such as a base value, is in it.
+    """
 
     delta: Num[Tensor, " p *shape"]
+    owned: bool = False
 
     @property
     def count(self) -> int:
@@ -130,7 +140,240 @@ class Dense:
         return self.delta
 
 
-Difference = OneHot | Channel | Dense
+class TooLargeError(DeepZeroError):
+    """A chunk would make more rows in full than there is room for: the engine cuts it in halves."""
+
+
+@dataclass(frozen=True)
+class RankOne:
+    """Rows (entries along the last dimension) that are multiples of a few directions, but for some given in full.
+
+    Row r of perturbation p differs by ``coefficients[p, r] * directions[groups[p], r]``, so a channel that differs in
+    front of a matrix W is one number a row times a row of W, and is never written out in full. What is not a multiple,
+    behind a relu with a kink on the way, is among ``rows``.
+
+    Only the rules named in :data:`~deepzero.graph.rules.base.TAKES_RANK_ONE` see this kind; to all others the engine
+    gives :meth:`dense`.
+
+    Attributes:
+        coefficients: a number for each row, 0 for those given in full; in the base value's shape without the last
+            dimension.
+        directions: of each group; with a single row if all rows have the same, as behind a matrix.
+        groups: the group of each perturbation.
+        shape: shape of the base value.
+        places: which rows are given in full, as flat indices into ``coefficients``, each at most once; None if none is.
+        rows: their differences.
+    """
+
+    coefficients: Num[Tensor, " p *lead"]
+    directions: Num[Tensor, " g #m n"]
+    groups: Int64[Tensor, " p"]
+    shape: torch.Size
+    places: Int64[Tensor, " r"] | None = None
+    rows: Num[Tensor, "r n"] | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.coefficients.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that grow with every perturbation.
+
+        Directions of their own and rows given in full are bounded for all of them together, see
+        :mod:`deepzero.graph.rules.rank_one`.
+        """
+        return int(self.coefficients.nbytes)
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Maximal runs ``(group, start, stop)`` of perturbations that share their group."""
+        return runs_of(self.groups)
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries."""
+        size = self.shape[-1]
+        factors = self.coefficients.reshape(self.count, self.shape[:-1].numel(), 1)
+        dtype = torch.promote_types(factors.dtype, self.directions.dtype)
+        out = factors.new_empty(*factors.shape[:2], size, dtype=dtype)
+        if self.directions.shape[1] == 1 or len(self.runs) * 4 > self.count:
+            torch.mul(factors, self.directions[self.groups], out=out)
+        else:
+            for group, start, stop in self.runs:
+                torch.mul(factors[start:stop], self.directions[group], out=out[start:stop])
+        if self.places is not None and self.rows is not None:
+            out.view(-1, size).index_copy_(0, self.places, self.rows)
+        return out.reshape(self.count, *self.shape)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> RankOne:
+        """A multiple: ``function`` is linear, acts on entries alike, and keeps the dtype."""
+        rows = None if self.rows is None else function(self.rows)
+        return replace(self, coefficients=function(self.coefficients), rows=rows)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Adjacent entries of the last dimension differ in each perturbation: one head of several that are joined.
+
+    Only the rules in :data:`~deepzero.graph.rules.base.TAKES_LOW_RANK` see this kind; others get :meth:`dense`.
+
+    Attributes:
+        segments: the segment that differs; it is as wide as ``delta``.
+        delta: its differences.
+        shape: shape of the base value.
+    """
+
+    segments: Int64[Tensor, " p"]
+    delta: Num[Tensor, " p *lead width"]
+    shape: torch.Size
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.delta.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return int(self.delta.nbytes)
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries."""
+        apart = torch.Size((*self.shape[:-1], self.shape[-1] // self.delta.shape[-1], self.delta.shape[-1]))
+        channel = Channel(len(apart) - 2, self.segments, self.delta, apart)
+        return channel.dense().reshape(self.count, *self.shape)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Segment:
+        """A multiple: ``function`` is linear and acts on entries alike."""
+        return replace(self, delta=function(self.delta))
+
+
+@dataclass(frozen=True, eq=False)
+class BaseRows:
+    """Base values of which differences are multiples, row by row; what a matrix makes of them is found once.
+
+    Attributes:
+        base: the rows.
+        images: shape or matrix -> the rows in that shape, or times that matrix, with the matrix, which so lives on.
+    """
+
+    base: Num[Tensor, " *lead n"]
+    images: dict[Any, Any] = field(default_factory=dict)
+
+    def times(self, matrix: Num[Tensor, "n m"]) -> BaseRows:
+        """The rows times a matrix."""
+        key = (matrix.data_ptr(), matrix.shape, matrix.stride())
+        if key not in self.images:
+            self.images[key] = (BaseRows(self.base @ matrix), matrix)
+        return self.images[key][0]  # type: ignore[no-any-return]
+
+    def reshaped(self, shape: torch.Size) -> BaseRows:
+        """The rows with other dimensions before the last."""
+        if shape not in self.images:
+            self.images[shape] = BaseRows(self.base.reshape(shape))
+        return self.images[shape]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Rows (entries along the last dimension) that are sums of a few vectors, and perhaps multiples of base rows.
+
+    A channel behind layer norm is one, also behind a matrix, and so is a head behind its projection. Row r of
+    perturbation p differs by ``factors[p, r] @ vectors[p] + multiples[p, r] * rows[r]``.
+
+    Only the rules in :data:`~deepzero.graph.rules.base.TAKES_LOW_RANK` see this kind; others get :meth:`dense`.
+
+    Attributes:
+        factors: k numbers for each row.
+        vectors: those of each perturbation, or of all.
+        shape: shape of the base value.
+        multiples: one number for each row, if there are base rows.
+        rows: the base rows.
+    """
+
+    factors: Num[Tensor, " p *lead k"]
+    vectors: Num[Tensor, " #p k n"]
+    shape: torch.Size
+    multiples: Num[Tensor, " p *lead"] | None = None
+    rows: BaseRows | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.factors.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors; base rows are held once a step."""
+        return sum(int(t.nbytes) for t in (self.factors, self.vectors, self.multiples) if t is not None)
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries."""
+        count, rows = self.count, self.shape[:-1].numel()
+        factors = self.factors.reshape(count, rows, -1)
+        out = factors * self.vectors if factors.shape[2] == 1 else factors @ self.vectors
+        if self.multiples is not None and self.rows is not None:
+            out.addcmul_(self.multiples.reshape(count, rows, 1), self.rows.base.reshape(rows, -1))
+        return out.view(count, *self.shape)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> LowRank:
+        """A multiple: ``function`` is linear, acts on entries alike, and keeps the dtype."""
+        multiples = None if self.multiples is None else function(self.multiples)
+        return replace(self, factors=function(self.factors), multiples=multiples)
+
+
+@dataclass(frozen=True)
+class SomeSamples:
+    """Some samples (entries along the first dimension) differ in each perturbation: those that look up a row.
+
+    Only the engine sees this kind (:mod:`deepzero.graph.rules.by_sample`): rules get the channel, as if each pair of a
+    perturbation and a sample were a perturbation of its own, or what is written out.
+
+    Attributes:
+        owners: the perturbation of each pair, ascending.
+        channel: the samples, as channels along the first dimension; no pair occurs twice.
+        count: number of perturbations.
+    """
+
+    owners: Int64[Tensor, " r"]
+    channel: Channel
+    count: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the base value."""
+        return self.channel.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return self.channel.nbytes
+
+    def sits_with(self, other: SomeSamples) -> bool:
+        """True if the other difference is of the same samples of a value of as many."""
+        own, its = self.channel.channels, other.channel.channels
+        return self.owners is other.owners and (own is its or torch.equal(own, its)) and self.shape[0] == other.shape[0]
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries."""
+        out = self.channel.delta.new_zeros(self.count, *self.shape)
+        out[self.owners, self.channel.channels] = self.channel.delta
+        return out
+
+    def written_out(self) -> Dense:
+        """The same as a dense difference."""
+        return Dense(self.dense(), owned=True)
+
+
+Difference = OneHot | Channel | Dense | RankOne | Segment | LowRank
+
+
+def runs_of(numbers: Int64[Tensor, " p"]) -> list[tuple[int, int, int]]:
+    """Maximal runs ``(number, start, stop)`` of equal numbers."""
+    values, counts = torch.unique_consecutive(numbers, return_counts=True)
+    stops = counts.cumsum(0).tolist()
+    return [(v, stop - n, stop) for v, n, stop in zip(values.tolist(), counts.tolist(), stops, strict=True)]
 
 
 def difference_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -149,6 +392,8 @@ def difference_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def entries(difference: Difference) -> Num[Tensor, "p entries"]:
     """The entries that may differ; all others are zero."""
+    if isinstance(difference, (RankOne, Segment, LowRank)):
+        difference = Dense(difference.dense())
     values = difference.values if isinstance(difference, OneHot) else difference.delta
     return values.reshape(difference.count, -1)
 

@@ -1,8 +1,9 @@
 """The footprint of a step: bytes of tensors that its base forward holds and that one perturbation takes at its peak.
 
-Two perturbations of every parameter are propagated, and the tensors that are alive during every rule are counted. Two
-parameters whose differences come to the same operation in the same form go on alike, so the way from there is walked
-once: a footprint costs a few propagations through the network, however many parameters it has.
+One perturbation and two of every parameter are propagated, and the tensors that are alive during every rule are
+counted: the second tells what each takes, and what they share. Two parameters whose differences come to the same
+operation in the same form go on alike, so the way from there is walked once: a footprint costs a few propagations
+through the network, however many parameters it has.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from deepzero.graph.program import Cone, Program, Step
 from deepzero.graph.propagate import advance, nbytes, one_hot
 
 aten = torch.ops.aten
-PROBED = 2
-"""Perturbations that are propagated: they sit on two channels, as those of a chunk may."""
 HEADROOM = 1.5
 """Bytes that are reckoned with, in multiples of those counted: rules may take other branches at other values."""
 RECOMPUTED = 4
@@ -39,12 +38,14 @@ class Footprint:
     Attributes:
         held: the base forward, with all that rules derive from it.
         queries: one perturbation at its peak, by parameter.
+        shared: a chunk at its peak beyond that, whatever the number of its perturbations.
         written: all differences that one perturbation writes on its way to the loss, by parameter; empty where it is
             not known, as after a resume.
     """
 
     held: int
     queries: dict[str, int]
+    shared: int = 0
     written: dict[str, int] = field(default_factory=dict)
 
     def weights(self) -> dict[str, float]:
@@ -53,7 +54,7 @@ class Footprint:
 
     def state_dict(self) -> dict[str, Any]:
         """The part on which the chunk plan depends, as JSON-able values."""
-        return {"held": self.held, "queries": dict(self.queries)}
+        return {"held": self.held, "queries": dict(self.queries), "shared": self.shared}
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -124,49 +125,57 @@ def scratch(operation: Any, inputs: list[Tensor], outputs: list[Tensor]) -> int:
 
 @dataclass(frozen=True)
 class Reading:
-    """Bytes that the probed perturbations take on a part of their way: at their peak, and all that they write."""
+    """Bytes on a part of the way to the loss.
 
-    peak: int = 0
+    Attributes:
+        query: one perturbation at its peak.
+        shared: at their peak, what all perturbations of a chunk take together beyond that.
+        written: all differences that one perturbation writes.
+    """
+
+    query: int = 0
+    shared: int = 0
     written: int = 0
 
     def then(self, rest: Reading) -> Reading:
         """Of this part and the rest of the way."""
-        return Reading(max(self.peak, rest.peak), self.written + rest.written)
+        return Reading(max(self.query, rest.query), max(self.shared, rest.shared), self.written + rest.written)
+
+
+Live = dict[Node, Any]
+"""The differences that are needed still."""
 
 
 class Survey:
-    """Walks the cones of parameters, each part of them once.
+    """Walks the cones of parameters, each part of them once, with one perturbation and with two.
 
     Args:
-        values: base values.
+        values: base values; all memos are made.
         offset: step of the perturbations.
-        count: whether tensors are counted; without, memos are made and nothing is read off.
     """
 
-    def __init__(self, values: Values, offset: float, *, count: bool) -> None:
-        self._values, self._offset, self._counting = values, offset, count
+    def __init__(self, values: Values, offset: float) -> None:
+        self._values, self._offset = values, offset
         self._known: dict[Hashable, Reading] = {}
 
     def along(self, cone: Cone) -> Reading:
         """The reading of a parameter; of nothing where its perturbations do not reach the loss."""
-        live: dict[Node, Any] = {
-            node: one_hot(self._values[node].base, probed_entries(cone, node, self._values), self._offset)
-            for node in cone.sources
-        }
+        one, two = (self._sources(cone, count) for count in (1, 2))
         parts: list[Reading] = []
         met: list[tuple[Hashable, int]] = []
         rest = Reading()
         for step in cone.steps:
-            if any(node in live for node in step.inputs):
-                place = _place(step, live)
+            if any(node in two for node in step.inputs):
+                place = _place(step, two)
                 if place in self._known:
                     rest = self._known[place]
                     break
                 if place is not None:
                     met.append((place, len(parts)))
-                parts.append(self._step(step, live))
+                parts.append(self._read(step, one, two))
             for node in step.frees:
-                live.pop(node, None)
+                one.pop(node, None)
+                two.pop(node, None)
         for place, position in reversed(met):
             while len(parts) > position:
                 rest = parts.pop().then(rest)
@@ -175,29 +184,34 @@ class Survey:
             rest = parts.pop().then(rest)
         return rest
 
-    def _step(self, step: Step, live: dict[Node, Any]) -> Reading:
+    def _sources(self, cone: Cone, count: int) -> Live:
+        return {
+            node: one_hot(self._values[node].base, probed_entries(cone, node, self._values)[:count], self._offset)
+            for node in cone.sources
+        }
+
+    def _read(self, step: Step, one: Live, two: Live) -> Reading:
+        single, double = self._peak(step, one), self._peak(step, two)
+        query = max(0, double - single)
+        return Reading(query, max(0, single - query), nbytes(two[step.node]) // 2 if step.node in two else 0)
+
+    def _peak(self, step: Step, live: Live) -> int:
         before = sum(nbytes(difference) for difference in live.values())
-        if not self._counting:
-            advance(step, self._values, live)
-            return Reading()
         with LiveBytes() as meter:
-            advance(step, self._values, live)
-        return Reading(before + meter.peak, nbytes(live[step.node]) if step.node in live else 0)
+            advance(step, self._values, live, by_sample=False)
+        return before + meter.peak
 
 
 def probed_entries(cone: Cone, source: Node, values: Values) -> Int64[Tensor, " 2"]:
-    """Flat indices of a parameter's first and last entry, in a table of rows that are looked up of such a row."""
+    """Flat indices of two entries of a parameter that follow each other; in a table of a row that is looked up."""
     base: Tensor = values[source].base
-    entries = base.numel() * (2 if base.is_complex() else 1)
     first = 0
     for step in cone.steps:
         if step.node.target is aten.embedding.default and step.args[0] is source:
             looked_up = values[step.args[1]].base
-            if looked_up.numel():
-                first = int(looked_up.flatten()[0]) * base.shape[1]
-                entries = first + base.shape[1]
-            break
-    return torch.tensor([first, max(first, entries - 1)])
+            first = int(looked_up.flatten()[0]) * base.shape[1] if looked_up.numel() else 0
+    entries = base.numel() * (2 if base.is_complex() else 1)
+    return torch.tensor([first, min(first + 1, max(first, entries - 1))])
 
 
 def _place(step: Step, live: Mapping[Node, Any]) -> Hashable:
@@ -221,20 +235,18 @@ def _form(part: Any) -> Hashable:
 
 
 def footprint(program: Program, values: Values, offset: float) -> Footprint:
-    """Read off two perturbations of every parameter; the first walk makes the memos, which the second finds."""
+    """Read off one perturbation and two of every parameter; the first walk makes the memos, which the second finds."""
     again = held_bytes(values)
     cones = [cone for cone in program.cones.values() if not cone.reason]
     with torch.no_grad():
-        for survey in (Survey(values, offset, count=False), Survey(values, offset, count=True)):
-            readings = {cone.parameter: survey.along(cone) for cone in cones}
+        for survey in (Survey(values, offset), Survey(values, offset)):
+            found = {cone.parameter: survey.along(cone) for cone in cones}
     held = held_bytes(values)
-    peaks = {name: _per_query(HEADROOM * reading.peak) for name, reading in readings.items()}
-    written = {name: _per_query(readings[name].written) if name in readings else again for name in program.cones}
-    return Footprint(held, {**peaks, **dict.fromkeys(program.recomputed, max(1, held // RECOMPUTED))}, written)
-
-
-def _per_query(probed: float) -> int:
-    return max(1, -int(-probed // PROBED))
+    queries = {name: max(1, int(HEADROOM * reading.query)) for name, reading in found.items()}
+    queries |= dict.fromkeys(program.recomputed, max(1, held // RECOMPUTED))
+    shared = int(HEADROOM * max((reading.shared for reading in found.values()), default=0))
+    written = {name: max(1, found[name].written) if name in found else again for name in program.cones}
+    return Footprint(held, queries, shared, written)
 
 
 def joint_footprint(values: Values, one: Callable[[], object], name: str) -> Footprint:

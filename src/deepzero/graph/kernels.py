@@ -4,7 +4,8 @@ A rule asks the kernels :func:`on` the device of its tensors, and composes where
 kernels are a module with the functions of :class:`Kernels`, in a folder beside ``cpu/``, and an entry in
 :data:`BY_DEVICE`.
 
-Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
+Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions;
+g groups of perturbations, m rows, n entries of a row.
 """
 
 from __future__ import annotations
@@ -87,10 +88,135 @@ class Kernels(Protocol):
         """``values[p] * window(padded[features[p]])``, the window of ``size`` that begins at tap ``taps[:, p]``."""
         ...
 
+    def attention(
+        self,
+        query: tuple[Float[Tensor, "*lead l e"], Float[Tensor, "p *lead l e"] | None],
+        key: tuple[Float[Tensor, "*lead s e"], Float[Tensor, "p *lead s e"] | None],
+        value: tuple[Float[Tensor, "*lead s f"], Float[Tensor, "p *lead s f"] | None],
+        factor: float,
+        weights: Float[Tensor, "*lead l s"],
+        logarithms: Float[Tensor, "*lead l s"],
+    ) -> Float[Tensor, "p *lead l f"] | None:
+        """The change of ``softmax(factor q k^T + mask) v`` by those of q, k and v, of which q or k differs.
+
+        Args:
+            query: q and its change, if any.
+            key: k, likewise.
+            value: v, likewise.
+            factor: of the scores.
+            weights: the base softmax.
+            logarithms: of the weights; -inf where nothing may be attended to.
+        """
+        ...
+
     def max_pool(
         self, difference: Channel | Dense, base: Value, maximum: Value, window: Window
     ) -> Float[Tensor, "p b *c h w"] | None:
         """``max (z - M + d)`` over windows of base values z with maxima M, of one channel each or of all."""
+        ...
+
+    def activation(
+        self, function: str, x: Value, difference: Channel | Dense, slope: float, *, overwrite: bool
+    ) -> Float[Tensor, " p *shape"] | None:
+        """``f(z + d) - f(z)`` without cancellation, at the entries that differ.
+
+        Args:
+            function: f: ``relu``, ``leaky_relu``, ``gelu``, ``gelu_tanh``, ``sigmoid``, ``tanh`` or ``silu``.
+            x: z.
+            difference: d.
+            slope: of a leaky relu below zero.
+            overwrite: lets the outcome take the memory of d.
+        """
+        ...
+
+    def normalize(
+        self,
+        difference: Channel | Dense,
+        centred: Value,
+        scale: Float[Tensor, "*kept"],
+        weight: Float[Tensor, "*normalized"] | None,
+        dims: int,
+        *,
+        mean: bool,
+        overwrite: bool,
+    ) -> Channel | Dense | None:
+        """The change of ``weight c / s`` along the last ``dims`` dimensions, with ``s^2 = mean(c^2) + eps``.
+
+        Args:
+            difference: of what is normalized.
+            centred: c, base values minus their mean along these dimensions, or base values themselves.
+            scale: s, of length 1 along them.
+            weight: a factor, 1 if None.
+            dims: their number.
+            mean: whether the mean is taken off.
+            overwrite: lets the outcome take the memory of the difference.
+        """
+        ...
+
+    def softmax(
+        self, difference: Channel | Dense, chances: Value, logarithms: Value, dim: int, *, log: bool, overwrite: bool
+    ) -> Channel | Dense | None:
+        """The change of a softmax along dimension ``dim``, or with ``log`` of its logarithm.
+
+        Args:
+            difference: of the logits.
+            chances: their softmax.
+            logarithms: its logarithm, exact also where the softmax is 0 by underflow.
+            dim: of base values.
+            log: whether the change of the logarithm is asked for.
+            overwrite: lets the outcome take the memory of the difference.
+        """
+        ...
+
+    def label_losses(
+        self,
+        difference: Channel | Dense,
+        chances: Value,
+        logarithms: Value,
+        labels: Int64[Tensor, "*targets"],
+        dim: int,
+    ) -> Float[Tensor, " p *others"] | None:
+        """The change of ``-log softmax(z)_y`` for labels y, at the targets that differ.
+
+        Args:
+            difference: of the logits z: of all, of one class, or of one entry of another dimension.
+            chances: the softmax of z along ``dim``.
+            logarithms: its logarithm, exact also where the softmax is 0 by underflow.
+            labels: y, of the shape of z without its classes.
+            dim: dimension of z that holds the classes.
+        """
+        ...
+
+    def behind_kink(
+        self, directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
+    ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
+        """Directions u behind a kink, and the extreme rates of each row.
+
+        They are ``u`` where z is positive or 0 and ``slope u`` elsewhere; and the largest and the smallest ``-u / z``,
+        which are infinite in a row with an entry whose ``u / z`` is infinite or not a number.
+        """
+        ...
+
+    def rows_that_cross(
+        self, coefficients: Float[Tensor, "p m"], groups: Int64[Tensor, " p"], rates: Float[Tensor, "2 g m"]
+    ) -> tuple[Float[Tensor, "p m"], Int64[Tensor, " r"]] | None:
+        """The coefficients with 0 for rows that cross a kink, and the flat places of these.
+
+        A row crosses unless its coefficient is 0 or, times both extreme rates, less than 1.
+        """
+        ...
+
+    def rectified_rows(
+        self,
+        coefficients: Float[Tensor, "p m"],
+        directions: Float[Tensor, " g #m n"],
+        groups: Int64[Tensor, " p"],
+        places: Int64[Tensor, " r"],
+        base: Float[Tensor, "m n"],
+        given: tuple[Int64[Tensor, " s"], Float[Tensor, "s n"]] | None,
+        negative_slope: float,
+    ) -> Float[Tensor, "all n"] | None:
+        """``f(z + d) - f(z)`` of a leaky relu f, for multiples d at ``places`` and for rows d given with theirs."""
         ...
 
 
@@ -112,7 +238,31 @@ class NoKernels:
     def shifted_slices(self, *_: Any) -> None:
         """None."""
 
+    def attention(self, *_: Any) -> None:
+        """None."""
+
     def max_pool(self, *_: Any) -> None:
+        """None."""
+
+    def activation(self, *_: Any, overwrite: bool) -> None:
+        """None."""
+
+    def normalize(self, *_: Any, mean: bool, overwrite: bool) -> None:
+        """None."""
+
+    def softmax(self, *_: Any, log: bool, overwrite: bool) -> None:
+        """None."""
+
+    def label_losses(self, *_: Any) -> None:
+        """None."""
+
+    def behind_kink(self, *_: Any) -> None:
+        """None."""
+
+    def rows_that_cross(self, *_: Any) -> None:
+        """None."""
+
+    def rectified_rows(self, *_: Any) -> None:
         """None."""
 
 

@@ -18,7 +18,7 @@ ALLOCATOR = 1.8
 """Memory that the process takes, in multiples of live tensors: what the C allocator keeps in its arenas for reuse."""
 
 
-def chunk_sizes(foot: Footprint, *, target: int, budget: int, overhead: float = 1.0) -> dict[str, int]:
+def chunk_sizes(foot: Footprint, *, target: int, budget: int, overhead: float = 1.0, few: int = 1) -> dict[str, int]:
     """Perturbations per chunk for each parameter.
 
     Args:
@@ -26,11 +26,13 @@ def chunk_sizes(foot: Footprint, *, target: int, budget: int, overhead: float = 
         target: bytes that a chunk should take (what fits the cache).
         budget: bytes for everything.
         overhead: memory that the process takes, in multiples of live tensors.
+        few: perturbations that a chunk should have even beyond the target, so that the work between rules is shared;
+            as far as a quarter of what the budget leaves goes, for the sake of other workers.
 
     Raises:
         BudgetError: not even one perturbation at a time fits.
     """
-    largest = max(foot.queries.values(), default=1)
+    largest = foot.shared + max(foot.queries.values(), default=1)
     live = int(budget / overhead)
     if foot.held + largest > live:
         needed = math.ceil((foot.held + largest) * overhead)
@@ -39,8 +41,11 @@ def chunk_sizes(foot: Footprint, *, target: int, budget: int, overhead: float = 
             f"one query {largest / MEBI:.0f}), more than the memory budget of {budget / MEBI:.0f} MiB; "
             f"give at least PropagationEvaluator(memory_budget={needed}) or use smaller batches"
         )
-    cap = min(target, live - foot.held)
-    return {name: max(1, min(MAX_CHUNK, cap // size)) for name, size in foot.queries.items()}
+    room = live - foot.held - foot.shared
+    cap, roomy = min(target, room), room // 4
+    return {
+        name: max(1, min(MAX_CHUNK, max(cap // size, min(few, roomy // size)))) for name, size in foot.queries.items()
+    }
 
 
 def workers_that_fit(
@@ -56,4 +61,4 @@ def in_flight(foot: Footprint, sizes: Mapping[str, int], workers: int) -> int:
 
 
 def _largest_chunk(foot: Footprint, sizes: Mapping[str, int]) -> int:
-    return max((size * foot.queries[name] for name, size in sizes.items()), default=1)
+    return foot.shared + max((size * foot.queries[name] for name, size in sizes.items()), default=1)

@@ -31,6 +31,7 @@ class Step:
         parts: operations that the step stands for, in order; the last is ``node``.
         overwrite: whether the first operand's difference may be destroyed.
         frees: nodes whose differences are not needed afterwards.
+        spends: those of them that are one argument, once: a rule may overwrite their differences.
     """
 
     node: Node
@@ -40,6 +41,7 @@ class Step:
     parts: tuple[Node, ...]
     overwrite: bool = False
     frees: tuple[Node, ...] = ()
+    spends: tuple[Node, ...] = ()
 
     @cached_property
     def inputs(self) -> list[Node]:
@@ -167,10 +169,12 @@ def _cone(name: str, sources: tuple[Node, ...], steps: list[Step], output: Node)
 
 def _with_frees(steps: list[Step], output: Node) -> tuple[Step, ...]:
     last = {node: i for i, step in enumerate(steps) for node in step.inputs}
-    return tuple(
-        replace(step, frees=tuple(n for n in dict.fromkeys(step.inputs) if last[n] == i and n is not output))
-        for i, step in enumerate(steps)
-    )
+    freed = []
+    for i, step in enumerate(steps):
+        inputs = step.inputs
+        frees = tuple(n for n in dict.fromkeys(inputs) if last[n] == i and n is not output)
+        freed.append(replace(step, frees=frees, spends=tuple(n for n in frees if inputs.count(n) == 1)))
+    return tuple(freed)
 
 
 def _why_not(step: Step, parameter: str, path: Mapping[Node, Node | None]) -> str:

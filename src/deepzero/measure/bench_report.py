@@ -1,71 +1,102 @@
-"""The report of a benchmark: a record with every round, and tables for a terminal."""
+"""Tables of a benchmark for a terminal, and its rows as texts for whatever shows them."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
-from deepzero.measure.benchmark import MIB, CaseReport, Settings, SideReport
-from deepzero.measure.block_reuse import split
-from deepzero.measure.measurement_record import heading
+from deepzero.measure.benchmark import MIB, CaseReport, SideReport
+from deepzero.measure.block_reuse import split, splittable
 from deepzero.measure.rounds import Spread
-from deepzero.measure.sides import LEFT_OUT, FormTrial
+from deepzero.measure.rule_profile import ParameterTime
 
-FORMAT = 2
-TITLES = {"naive": "naive loop", "block_reuse": "loop with block reuse", "deepzero": "deepzero"}
+TITLES = {
+    "naive": "best plain loop",
+    "naive_float64": "best plain loop in float64",
+    "block_reuse": "loop with block reuse",
+    "deepzero": "deepzero",
+}
 
 
-def record(
-    reports: Sequence[CaseReport], settings: Settings, *, command: str, environment: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All cases as JSON-able values, with the circumstances of the measurement.
+COLUMNS = (
+    "case",
+    "queries/s",
+    "over the best plain loop",
+    "its form",
+    "over block reuse",
+    "error: ours",
+    "error: plain loop",
+    "floor",
+    "of the floor",
+    "memory",
+)
+"""Of :func:`speed_row`."""
 
-    Args:
-        reports: the cases.
-        settings: of the measurement.
-        command: the command line.
-        environment: hardware, versions and load, from :func:`deepzero.measure.measurement_record.environment`.
+
+def speed_row(case: Mapping[str, Any]) -> list[str]:
+    """A case of a record as the texts of a row of the whole table."""
+    ratios, errors, floor = case["ratios"], case["errors"], case["floor"]
+    rate = case["sides"]["deepzero"]["queries_per_second"]["median"]
+    reuse = ratios.get("deepzero/block_reuse")
+    return [
+        case["case"],
+        f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
+        times(ratios["deepzero/naive"]),
+        case["sides"]["naive"]["form"]["taken"],
+        times(reuse) if reuse else "-",
+        f"{errors['rounding']['deepzero']:.0e}",
+        plain_error(case),
+        f"{1e6 * floor['work_of_a_query']['seconds']:,.0f} µs",
+        f"{floor['reached']['median']:.0%}",
+        " ".join(f"{memory['growth'] / MIB:,.0f} MiB" for memory in case["memory"][:1]) or "-",
+    ]
+
+
+def plain_error(case: Mapping[str, Any]) -> str:
+    """The error of the float32 loop; where it is noise, how deepzero compares with a loop in float64, too."""
+    error = f"{case['errors']['rounding']['naive']:.0e}"
+    double = case["ratios"].get("deepzero/naive_float64")
+    return f"{error} (float64: {times(double)})" if double else error
+
+
+def times(spread: Mapping[str, Any]) -> str:
+    """A ratio with its extremes.
+
+    >>> times({"median": 26.04, "min": 25.0, "max": 27.21}), times({"median": 0.418, "min": 0.41, "max": 0.43})
+    ('26.0x (25.0 to 27.2)', '0.42x (0.41 to 0.43)')
     """
-    return {
-        "format": FORMAT,
-        **heading({**environment, "threads": settings.threads}, command=command),
-        "settings": asdict(settings),
-        "cases": [_case(report) for report in reports],
-    }
+    digits = 1 if spread["median"] >= 2 else 2
+    return f"{spread['median']:.{digits}f}x ({spread['min']:.{digits}f} to {spread['max']:.{digits}f})"
 
 
-def _case(report: CaseReport) -> dict[str, Any]:
-    problem = report.problem
-    return {
-        "case": problem.case.name,
-        "model": {"name": problem.case.model, "parameters": sum(p.numel() for p in problem.model.parameters())},
-        "batch": {"shape": list(problem.batch[0].shape), "images": problem.case.source.words},
-        "coordinates": {"count": problem.coordinates.count, "smart_ratio_sparsity": problem.sparsity},
-        "queries": problem.queries,
-        "rounds": len(next(iter(report.sides.values())).timings),
-        "sides": {name: _side(side) for name, side in report.sides.items()},
-        "ratios": {name: asdict(spread) for name, spread in report.ratios.items()},
-        "agreement": asdict(report.agreement),
-        "profile": asdict(report.profile),
-        "memory": [asdict(memory) for memory in report.memory],
-    }
+def whole_table(cases: Sequence[Mapping[str, Any]]) -> Table:
+    """All cases, a row each."""
+    table = Table(*COLUMNS, title="speed, median (min to max) of rounds")
+    for case in cases:
+        table.add_row(*speed_row(case))
+    return table
 
 
-def _side(side: SideReport) -> dict[str, Any]:
-    return {
-        "method": side.method,
-        "form": None if side.trial is None else _form(side.trial),
-        "queries_per_second": asdict(side.queries_per_second),
-        "timings": [{**asdict(t), "timed_fraction": t.timed_queries / t.queries} for t in side.timings],
-    }
+GROWTH_COLUMNS = ("against", "at", "network", "set-up", "ms/query", "over a plain loop")
+"""Of :func:`growth_row`."""
 
 
-def _form(trial: FormTrial) -> dict[str, Any]:
-    """The form that a loop took, and the speed of all."""
-    return {"taken": trial.fastest.name, "trial_queries_per_second": trial.queries_per_second, "not_tried": LEFT_OUT}
+def growth_row(point: Mapping[str, Any]) -> list[str]:
+    """A point of a curve as the texts of a row."""
+    milliseconds = f"{1e3 * point['seconds_per_query']:.3f}"
+    setup = f"{point['setup_seconds']:.1f} s"
+    return [point["curve"], f"{point['at']:g}", point["network"], setup, milliseconds, times(point["ratio"])]
+
+
+def growth_table(points: Sequence[Mapping[str, Any]]) -> Table:
+    """The growth of the cost of a query."""
+    table = Table(*GROWTH_COLUMNS, title="growth of the cost of a query")
+    for point in points:
+        table.add_row(*growth_row(point))
+    return table
 
 
 def tables(report: CaseReport) -> Iterator[Table]:
@@ -102,12 +133,22 @@ def _blocks(report: CaseReport) -> Table:
     """By block; the record has every parameter."""
     title = "where the time of deepzero goes, by block"
     table = Table("block", "queries", "ms/query, one thread", "share of time", title=title)
-    for block in split(report.problem.model):
-        own = [p for p in report.profile.parameters if block.owns(p.name)]
+    for block, own in _by_block(report):
         queries, share = sum(p.queries for p in own), sum(p.share for p in own)
         each = sum(p.queries * p.microseconds for p in own) / queries / 1e3
-        table.add_row(block.name, f"{queries:,}", f"{each:.3f}", f"{share:.1%}")
+        table.add_row(block, f"{queries:,}", f"{each:.3f}", f"{share:.1%}")
     return table
+
+
+def _by_block(report: CaseReport) -> Iterator[tuple[str, list[ParameterTime]]]:
+    """The parameters of a block that block reuse knows, or else of a module of the first two levels."""
+    model, parameters = report.problem.model, report.profile.parameters
+    if splittable(model):
+        for block in split(model):
+            yield block.name, [p for p in parameters if block.owns(p.name)]
+    else:
+        for name, own in itertools.groupby(parameters, lambda p: ".".join(p.name.split(".")[:-1][:2])):
+            yield name, list(own)
 
 
 def _rules(report: CaseReport) -> Table:

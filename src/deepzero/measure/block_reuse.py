@@ -62,6 +62,11 @@ def split(model: nn.Module) -> list[Block]:
     )
 
 
+def splittable(model: nn.Module) -> bool:
+    """True if :func:`split` knows the blocks of a model."""
+    return isinstance(model, ResNet | SimpleCNN | DigitsCNN)
+
+
 def _part(name: str, module: nn.Module) -> Block:
     return Block(name, (name,), module)
 
@@ -109,7 +114,7 @@ class BlockReuseLoop:
         self.step_size = problem.step_size
         self.blocks = split(model)
         self._form = form
-        self._x, self._y = form.images(problem.batch[0]), problem.batch[1]
+        self._x, self._y = form.inputs(problem.batch[0]), problem.batch[1]
         self._owner = {
             name: next(i for i, block in enumerate(self.blocks) if block.owns(name)) for name in self.parameters
         }

@@ -18,6 +18,8 @@ from deepzero.measure.drawn_batches import Batch, digits_batch, image_shape, noi
 from deepzero.randomness import derive_seed, seeded_scope
 
 CPU = torch.device("cpu")
+BLOCK = 1024
+"""Coordinates of a random order that become Python numbers at a time: a million take a second."""
 
 
 class Source(NamedTuple):
@@ -224,10 +226,13 @@ def _coordinates(model: nn.Module, fraction: float, seed: int) -> Coordinates:
 
 def shuffled(coordinates: Coordinates, seed: int) -> Iterator[tuple[str, int]]:
     """All coordinates in random order, again and again: any stretch is drawn in the proportion of the parameters."""
-    pairs = [(name, int(index)) for name, indices in coordinates.items() for index in indices]
-    generator = torch.Generator().manual_seed(derive_seed(seed, "shuffled"))
-    order = torch.randperm(len(pairs), generator=generator).tolist()
-    return itertools.cycle(pairs[k] for k in order)
+    names = coordinates.names
+    every = torch.cat([coordinates[name] for name in names])
+    ends = torch.tensor([len(coordinates[name]) for name in names]).cumsum(0)
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(derive_seed(seed, "shuffled")))
+    for places in itertools.cycle(torch.split(order, BLOCK)):
+        owners = torch.searchsorted(ends, places, right=True).tolist()
+        yield from ((names[k], index) for k, index in zip(owners, every[places].tolist(), strict=True))
 
 
 def in_full_chunks(

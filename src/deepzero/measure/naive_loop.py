@@ -45,6 +45,7 @@ class Form:
         onednn: convolutions may run in oneDNN (on a CPU, PyTorch's default).
         cudnn_benchmark: cuDNN tries its kernels and takes the fastest (on a GPU).
         cuda_graph: the forward is recorded once and replayed: launching its kernels costs next to nothing.
+        double: in float64, whose differences of losses are not rounding noise at a small step.
 
     Example:
         >>> Form(channels_last=True).name, Form(inference_mode=True, onednn=False).name
@@ -56,6 +57,7 @@ class Form:
     onednn: bool = True
     cudnn_benchmark: bool = False
     cuda_graph: bool = False
+    double: bool = False
 
     @property
     def name(self) -> str:
@@ -67,15 +69,18 @@ class Form:
         parts += [] if self.onednn else ["without oneDNN"]
         parts += ["cudnn.benchmark"] if self.cudnn_benchmark else []
         parts += ["CUDA graph"] if self.cuda_graph else []
+        parts += ["float64"] if self.double else []
         return ", ".join(parts)
 
     def copy(self, model: nn.Module) -> nn.Module:
-        """A copy of the model, in this form's memory format."""
+        """A copy of the model, in this form's precision and memory format."""
         copied = copy.deepcopy(model)
+        copied = copied.double() if self.double else copied
         return copied.to(memory_format=torch.channels_last) if self.channels_last else copied  # type: ignore[call-overload]
 
-    def images(self, x: Tensor) -> Tensor:
-        """The images, in this form's memory format."""
+    def inputs(self, x: Tensor) -> Tensor:
+        """The inputs, in this form's precision and memory format; symbols stay as they are."""
+        x = x.double() if self.double and x.is_floating_point() else x
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
     @contextmanager
@@ -90,10 +95,16 @@ class Form:
             yield
 
 
-def eager_forms(device: torch.device) -> list[Form]:
-    """All forms of eager forwards that differ on a device: oneDNN is a matter of CPUs."""
+def eager_forms(device: torch.device, model: nn.Module | None = None) -> list[Form]:
+    """All forms of eager float32 forwards that differ.
+
+    Args:
+        device: of the forwards; oneDNN is a matter of CPUs.
+        model: leave out what makes no difference to it: memory formats are a matter of weights of four dimensions.
+    """
     onednn = (True, False) if device.type == "cpu" and ONEDNN.enabled else (True,)
-    return [Form(*choice) for choice in itertools.product((False, True), (False, True), onednn)]
+    layouts = (False, True) if model is None or any(p.dim() == 4 for p in model.parameters()) else (False,)
+    return [Form(*choice) for choice in itertools.product(layouts, (False, True), onednn)]
 
 
 def gpu_forms() -> list[Form]:
@@ -138,7 +149,7 @@ class NaiveLoop:
         self.parameters = dict(self.model.named_parameters())
         self.step_size = problem.step_size
         self._form, self._watch = form, watch
-        self._x, self._y = form.images(problem.batch[0]), problem.batch[1]
+        self._x, self._y = form.inputs(problem.batch[0]), problem.batch[1]
         self._forward = self._recorded() if form.cuda_graph else self._eager
         self.base = self.loss().item()
 

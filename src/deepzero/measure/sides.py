@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float64
+from torch import Tensor
 
 from deepzero.coordinates import Coordinates, StepContext
 from deepzero.errors import VerificationError
@@ -128,19 +130,28 @@ class LoopSide(Side, Generic[AnyLoop]):
     Args:
         problem: network, batch and coordinates.
         form: of the forwards; without it all forms are tried.
+        double: try the forms in float64 in place of float32.
 
     Attributes:
         form: of the forwards.
         loop: the loop in this form.
     """
 
-    def __init__(self, problem: Problem, form: Form | None = None) -> None:
+    def __init__(self, problem: Problem, form: Form | None = None, *, double: bool = False) -> None:
         self.problem, self.trial = problem, None
         if form is None:
-            self.trial = try_forms(partial(type(self), problem), eager_forms(problem.batch[0].device))
+            forms = eager_forms(problem.batch[0].device, problem.model)
+            self.trial = try_forms(partial(type(self), problem), [replace(one, double=double) for one in forms])
             form = self.trial.fastest
+        if form.double:
+            self.name, self.method = f"{self.name}_float64", f"in float64: {self.method}"
         self.form = form
         self.loop = self._make_loop()
+
+    def answers(self, chosen: Coordinates) -> Float64[Tensor, " k"]:
+        """The loss differences of some coordinates, in their order."""
+        pairs = [(name, int(index)) for name, indices in chosen.items() for index in indices]
+        return torch.tensor([self.loop.difference(*pair) for pair in pairs], dtype=torch.float64)
 
     @abstractmethod
     def _make_loop(self) -> AnyLoop:
@@ -269,6 +280,12 @@ class DeepZero(Side):
         self._schedule.now = chosen
         return self._estimator.estimate(*self.problem.batch)
 
+    def answers(self, chosen: Coordinates) -> Float64[Tensor, " k"]:
+        """The loss differences of some coordinates, in their order, from their slopes."""
+        gradients = self.estimate(chosen).gradients
+        slopes = [gradients[name].reshape(-1)[index.to(gradients[name].device)] for name, index in chosen.items()]
+        return torch.cat(slopes).double().cpu() * self.problem.step_size
+
     def time(self, seconds: float, turn: int) -> Timing:
         """As many estimates as fit, at least one."""
         fraction, spent, queries = self.fraction(seconds), 0.0, 0
@@ -317,7 +334,7 @@ class Agreement:
     deviation: dict[str, float]
 
 
-def check_agreement(naive: Naive, reuse: BlockReuse, deepzero: DeepZero) -> Agreement:
+def check_agreement(naive: Naive, others: Sequence[BlockReuse | DeepZero]) -> Agreement:
     """Compare loss differences on one coordinate of each of up to 32 parameters.
 
     Raises:
@@ -325,11 +342,8 @@ def check_agreement(naive: Naive, reuse: BlockReuse, deepzero: DeepZero) -> Agre
     """
     problem = naive.problem
     chosen = one_of_each(problem.coordinates, COMPARED, problem.seed)
-    pairs = [(name, int(indices[0])) for name, indices in chosen.items()]
-    expected = _answers(naive.loop, pairs)
-    gradients = deepzero.estimate(chosen).gradients
-    slopes = torch.stack([gradients[name].reshape(-1)[index] for name, index in pairs]).cpu()
-    found = {reuse.name: _answers(reuse.loop, pairs), deepzero.name: slopes.double() * problem.step_size}
+    expected = naive.answers(chosen)
+    found = {side.name: side.answers(chosen) for side in others}
     largest = float(expected.abs().max())
     tolerance = NOISE * (1 + abs(naive.loop.base)) + RELATIVE * largest
     deviation = {side: float((answers - expected).abs().max()) for side, answers in found.items()}
@@ -339,8 +353,4 @@ def check_agreement(naive: Naive, reuse: BlockReuse, deepzero: DeepZero) -> Agre
                 f"{side} and the naive loop disagree on {problem.case.name}: loss differences deviate by {worst:.3g}, "
                 f"float32 rounding explains {tolerance:.3g}; their speeds are not comparable (please report it)"
             )
-    return Agreement(len(pairs), largest, tolerance, deviation)
-
-
-def _answers(loop: Loop, pairs: list[tuple[str, int]]) -> torch.Tensor:
-    return torch.tensor([loop.difference(name, index) for name, index in pairs], dtype=torch.float64)
+    return Agreement(chosen.count, largest, tolerance, deviation)

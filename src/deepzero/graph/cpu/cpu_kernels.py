@@ -16,11 +16,21 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
+from deepzero.graph.cpu import activation_kernels, attention_kernels, rank_one_kernels, row_kernels
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 WIDE = 512
 """Columns that a compiled loop likes to see side by side."""
+
+activation = activation_kernels.activation
+attention = attention_kernels.attention
+behind_kink = rank_one_kernels.behind_kink
+rows_that_cross = rank_one_kernels.rows_that_cross
+rectified_rows = rank_one_kernels.rectified_rows
+normalize = row_kernels.normalize
+softmax = row_kernels.softmax
+label_losses = row_kernels.label_losses
 
 
 @cache

@@ -45,6 +45,19 @@ def sigmoid(x):
     raise NotImplementedError
 
 
+def gauss_interval(z, d):
+    """``Phi(z + d) - Phi(z)`` of the normal distribution without cancellation, for d within :func:`gauss_reach`."""
+    raise NotImplementedError
+
+
+def logistic_change(s, variance, d):
+    """Change of the sigmoid ``s``, with ``variance = s (1 - s)``, for ``|d| <= 1``: ``s (1 - s) e / (1 + s e)``.
+
+    e is ``expm1(d)``.
+    """
+    raise NotImplementedError
+
+
 @_compiled
 def _power32(n):
     """``2^n`` for an integer n between -126 and 127."""
@@ -189,21 +202,62 @@ def _sigmoid64(x):
     return (small if x < 0.0 else 1.0) / (1.0 + small)
 
 
+@_compiled
+def _gauss32(z, d):
+    """With ``h = d/2``: ``phi(m) d sum_k He_2k(m) h^2k / (2k + 1)!``, of which terms up to ``h^8`` are taken."""
+    h = F(0.5) * d
+    m = z + h
+    w, v = min(m * m, F(174.0)), h * h
+    s = F(1.0 / 362880) * ((((w + F(-28.0)) * w + F(210.0)) * w + F(-420.0)) * w + F(105.0))
+    s = s * v + F(1.0 / 5040) * (((w + F(-15.0)) * w + F(45.0)) * w + F(-15.0))
+    s = s * v + F(1.0 / 120) * ((w + F(-6.0)) * w + F(3.0))
+    s = s * v + F(1.0 / 6) * (w + F(-1.0))
+    n, r, q = _reduced32(F(-0.5) * w)
+    return (F(1.0) + (r + r * r * q)) * _power32(n) * F(0.3989422804014327) * (d + d * (s * v))
+
+
+@_compiled
+def _gauss64(z, d):
+    h = 0.5 * d
+    m = z + h
+    w, v = min(m * m, 1416.0), h * h
+    s = (1.0 / 362880) * ((((w - 28.0) * w + 210.0) * w - 420.0) * w + 105.0)
+    s = s * v + (1.0 / 5040) * (((w - 15.0) * w + 45.0) * w - 15.0)
+    s = s * v + (1.0 / 120) * ((w - 6.0) * w + 3.0)
+    s = s * v + (1.0 / 6) * (w - 1.0)
+    n, r, q = _reduced64(-0.5 * w)
+    return (1.0 + (r + r * r * q)) * _power64(n) * 0.3989422804014327 * (d + d * (s * v))
+
+
+@_compiled
+def _logistic32(s, variance, d):
+    e = _expm1_32(d)
+    return variance * e / (F(1.0) + s * e)
+
+
+@_compiled
+def _logistic64(s, variance, d):
+    e = _expm1_64(d)
+    return variance * e / (1.0 + s * e)
+
+
 def _register(function: Any, single: Any, double: Any) -> None:
-    """Calls of ``function`` in a compiled loop are those of the version of their argument's type."""
+    """Calls of ``function`` in a compiled loop are those of the version of their last argument's type."""
 
     @overload(function, jit_options=_OPTIONS)
-    def choose(x):
-        return {types.float32: of_single, types.float64: of_double}.get(x)
+    def choose(*arguments):
+        return {types.float32: of_single, types.float64: of_double}.get(arguments[-1])
 
-    def of_single(x):
-        return single(x)
+    def of_single(*arguments):
+        return single(*arguments)
 
-    def of_double(x):
-        return double(x)
+    def of_double(*arguments):
+        return double(*arguments)
 
 
 _register(exp, _exp32, _exp64)
 _register(expm1, _expm1_32, _expm1_64)
 _register(log1p, _log1p32, _log1p64)
 _register(sigmoid, _sigmoid32, _sigmoid64)
+_register(gauss_interval, _gauss32, _gauss64)
+_register(logistic_change, _logistic32, _logistic64)

@@ -21,7 +21,7 @@ from deepzero.graph.rules import (
     shape,
     softmax,
 )
-from deepzero.graph.rules.base import RULES, rule
+from deepzero.graph.rules.base import RULES, TAKES_LOW_RANK, TAKES_RANK_ONE, in_kind_for, rule
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.normalization import batch_norm_relu
 from deepzero.graph.rules.shape import SHAPE_ONLY
@@ -29,6 +29,8 @@ from deepzero.graph.rules.shape import SHAPE_ONLY
 __all__ = [
     "RULES",
     "SHAPE_ONLY",
+    "TAKES_LOW_RANK",
+    "TAKES_RANK_ONE",
     "activation",
     "attention",
     "batch_norm_relu",
@@ -39,6 +41,7 @@ __all__ = [
     "cross_entropy",
     "fallback",
     "fourier",
+    "in_kind_for",
     "indexing",
     "linear",
     "moments",

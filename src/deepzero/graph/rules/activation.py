@@ -7,41 +7,80 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference
+from deepzero.graph import kernels
+from deepzero.graph.calls import Call, Operand, Outcome, Value
+from deepzero.graph.differences import Channel, Dense, Difference, RankOne
 from deepzero.graph.rules import formulas
 from deepzero.graph.rules.base import apply_pointwise, map_delta, normal_dim, rule
 from deepzero.graph.rules.fallback import evaluated
 from deepzero.graph.rules.formulas import Entries, relu
 from deepzero.graph.rules.frames import broadcast
 from deepzero.graph.rules.pointwise import scaled_by, total
+from deepzero.graph.rules.rank_one import rectified
 from deepzero.graph.rules.shape import reshaped
 
 __all__ = ["dropout", "prelu", "relu"]
 aten = torch.ops.aten
 Formula = Callable[..., Tensor]
 
+GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
+"""The kernel's name for an approximation."""
 SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
 """alpha, scale and input scale of the ELU that SELU is."""
 
 
-def _register(target: Any, function: Formula, complex_function: Formula | None = None) -> None:
+def _register(
+    target: Any,
+    function: Formula,
+    complex_function: Formula | None = None,
+    fused: Callable[..., tuple[str, float]] | None = None,
+) -> None:
     """A rule for a function of one operand, ``function(z, d, *options)``.
 
-    Integer operands are evaluated, and so are complex ones unless there is a formula for them.
+    Integer operands are evaluated, and so are complex ones unless there is a formula for them. For what ``fused`` makes
+    of the options, a name and a slope, a device may have a kernel.
     """
 
-    @rule(target)
+    @rule(target, rank_one=True)
     def apply(call: Call, x: Operand, *options: Any, **named: Any) -> Outcome:
         chosen = function if x.base.is_floating_point() else complex_function if x.base.is_complex() else None
         if chosen is None:
             return evaluated(call, x, *options, **named)
-        return apply_pointwise(x, lambda z, d: chosen(z, d, *options, **named))
+        formula = partial(_with_options, chosen, options, named)
+        kernel = None if fused is None or x.base.is_complex() else fused(*options, **named)
+        return apply_pointwise(x, formula) if kernel is None else by_kernel(x, formula, *kernel)
+
+
+def _with_options(
+    function: Formula, options: tuple[Any, ...], named: dict[str, Any], z: Entries, d: Entries
+) -> Entries:
+    return function(z, d, *options, **named)
+
+
+def by_kernel(x: Operand, formula: Formula, function: str, slope: float = 0.0) -> Difference:
+    """The change of a function by the kernel of the device of x, or by its formula where that has none."""
+
+    def change(z: Entries, d: Entries) -> Entries:
+        """Of rank-one differences: of all entries, which are written out for it, or of some rows."""
+        value, stacked = (x.value, d) if z is x.base else (Value(z), d.unsqueeze(0))
+        out = kernels.on(d).activation(function, value, Dense(stacked), slope, overwrite=z is x.base)
+        return formula(z, d) if out is None else out.reshape(d.shape)
+
+    difference = x.difference
+    if isinstance(difference, RankOne):
+        return apply_pointwise(x, change)
+    if isinstance(difference, (Channel, Dense)):
+        own = kernels.on(difference.delta)
+        delta = own.activation(function, x.value, difference, slope, overwrite=x.expendable)
+        if delta is not None:
+            return difference.with_delta(delta) if isinstance(difference, Channel) else Dense(delta, owned=True)
+    return apply_pointwise(x, formula)
 
 
 def _softplus(z: Entries, d: Entries, beta: float = 1, threshold: float = 20) -> Entries:
@@ -78,8 +117,24 @@ def _gelu(z: Entries, d: Entries, *, approximate: str = "none") -> Entries:
     return formulas.gelu(z, d) if approximate == "none" else formulas.gelu_tanh(z, d)
 
 
-def _leaky_relu(z: Entries, d: Entries, negative_slope: float = 0.01) -> Entries:
-    return formulas.leaky_relu(z, d, negative_slope)
+@rule(aten.relu.default, rank_one=True)
+def relu_rule(call: Call, x: Operand) -> Outcome:
+    """Linear but for its kink, so a rank-one difference stays one."""
+    if not x.base.is_floating_point():
+        return evaluated(call, x)
+    if isinstance(x.difference, RankOne):
+        return rectified(x)
+    return by_kernel(x, relu, "relu")
+
+
+@rule(aten.leaky_relu.default, rank_one=True)
+def leaky_relu_rule(call: Call, x: Operand, negative_slope: float = 0.01) -> Outcome:
+    """As :func:`relu_rule`, with a slope below zero."""
+    if not x.base.is_floating_point():
+        return evaluated(call, x, negative_slope)
+    if isinstance(x.difference, RankOne):
+        return rectified(x, negative_slope)
+    return by_kernel(x, partial(formulas.leaky_relu, slope=negative_slope), "leaky_relu", negative_slope)
 
 
 def _complex_exp(z: Entries, d: Entries) -> Entries:
@@ -88,13 +143,11 @@ def _complex_exp(z: Entries, d: Entries) -> Entries:
     return torch.where(large, torch.exp(z + d) - torch.exp(z), torch.exp(z) * torch.expm1(torch.where(large, 0, d)))
 
 
-_register(aten.relu.default, relu)
-_register(aten.tanh.default, formulas.tanh)
-_register(aten.sigmoid.default, formulas.sigmoid)
-_register(aten.silu.default, formulas.silu)
+_register(aten.tanh.default, formulas.tanh, fused=lambda: ("tanh", 0.0))
+_register(aten.sigmoid.default, formulas.sigmoid, fused=lambda: ("sigmoid", 0.0))
+_register(aten.silu.default, formulas.silu, fused=lambda: ("silu", 0.0))
 _register(aten.mish.default, formulas.mish)
-_register(aten.gelu.default, _gelu)
-_register(aten.leaky_relu.default, _leaky_relu)
+_register(aten.gelu.default, _gelu, fused=lambda approximate="none": (GELUS[approximate], 0.0))
 _register(aten.elu.default, _elu)
 _register(aten.celu.default, _celu)
 _register(aten.selu.default, lambda z, d: formulas.elu(z, d, *SELU))

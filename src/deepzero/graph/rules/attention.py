@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from deepzero.errors import GraphError
+from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, same_channels
-from deepzero.graph.rules.base import difference_of, normal_dim, rule
+from deepzero.graph.rules.base import difference_of, rule
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.frames import Moving
 from deepzero.graph.rules.pointwise import product_change
@@ -119,10 +120,14 @@ def attention(
     if head is None:
         q, k, v = (_everywhere(o, lead) for o in (query, key, value))
         change = None if mask_change is None else _aligned(mask_change.dense(), lead + 1)
-        return Dense(_change(_scaled(q, factor), k, v, change, weights.map(_stacked)).expand(-1, *shape))
-    q, k, v = (_on_head(o, head) for o in (query, key, value))
+        return Dense(_change(q, k, v, factor, change, weights.map(_stacked)).expand(-1, *shape))
     change = _aligned(mask_change.delta, lead) if isinstance(mask_change, Channel) else None
-    out = _change(_scaled(q, factor), k, v, change, weights.map(lambda w: _pick(w, head)))
+    parts = []
+    for one in head.runs():
+        q, k, v = (_on_head(o, one) for o in (query, key, value))
+        own = None if change is None else change[one.start : one.stop]
+        parts.append(_change(q, k, v, factor, own, weights.map(one.pick)))
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
     axis = lead + head.axis
     return Channel(axis, head.channels, out.expand(-1, *shape[:axis], *shape[axis + 1 :]), shape)
 
@@ -132,16 +137,33 @@ def _scaled(m: Moving, factor: float) -> Moving:
 
 
 def _change(
-    q: Moving, k: Moving, v: Moving, mask: Float[Tensor, "p ..."] | None, weights: AttentionWeights
+    q: Moving, k: Moving, v: Moving, factor: float, mask: Float[Tensor, "p ..."] | None, weights: AttentionWeights
 ) -> Float[Tensor, "p ..."]:
     """The output's change from stacked operands, of which at least one differs."""
+    if mask is None and (q.delta is not None or k.delta is not None):
+        out = _by_kernel(q, k, v, factor, weights)
+        if out is not None:
+            return out
     scores: Tensor | None = None
     if q.delta is not None or k.delta is not None:
-        scores = product_change(q, k.map(lambda t: t.mT), grouped_product)
+        scores = product_change(_scaled(q, factor), k.map(lambda t: t.mT), grouped_product)
     if mask is not None:
         scores = mask if scores is None else scores + mask
     moving = Moving(weights.weights, None if scores is None else weights.change(scores))
     return product_change(moving, v, grouped_product)
+
+
+def _by_kernel(
+    q: Moving, k: Moving, v: Moving, factor: float, weights: AttentionWeights
+) -> Float[Tensor, "p ..."] | None:
+    """:func:`_change` by a kernel of the device; base values of their own make of perturbations a leading dimension."""
+    attention = kernels.on(weights.weights).attention
+    if len(weights.weights) == 1:
+        query, key, value = ((o.base.squeeze(0), o.delta) for o in (q, k, v))
+        return attention(query, key, value, factor, weights.weights.squeeze(0), weights.logarithms.squeeze(0))
+    query, key, value = ((o.base, None if o.delta is None else o.delta.unsqueeze(0)) for o in (q, k, v))
+    out = attention(query, key, value, factor, weights.weights, weights.logarithms)
+    return None if out is None else out.squeeze(0)
 
 
 def _scores(
@@ -176,8 +198,33 @@ class _Head:
     """The one leading dimension (counted from the end) that differs in one entry, and which entry."""
 
     axis: int
-    channels: Int64[Tensor, " p"]
     like: Channel
+
+    @property
+    def channels(self) -> Int64[Tensor, " p"]:
+        """The entry of each perturbation."""
+        return self.like.channels
+
+    def runs(self) -> list[_Run]:
+        """The perturbations of one entry after the other, or all of them where hardly two share one."""
+        runs = self.like.runs
+        if 2 * len(runs) > self.like.count > 1:
+            return [_Run(self.axis, self.channels, 0, self.like.count)]
+        return [_Run(self.axis, self.channels[start : start + 1], start, stop) for _, start, stop in runs]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Perturbations ``start`` to ``stop``: at one entry of dimension ``axis``, counted from the end, or one each."""
+
+    axis: int
+    entries: Int64[Tensor, " #p"]
+    start: int
+    stop: int
+
+    def pick(self, base: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "#p ..."]:
+        """The base value there."""
+        return base.movedim(self.axis, 0).index_select(0, self.entries)
 
 
 def _shared_head(operands: tuple[Operand, ...], mask: Difference | None, lead: int) -> _Head | None:
@@ -191,7 +238,7 @@ def _shared_head(operands: tuple[Operand, ...], mask: Difference | None, lead: i
     fits = all(o.base.dim() == lead and o.base.shape[axis] == size for o in operands)
     if axis > -3 or not fits or not all(_same_entry(first, other) for other in differences[1:]):
         return None
-    return _Head(axis, first.channels, first)
+    return _Head(axis, first)
 
 
 def _same_entry(first: Channel, other: Difference) -> bool:
@@ -205,11 +252,7 @@ def _same_entry(first: Channel, other: Difference) -> bool:
     return same_channels(first, Channel(first.axis, other.channels, other.delta, first.shape))
 
 
-def _pick(base: Shaped[Tensor, "*shape"], head: _Head) -> Shaped[Tensor, "#p ..."]:
-    """The entry that differs, ``[#p, ...]``."""
-    return Channel(normal_dim(head.axis, base.dim()), head.channels, head.like.delta, base.shape).of(base)
-
-
-def _on_head(operand: Operand, head: _Head) -> Moving:
+def _on_head(operand: Operand, one: _Run) -> Moving:
     difference = operand.difference
-    return Moving(_pick(operand.base, head), difference.delta if isinstance(difference, Channel) else None)
+    delta = difference.delta[one.start : one.stop] if isinstance(difference, Channel) else None
+    return Moving(one.pick(operand.base), delta)

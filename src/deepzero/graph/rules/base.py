@@ -14,25 +14,47 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment
+from deepzero.graph.rules.rank_one import in_full
 
 RULES: dict[Any, Rule] = {}
 """ATen overload -> its rule. A rule gives ``f(z + d) - f(z)`` from base values and incoming differences."""
 
+TAKES_RANK_ONE: set[Rule] = set()
+"""Rules that take a :class:`~deepzero.graph.differences.RankOne`; all others are given it as a dense difference."""
 
-def rule(*targets: Any) -> Callable[[Rule], Rule]:
+
+TAKES_LOW_RANK: set[Rule] = set()
+"""Rules that take a :class:`~deepzero.graph.differences.LowRank` or a segment; others are given it as a dense one."""
+
+
+def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for some ATen overloads.
 
     A rule is called as ``rule(call, *args, **kwargs)`` with the arguments of the operation, where every tensor is an
-    :class:`~deepzero.graph.calls.Operand`; at least one of them differs.
+    :class:`~deepzero.graph.calls.Operand`; at least one of them differs. With ``rank_one`` it takes rank-one
+    differences, too, with ``low_rank`` those of low rank and segments.
     """
 
     def register(function: Rule) -> Rule:
+        if rank_one:
+            TAKES_RANK_ONE.add(function)
+        if low_rank:
+            TAKES_LOW_RANK.add(function)
         for target in targets:
             RULES[target] = function
         return function
 
     return register
+
+
+def in_kind_for(rule: Rule | None, difference: Difference) -> Difference:
+    """The difference, written out if it is of a kind that the rule does not take."""
+    if isinstance(difference, RankOne) and rule not in TAKES_RANK_ONE:
+        return Dense(difference.dense(), owned=True)
+    if isinstance(difference, (Segment, LowRank)) and rule not in TAKES_LOW_RANK:
+        return Dense(difference.dense(), owned=True)
+    return difference
 
 
 def difference_of(argument: Any) -> Difference | None:
@@ -46,19 +68,23 @@ def base_of(argument: Any) -> Any:
 
 
 def apply_pointwise(operand: Operand, function: Callable[[Tensor, Tensor], Tensor]) -> Difference:
-    """``function(z, delta)`` on the entries that differ; the kind of the difference is kept."""
+    """``function(z, delta)`` on the entries that differ; the kind of the difference is kept where it can."""
     difference = operand.difference
+    if isinstance(difference, RankOne):
+        return in_full(operand, function)
     if isinstance(difference, OneHot):
         base = operand.base.reshape(-1)[difference.indices]
         return OneHot(difference.indices, function(base, difference.values), difference.shape)
     if isinstance(difference, Channel):
         return difference.with_delta(function(difference.of(operand.base), difference.delta))
     assert difference is not None
-    return Dense(function(operand.base, difference.delta))
+    return Dense(function(operand.base, difference.dense()))
 
 
 def map_delta(difference: Difference, function: Callable[[Tensor], Tensor]) -> Difference:
     """A linear pointwise function of a difference."""
+    if isinstance(difference, (RankOne, LowRank, Segment)):
+        return difference.map(function)
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, function(difference.values), difference.shape)
     if isinstance(difference, Channel):

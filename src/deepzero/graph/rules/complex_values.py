@@ -66,7 +66,7 @@ def view_as_complex(call: Call, x: Operand) -> Outcome:
         part = difference.channels.reshape(-1, *(1 for _ in shape))
         return Dense(_on_its_axis(difference.delta, part))
     assert difference is not None
-    return Dense(torch.complex(*difference.delta.unbind(-1)))
+    return Dense(torch.complex(*difference.dense().unbind(-1)))
 
 
 def _on_its_axis(delta: Float[Tensor, "*#entries"], part: Int64[Tensor, "*#entries"]) -> Complex[Tensor, "*#entries"]:

@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int64, Num, Shaped
 from torch import Tensor
 
-from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Dense
+from deepzero.graph import kernels
+from deepzero.graph.calls import Call, Operand, Outcome, Value
+from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.rules.base import difference_of, rule
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.pair_losses import MEAN, NONE
@@ -73,6 +74,9 @@ def _of_labels(
     dim, weights = _class_dim(x), _weights(x, weight)
     keep, label, own = call.memo("labels", lambda: _labels(target.base, ignore_index, weight, dim))
     assert x.difference is not None
+    fused = None if smoothing else _fused(call, x, label.squeeze(dim), own, reduction, dim)
+    if fused is not None:
+        return fused
     d = x.difference.dense()
     d = d - _picked(d, label, dim)
     normaliser = _normaliser(call, x, d)
@@ -80,6 +84,32 @@ def _of_labels(
     if smoothing:
         even = normaliser - d if weights is None else (normaliser - d) * weights
         losses = (1 - smoothing) * losses + smoothing * even.mean(dim + 1) * keep
+    return Dense(_reduced(losses, reduction, own))
+
+
+def _fused(
+    call: Call,
+    x: Operand,
+    label: Int64[Tensor, "*targets"],
+    own: Shaped[Tensor, "*targets"],
+    reduction: int,
+    dim: int,
+) -> Difference | None:
+    """By a kernel of the device, where it has one; only the samples that differ, where they are one of a dimension."""
+    difference = x.difference
+    if not isinstance(difference, (Channel, Dense)):
+        return None
+    chances = call.memo("chances", lambda: Value(torch.softmax(x.base, dim)))
+    logarithms = call.memo("logarithms", lambda: Value(_log_p(call, x)))
+    losses = kernels.on(difference.delta).label_losses(difference, chances, logarithms, label, dim)
+    if losses is None:
+        return None
+    if not isinstance(difference, Channel) or difference.axis == dim:
+        return Dense(_reduced(losses * own, reduction, own))
+    axis = difference.axis - (difference.axis > dim)
+    losses = losses * own.movedim(axis, 0)[difference.channels]
+    if reduction == NONE:
+        return Channel(axis, difference.channels, losses, own.shape)
     return Dense(_reduced(losses, reduction, own))
 
 
@@ -116,7 +146,7 @@ def _of_probabilities(
 
 
 def _reduced(
-    losses: Num[Tensor, " count *targets"], reduction: int, own: Shaped[Tensor, "*targets"]
+    losses: Num[Tensor, "count ..."], reduction: int, own: Shaped[Tensor, "*targets"]
 ) -> Num[Tensor, "count ..."]:
     """Reduce per-sample losses in float64; a mean is over the weights of what counts."""
     if reduction == NONE:

@@ -19,7 +19,20 @@ from jaxtyping import Num, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Operand
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, same_channels, same_entries
+from deepzero.graph.differences import (
+    Channel,
+    Dense,
+    Difference,
+    LowRank,
+    OneHot,
+    RankOne,
+    Segment,
+    same_channels,
+    same_entries,
+)
+
+Pattern = OneHot | Channel | Dense
+"""A difference whose entries are all alike."""
 
 
 class Moving(NamedTuple):
@@ -96,7 +109,7 @@ def _onehot_as_channel(difference: OneHot) -> Difference:
     return Channel(axis, difference.indices, delta, difference.shape)
 
 
-def _common_kind(differences: list[Difference]) -> Difference:
+def _common_kind(differences: list[Difference]) -> Pattern:
     first, *others = differences
     if isinstance(first, OneHot) and all(isinstance(o, OneHot) and same_entries(first, o) for o in others):
         return first
@@ -109,7 +122,7 @@ def _common_kind(differences: list[Difference]) -> Difference:
 class _Frame:
     """The entries that differ, given by one difference that sits on them."""
 
-    pattern: Difference
+    pattern: Pattern
 
     def base(self, value: Shaped[Tensor, "*value"]) -> Shaped[Tensor, "*entries"]:
         """A base value there, broadcastable against the differences."""
@@ -129,6 +142,7 @@ class _Frame:
         """A difference there."""
         if isinstance(self.pattern, Dense):
             return difference.dense()
+        assert not isinstance(difference, (RankOne, Segment, LowRank)), "it sits on no channel"
         return difference.values if isinstance(difference, OneHot) else difference.delta
 
     def difference(self, values: Num[Tensor, " p *rest"]) -> Difference:

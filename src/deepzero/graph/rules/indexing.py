@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int64, Num
+from jaxtyping import Bool, Int64, Num
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Channel, Dense, Difference, OneHot, SomeSamples
 from deepzero.graph.rules.base import linear_map, multilinear, normal_dim, rule
 from deepzero.graph.rules.fallback import fallback
 
@@ -26,8 +26,11 @@ def _differs(*arguments: Any) -> bool:
 
 
 @rule(aten.embedding.default)
-def embedding(call: Call, weight: Operand, indices: Operand, *options: Any) -> Outcome:
-    """A one-hot difference of the table sits on one feature, at the positions that look its row up."""
+def embedding(call: Call, weight: Operand, indices: Operand, *options: Any) -> Any:
+    """A one-hot difference of the table sits on one feature, at the positions that look its row up.
+
+    On a CPU the samples in which there are any are told apart; a GPU would have to wait for their number.
+    """
     difference, shape = weight.difference, call.output.base.shape
     if difference is None or indices.difference is not None:
         return fallback(call, weight, indices, *options)
@@ -35,9 +38,27 @@ def embedding(call: Call, weight: Operand, indices: Operand, *options: Any) -> O
     if isinstance(difference, OneHot):
         rows, features = difference.positions()
         hits = indices.base.unsqueeze(0) == rows.reshape(-1, *(1 for _ in indices.base.shape))
+        if call.by_sample and indices.base.dim() > 1 and hits.device.type == "cpu":
+            found = hits.flatten(2).any(-1).nonzero()
+            if len(found) * 2 <= hits.shape[0] * hits.shape[1]:
+                return _in_samples(difference, hits, found, shape)
         values = difference.values.reshape(-1, *(1 for _ in indices.base.shape))
         return Channel(axis, features, hits * values, shape)
     return linear_map(difference, lambda w: F.embedding(indices.base, w), shape, {1: axis})
+
+
+def _in_samples(
+    difference: OneHot, hits: Bool[Tensor, "p b *rest"], found: Int64[Tensor, "r 2"], shape: torch.Size
+) -> SomeSamples | None:
+    """The difference of the samples in which a row is looked up; None if there are none."""
+    if not len(found):
+        return None
+    owners, samples = found.unbind(1)
+    delta = difference.values.new_zeros(len(found), *shape[1:])
+    features = difference.positions()[1][owners].reshape(-1, *(1 for _ in shape[1:])).expand(*delta.shape[:-1], 1)
+    moved = hits[owners, samples] * difference.values[owners].reshape(-1, *(1 for _ in shape[2:]))
+    delta.scatter_(-1, features, moved.unsqueeze(-1))
+    return SomeSamples(owners, Channel(0, samples, delta, shape), difference.count)
 
 
 SUM, MEAN = 0, 1

@@ -1,7 +1,7 @@
 """Linear layers and matrix products. Bilinear: ``(a + da)(b + db) - a b = da b + (a + da) db``.
 
-A one-hot factor picks one row or column of the other; a channel difference reaches the product through one row, or
-stays on its channel. Nothing is conjugated, so complex values take the same path.
+A one-hot factor picks one row or column of the other; a channel difference reaches the product through one row, which
+makes a rank-one difference, or stays on its channel. Nothing is conjugated, so complex values take the same path.
 
 Legend: p perturbations, m rows, k summed over, n columns, batch and lead: dimensions before these; i, j, o: features of
 two inputs and of the output.
@@ -10,6 +10,7 @@ two inputs and of the output.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,14 +19,14 @@ from jaxtyping import Num, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, runs_of
 from deepzero.graph.rules.base import difference_of, map_delta, multilinear, rule
 from deepzero.graph.rules.pointwise import broadcast, total
 
 aten = torch.ops.aten
 
 
-@rule(aten.linear.default)
+@rule(aten.linear.default, rank_one=True, low_rank=True)
 def linear(call: Call, x: Operand, weight: Operand, bias: Operand | None = None) -> Outcome:
     """``x W^T + b``."""
     shape = call.output.base.shape
@@ -57,16 +58,40 @@ def _sum(through: Difference | None, own: Difference | None) -> Difference | Non
 def through_matrix(difference: Difference, matrix: Num[Tensor, "k n"], shape: torch.Size) -> Difference:
     """``da B`` for a matrix B that does not differ, in fresh memory."""
     last = len(shape) - 1
+    if isinstance(difference, (RankOne, Segment, LowRank)):
+        return _factor_through(difference, matrix, shape)
     if isinstance(difference, Channel) and difference.axis == last:
-        rows = matrix[difference.channels]
-        rows = rows.reshape(difference.count, *(1 for _ in difference.delta.shape[1:]), -1)
-        return Dense(difference.delta.unsqueeze(-1) * rows)
+        return RankOne(difference.delta, matrix.unsqueeze(1), difference.channels, shape)
     if isinstance(difference, Channel):
         return Channel(difference.axis, difference.channels, difference.delta @ matrix, shape)
     if isinstance(difference, OneHot) and len(difference.shape) == 2:
         rows, features = difference.positions()
         return Channel(0, rows, difference.values.unsqueeze(1) * matrix[features], shape)
-    return Dense(F.linear(difference.dense(), matrix.t()))
+    return Dense(F.linear(difference.dense(), matrix.t()), owned=True)
+
+
+def _factor_through(
+    difference: RankOne | Segment | LowRank, matrix: Num[Tensor, "k n"], shape: torch.Size
+) -> RankOne | LowRank | Dense:
+    """Vectors that perturbations share go through the matrix, and rows given in full; coefficients stay."""
+    if isinstance(difference, Segment):
+        return _segment_through(difference, matrix, shape)
+    if isinstance(difference, LowRank):
+        base = None if difference.rows is None else difference.rows.times(matrix)
+        return replace(difference, vectors=difference.vectors @ matrix, rows=base, shape=shape)
+    directions, turned = F.linear(difference.directions, matrix.t()), matrix.t()
+    rows = None if difference.rows is None else F.linear(difference.rows, turned)
+    return replace(difference, directions=directions, rows=rows, shape=shape)
+
+
+def _segment_through(difference: Segment, matrix: Num[Tensor, "k n"], shape: torch.Size) -> LowRank | Dense:
+    """A segment meets as many rows of the matrix as it is wide, which all of its perturbations share."""
+    width, rows = difference.delta.shape[-1], shape[:-1].numel()
+    first, *others = runs_of(difference.segments)
+    parts = matrix.reshape(-1, width, matrix.shape[1])
+    vectors = parts[difference.segments] if others else parts[first[0]].unsqueeze(0)
+    out = LowRank(difference.delta, vectors, shape)
+    return out if 2 * width <= min(rows, shape[-1]) else Dense(out.dense())
 
 
 def _matrix_change(a: Operand, difference: Difference, shape: torch.Size) -> Difference:
@@ -80,8 +105,9 @@ def _matrix_change(a: Operand, difference: Difference, shape: torch.Size) -> Dif
         delta = (a.base @ difference.delta.t()).movedim(-1, 0)
         return Channel(last, difference.channels, delta, shape)
     if isinstance(difference, Channel) and difference.axis == 0:
-        picked = _features(a, difference.channels).unsqueeze(-1)
-        return Dense(picked * _rows_beside(difference.delta, picked))
+        picked = _features(a, difference.channels)
+        each = torch.arange(difference.count, device=picked.device)
+        return RankOne(picked, difference.delta.unsqueeze(1), each, shape)
     dense = difference.dense()
     if a.difference is None:
         return Dense(torch.func.vmap(torch.matmul, in_dims=(None, 0))(a.base, dense))
@@ -103,11 +129,6 @@ def _beside(values: Num[Tensor, " p"], like: Num[Tensor, "p ..."]) -> Num[Tensor
     return values.reshape(-1, *(1 for _ in like.shape[1:]))
 
 
-def _rows_beside(rows: Num[Tensor, "p n"], like: Num[Tensor, "p ..."]) -> Num[Tensor, "p ... n"]:
-    """One row for each perturbation, broadcastable against ``like``."""
-    return rows.reshape(rows.shape[0], *(1 for _ in like.shape[2:]), -1)
-
-
 def _turned(difference: Difference) -> Difference:
     """The difference of a transposed matrix."""
     if isinstance(difference, OneHot):
@@ -117,10 +138,18 @@ def _turned(difference: Difference) -> Difference:
     if isinstance(difference, Channel):
         shape = torch.Size(reversed(difference.shape))
         return Channel(1 - difference.axis, difference.channels, difference.delta, shape)
-    return Dense(difference.delta.mT)
+    return Dense(difference.dense().mT)
 
 
-@rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default)
+@rule(
+    aten.mm.default,
+    aten.bmm.default,
+    aten.matmul.default,
+    aten.mv.default,
+    aten.dot.default,
+    rank_one=True,
+    low_rank=True,
+)
 def matmul(call: Call, a: Operand, b: Operand) -> Outcome:
     """``a b``."""
     shape = call.output.base.shape
@@ -144,8 +173,8 @@ def matmul(call: Call, a: Operand, b: Operand) -> Outcome:
 
 def _mirrored(difference: Difference) -> Difference:
     """The difference of a stack of matrices, each of them transposed."""
-    if isinstance(difference, Dense):
-        return Dense(difference.delta.mT)
+    if isinstance(difference, (Dense, RankOne, Segment, LowRank)):
+        return Dense(difference.dense().mT)
     ndim = len(difference.shape)
     shape = torch.Size((*difference.shape[:-2], difference.shape[-1], difference.shape[-2]))
     if isinstance(difference, OneHot):
@@ -228,7 +257,7 @@ def _scaled_sum(product: Difference | None, bias: Operand, shape: torch.Size, be
     return total(parts)
 
 
-@rule(aten.addmm.default, aten.baddbmm.default, aten.addmv.default)
+@rule(aten.addmm.default, aten.baddbmm.default, aten.addmv.default, rank_one=True, low_rank=True)
 def addmm(call: Call, bias: Operand, a: Operand, b: Operand, *, beta: float = 1, alpha: float = 1) -> Outcome:
     """``beta bias + alpha a b``."""
     product = matmul(call, a, b) if _any(a, b) else None

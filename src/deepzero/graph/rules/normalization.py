@@ -26,7 +26,8 @@ from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, constant_over
 from deepzero.graph.rules.activation import relu
-from deepzero.graph.rules.base import apply_pointwise, difference_of, map_delta, rule
+from deepzero.graph.rules.base import apply_pointwise, base_of, difference_of, map_delta, rule
+from deepzero.graph.rules.low_rank import Normalization, normalized_low_rank
 from deepzero.graph.rules.pointwise import broadcast, scaled_by, total
 from deepzero.graph.rules.shape import reshaped
 
@@ -244,7 +245,7 @@ def change_apart(difference: Difference, statistics: Statistics, dims: tuple[int
     return Dense(normalized_change(difference.dense(), statistics.centred, statistics.scale, stacked))
 
 
-@rule(aten.layer_norm.default)
+@rule(aten.layer_norm.default, rank_one=True, low_rank=True)
 def layer_norm(
     call: Call,
     x: Operand,
@@ -257,12 +258,37 @@ def layer_norm(
     """Layer norm over the last dimensions."""
     dims = tuple(range(x.base.dim() - len(normalized_shape), x.base.dim()))
     statistics = call.memo("statistics", lambda: Statistics.of(x.base, dims, eps))
+    if len(dims) == 1 and difference_of(weight) is None and difference_of(bias) is None:
+        base = Normalization(statistics.centred, statistics.scale, base_of(weight), subtracts_mean=True)
+        low_rank = normalized_low_rank(call, x.difference, base)
+        if low_rank is not None:
+            return low_rank
+    centred = call.memo("centred", lambda: Value(statistics.centred))
+    fused = _fused_rows(x, centred, statistics.scale, weight, len(dims), mean=True)
+    if fused is not None:
+        return total([fused, _broadcast_bias(bias, x.base.shape)])
     change = None if x.difference is None else change_apart(x.difference, statistics, dims)
     normalized = call.memo("normalized", lambda: statistics.centred / statistics.scale)
     return affine_change(x.base.shape, change, normalized, weight, bias, axis=None)
 
 
-@rule(aten.rms_norm.default)
+def _fused_rows(
+    x: Operand, centred: Value, scale: Float[Tensor, "*#shape"], weight: Any, dims: int, *, mean: bool
+) -> Difference | None:
+    """The change with a fixed weight, or none, by a kernel of the device."""
+    if difference_of(weight) is not None or not isinstance(x.difference, (Channel, Dense)):
+        return None
+    own, factor = kernels.on(x.difference.delta), None if weight is None else weight.base
+    return own.normalize(x.difference, centred, scale, factor, dims, mean=mean, overwrite=x.expendable)
+
+
+def _broadcast_bias(bias: Any, shape: torch.Size) -> Difference | None:
+    """The difference of a bias, if it has one."""
+    change = difference_of(bias)
+    return None if change is None else broadcast(change, shape)
+
+
+@rule(aten.rms_norm.default, rank_one=True, low_rank=True)
 def rms_norm(
     call: Call, x: Operand, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None
 ) -> Outcome:
@@ -270,6 +296,14 @@ def rms_norm(
     dims = tuple(range(x.base.dim() - len(normalized_shape), x.base.dim()))
     small = torch.finfo(x.base.dtype).eps if eps is None else eps
     scale = call.memo("scale", lambda: torch.sqrt(x.base.square().mean(dims, keepdim=True) + small))
+    if len(dims) == 1 and difference_of(weight) is None:
+        base = Normalization(x.base, scale, base_of(weight), subtracts_mean=False)
+        low_rank = normalized_low_rank(call, x.difference, base)
+        if low_rank is not None:
+            return low_rank
+    fused = _fused_rows(x, x.value, scale, weight, len(dims), mean=False)
+    if fused is not None:
+        return fused
     change = None if x.difference is None else _scaled_change(x, scale, dims)
     normalized = call.memo("normalized", lambda: x.base / scale)
     return affine_change(x.base.shape, change, normalized, weight, None, axis=None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Int64, Num
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome, Value
-from deepzero.graph.differences import Difference, add, difference_dtype
+from deepzero.graph.differences import Difference, LowRank, RankOne, add, difference_dtype
 from deepzero.graph.rules import formulas
 from deepzero.graph.rules.base import apply_pointwise, base_of, difference_of, map_delta, operand_of, rule
 from deepzero.graph.rules.fallback import evaluated, widened
@@ -57,7 +58,7 @@ def _is_one(weight: Any) -> bool:
     return not isinstance(weight, Tensor) and weight == 1
 
 
-@rule(aten.add.Tensor, aten.add.Scalar)
+@rule(aten.add.Tensor, aten.add.Scalar, rank_one=True, low_rank=True)
 def add_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
     """``da + alpha db``; a sum of booleans is a logical or."""
     if call.output.base.dtype == torch.bool:
@@ -65,13 +66,13 @@ def add_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
     return _signed_sum(call, a, b, 1, alpha)
 
 
-@rule(aten.sub.Tensor, aten.sub.Scalar)
+@rule(aten.sub.Tensor, aten.sub.Scalar, rank_one=True, low_rank=True)
 def sub_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
     """``da - alpha db``."""
     return _signed_sum(call, a, b, 1, -alpha)
 
 
-@rule(aten.rsub.Tensor, aten.rsub.Scalar)
+@rule(aten.rsub.Tensor, aten.rsub.Scalar, rank_one=True, low_rank=True)
 def rsub_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
     """``db - alpha da``."""
     return _signed_sum(call, a, b, -alpha, 1)
@@ -99,9 +100,12 @@ def in_field(difference: Difference | None, dtype: torch.dtype) -> Difference | 
     return map_delta(difference, lambda d: d if d.is_complex() else d.to(torch.promote_types(d.dtype, torch.complex64)))
 
 
-@rule(aten.mul.Tensor, aten.mul.Scalar)
+@rule(aten.mul.Tensor, aten.mul.Scalar, rank_one=True, low_rank=True)
 def mul_rule(call: Call, a: Any, b: Any) -> Outcome:
     """``da b + (a + da) db``."""
+    for difference, number in ((difference_of(a), b), (difference_of(b), a)):
+        if isinstance(difference, (RankOne, LowRank)) and isinstance(number, float | int):
+            return map_delta(difference, partial(operator.mul, number))
     return in_field(jointly(call.output.base.shape, (a, b), product_change), call.output.base.dtype)
 
 
@@ -126,7 +130,7 @@ def div_mode_rule(call: Call, a: Any, b: Any, *, rounding_mode: str | None = Non
     return div_rule(call, a, b) if rounding_mode is None else evaluated(call, a, b, rounding_mode=rounding_mode)
 
 
-@rule(aten.neg.default)
+@rule(aten.neg.default, rank_one=True, low_rank=True)
 def neg_rule(call: Call, x: Operand) -> Outcome:
     """``-d``."""
     assert x.difference is not None
@@ -229,7 +233,13 @@ def logaddexp(call: Call, a: Operand, b: Operand) -> Outcome:
 
 
 @rule(
-    aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+    rank_one=True,
+    low_rank=True,
 )
 def identity_rule(call: Call, x: Operand, **_: Any) -> Outcome:
     """The difference itself."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, entries
 from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
@@ -51,7 +52,15 @@ def as_channel(difference: Channel, stacked: Num[Tensor, "p ..."], axis: int, sh
     return Channel(axis, difference.channels, stacked.squeeze(axis + 1), shape)
 
 
-@rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int)
+@rule(
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    rank_one=True,
+    low_rank=True,
+)
 def view(call: Call, x: Operand, *_: Any) -> Outcome:
     """Another shape for the same entries, row-major."""
     return reshaped(x.difference, call.output.base.shape)
@@ -65,17 +74,47 @@ def reshaped(difference: Difference | None, shape: torch.Size) -> Difference:
     assert difference is not None
     if isinstance(difference, OneHot):
         return OneHot(difference.indices, difference.values, shape)
+    if isinstance(difference, (RankOne, LowRank)) and shape[-1:] == difference.shape[-1:]:
+        return _rows_reshaped(difference, shape)
     if isinstance(difference, Channel) and shape.numel():
-        size, front = difference.shape[difference.axis], math.prod(difference.shape[: difference.axis])
-        for axis, part in enumerate(shape):
-            same_place = math.prod(shape[:axis]) == front
-            if same_place and part == size:
-                return Channel(
-                    axis, difference.channels, difference.delta.reshape(difference.count, *_without(shape, axis)), shape
-                )
-            if same_place and part > 1 and size % part == 0:
-                return _split_channel(difference, shape, axis)
+        channel = _channel_reshaped(difference, shape)
+        if channel is not None:
+            return channel
     return Dense(difference.dense().reshape(difference.count, *shape))
+
+
+def _channel_reshaped(difference: Channel, shape: torch.Size) -> Channel | Segment | None:
+    """A channel whose dimension stays, is cut, or is joined with the last one behind it; None elsewhere."""
+    if _joins(difference, shape):
+        delta = difference.delta.reshape(difference.count, *shape[:-1], difference.shape[-1])
+        return Segment(difference.channels, delta, shape)
+    size, front = difference.shape[difference.axis], math.prod(difference.shape[: difference.axis])
+    for axis, part in enumerate(shape):
+        same_place = math.prod(shape[:axis]) == front
+        if same_place and part == size:
+            delta = difference.delta.reshape(difference.count, *_without(shape, axis))
+            return Channel(axis, difference.channels, delta, shape)
+        if same_place and part > 1 and size % part == 0:
+            return _split_channel(difference, shape, axis)
+    return None
+
+
+def _rows_reshaped(difference: RankOne | LowRank, shape: torch.Size) -> RankOne | LowRank:
+    """Other dimensions before the last."""
+    if isinstance(difference, RankOne):
+        coefficients = difference.coefficients.reshape(difference.count, *shape[:-1])
+        return replace(difference, coefficients=coefficients, shape=shape)
+    factors = difference.factors.reshape(difference.count, *shape[:-1], difference.factors.shape[-1])
+    if difference.multiples is None or difference.rows is None:
+        return replace(difference, factors=factors, shape=shape)
+    multiples = difference.multiples.reshape(difference.count, *shape[:-1])
+    return LowRank(factors, difference.vectors, shape, multiples, difference.rows.reshaped(shape))
+
+
+def _joins(difference: Channel, shape: torch.Size) -> bool:
+    """True if the channel's dimension and the last, behind it, become one: heads and their features."""
+    size = difference.shape[-2:].numel()
+    return difference.axis == len(difference.shape) - 2 and shape[-1:] == (size,)
 
 
 def _without(shape: Sequence[int], axis: int) -> tuple[int, ...]:
@@ -95,7 +134,7 @@ def _split_channel(difference: Channel, shape: torch.Size, axis: int) -> Channel
     return Channel(axis, channels, delta.reshape(difference.count, *_without(shape, axis)), shape)
 
 
-@rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default)
+@rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, rank_one=True, low_rank=True)
 def squeeze(call: Call, x: Operand, *_: Any) -> Outcome:
     """Dimensions of length 1 come or go: a view."""
     return reshaped(x.difference, call.output.base.shape)
@@ -140,7 +179,7 @@ def t(call: Call, x: Operand) -> Outcome:
     return permute(call, x, list(range(x.base.dim()))[::-1])
 
 
-@rule(aten.slice.Tensor)
+@rule(aten.slice.Tensor, rank_one=True)
 def slice_rule(
     call: Call, x: Operand, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Outcome:
@@ -154,15 +193,23 @@ def taken(difference: Difference | None, axis: int, first: int, step: int, shape
     """Entries ``first, first + step, ...`` along ``axis``, as many as ``shape`` has; None if none of them differs."""
     assert difference is not None
     size = shape[axis]
+    if isinstance(difference, RankOne) and axis == len(shape) - 1:
+        return _taken_entries(difference, _window(0, first, step, size)[0], shape)
     if isinstance(difference, Channel) and difference.axis != axis:
         out = with_axis(difference)[_window(axis + 1, first, step, size)]
         return as_channel(difference, out, difference.axis, shape)
-    if isinstance(difference, Dense) or size == 0:
+    if isinstance(difference, (Dense, RankOne, Segment, LowRank)) or size == 0:
         return Dense(difference.dense()[_window(axis + 1, first, step, size)])
     position = difference.channels if isinstance(difference, Channel) else difference.positions()[axis]
     place = torch.div(position - first, step, rounding_mode="floor")
     inside = (position >= first) & (position < first + size * step) & (place * step + first == position)
     return _kept(difference, axis, place, inside, shape)
+
+
+def _taken_entries(difference: RankOne, window: slice, shape: torch.Size) -> RankOne:
+    """Some entries of each row: of the directions, and of the rows given in full."""
+    rows = None if difference.rows is None else difference.rows[:, window]
+    return replace(difference, directions=difference.directions[..., window], rows=rows, shape=shape)
 
 
 def _window(axis: int, first: int, step: int, size: int) -> tuple[slice, ...]:
@@ -213,7 +260,7 @@ def selected(difference: Difference | None, axis: int, index: int) -> Difference
     return None if kept is None else reshaped(kept, shape)
 
 
-@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, rank_one=True)
 def split(call: Call, x: Operand, _: Any, dim: int = 0) -> Outcome:
     """Pieces along a dimension; those that do not differ stay so."""
     axis = normal_dim(dim, x.base.dim())
@@ -310,8 +357,7 @@ def _on_channel(shape: torch.Size, difference: Difference | None, first: Channel
 def _dense(shape: torch.Size, difference: Difference | None, like: Difference) -> Num[Tensor, "p ..."]:
     if difference is not None:
         return difference.dense()
-    values = like.values if isinstance(like, OneHot) else like.delta
-    return values.new_zeros(1).expand(like.count, *shape)
+    return entries(like).new_zeros(1).expand(like.count, *shape)
 
 
 @rule(aten.stack.default)
@@ -331,7 +377,7 @@ def _with_new_axis(difference: Difference, axis: int, shape: torch.Size) -> Diff
         moved = difference.axis + (axis <= difference.axis)
         delta = difference.delta.reshape(difference.count, *_without(shape, moved))
         return Channel(moved, difference.channels, delta, shape)
-    return Dense(difference.delta.unsqueeze(axis + 1))
+    return Dense(difference.dense().unsqueeze(axis + 1))
 
 
 @rule(aten.flip.default)

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deepzero.graph.calls import Call, Operand, Outcome
+from deepzero.graph import kernels
+from deepzero.graph.calls import Call, Operand, Outcome, Value
 from deepzero.graph.differences import Channel, Dense, difference_dtype
 from deepzero.graph.rules.base import normal_dim, rule
 from deepzero.graph.rules.fallback import fallback
@@ -102,6 +103,9 @@ def _normalised(call: Call, x: Operand, dim: int, p: Float[Tensor, "*shape"], ch
     assert difference is not None
     if x.base.dim() == 0:
         return None  # a softmax of one value is 1
+    fused = _fused(call, x, axis, p, log=change is log_softmax_change)
+    if fused is not None:
+        return fused
 
     def apply(z: Tensor, p: Tensor, d: Tensor) -> Tensor:
         behind = axis - x.base.dim()
@@ -113,6 +117,16 @@ def _normalised(call: Call, x: Operand, dim: int, p: Float[Tensor, "*shape"], ch
         z, of_channel = (difference.of(base).unsqueeze(place) for base in (x.base, p))
         return difference.with_delta(apply(z, of_channel, difference.delta.unsqueeze(place)).squeeze(place))
     return Dense(apply(x.base, p, difference.dense()))
+
+
+def _fused(call: Call, x: Operand, axis: int, p: Float[Tensor, "*shape"], *, log: bool) -> Outcome:
+    """By a kernel of the device, where it has one for these differences."""
+    if not isinstance(x.difference, (Channel, Dense)):
+        return None
+    chances = call.memo("chances", lambda: Value(p))
+    logarithms = call.memo("logarithms", lambda: Value(log_probabilities(x.base.to(p.dtype), axis)))
+    own = kernels.on(x.difference.delta)
+    return own.softmax(x.difference, chances, logarithms, axis, log=log, overwrite=x.expendable)
 
 
 def log_probabilities(z: Float[Tensor, "*any"], dim: int | list[int]) -> Float[Tensor, "*any"]:

@@ -22,7 +22,7 @@ def compare(*, depth: int, data_name: str, batch_size: int, rounds: int, seconds
     """Seconds of a dense estimate on the simple CNN by each side, in turns; the sides must agree first."""
     task = problem(cnn_case(depth, data_name), batch=batch_size).on(device)
     naive, reuse, deepzero = Naive(task), BlockReuse(task), DeepZero(task)
-    agreement = check_agreement(naive, reuse, deepzero)
+    agreement = check_agreement(naive, [reuse, deepzero])
     sides: list[Side] = [naive, reuse, deepzero]
     timings = by_side(in_turns({side.name: partial(side.time, seconds / rounds) for side in sides}, rounds))
     naive_rates = rates(timings[naive.name])

@@ -1,0 +1,181 @@
+"""Put the records of speed into the page "Speed" of the documentation, and draw its figures.
+
+    python benchmarks/speed_page.py
+
+Between the marks ``<!-- record: NAME -->`` and ``<!-- end -->`` of docs/speed.md stands what the records say:
+benchmarks/records/speed-*.json (``deepzero bench all``), peers.json, gpu-check.json, scaling.json and startup.json. A
+test compares page and records.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deepzero.measure.bench_report import times
+from deepzero.report import Table, markdown
+from deepzero.report.speed_figures import growth_figure, speed_figure, speed_tables
+from deepzero.report.svg import draw
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "speed.md"
+FIGURES = ROOT / "docs" / "figures"
+RECORDS = ROOT / "benchmarks" / "records"
+MARKED = re.compile(r"(<!-- record: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NONE_YET = "Not recorded yet.\n"
+
+
+def filled(page: str) -> str:
+    """The page with the content of its records between the marks."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{SECTIONS[found[2]]()}\n{found[3]}", page)
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """A record, if there is one."""
+    path = RECORDS / f"{name}.json"
+    content: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return content
+
+
+def speeds() -> list[dict[str, Any]]:
+    """The records of ``deepzero bench all``, on one thread first."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in RECORDS.glob("speed-*-thread*.json")]
+    return sorted(found, key=lambda content: content["environment"]["threads"])
+
+
+def circumstances(content: dict[str, Any]) -> str:
+    """Command, date and machine of a record, in a line."""
+    environment = content["environment"]
+    load = environment["load_average_before"]
+    machine = f"{environment['gpu'] or environment['cpu']}, torch {environment['versions']['torch']}"
+    busy = "" if load is None else f", load before {load[0]:.1f} on {environment['cores']} cores"
+    return f"Recorded by `{content['command']}`, {content['date'][:10]}, {machine}{busy}.\n"
+
+
+def speed_section() -> str:
+    """Speed on one thread and on several, and the figure."""
+    contents = speeds()
+    parts = [f"{circumstances(content)}\n{markdown(next(speed_tables(content)))}" for content in contents]
+    return "\n".join([*parts, f"![{speed_figure(contents).title}](figures/speed.svg)\n"]) if parts else NONE_YET
+
+
+def slower_section() -> str:
+    """Cases that are slower than their best plain loop."""
+    if not speeds():
+        return NONE_YET
+    slow = [
+        f"{case['case']} ({content['environment']['threads']} threads): {times(case['ratios']['deepzero/naive'])}"
+        for content in speeds()
+        for case in content["cases"]
+        if case["ratios"]["deepzero/naive"]["median"] < 1
+    ]
+    return f"Slower than the best plain loop in float32: {'; '.join(slow) or 'none of these cases'}.\n"
+
+
+def floor_section() -> str:
+    """Floors and profiles, of the record on the fewest threads."""
+    contents = speeds()
+    return markdown(list(speed_tables(contents[0]))[1]) if contents else NONE_YET
+
+
+def growth_section() -> str:
+    """Growth, of the record that has it."""
+    content = with_growth()
+    if content is None:
+        return NONE_YET
+    table = list(speed_tables(content))[2]
+    return f"{markdown(table)}\n![{growth_figure(content['growth']).title}](figures/speed-growth.svg)\n"
+
+
+def with_growth() -> dict[str, Any] | None:
+    """The record of speeds on the most threads that has points of curves."""
+    return next((content for content in reversed(speeds()) if content["growth"]), None)
+
+
+def processes_section() -> str:
+    """Two processes, and how long a start takes."""
+    scaling, startup = read("scaling"), read("startup")
+    lines = []
+    if scaling is not None:
+        rounds = [one["speed_up"] for one in scaling["rounds"]]
+        spread = {"median": scaling["speed_up"], "min": min(rounds), "max": max(rounds)}
+        lines.append(f"- {scaling['processes']} processes of one thread over one, ResNet-20: {times(spread)}.")
+    if startup is not None:
+        for name, words in (("first_step_cold", "of a fresh installation"), ("first_step_warm", "of a later start")):
+            seconds = startup["seconds"][name]["clock"]
+            lines.append(
+                f"- First step {words}: {seconds['median']:.1f} s ({seconds['least']:.1f} to {seconds['most']:.1f})."
+            )
+    return "\n".join(lines) + "\n" if lines else NONE_YET
+
+
+def peers_section() -> str:
+    """The same gradient by other tools."""
+    content = read("peers")
+    if content is None:
+        return NONE_YET
+    rows = [
+        (
+            name,
+            f"{side['package']} {side['version']}",
+            f"{side['queries_per_second']['median']:,.0f}",
+            times(side["deepzero_over_it"]),
+            "none" if side["error"] is None else f"{side['error']:.0e}",
+        )
+        for name, side in content["sides"].items()
+    ]
+    columns = ("side", "version", "queries/s", "deepzero over it", "error of the gradient")
+    missing = f" Not installed: {', '.join(content['not_installed'])}." if content["not_installed"] else ""
+    return f"{circumstances(content).rstrip()}{missing}\n\n{markdown(Table(title='Peers', columns=columns, rows=rows))}"
+
+
+def gpu_section() -> str:
+    """Speed on a GPU, from the stages of ``gpu_check.sh``."""
+    content = read("gpu-check")
+    if content is None:
+        return NONE_YET
+    stages = [stage for name, stage in content["stages"].items() if name.startswith("speed-")]
+    rows = [
+        (
+            stage["case"],
+            str(stage["batch"][0]),
+            f"{stage['queries_per_second']['median']:,.0f}",
+            f"{stage['plain_forwards_per_second']['median']:,.0f} ({stage['plain_forwards_per_second']['loop']})",
+            times(stage["effective_ratio"]),
+            ", ".join(f"{error:.0e} at {step}" for step, error in stage["gradient_error"]["by_step_size"].items()),
+            f"{stage['memory']['growth'] / (1 << 20):,.0f} MiB",
+        )
+        for stage in stages
+        if "effective_ratio" in stage
+    ]
+    columns = ("case", "batch", "queries/s", "best plain loop, forwards/s", "effective ratio", "error", "memory")
+    gpu = content["environment"]["hardware"]["gpu"]
+    return markdown(Table(title=f"Speed on {gpu}", columns=columns, rows=rows))
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "speed": speed_section,
+    "slower": slower_section,
+    "floor": floor_section,
+    "growth": growth_section,
+    "processes": processes_section,
+    "peers": peers_section,
+    "gpu": gpu_section,
+}
+
+
+def draw_figures() -> None:
+    """The figures of the page, as SVG files beside it."""
+    if contents := speeds():
+        (FIGURES / "speed.svg").write_text(draw(speed_figure(contents), name="speed"), encoding="utf-8")
+    if content := with_growth():
+        drawn = draw(growth_figure(content["growth"]), name="speed-growth")
+        (FIGURES / "speed-growth.svg").write_text(drawn, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    draw_figures()
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

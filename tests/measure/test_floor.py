@@ -1,0 +1,73 @@
+"""The floor: operations and bytes by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from deepzero.coordinates import Coordinates
+from deepzero.measure.cases import Case, Problem, Source, problem
+from deepzero.measure.drawn_batches import noise_batch
+from deepzero.measure.floor import Ceilings, ceilings, query_work
+from deepzero.measure.sides import DeepZero
+
+SLOW_PRODUCTS = Ceilings(threads=1, product=1.0, convolution=1.0, copy=1e30)
+SLOW_COPIES = Ceilings(threads=1, product=1e30, convolution=1e30, copy=1.0)
+BATCH, CLASSES = 3, 10
+
+
+def of(model: nn.Module, parameter: str, *, channels: int, side: int) -> DeepZero:
+    """A side that queries the first entry of a parameter, on images."""
+    source = Source("noise", lambda size, seed: noise_batch(size, channels, side, seed=seed))
+    case = Case("one", "one", lambda _: model, source)
+    task: Problem = problem(case, batch=BATCH)
+    return DeepZero(Problem(case, task.model, task.batch, Coordinates({parameter: torch.arange(1)}), 0.0, 1e-3, 0))
+
+
+def test_a_convolution_of_a_channel_takes_its_own_weights_alone() -> None:
+    """First weight: 2 a pixel; behind it, 5 channels of 9 products a pixel; the linear layer sees all that differ."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 1, bias=False), nn.Conv2d(4, 5, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(80, CLASSES)
+    )
+    side = of(model, "0.weight", channels=2, side=4)
+    pixels, found = BATCH * 16, query_work(side.problem, side, SLOW_PRODUCTS)
+    assert found.operations == pytest.approx(2 * pixels + 2 * pixels * 5 * 9 + 2 * BATCH * CLASSES * 80)
+    assert found.seconds == pytest.approx(found.operations)
+
+
+def test_bytes_are_those_of_the_differences() -> None:
+    """Bias of a linear layer: written once as a column, read and written by the head, read by the loss."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Linear(6, CLASSES))
+    side = of(model, "2.weight", channels=1, side=2)
+    found = query_work(side.problem, side, SLOW_COPIES)
+    column = 4 * BATCH
+    assert column <= found.bytes <= 3 * 4 * BATCH * CLASSES + 200
+    assert found.seconds == pytest.approx(found.bytes)
+
+
+def test_a_query_costs_the_mean_over_coordinates() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, CLASSES))
+    first, last = (of(model, name, channels=1, side=2) for name in ("1.weight", "3.weight"))
+    both = Coordinates({"1.weight": torch.arange(3), "3.weight": torch.arange(1)})
+    whole = DeepZero(Problem(first.problem.case, model, first.problem.batch, both, 0.0, 1e-3, 0))
+    one, other, found = (query_work(side.problem, side, SLOW_PRODUCTS) for side in (first, last, whole))
+    assert found.operations == pytest.approx((3 * one.operations + other.operations) / 4)
+
+
+def test_ceilings_are_of_this_machine() -> None:
+    found = ceilings()
+    assert found.threads == torch.get_num_threads()
+    assert min(found.product, found.convolution) > 1e9
+    assert found.copy > 1e8
+
+
+def test_counting_changes_no_estimate() -> None:
+    task = problem("digits", batch=4)
+    side = DeepZero(task)
+    before = side.estimate(task.coordinates).gradients
+    query_work(task, side, SLOW_COPIES)
+    after = side.estimate(task.coordinates).gradients
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert F.cross_entropy(task.model(task.batch[0]), task.batch[1]).isfinite()
