@@ -41,7 +41,7 @@ from deepzero.graph.verify import Check, compare_with_program, tolerance_of, ver
 from deepzero.objective import Batch, NetworkObjective, device_of, keywords, parameters_of
 from deepzero.operator import standing_in
 from deepzero.probes import CoordinateDirections, JointDirections, are_coordinates, are_joint
-from deepzero.process_memory import give_back_freed_memory
+from deepzero.process_memory import freed_memory_kept, give_back_freed_memory
 from deepzero.step_sizes import FromDtype
 from deepzero.stopwatch import median_seconds
 
@@ -74,6 +74,10 @@ class PropagationEvaluator(DivisibleEvaluator):
             depend on it.
         chunk_bytes: bytes of differences that a chunk should hold at its peak; the default suits the device.
         verify: check the rules of every program, and the program near the parameters.
+        keep_memory: while a step's queries run, glibc's allocator keeps what is freed for the next query, in place of
+            giving it back to the system at the price of page faults, unless the budget is tight
+            (:func:`deepzero.process_memory.freed_memory_kept`). Other threads of the process share the allocator, and
+            so the setting; False leaves it alone.
         strict: what differences cannot follow is an error; otherwise the operations behind such a parameter are run
             again at each of its queries.
 
@@ -93,11 +97,13 @@ class PropagationEvaluator(DivisibleEvaluator):
         chunk_bytes: int | None = None,
         verify: bool = True,
         strict: bool = True,
+        keep_memory: bool = True,
     ) -> None:
         self.memory_budget = validation.count("memory_budget", memory_budget)
         self.workers = None if workers is None else validation.count("workers", workers)
         self.chunk_bytes = None if chunk_bytes is None else validation.count("chunk_bytes", chunk_bytes)
         self.strict = strict
+        self.keep_memory = keep_memory
         self._verify = verify
         self._libraries: WeakKeyDictionary[NetworkObjective, Library] = WeakKeyDictionary()
         self._resumed: dict[str, Footprint] = {}
@@ -242,14 +248,15 @@ class PropagationEvaluator(DivisibleEvaluator):
     ) -> Preparation:
         device = device_of(queries.parameters())
         sizes, workers = self._plan(foot, device)
+        tight = self._is_tight(foot, device, sizes, workers)
 
         def answer(jobs: Sequence[Job]) -> list[Answer]:
-            with without_batching_advice():
+            with without_batching_advice(), freed_memory_kept(wanted=self.keep_memory and not tight):
                 return parallel_map(partial(timed_answer, difference), jobs, workers, device)
 
         def release() -> None:
             step.values.clear()
-            if self._is_tight(foot, device, sizes, workers):
+            if tight:
                 give_back_freed_memory()
 
         base = step.live.base

@@ -197,7 +197,8 @@ class Survey:
 
     def _peak(self, step: Step, live: Live) -> int:
         before = sum(nbytes(difference) for difference in live.values())
-        with LiveBytes() as meter:
+        meter = LiveBytes()
+        with meter:
             advance(step, self._values, live, by_sample=False)
         return before + meter.peak
 
