@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from gpu_check_speed import speed
-from gpu_check_training import training
+from gpu_check_training import continued_run, training
 
 from deepzero.measure import measurement_record
 from deepzero.measure.measurement_record import heading, write_record
@@ -34,13 +34,19 @@ Note = Callable[[dict[str, Any]], None]
 LIMITS = {
     "tests-conformance": 65,
     "tests-draws": 55,
-    "tests-rules": 70,
-    "speed-digits": 55,
-    "speed-cnn": 63,
-    "speed-resnet20": 105,
-    "training": 66,
+    "tests-rules": 50,
+    "tests-kernels": 40,
+    "speed-digits": 35,
+    "speed-cnn": 45,
+    "speed-resnet20": 80,
+    "speed-transformer-block": 25,
+    "speed-lora-gpt": 25,
+    "training": 55,
 }
 """Seconds of each stage; together less than 8 minutes."""
+
+TESTED = {"tests-kernels": "tests/graph/test_graph_cuda_kernels.py"}
+"""Stage -> its tests, where they are not those of tests/gpu."""
 
 MOST_WORKERS = 8
 """Processes that test at once on a GPU, if pytest-xdist is there: one alone keeps the GPU idle, launching kernels."""
@@ -62,6 +68,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder of the record and of the logs")
     parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10; images are made up by default")
     parser.add_argument("--only", nargs="+", choices=tuple(LIMITS), default=tuple(LIMITS))
+    parser.add_argument("--run", type=Path, help="then go on with a training of ResNet-20 in this folder")
+    parser.add_argument("--run-seconds", type=float, default=600.0, help="how long (default: 10 minutes)")
     parser.add_argument("--patience", type=float, default=1.0, help="multiplies the stages' limits, on a busy machine")
     parser.add_argument("--stage", choices=tuple(LIMITS), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -92,6 +100,9 @@ def check(options: argparse.Namespace) -> int:
         outcome = record["stages"][name]
         print(f"<== {name}: {outcome['status']}, {outcome['seconds']:.0f} s", flush=True)
     failed = [name for name, stage in record["stages"].items() if stage["status"] not in ("passed", "skipped")]
+    if options.run is not None:
+        record["run"] = continued_run(options.run, options.device, options.data_dir, options.run_seconds)
+        write_record(options.out / "gpu-check.json", record)
     print(f"record: {options.out / 'gpu-check.json'}; not passed: {', '.join(failed) or 'none'}")
     return int(bool(failed))
 
@@ -148,7 +159,7 @@ def tests(stage: str, options: argparse.Namespace, note: Note) -> int:
     if missing:
         note({"status": "skipped", "why": f"not installed: {', '.join(missing)} (pip install -e '.[test]')"})
         return 0
-    file = f"tests/gpu/test_gpu_{stage.removeprefix('tests-')}.py"
+    file = TESTED.get(stage, f"tests/gpu/test_gpu_{stage.removeprefix('tests-')}.py")
     selected = SELECTED_ON_CPU.get(stage) if options.device == "cpu" else None
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", file]
     command += ["-k", selected] if selected else []

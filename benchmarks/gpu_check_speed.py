@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from torch import Tensor
 
 import deepzero as dz
 from deepzero.coordinates import Coordinates
-from deepzero.evaluators.propagation import DEFAULT_BUDGET
+from deepzero.errors import InvalidInputError
+from deepzero.measure.block_reuse import BlockReuseLoop
 from deepzero.measure.cases import Problem, in_full_chunks, one_of_each, problem, shuffled, some_of_each
 from deepzero.measure.naive_loop import Form, NaiveLoop, gpu_forms
 from deepzero.measure.peak_memory import peak_during
@@ -32,29 +33,43 @@ Note = Callable[[dict[str, Any]], None]
 class Speed:
     """Scale of a case on one kind of device."""
 
-    batch: int
-    sparsity: float
+    batch: int | None
+    sparsity: float | None
     rounds: int
     seconds: float
-    budget: int = DEFAULT_BUDGET
 
 
 SPEED = {
     "cuda": {
-        "digits": Speed(512, 0.0, 3, 4.0),
-        "cnn": Speed(512, 0.0, 3, 5.0),
-        "resnet20": Speed(512, 0.9, 3, 8.0, budget=8 << 30),  # the base forward alone holds 2.1 GiB
+        "digits": Speed(512, 0.0, 3, 2.0),
+        "cnn": Speed(512, 0.0, 3, 3.0),
+        "resnet20": Speed(512, 0.9, 3, 6.0),
+        "transformer-block": Speed(None, None, 3, 2.0),
+        "lora-gpt": Speed(None, None, 3, 2.0),
     },
     "cpu": {
         "digits": Speed(64, 0.0, 3, 1.0),
         "cnn": Speed(8, 0.9, 3, 1.0),
         "resnet20": Speed(2, 0.99, 3, 1.5),
+        "transformer-block": Speed(2, None, 3, 1.0),
+        "lora-gpt": Speed(2, None, 3, 1.0),
     },
 }
 
+STORAGES = {"float32": None, "float16": torch.float16}
+"""Storage of dense differences by its name; on a CPU there is one."""
+
+ASKS = ("Synchronize", "cudaMemcpy")
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel")
+"""How calls of CUDA's runtime begin that wait, or may, and that launch a kernel."""
+
 
 def speed(case: str, device: torch.device, note: Note) -> None:
-    """Queries a second against the best plain forwards a second, round by round; memory; error of the gradient."""
+    """Queries a second against the best plain forwards a second, round by round; memory; error of the gradient.
+
+    Differences are stored in float32 and, on a GPU, in float16; the loop that reuses the blocks before the moved one
+    runs beside them where the network can be split.
+    """
     plan = SPEED[device.type][case]
     task = problem(case, batch=plan.batch, sparsity=plan.sparsity).on(device)
     result: dict[str, Any] = {
@@ -68,26 +83,78 @@ def speed(case: str, device: torch.device, note: Note) -> None:
         "settings": asdict(plan),
     }
     note(result)
-    result["gradient_error"] = gradient_errors(task, plan.budget)
-    note(result)
-    side = DeepZero(task, budget=plan.budget)
-    result["memory"] = memory(task, side, device)
-    note(result)
-    loops = plain_loops(task, device)
+    storages = STORAGES if device.type == "cuda" else {"float32": None}
+    propagated = {}
+    for name, storage in storages.items():
+        propagated[name] = DeepZero(task, storage=storage)
+        result[name] = {
+            "gradient_error": gradient_errors(task, storage),
+            "memory": memory(task, propagated[name], device),
+            "of_a_chunk": calls_of_a_chunk(task, propagated[name]),
+        }
+        note(result)
+    loops: dict[str, QueryLoop] = {**plain_loops(task, device)}
     best = max(loops, key=lambda name: forwards_per_second(loops[name], task, plan.seconds / 4, 0))
     sides: dict[str, Callable[[int], float]] = {
-        "deepzero": lambda turn: side.time(plan.seconds, turn).rate,
-        "plain": partial(forwards_per_second, loops[best], task, plan.seconds / 2),
+        name: partial(_rate_of, side, plan.seconds) for name, side in propagated.items()
     }
+    sides["plain"] = partial(forwards_per_second, loops[best], task, plan.seconds / 2)
+    reuse = reusing_loop(task)
+    if reuse is not None:
+        sides["block_reuse"] = partial(forwards_per_second, reuse, task, plan.seconds / 2)
     rounds = []
     for rates in in_turns(sides, plan.rounds):
         rounds.append(rates)
         found = by_side(rounds)
-        result["queries_per_second"] = asdict(Spread.of(found["deepzero"]))
         result["plain_forwards_per_second"] = {"loop": best, "of": sorted(loops), **asdict(Spread.of(found["plain"]))}
-        result["effective_ratio"] = asdict(ratio(found["deepzero"], found["plain"]))
+        for name in found.keys() - {"plain"}:
+            result.setdefault(name, {})["queries_per_second"] = asdict(Spread.of(found[name]))
+            result[name]["effective_ratio"] = asdict(ratio(found[name], found["plain"]))
         result["n"] = len(rounds)
         note(result)
+
+
+def _rate_of(side: DeepZero, seconds: float, turn: int) -> float:
+    return side.time(seconds, turn).rate
+
+
+class QueryLoop(Protocol):
+    """A loop that makes a forward, or the rest of one, for a query."""
+
+    def query(self, name: str, index: int) -> Tensor:
+        """The loss with the entry of a flat index moved by the step."""
+        ...
+
+
+def reusing_loop(task: Problem) -> BlockReuseLoop | None:
+    """The loop with block reuse, in channels-last memory; None for a network that it cannot split."""
+    try:
+        return BlockReuseLoop(task, Form(channels_last=True, cudnn_benchmark=task.batch[0].is_cuda))
+    except InvalidInputError:
+        return None
+
+
+def calls_of_a_chunk(task: Problem, side: DeepZero) -> dict[str, Any] | None:
+    """Kernels launched, and calls that may wait, in an estimate of one full chunk, beside those of a single query.
+
+    The difference of the two is what a chunk costs beyond the base forward and the comparison with the program.
+    """
+    if not task.batch[0].is_cuda:
+        return None
+    name = task.coordinates.names[0]
+    counts = {}
+    for key, count in (("one_query", 1), ("chunk", side.chunks[name])):
+        part = some_of_each(task.coordinates, {name: count}, task.seed)
+        side.estimate(part)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            side.estimate(part)
+        calls = {event.key: event.count for event in profile.key_averages()}
+        counts[key] = {
+            "queries": part.count,
+            "launches": sum(n for call, n in calls.items() if call.startswith(LAUNCHES)),
+            "may_wait": {call: n for call, n in calls.items() if any(word in call for word in ASKS)},
+        }
+    return {"parameter": name, **counts}
 
 
 def plain_loops(task: Problem, device: torch.device) -> dict[str, NaiveLoop]:
@@ -102,7 +169,7 @@ def plain_loops(task: Problem, device: torch.device) -> dict[str, NaiveLoop]:
     return loops
 
 
-def forwards_per_second(loop: NaiveLoop, task: Problem, seconds: float, turn: int) -> float:
+def forwards_per_second(loop: QueryLoop, task: Problem, seconds: float, turn: int) -> float:
     """Queries a second of a plain loop, in groups between which the device is waited for."""
     chosen = shuffled(task.coordinates, derive_seed(task.seed, "plain", turn))
     group = 16 if task.batch[0].is_cuda else 1
@@ -132,7 +199,7 @@ def memory(task: Problem, side: DeepZero, device: torch.device) -> dict[str, Any
     }
 
 
-def gradient_errors(task: Problem, budget: int) -> dict[str, Any]:
+def gradient_errors(task: Problem, storage: torch.dtype | None) -> dict[str, Any]:
     """Relative error of an estimate on sampled coordinates, against autograd in float64 on the same device."""
     names = task.coordinates.names
     part = some_of_each(task.coordinates, dict.fromkeys(names, max(1, ERROR_SAMPLE // len(names))), task.seed)
@@ -141,7 +208,7 @@ def gradient_errors(task: Problem, budget: int) -> dict[str, Any]:
     exact = picked({name: p.grad for name, p in twin.named_parameters() if p.grad is not None}, part)
     errors = {}
     for step in STEP_SIZES:
-        evaluator = dz.PropagationEvaluator(memory_budget=budget)
+        evaluator = dz.PropagationEvaluator(storage=storage)
         zo = dz.CGE(task.model, loss=F.cross_entropy, step_size=step, sparsity=part, evaluator=evaluator)
         found = zo.estimate(*task.batch)
         errors[f"{step:g}"] = float((picked(found.gradients, part) - exact).norm() / exact.norm())

@@ -7,6 +7,7 @@ import os
 import signal
 import statistics
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ import torch
 
 from deepzero import data
 from deepzero.measure.rounds import Spread
+from deepzero.recipes.classification_recipes import cifar10_resnet20
 from deepzero.tasks.classification import (
     ClassificationConfig,
     DataConfig,
@@ -64,6 +66,35 @@ def training(device: torch.device, out: Path, data_dir: Path | None, note: Note)
     result |= {"stopped_after_steps": at, "stopped_inside_the_run": inside, "resumed_bitwise": same}
     result["status"] = "passed" if same and inside else "failed"
     note(result)
+
+
+def continued_run(folder: Path, kind: str, data_dir: Path | None, seconds: float) -> dict[str, Any]:
+    """ResNet-20 on CIFAR-10, 99 % sparse, 50 epochs of batches of 512, from its last checkpoint on, for ``seconds``.
+
+    The folder is kept, so that every call adds to it; the run is the same bit for bit wherever it was cut.
+    """
+    whole = cifar10_resnet20()
+    config = replace(
+        whole,
+        data=replace(whole.data, batch_size=512),
+        sparsity=replace(whole.sparsity, sparsity=0.99, every=1, unit="step"),
+        training=replace(whole.training, checkpoint_steps=20),
+    )
+    begun = (folder / "run.json").exists()
+    start = time.monotonic()
+    result = train(config, out=folder, resume=begun, data_dir=data_dir, device=kind, max_seconds=seconds)
+    records = steps_in(folder / "metrics.jsonl")
+    evaluations = [r for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "epoch"]
+    return {
+        "continued": begun,
+        "seconds": time.monotonic() - start,
+        "finished": result.summary is not None,
+        "steps": len(records),
+        "queries": records[-1]["queries"] if records else 0,
+        "losses": [r["loss"] for r in records[:: max(1, len(records) // 20)]],
+        "last_epoch": evaluations[-1] if evaluations else None,
+        "test_accuracy": None if result.summary is None else result.summary["test_accuracy"],
+    }
 
 
 def steps_in(metrics: Path) -> list[dict[str, Any]]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from pathlib import Path
 
 # Read once, when the thread pools start: before torch and numpy are imported. pytest-xdist runs one process per core.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
+if not Path("/dev/nvidiactl").exists():  # read when Triton is imported: without a GPU its programs run as Python
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every program that a test starts compiles the package anew
 
 from collections.abc import Iterator

@@ -83,7 +83,7 @@ def freed_memory_kept(*, wanted: bool = True) -> Iterator[None]:
     itself cost a page fault for every 4 KiB of them, more than a fused loop takes to fill them. The heap may end up in
     pieces, so that the process holds up to twice what is live. Outside of the block the allocator has the settings that
     it adapts itself to where large blocks are freed: those from 32 MiB on are mapped, and the end of the heap is given
-    back from 64 MiB on.
+    back from 64 MiB on; what was kept serves whatever is allocated next, or :func:`give_back_freed_memory`.
 
     Args:
         wanted: False leaves the allocator alone.

@@ -93,11 +93,17 @@ def test_attention_by_blocks(monkeypatch: pytest.MonkeyPatch, mask: str, size: f
             assert kept is None or torch.equal(kept.dense(), fresh.dense())  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("together", [1, 1 << 9, 1 << 18])
-def test_any_number_of_perturbations_together(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
-    monkeypatch.setattr(attention_kernels, "CACHED", together)
-    fused, plain = both(monkeypatch, operands((3, 2), (True, True, True), 0.3, torch.float64), "causal")
-    torch.testing.assert_close(fused, plain, **closeness(plain))
+def test_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are taken two rows and four terms at a time: there are more and less of them."""
+    for rows, keys, width, features in ((1, 1, 1, 1), (2, 9, 5, 3), (17, 3, 2, 33), (5, 18, 7, 1), (20, 20, 16, 16)):
+        shapes = ((rows, width), (keys, width), (keys, features))
+        base = [normal(2, 3, *shape, seed=place) for place, shape in enumerate(shapes)]
+        arguments: list[tuple[Tensor, Difference | None]] = [
+            (z, Dense(0.3 * normal(4, *z.shape, seed=7 + place))) for place, z in enumerate(base)
+        ]
+        for mask in ("none", "causal"):
+            fused, plain = both(monkeypatch, arguments, mask)
+            torch.testing.assert_close(fused, plain, **closeness(plain))
 
 
 @pytest.mark.parametrize("parts", PARTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -67,3 +68,10 @@ def test_evaluators_rules_budgets_checkpoints_and_coordinates_without_effect() -
     """In one process, because starting it is what takes the time."""
     selected = f"test_gpu_draws and ({IN_DRAWS}) or not test_gpu_draws and ({IN_CONFORMANCE_AND_RULES})"
     run_on_the_pretended_device(str(GPU_TESTS), "-k", selected)
+
+
+def test_a_chunk_never_waits_for_its_device() -> None:
+    """No number is read from it on the way, whatever a network is made of."""
+    program = Path(__file__).with_name("waits.py")
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"residual": {}, "pooling": {}, "perceptron": {}, "transformer": {}}

@@ -9,9 +9,11 @@ import torch
 from oracle import normal
 
 from deepzero.graph.differences import (
+    BaseRows,
     Channel,
     Dense,
     Difference,
+    LowRank,
     OneHot,
     RankOne,
     add,
@@ -121,3 +123,40 @@ def test_a_constant_is_known_from_its_strides() -> None:
     assert constant_over(expanded, (1, 2))
     assert not constant_over(expanded.clone(), (1, 2)), "equal by chance is not constant"
     assert constant_over(torch.ones(3, 1), (1,))
+
+
+def low_rank(vectors: int = 3, width: int = 2) -> LowRank:
+    """With multiples of base rows; vectors of each perturbation, or of all."""
+    rows = BaseRows(normal(2, 3, 4, seed=5))
+    return LowRank(
+        normal(3, 2, 3, width, seed=3), normal(vectors, width, 4, seed=4), SHAPE, normal(3, 2, 3, seed=6), rows
+    )
+
+
+OTHERS: dict[str, Difference] = {
+    "dense": Dense(normal(3, *SHAPE, seed=2)),
+    "expanded": Dense(normal(3, 1, 1, 1, seed=2).expand(3, *SHAPE)),
+    "one hot": one_hot(),
+    **{f"channel {axis}": channel(axis, (1, 0, 1)) for axis in range(3)},
+    "rank one": rank_one(),
+    "low rank": low_rank(),
+    "shared low rank": low_rank(1),
+    "low rank of one": low_rank(3, 1),
+}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("spare", [False, True])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_sum_takes_memory_that_is_spare_and_no_other(kind: str, spare: bool, turned: bool) -> None:
+    other, kept = OTHERS[kind], OTHERS[kind].dense().clone()
+    before = normal(3, *SHAPE, seed=11)
+    for first in (True, False):
+        own = Dense(before.mT.contiguous().mT if turned else before.clone())
+        found = add(own, other, (spare, False)) if first else add(other, own, (False, spare))
+        assert isinstance(found, Dense)
+        assert found.owned
+        torch.testing.assert_close(found.delta, before + kept)
+        assert (found.delta.data_ptr() == own.delta.data_ptr()) is spare
+        assert spare or torch.equal(own.delta, before)
+        assert torch.equal(other.dense(), kept)

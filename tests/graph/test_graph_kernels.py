@@ -134,7 +134,7 @@ def test_compilation_is_announced_once_and_only_of_our_own_loops(caplog: pytest.
     with caplog.at_level("INFO", logger="deepzero"):
         listener.notify(started(njit(lambda x: x)))
         assert caplog.messages == []
-        listener.notify(started(loops.patches))
+        listener.notify(started(loops.channel_sums))
         listener.notify(started(loops.column_sums))
     assert caplog.messages == ["compiling loops for this machine, once: some seconds"]
 
@@ -171,7 +171,8 @@ def test_kernels_are_those_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     fused = estimate(model, F.cross_entropy, x, LABELS, dz.PropagationEvaluator(), step_size=1e-2, sparsity=chosen)
     assert device.asked >= {
-        "normalize_relu_channel", "normalize_relu_dense", "convolve_channel", "convolve_dense", "shifted_slices", "max_pool",
+        "normalize_relu_channel", "normalize_relu_dense", "convolve_channel", "convolve_dense",
+        "convolve_to_tail", "slices_to_tail", "shifted_slices", "max_pool",
         "label_losses",
     }  # fmt: skip
     assert_close(fused.gradients, plain.gradients, 1e-12)

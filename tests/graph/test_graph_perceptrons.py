@@ -11,7 +11,8 @@ from oracle import assert_close, estimate, initialize, normal
 from torch import Tensor, nn
 
 import deepzero as dz
-from deepzero.graph.rules import rank_one
+from deepzero.graph import differences
+from deepzero.graph.differences import RankOne, TooLargeError
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky relu": nn.LeakyReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -76,17 +77,17 @@ def test_a_chunk_without_room_is_cut_in_halves(monkeypatch: pytest.MonkeyPatch) 
     model, (x, y) = perceptron(6, 9, 8, 4), data(7, 6, 4)
     whole = estimate(model, F.cross_entropy, x, y, dz.PropagationEvaluator(), step_size=1.0)
     cuts = []
-    require = rank_one._require_room
+    require = RankOne.require_room
 
-    def counted(difference: rank_one.RankOne, rows: int) -> None:
+    def counted(self: RankOne, rows: int, size: int) -> None:
         try:
-            require(difference, rows)
-        except rank_one.TooLargeError:
-            cuts.append(difference.count)
+            require(self, rows, size)
+        except TooLargeError:
+            cuts.append(self.count)
             raise
 
-    monkeypatch.setattr(rank_one, "ROOM", 2000)
-    monkeypatch.setattr(rank_one, "_require_room", counted)
+    monkeypatch.setattr(differences, "ROOM", 2000)
+    monkeypatch.setattr(RankOne, "require_room", counted)
     found = estimate(model, F.cross_entropy, x, y, dz.PropagationEvaluator(), step_size=1.0)
     assert cuts
     assert_close(found.gradients, whole.gradients, 1e-12)

@@ -11,9 +11,8 @@ from oracle import normal
 from rule_cases import apply
 from torch import Tensor
 
-from deepzero.graph import kernels
+from deepzero.graph import differences, kernels
 from deepzero.graph.differences import Dense, RankOne, TooLargeError
-from deepzero.graph.rules import rank_one
 
 aten = torch.ops.aten
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -136,8 +135,19 @@ def test_one_perturbation_without_samples() -> None:
 
 @pytest.mark.parametrize("function", [aten.relu.default, aten.tanh.default])
 def test_what_is_too_large_is_refused_unless_it_is_one(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_one, "ROOM", 100)
+    monkeypatch.setattr(differences, "ROOM", 100)
     with pytest.raises(TooLargeError):
         apply(function, (normal(10, 6), difference(8, 10, 6)))
     found, dense = both((function,), normal(10, 6), difference(1, 10, 6, groups=1))
     torch.testing.assert_close(found.dense(), dense, rtol=1e-13, atol=0)
+
+
+def test_a_wide_layer_is_refused_where_it_would_take_more_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(differences, "ROOM", 1000)
+    given, weight = difference(8, 10, 6, full=3), normal(40, 6)
+    with pytest.raises(TooLargeError):
+        apply(aten.linear.default, (normal(10, 6), given), weight)
+    found, dense = both((aten.linear.default, weight[:20]), normal(10, 6), given)
+    torch.testing.assert_close(found.dense(), dense, rtol=1e-12, atol=1e-14)

@@ -1,10 +1,13 @@
 """The profile of difference propagation adds up, names operations, and changes nothing."""
 
 import pytest
+import torch
 
+from deepzero.graph.rules import RULES, TAKES_RANK_ONE, fallback
 from deepzero.measure.cases import Problem, problem
-from deepzero.measure.rule_profile import OTHER, profile
+from deepzero.measure.rule_profile import OTHER, _TimedRule, profile
 from deepzero.measure.sides import DeepZero
+from deepzero.stopwatch import StageStopwatch
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +45,9 @@ def test_profiling_leaves_the_program_as_it_is(task: Problem, deepzero: DeepZero
     profile(task, deepzero)
     after = deepzero.evaluator.program(deepzero.objective, task.batch)
     assert [step.rule for cone in after.cones.values() for step in cone.steps] == rules
+
+
+def test_a_timed_rule_gets_the_kinds_of_difference_that_the_rule_gets() -> None:
+    timed = _TimedRule(RULES[torch.ops.aten.linear.default], "linear", StageStopwatch(["linear"]))
+    assert timed in TAKES_RANK_ONE
+    assert _TimedRule(fallback, "other", StageStopwatch(["other"])) not in TAKES_RANK_ONE

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from deepzero.errors import GraphError, from_black_box
-from deepzero.evaluators.base import Job, StepQueries
+from deepzero.evaluators.base import Answer, Job, StepQueries, timed_answer
 from deepzero.graph.capture import Node
 from deepzero.graph.differences import Dense, Difference
 from deepzero.graph.forward import HALF, Recomputation, Values, cast, graph_inputs, native, run
 from deepzero.graph.library import PreparedProgram
+from deepzero.graph.precision import USUAL, Precision, computing_in
 from deepzero.graph.program import Cone, Program, reads
 from deepzero.graph.propagate import loss_differences, propagated
 from deepzero.objective import Evaluation, NetworkObjective, as_complex
@@ -166,6 +167,7 @@ class CoordinateJobs:
         directions: its directions.
         recomputed: queries of the parameters that differences cannot follow to the loss.
         strict: raise the error of a rule instead of running operations again.
+        precision: in which a GPU stores and multiplies differences.
     """
 
     step: PropagatedStep
@@ -173,6 +175,7 @@ class CoordinateJobs:
     directions: CoordinateDirections
     recomputed: Mapping[str, RecomputedQueries]
     strict: bool
+    precision: Precision = USUAL
 
     def __call__(self, job: Job) -> Float64[Tensor, " P"]:
         """Loss differences of the job's queries, all of one parameter."""
@@ -182,13 +185,32 @@ class CoordinateJobs:
         step_size = offset * self.directions.scale(name)
         indices = self.directions.coordinates[name][job.start - job.first : job.stop - job.first]
         try:
-            return self.step.coordinate_differences(name, indices, step_size)
+            with computing_in(self.precision.of_step(step_size)):
+                return self.step.coordinate_differences(name, indices, step_size)
         except Exception as error:
             if self.strict or from_black_box(error) or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                 raise
             log.warning("queries of %s run operations again: a rule raised %s", name, error)
             rescue = self.step.recomputed([name])[name]
             return rescue.differences(self.directions, job.directions, offset)
+
+    def repaired(self, jobs: Sequence[Job], answers: list[Answer]) -> list[Answer]:
+        """Answers with numbers: what float16 could not hold is propagated again in float32.
+
+        The device is asked once, when all jobs are under way.
+        """
+        if not (self.precision.half and jobs):
+            return answers
+        good = torch.stack([answer.differences.isfinite().all() for answer in answers]).tolist()
+        if all(good):
+            return answers
+        log.info(
+            "%d of %d chunks again in float32: float16 could not hold their differences", good.count(False), len(good)
+        )
+        wide = replace(self, precision=replace(self.precision, half=False))
+        return [
+            answer if fine else timed_answer(wide, job) for job, answer, fine in zip(jobs, answers, good, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -200,6 +222,7 @@ class DirectionJobs:
         queries: what it asks.
         directions: its directions.
         cone: the operations behind any parameter.
+        precision: in which a GPU multiplies differences.
 
     Raises:
         GraphError: differences of all parameters cannot be followed to the loss.
@@ -209,6 +232,7 @@ class DirectionJobs:
     queries: StepQueries
     directions: JointDirections
     cone: Cone
+    precision: Precision = USUAL
 
     def __post_init__(self) -> None:
         if self.cone.reason:
@@ -217,7 +241,8 @@ class DirectionJobs:
     def __call__(self, job: Job) -> Float64[Tensor, " P"]:
         """Loss differences of the job's queries."""
         offset = self.queries.offsets[job.row]
-        return self.step.direction_differences(self.cone, self.directions, job.directions, offset)
+        with computing_in(replace(self.precision, half=False)):
+            return self.step.direction_differences(self.cone, self.directions, job.directions, offset)
 
     def first(self) -> None:
         """Propagate the first direction, for a footprint."""

@@ -36,6 +36,7 @@ from deepzero.graph.capture import capture
 from deepzero.graph.footprint import Footprint, footprint, joint_footprint
 from deepzero.graph.forward import Values, held_bytes
 from deepzero.graph.library import Library, PreparedProgram, rounding_of
+from deepzero.graph.precision import Precision
 from deepzero.graph.program import Program, compile_program
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
 from deepzero.objective import Batch, NetworkObjective, device_of, keywords, parameters_of
@@ -50,7 +51,8 @@ CPU_TARGET = 48 << 20
 """Bytes of a chunk: small tensors stay in the cache from rule to rule, and the work between rules is shared by many."""
 FEW = 4
 """Perturbations of a chunk whose tensors no cache holds."""
-CUDA_TARGET = 256 << 20
+CUDA_TARGET = 32 << 30
+CUDA_SHARE = 0.8
 WIDENED = 12
 """Memory of a verification in float64, in multiples of the base forward in float32."""
 
@@ -69,10 +71,17 @@ class PropagationEvaluator(DivisibleEvaluator):
 
     Args:
         memory_budget: bytes that the tensors of an estimate may take beyond model and batch; never exceeded. Default
-            2 GiB. The exported program and the compiled loops themselves take about 0.2 GiB more, once.
+            2 GiB, on a GPU 80 % of the memory that is free there at the first estimate. The exported program and the
+            compiled loops themselves take about 0.2 GiB more, once.
         workers: chunks in flight on a CPU, one thread each; default ``torch.get_num_threads()``. The numbers do not
             depend on it.
         chunk_bytes: bytes of differences that a chunk should hold at its peak; the default suits the device.
+        storage: ``torch.float16``: a GPU keeps dense differences of float32 networks in float16, scaled by a power of
+            two near the inverse of the step, which takes half the memory traffic; sums stay in float32 or float64, and
+            what float16 cannot hold is propagated again in float32. Default: float32. On a CPU it changes nothing.
+        tf32: whether a GPU may multiply differences in TF32, which rounds both factors to 10 bits after the point, for
+            a relative error of a gradient near 3e-3. Default: as PyTorch is set, which by its own default means
+            convolutions and no matrix products. Base forwards, and PyTorch's own switches, are left as they are.
         verify: check the rules of every program, and the program near the parameters.
         keep_memory: while a step's queries run, glibc's allocator keeps what is freed for the next query, in place of
             giving it back to the system at the price of page faults, unless the budget is tight
@@ -92,14 +101,20 @@ class PropagationEvaluator(DivisibleEvaluator):
     def __init__(
         self,
         *,
-        memory_budget: int = DEFAULT_BUDGET,
+        memory_budget: int | None = None,
         workers: int | None = None,
         chunk_bytes: int | None = None,
+        storage: torch.dtype | None = None,
+        tf32: bool | None = None,
         verify: bool = True,
         strict: bool = True,
         keep_memory: bool = True,
     ) -> None:
-        self.memory_budget = validation.count("memory_budget", memory_budget)
+        self._by_device = memory_budget is None
+        self.memory_budget = (
+            DEFAULT_BUDGET if memory_budget is None else validation.count("memory_budget", memory_budget)
+        )
+        self._precision = Precision(tf32, half=_is_half(storage))
         self.workers = None if workers is None else validation.count("workers", workers)
         self.chunk_bytes = None if chunk_bytes is None else validation.count("chunk_bytes", chunk_bytes)
         self.strict = strict
@@ -121,12 +136,21 @@ class PropagationEvaluator(DivisibleEvaluator):
                 "use evaluator=dz.SequentialEvaluator()"
             )
         sizes = {name: abs(queries.offsets[0]) * directions.scale(name) for name in queries.parameters()}
+        self._settle_budget(device_of(queries.parameters()))
         with self._way_out(), without_batching_advice():
             step = self._begin(objective, queries.batch, sizes, queries.seed)
             if are_coordinates(directions):
                 return self._along_coordinates(step, queries, directions)
             assert are_joint(directions)
             return self._along_joint_directions(step, queries, directions)
+
+    def _settle_budget(self, device: torch.device) -> None:
+        """The budget of a GPU, once, in whole GiB: a share of what is free there, or kept by PyTorch for reuse."""
+        if self._by_device and device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            self.memory_budget = max(1, int(CUDA_SHARE * (free + kept)) >> 30) << 30
+        self._by_device = False
 
     @contextmanager
     def _way_out(self) -> Iterator[None]:
@@ -229,13 +253,13 @@ class PropagationEvaluator(DivisibleEvaluator):
         rounded = set(again) if step.live.draws_depend_on_values else set()
         steps = directions.taken(queries.parameters(), queries.offsets, rounded) if rounded else None
         return self._preparation(
-            step, queries, foot, CoordinateJobs(step, queries, directions, again, self.strict), steps
+            step, queries, foot, CoordinateJobs(step, queries, directions, again, self.strict, self._precision), steps
         )
 
     def _along_joint_directions(
         self, step: PropagatedStep, queries: StepQueries, directions: JointDirections
     ) -> Preparation:
-        answers = DirectionJobs(step, queries, directions, step.program.joint())
+        answers = DirectionJobs(step, queries, directions, step.program.joint(), self._precision)
         return self._preparation(step, queries, self._joint_footprint(step, answers.first), answers)
 
     def _preparation(
@@ -252,7 +276,8 @@ class PropagationEvaluator(DivisibleEvaluator):
 
         def answer(jobs: Sequence[Job]) -> list[Answer]:
             with without_batching_advice(), freed_memory_kept(wanted=self.keep_memory and not tight):
-                return parallel_map(partial(timed_answer, difference), jobs, workers, device)
+                answers = parallel_map(partial(timed_answer, difference), jobs, workers, device)
+                return difference.repaired(jobs, answers) if isinstance(difference, CoordinateJobs) else answers
 
         def release() -> None:
             step.values.clear()
@@ -396,12 +421,19 @@ class PropagationEvaluator(DivisibleEvaluator):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the chunk plan of the run that made the checkpoint."""
         self.memory_budget, self.chunk_bytes = state["memory_budget"], state["chunk_bytes"]
+        self._by_device = False
         self._resumed = {key: Footprint(**foot) for key, foot in state["footprints"].items()}
         for prepared in self._prepared():
             prepared.footprint = prepared.joint_footprint = None
 
     def _prepared(self) -> list[PreparedProgram]:
         return [prepared for library in self._libraries.values() for prepared in library.entries.values()]
+
+
+def _is_half(storage: torch.dtype | None) -> bool:
+    if storage not in (None, torch.float16, torch.float32):
+        raise InvalidInputError(f"storage must be torch.float16 or torch.float32, got {storage}")
+    return storage is torch.float16
 
 
 def first_samples(batch: tuple[Any, ...], share: float) -> tuple[Any, ...]:

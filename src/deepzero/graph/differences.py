@@ -13,10 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Int64, Num, Shaped
+from jaxtyping import Float, Int64, Num, Shaped
 from torch import Tensor
 
 from deepzero.errors import DeepZeroError
+from deepzero.graph.host_numbers import is_known, on_host, placed
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class OneHot:
 
     def positions(self) -> tuple[Int64[Tensor, " p"], ...]:
         """The multi-index of each entry, one tensor per dimension."""
-        return torch.unravel_index(self.indices, self.shape)
+        if not is_known(self.indices):
+            return torch.unravel_index(self.indices, self.shape)
+        parts = torch.unravel_index(on_host(self.indices), self.shape)
+        return tuple(placed(part, self.indices.device) for part in parts)
 
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries, most of them 0."""
@@ -139,9 +143,63 @@ class Dense:
         """All entries."""
         return self.delta
 
+    def rearranged(self, function: Callable[[Tensor], Tensor]) -> Dense:
+        """Entries moved, left out, or zeros put beside them, as ``function`` does it with a stack of them."""
+        return Dense(function(self.delta))
+
+
+class HalfDense(Dense):
+    """Every entry may differ, and is stored in float16, multiplied by a power of two.
+
+    Kernels of a GPU give and take it. To everything else it is a :class:`Dense` difference in float32, made where it is
+    asked for. An entry that float16 cannot hold is a NaN, so that no loss comes out wrong unseen.
+
+    Args:
+        half: the differences times ``scale``, rounded.
+        scale: the power of two.
+    """
+
+    half: Float[Tensor, " p *shape"]
+    scale: float
+
+    def __init__(self, half: Float[Tensor, " p *shape"], scale: float) -> None:
+        object.__setattr__(self, "half", half)
+        object.__setattr__(self, "scale", scale)
+
+    @property
+    def delta(self) -> Float[Tensor, " p *shape"]:
+        """All entries in float32."""
+        return self.half.float().div_(self.scale)
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.half.shape[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the base value."""
+        return self.half.shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return int(self.half.nbytes)
+
+    def rearranged(self, function: Callable[[Tensor], Tensor]) -> HalfDense:
+        """Of what is stored: zeros stay zeros."""
+        return HalfDense(function(self.half), self.scale)
+
+
+ROOM = 16 << 20
+"""Bytes of directions and of rows given in full that an operation may make for a chunk of rank-one differences."""
+
+SHARES = 2048
+"""Perturbations that share the room, for the plan: more than a chunk has, whose workspace it takes in multiples."""
+
 
 class TooLargeError(DeepZeroError):
-    """A chunk would make more rows in full than there is room for: the engine cuts it in halves."""
+    """A chunk would make more rows than there is room for: the engine cuts it in halves."""
 
 
 @dataclass(frozen=True)
@@ -179,12 +237,20 @@ class RankOne:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors that grow with every perturbation.
+        """Bytes that a perturbation adds to a chunk: coefficients, and its share of what there is room for together."""
+        whole = self.coefficients.nbytes * self.shape[-1]
+        return int(self.coefficients.nbytes) + min(whole, self.count * ROOM // SHARES)
 
-        Directions of their own and rows given in full are bounded for all of them together, see
-        :mod:`deepzero.graph.rules.rank_one`.
+    def require_room(self, rows: int, size: int) -> None:
+        """Refuse to make so many rows of ``size`` entries, directions or in full, where there is no room for them.
+
+        A single perturbation is never refused.
+
+        Raises:
+            TooLargeError: they take more than ``ROOM``.
         """
-        return int(self.coefficients.nbytes)
+        if self.count > 1 and rows * size * self.directions.element_size() > ROOM:
+            raise TooLargeError
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
@@ -313,9 +379,25 @@ class LowRank:
         count, rows = self.count, self.shape[:-1].numel()
         factors = self.factors.reshape(count, rows, -1)
         out = factors * self.vectors if factors.shape[2] == 1 else factors @ self.vectors
+        return self._with_multiples(out).view(count, *self.shape)
+
+    def added_to(self, out: Num[Tensor, " p *shape"]) -> Num[Tensor, " p *shape"]:
+        """``out``, which is contiguous, with all entries added to it in place."""
+        count, rows = self.count, self.shape[:-1].numel()
+        flat, factors = out.view(count, rows, -1), self.factors.reshape(count, rows, -1)
+        if len(self.vectors) == 1:
+            flat.view(count * rows, -1).addmm_(factors.flatten(0, 1), self.vectors[0])
+        else:
+            flat.baddbmm_(factors, self.vectors)
+        self._with_multiples(flat)
+        return out
+
+    def _with_multiples(self, out: Num[Tensor, "p rows n"]) -> Num[Tensor, "p rows n"]:
+        """``out`` with the multiples of base rows added to it in place."""
         if self.multiples is not None and self.rows is not None:
-            out.addcmul_(self.multiples.reshape(count, rows, 1), self.rows.base.reshape(rows, -1))
-        return out.view(count, *self.shape)
+            base = self.rows.base.reshape(1, out.shape[1], -1)
+            out.addcmul_(self.multiples.reshape(*out.shape[:2], 1), base)
+        return out
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LowRank:
         """A multiple: ``function`` is linear, acts on entries alike, and keeps the dtype."""
@@ -366,12 +448,48 @@ class SomeSamples:
         return Dense(self.dense(), owned=True)
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Every entry of some images may differ, samples in blocks as wide as a vector of the processor.
+
+    What comes out of a compiled convolution and goes into the next one. Only the rules named in
+    :data:`~deepzero.graph.rules.base.TAKES_BLOCKS` see this kind; to all others the engine gives :meth:`dense`.
+
+    Attributes:
+        blocks: the differences, by perturbation, block, channel, height, width and lane; the last block ends with the
+            last sample, and so begins with some of the block before where the lanes do not divide their number.
+        shape: shape of the base value.
+    """
+
+    blocks: Num[Tensor, "p n c h w lane"]
+    shape: torch.Size
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.blocks.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return int(self.blocks.nbytes)
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries, samples last in memory."""
+        blocks, again = self.blocks, self.blocks.shape[1] * self.blocks.shape[-1] - self.shape[0]
+        in_order = blocks[:, : blocks.shape[1] - bool(again)].movedim(1, -2).flatten(-2)
+        if again:
+            in_order = torch.cat([in_order, blocks[:, -1, ..., again:]], -1)
+        return in_order.movedim(-1, 1)
+
+
 Difference = OneHot | Channel | Dense | RankOne | Segment | LowRank
+"""What rules may meet; blocks go only to those that take them."""
 
 
 def runs_of(numbers: Int64[Tensor, " p"]) -> list[tuple[int, int, int]]:
     """Maximal runs ``(number, start, stop)`` of equal numbers."""
-    values, counts = torch.unique_consecutive(numbers, return_counts=True)
+    values, counts = torch.unique_consecutive(on_host(numbers), return_counts=True)
     stops = counts.cumsum(0).tolist()
     return [(v, stop - n, stop) for v, n, stop in zip(values.tolist(), counts.tolist(), stops, strict=True)]
 
@@ -390,9 +508,9 @@ def difference_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.int64
 
 
-def entries(difference: Difference) -> Num[Tensor, "p entries"]:
+def entries(difference: Difference | Blocks) -> Num[Tensor, "p entries"]:
     """The entries that may differ; all others are zero."""
-    if isinstance(difference, (RankOne, Segment, LowRank)):
+    if isinstance(difference, (RankOne, Segment, LowRank, Blocks)):
         difference = Dense(difference.dense())
     values = difference.values if isinstance(difference, OneHot) else difference.delta
     return values.reshape(difference.count, -1)
@@ -421,15 +539,40 @@ def constant_over(delta: Tensor, dims: tuple[int, ...]) -> bool:
     return all(delta.stride(d) == 0 or delta.shape[d] == 1 for d in dims)
 
 
-def add(first: Difference | None, second: Difference | None) -> Difference | None:
-    """Sum of two differences of the same node."""
+def add(
+    first: Difference | None, second: Difference | None, spare: tuple[bool, bool] = (False, False)
+) -> Difference | None:
+    """Sum of two differences of the same node.
+
+    Args:
+        first: one of them.
+        second: the other.
+        spare: for each of them, whether the sum may take its memory, being of the same dtype.
+    """
     if first is None or second is None:
         return second if first is None else first
     if isinstance(first, Channel) and isinstance(second, Channel) and same_channels(first, second):
         return first.with_delta(first.delta + second.delta)
     if isinstance(first, OneHot) and isinstance(second, OneHot) and same_entries(first, second):
         return OneHot(first.indices, first.values + second.values, first.shape)
-    return Dense(first.dense() + second.dense())
+    for own, other, free in ((first, second, spare[0]), (second, first, spare[1])):
+        if free and isinstance(own, Dense):
+            return Dense(_increased(own.delta, other), owned=True)
+    for own, other in ((first, second), (second, first)):
+        if isinstance(own, Dense) and isinstance(other, Channel) and own.delta.dtype == other.delta.dtype:
+            return Dense(_increased(own.delta.clone(), other), owned=True)
+    return Dense(first.dense() + second.dense(), owned=True)
+
+
+def _increased(delta: Num[Tensor, " p *shape"], difference: Difference) -> Num[Tensor, " p *shape"]:
+    """``delta`` with a difference added to it in place: where that is of few entries or factors, to no others."""
+    if isinstance(difference, Channel):
+        source = difference.delta.unsqueeze(difference.axis + 1).to(delta.dtype)
+        index = difference.channels.reshape(-1, *(1 for _ in source.shape[1:])).expand(source.shape)
+        return delta.scatter_add_(difference.axis + 1, index, source)
+    if isinstance(difference, LowRank) and delta.is_contiguous() and difference.factors.dtype == delta.dtype:
+        return difference.added_to(delta)
+    return delta.add_(difference.dense())
 
 
 def same_entries(first: OneHot, second: OneHot) -> bool:
@@ -443,4 +586,4 @@ def same_channels(first: Channel, second: Channel) -> bool:
 
 
 def _equal(first: Int64[Tensor, " p"], second: Int64[Tensor, " p"]) -> bool:
-    return first is second or torch.equal(first, second)
+    return first is second or torch.equal(on_host(first), on_host(second))

@@ -11,6 +11,7 @@ g groups of perturbations, m rows, n entries of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
-from deepzero.graph.differences import Channel, Dense, Difference
+from deepzero.graph.cuda import cuda_kernels
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
+from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 
@@ -74,6 +77,27 @@ class Kernels(Protocol):
         self, difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
     ) -> Dense | None:
         """``conv(d, W)`` in one group, to an output of ``shape``."""
+        ...
+
+    def convolve_to_tail(
+        self,
+        difference: Channel | Dense | Blocks,
+        weight: Value,
+        geometry: ConvolutionGeometry,
+        shape: torch.Size,
+        tail: Tail,
+        extra: Difference | Blocks | None,
+    ) -> Dense | Blocks | None:
+        """The change of what follows ``conv(x, W)`` of ``shape`` where x differs by d, and the residual by ``extra``.
+
+        There is no extra where maxima are taken.
+        """
+        ...
+
+    def slices_to_tail(
+        self, x: Value, difference: OneHot, geometry: ConvolutionGeometry, shape: torch.Size, tail: Tail
+    ) -> Channel | None:
+        """The same where one weight differs: its output channel alone."""
         ...
 
     def shifted_slices(
@@ -235,6 +259,12 @@ class NoKernels:
     def convolve_dense(self, *_: Any) -> None:
         """None."""
 
+    def convolve_to_tail(self, *_: Any) -> None:
+        """None."""
+
+    def slices_to_tail(self, *_: Any) -> None:
+        """None."""
+
     def shifted_slices(self, *_: Any) -> None:
         """None."""
 
@@ -266,7 +296,18 @@ class NoKernels:
         """None."""
 
 
-BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels}
+class SomeKernels(NoKernels):
+    """A device whose module has kernels for a part of the functions.
+
+    Args:
+        module: what it has, by the names of :class:`Kernels`.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self.__dict__.update({name: f for name, f in vars(module).items() if name in vars(Kernels) and name[0] != "_"})
+
+
+BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels, "cuda": SomeKernels(cuda_kernels)}
 """Type of a device -> its kernels."""
 NONE = NoKernels()
 

@@ -14,6 +14,7 @@ from deepzero.errors import GraphError
 from deepzero.graph.capture import Graph, Node, is_getitem
 from deepzero.graph.rules import RULES, SHAPE_ONLY, batch_norm_relu, fallback
 from deepzero.graph.rules.convolution import convolution
+from deepzero.graph.rules.convolved_tail import convolved_tail
 from deepzero.randomness import is_random
 
 aten = torch.ops.aten
@@ -218,7 +219,7 @@ def _reads_updated(norm: Node, users: Mapping[Node, list[Node]], graph: Graph) -
 
 
 def _fused(graph: Graph) -> list[Step]:
-    """Plain steps, with batch norm (+ residual) + relu merged into one."""
+    """Plain steps, with (convolution +) batch norm (+ residual) + relu (+ maxima) merged into one."""
     users: dict[Node, list[Node]] = {}
     for node in graph.nodes:
         for used in node.inputs:
@@ -228,9 +229,10 @@ def _fused(graph: Graph) -> list[Step]:
     for node in graph.nodes:
         step = _batch_norm_relu(node, users, graph) if node.target is aten.relu.default else None
         if step is not None and absorbed.isdisjoint(step.parts):
-            merged[node] = step
+            step = _convolved_tail(step, users, graph) or step
+            merged[step.node] = step
             absorbed.update(step.parts)
-            absorbed.update(n for n in _picks(step.parts[0], users))
+            absorbed.update(pick for part in step.parts for pick in _picks(part, users))
     rest = (node for node in graph.nodes if node in merged or node not in absorbed)
     return [merged.get(node) or _plain(node, users, graph) for node in rest]
 
@@ -259,6 +261,21 @@ def _batch_norm_relu(relu: Node, users: Mapping[Node, list[Node]], graph: Graph)
             args = (x, weight, bias, eps, residual)
             return Step(relu, batch_norm_relu, args, {}, (norm, before, relu), overwrite=fresh)
     return None
+
+
+def _convolved_tail(step: Step, users: Mapping[Node, list[Node]], graph: Graph) -> Step | None:
+    """The convolution of images in front of a merged step too, if nothing else reads it, and maxima behind the relu."""
+    x, weight, bias, eps, residual = step.args
+    convolves = isinstance(x, Node) and x.target in (aten.conv2d.default, aten.conv2d.padding)
+    if not convolves or users[x] != [step.parts[0]] or x is graph.output or x.kwargs:
+        return None
+    behind = users.get(step.node, [])
+    pool = behind[0] if len(behind) == 1 and residual is None and step.node is not graph.output else None
+    if pool is None or pool.target is not aten.max_pool2d.default or pool.kwargs:
+        args, parts = (x.args, (weight, bias, eps), residual, ()), (x, *step.parts)
+        return Step(step.node, convolved_tail, args, {}, parts)
+    args, parts = (x.args, (weight, bias, eps), None, pool.args[1:]), (x, *step.parts, pool)
+    return Step(pool, convolved_tail, args, {}, parts)
 
 
 def _trains(node: Node) -> bool:

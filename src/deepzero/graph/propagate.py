@@ -13,6 +13,7 @@ from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand
 from deepzero.graph.capture import Node
 from deepzero.graph.differences import (
+    Blocks,
     Dense,
     Difference,
     LowRank,
@@ -24,6 +25,7 @@ from deepzero.graph.differences import (
     entries,
 )
 from deepzero.graph.forward import Values
+from deepzero.graph.host_numbers import placed
 from deepzero.graph.program import Cone, Step
 from deepzero.graph.rules import in_kind_for
 from deepzero.graph.rules.by_sample import by_sample as samples_apart
@@ -72,7 +74,7 @@ def propagated(
 
 def one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHot:
     """One entry moved; of complex values the real and the imaginary parts are entries, one after the other."""
-    indices = indices.to(base.device)
+    indices = placed(indices, base.device)
     if base.is_complex():
         values = torch.where(indices % 2 == 0, offset, offset * 1j).to(base.dtype)
         return OneHot(indices // 2, values, base.shape)
@@ -133,7 +135,7 @@ def _memory(outcome: Any) -> set[int]:
 def _difference(step: Step, live: dict[Node, Any], node: Node) -> Any:
     """The difference of a node, in a kind that the step's rule takes; what is written out for it is kept."""
     difference = live.get(node)
-    if isinstance(difference, (RankOne, Segment, LowRank)):
+    if isinstance(difference, (RankOne, Segment, LowRank, Blocks)):
         difference = live[node] = in_kind_for(step.rule, difference)
     return difference
 

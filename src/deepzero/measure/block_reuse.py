@@ -133,10 +133,14 @@ class BlockReuseLoop:
         """The position of the block that holds a parameter."""
         return self._owner[name]
 
-    def difference(self, name: str, index: int) -> float:
-        """The loss with the entry of a flat index moved by the step, minus the base loss."""
+    def query(self, name: str, index: int) -> Tensor:
+        """The loss with the entry of a flat index moved by the step; a GPU may still be at work on it."""
         move = EntryMove.by(self.step_size, entry_of(self.parameters[name], index))
-        return move.loss(partial(self._loss_from, self._owner[name])).item() - self.base
+        return move.loss(partial(self._loss_from, self._owner[name]))
+
+    def difference(self, name: str, index: int) -> float:
+        """One query, minus the base loss."""
+        return self.query(name, index).item() - self.base
 
     def _loss_from(self, start: int) -> Tensor:
         value = self._inputs[start]

@@ -238,6 +238,7 @@ class DeepZero(Side):
         problem: network, batch and coordinates.
         whole: time all coordinates in every round, however long that takes.
         budget: memory budget in bytes; None for the default.
+        storage: of dense differences on a GPU, ``torch.float16`` or None for float32.
 
     Attributes:
         evaluator: the propagation evaluator.
@@ -253,9 +254,16 @@ class DeepZero(Side):
         "measured cost of all coordinates over that of the part"
     )
 
-    def __init__(self, problem: Problem, *, whole: bool = False, budget: int | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        whole: bool = False,
+        budget: int | None = None,
+        storage: torch.dtype | None = None,
+    ) -> None:
         self.problem, self.trial = problem, None
-        self.evaluator = PropagationEvaluator() if budget is None else PropagationEvaluator(memory_budget=budget)
+        self.evaluator = PropagationEvaluator(memory_budget=budget, storage=storage)
         self._whole = whole
         self._schedule = _Settable(problem.coordinates)
         self._estimator = CGE(

@@ -78,7 +78,7 @@ class Layout:
         return self.derived(value, "", laid)
 
     def derived(self, value: Value, what: str, make: Callable[[], T]) -> T:
-        """What is made of base values in this layout, once a step."""
+        """Something made of base values in this layout, once a step."""
         return value.remember(f"{what} in rows {self.axis} {self.order}", make)
 
     def restored(self, out: Float[Tensor, "p n"], difference: Channel | Dense) -> Float[Tensor, " p *shape"]:
@@ -124,16 +124,17 @@ def _chances(u: Rows) -> tuple[Rows, Rows]:
     return s, s * torch.sigmoid(-u)
 
 
-def _normal(z: Rows) -> tuple[Rows, Rows]:
-    """The normal distribution's cdf, and the differences d up to which the series of an interval has the last places.
+def _normal(z: Rows) -> tuple[Rows, Rows, Rows]:
+    """The normal distribution's cdf and density, and how far the series of an interval has the last places right.
 
-    Those of which d is at most a half, and ``d m`` at most 2 where the density at the midpoint m is not 0; in float64,
-    a fifth and 0.4.
+    For differences d of at most a half, and ``d z`` of at most 2; in float64, a fifth and 0.4. Where z is so large that
+    the series' powers of it overflow, for none.
     """
     size, product = (0.5, 2.0) if z.dtype == torch.float32 else (0.2, 0.4)
     reach = (product / (z.abs() + size / 2)).clamp(max=size)
     cdf = 0.5 * torch.special.erfc(-math.sqrt(0.5) * z)
-    return cdf, torch.where(z.abs() > 60, size, reach)
+    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    return cdf, density, torch.where(z.abs() > 1e6, -1, reach)
 
 
 DERIVED: dict[str, Callable[[Rows], tuple[Rows, ...]]] = {

@@ -14,7 +14,7 @@ import math
 from numba import njit
 
 from deepzero.graph.cpu.compilation import compiled
-from deepzero.graph.cpu.vector_math import expm1, gauss_interval, logistic_change, sigmoid
+from deepzero.graph.cpu.vector_math import expm1, gauss_interval, logistic_change, near_gauss_interval, sigmoid
 
 BLOCK = 1024
 ROOT = math.sqrt(0.5)
@@ -56,9 +56,10 @@ def relu(delta, z, rows, slope, rest, out, copied):
 
 
 @compiled
-def gelu(delta, z, cdf, reach, rows, out, copied):
-    """``d (Phi + I) + z I`` with ``Phi = cdf`` at z, and ``I = Phi(z + d) - Phi(z)``."""
+def gelu(delta, z, cdf, density, reach, rows, out, copied):
+    """``d (Phi + I) + z I`` with ``Phi = cdf`` and ``phi = density`` at z, and ``I = Phi(z + d) - Phi(z)``."""
     count, size = delta.shape
+    near = out.dtype.type(0.25)
     for start in range(0, size, BLOCK):
         for p in range(count):
             row = rows[p]
@@ -68,13 +69,28 @@ def gelu(delta, z, cdf, reach, rows, out, copied):
                 _copy(delta[p, start : start + BLOCK], o)
             large = 0
             for i in range(o.size):
-                large += 0 if abs(o[i]) <= bound[i] else 1
+                large += 0 if abs(o[i]) <= near * bound[i] else 1
             if large == 0:
+                slope = density[row, start : start + BLOCK]
                 for i in range(o.size):
-                    change = gauss_interval(base[i], o[i])
+                    change = near_gauss_interval(slope[i], base[i], o[i])
                     o[i] = o[i] * (below[i] + change) + base[i] * change
             else:
-                _any_gelu(o, base, below, bound)
+                _far_gelu(o, base, below, bound)
+
+
+@compiled
+def _far_gelu(o, z, cdf, reach):
+    """:func:`gelu` of a block with differences that are not all small."""
+    large = 0
+    for i in range(o.size):
+        large += 0 if abs(o[i]) <= reach[i] else 1
+    if large == 0:
+        for i in range(o.size):
+            change = gauss_interval(z[i], o[i])
+            o[i] = o[i] * (cdf[i] + change) + z[i] * change
+    else:
+        _any_gelu(o, z, cdf, reach)
 
 
 @compiled

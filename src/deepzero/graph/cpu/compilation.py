@@ -41,12 +41,28 @@ def _stamp() -> tuple[Any, ...]:
 STAMP = _stamp()
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """A loop: sums may be reordered and contracted, NaN and infinities stay what they are.
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+"""Sums may be reordered and contracted, NaN and infinities stay what they are."""
 
-    What numba keeps of it on the disk holds as long as no file of this folder changes: by itself it looks at the
-    function's own file alone, not at those of the functions that it calls.
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """A loop. What numba keeps of it on the disk holds as long as no file of this folder changes.
+
+    By itself it looks at the function's own file alone, not at those of the functions that it calls.
     """
-    loop = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(function)
+    return _kept(njit(cache=True, **OPTIONS)(function))
+
+
+def borrowing(function: Callable[..., Any]) -> Any:
+    """A loop that makes no arrays: references are not counted, which costs more than a short row of work."""
+    return _kept(njit(cache=True, _nrt=False, **OPTIONS)(function))
+
+
+def part(function: Callable[..., Any]) -> Any:
+    """A part of such a loop, compiled with it."""
+    return njit(_nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
+
+
+def _kept(loop: Any) -> Any:
     loop._cache._cache_file._source_stamp = STAMP
     return loop

@@ -112,22 +112,6 @@ def channel_affine_relu(delta, centred, before, channels, slope, tilt, shift, ou
 
 
 @compiled
-def patches(delta, stride, pad, dilation, out):
-    """The zero-padded patches that a kernel sees of one channel: ``delta [P, B, H, W]``, ``out [P, B, h, w, k, k]``."""
-    count, batch, height, width = delta.shape
-    for p in range(count):
-        for b in range(batch):
-            for y in range(out.shape[2]):
-                for i in range(out.shape[4]):
-                    v = y * stride[0] - pad[0] + i * dilation[0]
-                    inside = 0 <= v < height
-                    for x in range(out.shape[3]):
-                        for j in range(out.shape[5]):
-                            u = x * stride[1] - pad[1] + j * dilation[1]
-                            out[p, b, y, x, i, j] = delta[p, b, v, u] if inside and 0 <= u < width else 0
-
-
-@compiled
 def disjoint_maxima(delta, gap, kernel, line, out):
     """``max (gap + d)`` over windows that tile height and width.
 

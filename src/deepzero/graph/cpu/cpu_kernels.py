@@ -12,11 +12,18 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int64, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.cpu import activation_kernels, attention_kernels, rank_one_kernels, row_kernels
+from deepzero.graph.cpu import (
+    activation_kernels,
+    attention_kernels,
+    convolution_kernels,
+    rank_one_kernels,
+    row_kernels,
+)
+from deepzero.graph.cpu.convolution_kernels import coefficients_of
 from deepzero.graph.differences import Channel, Dense, Difference
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
@@ -25,6 +32,10 @@ WIDE = 512
 
 activation = activation_kernels.activation
 attention = attention_kernels.attention
+convolve_channel = convolution_kernels.convolve_channel
+convolve_dense = convolution_kernels.convolve_dense
+convolve_to_tail = convolution_kernels.convolve_to_tail
+slices_to_tail = convolution_kernels.slices_to_tail
 behind_kink = rank_one_kernels.behind_kink
 rows_that_cross = rank_one_kernels.rows_that_cross
 rectified_rows = rank_one_kernels.rectified_rows
@@ -67,29 +78,6 @@ def base_channels(value: Value) -> Shaped[Tensor, "c columns"]:
     return value.channel_first(1).flatten(1)
 
 
-def _coefficients(
-    sums: Float64[Tensor, "p 3 *c"],
-    rows: int,
-    scale: Float[Tensor, " width"],
-    gamma: Float[Tensor, " width"] | None,
-    residue: Float64[Tensor, " width"],
-) -> tuple[Float64[Tensor, " p *c"], Float64[Tensor, " p *c"], Float64[Tensor, " p *c"]]:
-    """Slope, tilt and shift of ``v = slope d + tilt c + shift`` from the sums of ``d, c d, d^2`` over ``rows`` rows.
-
-    With the mean change ``dv`` of the variance, ``s' = sqrt(s^2 + dv)``: slope ``1 / s'``, tilt ``1/s' - 1/s``, shift
-    ``-slope mean(d)``, times gamma. ``residue`` is the mean of c, which is 0 but for rounding.
-    """
-    mean, cross, square = (sums / rows).unbind(1)
-    dv = 2 * (cross - mean * residue) + (square - mean * mean)
-    scale = scale.double()
-    new_scale = (scale * scale + dv).sqrt()
-    slope = 1 / new_scale
-    tilt = -dv / (scale * new_scale * (scale + new_scale))
-    if gamma is not None:
-        slope, tilt = slope * gamma.double(), tilt * gamma.double()
-    return slope, tilt, -slope * mean
-
-
 def normalize_relu_channel(
     difference: Channel,
     centred: Value,
@@ -107,7 +95,7 @@ def normalize_relu_channel(
     compiled().channel_sums(delta.numpy(), base.numpy(), index, sums.numpy())
     residue = centred.remember("residue", lambda: base.mean(1, dtype=torch.float64))[channels]
     picked = None if gamma is None else gamma[channels]
-    coefficients = _coefficients(sums, delta.shape[1], scale[channels], picked, residue)
+    coefficients = coefficients_of(sums, delta.shape[1], scale[channels], picked, residue)
     out = torch.empty_like(delta)
     parts = [c.to(delta.dtype).numpy() for c in coefficients]
     compiled().channel_affine_relu(delta.numpy(), base.numpy(), pre.numpy(), index, *parts, out.numpy())
@@ -139,7 +127,7 @@ def normalize_relu_dense(
     compiled().column_sums(flat.numpy(), base.numpy(), partial.numpy(), sums.numpy())
     residue = centred.remember("residue", lambda: base_rows(centred).flatten(0, -2).mean(0, dtype=torch.float64))
     sums = sums.view(count, 3, side, width).sum(2)
-    coefficients = _coefficients(sums, rows, scale, gamma, residue)
+    coefficients = coefficients_of(sums, rows, scale, gamma, residue)
     parts = [c.to(delta.dtype).repeat(1, side).numpy() for c in coefficients]
     out = source if overwrite else source.clone()
     target = out.view(count, *shape).numpy()
@@ -157,26 +145,6 @@ def _side_by_side(rows: int, width: int) -> int:
     while rows % (2 * side) == 0 and 2 * side * width <= WIDE:
         side *= 2
     return side
-
-
-def convolve_channel(
-    difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
-) -> Dense | None:
-    """Patches of each perturbation's channel times the filters of that channel, in channels-last memory."""
-    if geometry.ndim != 2 or not applies(difference.delta, weight.base):
-        return None
-    filters = weight.remember("by_channel", lambda: weight.base.permute(1, 2, 3, 0).flatten(1, 2).contiguous())
-    delta, count = difference.delta.contiguous(), difference.count
-    batch, outputs, height, width = shape
-    columns = delta.new_empty(count, batch, height, width, *geometry.kernel)
-    pad = tuple(low for low, _ in geometry.pads)
-    compiled().patches(delta.numpy(), geometry.stride, pad, geometry.dilation, columns.numpy())
-    out = torch.bmm(columns.view(count, -1, filters.shape[1]), filters[difference.channels])
-    return Dense(out.view(count, batch, height, width, outputs).movedim(-1, 2))
-
-
-def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> None:
-    """None: PyTorch's convolutions of stacked images are at the machine's peak."""
 
 
 def shifted_slices(

@@ -34,8 +34,8 @@ def applies(difference: Channel | Dense, base: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """How differences and base values are laid out in rows: the last ``dims`` dimensions, or one, moved to the end.
+class RowOrder:
+    """The order of differences and base values in rows: of the last ``dims`` dimensions, or of one, moved to the end.
 
     Attributes:
         axis: the dimension of base values that comes first, where the differences are one channel of it; else None.
@@ -49,7 +49,7 @@ class Rows:
 
     @property
     def key(self) -> str:
-        """What distinguishes base values in this layout."""
+        """A name of this layout, by which base values in it are remembered."""
         return f"rows {self.axis} {self.dim} {self.dims}"
 
     def base(self, base: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "c r w"]:
@@ -110,7 +110,7 @@ def normalize(
     inside = isinstance(difference, Channel) and difference.axis >= lead
     if inside and dims > 1:
         return None
-    rows = Rows(difference.axis if isinstance(difference, Channel) and not inside else None, None, dims)
+    rows = RowOrder(difference.axis if isinstance(difference, Channel) and not inside else None, None, dims)
     c = _laid(centred, rows)
     number = c.numpy().dtype.type
     s = centred.remember(f"scale {rows.key}", lambda: rows.base(scale))
@@ -173,12 +173,12 @@ def label_losses(
     return out.view(aligned.shape[:-1])
 
 
-def _rows(difference: Channel | Dense, ndim: int, dim: int) -> Rows:
+def _rows(difference: Channel | Dense, ndim: int, dim: int) -> RowOrder:
     """Rows along dimension ``dim`` of base values with ``ndim`` of them."""
     axis = difference.axis if isinstance(difference, Channel) and difference.axis != dim else None
-    return Rows(axis, None if dim == ndim - 1 else dim)
+    return RowOrder(axis, None if dim == ndim - 1 else dim)
 
 
-def _laid(value: Value, rows: Rows) -> Float[Tensor, "c r w"]:
+def _laid(value: Value, rows: RowOrder) -> Float[Tensor, "c r w"]:
     """A base value in rows, once a step."""
     return value.remember(rows.key, lambda: rows.base(value.base))

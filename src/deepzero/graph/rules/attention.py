@@ -41,7 +41,7 @@ class AttentionWeights:
     def of(cls, scores: Float[Tensor, "*lead l s"]) -> AttentionWeights:
         """Of scores that may be minus infinity; a row of nothing else gets the weight 0 everywhere, as in PyTorch."""
         dead = (scores == -math.inf).all(-1, keepdim=True)
-        if not bool(dead.any()):
+        if dead.device.type == "cpu" and not bool(dead.any()):  # a GPU is not waited for
             logarithms = torch.log_softmax(scores, -1)
             return cls(logarithms.exp(), logarithms, None)
         logarithms = torch.log_softmax(scores.masked_fill(dead, 0.0), -1).masked_fill(dead, -math.inf)
@@ -59,7 +59,7 @@ class AttentionWeights:
         so that expm1 could overflow, take the plain form, which does not cancel there.
         """
         small = d.abs().amax(-1, keepdim=True) <= 1 if d.shape[-1] else None
-        if small is None or bool(small.all()):
+        if small is None or (small.device.type == "cpu" and bool(small.all())):  # a GPU is not waited for
             return self._closed(d)
         moved = (self.logarithms + d) - torch.logsumexp(self.logarithms + d, -1, keepdim=True)
         plain = moved.exp() - self.weights

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
-from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment
 from deepzero.graph.rules.rank_one import in_full
 
 RULES: dict[Any, Rule] = {}
@@ -24,16 +24,19 @@ TAKES_RANK_ONE: set[Rule] = set()
 """Rules that take a :class:`~deepzero.graph.differences.RankOne`; all others are given it as a dense difference."""
 
 
+TAKES_BLOCKS: set[Rule] = set()
+"""Rules that take :class:`~deepzero.graph.differences.Blocks`; all others are given it as a dense difference."""
+
 TAKES_LOW_RANK: set[Rule] = set()
 """Rules that take a :class:`~deepzero.graph.differences.LowRank` or a segment; others are given it as a dense one."""
 
 
-def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False) -> Callable[[Rule], Rule]:
+def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False, blocks: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for some ATen overloads.
 
     A rule is called as ``rule(call, *args, **kwargs)`` with the arguments of the operation, where every tensor is an
     :class:`~deepzero.graph.calls.Operand`; at least one of them differs. With ``rank_one`` it takes rank-one
-    differences, too, with ``low_rank`` those of low rank and segments.
+    differences, too, with ``low_rank`` those of low rank and segments, with ``blocks`` blocks.
     """
 
     def register(function: Rule) -> Rule:
@@ -41,6 +44,8 @@ def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False) -> Calla
             TAKES_RANK_ONE.add(function)
         if low_rank:
             TAKES_LOW_RANK.add(function)
+        if blocks:
+            TAKES_BLOCKS.add(function)
         for target in targets:
             RULES[target] = function
         return function
@@ -48,11 +53,13 @@ def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False) -> Calla
     return register
 
 
-def in_kind_for(rule: Rule | None, difference: Difference) -> Difference:
+def in_kind_for(rule: Rule | None, difference: Difference | Blocks) -> Difference | Blocks:
     """The difference, written out if it is of a kind that the rule does not take."""
     if isinstance(difference, RankOne) and rule not in TAKES_RANK_ONE:
         return Dense(difference.dense(), owned=True)
     if isinstance(difference, (Segment, LowRank)) and rule not in TAKES_LOW_RANK:
+        return Dense(difference.dense(), owned=True)
+    if isinstance(difference, Blocks) and rule not in TAKES_BLOCKS:
         return Dense(difference.dense(), owned=True)
     return difference
 

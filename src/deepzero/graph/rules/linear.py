@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, runs_of
+from deepzero.graph.host_numbers import mapped
 from deepzero.graph.rules.base import difference_of, map_delta, multilinear, rule
 from deepzero.graph.rules.pointwise import broadcast, total
 
@@ -79,6 +80,8 @@ def _factor_through(
     if isinstance(difference, LowRank):
         base = None if difference.rows is None else difference.rows.times(matrix)
         return replace(difference, vectors=difference.vectors @ matrix, rows=base, shape=shape)
+    given = 0 if difference.rows is None else len(difference.rows)
+    difference.require_room(given + difference.directions.shape[:2].numel(), shape[-1])
     directions, turned = F.linear(difference.directions, matrix.t()), matrix.t()
     rows = None if difference.rows is None else F.linear(difference.rows, turned)
     return replace(difference, directions=directions, rows=rows, shape=shape)
@@ -132,9 +135,9 @@ def _beside(values: Num[Tensor, " p"], like: Num[Tensor, "p ..."]) -> Num[Tensor
 def _turned(difference: Difference) -> Difference:
     """The difference of a transposed matrix."""
     if isinstance(difference, OneHot):
-        rows, columns = difference.positions()
         height, width = difference.shape
-        return OneHot(columns * height + rows, difference.values, torch.Size((width, height)))
+        indices = mapped(difference.indices, lambda i: i % width * height + i // width)
+        return OneHot(indices, difference.values, torch.Size((width, height)))
     if isinstance(difference, Channel):
         shape = torch.Size(reversed(difference.shape))
         return Channel(1 - difference.axis, difference.channels, difference.delta, shape)

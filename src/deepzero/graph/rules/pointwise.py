@@ -15,7 +15,7 @@ from jaxtyping import Int64, Num
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome, Value
-from deepzero.graph.differences import Difference, LowRank, RankOne, add, difference_dtype
+from deepzero.graph.differences import Dense, Difference, LowRank, RankOne, add, difference_dtype
 from deepzero.graph.rules import formulas
 from deepzero.graph.rules.base import apply_pointwise, base_of, difference_of, map_delta, operand_of, rule
 from deepzero.graph.rules.fallback import evaluated, widened
@@ -81,16 +81,26 @@ def rsub_rule(call: Call, a: Any, b: Any, alpha: float = 1) -> Outcome:
 def _signed_sum(call: Call, a: Any, b: Any, of_a: float, of_b: float) -> Difference | None:
     """``of_a da + of_b db``."""
     base = call.output.base
-    parts = []
-    for argument, sign in ((a, of_a), (b, of_b)):
-        difference = difference_of(argument)
-        if difference is not None:
-            parts.append(_scaled(broadcast(difference, base.shape), sign))
-    return in_field(total(list(parts)), base.dtype)
+    first, second = (_term(argument, sign, base.shape) for argument, sign in ((a, of_a), (b, of_b)))
+    spare = (_may_end_in(a, first, base.dtype), _may_end_in(b, second, base.dtype))
+    return in_field(add(first, second, spare), base.dtype)
 
 
-def _scaled(difference: Difference, factor: float) -> Difference:
+def _term(argument: Any, factor: float, shape: torch.Size) -> Difference | None:
+    """``factor d``, broadcast to a shape."""
+    difference = difference_of(argument)
+    if difference is None:
+        return None
+    difference = broadcast(difference, shape)
     return difference if factor == 1 else map_delta(difference, lambda d: d * factor)
+
+
+def _may_end_in(argument: Any, part: Difference | None, dtype: torch.dtype) -> bool:
+    """True if a sum of that dtype may take the memory of an argument's difference, which is a term of it as it is."""
+    if not isinstance(part, Dense) or difference_of(argument) is not part:
+        return False
+    once = all(stride or size == 1 for stride, size in zip(part.delta.stride(), part.delta.shape, strict=True))
+    return once and bool(argument.expendable) and part.delta.dtype == difference_dtype(dtype)
 
 
 def in_field(difference: Difference | None, dtype: torch.dtype) -> Difference | None:

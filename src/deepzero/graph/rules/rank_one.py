@@ -22,11 +22,8 @@ from torch import Tensor
 
 from deepzero.graph import kernels
 from deepzero.graph.calls import Operand
-from deepzero.graph.differences import Dense, RankOne, TooLargeError
+from deepzero.graph.differences import Dense, RankOne
 from deepzero.graph.rules.formulas import leaky_relu, relu
-
-ROOM = 16 << 20
-"""Bytes of directions and of rows given in full that a chunk may make at once; with more it is cut in halves."""
 
 SHARED = 2
 """Perturbations that a group must have on average before their directions are worth making."""
@@ -36,16 +33,18 @@ def rectified(x: Operand, negative_slope: float = 0.0) -> RankOne | Dense:
     """A leaky relu, or a relu, of a rank-one difference."""
     difference = x.difference
     assert isinstance(difference, RankOne)
+    if difference.directions.device.type != "cpu":
+        return in_full(x, _change(negative_slope))
     used, groups = torch.unique(difference.groups, return_inverse=True)
-    if len(used) * SHARED > max(difference.count, SHARED) or difference.directions.device.type != "cpu":
+    if len(used) * SHARED > max(difference.count, SHARED):
         return in_full(x, _change(negative_slope))
     base = _rows_of(x)
     coefficients = difference.coefficients.reshape(difference.count, len(base))
     before = replace(difference, directions=difference.directions[used], groups=groups)
-    _require_room(before, len(used) * len(base))
+    before.require_room(len(used) * len(base), base.shape[1])
     directions, rates = _behind_kink(before.directions, base, negative_slope)
     straight, places = _separated(coefficients, groups, rates)
-    _require_room(before, len(used) * len(base) + len(places))
+    before.require_room(len(used) * len(base) + len(places), base.shape[1])
     places, rows = _rectified_rows(before, places, base, negative_slope)
     return RankOne(straight.reshape(difference.coefficients.shape), directions, groups, difference.shape, places, rows)
 
@@ -54,12 +53,14 @@ def in_full(x: Operand, change: Callable[[Tensor, Tensor], Tensor]) -> RankOne |
     """``change(z, d)``, which is 0 where d is; only the rows that differ, unless most of them do."""
     difference = x.difference
     assert isinstance(difference, RankOne)
+    if difference.count == 1 or difference.directions.device.type != "cpu":  # a GPU would be waited for
+        return Dense(change(x.base, difference.dense()), owned=True)
     base, coefficients = _rows_of(x), difference.coefficients
-    places = coefficients.flatten().nonzero().squeeze(1) if difference.count > 1 else None
-    if places is None or 2 * len(places) > coefficients.numel():
-        _require_room(difference, coefficients.numel())
-        return Dense(change(x.base, difference.dense()))
-    _require_room(difference, len(places))
+    places = coefficients.flatten().nonzero().squeeze(1)
+    if 2 * len(places) > coefficients.numel():
+        difference.require_room(coefficients.numel(), base.shape[1])
+        return Dense(change(x.base, difference.dense()), owned=True)
+    difference.require_room(len(places), base.shape[1])
     places, rows = _changed_rows(difference, places, base, change)
     return replace(difference, coefficients=torch.zeros_like(coefficients), places=places, rows=rows)
 
@@ -67,12 +68,6 @@ def in_full(x: Operand, change: Callable[[Tensor, Tensor], Tensor]) -> RankOne |
 def _rows_of(x: Operand) -> Num[Tensor, "m n"]:
     """The base value by rows, contiguous, once a step."""
     return x.value.remember("matrix rows", lambda: x.base.reshape(-1, x.base.shape[-1]).contiguous())
-
-
-def _require_room(difference: RankOne, rows: int) -> None:
-    """Refuse to make more rows than there is room for, unless for a single perturbation."""
-    if difference.count > 1 and rows * difference.shape[-1] * difference.directions.element_size() > ROOM:
-        raise TooLargeError
 
 
 def _behind_kink(

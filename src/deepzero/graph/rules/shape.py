@@ -20,6 +20,7 @@ from torch import Tensor
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, entries
+from deepzero.graph.host_numbers import is_known, mapped, on_host, placed
 from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
@@ -130,7 +131,7 @@ def _split_channel(difference: Channel, shape: torch.Size, axis: int) -> Channel
     index = (difference.channels % inner).reshape(-1, *(1 for _ in rest[1:]))
     source = difference.delta.unsqueeze(difference.axis + 1)
     delta.scatter_(difference.axis + 1, index.expand(source.shape), source)
-    channels = torch.div(difference.channels, inner, rounding_mode="floor")
+    channels = mapped(difference.channels, lambda c: torch.div(c, inner, rounding_mode="floor"))
     return Channel(axis, channels, delta.reshape(difference.count, *_without(shape, axis)), shape)
 
 
@@ -158,10 +159,11 @@ def permute(call: Call, x: Operand, dims: Sequence[int]) -> Outcome:
 
 def _flat(positions: Sequence[Int64[Tensor, " p"]], shape: Sequence[int]) -> Int64[Tensor, " p"]:
     """Flat indices of multi-indices."""
-    index = torch.zeros_like(positions[0])
+    known = all(is_known(position) for position in positions)
+    index = torch.zeros_like(on_host(positions[0]) if known else positions[0])
     for position, size in zip(positions, shape, strict=True):
-        index = index * size + position
-    return index
+        index = index * size + (on_host(position) if known else position)
+    return placed(index, positions[0].device)
 
 
 @rule(aten.transpose.int)
@@ -198,9 +200,11 @@ def taken(difference: Difference | None, axis: int, first: int, step: int, shape
     if isinstance(difference, Channel) and difference.axis != axis:
         out = with_axis(difference)[_window(axis + 1, first, step, size)]
         return as_channel(difference, out, difference.axis, shape)
-    if isinstance(difference, (Dense, RankOne, Segment, LowRank)) or size == 0:
+    if isinstance(difference, Dense):
+        return difference.rearranged(lambda d: d[_window(axis + 1, first, step, size)])
+    if isinstance(difference, (RankOne, Segment, LowRank)) or size == 0:
         return Dense(difference.dense()[_window(axis + 1, first, step, size)])
-    position = difference.channels if isinstance(difference, Channel) else difference.positions()[axis]
+    position = on_host(difference.channels if isinstance(difference, Channel) else difference.positions()[axis])
     place = torch.div(position - first, step, rounding_mode="floor")
     inside = (position >= first) & (position < first + size * step) & (place * step + first == position)
     return _kept(difference, axis, place, inside, shape)
@@ -223,11 +227,16 @@ def _kept(
     inside: Bool[Tensor, " p"],
     shape: torch.Size,
 ) -> Difference | None:
-    """The difference at a new place along ``axis``; zero in perturbations that are not ``inside``."""
+    """The difference at a new place along ``axis``; zero in perturbations that are not ``inside``.
+
+    Place and ``inside`` are the host's.
+    """
     every = bool(inside.all())
     if not every and not bool(inside.any()):
         return None
-    place = place if every else torch.where(inside, place, 0)
+    device = difference.values.device if isinstance(difference, OneHot) else difference.delta.device
+    place = placed(place if every else torch.where(inside, place, 0), device)
+    inside = inside if every else inside.to(device, non_blocking=True)
     if isinstance(difference, OneHot):
         positions = [place if d == axis else p for d, p in enumerate(difference.positions())]
         values = difference.values if every else torch.where(inside, difference.values, 0)
@@ -306,10 +315,12 @@ def pad(call: Call, x: Operand, widths: Sequence[int], *mode_and_value: Any) -> 
         position = 2 * (x.base.dim() - 1 - difference.axis)
         low, high = (widths[position], widths[position + 1]) if position < len(widths) else (0, 0)
         if low >= 0 and high >= 0:
+            channels = mapped(difference.channels, lambda c: c + low)
             rest = [0 if i in (position, position + 1) else w for i, w in enumerate(widths)]
             out = F.pad(with_axis(difference), rest)
-            return Channel(difference.axis, difference.channels + low, out.squeeze(difference.axis + 1), shape)
-    return Dense(F.pad(difference.dense(), tuple(widths)))
+            return Channel(difference.axis, channels, out.squeeze(difference.axis + 1), shape)
+    dense = difference if isinstance(difference, Dense) else Dense(difference.dense())
+    return dense.rearranged(lambda d: F.pad(d, tuple(widths)))
 
 
 @rule(aten.cat.default)
@@ -333,7 +344,7 @@ def concatenated(parts: Sequence[Part], axis: int, shape: torch.Size) -> Differe
         positions = [p + before if d == axis else p for d, p in enumerate(first.positions())]
         return OneHot(_flat(positions, shape), first.values, shape)
     if len(differing) == 1 and isinstance(first, Channel) and first.axis == axis:
-        return Channel(axis, first.channels + before, first.delta, shape)
+        return Channel(axis, mapped(first.channels, lambda c: c + before), first.delta, shape)
     if isinstance(first, Channel) and all(_together(first, d, axis) for _, d in differing):
         stacks = [_on_channel(part, d, first) for part, d in parts]
         return as_channel(first, torch.cat(stacks, axis + 1), first.axis, shape)
@@ -343,7 +354,7 @@ def concatenated(parts: Sequence[Part], axis: int, shape: torch.Size) -> Differe
 def _together(first: Channel, other: Difference, axis: int) -> bool:
     if not isinstance(other, Channel) or first.axis != other.axis or axis == first.axis:
         return False
-    same = first.channels is other.channels or torch.equal(first.channels, other.channels)
+    same = first.channels is other.channels or torch.equal(on_host(first.channels), on_host(other.channels))
     return same and first.shape[first.axis] == other.shape[other.axis]
 
 

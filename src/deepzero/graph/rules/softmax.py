@@ -46,7 +46,7 @@ def normaliser_change(
         terms = p * torch.expm1(d)
     growth = terms.sum(dim, keepdim=True)
     plain = (growth < -0.5) | (growth > 1e6)
-    if not bool(plain.any()):
+    if plain.device.type == "cpu" and not bool(plain.any()):  # a GPU is not waited for
         return torch.log1p(growth)
     logs = p.log() if log_p is None else log_p()
     return torch.where(plain, torch.logsumexp(logs + d, dim, keepdim=True), torch.log1p(growth))

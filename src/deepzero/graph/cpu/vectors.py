@@ -1,0 +1,265 @@
+"""Vectors of a CPU as values of numba's loops: loads, stores, arithmetic, and the tile that convolutions are made of.
+
+numba leaves it to LLVM to find vectors in a loop; it finds none with a hundred sums in flight, and takes half of a
+register where it may take all of it. Here a vector is a type: as many numbers as a register holds. Comparisons are
+such that a NaN stays a NaN, as said at each of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import PrimitiveModel
+from numba.extending import intrinsic, register_model
+
+WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+BYTES = 64 if WIDE else 32
+"""Bytes of a vector."""
+OUTPUTS, PLACES = (6, 4) if WIDE else (4, 3)
+"""Outputs and places of a tile: their sums, a vector each, fill 24 of 32 registers, or 12 of 16."""
+INDEX = ir.IntType(64)
+
+
+class Vector(types.Type):  # type: ignore[misc]
+    """As many numbers of a dtype as a register holds."""
+
+    def __init__(self, scalar: Any) -> None:
+        self.scalar, self.lanes = scalar, BYTES * 8 // scalar.bitwidth
+        super().__init__(name=f"Vector({scalar}, {self.lanes})")
+
+    @property
+    def llvm(self) -> Any:
+        """Its LLVM type."""
+        return ir.VectorType(ir.FloatType() if self.scalar.bitwidth == 32 else ir.DoubleType(), self.lanes)
+
+
+@register_model(Vector)
+class _VectorModel(PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Vector) -> None:
+        super().__init__(manager, kind, kind.llvm)
+
+
+def _address(context, builder, kind, array, index):
+    """The address of the vector that begins at a flat index of a contiguous array."""
+    start = builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+    return builder.bitcast(start, Vector(kind.dtype).llvm.as_pointer())
+
+
+def _spread(builder, kind, scalar):
+    """A vector of one number."""
+    empty = ir.Constant(kind.llvm, ir.Undefined)
+    first = builder.insert_element(empty, scalar, ir.IntType(32)(0))
+    return builder.shuffle_vector(
+        first, empty, ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), [0] * kind.lanes)
+    )
+
+
+def _fused(builder, kind, a, b, c):
+    name = f"llvm.fma.v{kind.lanes}f{kind.scalar.bitwidth}"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind.llvm, [kind.llvm] * 3), name)
+    return builder.call(function, [a, b, c])
+
+
+@intrinsic
+def lanes(typing, array):
+    """Numbers of a vector of an array's dtype, a constant."""
+    count = Vector(array.dtype).lanes
+    return types.intp(array), lambda context, builder, signature, arguments: INDEX(count)
+
+
+@intrinsic
+def load(typing, array, index):
+    """The vector that begins at a flat index of a contiguous array."""
+
+    def code(context, builder, signature, arguments):
+        place = _address(context, builder, array, arguments[0], arguments[1])
+        return builder.load(place, align=array.dtype.bitwidth // 8)
+
+    return Vector(array.dtype)(array, types.intp), code
+
+
+@intrinsic
+def store(typing, array, index, vector):
+    """Write a vector to a flat index of a contiguous array."""
+
+    def code(context, builder, signature, arguments):
+        place = _address(context, builder, array, arguments[0], arguments[1])
+        builder.store(arguments[2], place, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), code
+
+
+@intrinsic
+def spread(typing, scalar):
+    """A vector of one number."""
+    kind = Vector(scalar)
+    return kind(scalar), lambda context, builder, signature, arguments: _spread(builder, kind, arguments[0])
+
+
+@intrinsic
+def zeros(typing, array):
+    """A vector of zeros, of an array's dtype."""
+    kind = Vector(array.dtype)
+    return kind(array), lambda context, builder, signature, arguments: ir.Constant(kind.llvm, [0.0] * kind.lanes)
+
+
+@intrinsic
+def lowest(typing, array):
+    """A vector of negative infinities, of an array's dtype."""
+    kind = Vector(array.dtype)
+    return kind(array), lambda context, builder, signature, arguments: ir.Constant(kind.llvm, [-math.inf] * kind.lanes)
+
+
+@intrinsic
+def fused(typing, a, b, c):
+    """``a b + c``, rounded once."""
+    return a(a, a, a), lambda context, builder, signature, arguments: _fused(builder, a, *arguments)
+
+
+@intrinsic
+def plus(typing, a, b):
+    """``a + b``."""
+    return a(a, a), lambda context, builder, signature, arguments: builder.fadd(*arguments)
+
+
+@intrinsic
+def minus(typing, a, b):
+    """``a - b``."""
+    return a(a, a), lambda context, builder, signature, arguments: builder.fsub(*arguments)
+
+
+@intrinsic
+def times(typing, a, b):
+    """``a b``."""
+    return a(a, a), lambda context, builder, signature, arguments: builder.fmul(*arguments)
+
+
+@intrinsic
+def smaller(typing, a, b):
+    """``a`` where ``a < b``, else b: b where one of them is a NaN."""
+
+    def code(context, builder, signature, arguments):
+        return builder.select(builder.fcmp_ordered("<", *arguments), *arguments)
+
+    return a(a, a), code
+
+
+@intrinsic
+def larger(typing, a, b):
+    """``a`` where ``a > b``, else b: b where one of them is a NaN."""
+
+    def code(context, builder, signature, arguments):
+        return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)
+
+    return a(a, a), code
+
+
+@intrinsic
+def maximum(typing, a, b):
+    """The larger one; NaN where one of them is."""
+
+    def code(context, builder, signature, arguments):
+        first, second = arguments
+        best = builder.select(builder.fcmp_ordered(">", first, second), first, second)
+        return builder.select(builder.fcmp_unordered("uno", first, first), first, best)
+
+    return a(a, a), code
+
+
+@intrinsic
+def kept(typing, vector, first):
+    """A vector with zeros in the lanes before ``first``."""
+
+    def code(context, builder, signature, arguments):
+        kind = ir.VectorType(ir.IntType(32), vector.lanes)
+        start = builder.insert_element(
+            ir.Constant(kind, ir.Undefined), builder.trunc(arguments[1], ir.IntType(32)), ir.IntType(32)(0)
+        )
+        starts = builder.shuffle_vector(start, ir.Constant(kind, ir.Undefined), ir.Constant(kind, [0] * vector.lanes))
+        inside = builder.icmp_signed(">=", ir.Constant(kind, list(range(vector.lanes))), starts)
+        return builder.select(inside, arguments[0], ir.Constant(vector.llvm, [0.0] * vector.lanes))
+
+    return vector(vector, types.intp), code
+
+
+@intrinsic
+def total(typing, vector):
+    """The sum of a vector's numbers in float64, of halves again and again."""
+
+    def code(context, builder, signature, arguments):
+        wide, some = ir.VectorType(ir.DoubleType(), vector.lanes), ir.IntType(32)
+        result = arguments[0] if vector.scalar.bitwidth == 64 else builder.fpext(arguments[0], wide)
+        half = vector.lanes // 2
+        while half:
+            parts = [
+                builder.shuffle_vector(result, result, ir.Constant(ir.VectorType(some, half), list(range(s, s + half))))
+                for s in (0, half)
+            ]
+            result, half = builder.fadd(*parts), half // 2
+        return builder.extract_element(result, some(0))
+
+    return types.float64(vector), code
+
+
+@intrinsic
+def tile(typing, source, starts, first, taps, weights, corner, width, target, place, row):
+    """The sums of a tile of outputs o and places i: ``sum_k weights[k, o] source[starts[first + i] + taps[k]]``.
+
+    Each is a vector. They stay in registers over the sum: a step reads a vector for each place and a number for each
+    output, and makes a fused product for each pair.
+
+    Args:
+        typing: numba's.
+        source: flat.
+        starts: where the vectors of the places begin.
+        first: of the tile's places.
+        taps: how far from there the vector of each k begins.
+        weights: flat, ``[k, width]``.
+        corner: index of the first weight of the tile's first output.
+        width: outputs that weights lie apart.
+        target: flat; the sums of an output go side by side to ``place``, those of the next one ``row`` further.
+        place: see target.
+        row: see target.
+    """
+    kind = Vector(source.dtype)
+    size = source.dtype.bitwidth // 8
+
+    def code(context, builder, signature, arguments):
+        data = [
+            context.make_array(k)(context, builder, a).data if isinstance(k, types.Array) else a
+            for k, a in zip(signature.args, arguments, strict=True)
+        ]
+        source_, starts_, first_, taps_, weights_, corner_, width_, target_, place_, row_ = data
+        count = cgutils.unpack_tuple(builder, context.make_array(taps)(context, builder, arguments[3]).shape, 1)[0]
+        nothing = ir.Constant(kind.llvm, [0.0] * kind.lanes)
+        sums = [[cgutils.alloca_once_value(builder, nothing) for _ in range(PLACES)] for _ in range(OUTPUTS)]
+        places = [
+            builder.gep(source_, [builder.load(builder.gep(starts_, [builder.add(first_, INDEX(i))]))])
+            for i in range(PLACES)
+        ]
+        here = cgutils.alloca_once_value(builder, builder.gep(weights_, [corner_]))
+        with cgutils.for_range(builder, count) as loop:
+            tap = builder.load(builder.gep(taps_, [loop.index]))
+            values = [
+                builder.load(builder.bitcast(builder.gep(p, [tap]), kind.llvm.as_pointer()), align=size) for p in places
+            ]
+            weight = builder.load(here)
+            for o in range(OUTPUTS):
+                factor = _spread(builder, kind, builder.load(builder.gep(weight, [INDEX(o)])))
+                for i in range(PLACES):
+                    builder.store(_fused(builder, kind, factor, values[i], builder.load(sums[o][i])), sums[o][i])
+            builder.store(builder.gep(weight, [width_]), here)
+        for o in range(OUTPUTS):
+            line = builder.add(place_, builder.mul(row_, INDEX(o)))
+            for i in range(PLACES):
+                there = builder.gep(target_, [builder.add(line, INDEX(i * kind.lanes))])
+                builder.store(builder.load(sums[o][i]), builder.bitcast(there, kind.llvm.as_pointer()), align=size)
+        return context.get_dummy_value()
+
+    intp = types.intp
+    return types.void(source, starts, intp, taps, weights, intp, intp, target, intp, intp), code

@@ -1,0 +1,333 @@
+"""Kernels for float32 tensors on an NVIDIA GPU: the functions of :class:`deepzero.graph.kernels.Kernels`.
+
+Each returns None where it does not apply: without Triton, for other dtypes, more or fewer spatial dimensions. Dense
+differences come out in float32, or as :class:`~deepzero.graph.differences.HalfDense` if the chunk's precision says so.
+
+Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int64, Shaped
+from torch import Tensor
+
+from deepzero.graph import precision
+from deepzero.graph.calls import Value
+from deepzero.graph.differences import Channel, Dense, Difference, HalfDense
+from deepzero.graph.windows import ConvolutionGeometry, Window
+
+log = logging.getLogger("deepzero")
+
+INDEXABLE = 1 << 31
+"""Entries of one perturbation that 32-bit offsets reach."""
+NARROW = 16
+"""Channels up to which a product in TF32 is faster here than in cuDNN, whose tiles are made for more."""
+TILE = 4096
+"""Entries of a tile of the passes over memory, and twice as many of the sums."""
+GROUP = 16
+"""Perturbations for which a program keeps the base values of its tile."""
+PIXELS = 128
+"""Output pixels of a tile of a convolution."""
+WIDEST = 64
+"""Channels of a tile, at most."""
+
+
+@cache
+def triton() -> Any:
+    """Triton, or None where it is not installed: then rules compose PyTorch's operations."""
+    try:
+        import triton as found  # noqa: PLC0415 - slow to import, and needed on a GPU alone
+    except ImportError:
+        log.info("Triton is not installed: difference propagation on this GPU composes plain operations, much slower")
+        return None
+    return found
+
+
+@cache
+def convolutions() -> Any:
+    """The programs of convolutions."""
+    from deepzero.graph.cuda import triton_convolution  # noqa: PLC0415 - imports Triton
+
+    return triton_convolution
+
+
+@cache
+def normalizations() -> Any:
+    """The programs of batch norm and relu."""
+    from deepzero.graph.cuda import triton_normalization  # noqa: PLC0415 - imports Triton
+
+    return triton_normalization
+
+
+@cache
+def windows() -> Any:
+    """The programs of slices and maxima."""
+    from deepzero.graph.cuda import triton_windows  # noqa: PLC0415 - imports Triton
+
+    return triton_windows
+
+
+def applies(*tensors: Tensor) -> bool:
+    """True if the programs take these tensors; on a CPU only where Triton interprets its programs."""
+    if any(t.dtype is not torch.float32 for t in tensors) or triton() is None:
+        return False
+    return all(t.device.type == "cuda" or triton().knobs.runtime.interpret for t in tensors)
+
+
+def channels_last(stacked: Shaped[Tensor, "p b c *rest"]) -> Shaped[Tensor, "p b *rest c"]:
+    """Channels last, in contiguous memory, without a copy where the memory is so already."""
+    return stacked.movedim(2, -1).contiguous()
+
+
+def base_rows(value: Value) -> Shaped[Tensor, "b *rest c"]:
+    """A base value ``[b, c, *rest]`` with channels last, contiguous, once a step."""
+    rows: Tensor = value.remember("rows", lambda: value.base.movedim(1, -1).contiguous())
+    return rows
+
+
+def stored(difference: Difference) -> tuple[Shaped[Tensor, "p b *rest c"], float]:
+    """The memory of a dense difference, channels last, and what its numbers are to be multiplied by."""
+    if isinstance(difference, HalfDense):
+        return channels_last(difference.half), 1 / difference.scale
+    return channels_last(difference.dense()), 1.0
+
+
+def empty(count: int, shape: Sequence[int], like: Tensor) -> tuple[Shaped[Tensor, " count *shape"], float]:
+    """Memory for a dense difference, and what is to be multiplied to what it stores."""
+    scale = precision.current().scale
+    dtype = torch.float32 if scale is None else torch.float16
+    return torch.empty(count, *shape, dtype=dtype, device=like.device), scale or 1.0
+
+
+def finished(rows: Shaped[Tensor, "p b *rest c"], scale: float) -> Dense:
+    """The difference whose memory has been filled."""
+    stacked = rows.movedim(-1, 2)
+    return Dense(stacked) if stacked.dtype is torch.float32 else HalfDense(stacked, scale)
+
+
+# Batch norm -----------------------------------------------------------------------------------------------------------
+
+
+def _made(
+    partial: Float[Tensor, "p tiles 3 *c"],
+    rows: int,
+    channels: Int64[Tensor, " p"] | None,
+    scale: Float[Tensor, " c"],
+    gamma: Float[Tensor, " c"] | None,
+    centred: Value,
+) -> Float[Tensor, "p 3 width"]:
+    """Slope, tilt and shift of each perturbation's channels, from the sums over tiles."""
+    count, tiles = partial.shape[:2]
+    width = partial.shape[3] if partial.dim() == 4 else 1
+    residue = centred.remember("residue", lambda: _residue(centred))
+    if gamma is None:
+        gamma = centred.remember("ones", lambda: torch.ones_like(scale))
+    made = torch.empty(count, 3, width, device=partial.device)
+    block = min(16, triton().next_power_of_2(width))
+    normalizations().coefficients[(count, triton().cdiv(width, block))](
+        partial, partial if channels is None else channels, scale.contiguous(), gamma.contiguous(), residue, made, rows,
+        width, tiles, OWN=channels is not None, BT=64, BATCHES=triton().cdiv(tiles, 64), BC=block,
+    )  # fmt: skip
+    return made
+
+
+def _residue(centred: Value) -> Float64[Tensor, " c"]:
+    """The means of centred values: 0 but for rounding."""
+    base: Tensor = centred.base
+    return base.mean([d for d in range(base.dim()) if d != 1], dtype=torch.float64)
+
+
+def normalize_relu_channel(
+    difference: Channel,
+    centred: Value,
+    scale: Float[Tensor, " c"],
+    gamma: Float[Tensor, " c"] | None,
+    before: Value,
+) -> Float[Tensor, "p b *rest"] | None:
+    """One pass for the sums, one for ``relu(before + v) - relu(before)`` with ``v = slope d + tilt c + shift``."""
+    if not applies(difference.delta, before.base) or before.base.numel() >= INDEXABLE:
+        return None
+    delta, channels = difference.delta.contiguous(), difference.channels.contiguous()
+    count, rows, block = difference.count, delta[0].numel(), TILE
+    tiles = triton().cdiv(rows, block)
+    base, pre = centred.channel_first(1), before.channel_first(1)
+    partial = torch.empty(count, tiles, 3, device=delta.device)
+    grid = (tiles, count)
+    normalizations().channel_sums[grid](delta, base, channels, partial, rows, tiles, BLOCK=block)
+    made = _made(partial, rows, channels, scale, gamma, centred)
+    out = torch.empty_like(delta)
+    normalizations().channel_relu[grid](delta, base, pre, channels, made, out, rows, BLOCK=block)
+    return out
+
+
+def normalize_relu_dense(
+    difference: Difference,
+    centred: Value,
+    scale: Float[Tensor, " c"],
+    gamma: Float[Tensor, " c"] | None,
+    before: Value,
+    extra: Difference | None,
+    *,
+    overwrite: bool,
+) -> Dense | None:
+    """The same over all channels, which lie side by side in memory; with ``overwrite``, in that of d."""
+    if not applies(before.base, scale) or before.base.numel() >= INDEXABLE:
+        return None
+    source, unit = stored(difference)
+    count, width = source.shape[0], source.shape[-1]
+    rows = source[0].numel() // width
+    base, pre = base_rows(centred), base_rows(before)
+    columns = min(WIDEST, triton().next_power_of_2(width))
+    blocks, groups = triton().cdiv(width, columns), triton().cdiv(count, GROUP)
+    block = max(1, 2 * TILE // columns)
+    tiles = triton().cdiv(rows, block)
+    partial = torch.empty(count, tiles, 3, width, device=source.device)
+    normalizations().dense_sums[(tiles, groups, blocks)](
+        source, base, partial, unit, count, rows, width, tiles, BLOCK=block, BC=columns, GROUP=GROUP
+    )
+    made = _made(partial, rows, None, scale, gamma, centred)
+    out, factor = empty(count, source.shape[1:], source)
+    if overwrite and out.dtype is source.dtype and isinstance(difference, Dense):
+        out = source
+    kind, more, more_unit, where = _residual(extra, source)
+    block = max(1, TILE // columns)
+    normalizations().dense_relu[(triton().cdiv(rows, block), groups, blocks)](
+        source, more, where, base, pre, made, out, unit, more_unit, factor, count, rows, width, EXTRA=kind,
+        TF32=out.dtype is torch.float32 and precision.current().convolves_in_tf32, BLOCK=block, BC=columns, GROUP=GROUP,
+    )  # fmt: skip
+    return finished(out, factor)
+
+
+def _residual(extra: Difference | None, unused: Tensor) -> tuple[int, Tensor, float, Tensor]:
+    """The kind of a residual difference, its memory, the factor of its numbers, and its channels."""
+    if extra is None:
+        return 0, unused, 1.0, unused
+    if isinstance(extra, Channel) and extra.axis == 1 and extra.delta.dtype is torch.float32:
+        return 2, extra.delta.contiguous(), 1.0, extra.channels.contiguous()
+    more, unit = stored(extra)
+    return 1, more, unit, unused
+
+
+# Convolutions ---------------------------------------------------------------------------------------------------------
+
+
+def _shape(geometry: ConvolutionGeometry) -> dict[str, int]:
+    """Kernel, stride, padding in front, and dilation of a convolution of images, as a program takes them."""
+    values = {
+        "K": geometry.kernel,
+        "S": geometry.stride,
+        "P": [low for low, _ in geometry.pads],
+        "D": geometry.dilation,
+    }
+    return {f"{name}{axis}": pair[i] for name, pair in values.items() for i, axis in enumerate("HW")}
+
+
+def convolve_channel(
+    difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
+) -> Dense | None:
+    """Each perturbation's channel with the filters of that channel, in one pass."""
+    if geometry.ndim != 2 or not applies(difference.delta, weight.base) or shape.numel() >= INDEXABLE:
+        return None
+    filters = weight.remember("by_channel", lambda: weight.base.permute(1, 2, 3, 0).contiguous())
+    delta, count = difference.delta.contiguous(), difference.count
+    batch, outputs, height, width = shape
+    out, scale = empty(count, (batch, height, width, outputs), delta)
+    rows, block = batch * height * width, min(WIDEST, triton().next_power_of_2(outputs))
+    pixels = max(16, TILE // block)
+    convolutions().convolve_channel[(triton().cdiv(rows, pixels), count, triton().cdiv(outputs, block))](
+        delta, filters, difference.channels.contiguous(), out, scale, rows, *delta.shape[2:], height, width, outputs,
+        **_shape(geometry), BLOCK=pixels, BO=block,
+    )  # fmt: skip
+    return finished(out, scale)
+
+
+def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> Dense | None:
+    """A product for each tap: of float16, or in TF32 where there are few channels and cuDNN's tiles are half empty."""
+    if geometry.ndim != 2 or not applies(weight.base) or max(shape.numel(), difference.shape.numel()) >= INDEXABLE:
+        return None
+    outputs, inputs = weight.base.shape[:2]
+    packed = isinstance(difference, HalfDense)
+    if not packed and not (
+        precision.current().convolves_in_tf32 and inputs <= NARROW and applies(difference.dense()) and difference.count
+    ):
+        return None
+    source, scale = channels_last(difference.half if isinstance(difference, HalfDense) else difference.dense()), 1.0
+    taps = weight.remember(f"taps {source.dtype}", lambda: _taps(weight.base, source.dtype))
+    batch, _, height, width = shape
+    out = source.new_empty(difference.count, batch, height, width, outputs)
+    rows, channels = batch * height * width, min(WIDEST, max(16, triton().next_power_of_2(inputs)))
+    block = min(WIDEST, max(16, triton().next_power_of_2(outputs)))
+    convolutions().convolve_dense[(triton().cdiv(rows, PIXELS), difference.count, triton().cdiv(outputs, block))](
+        source, taps, out, rows, *source.shape[2:4], height, width, inputs, outputs, **_shape(geometry), BLOCK=PIXELS,
+        BC=channels, NC=triton().cdiv(inputs, channels), BO=block, PRECISION="tf32",
+    )  # fmt: skip
+    return finished(out, difference.scale if isinstance(difference, HalfDense) else scale)
+
+
+def _taps(weight: Float[Tensor, "o i h w"], dtype: torch.dtype) -> Shaped[Tensor, "h w i o"]:
+    """The weight with a matrix for each tap, rounded to what a product takes of it."""
+    taps = weight.permute(2, 3, 1, 0).contiguous()
+    if dtype is torch.float16:
+        return taps.half()
+    return ((taps.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+
+# Windows --------------------------------------------------------------------------------------------------------------
+
+
+def shifted_slices(
+    padded: Float[Tensor, "i b *spatial"],
+    geometry: ConvolutionGeometry,
+    size: Sequence[int],
+    features: Int64[Tensor, " p"],
+    taps: Sequence[Int64[Tensor, " p"]],
+    values: Float[Tensor, " p"],
+) -> Float[Tensor, "p b h w"] | None:
+    """``values[p] * padded[features[p], :, window]``, the window of ``size`` that begins at tap ``taps[:, p]``."""
+    if geometry.ndim != 2 or not applies(padded, values) or padded[0].numel() >= INDEXABLE:
+        return None
+    out = padded.new_empty(values.numel(), padded.shape[1], *size)
+    pixels, index = out[0].numel(), [t.contiguous() for t in (features, *taps, values)]
+    step = {name: value for name, value in _shape(geometry).items() if name[0] in "SD"}
+    windows().shifted_slices[(triton().cdiv(pixels, 1024), values.numel())](
+        padded, *index, out, pixels, *padded.shape[2:], *size, **step, BLOCK=1024
+    )
+    return out
+
+
+def max_pool(
+    difference: Channel | Dense, base: Value, maximum: Value, window: Window
+) -> Float[Tensor, "p b *c h w"] | None:
+    """``max (z - M + d)`` over windows of base values z with maxima M, of one channel each or of all."""
+    if not applies(difference.delta, base.base, maximum.base) or base.base.numel() >= INDEXABLE:
+        return None
+    height, width = maximum.base.shape[2:]
+    own = isinstance(difference, Channel)
+    if isinstance(difference, Channel):
+        delta, z, m = difference.delta.contiguous(), base.channel_first(1), maximum.channel_first(1)
+        out, channels = delta.new_empty(*delta.shape[:2], height, width), 1
+    else:
+        delta, z, m = channels_last(difference.delta), base_rows(base), base_rows(maximum)
+        channels = delta.shape[-1]
+        out = delta.new_empty(*delta.shape[:2], height, width, channels)
+    pixels = out[0].numel() // channels
+    block = min(WIDEST, triton().next_power_of_2(channels))
+    tile = max(1, TILE // 4 // block)
+    grid = (triton().cdiv(pixels, tile), out.shape[0], triton().cdiv(channels, block))
+    windows().window_maxima[grid](
+        delta, z, m, difference.channels.contiguous() if isinstance(difference, Channel) else delta, out, pixels,
+        *delta.shape[2:4], height, width, channels, OWN=own, **_window(window), BLOCK=tile, BC=block,
+    )  # fmt: skip
+    return out if own else out.movedim(-1, 2)
+
+
+def _window(window: Window) -> dict[str, int]:
+    """Size, stride, padding and dilation of a pooling, as a program takes them."""
+    values = {"K": window.kernel, "S": window.stride, "P": window.padding, "D": window.dilation}
+    return {f"{name}{axis}": pair[i] for name, pair in values.items() for i, axis in enumerate("HW")}

@@ -1,0 +1,104 @@
+"""A convolution and its tail in one: batch norm by batch statistics, a residual sum, relu, and maxima of windows.
+
+This is what convolutional networks are made of. A device may have kernels that take a difference through all of it
+with a copy of no more than the result in memory; elsewhere the rules of the parts follow each other.
+
+Legend: c output channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from deepzero.graph import kernels
+from deepzero.graph.calls import Call, Operand, Outcome, Value
+from deepzero.graph.differences import Blocks, Channel, Dense, OneHot
+from deepzero.graph.rules.base import difference_of, in_kind_for, rule
+from deepzero.graph.rules.convolution import convolution
+from deepzero.graph.rules.normalization import batch_norm_relu, batch_statistics
+from deepzero.graph.rules.pooling import max_pool2d
+from deepzero.graph.tails import Tail
+from deepzero.graph.windows import ConvolutionGeometry, Window
+
+
+@rule(blocks=True)
+def convolved_tail(
+    call: Call, convolved: Sequence[Any], normalized: Sequence[Any], residual: Operand | None, pooled: Sequence[Any]
+) -> Outcome:
+    """``pool(relu(batch_norm(convolution(*convolved), *normalized) + residual))``.
+
+    ``call.values`` are convolution, batch norm, the relu's argument, the relu, and the maxima, if any are taken.
+
+    Args:
+        call: the operations.
+        convolved: arguments of the convolution.
+        normalized: weight, bias and eps of the batch norm.
+        residual: added to it, if not None.
+        pooled: arguments of the pooling behind the input; none without one.
+    """
+    fast: Outcome = _fused(call, convolved, normalized, residual, pooled)
+    if fast is not None:
+        return fast
+    convolved, residual = [_in_order(a) for a in convolved], _in_order(residual)
+    differs = any(difference_of(a) is not None for a in convolved)
+    change = convolution(Call(call.node, call.values[:1]), *convolved) if differs else None
+    assert not isinstance(change, tuple)
+    norm = Call(call.node, call.values[1:4], overwrite=True)
+    weight, bias, eps = normalized
+    behind = batch_norm_relu(norm, Operand(call.values[0], change), weight, bias, eps, residual)
+    if not pooled or behind is None:
+        return behind
+    return max_pool2d(Call(call.node, call.values[4:]), Operand(call.values[3], behind), *pooled)
+
+
+def _in_order(argument: Any) -> Any:
+    """An argument with its difference as the rules of the parts take it."""
+    if not isinstance(argument, Operand) or argument.difference is None:
+        return argument
+    difference: Any = in_kind_for(None, argument.difference)
+    return Operand(argument.value, difference)
+
+
+def _fused(
+    call: Call, convolved: Sequence[Any], normalized: Sequence[Any], residual: Operand | None, pooled: Sequence[Any]
+) -> Any:
+    """By a kernel of the device, if it has one."""
+    x, weight, *options = convolved
+    shape, own = call.values[0].base.shape, kernels.on(x.base)
+    differs = [difference_of(a) for a in (*options[:1], *normalized[:2])]
+    aligned = residual is None or residual.base.shape == shape
+    if len(shape) != 4 or not aligned or any(d is not None for d in differs) or weight.base.dim() != 4:
+        return None
+    geometry = call.memo("geometry", lambda: ConvolutionGeometry(weight.base, *_options(options)))
+    extra, moved = difference_of(residual), weight.difference
+    if x.difference is None and isinstance(moved, OneHot) and extra is None:
+        return own.slices_to_tail(x.value, moved, geometry, shape, _tail(call, normalized, pooled))
+    d = x.difference
+    if moved is not None or d is None:
+        return None
+    d = d if isinstance(d, Dense | Blocks) or (isinstance(d, Channel) and d.axis == 1) else Dense(d.dense())
+    return own.convolve_to_tail(d, weight.value, geometry, shape, _tail(call, normalized, pooled), extra)
+
+
+def _options(options: Sequence[Any]) -> tuple[Any, ...]:
+    """Stride, padding, dilation and groups behind a bias; those that are not given are plain."""
+    given = tuple(options[1:])
+    return (*given, *(1, 0, 1, 1)[len(given) :])
+
+
+def _tail(call: Call, normalized: Sequence[Any], pooled: Sequence[Any]) -> Tail:
+    gamma, _, eps = normalized
+    value, norm, before = call.values[:3]
+    statistics = batch_statistics(Call(call.node, (norm,)), Operand(value, None), eps)
+    centred = norm.remember("centred", lambda: Value(statistics.centred))
+    window = Window.of(*_pooling(pooled)) if pooled else None
+    behind = call.values[4] if pooled else None
+    weight = None if gamma is None else gamma.base
+    return Tail(centred, statistics.scale.reshape(-1), weight, before, behind, window)
+
+
+def _pooling(pooled: Sequence[Any]) -> tuple[Any, ...]:
+    """Kernel, stride, padding and dilation; the rounding of the output's size shows in its shape."""
+    given = tuple(pooled[:4])
+    return (*given, *(1, (), 0, 1)[len(given) :])

@@ -1,0 +1,32 @@
+"""The operations between a convolution and the next one: batch norm, a residual, relu, maxima of windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from deepzero.graph.calls import Value
+from deepzero.graph.windows import Window
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """``relu(gamma (z - m) / s + beta + residual)``, of which maxima may be taken.
+
+    Attributes:
+        centred: ``z - m``, the convolution minus its means over samples and positions.
+        scale: ``s = sqrt(variance + eps)``.
+        gamma: a factor, 1 if None.
+        before: the relu's argument.
+        pooled: the maxima, if they are taken.
+        window: of the maxima.
+    """
+
+    centred: Value
+    scale: Float[Tensor, " c"]
+    gamma: Float[Tensor, " c"] | None
+    before: Value
+    pooled: Value | None = None
+    window: Window | None = None

@@ -1,0 +1,250 @@
+"""Convolutions in blocks of samples, with what follows them, do what the plain rules do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_close, estimate, initialize, normal, some_coordinates
+from torch import Tensor, nn
+
+import deepzero as dz
+from deepzero.graph import kernels
+from deepzero.graph.calls import Value
+from deepzero.graph.cpu import convolution_kernels, cpu_kernels, vectors
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
+from deepzero.graph.rules.formulas import relu
+from deepzero.graph.rules.normalization import normalized_change
+from deepzero.graph.rules.pooling import max_change
+from deepzero.graph.tails import Tail
+from deepzero.graph.windows import ConvolutionGeometry, Window
+from deepzero.models import SimpleCNN
+from deepzero.models.resnet import BasicBlock, PaddedShortcut, projection_shortcut
+
+
+def block(inputs: int, outputs: int, *after: nn.Module, affine: bool = True, **options: Any) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, **options), nn.BatchNorm2d(outputs, affine=affine), nn.ReLU(), *after]
+
+
+NETWORKS: dict[str, Callable[[], list[nn.Module]]] = {
+    "plain": lambda: [SimpleCNN(depth=3, width=7, in_channels=2)],
+    "strides": lambda: [
+        *block(2, 5, kernel_size=3, stride=2, padding=1),
+        *block(5, 4, kernel_size=(2, 3), stride=(1, 2), dilation=(2, 1), padding=(0, 2)),
+        *block(4, 3, kernel_size=1),
+    ],
+    "sides": lambda: [*block(2, 3, kernel_size=(4, 3), padding="same"), *block(3, 2, kernel_size=2, padding="valid")],
+    "windows": lambda: [
+        *block(2, 5, nn.MaxPool2d(3, 2, 1), kernel_size=3, padding=1),
+        *block(5, 4, nn.MaxPool2d(2, ceil_mode=True), kernel_size=3, padding=1),
+        *block(4, 4, nn.MaxPool2d((2, 1)), kernel_size=1, bias=False),
+    ],
+    "groups": lambda: [*block(2, 4, kernel_size=3), *block(4, 6, kernel_size=3, groups=2), *block(6, 3, kernel_size=3)],
+    "alone": lambda: [nn.Conv2d(2, 4, 3), nn.Tanh(), *block(4, 3, kernel_size=3), nn.Conv2d(3, 2, 3), nn.Sigmoid()],
+    "without affine": lambda: [
+        *block(2, 3, affine=False, kernel_size=3),
+        nn.AvgPool2d(2),
+        *block(3, 8, affine=False, kernel_size=2),
+    ],
+    "residual": lambda: [
+        *block(2, 6, kernel_size=3, padding=1),
+        BasicBlock(6, 6, stride=1, shortcut=projection_shortcut),
+        BasicBlock(6, 8, stride=2, shortcut=PaddedShortcut),
+        BasicBlock(8, 9, stride=2, shortcut=projection_shortcut),
+    ],
+}
+
+
+def network(name: str) -> nn.Module:
+    parts = NETWORKS[name]()
+    tail = [] if name == "plain" else [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LazyLinear(10)]
+    model = nn.Sequential(*parts, *tail).double()
+    model(torch.zeros(2, 2, 11, 13).double())
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("batch", [16, 21])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, batch: int) -> None:
+    """Odd sizes, and a last block that overlaps the one before."""
+    model = initialize(network(name), dtype=dtype)
+    x, y, chosen = normal(batch, 2, 11, 13, dtype=dtype), torch.arange(batch) % 10, some_coordinates(model, most=9)
+    step_size, tolerance = (1e-2, 1e-11) if dtype == torch.float64 else (1e-4, 2e-4)
+    results = []
+    for _ in range(2):
+        evaluator = dz.PropagationEvaluator(verify=False)
+        results.append(estimate(model, F.cross_entropy, x, y, evaluator, step_size=step_size, sparsity=chosen))
+        monkeypatch.setitem(kernels.BY_DEVICE, "cpu", kernels.NONE)
+    assert_close(results[0].gradients, results[1].gradients, tolerance)
+
+
+CASES = {
+    # inputs, outputs, height, width, kernel, stride, padding, dilation, window
+    "plain": (3, 7, 8, 8, (3, 3), 1, 1, 1, None),
+    "one place": (4, 5, 2, 2, (2, 2), 1, 0, 1, None),
+    "many outputs": (2, 25, 5, 6, (3, 3), 2, 1, 1, None),
+    "dilated": (3, 4, 9, 7, (3, 2), (2, 1), (0, 1), (1, 3), None),
+    "tiles": (3, 6, 8, 8, (3, 3), 1, 1, 1, (2, 2, 0, 1)),
+    "windows": (3, 6, 9, 9, (3, 3), 1, 1, 1, (3, 2, 1, 1)),
+    "bands": (9, 12, 48, 48, (3, 3), 1, 1, 1, None),
+    "bands of tiles": (1, 20, 48, 48, (3, 3), 1, 1, 1, (2, 2, 0, 1)),
+}
+KINDS = ["channel", "dense", "blocks", "dense residual", "blocks residual", "channel residual", "both"]
+
+
+class Layer:
+    """A convolution with its tail, base values and all, and what the plain formulas make of a difference."""
+
+    def __init__(self, case: str, dtype: torch.dtype, batch: int) -> None:
+        i, o, height, width, kernel, stride, padding, dilation, window = CASES[case]
+        self.x, self.weight = normal(batch, i, height, width, dtype=dtype), normal(o, i, *kernel, seed=1, dtype=dtype)
+        self.geometry = ConvolutionGeometry(self.weight, stride, padding, dilation, 1)
+        z = self.geometry.convolve(self.x, self.weight, 1)
+        self.centred, self.shape = z - z.mean((0, 2, 3), keepdim=True), z.shape
+        self.scale = (self.centred.square().mean((0, 2, 3)) + 1e-5).sqrt()
+        self.gamma = 1 + 0.2 * normal(o, seed=2, dtype=dtype)
+        self.before = self.gamma.view(-1, 1, 1) * self.centred / self.scale.view(-1, 1, 1) + 0.3
+        self.window = None if window is None else Window.of(*window)
+        pooled = None if window is None else F.max_pool2d(self.before.relu(), *window)
+        self.pooled = pooled
+        self.tail = Tail(
+            Value(self.centred),
+            self.scale,
+            self.gamma,
+            Value(self.before),
+            None if pooled is None else Value(pooled),
+            self.window,
+        )
+
+    def expected(self, d: Tensor, extra: Tensor | None) -> Tensor:
+        """For differences ``d [p, b, o, h, w]`` of the convolution."""
+        scale = self.scale.view(1, 1, -1, 1, 1)
+        v = self.gamma.view(-1, 1, 1) * normalized_change(d, self.centred, scale, (1, 3, 4))
+        change = relu(self.before, v if extra is None else v + extra)
+        if self.window is None or self.pooled is None:
+            return change
+        return max_change(self.before.relu(), change, self.pooled, self.window)
+
+    def convolved(self, d: Tensor) -> Tensor:
+        return torch.stack([self.geometry.convolve(part, self.weight, 1) for part in d])
+
+
+def in_blocks(dense: Tensor) -> Blocks:
+    split = convolution_kernels.Split.of(dense.shape[1], dense.dtype)
+    return Blocks(split.stacked(dense), dense.shape[1:])
+
+
+def difference(kind: str, shape: torch.Size, size: float, dtype: torch.dtype, seed: int = 3) -> Difference:
+    count = 3
+    if kind == "channel":
+        channels = torch.arange(count) % shape[1]
+        return Channel(1, channels, size * normal(count, shape[0], *shape[2:], seed=seed, dtype=dtype), shape)
+    dense = size * normal(count, *shape, seed=seed, dtype=dtype)
+    return in_blocks(dense) if kind == "blocks" else Dense(dense)
+
+
+@pytest.mark.parametrize("size", [1e-3, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_convolution_and_its_tail(case: str, kind: str, dtype: torch.dtype, size: float) -> None:
+    layer = Layer(case, dtype, 21)
+    if layer.window is not None and kind not in ("channel", "dense", "blocks"):
+        pytest.skip("no residual where maxima are taken")
+    extra = None
+    if kind == "both":
+        kind, extra = "channel", difference("channel", layer.shape, size, dtype, seed=4)
+    elif kind.endswith("residual"):
+        extra = difference(kind.split()[0], layer.shape, size, dtype, seed=4)
+        kind = "blocks"
+    d = difference(kind, layer.x.shape, size, dtype)
+    found = cpu_kernels.convolve_to_tail(d, Value(layer.weight), layer.geometry, layer.shape, layer.tail, extra)
+    expected = layer.expected(layer.convolved(d.dense()), None if extra is None else extra.dense())
+    assert found is not None
+    assert found.shape == expected.shape[1:]
+    assert_near(found.dense(), expected, dtype)
+
+
+def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    tolerance = 1e-11 if dtype == torch.float64 else 2e-4
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", CASES)
+def test_one_weight_and_what_follows(case: str, dtype: torch.dtype) -> None:
+    layer = Layer(case, dtype, 21)
+    count = layer.weight.numel()
+    index = torch.tensor([0, count // 3, count // 2, count - 1])
+    d = OneHot(index, 0.1 * normal(4, dtype=dtype), layer.weight.shape)
+    found = cpu_kernels.slices_to_tail(Value(layer.x), d, layer.geometry, layer.shape, layer.tail)
+    moved = torch.stack([layer.geometry.convolve(layer.x, part, 1) for part in d.dense()])
+    assert found is not None
+    assert_near(found.dense(), layer.expected(moved, None), dtype)
+
+
+@pytest.mark.parametrize("kind", ["channel", "dense", "blocks", "dense residual"])
+@pytest.mark.parametrize("case", ["plain", "tiles"])
+def test_what_is_not_finite_stays_so(case: str, kind: str) -> None:
+    """A NaN or an infinity makes its whole channel not finite, by the statistics, and leaves other perturbations alone."""
+    layer = Layer(case, torch.float32, 16)
+    if layer.window is not None and kind.endswith("residual"):
+        pytest.skip("no residual where maxima are taken")
+    extra = difference("dense", layer.shape, 0.1, torch.float32) if kind.endswith("residual") else None
+    plain = Dense(difference("dense", layer.x.shape, 0.1, torch.float32).dense().clone())
+    plain.delta[0, 3, 1, 2, 2], plain.delta[1, 0, 0, 0, 0] = torch.nan, torch.inf
+    d: Any = plain
+    if kind == "channel":
+        d = Channel(1, torch.tensor([1, 0, 2]), torch.stack([plain.delta[p, :, c] for p, c in enumerate((1, 0, 2))]), layer.x.shape)  # fmt: skip
+    elif kind == "blocks":
+        d = in_blocks(plain.delta)
+    found = cpu_kernels.convolve_to_tail(d, Value(layer.weight), layer.geometry, layer.shape, layer.tail, extra)
+    expected = layer.expected(layer.convolved(d.dense()), None if extra is None else extra.dense())
+    assert found is not None
+    assert torch.equal(found.dense().isnan(), expected.isnan())
+    assert expected[:2].isnan().any()
+    assert_near(found.dense()[2], expected[2], torch.float32)
+
+
+def test_a_maximum_over_nan_is_nan() -> None:
+    """A NaN in a base value, not in the statistics: it is found in whatever entry of a window it lies."""
+    layer = Layer("tiles", torch.float32, 16)
+    for row, column in ((0, 0), (1, 1), (2, 3), (5, 4)):
+        layer.before[2, 1, row, column] = torch.nan
+    d = difference("channel", layer.x.shape, 0.1, torch.float32)
+    found = cpu_kernels.convolve_to_tail(d, Value(layer.weight), layer.geometry, layer.shape, layer.tail, None)
+    assert found is not None
+    where = found.dense().isnan()[:, 2, 1].nonzero().tolist()
+    assert where == [[p, row, column] for p in range(3) for row, column in ((0, 0), (1, 1), (2, 2))]
+
+
+@pytest.mark.parametrize("reason", ["few samples", "another dtype"])
+def test_what_the_loops_do_not_take(reason: str) -> None:
+    layer = Layer("plain", torch.float32, vectors.BYTES // 4 - (reason == "few samples"))
+    weight = layer.weight.bfloat16() if reason == "another dtype" else layer.weight
+    d = difference("dense", layer.x.shape, 0.1, torch.float32)
+    found = cpu_kernels.convolve_to_tail(d, Value(weight), layer.geometry, layer.shape, layer.tail, None)
+    assert found is None
+
+
+def test_a_channel_alone_through_a_convolution() -> None:
+    layer = Layer("dilated", torch.float32, 21)
+    d = difference("channel", layer.x.shape, 1.0, torch.float32)
+    assert isinstance(d, Channel)
+    found = cpu_kernels.convolve_channel(d, Value(layer.weight), layer.geometry, layer.shape)
+    assert found is not None
+    assert_near(found.dense(), layer.convolved(d.dense()), torch.float32)
+
+
+@pytest.mark.parametrize("batch", [16, 17, 31, 40])
+def test_blocks_hold_every_sample_in_order(batch: int) -> None:
+    dense = normal(2, batch, 3, 4, 5, dtype=torch.float32)
+    blocks = in_blocks(dense)
+    assert (blocks.count, blocks.shape, blocks.nbytes) == (2, dense.shape[1:], blocks.blocks.nbytes)
+    assert torch.equal(blocks.dense(), dense)
