@@ -45,7 +45,7 @@ LIMITS = {
 }
 """Seconds of each stage; together less than 8 minutes."""
 
-TESTED = {"tests-kernels": "tests/graph/test_graph_cuda_kernels.py"}
+TESTED = {"tests-kernels": "tests/graph/test_graph_cuda_kernels.py tests/graph/test_graph_cuda_rows.py"}
 """Stage -> its tests, where they are not those of tests/gpu."""
 
 MOST_WORKERS = 8
@@ -154,14 +154,14 @@ def run_stage(options: argparse.Namespace) -> int:
 
 
 def tests(stage: str, options: argparse.Namespace, note: Note) -> int:
-    """One file of ``tests/gpu`` on the device."""
+    """The tests of a stage on the device."""
     missing = [name for name in NEEDED_BY_TESTS if importlib.util.find_spec(name) is None]
     if missing:
         note({"status": "skipped", "why": f"not installed: {', '.join(missing)} (pip install -e '.[test]')"})
         return 0
     file = TESTED.get(stage, f"tests/gpu/test_gpu_{stage.removeprefix('tests-')}.py")
     selected = SELECTED_ON_CPU.get(stage) if options.device == "cpu" else None
-    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", file]
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *file.split()]
     command += ["-k", selected] if selected else []
     if options.device == "cuda" and importlib.util.find_spec("xdist") is not None:
         # pytest-benchmark, where it is installed, warns of workers, and the tests make errors of warnings.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ PAGES = ["CONTRIBUTING.md", "docs/architecture.md"]
 NAMED_FILE = re.compile(r"`([\w./<>*-]+\.(?:py|pyi|md|toml|sh))(?:::?[\w.]+)?`")
 
 
+@functools.cache
 def trees() -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 

@@ -62,6 +62,11 @@ class _Together(nn.Module):
         return [tree_leaves(case.function(*tensors)) for case, tensors in zip(self.cases, groups, strict=True)]
 
 
+def seed() -> None:
+    """As ``torch.manual_seed(0)`` on a CPU, which also asks every other kind of device, and keeps the stack of each call."""
+    torch.default_generator.manual_seed(0)
+
+
 def bases(case: Case, dtype: torch.dtype) -> list[Tensor]:
     found = []
     for seed, shape in enumerate(case.shapes):
@@ -95,13 +100,13 @@ def kinds(base: Tensor, scale: float, seed: int) -> Iterator[tuple[str, Differen
 
 def combinations(values: list[Tensor], scale: float) -> Iterator[tuple[str, list[Difference | None]]]:
     """Every kind in every argument alone, then with all others dense, then all arguments of a kind."""
+    dense = [dict(kinds(v, scale, seed=31 + i)).get("dense") for i, v in enumerate(values)] if len(values) > 1 else []
     for place, base in enumerate(values):
         for name, difference in kinds(base, scale, seed=11 + 2 * place):
             alone: list[Difference | None] = [None] * len(values)
             alone[place] = difference
             yield f"argument {place} {name}", alone
             if len(values) > 1 and name in ("one-hot", "channels 1", "dense"):
-                dense = [dict(kinds(v, scale, seed=31 + i)).get("dense") for i, v in enumerate(values)]
                 yield f"argument {place} {name}, others dense", [*dense[:place], difference, *dense[place + 1 :]]
     if len(values) > 1:
         several = [dict(kinds(v, scale, seed=61 + i)) for i, v in enumerate(values)]
@@ -139,7 +144,7 @@ def export(cases: list[Case], given: list[list[Tensor]]) -> Exported:
             made[old] = Node(old.name, old.target, args, dict(kwargs))
             operations.append(made[old])
     with torch.no_grad():
-        torch.manual_seed(0)
+        seed()
         sizes = [len(tree_leaves(case.function(*tensors))) for case, tensors in zip(cases, given, strict=True)]
     returned = iter([made[r] for r in program.graph.output_node().args[0]])
     every = iter(inputs)
@@ -152,7 +157,7 @@ def export(cases: list[Case], given: list[list[Tensor]]) -> Exported:
 
 def run(operations: list[Node], inputs: dict[Node, Tensor]) -> dict[Node, Value]:
     values = {node: Value(base) for node, base in inputs.items()}
-    torch.manual_seed(0)
+    seed()
     for node in operations:
         args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda a: values[a].base if isinstance(a, Node) else a)  # fmt: skip
         values[node] = Value(node.target(*args, **kwargs))
@@ -189,19 +194,24 @@ def _operand(rule: Rule, values: dict[Node, Value], live: dict[Node, Any], argum
     return Operand(values[argument], None if difference is None else in_kind_for(rule, difference))
 
 
-def truth(case: Case, values: list[Tensor], differences: list[Difference | None]) -> list[Tensor]:
+class Truth:
     """``f(z + d) - f(z)`` in float64, one perturbation after another."""
-    wide = torch.complex128 if case.dtype.is_complex else torch.float64
 
-    def outputs(tensors: list[Tensor]) -> list[Tensor]:
-        torch.manual_seed(0)
-        return [t for t in tree_leaves(case.function(*tensors)) if _compared(t)]
+    def __init__(self, case: Case, values: list[Tensor]) -> None:
+        self._case = case
+        self._wide = torch.complex128 if case.dtype.is_complex else torch.float64
+        self._values = [v.to(self._wide) for v in values]
+        self._base = self._outputs(self._values)
 
-    plain = [v.to(wide) for v in values]
-    deltas = [None if d is None else d.dense().to(wide) for d in differences]
-    rows = [outputs([v if d is None else v + d[p] for v, d in zip(plain, deltas, strict=True)]) for p in range(COUNT)]
-    base = outputs(plain)
-    return [torch.stack([row[i] for row in rows]) - z for i, z in enumerate(base)]
+    def __call__(self, differences: list[Difference | None]) -> list[Tensor]:
+        deltas = [None if d is None else d.dense().to(self._wide) for d in differences]
+        pairs = list(zip(self._values, deltas, strict=True))
+        rows = [self._outputs([v if d is None else v + d[p] for v, d in pairs]) for p in range(COUNT)]
+        return [torch.stack([row[i] for row in rows]) - z for i, z in enumerate(self._base)]
+
+    def _outputs(self, tensors: list[Tensor]) -> list[Tensor]:
+        seed()
+        return [t for t in tree_leaves(self._case.function(*tensors)) if _compared(t)]
 
 
 def check_all(cases: dict[str, Case]) -> None:
@@ -226,12 +236,13 @@ def _check(
     given = [together[node] for node in inputs]
     mine = _ancestors(exported.operations, returned)
     values = run(mine, {node: together[node] for node in inputs})
+    truth = Truth(case, given)
     outputs = [r for r in returned if isinstance(values[r].base, Tensor) and _compared(values[r].base)]
     for name, differences in combinations(given, scale):
         live: dict[Node, Any] = {n: d for n, d in zip(inputs, differences, strict=True) if d is not None}
         fallen = propagate(mine, values, live)
         assert case.falls_back or not fallen, f"{name} falls back: {fallen}"
-        for node, expected in zip(outputs, truth(case, given, differences), strict=True):
+        for node, expected in zip(outputs, truth(differences), strict=True):
             _compare(f"{name}, {node.name}", live.get(node), values[node].base, expected, scale, tolerance)
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,3 +245,14 @@ def test_other_dtypes_and_devices_without_triton_take_the_plain_rules(monkeypatc
     assert not kernels.applies(torch.zeros(1, dtype=torch.bfloat16))
     monkeypatch.setattr(kernels, "triton", lambda: None)
     assert not kernels.applies(float32(2))
+
+
+def test_the_programs_compile_for_a_gpu() -> None:
+    """The interpreter takes more than the compiler does."""
+    program = Path(__file__).with_name("for_an_h100.py")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    spilled = json.loads(done.stdout)
+    assert len(spilled) == 16
+    assert all(size <= 64 for _, size in spilled), spilled

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
-from deepzero.graph.cuda import cuda_kernels
+from deepzero.graph.cuda import cuda_kernels, cuda_row_kernels
 from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
 from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
@@ -297,17 +297,19 @@ class NoKernels:
 
 
 class SomeKernels(NoKernels):
-    """A device whose module has kernels for a part of the functions.
+    """A device whose modules have kernels for a part of the functions.
 
     Args:
-        module: what it has, by the names of :class:`Kernels`.
+        modules: what it has, by the names of :class:`Kernels`.
     """
 
-    def __init__(self, module: ModuleType) -> None:
-        self.__dict__.update({name: f for name, f in vars(module).items() if name in vars(Kernels) and name[0] != "_"})
+    def __init__(self, *modules: ModuleType) -> None:
+        for module in modules:
+            own = {n: f for n, f in vars(module).items() if n in vars(Kernels) and not n.startswith("_")}
+            self.__dict__.update(own)
 
 
-BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels, "cuda": SomeKernels(cuda_kernels)}
+BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels, "cuda": SomeKernels(cuda_kernels, cuda_row_kernels)}
 """Type of a device -> its kernels."""
 NONE = NoKernels()
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Pair = tuple[Float[Tensor, "*lead n e"], Float[Tensor, "p *lead n e"] | None]
-"""A base value and its change, if any."""
+Pair = tuple[Tensor, Tensor | None]
+"""A base value ``[*lead, n, e]`` and its change ``[p, *lead, n, e]``, if any."""
 
 
 @cache
@@ -57,8 +57,8 @@ def attention(
 
 
 def _by_position(
-    stack: Float[Tensor, "p *lead n e"] | None, heads: int, like: Float[Tensor, "*lead n e"]
-) -> Float[Tensor, "#p samples n {heads} e"]:
+    stack: Float[Tensor, "p *lead n e"] | None, heads: int, like: Tensor
+) -> Float[Tensor, "count samples positions {heads} features"] | Float[Tensor, "0 1 1 1 1"]:
     """Heads side by side within a position, as they are in front of attention and behind: seldom a copy."""
     if stack is None:
         return like.new_empty(0, 1, 1, 1, 1)
