@@ -1,10 +1,10 @@
-"""Put the records of speed into the page "Speed" of the documentation, and draw its figures.
+"""Put the records of speed into the page "Speed" of the documentation and into the README, and draw the figures.
 
     python benchmarks/speed_page.py
 
-Between the marks ``<!-- record: NAME -->`` and ``<!-- end -->`` of docs/speed.md stands what the records say:
+Between the marks ``<!-- record: NAME -->`` and ``<!-- end -->`` of the two stands what the records say:
 benchmarks/records/speed-*.json (``deepzero bench all``), peers.json, gpu-check.json, scaling.json and startup.json. A
-test compares page and records.
+test compares pages and records.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deepzero.report.speed_figures import growth_figure, speed_figure, speed_tab
 from deepzero.report.svg import draw
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "speed.md"
+PAGES = (ROOT / "docs" / "speed.md", ROOT / "README.md")
 FIGURES = ROOT / "docs" / "figures"
 RECORDS = ROOT / "benchmarks" / "records"
 MARKED = re.compile(r"(<!-- record: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -60,6 +60,29 @@ def speed_section() -> str:
     contents = speeds()
     parts = [f"{circumstances(content)}\n{markdown(next(speed_tables(content)))}" for content in contents]
     return "\n".join([*parts, f"![{speed_figure(contents).title}](figures/speed.svg)\n"]) if parts else NONE_YET
+
+
+def short_section() -> str:
+    """For the README: ratios by case and number of threads; of single cases, as long as there is no whole record."""
+    contents = speeds() or [content for name in ("digits", "cnn", "resnet20") if (content := read(name))]
+    found = {(c["case"], content["environment"]["threads"]): c for content in contents for c in content["cases"]}
+    threads = sorted({count for _, count in found})
+    words = {count: "1 thread" if count == 1 else f"{count} threads" for count in threads}
+    rows = []
+    for name in dict.fromkeys(name for name, _ in found):
+        ratios = [found[name, count]["ratios"] if (name, count) in found else {} for count in threads]
+        last = next(found[name, count] for count in reversed(threads) if (name, count) in found)
+        plain = [times(one["deepzero/naive"]) if one else "-" for one in ratios]
+        reuse = last["ratios"].get("deepzero/block_reuse")
+        error = last.get("errors", {}).get("rounding")
+        errors = f"{error['deepzero']:.0e}, {error['naive']:.0e}" if error else "-"
+        rows.append((name, f"{last['queries']:,}", *plain, times(reuse) if reuse else "-", errors))
+    columns = ("case", "queries", *words.values(), "over block reuse", "error of the slopes: deepzero, plain loop")
+    dates = ", ".join(sorted({content["date"][:10] for content in contents}))
+    machines = ", ".join(sorted({content["environment"]["cpu"] for content in contents}))
+    table = Table(title="Queries a second over the best plain loop", columns=columns, rows=rows)
+    where = f"Recorded on {dates}, {machines}; [the page on speed](docs/speed.md) has more, and says how."
+    return f"{markdown(table)}\n{where}\n"
 
 
 def slower_section() -> str:
@@ -125,7 +148,7 @@ def peers_section() -> str:
             times(side["deepzero_over_it"]),
             "none" if side["error"] is None else f"{side['error']:.0e}",
         )
-        for name, side in content["sides"].items()
+        for name, side in sorted(content["sides"].items(), key=lambda item: -item[1]["queries_per_second"]["median"])
     ]
     columns = ("side", "version", "queries/s", "deepzero over it", "error of the gradient")
     missing = f" Not installed: {', '.join(content['not_installed'])}." if content["not_installed"] else ""
@@ -157,6 +180,7 @@ def gpu_section() -> str:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
+    "short": short_section,
     "speed": speed_section,
     "slower": slower_section,
     "floor": floor_section,
@@ -178,4 +202,5 @@ def draw_figures() -> None:
 
 if __name__ == "__main__":
     draw_figures()
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

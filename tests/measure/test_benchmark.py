@@ -9,7 +9,7 @@ import deepzero.measure as library
 from deepzero.errors import InvalidInputError, VerificationError
 from deepzero.measure.bench_record import case_record
 from deepzero.measure.benchmark import LEAST_SECONDS, CaseReport, _turn
-from deepzero.measure.sides import BlockReuse, DeepZero, Naive
+from deepzero.measure.cases import DIGITS, registered_case
 
 TINY = library.Settings(batch=4, threads=1, rounds=3, seconds_per_side=0.05, memory=False)
 
@@ -70,7 +70,8 @@ def test_a_loop_whose_slopes_are_noise_is_timed_in_float64_too(monkeypatch: pyte
 
 
 def test_a_network_without_known_blocks_has_no_block_reuse() -> None:
-    found = library.run("mlp", replace(TINY, rounds=1, seconds_per_side=0.02))
+    small = registered_case("small", "mlp", DIGITS, image_size=8, in_channels=1, hidden=(3, 3))
+    found = library.run(small, replace(TINY, rounds=1, seconds_per_side=0.02))
     assert set(found.sides) == {"naive", "deepzero"}
     shown = [row for table in library.tables(found) for row in table.columns[0].cells]
     assert {"hidden.0", "hidden.2", "fc"} <= set(shown)
@@ -84,11 +85,11 @@ def test_a_budget_is_shared_out_by_what_is_left(report: CaseReport, budget: floa
 def test_threads_are_as_before_after_a_failure_too(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def fail(naive: Naive, others: list[BlockReuse | DeepZero]) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         seen.append(torch.get_num_threads())
         raise VerificationError("they disagree")
 
-    monkeypatch.setattr("deepzero.measure.benchmark.check_agreement", fail)
+    monkeypatch.setattr("deepzero.measure.benchmark.DeepZero", fail)
     before = torch.get_num_threads()
     with pytest.raises(VerificationError, match="they disagree"):
         library.run("digits", replace(TINY, threads=before + 1))

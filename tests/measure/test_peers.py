@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepzero.measure.cases import Problem, problem
+from deepzero.measure.cases import Problem, cnn_case, problem
 from deepzero.measure.naive_loop import Form
 from deepzero.measure.sides import Naive
 
@@ -25,7 +25,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 @pytest.fixture(scope="module")
 def task() -> Problem:
-    return problem("digits", batch=3)
+    return problem(cnn_case(1, "digits"), batch=3)
 
 
 @pytest.mark.parametrize("name", ["DifferencePropagation", "TorchZero", "ScipyDifferences", "Vmap", "PolyStep"])
@@ -38,9 +38,9 @@ def test_gradients_are_those_of_a_plain_loop(script: types.ModuleType, task: Pro
     queries, gradients = peer.step()
     if name == "PolyStep":
         assert gradients is None
-        assert queries > 500
+        assert queries > 50
         return
-    assert queries == 1 + 4954
+    assert queries == 1 + task.coordinates.count
     assert all(map(torch.equal, before, peer.model.parameters()))
     right = Naive(task, Form(double=True)).answers(task.coordinates) / task.step_size
     found = torch.cat([gradients[name].reshape(-1).double() for name in task.coordinates.names])

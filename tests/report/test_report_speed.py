@@ -28,7 +28,7 @@ def case(name: str, count: int, **ratios: dict[str, Any]) -> dict[str, Any]:
             "work_of_a_query": {"operations": 8e6, "bytes": 3e6, "seconds": 1e-3},
             "reached": spread(0.25),
         },
-        "profile": {"rules": {"conv2d": 0.7, "relu": 0.2, "view": 0.05, "add": 0.04, "other": 0.01}},
+        "profile": {"rules": {"add": 0.04, "conv2d": 0.7, "other": 0.01, "relu": 0.2, "view": 0.05}},
         "memory": [{"growth": 300 << 20}],
     }
 

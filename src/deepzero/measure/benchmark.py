@@ -14,7 +14,7 @@ import torch
 from deepzero import validation
 from deepzero.measure import cases
 from deepzero.measure.block_reuse import splittable
-from deepzero.measure.cases import Problem, in_full_chunks
+from deepzero.measure.cases import Case, Problem, in_full_chunks
 from deepzero.measure.floor import Ceilings, QueryWork, ceilings, query_work
 from deepzero.measure.peak_memory import Memory, measure_memory
 from deepzero.measure.rounds import Spread, Timing, by_side, in_turns, rates, ratio
@@ -140,7 +140,7 @@ class CaseReport:
         return Spread.of(self.work.seconds * rate / workers for rate in rates)
 
 
-def run(name: str, settings: Settings) -> CaseReport:
+def run(name: str | Case, settings: Settings) -> CaseReport:
     """Measure a case; torch's thread count is as before afterwards.
 
     Raises:
@@ -153,7 +153,7 @@ def run(name: str, settings: Settings) -> CaseReport:
     with _threads(1):
         machine = ceilings()
     with _threads(settings.threads):
-        log.info("%s: %d queries an estimate; trying the forms of a loop, measuring costs", name, problem.queries)
+        log.info("%s: %d queries; trying the forms of a loop, measuring costs", problem.case.name, problem.queries)
         setup = Stopwatch()
         deepzero = DeepZero(problem, whole=settings.whole)
         setup_seconds = setup.seconds()

@@ -32,8 +32,8 @@ from deepzero.stopwatch import seconds_of
 
 aten = torch.ops.aten
 
-COPIED = 1 << 26
-"""Numbers of the copy that is timed: 256 MiB, beyond any cache."""
+COPIED = 1 << 25
+"""Numbers of the copy that is timed: 128 MiB, beyond the cache of a core."""
 PRODUCT = 1024
 """Rows and columns of the product of matrices that is timed."""
 IMAGES, CHANNELS, SIDE = 32, 64, 32

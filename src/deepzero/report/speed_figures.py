@@ -43,7 +43,7 @@ def _threads(count: int) -> str:
 def _floor_row(case: Mapping[str, Any], threads: int) -> list[str]:
     work, reached = case["floor"]["work_of_a_query"], case["floor"]["reached"]
     each = threads / case["sides"][OURS]["queries_per_second"]["median"]
-    rules = list(case["profile"]["rules"].items())[:RULES_SHOWN]
+    rules = sorted(case["profile"]["rules"].items(), key=lambda item: -item[1])[:RULES_SHOWN]
     return [
         case["case"],
         f"{work['operations'] / 1e6:,.3g} M",
