@@ -44,6 +44,8 @@ CHECKED_MODULES = (
     "deepzero.graph.verify",
     "deepzero.graph.windows",
     "deepzero.losses",
+    "deepzero.measure.sides",
+    "deepzero.measure.slope_errors",
     "deepzero.models",
     "deepzero.opaque",
     "deepzero.sparsity",
