@@ -35,7 +35,7 @@ LIMITS = {
     "tests-conformance": 65,
     "tests-draws": 55,
     "tests-rules": 50,
-    "tests-kernels": 40,
+    "tests-kernels": 75,
     "speed-digits": 35,
     "speed-cnn": 45,
     "speed-resnet20": 80,
