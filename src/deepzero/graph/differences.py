@@ -483,6 +483,11 @@ class Blocks:
         """Bytes of its tensors."""
         return int(self.blocks.nbytes)
 
+    def each(self, function: Callable[[Tensor], Tensor], shape: torch.Size) -> Blocks:
+        """``function`` of the images, ``[images, c, h, w, lane]``: a difference of images of ``shape``."""
+        out = function(self.blocks.flatten(0, 1))
+        return Blocks(out.unflatten(0, self.blocks.shape[:2]), shape)  # type: ignore[no-untyped-call]
+
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries, samples last in memory."""
         blocks, again = self.blocks, self.blocks.shape[1] * self.blocks.shape[-1] - self.shape[0]
