@@ -204,7 +204,7 @@ def gradient_errors(task: Problem, storage: torch.dtype | None) -> dict[str, Any
     names = task.coordinates.names
     part = some_of_each(task.coordinates, dict.fromkeys(names, max(1, ERROR_SAMPLE // len(names))), task.seed)
     twin, (x, y) = copy.deepcopy(task.model).double(), task.batch
-    torch.autograd.backward(F.cross_entropy(twin(x.double()), y))
+    torch.autograd.backward(F.cross_entropy(twin(x.double() if x.is_floating_point() else x), y))
     exact = picked({name: p.grad for name, p in twin.named_parameters() if p.grad is not None}, part)
     errors = {}
     for step in STEP_SIZES:

@@ -18,9 +18,10 @@ TINY = ["--estimator", "fo", "--sparsity", "0", "--limit", "64", "--batch-size",
 
 SCRIPT = """
 import resource, sys, torch
-from deepzero.process_memory import reuse_freed_memory
+from deepzero.process_memory import freed_memory_kept, reuse_freed_memory
 torch.set_num_threads(1)
-if sys.argv[1] == "kept":
+how = sys.argv[1]
+if how == "kept":
     assert reuse_freed_memory()
 
 def faults():
@@ -29,23 +30,47 @@ def faults():
 def work():
     parts = [torch.ones(1 << 20) for _ in range(24)]  # 24 blocks of 4 MiB, freed together
 
-work()
-work()
-before = faults()
-for _ in range(5):
+def work_in_a_block():
+    with freed_memory_kept(wanted=how == "block"):
+        with freed_memory_kept(wanted=how == "block"):
+            pass
+        parts = [torch.ones(10 << 20) for _ in range(3)]  # mapped elsewhere
+        work()
+        del parts
+        before = faults()
+        parts = [torch.ones(10 << 20) for _ in range(3)]
+        work()
+        return faults() - before
+
+if how in ("block", "no block"):
+    work_in_a_block()
+    print(work_in_a_block())
+else:
     work()
-print(faults() - before)
+    work()
+    before = faults()
+    for _ in range(5):
+        work()
+    print(faults() - before)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_pages_of_freed_memory_are_used_again() -> None:
-    def run(how: str) -> int:
-        command = [sys.executable, "-c", SCRIPT, how]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
     pages = 5 * 24 * (4 << 20) // 4096
-    assert run("kept") < 0.05 * pages
+    assert faults("kept") < 0.05 * pages
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_pages_are_used_again_inside_of_a_block() -> None:
+    pages = 3 * (40 << 20) // 4096
+    assert faults("block") < 0.05 * pages
+    assert faults("no block") > 0.9 * pages  # left alone
+
+
+def faults(how: str) -> int:
+    """Page faults that the script counts in a process of its own."""
+    return int(subprocess.run([sys.executable, "-c", SCRIPT, how], check=True, capture_output=True, text=True).stdout)
 
 
 def test_nothing_is_collected_until_the_first_record() -> None:

@@ -117,7 +117,8 @@ def _checked(name: str, index: Int64[Tensor, " n"]) -> Int64[Tensor, " distinct"
             f"coordinates of {name} must be a 1-D int64 tensor of flat indices, got {index.dtype} of shape "
             f"{tuple(index.shape)}"
         )
-    index = torch.unique(index.cpu())
+    rising = bool((index[1:] > index[:-1]).all())
+    index = index.cpu().clone() if rising else torch.unique(index.cpu())  # what is in order already is not sorted
     if int(index[0]) < 0:
         raise InvalidInputError(f"coordinates of {name} must not be negative, got {int(index[0])}")
     return index

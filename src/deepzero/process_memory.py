@@ -6,16 +6,27 @@ import ctypes
 import gc
 import platform
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 LARGEST = 32 * 2**20
 """Bytes from which glibc maps an allocation by itself, at most."""
 KEEP = 2**31 - 1
 """Free bytes at the end of the heap from which they are given back."""
+ADAPTED = 2 * LARGEST
+"""The same where glibc has adapted itself to large blocks, which it does when one is freed."""
+MAPPINGS = 65536
+"""Allocations that glibc maps by themselves at a time, at most."""
+
+
+@cache
+def _mallopt() -> Callable[[int, int], int] | None:
+    """The ``mallopt`` of glibc; None with any other C library."""
+    return ctypes.CDLL(None).mallopt if platform.libc_ver()[0] == "glibc" else None
 
 
 def reuse_freed_memory() -> bool:
@@ -25,10 +36,67 @@ def reuse_freed_memory() -> bool:
     system at once, and every page of the next one is a fault, which can take as long as the arithmetic. The most memory
     that is held at a time stays as it is. Elsewhere than on glibc nothing happens.
     """
-    if platform.libc_ver()[0] != "glibc":
+    mallopt = _mallopt()
+    if mallopt is None:
         return False
-    mallopt = ctypes.CDLL(None).mallopt
+    _kept.after = KEEP
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST)) and bool(mallopt(M_TRIM_THRESHOLD, KEEP))
+
+
+class _Kept:
+    """Nested and parallel blocks in which freed memory is kept.
+
+    Attributes:
+        after: the threshold from which the end of the heap is given back outside of all blocks.
+    """
+
+    def __init__(self) -> None:
+        self.after = ADAPTED
+        self._lock, self._blocks = threading.Lock(), 0
+
+    def enter(self, mallopt: Callable[[int, int], int]) -> None:
+        """Begin a block."""
+        with self._lock:
+            self._blocks += 1
+            if self._blocks == 1:
+                mallopt(M_TRIM_THRESHOLD, KEEP)
+                mallopt(M_MMAP_MAX, 0)
+
+    def leave(self, mallopt: Callable[[int, int], int]) -> None:
+        """End a block."""
+        with self._lock:
+            self._blocks -= 1
+            if self._blocks == 0:
+                mallopt(M_MMAP_MAX, MAPPINGS)
+                mallopt(M_MMAP_THRESHOLD, LARGEST)
+                mallopt(M_TRIM_THRESHOLD, self.after)
+
+
+_kept = _Kept()
+
+
+@contextmanager
+def freed_memory_kept(*, wanted: bool = True) -> Iterator[None]:
+    """A block in which glibc's allocator gives nothing back to the system, whatever the size, and maps nothing new.
+
+    A query frees and allocates the same differences as the one before it. Tensors of some MiB that are mapped each by
+    itself cost a page fault for every 4 KiB of them, more than a fused loop takes to fill them. The heap may end up in
+    pieces, so that the process holds up to twice what is live. Outside of the block the allocator has the settings that
+    it adapts itself to where large blocks are freed: those from 32 MiB on are mapped, and the end of the heap is given
+    back from 64 MiB on; what was kept serves whatever is allocated next, or :func:`give_back_freed_memory`.
+
+    Args:
+        wanted: False leaves the allocator alone.
+    """
+    mallopt = _mallopt() if wanted else None
+    if mallopt is None:
+        yield
+        return
+    _kept.enter(mallopt)
+    try:
+        yield
+    finally:
+        _kept.leave(mallopt)
 
 
 @cache

@@ -10,7 +10,8 @@ from torch import nn
 
 import deepzero as dz
 from deepzero.errors import BudgetError
-from deepzero.graph.plan import MAX_CHUNK, Footprint, chunk_sizes, footprint, workers_that_fit
+from deepzero.graph.footprint import Footprint, footprint
+from deepzero.graph.plan import MAX_CHUNK, chunk_sizes, workers_that_fit
 
 
 def test_chunks_fill_the_target() -> None:

@@ -22,7 +22,7 @@ from deepzero.graph.forward import HALF, Recomputation, Values, cast, graph_inpu
 from deepzero.graph.library import PreparedProgram
 from deepzero.graph.precision import USUAL, Precision, computing_in
 from deepzero.graph.program import Cone, Program, reads
-from deepzero.graph.propagate import Meter, loss_differences, propagated
+from deepzero.graph.propagate import loss_differences, propagated
 from deepzero.objective import Evaluation, NetworkObjective, as_complex
 from deepzero.probes import CoordinateDirections, JointDirections, Perturbations
 from deepzero.randomness import Draws
@@ -121,7 +121,7 @@ class PropagatedStep:
         return loss_differences(cone, self.values, output, indices, step_size)
 
     def direction_differences(
-        self, cone: Cone, directions: JointDirections, some: range, offset: float, meter: Meter | None = None
+        self, cone: Cone, directions: JointDirections, some: range, offset: float
     ) -> Float64[Tensor, " P"]:
         """:math:`\\ell(\\theta + t u_k) - \\ell(\\theta)`: all parameters differ, in all entries."""
         stacked, places = directions.stack(some.start, some.stop), self.live.objective.places()
@@ -130,7 +130,7 @@ class PropagatedStep:
             name = str(self.program.graph.inputs[node][1])
             moved = as_complex(stacked[name] * (offset * directions.scale(name)), places.parameters[name][0])
             sources[node] = Dense(moved.float() if moved.dtype in HALF else moved)
-        return propagated(cone, self.values, self.program.graph.output, sources, len(some), meter)
+        return propagated(cone, self.values, self.program.graph.output, sources, len(some))
 
     def recomputed(self, names: Sequence[str]) -> dict[str, RecomputedQueries]:
         """Queries of some parameters that run operations again.
@@ -244,9 +244,9 @@ class DirectionJobs:
         with computing_in(replace(self.precision, half=False)):
             return self.step.direction_differences(self.cone, self.directions, job.directions, offset)
 
-    def first(self, meter: Meter) -> None:
+    def first(self) -> None:
         """Propagate the first direction, for a footprint."""
-        self.step.direction_differences(self.cone, self.directions, range(1), self.queries.offsets[0], meter)
+        self.step.direction_differences(self.cone, self.directions, range(1), self.queries.offsets[0])
 
 
 def base_loss(program: Program, values: Values) -> Float64[Tensor, ""]:

@@ -33,21 +33,24 @@ from deepzero.evaluators.propagated_step import CoordinateJobs, DirectionJobs, L
 from deepzero.evaluators.workers import one_thread, parallel_map, without_batching_advice
 from deepzero.graph import plan
 from deepzero.graph.capture import capture
+from deepzero.graph.footprint import Footprint, footprint, joint_footprint
 from deepzero.graph.forward import Values, held_bytes
 from deepzero.graph.library import Library, PreparedProgram, rounding_of
 from deepzero.graph.precision import Precision
 from deepzero.graph.program import Program, compile_program
-from deepzero.graph.propagate import Meter
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
 from deepzero.objective import Batch, NetworkObjective, device_of, keywords, parameters_of
 from deepzero.operator import standing_in
 from deepzero.probes import CoordinateDirections, JointDirections, are_coordinates, are_joint
-from deepzero.process_memory import give_back_freed_memory
+from deepzero.process_memory import freed_memory_kept, give_back_freed_memory
 from deepzero.step_sizes import FromDtype
 from deepzero.stopwatch import median_seconds
 
 DEFAULT_BUDGET = 2 << 30
-CPU_TARGET = 96 << 20
+CPU_TARGET = 48 << 20
+"""Bytes of a chunk: small tensors stay in the cache from rule to rule, and the work between rules is shared by many."""
+FEW = 4
+"""Perturbations of a chunk whose tensors no cache holds."""
 CUDA_TARGET = 32 << 30
 CUDA_SHARE = 0.8
 WIDENED = 12
@@ -80,6 +83,10 @@ class PropagationEvaluator(DivisibleEvaluator):
             a relative error of a gradient near 3e-3. Default: as PyTorch is set, which by its own default means
             convolutions and no matrix products. Base forwards, and PyTorch's own switches, are left as they are.
         verify: check the rules of every program, and the program near the parameters.
+        keep_memory: while a step's queries run, glibc's allocator keeps what is freed for the next query, in place of
+            giving it back to the system at the price of page faults, unless the budget is tight
+            (:func:`deepzero.process_memory.freed_memory_kept`). Other threads of the process share the allocator, and
+            so the setting; False leaves it alone.
         strict: what differences cannot follow is an error; otherwise the operations behind such a parameter are run
             again at each of its queries.
 
@@ -101,6 +108,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         tf32: bool | None = None,
         verify: bool = True,
         strict: bool = True,
+        keep_memory: bool = True,
     ) -> None:
         self._by_device = memory_budget is None
         self.memory_budget = (
@@ -110,9 +118,10 @@ class PropagationEvaluator(DivisibleEvaluator):
         self.workers = None if workers is None else validation.count("workers", workers)
         self.chunk_bytes = None if chunk_bytes is None else validation.count("chunk_bytes", chunk_bytes)
         self.strict = strict
+        self.keep_memory = keep_memory
         self._verify = verify
         self._libraries: WeakKeyDictionary[NetworkObjective, Library] = WeakKeyDictionary()
-        self._resumed: dict[str, plan.Footprint] = {}
+        self._resumed: dict[str, Footprint] = {}
 
     def prepare(self, queries: StepQueries) -> Preparation:
         """The live base query and the graph's base forward; every chunk of directions is a job."""
@@ -257,21 +266,22 @@ class PropagationEvaluator(DivisibleEvaluator):
         self,
         step: PropagatedStep,
         queries: StepQueries,
-        foot: plan.Footprint,
+        foot: Footprint,
         difference: Callable[[Job], Tensor],
         steps: Tensor | None = None,
     ) -> Preparation:
         device = device_of(queries.parameters())
         sizes, workers = self._plan(foot, device)
+        tight = self._is_tight(foot, device, sizes, workers)
 
         def answer(jobs: Sequence[Job]) -> list[Answer]:
-            with without_batching_advice():
+            with without_batching_advice(), freed_memory_kept(wanted=self.keep_memory and not tight):
                 answers = parallel_map(partial(timed_answer, difference), jobs, workers, device)
                 return difference.repaired(jobs, answers) if isinstance(difference, CoordinateJobs) else answers
 
         def release() -> None:
             step.values.clear()
-            if self._is_tight(foot, device, sizes, workers):
+            if tight:
                 give_back_freed_memory()
 
         base = step.live.base
@@ -360,37 +370,38 @@ class PropagationEvaluator(DivisibleEvaluator):
         """
         program = self.program(objective, batch)
         with one_thread():
-            return plan.footprint(program, self.base_values(program, objective, batch, seed=0), 1e-3).written
+            return footprint(program, self.base_values(program, objective, batch, seed=0), 1e-3).written
 
-    def _plan(self, foot: plan.Footprint, device: torch.device) -> tuple[dict[str, int], int]:
+    def _plan(self, foot: Footprint, device: torch.device) -> tuple[dict[str, int], int]:
         """Perturbations per chunk by parameter, and the workers that fit."""
         on_cpu = device.type == "cpu"
         target = self.chunk_bytes or (CPU_TARGET if on_cpu else CUDA_TARGET)
         most = (self.workers or torch.get_num_threads()) if on_cpu else 1
         budget, overhead = self.memory_budget, plan.ALLOCATOR if on_cpu else 1.0
-        sizes = plan.chunk_sizes(foot, target=target, budget=budget, overhead=overhead)
+        few = FEW if on_cpu and self.chunk_bytes is None else 1
+        sizes = plan.chunk_sizes(foot, target=target, budget=budget, overhead=overhead, few=few)
         return sizes, plan.workers_that_fit(foot, sizes, budget=budget, most=most, overhead=overhead)
 
-    def _is_tight(self, foot: plan.Footprint, device: torch.device, sizes: dict[str, int], workers: int) -> bool:
+    def _is_tight(self, foot: Footprint, device: torch.device, sizes: dict[str, int], workers: int) -> bool:
         """True if what an estimate leaves in the allocator's arenas could take the next one over the budget."""
         return device.type == "cpu" and plan.in_flight(foot, sizes, workers) * 2 * plan.ALLOCATOR > self.memory_budget
 
-    def _footprint(self, step: PropagatedStep, offset: float) -> plan.Footprint:
+    def _footprint(self, step: PropagatedStep, offset: float) -> Footprint:
         prepared = step.prepared
         if prepared.footprint is None:
             prepared.footprint = self._resumed.get(prepared.digest)
         if prepared.footprint is None:
             with one_thread(), standing_in():
-                prepared.footprint = plan.footprint(prepared.program, step.values, offset)
+                prepared.footprint = footprint(prepared.program, step.values, offset)
         return prepared.footprint
 
-    def _joint_footprint(self, step: PropagatedStep, one: Callable[[Meter], object]) -> plan.Footprint:
+    def _joint_footprint(self, step: PropagatedStep, one: Callable[[], object]) -> Footprint:
         prepared = step.prepared
         if prepared.joint_footprint is None:
             prepared.joint_footprint = self._resumed.get(f"{prepared.digest} {JOINT}")
         if prepared.joint_footprint is None:
             with one_thread(), torch.no_grad(), standing_in():
-                prepared.joint_footprint = plan.joint_footprint(step.values, one, JOINT)
+                prepared.joint_footprint = joint_footprint(step.values, one, JOINT)
         return prepared.joint_footprint
 
     def state_dict(self) -> dict[str, Any]:
@@ -411,7 +422,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         """Take over the chunk plan of the run that made the checkpoint."""
         self.memory_budget, self.chunk_bytes = state["memory_budget"], state["chunk_bytes"]
         self._by_device = False
-        self._resumed = {key: plan.Footprint(**foot) for key, foot in state["footprints"].items()}
+        self._resumed = {key: Footprint(**foot) for key, foot in state["footprints"].items()}
         for prepared in self._prepared():
             prepared.footprint = prepared.joint_footprint = None
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from deepzero.errors import GraphError
 from deepzero.graph.capture import capture
 from deepzero.graph.fingerprint import Picture, changes, picture
-from deepzero.graph.plan import Footprint
+from deepzero.graph.footprint import Footprint
 from deepzero.graph.program import Program, compile_program
 from deepzero.graph.verify import Check
 from deepzero.objective import NetworkObjective, State, keywords, parameters_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Step:
     frees: tuple[Node, ...] = ()
     spends: tuple[Node, ...] = ()
 
-    @property
+    @cached_property
     def inputs(self) -> list[Node]:
         """The nodes among the arguments."""
         return Node("", self.rule or _nothing, self.args, self.kwargs).inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,11 +27,8 @@ from deepzero.graph.differences import (
 from deepzero.graph.forward import Values
 from deepzero.graph.host_numbers import placed
 from deepzero.graph.program import Cone, Step
-from deepzero.graph.rules import fallback, in_kind_for
+from deepzero.graph.rules import in_kind_for
 from deepzero.graph.rules.by_sample import by_sample as samples_apart
-
-Meter = Callable[[int, int], None]
-"""Called after each step with the bytes of live differences, and of what the step worked on."""
 
 NUMBERS = (bool, int, float, complex)
 """Types of a node's value that is no tensor."""
@@ -43,29 +40,32 @@ def loss_differences(
     output: Node,
     indices: Int64[Tensor, " p"],
     offset: float,
-    meter: Meter | None = None,
 ) -> Float64[Tensor, " p"]:
     """``l(theta + offset e_i) - l(theta)`` for flat ``indices`` i of one parameter.
 
     A loss of several entries is averaged over them in float64. Perturbations that turn out to take too much memory
     together are cut in halves: a function of the values alone, like all else.
     """
-    sources: dict[Node, Difference] = {n: _one_hot(values[n].base, indices, offset) for n in cone.sources}
+    sources: dict[Node, Difference] = {n: one_hot(values[n].base, indices, offset) for n in cone.sources}
     try:
-        return propagated(cone, values, output, sources, len(indices), meter)
+        return propagated(cone, values, output, sources, len(indices))
     except TooLargeError:
+        if len(indices) == 1:
+            raise
         halves = indices.tensor_split(2)
-        return torch.cat([loss_differences(cone, values, output, half, offset, meter) for half in halves])
+        return torch.cat([loss_differences(cone, values, output, half, offset) for half in halves])
 
 
 def propagated(
-    cone: Cone, values: Values, output: Node, sources: Mapping[Node, Difference], count: int, meter: Meter | None = None
+    cone: Cone, values: Values, output: Node, sources: Mapping[Node, Difference], count: int
 ) -> Float64[Tensor, " p"]:
     """The loss differences that ``count`` differences of the sources of a cone lead to, without autograd."""
     live: dict[Node, Any] = dict(sources)
     with torch.no_grad():
         for step in cone.steps:
-            _advance(step, values, live, meter)
+            advance(step, values, live)
+            for node in step.frees:
+                live.pop(node, None)
         change = live.get(output)
         change = change.written_out() if isinstance(change, SomeSamples) else change
         base: Tensor = values[output].base
@@ -74,7 +74,7 @@ def propagated(
         return entries(change).sum(1, dtype=torch.float64) / base.numel()
 
 
-def _one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHot:
+def one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHot:
     """One entry moved; of complex values the real and the imaginary parts are entries, one after the other."""
     indices = placed(indices, base.device)
     if base.is_complex():
@@ -83,30 +83,19 @@ def _one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHo
     return OneHot(indices, torch.full(indices.shape, offset, dtype=base.dtype, device=base.device), base.shape)
 
 
-def _advance(step: Step, values: Values, live: dict[Node, Any], meter: Meter | None) -> None:
-    given = {node: live[node] for node in step.inputs if node in live}
-    if given:
-        outcome = _pick(step, live) if step.rule is None else _apply(step, values, live, by_sample=meter is None)
+def advance(step: Step, values: Values, live: dict[Node, Any], *, by_sample: bool = True) -> None:
+    """Add the difference of one step's node to those that are live, if it has one.
+
+    A footprint, which holds for any batch, is that of all samples: without ``by_sample``.
+    """
+    if any(node in live for node in step.inputs):
+        outcome = _pick(step, live) if step.rule is None else _apply(step, values, live, by_sample=by_sample)
         if outcome is not None:
             live[step.node] = outcome
-            if meter is not None:
-                written_out = [_nbytes(live[node]) for node, kind in given.items() if live[node] is not kind]
-                most = max(_nbytes(outcome), _widened(step, values, live), *written_out)
-                meter(sum(_nbytes(d) for d in live.values()), most)
-    for node in step.frees:
-        live.pop(node, None)
-
-
-def _widened(step: Step, values: Values, live: dict[Node, Any]) -> int:
-    """Bytes of what the fallback makes dense: all of its inputs that differ, whatever the size of its result."""
-    if step.rule is not fallback:
-        return 0
-    differing = [(values[node].base, live[node].count) for node in step.inputs if node in live]
-    return sum(int(base.nbytes) * count for base, count in differing)
 
 
 def _apply(step: Step, values: Values, live: dict[Node, Any], *, by_sample: bool) -> Any:
-    """The outcome of a rule; a footprint, which holds for any batch, is that of all samples."""
+    """The outcome of a rule."""
 
     def operand(argument: Any) -> Any:
         if not isinstance(argument, Node):
@@ -161,6 +150,7 @@ def _pick(step: Step, live: dict[Node, Any]) -> Difference | None:
     return outcome[index]  # type: ignore[no-any-return]
 
 
-def _nbytes(outcome: Any) -> int:
+def nbytes(outcome: Any) -> int:
+    """Bytes of a node's difference, or of the differences of all its outputs."""
     parts = outcome if isinstance(outcome, tuple) else (outcome,)
     return sum(part.nbytes for part in parts if part is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -61,6 +62,7 @@ class CoordinatePerturbations:
         for name in coordinates:
             self._starts[name] = total
             total += coordinates[name].numel()
+        self._names, self._first = list(self._starts), list(self._starts.values())
         self._count = total
 
     def __len__(self) -> int:
@@ -76,7 +78,7 @@ class CoordinatePerturbations:
 
     def locate(self, k: int) -> tuple[str, int]:
         """Parameter name and flat index of direction ``k``."""
-        name = next(n for n in reversed(self.coordinates.names) if self._starts[n] <= k)
+        name = self._names[bisect.bisect_right(self._first, k) - 1]
         return name, int(self.coordinates[name][k - self._starts[name]])
 
     def displacement(self, k: int) -> CoordinateDisplacement:
