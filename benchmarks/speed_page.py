@@ -160,21 +160,29 @@ def gpu_section() -> str:
     content = read("gpu-check")
     if content is None:
         return NONE_YET
-    stages = [stage for name, stage in content["stages"].items() if name.startswith("speed-")]
-    rows = [
-        (
-            stage["case"],
-            str(stage["batch"][0]),
-            f"{stage['queries_per_second']['median']:,.0f}",
-            f"{stage['plain_forwards_per_second']['median']:,.0f} ({stage['plain_forwards_per_second']['loop']})",
-            times(stage["effective_ratio"]),
-            ", ".join(f"{error:.0e} at {step}" for step, error in stage["gradient_error"]["by_step_size"].items()),
-            f"{stage['memory']['growth'] / (1 << 20):,.0f} MiB",
-        )
-        for stage in stages
-        if "effective_ratio" in stage
-    ]
-    columns = ("case", "batch", "queries/s", "best plain loop, forwards/s", "effective ratio", "error", "memory")
+    rows = []
+    for name, stage in content["stages"].items():
+        if not name.startswith("speed-") or "plain_forwards_per_second" not in stage:
+            continue
+        plain = stage["plain_forwards_per_second"]
+        sides = {storage: stage[storage] for storage in ("float32", "float16") if storage in stage}
+        for storage, side in (sides or {"float32": stage}).items():
+            errors = side["gradient_error"]["by_step_size"]
+            rows.append(
+                (
+                    stage["case"],
+                    storage,
+                    str(stage["batch"][0]),
+                    f"{side['queries_per_second']['median']:,.0f}",
+                    f"{plain['median']:,.0f} ({plain['loop']})",
+                    times(side["effective_ratio"]),
+                    ", ".join(f"{error:.0e} at {step}" for step, error in errors.items()),
+                    f"{side['memory']['growth'] / (1 << 20):,.0f} MiB",
+                    stage["commit"],
+                )
+            )
+    loop = "best plain loop, forwards/s"
+    columns = ("case", "storage", "batch", "queries/s", loop, "effective ratio", "error", "memory", "commit")
     gpu = content["environment"]["hardware"]["gpu"]
     return markdown(Table(title=f"Speed on {gpu}", columns=columns, rows=rows))
 
