@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Is everything right, and how fast is it, on the GPU at hand? About 8 minutes on one H100.
+# Is everything right, and how fast is it, on the GPU at hand? At most 10 minutes on one H100.
 #
 #   bash benchmarks/gpu_check.sh [--device cuda|cpu] [--out FOLDER] [--data-dir FOLDER] [--only STAGE ...]
 #

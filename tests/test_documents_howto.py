@@ -225,7 +225,7 @@ def cells(name: str, table: int, first: str) -> list[str]:
 
 
 def of_the_library() -> Iterator[tuple[str, str]]:
-    """Page and text that follow from the records of accuracy and speed."""
+    """Page and text that follow from the record of accuracy; speeds are filled in (`benchmarks/speed_page.py`)."""
     digits = record("digits-accuracy")["runs"]
     for estimator in ("cge", "fo"):
         accuracy, seconds = ([run[key] for run in digits[estimator]] for key in ("test_accuracy", "seconds"))
@@ -234,17 +234,6 @@ def of_the_library() -> Iterator[tuple[str, str]]:
         yield "README.md", percent
         yield "README.md", times
         yield "docs/howto/when_not.md", f"{times.split(' (')[0]}, {percent.split(' (')[0]}"
-    for case in ("digits", "cnn", "resnet20"):
-        ratios = record(case)["cases"][0]["ratios"]["deepzero/naive"]["rounds"]
-        yield "README.md", spread(ratios, ".1f" if case == "resnet20" else ".0f").replace(" (", "x (")
-        yield "README.md", f"load {record(case)['environment']['load_average_before'][0]:.1f}"
-    resnet = record("resnet20")["cases"][0]
-    yield "README.md", spread(resnet["ratios"]["deepzero/block_reuse"]["rounds"], ".1f").replace(" (", "x (")
-    yield (
-        "README.md",
-        f"{resnet['memory'][0]['peak'] / 2**30:.1f} GiB | one estimate of {resnet['memory'][0]['queries']:,} queries",
-    )
-    yield "README.md", f"{resnet['profile']['rules']['convolution']:.0%}".replace("%", " % of ResNet-20's time")
 
 
 def of_runs_and_workers() -> Iterator[tuple[str, str]]:

@@ -242,6 +242,48 @@ def test_a_channel_alone_through_a_convolution() -> None:
     assert_near(found.dense(), layer.convolved(d.dense()), torch.float32)
 
 
+SHAPED: dict[str, Callable[[Tensor], Tensor]] = {
+    "slices": lambda x: x[:, 1:, ::2, 1:-1],
+    "some samples": lambda x: x[3:],
+    "padding": lambda x: F.pad(x, (1, 0, 0, 2, 3, 1)),
+    "negative padding": lambda x: F.pad(x, (-1, 2, 1, -1)),
+    "padded samples": lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 2)),
+    "another padding": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "whole average": lambda x: F.avg_pool2d(x, (7, 9)),
+    "adaptive average": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "average of a part": lambda x: F.avg_pool2d(x, 5, stride=6),
+    "padded average": lambda x: F.avg_pool2d(x, (9, 9), padding=(1, 0)),
+    "average by another divisor": lambda x: F.avg_pool2d(x, (7, 9), divisor_override=5),
+}
+
+
+class Shaped(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.front, self.name = nn.Sequential(*block(2, 4, kernel_size=5), *block(4, 3, kernel_size=1)), name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return SHAPED[self.name](self.front(x))
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_blocks_behind_a_convolution_are_cut_padded_and_averaged(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    model = initialize(Shaped(name))
+    x, chosen = normal(19, 2, 11, 13), some_coordinates(model, most=5)
+    results = []
+    for _ in range(2):
+        evaluator = dz.PropagationEvaluator(verify=False)
+        results.append(estimate(model, ramp, x, None, evaluator, step_size=1e-2, sparsity=chosen))
+        monkeypatch.setitem(kernels.BY_DEVICE, "cpu", kernels.NONE)
+    assert_close(results[0].gradients, results[1].gradients, 1e-11)
+
+
+def ramp(output: Tensor, _: None) -> Tensor:
+    """Another weight on every entry: a misplaced one shows."""
+    weights = torch.cos(1.7 * torch.arange(output.numel(), dtype=output.dtype) + 0.3)
+    return (output.reshape(-1) * weights).sum()
+
+
 @pytest.mark.parametrize("batch", [16, 17, 31, 40])
 def test_blocks_hold_every_sample_in_order(batch: int) -> None:
     dense = normal(2, batch, 3, 4, 5, dtype=torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -133,11 +134,19 @@ def test_one_perturbation_without_samples() -> None:
     assert found.dense().shape == dense.shape
 
 
+def test_directions_of_groups_without_a_perturbation_do_not_go_through_a_matrix() -> None:
+    given, weight = difference(4, 10, 6, groups=2), normal(5, 6)
+    many = replace(given, directions=torch.cat([normal(7, 1, 6, seed=20), given.directions]), groups=given.groups + 7)
+    found, dense = both((aten.linear.default, weight), normal(10, 6), many)
+    assert found.directions.shape == (2, 1, 5)
+    torch.testing.assert_close(found.dense(), dense, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("function", [aten.relu.default, aten.tanh.default])
 def test_what_is_too_large_is_refused_unless_it_is_one(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(differences, "ROOM", 100)
     with pytest.raises(TooLargeError):
-        apply(function, (normal(10, 6), difference(8, 10, 6)))
+        apply(function, (normal(10, 6), difference(8, 10, 6, groups=4)))
     found, dense = both((function,), normal(10, 6), difference(1, 10, 6, groups=1))
     torch.testing.assert_close(found.dense(), dense, rtol=1e-13, atol=0)
 
@@ -146,8 +155,9 @@ def test_a_wide_layer_is_refused_where_it_would_take_more_than_there_is_room_for
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(differences, "ROOM", 1000)
-    given, weight = difference(8, 10, 6, full=3), normal(40, 6)
+    weight = normal(40, 6)
     with pytest.raises(TooLargeError):
-        apply(aten.linear.default, (normal(10, 6), given), weight)
-    found, dense = both((aten.linear.default, weight[:20]), normal(10, 6), given)
+        apply(aten.linear.default, (normal(10, 6), difference(8, 10, 6, groups=4, own=True, full=3)), weight)
+    given = difference(8, 10, 6, groups=4, own=True)
+    found, dense = both((aten.linear.default, weight), normal(10, 6), given)
     torch.testing.assert_close(found.dense(), dense, rtol=1e-12, atol=1e-14)

@@ -139,7 +139,6 @@ class PropagationEvaluator(DivisibleEvaluator):
                 "use evaluator=dz.SequentialEvaluator()"
             )
         sizes = {name: abs(queries.offsets[0]) * directions.scale(name) for name in queries.parameters()}
-        self._settle_budget(device_of(queries.parameters()))
         with self._way_out(), without_batching_advice():
             step = self._begin(objective, queries.batch, sizes, queries.seed)
             if are_coordinates(directions):
@@ -169,8 +168,10 @@ class PropagationEvaluator(DivisibleEvaluator):
         self, objective: NetworkObjective, batch: tuple[Any, ...], sizes: Mapping[str, float], seed: int
     ) -> PropagatedStep:
         """The base query, and a program whose loss is that of the live one."""
+        parameters = parameters_of(objective)
+        self._settle_budget(device_of(parameters))
         with one_thread():
-            base, draws = objective.base(parameters_of(objective), batch, seed=seed)
+            base, draws = objective.base(parameters, batch, seed=seed)
             require_finite_base(base.loss)
             if self._verify:
                 require_repeatable(objective)

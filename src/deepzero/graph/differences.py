@@ -244,13 +244,22 @@ class RankOne:
     def require_room(self, rows: int, size: int) -> None:
         """Refuse to make so many rows of ``size`` entries, directions or in full, where there is no room for them.
 
-        A single perturbation is never refused.
+        There is always room for a single perturbation, and for as much as four would take that are written out.
 
         Raises:
             TooLargeError: they take more than ``ROOM``.
         """
-        if self.count > 1 and rows * size * self.directions.element_size() > ROOM:
+        room = max(ROOM // (size * self.directions.element_size() or 1), 4 * self.shape[:-1].numel())
+        if self.count > 1 and rows > room:
             raise TooLargeError
+
+    def with_used_directions(self) -> RankOne:
+        """The same without the directions of groups that have no perturbation here."""
+        if self.directions.device.type != "cpu":  # which would be waited for
+            every = torch.arange(self.count, device=self.directions.device)
+            return replace(self, directions=self.directions[self.groups], groups=every)
+        used, groups = torch.unique(self.groups, return_inverse=True)
+        return replace(self, directions=self.directions[used], groups=groups)
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
@@ -473,6 +482,11 @@ class Blocks:
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         return int(self.blocks.nbytes)
+
+    def each(self, function: Callable[[Tensor], Tensor], shape: torch.Size) -> Blocks:
+        """``function`` of the images, ``[images, c, h, w, lane]``: a difference of images of ``shape``."""
+        out = function(self.blocks.flatten(0, 1))
+        return Blocks(out.unflatten(0, self.blocks.shape[:2]), shape)  # type: ignore[no-untyped-call]
 
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries, samples last in memory."""

@@ -50,6 +50,8 @@ def loss_differences(
     try:
         return propagated(cone, values, output, sources, len(indices))
     except TooLargeError:
+        if len(indices) == 1:
+            raise
         halves = indices.tensor_split(2)
         return torch.cat([loss_differences(cone, values, output, half, offset) for half in halves])
 

@@ -74,7 +74,7 @@ def planned_points(threads: int) -> Iterator[PlannedPoint]:
     cnn, mlp = cases.CASES["cnn"], cases.CASES["mlp"]
     yield from (PlannedPoint("batch", size, cnn, batch=size) for size in (32, 128, 512))
     yield from (PlannedPoint("width", width, _cnn_of(width)) for width in (9, 18, 36))
-    yield from (PlannedPoint("depth", depth, _resnet(depth), batch=32, sparsity=0.9) for depth in (20, 32, 56))
+    yield from (PlannedPoint("depth", depth, _resnet(depth), batch=32, sparsity=0.9) for depth in (20, 32, 44))
     for sparsity in (0.99, 0.9, 0.0):
         yield PlannedPoint("share of coordinates", round(1 - sparsity, 6), mlp, sparsity=sparsity)
     yield from (PlannedPoint("threads", count, cnn, threads=count) for count in range(1, threads + 1))

@@ -67,8 +67,13 @@ class Split(NamedTuple):
 
     def stacked(self, stacked: Float[Tensor, "p b *rest"]) -> Float[Tensor, "p n *rest lane"]:
         """The samples of each perturbation in blocks."""
-        index = self.firsts.unsqueeze(1) + torch.arange(self.lanes)
-        return stacked[:, index].movedim(2, -1).contiguous()
+        count, batch = len(self.firsts), stacked.shape[1]
+        last = stacked[:, batch - self.lanes :].movedim(1, -1).unsqueeze(1)
+        if count == 1:
+            return last.contiguous()
+        even = stacked[:, : (count - 1) * self.lanes].movedim(1, -1)
+        whole = even.reshape(*even.shape[:-1], count - 1, self.lanes).movedim(-2, 1)
+        return torch.cat([whole, last], 1)
 
     def remembered(self, value: Value) -> Float[Tensor, " numbers"]:
         """A base value in blocks, flat, once a step."""
@@ -235,7 +240,7 @@ class _Stack(NamedTuple):
         loops().convolve(
             self.x.numpy(),
             self.laid.bands,
-            self.x.new_zeros(self.laid.scratch).numpy(),
+            self.x.new_empty(self.laid.scratch).numpy(),
             self.laid.weights.numpy(),
             self.corners.numpy(),
             self.x.new_empty(self.laid.buffer).numpy(),

@@ -107,7 +107,7 @@ class BandTail(NamedTuple):
 
 @part
 def padded_band(x, start, bands, first, scratch, place):
-    """A band of one image, in its padding: ``scratch [C, padded, W + pads, L]``, whose columns outside are zero.
+    """A band of one image, in its padding: ``scratch [C, padded, W + pads, L]``.
 
     ``x`` is flat, the image begins at ``start``; ``first`` is the image's row that the band begins with.
     """
@@ -116,14 +116,16 @@ def padded_band(x, start, bands, first, scratch, place):
     wide = width + bands.pads[1] + bands.pads[2]
     for c in range(channels):
         for row in range(bands.padded):
-            y, target = first + row, place + ((c * bands.padded + row) * wide + bands.pads[1]) * step
-            if 0 <= y < height:
-                source = start + (c * height + y) * width * apart
-                for u in range(width):
+            y, target = first + row, place + (c * bands.padded + row) * wide * step
+            inside = 0 <= y < height
+            if inside:
+                source = start + (c * height + y) * width * apart - bands.pads[1] * apart
+                for u in range(bands.pads[1], bands.pads[1] + width):
                     store(scratch, target + u * step, load(x, source + u * apart))
-            else:
-                for u in range(width):
-                    store(scratch, target + u * step, zeros(x))
+            for u in range(bands.pads[1] if inside else wide):
+                store(scratch, target + u * step, zeros(x))
+            for u in range(bands.pads[1] + width if inside else wide, wide):
+                store(scratch, target + u * step, zeros(x))
 
 
 @part

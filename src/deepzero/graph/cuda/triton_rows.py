@@ -113,7 +113,7 @@ def activation(d, base, channels, out, slope, n, FUNCTION: tl.constexpr, OWN: tl
 
 @triton.jit
 def place(rows, width, channels, OWN: tl.constexpr, R: tl.constexpr, BW: tl.constexpr):
-    """Where a tile of rows lies in differences ``[P, rows, width]`` and in base values ``[C, rows, width]``."""
+    """The places of a tile of rows in differences ``[P, rows, width]`` and in base values ``[C, rows, width]``."""
     p = tl.program_id(1).to(tl.int64)
     row, entry = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, BW)
     channel = tl.load(channels + p) if OWN else p * 0

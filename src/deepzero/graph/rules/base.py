@@ -64,6 +64,14 @@ def in_kind_for(rule: Rule | None, difference: Difference | Blocks) -> Differenc
     return difference
 
 
+def in_order(operand: Operand) -> Operand:
+    """The operand with its difference as a dense one, if it is in blocks."""
+    difference: Any = operand.difference
+    if not isinstance(difference, Blocks):
+        return operand
+    return Operand(operand.value, Dense(difference.dense()))
+
+
 def difference_of(argument: Any) -> Difference | None:
     """The difference of an argument, if it is a tensor that differs."""
     return argument.difference if isinstance(argument, Operand) else None

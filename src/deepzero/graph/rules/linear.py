@@ -80,6 +80,8 @@ def _factor_through(
     if isinstance(difference, LowRank):
         base = None if difference.rows is None else difference.rows.times(matrix)
         return replace(difference, vectors=difference.vectors @ matrix, rows=base, shape=shape)
+    if len(difference.directions) > difference.count:
+        difference = difference.with_used_directions()
     given = 0 if difference.rows is None else len(difference.rows)
     difference.require_room(given + difference.directions.shape[:2].numel(), shape[-1])
     directions, turned = F.linear(difference.directions, matrix.t()), matrix.t()

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_map
 
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
-from deepzero.graph.differences import Channel, Dense, Difference, entries
-from deepzero.graph.rules.base import rule
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, entries
+from deepzero.graph.rules.base import in_order, rule
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.shape import reshaped
 from deepzero.graph.windows import Window
@@ -43,11 +43,27 @@ def _keeps(difference: Difference | None, spatial: int) -> bool:
     return isinstance(difference, Channel) and difference.axis < len(difference.shape) - spatial
 
 
+def _whole(target: Any, args: Sequence[Any], kwargs: Any, size: torch.Size) -> bool:
+    """True if an average is that of whole images, all places alike."""
+    given = [tuple(a) if isinstance(a, Sequence) else (a, a) for a in args[:1]]
+    if kwargs or not given:
+        return False
+    if target in (aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default):
+        return given[0] == (1, 1)
+    whole = given[0] * (2 // len(given[0])) == tuple(size)
+    padding = [] if len(args) < 3 else args[2] if isinstance(args[2], Sequence) else [args[2]]
+    return whole and target is aten.avg_pool2d.default and not any(padding) and len(args) < 6
+
+
 def _register_average(target: Any, spatial: int) -> None:
-    @rule(target)
+    @rule(target, blocks=True)
     def apply(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
         """The pooling of the difference itself."""
-        difference = x.difference
+        blocks: Any = x.difference
+        if isinstance(blocks, Blocks) and _whole(target, args, kwargs, x.base.shape[2:]):
+            mean = blocks.each(lambda images: images.mean((2, 3), keepdim=True), call.output.base.shape)
+            return Dense(mean.dense())
+        difference = in_order(x).difference
         assert difference is not None
 
         def pool(t: Tensor) -> Any:

@@ -35,16 +35,15 @@ def rectified(x: Operand, negative_slope: float = 0.0) -> RankOne | Dense:
     assert isinstance(difference, RankOne)
     if difference.directions.device.type != "cpu":
         return in_full(x, _change(negative_slope))
-    used, groups = torch.unique(difference.groups, return_inverse=True)
-    if len(used) * SHARED > max(difference.count, SHARED):
+    before, base = difference.with_used_directions(), _rows_of(x)
+    groups, used = before.groups, len(before.directions)
+    if used * SHARED > max(difference.count, SHARED):
         return in_full(x, _change(negative_slope))
-    base = _rows_of(x)
     coefficients = difference.coefficients.reshape(difference.count, len(base))
-    before = replace(difference, directions=difference.directions[used], groups=groups)
-    before.require_room(len(used) * len(base), base.shape[1])
+    before.require_room(used * len(base), base.shape[1])
     directions, rates = _behind_kink(before.directions, base, negative_slope)
     straight, places = _separated(coefficients, groups, rates)
-    before.require_room(len(used) * len(base) + len(places), base.shape[1])
+    before.require_room(used * len(base) + len(places), base.shape[1])
     places, rows = _rectified_rows(before, places, base, negative_slope)
     return RankOne(straight.reshape(difference.coefficients.shape), directions, groups, difference.shape, places, rows)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, entries
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, entries
 from deepzero.graph.host_numbers import is_known, mapped, on_host, placed
-from deepzero.graph.rules.base import linear_jointly, linear_map, normal_dim, rule
+from deepzero.graph.rules.base import in_order, linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
 
 aten = torch.ops.aten
@@ -181,13 +181,19 @@ def t(call: Call, x: Operand) -> Outcome:
     return permute(call, x, list(range(x.base.dim()))[::-1])
 
 
-@rule(aten.slice.Tensor, rank_one=True)
+@rule(aten.slice.Tensor, rank_one=True, blocks=True)
 def slice_rule(
     call: Call, x: Operand, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Outcome:
     """``x[start:end:step]`` along a dimension."""
     axis = normal_dim(dim, x.base.dim())
     first, _, stride = slice(start, end, step).indices(x.base.shape[axis])
+    difference: Any = x.difference
+    if isinstance(difference, Blocks) and axis > 0:
+        shape = call.output.base.shape
+        window = _window(axis, first, stride, shape[axis])
+        return cast(Dense, difference.each(lambda images: images[window], shape))  # a kind that this rule may give
+    x = in_order(x)
     return taken(x.difference, axis, first, stride, call.output.base.shape)
 
 
@@ -301,13 +307,16 @@ def broadcast_tensors(call: Call, tensors: Sequence[Operand]) -> Outcome:
     return tuple(None if o.difference is None else broadcast(o.difference, shape) for o in tensors)
 
 
-@rule(aten.constant_pad_nd.default, aten.pad.default)
+@rule(aten.constant_pad_nd.default, aten.pad.default, blocks=True)
 def pad(call: Call, x: Operand, widths: Sequence[int], *mode_and_value: Any) -> Outcome:
     """Padding; a constant border does not differ, so the difference is padded with zeros."""
-    difference = x.difference
-    assert difference is not None
     mode = mode_and_value[0] if mode_and_value and isinstance(mode_and_value[0], str) else "constant"
     shape = call.output.base.shape
+    blocks: Any = x.difference
+    if isinstance(blocks, Blocks) and mode == "constant" and len(widths) <= 6:
+        return cast(Dense, blocks.each(lambda images: F.pad(images, (0, 0, *widths)), shape))
+    difference = in_order(x).difference
+    assert difference is not None
     if mode != "constant":
         kept = {d: d for d in range(x.base.dim() - len(widths) // 2)}
         return linear_map(difference, lambda d: F.pad(d, tuple(widths), mode=mode), shape, kept)
