@@ -16,7 +16,7 @@ from deepzero import objective
 from deepzero.errors import VerificationError
 from deepzero.graph import library
 from deepzero.graph.capture import Graph
-from deepzero.graph.differences import Channel, Dense, OneHot
+from deepzero.graph.differences import Blocks, Channel, Dense, LowRank, OneHot, RankOne, Segment, SomeSamples
 from deepzero.graph.rules import RULES
 
 OPERATIONS = 2
@@ -36,14 +36,14 @@ def by_half_too_large(rule: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def scaled(outcome: Any) -> Any:
-    if outcome is None:
-        return None
-    if isinstance(outcome, tuple):
-        return tuple(map(scaled, outcome))
-    if isinstance(outcome, OneHot):
-        return dataclasses.replace(outcome, values=1.5 * outcome.values)
-    assert isinstance(outcome, Channel | Dense)
-    return dataclasses.replace(outcome, delta=1.5 * outcome.delta)
+    if outcome is None or isinstance(outcome, tuple):
+        return None if outcome is None else tuple(map(scaled, outcome))
+    if isinstance(outcome, RankOne | Segment | LowRank):
+        return outcome.map(lambda d: 1.5 * d)
+    if isinstance(outcome, SomeSamples):
+        return dataclasses.replace(outcome, channel=scaled(outcome.channel))
+    held = {OneHot: "values", Channel: "delta", Dense: "delta", Blocks: "blocks"}[type(outcome)]
+    return dataclasses.replace(outcome, **{held: 1.5 * getattr(outcome, held)})
 
 
 def real_rules(program: Any) -> list[Any]:

@@ -33,6 +33,10 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
+RESHAPED = (aten.view.default, aten._unsafe_view.default)
+"""Operations for which a graph's run makes a copy where the memory allows no view: an exported program knows the strides
+of stand-ins for its values, and those of real ones depend on the device and the kernel that it takes."""
+
 SHARP: dict[Any, Callable[..., Any]] = {aten._weight_norm.default: _weight_norm}
 """Operation that rounds to float32 in float64, too -> its replacement in a float64 forward: the CUDA kernel of weight
 norm takes its root with ``sqrtf``."""
@@ -136,6 +140,8 @@ class Dealer:
         if node.target is TARGET and self._wide:
             with narrowed():
                 return node.target(*args, **kwargs)
+        if node.target in RESHAPED:
+            return torch.reshape(*args, **kwargs)
         if self._wide and node.target in SHARP:
             return SHARP[node.target](*args, **kwargs)
         if position is None:
