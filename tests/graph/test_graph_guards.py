@@ -249,8 +249,7 @@ class TestVerification:
         zo.backward(X, Y)
         monkeypatch.setattr(propagation, "verify", lambda *_, **__: pytest.fail("verified again"))
         zo.backward(X, Y)
-        with pytest.raises(pytest.fail.Exception):
-            zo.backward(X[:3], Y[:3])
+        zo.backward(X[:3], Y[:3])  # the same rules
 
     def test_every_program_is_verified(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """An operation that only a later program uses: train mode after eval."""

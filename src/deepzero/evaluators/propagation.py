@@ -39,7 +39,7 @@ from deepzero.graph.library import Library, PreparedProgram, rounding_of
 from deepzero.graph.precision import Precision
 from deepzero.graph.program import Program, compile_program
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
-from deepzero.objective import Batch, NetworkObjective, device_of, keywords, parameters_of
+from deepzero.objective import Batch, NetworkObjective, asks_black_boxes, device_of, keywords, parameters_of
 from deepzero.operator import standing_in
 from deepzero.probes import CoordinateDirections, JointDirections, are_coordinates, are_joint
 from deepzero.process_memory import freed_memory_kept, give_back_freed_memory
@@ -55,6 +55,9 @@ CUDA_TARGET = 32 << 30
 CUDA_SHARE = 0.8
 WIDENED = 12
 """Memory of a verification in float64, in multiples of the base forward in float32."""
+CHECKED = 512 << 20
+"""Bytes that a verification takes at most: rules treat samples alike, and some of them show a fault as all do. A batch
+that asks black boxes is not asked for a part of itself."""
 
 
 WAY_OUT = (
@@ -216,15 +219,18 @@ class PropagationEvaluator(DivisibleEvaluator):
         return step
 
     def _check(self, prepared: PreparedProgram, live: LiveQuery) -> None:
-        """The checks of a new program; on the first samples if all of them would not fit into the budget in float64."""
+        """The checks of a new program; its rules on the first samples, if all of them take too much in float64."""
         objective, batch, draws, loss = live.objective, live.batch, live.draws, live.base.loss
         prepared.scale = abs(float(loss))
         apart = compare_with_program(prepared.program, objective, batch, live.seed, draws, loss, near=self._verify)
         prepared.apart = apart * (2 * prepared.scale + 1e-3)
-        if not self._verify:
+        if prepared.check is not None:
+            prepared.check = replace(prepared.check, program=apart)
+        if not self._verify or prepared.check is not None:
             return
         values = live.forward(prepared.program)
-        share = self.memory_budget / (WIDENED * max(1, held_bytes(values)))
+        most = self.memory_budget if asks_black_boxes(objective) else min(self.memory_budget, CHECKED)
+        share = most / (WIDENED * max(1, held_bytes(values)))
         values.clear()
         give_back_freed_memory()
         program, sample = prepared.program, batch

@@ -9,6 +9,7 @@ through the network, however many parameters it has.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -147,35 +148,37 @@ Live = dict[Node, Any]
 
 
 class Survey:
-    """Walks the cones of parameters, each part of them once, with one perturbation and with two.
+    """Walks the cones of parameters, each part of them once.
 
     Args:
-        values: base values; all memos are made.
+        values: base values.
         offset: step of the perturbations.
+        probes: numbers of perturbations with which a way is walked: one and two; or one alone, which makes the memos
+            and reads off nothing.
     """
 
-    def __init__(self, values: Values, offset: float) -> None:
-        self._values, self._offset = values, offset
+    def __init__(self, values: Values, offset: float, probes: tuple[int, ...] = (1, 2)) -> None:
+        self._values, self._offset, self._probes = values, offset, probes
         self._known: dict[Hashable, Reading] = {}
 
     def along(self, cone: Cone) -> Reading:
         """The reading of a parameter; of nothing where its perturbations do not reach the loss."""
-        one, two = (self._sources(cone, count) for count in (1, 2))
+        probes = [self._sources(cone, count) for count in self._probes]
+        most = probes[-1]
         parts: list[Reading] = []
         met: list[tuple[Hashable, int]] = []
         rest = Reading()
         for step in cone.steps:
-            if any(node in two for node in step.inputs):
-                place = _place(step, two)
+            if any(node in most for node in step.inputs):
+                place = _place(step, most)
                 if place in self._known:
                     rest = self._known[place]
                     break
                 if place is not None:
                     met.append((place, len(parts)))
-                parts.append(self._read(step, one, two))
-            for node in step.frees:
-                one.pop(node, None)
-                two.pop(node, None)
+                parts.append(self._read(step, probes))
+            for live, node in itertools.product(probes, step.frees):
+                live.pop(node, None)
         for place, position in reversed(met):
             while len(parts) > position:
                 rest = parts.pop().then(rest)
@@ -190,8 +193,12 @@ class Survey:
             for node in cone.sources
         }
 
-    def _read(self, step: Step, one: Live, two: Live) -> Reading:
-        single, double = self._peak(step, one), self._peak(step, two)
+    def _read(self, step: Step, probes: list[Live]) -> Reading:
+        if len(probes) == 1:
+            advance(step, self._values, probes[0], by_sample=False)
+            return Reading()
+        two = probes[1]
+        single, double = (self._peak(step, live) for live in probes)
         query = max(0, double - single)
         return Reading(query, max(0, single - query), nbytes(two[step.node]) // 2 if step.node in two else 0)
 
@@ -240,7 +247,7 @@ def footprint(program: Program, values: Values, offset: float) -> Footprint:
     again = held_bytes(values)
     cones = [cone for cone in program.cones.values() if not cone.reason]
     with torch.no_grad():
-        for survey in (Survey(values, offset), Survey(values, offset)):
+        for survey in (Survey(values, offset, (1,)), Survey(values, offset)):
             found = {cone.parameter: survey.along(cone) for cone in cones}
     held = held_bytes(values)
     queries = {name: max(1, int(HEADROOM * reading.query)) for name, reading in found.items()}

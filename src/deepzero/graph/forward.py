@@ -34,8 +34,8 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 RESHAPED = (aten.view.default, aten._unsafe_view.default)
-"""Operations for which a graph's run makes a copy where the memory allows no view: an exported program knows the strides
-of stand-ins for its values, and those of real ones depend on the device and the kernel that it takes."""
+"""Operations for which a graph's run makes a copy where the memory allows no view: an exported program knows the
+strides of stand-ins for its values, and those of real ones depend on the device and the kernel that it takes."""
 
 SHARP: dict[Any, Callable[..., Any]] = {aten._weight_norm.default: _weight_norm}
 """Operation that rounds to float32 in float64, too -> its replacement in a float64 forward: the CUDA kernel of weight

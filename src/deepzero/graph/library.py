@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.errors import GraphError
-from deepzero.graph.capture import capture
+from deepzero.graph.capture import Graph, Node, capture
 from deepzero.graph.fingerprint import Picture, changes, picture
 from deepzero.graph.footprint import Footprint
 from deepzero.graph.program import Program, compile_program
@@ -154,8 +155,17 @@ class Library:
             self._last = shapes, seen, last[2]
             return last[2], False
         entry = PreparedProgram(compile_program(graph, parameters_of(objective), strict=strict), digest)
+        entry.check = self._check_of_other_batch(entry.program)
         self._last = shapes, seen, entry
         return entry, True
+
+    def _check_of_other_batch(self, program: Program) -> Check | None:
+        """The check of a program whose graph differs in the number of samples alone: its rules are these."""
+        for other in reversed(self.entries.values()):
+            same = other.program.recomputed.keys() == program.recomputed.keys()
+            if other.check is not None and same and alike(other.program.graph, program.graph):
+                return other.check
+        return None
 
     def _key(self, seen: Picture) -> int:
         ignored = self.inert | self.volatile
@@ -166,6 +176,35 @@ class Library:
         self.entries.move_to_end(key)
         while len(self.entries) > KEPT:
             self.entries.popitem(last=False)
+
+
+def alike(first: Graph, second: Graph) -> bool:
+    """True if two graphs are the same but for integers that are in one proportion, as that of two batch sizes is."""
+    if len(first.nodes) != len(second.nodes) or list(first.inputs.values()) != list(second.inputs.values()):
+        return False
+    places = [{node: i for i, node in enumerate((*graph.inputs, *graph.nodes))} for graph in (first, second)]
+    proportions: set[tuple[int, int]] = set()
+
+    def same(one: Any, other: Any) -> bool:
+        if isinstance(one, Node) and isinstance(other, Node):
+            return places[0][one] == places[1][other]
+        if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+            return len(one) == len(other) and all(map(same, one, other))
+        if type(one) is int and type(other) is int and one != other:
+            common = math.gcd(one, other) or 1
+            proportions.add((one // common, other // common))
+            return min(one, other) > 0 and len(proportions) == 1
+        return type(one) is type(other) and bool(one == other)
+
+    return (
+        all(
+            a.target is b.target and same(a.args, b.args) and same([*a.kwargs.items()], [*b.kwargs.items()])
+            for a, b in zip(first.nodes, second.nodes, strict=True)
+        )
+        and same(first.output, second.output)
+        and first.constants.keys() == second.constants.keys()
+        and all(torch.equal(value, second.constants[name]) for name, value in first.constants.items())
+    )
 
 
 def shape_key(batch: tuple[Any, ...]) -> Hashable:
