@@ -36,6 +36,7 @@ CHECKED_MODULES = (
     "deepzero.graph.cuda.cuda_kernels",
     "deepzero.graph.cuda.cuda_row_kernels",
     "deepzero.graph.footprint",
+    "deepzero.graph.footprint",
     "deepzero.graph.forward",
     "deepzero.graph.host_numbers",
     "deepzero.graph.kernels",

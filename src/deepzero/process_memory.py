@@ -80,8 +80,8 @@ def freed_memory_kept(*, wanted: bool = True) -> Iterator[None]:
     """A block in which glibc's allocator gives nothing back to the system, whatever the size, and maps nothing new.
 
     A query frees and allocates the same differences as the one before it. Tensors of some MiB that are mapped each by
-    itself cost a page fault for every 4 KiB of them, more than a fused loop takes to fill them. The heap may end up in
-    pieces, so that the process holds up to twice what is live. Outside of the block the allocator has the settings that
+    itself cost a page fault for every 4 KiB of them. The heap may end up in pieces, so that the process holds more than
+    it would otherwise: nothing for a tight budget. Outside of the block the allocator has the settings that
     it adapts itself to where large blocks are freed: those from 32 MiB on are mapped, and the end of the heap is given
     back from 64 MiB on; what was kept serves whatever is allocated next, or :func:`give_back_freed_memory`.
 
