@@ -35,7 +35,7 @@ from deepzero.graph import plan
 from deepzero.graph.capture import capture
 from deepzero.graph.footprint import Footprint, footprint, joint_footprint
 from deepzero.graph.forward import Values, held_bytes
-from deepzero.graph.library import Library, PreparedProgram, rounding_of
+from deepzero.graph.library import MANY, Library, PreparedProgram, rounding_of
 from deepzero.graph.precision import Precision
 from deepzero.graph.program import Program, compile_program
 from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
@@ -230,12 +230,12 @@ class PropagationEvaluator(DivisibleEvaluator):
             return
         values = live.forward(prepared.program)
         most = self.memory_budget if asks_black_boxes(objective) else min(self.memory_budget, CHECKED)
-        share = most / (WIDENED * max(1, held_bytes(values)))
+        shares = [room / (WIDENED * max(1, held_bytes(values))) for room in (most, self.memory_budget)]
         values.clear()
         give_back_freed_memory()
         program, sample = prepared.program, batch
-        if share < 1:
-            sample = first_samples(batch, share)
+        if shares[0] < 1:
+            sample = first_samples(batch, *shares)
             if sample is not batch:
                 _, draws = objective.base(parameters_of(objective), sample, seed=live.seed)
                 graph = capture(objective, sample, draws)
@@ -443,11 +443,16 @@ def _is_half(storage: torch.dtype | None) -> bool:
     return storage is torch.float16
 
 
-def first_samples(batch: tuple[Any, ...], share: float) -> tuple[Any, ...]:
-    """A share of the samples of a batch, at least two; the batch itself if its tensors do not agree on their number."""
+def first_samples(batch: tuple[Any, ...], share: float, most: float) -> tuple[Any, ...]:
+    """A share of the samples of a batch, the batch itself if its tensors do not agree on their number.
+
+    At least :data:`~deepzero.graph.library.MANY` where the share ``most`` has them, so that rules take the kernels that
+    they take for all samples; at least two.
+    """
     leaves, spec = pytree.tree_flatten((tuple(batch), keywords(batch)))
     sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in leaves if isinstance(leaf, Tensor)}
-    count = max(2, int(share * max(sizes, default=0)))
+    whole = max(sizes, default=0)
+    count = max(2, int(share * whole), min(MANY, int(most * whole)))
     if len(sizes) != 1 or count >= min(sizes):
         return batch
     few = [leaf[:count] if isinstance(leaf, Tensor) else leaf for leaf in leaves]

@@ -25,6 +25,8 @@ KEPT = 8
 """Programs that are kept, of the shapes and states used last."""
 EQUAL = 2
 """Captures without a change after which an attribute is taken to play no part in the program."""
+MANY = 32
+"""Samples from which on rules take the same kernels for any number: below a few vectors' lanes, some compose."""
 RESTLESS = 4
 """Captures in consecutive steps after which a program is said to change at every step."""
 
@@ -71,7 +73,7 @@ class Library:
         volatile: where the forward itself changes the picture.
     """
 
-    entries: OrderedDict[Hashable, PreparedProgram] = field(default_factory=OrderedDict)
+    entries: OrderedDict[tuple[Hashable, int], PreparedProgram] = field(default_factory=OrderedDict)
     inert: set[Hashable] = field(default_factory=set)
     volatile: set[Hashable] = field(default_factory=set)
     _equal: dict[Hashable, int] = field(default_factory=dict)
@@ -155,15 +157,16 @@ class Library:
             self._last = shapes, seen, last[2]
             return last[2], False
         entry = PreparedProgram(compile_program(graph, parameters_of(objective), strict=strict), digest)
-        entry.check = self._check_of_other_batch(entry.program)
+        entry.check = self._check_of_other_batch(entry.program, shapes)
         self._last = shapes, seen, entry
         return entry, True
 
-    def _check_of_other_batch(self, program: Program) -> Check | None:
+    def _check_of_other_batch(self, program: Program, shapes: Hashable) -> Check | None:
         """The check of a program whose graph differs in the number of samples alone: its rules are these."""
-        for other in reversed(self.entries.values()):
+        for (other_shapes, _), other in reversed(self.entries.items()):
             same = other.program.recomputed.keys() == program.recomputed.keys()
-            if other.check is not None and same and alike(other.program.graph, program.graph):
+            large = other.check is not None and both_large(other_shapes, shapes)
+            if large and same and alike(other.program.graph, program.graph):
                 return other.check
         return None
 
@@ -171,11 +174,21 @@ class Library:
         ignored = self.inert | self.volatile
         return hash(tuple((key, value) for key, value in seen.items() if key not in ignored))
 
-    def _keep(self, key: Hashable, entry: PreparedProgram) -> None:
+    def _keep(self, key: tuple[Hashable, int], entry: PreparedProgram) -> None:
         self.entries[key] = entry
         self.entries.move_to_end(key)
         while len(self.entries) > KEPT:
             self.entries.popitem(last=False)
+
+
+def both_large(first: Any, second: Any) -> bool:
+    """True if two keys of :func:`shape_key` differ in sizes alone that are at least :data:`MANY` in both."""
+    if isinstance(first, torch.Size) and isinstance(second, torch.Size):
+        pairs = zip(first, second, strict=False)
+        return len(first) == len(second) and all(a == b or min(a, b) >= MANY for a, b in pairs)
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return len(first) == len(second) and all(map(both_large, first, second))
+    return bool(first == second)
 
 
 def alike(first: Graph, second: Graph) -> bool:
