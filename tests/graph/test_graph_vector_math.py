@@ -86,5 +86,5 @@ def test_loops_are_vectorised(name: str) -> None:
 
 def test_the_cache_on_the_disk_knows_all_sources() -> None:
     """numba by itself compiles again only where a loop's own file has changed."""
-    assert loops.patches._cache._cache_file._source_stamp == compilation.STAMP
+    assert loops.column_sums._cache._cache_file._source_stamp == compilation.STAMP
     assert len(compilation.STAMP) >= 4

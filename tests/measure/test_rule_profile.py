@@ -25,8 +25,7 @@ def test_profile_accounts_for_all_time(task: Problem, deepzero: DeepZero) -> Non
     assert sum(found.rules.values()) == pytest.approx(1.0)
     assert sum(p.share for p in found.parameters) == pytest.approx(1.0)
     assert set(found.rules) == {
-        "conv2d",
-        "_native_batch_norm_legit_functional + relu",
+        "conv2d + _native_batch_norm_legit_functional + relu",
         "avg_pool2d",
         "view",
         "linear",

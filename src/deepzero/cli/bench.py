@@ -31,10 +31,13 @@ class Bench:
     sample. Leave the machine alone meanwhile.
     """
 
-    case: Positional[Literal["cnn", "cnn-1", "digits", "lora-gpt", "mlp", "resnet20", "transformer-block", "all"]] = (
-        "digits"
-    )
-    """A CNN of depth 5 or 1, digits, a perceptron, ResNet-20, a GPT of one block, one of four with LoRA; or all."""
+    case: Positional[
+        Annotated[
+            Literal["cnn", "cnn-1", "digits", "lora-gpt", "mlp", "resnet20", "transformer-block", "all"],
+            arg(metavar="CASE"),
+        ]
+    ] = "digits"
+    """digits; cnn and cnn-1 (of depth 5 and 1); mlp, resnet20, transformer-block, lora-gpt; or all of them."""
     cases: Annotated[tuple[CaseName, ...], arg(metavar="CASE ...", help_behavior_hint="(default: every case)")] = ()
     """With all: these cases only."""
     seconds: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: no budget)")] = None
