@@ -6,6 +6,8 @@ import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "deepzero"
@@ -55,3 +57,13 @@ html_title = "deepzero"
 html_static_path = ["_static"]
 html_css_files = ["formulas.css"]
 html_math_renderer = "mathml"
+
+
+def escape_shapes(_app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+    """Types of attributes name shapes such as ``*lead``, where the asterisk begins no emphasis."""
+    lines[:] = [line.replace("*", r"\*") if line.startswith(":vartype ") else line for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    """Escape what napoleon has written of types."""
+    app.connect("autodoc-process-docstring", escape_shapes, priority=900)
