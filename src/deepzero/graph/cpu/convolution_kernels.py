@@ -305,7 +305,7 @@ def convolve_to_tail(
 ) -> Blocks | None:
     """One channel each is convolved twice, for the sums and for what follows; all channels are kept in between.
 
-    To convolve nine numbers again takes a fifth of the time of writing the result and reading it.
+    To convolve again spares writing the result and reading it back.
     """
     dtype = (difference.blocks if isinstance(difference, Blocks) else difference.delta).dtype
     if not takes(geometry, weight.base, shape) or dtype != weight.base.dtype:
