@@ -73,9 +73,10 @@ class PropagationEvaluator(DivisibleEvaluator):
     checked when it is made (:mod:`deepzero.graph.verify`).
 
     Args:
-        memory_budget: bytes that the tensors of an estimate may take beyond model and batch; never exceeded. Default
-            2 GiB, on a GPU 80 % of the memory that is free there at the first estimate. The exported program and the
-            compiled loops themselves take about 0.2 GiB more, once.
+        memory_budget: bytes that the tensors of an estimate may take beyond model and batch. Default 2 GiB, on a GPU
+            80 % of the memory that is free there at the first estimate. Behind wide linear layers, differences of rank
+            one that an activation has to write out can take more: at most what four perturbations take in full, for
+            each worker. The exported program and the compiled loops themselves take about 0.2 GiB more, once.
         workers: chunks in flight on a CPU, one thread each; default ``torch.get_num_threads()``. The numbers do not
             depend on it.
         chunk_bytes: bytes of differences that a chunk should hold at its peak; the default suits the device.
