@@ -1,6 +1,6 @@
 """The arguments of a rule: base values, incoming differences, and a memo that lives for one step.
 
-Legend: c entries along an axis; rest: the other dimensions.
+Legend: b samples, c entries along an axis; rest: the other dimensions.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class Value:
         """A contiguous copy of the base value with its channel axis in front."""
         copy: Tensor = self.remember(f"channel_first{axis}", lambda: self.base.movedim(axis, 0).contiguous())
         return copy
+
+    def channels_last(self) -> Shaped[Tensor, "b *rest c"]:
+        """A base value ``[b, c, *rest]`` with channels last, contiguous, once a step."""
+        rows: Tensor = self.remember("rows", lambda: self.base.movedim(1, -1).contiguous())
+        return rows
 
 
 @dataclass(frozen=True, eq=False)

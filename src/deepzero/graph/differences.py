@@ -125,19 +125,24 @@ class Dense:
     owned: bool = False
 
     @property
+    def stored(self) -> Num[Tensor, " p *shape"]:
+        """The tensor that holds them."""
+        return self.delta
+
+    @property
     def count(self) -> int:
         """Number of perturbations."""
-        return self.delta.shape[0]
+        return self.stored.shape[0]
 
     @property
     def shape(self) -> torch.Size:
         """Shape of the base value."""
-        return self.delta.shape[1:]
+        return self.stored.shape[1:]
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
-        return int(self.delta.nbytes)
+        return int(self.stored.nbytes)
 
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries."""
@@ -172,19 +177,9 @@ class HalfDense(Dense):
         return self.half.float().div_(self.scale)
 
     @property
-    def count(self) -> int:
-        """Number of perturbations."""
-        return self.half.shape[0]
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of the base value."""
-        return self.half.shape[1:]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its tensors."""
-        return int(self.half.nbytes)
+    def stored(self) -> Float[Tensor, " p *shape"]:
+        """The tensor that holds them."""
+        return self.half
 
     def rearranged(self, function: Callable[[Tensor], Tensor]) -> HalfDense:
         """Of what is stored: zeros stay zeros."""
@@ -536,6 +531,21 @@ def empty_dense(count: int, shape: torch.Size, like: Tensor) -> Num[Tensor, " {c
         batch, channels, height, width = shape
         return like.new_empty(count, batch, height, width, channels).permute(0, 1, 4, 2, 3)
     return like.new_empty(count, *shape)
+
+
+def channels_last(stacked: Shaped[Tensor, "p b c *rest"]) -> Shaped[Tensor, "p b *rest c"]:
+    """Channels last, in contiguous memory, without a copy where the memory is so already."""
+    return stacked.movedim(2, -1).contiguous()
+
+
+def memory_order(stacked: Shaped[Tensor, "p ..."]) -> list[int]:
+    """The dimensions of a base value in the order in which they lie in the memory of a stack, widest strides first."""
+    return sorted(range(stacked.dim() - 1), key=lambda d: -stacked.stride(d + 1))
+
+
+def with_entries(difference: Channel | Dense, delta: Num[Tensor, "p ..."]) -> Channel | Dense:
+    """The same entries with other differences, in memory that a rule has made for them."""
+    return difference.with_delta(delta) if isinstance(difference, Channel) else Dense(delta, owned=True)
 
 
 def fold(delta: Num[Tensor, "p b *rest"]) -> Num[Tensor, " p*b *rest"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.differences import Channel, Dense
+from deepzero.graph.differences import Channel, Dense, memory_order
 
 T = TypeVar("T")
 Rows = Float[Tensor, "_ n"]
@@ -54,7 +54,7 @@ class Layout:
     def of(cls, difference: Channel | Dense) -> Layout:
         """The order in which the differences lie in memory, or theirs after a copy."""
         delta = difference.delta
-        order = sorted(range(delta.dim() - 1), key=lambda d: -delta.stride(d + 1))
+        order = memory_order(delta)
         aligned = delta.permute(0, *(d + 1 for d in order))
         if not aligned.is_contiguous():
             order, aligned = list(range(delta.dim() - 1)), delta.contiguous()

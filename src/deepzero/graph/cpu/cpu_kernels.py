@@ -24,7 +24,7 @@ from deepzero.graph.cpu import (
     row_kernels,
 )
 from deepzero.graph.cpu.convolution_kernels import coefficients_of
-from deepzero.graph.differences import Channel, Dense, Difference
+from deepzero.graph.differences import Channel, Dense, Difference, channels_last
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 WIDE = 512
@@ -60,17 +60,6 @@ def applies(*tensors: Tensor) -> bool:
 def indices(numbers: Int64[Tensor, " p"]) -> Any:
     """An array of indices in contiguous memory: a loop is compiled once for each layout of its arguments."""
     return numbers.contiguous().numpy()
-
-
-def channels_last(stacked: Shaped[Tensor, "p b c *rest"]) -> Shaped[Tensor, "p b *rest c"]:
-    """Channels last, in contiguous memory, without a copy where the memory is so already."""
-    return stacked.movedim(2, -1).contiguous()
-
-
-def base_rows(value: Value) -> Shaped[Tensor, "b *rest c"]:
-    """A base value ``[b, c, *rest]`` with channels last, contiguous, once a step."""
-    rows: Tensor = value.remember("rows", lambda: value.base.movedim(1, -1).contiguous())
-    return rows
 
 
 def base_channels(value: Value) -> Shaped[Tensor, "c columns"]:
@@ -121,11 +110,15 @@ def normalize_relu_dense(
     rows = source[0].numel() // width
     side = _side_by_side(rows, width)
     shape = (rows // side, side * width)
-    flat, base, pre = source.view(count, *shape), base_rows(centred).view(shape), base_rows(before).view(shape)
+    flat, base, pre = (
+        source.view(count, *shape),
+        centred.channels_last().view(shape),
+        before.channels_last().view(shape),
+    )
     sums = torch.zeros(count, 3, shape[1], dtype=torch.float64)
     partial = torch.empty(count, 3, shape[1], dtype=delta.dtype)
     compiled().column_sums(flat.numpy(), base.numpy(), partial.numpy(), sums.numpy())
-    residue = centred.remember("residue", lambda: base_rows(centred).flatten(0, -2).mean(0, dtype=torch.float64))
+    residue = centred.remember("residue", lambda: centred.channels_last().flatten(0, -2).mean(0, dtype=torch.float64))
     sums = sums.view(count, 3, side, width).sum(2)
     coefficients = coefficients_of(sums, rows, scale, gamma, residue)
     parts = [c.to(delta.dtype).repeat(1, side).numpy() for c in coefficients]

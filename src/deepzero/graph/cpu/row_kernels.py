@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.differences import Channel, Dense
+from deepzero.graph.differences import Channel, Dense, with_entries
 
 
 @cache
@@ -126,8 +126,7 @@ def normalize(
     delta = _stacked(difference.delta, width)
     out = delta if overwrite or delta.data_ptr() != difference.delta.data_ptr() else torch.empty_like(delta)
     _called("normalize", delta, c, s[..., 0], factor, _slots(difference), *numbers, out, out is not delta)
-    changed = out.view(difference.delta.shape)
-    return difference.with_delta(changed) if isinstance(difference, Channel) else Dense(changed, owned=True)
+    return with_entries(difference, out.view(difference.delta.shape))
 
 
 def softmax(
@@ -144,8 +143,7 @@ def softmax(
     delta = _stacked(aligned, p.shape[-1])
     out = delta if overwrite or delta.data_ptr() != aligned.data_ptr() else torch.empty_like(delta)
     _called("softmax", delta, p, logs, likeliest, _slots(difference), log, out, out is not delta)
-    changed = rows.restored(out.view(aligned.shape))
-    return difference.with_delta(changed) if isinstance(difference, Channel) else Dense(changed, owned=True)
+    return with_entries(difference, rows.restored(out.view(aligned.shape)))
 
 
 def label_losses(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepzero.graph import precision
 from deepzero.graph.calls import Value
-from deepzero.graph.differences import Channel, Dense, Difference, HalfDense
+from deepzero.graph.differences import Channel, Dense, Difference, HalfDense, channels_last
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 log = logging.getLogger("deepzero")
@@ -78,17 +78,6 @@ def applies(*tensors: Tensor) -> bool:
     if any(t.dtype is not torch.float32 for t in tensors) or triton() is None:
         return False
     return all(t.device.type == "cuda" or triton().knobs.runtime.interpret for t in tensors)
-
-
-def channels_last(stacked: Shaped[Tensor, "p b c *rest"]) -> Shaped[Tensor, "p b *rest c"]:
-    """Channels last, in contiguous memory, without a copy where the memory is so already."""
-    return stacked.movedim(2, -1).contiguous()
-
-
-def base_rows(value: Value) -> Shaped[Tensor, "b *rest c"]:
-    """A base value ``[b, c, *rest]`` with channels last, contiguous, once a step."""
-    rows: Tensor = value.remember("rows", lambda: value.base.movedim(1, -1).contiguous())
-    return rows
 
 
 def stored(difference: Difference) -> tuple[Shaped[Tensor, "p b *rest c"], float]:
@@ -182,7 +171,7 @@ def normalize_relu_dense(
     source, unit = stored(difference)
     count, width = source.shape[0], source.shape[-1]
     rows = source[0].numel() // width
-    base, pre = base_rows(centred), base_rows(before)
+    base, pre = centred.channels_last(), before.channels_last()
     columns = min(WIDEST, triton().next_power_of_2(width))
     blocks, groups = triton().cdiv(width, columns), triton().cdiv(count, GROUP)
     block = max(1, 2 * TILE // columns)
@@ -232,7 +221,9 @@ def convolve_channel(
     difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
 ) -> Dense | None:
     """Each perturbation's channel with the filters of that channel, in one pass."""
-    if geometry.ndim != 2 or not applies(difference.delta, weight.base) or shape.numel() >= INDEXABLE:
+    if geometry.ndim != 2 or not applies(difference.delta, weight.base):
+        return None
+    if max(shape.numel(), difference.delta[0].numel()) >= INDEXABLE:
         return None
     filters = weight.remember("by_channel", lambda: weight.base.permute(1, 2, 3, 0).contiguous())
     delta, count = difference.delta.contiguous(), difference.count
@@ -257,7 +248,7 @@ def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeomet
         precision.current().convolves_in_tf32 and inputs <= NARROW and applies(difference.dense()) and difference.count
     ):
         return None
-    source, scale = channels_last(difference.half if isinstance(difference, HalfDense) else difference.dense()), 1.0
+    source, _ = stored(difference)
     taps = weight.remember(f"taps {source.dtype}", lambda: _taps(weight.base, source.dtype))
     batch, _, height, width = shape
     out = source.new_empty(difference.count, batch, height, width, outputs)
@@ -267,7 +258,7 @@ def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeomet
         source, taps, out, rows, *source.shape[2:4], height, width, inputs, outputs, **_shape(geometry), BLOCK=PIXELS,
         BC=channels, NC=triton().cdiv(inputs, channels), BO=block, PRECISION="tf32",
     )  # fmt: skip
-    return finished(out, difference.scale if isinstance(difference, HalfDense) else scale)
+    return finished(out, difference.scale if isinstance(difference, HalfDense) else 1.0)
 
 
 def _taps(weight: Float[Tensor, "o i h w"], dtype: torch.dtype) -> Shaped[Tensor, "h w i o"]:
@@ -313,7 +304,7 @@ def max_pool(
         delta, z, m = difference.delta.contiguous(), base.channel_first(1), maximum.channel_first(1)
         out, channels = delta.new_empty(*delta.shape[:2], height, width), 1
     else:
-        delta, z, m = channels_last(difference.delta), base_rows(base), base_rows(maximum)
+        delta, z, m = channels_last(difference.delta), base.channels_last(), maximum.channels_last()
         channels = delta.shape[-1]
         out = delta.new_empty(*delta.shape[:2], height, width, channels)
     pixels = out[0].numel() // channels

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cuda.cuda_kernels import INDEXABLE, TILE, applies, triton
-from deepzero.graph.differences import Channel, Dense
+from deepzero.graph.differences import Channel, Dense, memory_order, with_entries
 
 FUNCTIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh")
 """Functions by the number that the program has for them."""
@@ -37,7 +37,7 @@ def activation(
     delta = difference.delta
     if delta.numel() == 0 or not applies(delta, x.base):
         return None
-    order = sorted(range(delta.dim() - 1), key=lambda d: -delta.stride(d + 1))
+    order = memory_order(delta)
     aligned = delta.permute(0, *(d + 1 for d in order)).contiguous()
     own = isinstance(difference, Channel)
     if isinstance(difference, Channel):
@@ -113,13 +113,16 @@ def normalize(
         stacked, _laid(centred, difference), _laid(s, difference), factor, _slots(difference), out,
         stacked.shape[1], width, MEAN=mean, **sizes,
     )  # fmt: skip
-    return _whole(difference, out)
+    return with_entries(difference, out.view(difference.delta.shape))
 
 
-def _whole(difference: Channel | Dense, rows: Float[Tensor, "p r w"]) -> Channel | Dense:
-    """The difference whose entries are those of rows."""
-    changed = rows.view(difference.delta.shape)
-    return difference.with_delta(changed) if isinstance(difference, Channel) else Dense(changed, owned=True)
+def _along_last(
+    difference: Channel | Dense, chances: Value, dim: int
+) -> tuple[Float[Tensor, "p r w"], tuple[int, int], dict[str, int]] | None:
+    """Differences of logits in rows along the last dimension; None for another one, or where no program applies."""
+    if dim != chances.base.dim() - 1 or not applies(difference.delta, chances.base):
+        return None
+    return _by_rows(difference, chances.base.dim(), 1)
 
 
 def softmax(
@@ -132,9 +135,7 @@ def softmax(
     overwrite: bool,  # noqa: ARG001 - a program may read an entry again when others of its row are written
 ) -> Channel | Dense | None:
     """One pass, a row at a time, along the last dimension."""
-    if dim != chances.base.dim() - 1 or not applies(difference.delta, chances.base):
-        return None
-    laid = _by_rows(difference, chances.base.dim(), 1)
+    laid = _along_last(difference, chances, dim)
     if laid is None:
         return None
     stacked, grid, sizes = laid
@@ -144,16 +145,14 @@ def softmax(
         stacked, _laid(chances, difference), _laid(logarithms, difference), _laid(likeliest, difference),
         _slots(difference), out, *stacked.shape[1:], LOG=log, **sizes,
     )  # fmt: skip
-    return _whole(difference, out)
+    return with_entries(difference, out.view(difference.delta.shape))
 
 
 def label_losses(
     difference: Channel | Dense, chances: Value, logarithms: Value, labels: Int64[Tensor, "*targets"], dim: int
 ) -> Float[Tensor, " p *others"] | None:
     """One pass, a row at a time, along the last dimension."""
-    if dim != chances.base.dim() - 1 or not applies(difference.delta, chances.base):
-        return None
-    laid = _by_rows(difference, chances.base.dim(), 1)
+    laid = _along_last(difference, chances, dim)
     if laid is None:
         return None
     stacked, grid, sizes = laid

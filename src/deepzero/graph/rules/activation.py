@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
-from deepzero.graph.differences import Channel, Dense, Difference, RankOne
+from deepzero.graph.differences import Channel, Dense, Difference, RankOne, with_entries
 from deepzero.graph.rules import formulas
 from deepzero.graph.rules.base import apply_pointwise, map_delta, normal_dim, rule
 from deepzero.graph.rules.fallback import evaluated
@@ -79,7 +79,7 @@ def by_kernel(x: Operand, formula: Formula, function: str, slope: float = 0.0) -
         own = kernels.on(difference.delta)
         delta = own.activation(function, x.value, difference, slope, overwrite=x.expendable)
         if delta is not None:
-            return difference.with_delta(delta) if isinstance(difference, Channel) else Dense(delta, owned=True)
+            return with_entries(difference, delta)
     return apply_pointwise(x, formula)
 
 
