@@ -129,6 +129,14 @@ def test_what_depends_on_a_size_in_another_way_is_exported(factor: Callable[[int
     assert captured == [10, 20, 15]
 
 
+@pytest.mark.parametrize("name", ["threshold between", "whole threshold between", "fraction", "tensor of its own"])
+def test_graphs_that_differ_in_more_than_integers_on_a_line_have_none_between_them(name: str) -> None:
+    factor = FACTORS[name] if "whole" not in name else lambda rows: 3 if rows > 12 else 0
+    objective = NetworkObjective(initialize(Conditional(factor)), F.cross_entropy)
+    low, high = (capture(objective, rows_of(rows)) for rows in (10, 20))
+    assert graph_between(low, high, Sizes(10, 20, 15)) is None
+
+
 def test_a_multiple_of_the_size_is_followed(captured: list[int]) -> None:
     model = initialize(Conditional(lambda rows: 2 * rows + 1))
     zo = dz.CGE(model, loss=F.cross_entropy, step_size=1e-6)
