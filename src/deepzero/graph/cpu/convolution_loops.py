@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 
 from deepzero.graph.cpu.compilation import borrowing, part
 from deepzero.graph.cpu.vectors import (
-    OUTPUTS,
-    PLACES,
+    SHAPES,
     fused,
     kept,
     lanes,
@@ -29,6 +28,7 @@ from deepzero.graph.cpu.vectors import (
     lowest,
     maximum,
     minus,
+    other_tile,
     plus,
     smaller,
     spread,
@@ -46,6 +46,9 @@ PARTIAL = 256
 class Bands(NamedTuple):
     """A convolution laid out band by band.
 
+    The places of a band are convolved in tiles of those that meet the same terms: no product is with a zero of the
+    padding. A tile that has too few has its last one again.
+
     Attributes:
         size: ``(C, H, W)``.
         image: numbers from one perturbation's images to the next one's.
@@ -55,13 +58,22 @@ class Bands(NamedTuple):
         together: blocks that are convolved at a time.
         rows: of the output in a band.
         stride: rows of the input from one row of the output to the next.
-        pads: zeros at the top, at the left and at the right.
+        top: zeros above the image.
+        left: zeros to the left of it.
         padded: rows of a padded band.
+        across: places of a padded row.
         spatial: ``(h, w)``.
         outputs: O.
         width: O, padded to whole tiles.
-        starts: where the vector of each place begins in the scratch of padded bands ``[n]``.
-        taps: how far from there the terms of its sum lie ``[K]``.
+        places: n.
+        other: tiles are of the second shape.
+        tiles: the first tile of each band, and behind the last ``[bands + 1]``.
+        starts: where the vector of each place of each tile begins in the scratch of padded bands.
+        ends: where its sum goes in a row of the buffer.
+        begins: the first term of each tile.
+        stops: behind the last term of each tile.
+        taps: how far from the start of a place each term lies.
+        filters: how far from the first weight of a tile of outputs those of each term lie.
     """
 
     size: tuple[int, int, int]
@@ -72,13 +84,22 @@ class Bands(NamedTuple):
     together: int
     rows: int
     stride: int
-    pads: tuple[int, int, int]
+    top: int
+    left: int
     padded: int
+    across: int
     spatial: tuple[int, int]
     outputs: int
     width: int
+    places: int
+    other: bool
+    tiles: Any
     starts: Any
+    ends: Any
+    begins: Any
+    stops: Any
     taps: Any
+    filters: Any
 
 
 class BandTail(NamedTuple):
@@ -106,50 +127,39 @@ class BandTail(NamedTuple):
 
 
 @part
-def padded_band(x, start, bands, first, scratch, place):
-    """A band of one image, in its padding: ``scratch [C, padded, W + pads, L]``.
+def copied_band(x, start, bands, first, scratch, place):
+    """A band of one image, at its place in its padding: ``scratch [C, padded, across, L]``, where zeros are left out.
 
     ``x`` is flat, the image begins at ``start``; ``first`` is the image's row that the band begins with.
     """
     channels, height, width = bands.size
     step, apart = lanes(x), bands.apart
-    wide = width + bands.pads[1] + bands.pads[2]
     for c in range(channels):
-        for row in range(bands.padded):
-            y, target = first + row, place + (c * bands.padded + row) * wide * step
-            inside = 0 <= y < height
-            if inside:
-                source = start + (c * height + y) * width * apart - bands.pads[1] * apart
-                for u in range(bands.pads[1], bands.pads[1] + width):
-                    store(scratch, target + u * step, load(x, source + u * apart))
-            for u in range(bands.pads[1] if inside else wide):
-                store(scratch, target + u * step, zeros(x))
-            for u in range(bands.pads[1] + width if inside else wide, wide):
-                store(scratch, target + u * step, zeros(x))
+        for row in range(max(0, -first), min(bands.padded, height - first)):
+            target = place + ((c * bands.padded + row) * bands.across + bands.left) * step
+            source = start + (c * height + first + row) * width * apart
+            for u in range(width):
+                store(scratch, target + u * step, load(x, source + u * apart))
 
 
 @part
 def convolved_band(x, p, block, band, bands, scratch, weights, corner, buffer):
     """One perturbation's convolution of a band, or of several small blocks, to ``buffer [width, n, L]``."""
-    padded, count, step = scratch.size // bands.together, bands.starts.size, lanes(x)
+    part, row = scratch.size // bands.together, bands.places * lanes(x)
     for g in range(bands.together):
         start = p * bands.image + bands.origins[block + g]
-        padded_band(x, start, bands, band * bands.rows * bands.stride - bands.pads[0], scratch, g * padded)
-    for first in range(0, count, PLACES):
-        for output in range(0, bands.width, OUTPUTS):
-            place = (output * count + first) * step
-            tile(
-                scratch,
-                bands.starts,
-                first,
-                bands.taps,
-                weights,
-                corner + output,
-                bands.width,
-                buffer,
-                place,
-                count * step,
-            )
+        copied_band(x, start, bands, band * bands.rows * bands.stride - bands.top, scratch, g * part)
+    starts, ends, taps, filters = bands.starts, bands.ends, bands.taps, bands.filters
+    outputs, places = SHAPES[1] if bands.other else SHAPES[0]
+    apart = weights.size // bands.width * outputs
+    for output in range(bands.width // outputs):
+        there, line = corner + output * apart, output * outputs * row
+        for t in range(bands.tiles[band], bands.tiles[band + 1]):
+            at, begin, stop = t * places, bands.begins[t], bands.stops[t]
+            if bands.other:
+                other_tile(scratch, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
+            else:
+                tile(scratch, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
 
 
 @part
@@ -266,7 +276,7 @@ def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, o
                 convolved_band(x, p, block, band, bands, scratch, weights, corners[p], buffer)
                 for g in range(bands.together):
                     for o in range(outputs):
-                        start, row = (o * bands.starts.size + g * places) * step, (block + g) * outputs + o
+                        start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
                         base, to = (row * whole + band * places) * step, p * count * outputs + row
                         if tail.slope.size:
                             tail_row(
