@@ -26,7 +26,11 @@ from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry
 
 SCRATCH = 768 << 10
-"""Bytes of what is convolved at a time: a part of a core's cache, of which base values and weights need their own."""
+"""Bytes of what is convolved at a time: a part of a core's cache, of which base values and weights need their own.
+
+With 1 MiB of cache, 64 channels of 8x8 were 5 % and 18 channels of 16x16 9 % faster than at 640 KiB, which cuts them
+into bands.
+"""
 PLAIN = (1,) * 8
 
 
@@ -287,8 +291,8 @@ def _in_tiles(weight: Value, outputs: int) -> Float[Tensor, " numbers"]:
 
     def packed() -> Tensor:
         base: Tensor = weight.base
-        padded = F.pad(base.flatten(2), (0, 0, 0, 0, 0, -len(base) % outputs))
-        return padded.unflatten(0, (-1, outputs)).permute(0, 2, 3, 1).flatten()
+        padded: Tensor = F.pad(base.flatten(2), (0, 0, 0, 0, 0, -len(base) % outputs))
+        return padded.view(-1, outputs, *padded.shape[1:]).permute(0, 2, 3, 1).flatten()
 
     flat: Tensor = weight.remember(f"in tiles of {outputs}", packed)
     return flat
@@ -341,9 +345,7 @@ class _Stack(NamedTuple):
 
     def out(self, spatial: Sequence[int]) -> Float[Tensor, "p n o h w lane"]:
         """Memory for a result."""
-        return self.x.new_empty(
-            len(self.corners), len(self.split.firsts), self.shape[1], *spatial, self.split.lanes
-        )
+        return self.x.new_empty(len(self.corners), len(self.split.firsts), self.shape[1], *spatial, self.split.lanes)
 
     def run(self, centred: Tensor | None, sums: Tensor | None, tail: Any, out: Tensor | None) -> None:
         """The convolution, to ``out``, or its sums, or both; or what follows it."""

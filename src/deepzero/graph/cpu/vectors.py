@@ -238,9 +238,21 @@ def _tile(outputs, places):
                 context.make_array(k)(context, builder, a).data if isinstance(k, types.Array) else a
                 for k, a in zip(signature.args, arguments, strict=True)
             ]
-            source_, starts_, ends_, first_, taps_, filters_, begin_, stop_, weights_, corner_, target_, place_, row_ = (
-                data
-            )
+            (
+                source_,
+                starts_,
+                ends_,
+                first_,
+                taps_,
+                filters_,
+                begin_,
+                stop_,
+                weights_,
+                corner_,
+                target_,
+                place_,
+                row_,
+            ) = data
             nothing = ir.Constant(kind.llvm, [0.0] * kind.lanes)
             sums = [[cgutils.alloca_once_value(builder, nothing) for _ in range(places)] for _ in range(outputs)]
 
