@@ -299,8 +299,8 @@ def ramp(output: Tensor, _: None) -> Tensor:
 def test_places_are_convolved_with_the_terms_that_they_have() -> None:
     """No place meets the padding, and each is written once, or again with the same sum."""
     layer = Layer("sixteen", torch.float32, 21)
-    form = convolution_kernels.Form.of(layer.geometry, layer.x.shape[1:], layer.shape)
-    tiles = convolution_kernels.Tiles.of(form, 4, 1, 3)
+    sizes = convolution_kernels.ConvolutionSizes.of(layer.geometry, layer.x.shape[1:], layer.shape)
+    tiles = convolution_kernels.Tiles.of(sizes, 4, 1, 3)
     assert tiles.tiles == [0, 12, 24]
     for first, stop in pairwise(tiles.tiles):
         products = torch.zeros(4, 8, dtype=torch.int64)

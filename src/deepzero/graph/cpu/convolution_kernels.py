@@ -94,7 +94,7 @@ def takes(geometry: ConvolutionGeometry, weight: Tensor, size: torch.Size) -> bo
 
 
 @dataclass(frozen=True)
-class Form:
+class ConvolutionSizes:
     """The sizes of a convolution, on which its layout depends.
 
     Attributes:
@@ -114,7 +114,7 @@ class Form:
     pads: tuple[tuple[int, int], tuple[int, int]]
 
     @classmethod
-    def of(cls, geometry: ConvolutionGeometry, size: Sequence[int], shape: Sequence[int]) -> Form:
+    def of(cls, geometry: ConvolutionGeometry, size: Sequence[int], shape: Sequence[int]) -> ConvolutionSizes:
         """That of a convolution of images of ``size`` to ``shape``."""
         kernel, stride, dilation, pads = geometry.kernel, geometry.stride, geometry.dilation, geometry.pads
         parts = (size, shape[2:], kernel, stride, dilation, pads)
@@ -168,13 +168,13 @@ class Tiles(NamedTuple):
     filters: Int64[Tensor, " terms"]
 
     @classmethod
-    def of(cls, form: Form, rows: int, together: int, places: int) -> Tiles:
+    def of(cls, sizes: ConvolutionSizes, rows: int, together: int, places: int) -> Tiles:
         """Of ``places`` each, for bands of ``rows`` of as many blocks as are convolved together."""
-        kinds, kind = torch.unique(form.inside(), dim=0, return_inverse=True)
-        taps, area = form.taps(), form.padded(rows) * form.across
+        kinds, kind = torch.unique(sizes.inside(), dim=0, return_inverse=True)
+        taps, area = sizes.taps(), sizes.padded(rows) * sizes.across
         terms = [mask.nonzero().squeeze(1) for mask in kinds]
-        channels = torch.arange(form.size[0]).unsqueeze(1)
-        ends = torch.tensor([0, *(form.size[0] * len(some) for some in terms)]).cumsum(0).tolist()
+        channels = torch.arange(sizes.size[0]).unsqueeze(1)
+        ends = torch.tensor([0, *(sizes.size[0] * len(some) for some in terms)]).cumsum(0).tolist()
         found = cls(
             [0],
             [],
@@ -184,12 +184,12 @@ class Tiles(NamedTuple):
             torch.cat([(channels * area + taps[some]).flatten() for some in terms]),
             torch.cat([(channels * len(taps) + some).flatten() for some in terms]),
         )
-        starts, number = form.starts(rows), rows * form.spatial[1]
+        starts, number = sizes.starts(rows), rows * sizes.spatial[1]
         for band in kind.view(-1, number):
             for k in range(len(kinds)):
                 here = (band == k).nonzero().squeeze(1)
                 block = torch.arange(together).unsqueeze(1)
-                found._add((block * (form.size[0] * area) + starts[here]).flatten().tolist(), found.starts, places)
+                found._add((block * (sizes.size[0] * area) + starts[here]).flatten().tolist(), found.starts, places)
                 count = found._add((block * number + here).flatten().tolist(), found.ends, places)
                 found.begins.extend([ends[k]] * count)
                 found.stops.extend([ends[k + 1]] * count)
@@ -208,7 +208,7 @@ class Tiles(NamedTuple):
         return sum(self.stops) - sum(self.begins)
 
 
-class Layout(NamedTuple):
+class BandLayout(NamedTuple):
     """A convolution laid out for the loops.
 
     Attributes:
@@ -226,8 +226,8 @@ class Layout(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _layout(
-    form: Form, batch: int, outputs: int, step: int | None, dtype: torch.dtype, *, samples_last: bool
-) -> Layout:
+    sizes: ConvolutionSizes, batch: int, outputs: int, step: int | None, dtype: torch.dtype, *, samples_last: bool
+) -> BandLayout:
     """The layout of a convolution of so many samples to so many channels.
 
     A band has ``step`` rows, or a multiple, all of the same number; None is the whole image. Of the shapes of tiles it
@@ -237,27 +237,27 @@ def _layout(
     found = []
     for other, (many, places) in enumerate(vectors().SHAPES):
         width = -(-outputs // many) * many
-        rows, together = _at_a_time(form, len(split.firsts), width, step, split.lanes * dtype.itemsize)
-        tiles = Tiles.of(form, rows, together, places)
+        rows, together = _at_a_time(sizes, len(split.firsts), width, step, split.lanes * dtype.itemsize)
+        tiles = Tiles.of(sizes, rows, together, places)
         found.append((tiles.products * width * places, other, rows, together, width, tiles))
     _, other, rows, together, width, tiles = min(found, key=lambda one: one[0])
-    image = form.size[0] * form.padded(rows) * form.across
+    image = sizes.size[0] * sizes.padded(rows) * sizes.across
     lanes, many = split.lanes, vectors().SHAPES[other][0]
-    count = together * rows * form.spatial[1]
+    count = together * rows * sizes.spatial[1]
     bands = loops().Bands(
-        form.size,
-        math.prod(form.size) * (batch if samples_last else len(split.firsts) * lanes),
-        (split.firsts if samples_last else torch.arange(len(split.firsts)) * (math.prod(form.size) * lanes)).numpy(),
+        sizes.size,
+        math.prod(sizes.size) * (batch if samples_last else len(split.firsts) * lanes),
+        (split.firsts if samples_last else torch.arange(len(split.firsts)) * (math.prod(sizes.size) * lanes)).numpy(),
         batch if samples_last else lanes,
         split.skips.numpy(),
         together,
         rows,
-        form.stride[0],
-        form.pads[0][0],
-        form.pads[1][0],
-        form.padded(rows),
-        form.across,
-        form.spatial,
+        sizes.stride[0],
+        sizes.pads[0][0],
+        sizes.pads[1][0],
+        sizes.padded(rows),
+        sizes.across,
+        sizes.spatial,
         outputs,
         width,
         count,
@@ -270,15 +270,15 @@ def _layout(
         (tiles.taps * lanes).numpy(),
         (tiles.filters * many).numpy(),
     )
-    return Layout(bands, together * image * lanes, width * count * lanes, many)
+    return BandLayout(bands, together * image * lanes, width * count * lanes, many)
 
 
-def _at_a_time(form: Form, blocks: int, width: int, step: int | None, vector: int) -> tuple[int, int]:
+def _at_a_time(sizes: ConvolutionSizes, blocks: int, width: int, step: int | None, vector: int) -> tuple[int, int]:
     """Rows of a band and blocks that are convolved together, as far as the scratch goes; a vector's bytes are given."""
-    height, wide = form.spatial
+    height, wide = sizes.spatial
 
     def taken(rows: int) -> int:
-        return (form.size[0] * form.padded(rows) * form.across + width * rows * wide) * vector
+        return (sizes.size[0] * sizes.padded(rows) * sizes.across + width * rows * wide) * vector
 
     choices = [r for r in range(height, 0, -1) if step is not None and height % r == 0 and r % step == 0] or [height]
     rows = next((r for r in choices if taken(r) <= SCRATCH), choices[-1])
@@ -310,7 +310,7 @@ def _rows_at_a_time(tail: Tail | None) -> int | None:
 class _Stack(NamedTuple):
     """Differences that enter a convolution, as the loops take them."""
 
-    layout: Layout
+    layout: BandLayout
     split: Split
     weights: Float[Tensor, " numbers"]
     x: Float[Tensor, " numbers"]
@@ -329,9 +329,9 @@ class _Stack(NamedTuple):
         """All channels, in blocks, or one channel each, with samples last."""
         one, batch = isinstance(difference, Channel), shape[0]
         channels, height, width = difference.shape[1:]
-        form = Form.of(geometry, (1 if one else channels, height, width), shape)
+        sizes = ConvolutionSizes.of(geometry, (1 if one else channels, height, width), shape)
         step, dtype = _rows_at_a_time(tail) if one else 1, weight.base.dtype
-        layout = _layout(form, batch, shape[1], step, dtype, samples_last=one)
+        layout = _layout(sizes, batch, shape[1], step, dtype, samples_last=one)
         weights, split = _in_tiles(weight, layout.tile), Split.of(batch, dtype)
         corners = torch.zeros(difference.count, dtype=torch.int64)
         if isinstance(difference, Channel):
@@ -513,7 +513,7 @@ def slices_to_tail(
     outputs, inputs, *taps = (index.contiguous() for index in difference.positions())
     entries = [t * d * n for t, d, n in zip(taps, geometry.dilation, (across, 1), strict=True)]
     offsets = (inputs * (padded.shape[2] * across) + sum(entries)) * split.lanes
-    bands = _bands_of_slices(Form.of(geometry, x.base.shape[1:], shape), split, across, shape)
+    bands = _bands_of_slices(ConvolutionSizes.of(geometry, x.base.shape[1:], shape), split, across, shape)
     sums = torch.zeros(difference.count, 3, dtype=torch.float64)
     out = x.base.new_empty(difference.count, *(shape if tail.pooled is None else tail.pooled.base.shape)[2:], shape[0])
 
@@ -540,9 +540,9 @@ def slices_to_tail(
     return Channel(1, outputs, out.movedim(-1, 1), shape if tail.pooled is None else tail.pooled.base.shape)
 
 
-def _bands_of_slices(form: Form, split: Split, across: int, shape: torch.Size) -> Any:
+def _bands_of_slices(sizes: ConvolutionSizes, split: Split, across: int, shape: torch.Size) -> Any:
     """The loops' record for slices: whole images of one channel, samples last in what they write."""
-    starts, none = (form.starts(shape[2]) * split.lanes).numpy(), torch.arange(0).numpy()
+    starts, none = (sizes.starts(shape[2]) * split.lanes).numpy(), torch.arange(0).numpy()
     return loops().Bands(
         size=(1, 0, 0),
         image=0,
