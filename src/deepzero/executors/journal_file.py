@@ -352,17 +352,23 @@ def answers(db: sqlite3.Connection, form: int, path: Path) -> Iterator[Row]:
     Raises:
         sqlite3.DatabaseError: one is damaged, and named; or some are gone.
     """
-    least, found = AnswerCount.noted(path), 0
+    found = 0
     for key, loss, at, checksum in db.execute(READ[form]):
         found += 1
         if form == 1:
             yield Row(key, _of_first_format(key, loss), None)
         else:
             yield Row(key, checked(key, loss, at, checksum), at)
+    require_none_missing(path, found)
+
+
+def require_none_missing(path: Path, found: int) -> None:
+    """Raise :class:`sqlite3.DatabaseError` if more answers of a journal were on disk than are found."""
+    least = AnswerCount.noted(path)
     if found < least:
         raise sqlite3.DatabaseError(
-            f"{least - found} of its {least} answers are gone, because its log {path.name}{WAL_SUFFIX} is damaged or "
-            f"missing; to pay for these again, delete {path.name}{COUNT_SUFFIX}"
+            f"{least - found} of its {least} answers are gone, because it or its log {path.name}{WAL_SUFFIX} is "
+            f"damaged or missing; to pay for these again, delete {path.name}{COUNT_SUFFIX}"
         )
 
 

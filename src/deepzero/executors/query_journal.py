@@ -87,6 +87,7 @@ class QueryJournal:
     def _inspect(self, problem: str | None) -> None:
         """Read an existing file through, every row of it, without changing it."""
         if not self.path.exists() or not (self.path.stat().st_size or journal_file.log_size(self.path)):
+            journal_file.require_none_missing(self.path, 0)
             return
         with journal_file.reading(self.path) as (db, form):
             if form != journal_file.CURRENT:
