@@ -142,6 +142,12 @@ def test_a_request_that_begins_after_the_signal_hears_of_it(caplog: pytest.LogCa
         assert within.reason == "the time limit of 1e-09 s"
 
 
+def test_outside_of_its_block_a_request_notes_nothing() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    StopRequest().begin()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_threads_do_not_hear_of_the_requests_of_others() -> None:
     with StopRequest(max_seconds=1e-9), ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: StopRequest().__enter__().reason).result() is None

@@ -36,14 +36,17 @@ class StopRequest:
         once: True if a second signal acts as usual. torchrun sends signals of its own after those of a terminal, so
             there the second one is noted like the first.
         waits: True if signals act as usual until :meth:`begin`, because there is nothing to save yet.
+        work: that is finished after a signal, in a word.
 
     Raises:
         InvalidInputError: the time limit is not above 0.
     """
 
-    def __init__(self, *, max_seconds: float | None = None, once: bool = True, waits: bool = False) -> None:
+    def __init__(
+        self, *, max_seconds: float | None = None, once: bool = True, waits: bool = False, work: str = "step"
+    ) -> None:
         self.max_seconds = None if max_seconds is None else positive("max_seconds", max_seconds, hint="3600")
-        self._once = once
+        self._once, self._work = once, work
         self._waits = waits
         self._received: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
@@ -69,8 +72,9 @@ class StopRequest:
         return self
 
     def begin(self) -> None:
-        """Note signals from here on; of no effect if they are noted already."""
-        if not self._previous and self._received is None and threading.current_thread() is threading.main_thread():
+        """Note signals from here to the end of the block; of no effect outside of it, or if they are noted already."""
+        fresh = self._token is not None and not self._previous and self._received is None
+        if fresh and threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, _note) for number in STOP_SIGNALS}
             _noting.append(self)
 
@@ -113,10 +117,10 @@ class StopRequest:
 
 def _note(number: int, _frame: FrameType | None) -> None:
     """Note a signal in every open request, from the inside out: those around the innermost have work to end, too."""
-    sent, outermost = signal.Signals(number), _noting[0]
+    sent, outermost, work = signal.Signals(number), _noting[0], _noting[-1]._work
     first = [request._receive(sent.name) for request in reversed(_noting)][-1]
     if first:
-        log.warning("%s: finishing this step, then saving%s", sent.name, AGAIN[sent] if outermost._once else "")
+        log.warning("%s: finishing this %s, then saving%s", sent.name, work, AGAIN[sent] if outermost._once else "")
 
 
 class SharedStop:
