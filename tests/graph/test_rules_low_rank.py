@@ -15,6 +15,7 @@ from rule_cases import apply
 from torch import Tensor, nn
 
 import deepzero as dz
+from deepzero.graph.cpu.perceptron_kernels import RowsOfSums
 from deepzero.graph.differences import BaseRows, Channel, Dense, Difference, LowRank, RankOne, Segment
 from deepzero.graph.propagate import loss_differences
 from deepzero.objective import NetworkObjective
@@ -184,13 +185,18 @@ def test_what_is_of_low_rank_in_a_transformer_block(parameter: str, monkeypatch:
     program = evaluator.program(objective, (x, y))
     values = evaluator.base_values(program, objective, (x, y), 0)
     seen: list[int] = []
-    plain = LowRank.dense
+    plain, by_blocks = LowRank.dense, RowsOfSums.of
 
     def counted(difference: LowRank) -> Tensor:
         seen.append(difference.shape[-1])
         return plain(difference)
 
+    def counted_in_blocks(difference: LowRank) -> RowsOfSums:
+        seen.append(difference.shape[-1])
+        return by_blocks(difference)
+
     monkeypatch.setattr(LowRank, "dense", counted)
+    monkeypatch.setattr(RowsOfSums, "of", counted_in_blocks)
     indices = torch.tensor([0, 5, 37])
     found = loss_differences(program.cones[parameter], values, program.graph.output, indices, 0.1)
     widths = {"output": 16, "layer_norm": 16, "up": 32, "head": 5}
