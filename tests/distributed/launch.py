@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 TRAIN = ["-m", "deepzero", "train", "digits", "--epochs", "1", "--limit", "320", "--checkpoint-steps", "1"]
 LIMIT = 150.0
 """Seconds after which a launch has failed, on the busiest machine."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.errors import GraphError
+from deepzero.graph.between_sizes import equal_tensors, graph_between, same_constants, sizes_of
 from deepzero.graph.capture import Graph, Node, capture
 from deepzero.graph.fingerprint import Picture, changes, picture
 from deepzero.graph.footprint import Footprint
@@ -27,6 +30,8 @@ EQUAL = 2
 """Captures without a change after which an attribute is taken to play no part in the program."""
 MANY = 32
 """Samples from which on rules take the same kernels for any number: below a few vectors' lanes, some compose."""
+KEPT_BYTES = 256 << 20
+"""Bytes of tensors that the models make themselves, such as masks, in the programs that are kept beside the newest."""
 RESTLESS = 4
 """Captures in consecutive steps after which a program is said to change at every step."""
 
@@ -43,6 +48,8 @@ class PreparedProgram:
         check: the check of its rules, once made.
         footprint: of queries along coordinates, once read off.
         joint_footprint: of queries along random directions, once read off.
+        concluded: whether its graph is one between two others', not an export; it is taken up only if its loss is the
+            live one's at several points.
     """
 
     program: Program
@@ -52,6 +59,7 @@ class PreparedProgram:
     check: Check | None = None
     footprint: Footprint | None = None
     joint_footprint: Footprint | None = None
+    concluded: bool = False
 
     def agrees(self, found: Tensor, live: Tensor, unit: float) -> bool:
         """True if the graph's loss is the live program's, but for the rounding that was seen when it was made."""
@@ -81,15 +89,34 @@ class Library:
     _restless: int = 0
 
     def get(
-        self, objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws, *, strict: bool
+        self,
+        objective: NetworkObjective,
+        batch: tuple[Any, ...],
+        draws: Draws,
+        *,
+        strict: bool,
+        holds: Callable[[PreparedProgram], bool],
     ) -> tuple[PreparedProgram, bool]:
-        """The program for a batch as things stand; True if it was made just now."""
+        """The program for a batch as things stand; True if it was made just now.
+
+        Args:
+            objective: whose program.
+            batch: its arguments.
+            draws: the step's random numbers.
+            strict: a parameter that differences cannot follow is an error.
+            holds: whether a program that was concluded from others is the live one; if not, it is captured.
+        """
         shapes, seen = shape_key(batch), picture(objective)
         key = shapes, self._key(seen)
         if key in self.entries:
             self.entries.move_to_end(key)
             self._last = shapes, seen, self.entries[key]
             return self.entries[key], False
+        concluded = self._concluded(parameters_of(objective), key, strict=strict)
+        if concluded is not None and holds(concluded):
+            self._keep(key, concluded)
+            self._last = shapes, seen, concluded
+            return concluded, True
         entry, new = self._made(objective, batch, draws, strict=strict, shapes=shapes, seen=seen)
         self._keep((shapes, self._key(seen)), entry)
         return entry, new
@@ -161,6 +188,30 @@ class Library:
         self._last = shapes, seen, entry
         return entry, True
 
+    def _concluded(
+        self, parameters: Mapping[str, Tensor], key: tuple[Hashable, int], *, strict: bool
+    ) -> PreparedProgram | None:
+        """The program between the smallest and the largest size that was exported; both stay longer for it."""
+        exported = [(k, entry) for k, entry in self.entries.items() if k[1] == key[1] and not entry.concluded]
+        brackets = [
+            (sizes.high - sizes.low, sizes, low, high)
+            for low, high in itertools.permutations(exported, 2)
+            if (sizes := sizes_of(low[0][0], high[0][0], key[0])) is not None
+        ]
+        if not brackets:
+            return None
+        _, sizes, (low_key, low), (high_key, high) = max(brackets, key=itemgetter(0))
+        graph = graph_between(low.program.graph, high.program.graph, sizes)
+        if graph is None:
+            return None
+        self.entries.move_to_end(low_key)
+        self.entries.move_to_end(high_key)
+        entry = PreparedProgram(compile_program(graph, parameters, strict=strict), graph.digest(), concluded=True)
+        entry.apart = max(low.apart, high.apart)
+        same = entry.program.recomputed.keys() == low.program.recomputed.keys()
+        entry.check = low.check if same and sizes.low >= MANY else None
+        return entry
+
     def _check_of_other_batch(self, program: Program, shapes: Hashable) -> Check | None:
         """The check of a program whose graph differs in the number of samples alone: its rules are these."""
         for (other_shapes, _), other in reversed(self.entries.items()):
@@ -175,10 +226,19 @@ class Library:
         return hash(tuple((key, value) for key, value in seen.items() if key not in ignored))
 
     def _keep(self, key: tuple[Hashable, int], entry: PreparedProgram) -> None:
+        """Keep a program, with one copy of what it shares with others; the ones used least recently go."""
+        for other in self.entries.values():
+            share_constants(entry.program.graph, other.program.graph)
         self.entries[key] = entry
         self.entries.move_to_end(key)
-        while len(self.entries) > KEPT:
+        while len(self.entries) > 1 and (len(self.entries) > KEPT or self._bytes_beside(entry) > KEPT_BYTES):
             self.entries.popitem(last=False)
+
+    def _bytes_beside(self, newest: PreparedProgram) -> int:
+        """Bytes of the models' own tensors in all programs but one, each once."""
+        own = {id(tensor) for tensor in newest.program.graph.constants.values()}
+        held = {id(t): t.nbytes for entry in self.entries.values() for t in entry.program.graph.constants.values()}
+        return sum(size for tensor, size in held.items() if tensor not in own)
 
 
 def both_large(first: Any, second: Any) -> bool:
@@ -215,9 +275,16 @@ def alike(first: Graph, second: Graph) -> bool:
             for a, b in zip(first.nodes, second.nodes, strict=True)
         )
         and same(first.output, second.output)
-        and first.constants.keys() == second.constants.keys()
-        and all(torch.equal(value, second.constants[name]) for name, value in first.constants.items())
+        and same_constants(first, second)
     )
+
+
+def share_constants(graph: Graph, other: Graph) -> None:
+    """Take another graph's tensors where they are equal to the graph's own."""
+    for name, value in graph.constants.items():
+        twin = other.constants.get(name)
+        if twin is not None and equal_tensors(value, twin):
+            graph.constants[name] = twin
 
 
 def shape_key(batch: tuple[Any, ...]) -> Hashable:

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from deepzero.graph.cpu.compilation import borrowing, part
 from deepzero.graph.cpu.vectors import (
     OUTPUTS,
@@ -41,6 +43,8 @@ from deepzero.graph.cpu.vectors import (
 
 PARTIAL = 256
 """Vectors that are added up in the data's dtype before their sum goes to float64."""
+FIRST, NOWHERE = np.int64(0), np.int64(-1)
+"""Constants that numba takes as any number: it would compile a part anew for each plain one."""
 
 
 class Bands(NamedTuple):
@@ -269,9 +273,8 @@ def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, o
                         start, row = (o * bands.starts.size + g * places) * step, (block + g) * outputs + o
                         base, to = (row * whole + band * places) * step, p * count * outputs + row
                         if tail.slope.size:
-                            tail_row(
-                                buffer, start, tail, row, band, bands, p, o, buffer, -1, out, to * behind * step, step
-                            )
+                            place = to * behind * step
+                            tail_row(buffer, start, tail, row, band, bands, p, o, buffer, NOWHERE, out, place, step)
                         else:
                             if sums.size:
                                 skip = bands.skips[block + g]
@@ -294,12 +297,11 @@ def follow(data, count, bands, tail, extra, rows, out):
     for block in range(blocks):
         for o in range(outputs):
             for p in range(count):
-                row, more = (p * blocks + block) * outputs + o, rows[p, o]
+                start, more = (p * blocks + block) * outputs + o, rows[p, o]
+                place, start, row = start * behind, start * whole, block * outputs + o
                 if more >= 0:
                     more += block * rows[p, outputs]
-                tail_row(
-                    data, row * whole, tail, block * outputs + o, 0, bands, p, o, extra, more, out, row * behind, step
-                )
+                tail_row(data, start, tail, row, FIRST, bands, p, o, extra, more, out, place, step)
 
 
 @borrowing
@@ -315,6 +317,6 @@ def slices(padded, apart, offsets, values, channels, bands, buffer, sums, tail, 
             row = block * bands.outputs + channels[p]
             if tail.slope.size:
                 place = p * behind * batch + bands.origins[block]
-                tail_row(buffer, 0, tail, row, 0, bands, p, 0, buffer, -1, out, place, batch)
+                tail_row(buffer, FIRST, tail, row, FIRST, bands, p, FIRST, buffer, NOWHERE, out, place, batch)
             else:
-                add_sums(buffer, 0, tail.centred, row * places * step, places, bands.skips[block], sums, p * 3)
+                add_sums(buffer, FIRST, tail.centred, row * places * step, places, bands.skips[block], sums, p * 3)
