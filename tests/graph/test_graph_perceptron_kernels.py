@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import deepzero as dz
 from deepzero.graph import kernels
 from deepzero.graph.calls import Value
-from deepzero.graph.cpu import cpu_kernels, perceptron_kernels
+from deepzero.graph.cpu import cpu_kernels, perceptron_kernels, row_blocks
 from deepzero.graph.differences import BaseRows, Channel, Dense, Difference, LowRank
 from deepzero.graph.rules import formulas
 
@@ -64,7 +64,7 @@ def exact(name: str, z: Tensor, difference: Difference, inner: Tensor | None, ou
 def test_is_what_the_parts_give(
     monkeypatch: pytest.MonkeyPatch, name: str, kind: str, block: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(perceptron_kernels, "BLOCK", block)
+    monkeypatch.setattr(row_blocks, "BLOCK", block)
     z, outer = normal(*SHAPE, seed=5, dtype=dtype), normal(OUTPUTS, HIDDEN, seed=6, dtype=dtype)
     for scale in (1e-5, 0.3, 5.0):
         difference = drawn(kind, dtype, scale)
@@ -140,7 +140,7 @@ def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> Non
     labels = torch.arange(24) % 5
     options = {"step_size": 0.1, "sparsity": some_coordinates(model, most=9)}
     expected = estimate(model, F.cross_entropy, symbols, labels, dz.SequentialEvaluator(), **options)
-    monkeypatch.setattr(perceptron_kernels, "BLOCK", block)
+    monkeypatch.setattr(row_blocks, "BLOCK", block)
     taken: list[str] = []
     kernel = perceptron_kernels.perceptron
 

@@ -232,6 +232,12 @@ class Kernels(Protocol):
         """
         ...
 
+    def label_losses_of_sums(
+        self, difference: LowRank, chances: Value, logarithms: Value, labels: Int64[Tensor, " r"]
+    ) -> Float[Tensor, "p r"] | None:
+        """The same for logits ``[r, classes]`` that differ by rows of low rank."""
+        ...
+
     def behind_kink(
         self, directions: Float[Tensor, " g #m n"], base: Float[Tensor, "m n"], negative_slope: float
     ) -> tuple[Float[Tensor, "g m n"], Float[Tensor, "2 g m"]] | None:
@@ -308,6 +314,9 @@ class NoKernels:
         """None."""
 
     def label_losses(self, *_: Any) -> None:
+        """None."""
+
+    def label_losses_of_sums(self, *_: Any) -> None:
         """None."""
 
     def behind_kink(self, *_: Any) -> None:

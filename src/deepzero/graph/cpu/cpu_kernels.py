@@ -44,6 +44,7 @@ rectified_rows = rank_one_kernels.rectified_rows
 normalize = row_kernels.normalize
 softmax = row_kernels.softmax
 label_losses = row_kernels.label_losses
+label_losses_of_sums = row_kernels.label_losses_of_sums
 
 
 @cache
