@@ -475,6 +475,44 @@ def test_a_gradient_that_is_not_finite_is_divergence_before_the_step_is_taken(
     assert torch.equal(made.model[0].weight, start)
 
 
+@pytest.mark.parametrize("step_size", [None, 5e-3])
+def test_weights_that_outgrow_their_steps_are_divergence(tmp_path: Path, step_size: float | None) -> None:
+    """Not a step size that was chosen badly: it was right for the weights at the beginning."""
+
+    def of_steps(model: nn.Module) -> Estimator:
+        return dz.CGE(model, loss=F.cross_entropy, step_size=step_size, evaluator=dz.SequentialEvaluator())
+
+    def far(model: nn.Module) -> Any:
+        return torch.optim.SGD(model.parameters(), lr=1e27)
+
+    made = trainer(tmp_path, source=of_steps, optimizer=far, checkpoint_steps=1)
+    with pytest.raises(NonFiniteLossError, match=r"(?s)step \d .*step-0000000.*lower learning rate"):
+        fit(made)
+
+
+def test_bad_input_in_the_middle_of_a_run_is_no_divergence(tmp_path: Path) -> None:
+    class Second(Batches):
+        def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+            x, y = super().batch(epoch, index)
+            return (x, y) if index == 0 else (x, y.double() if index == 1 else y)
+
+    def refusing(output: Tensor, y: Tensor) -> Tensor:
+        if y.dtype == torch.float64:
+            raise InvalidInputError("labels must be integers")
+        return F.cross_entropy(output, y)
+
+    made = trainer(tmp_path, source=lambda model: Autograd(model, loss=refusing), batches=Second())
+    with pytest.raises(InvalidInputError, match="labels must be integers"):
+        fit(made)
+
+
+def test_a_loss_of_the_test_data_that_is_not_finite_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = trainer(tmp_path, epochs=1)
+    made.test = lambda model: {"loss": math.inf, "accuracy": 0.5}
+    assert fit(made, epochs=1).summary["test_loss"] is None
+    assert "test_loss is inf with the selected weights, and stands as null in the summary" in caplog.messages
+
+
 def test_a_number_that_weights_are_selected_by_and_that_cannot_be_compared_is_divergence(tmp_path: Path) -> None:
     """Weights that are the best by NaN would be the result, whatever came later."""
     made = trainer(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import sys
 import time
@@ -55,6 +56,8 @@ from deepzero.training.run_result import Result, write_result
 from deepzero.training.shared_run import SharedRun
 from deepzero.training.stop_request import SharedStop, StopRequest
 from deepzero.training.trainer_arguments import check, described, described_model
+
+log = logging.getLogger("deepzero")
 
 BUDGET = "the budget of"
 
@@ -230,7 +233,7 @@ class Trainer:
         self._written: JsonLines | None = None
         self._sinks: list[Sink] = []
         self._latest: dict[str, Tensor] | None = None
-        self._unbounded = divergence.unbounded_buffers(model)
+        self._unbounded, self._at_start = divergence.unbounded_buffers(model), 1.0
         self._saved = float("-inf")
 
     def fit(
@@ -271,6 +274,7 @@ class Trainer:
                 self.keep.load_state_dict(self._run.weights())
                 return Result(self.model, self.folder, self._run.summary)
             self._open_sinks(stack)
+            self._at_start = divergence.largest_weight(self.model)
             stopped = self._train(SharedStop(stop, self.team))
             if stopped is not None:
                 return Result(self.model, self.folder, None, stopped)
@@ -388,6 +392,9 @@ class Trainer:
             loss = float(self.source.backward(*batch))
         except NonFiniteLossError as error:
             raise self.diverged(str(error)) from error
+        except InvalidInputError as error:
+            self._require(divergence.in_growth(self.model, self._at_start, error))
+            raise
         self._require(divergence.in_loss(loss))
         return loss
 
@@ -634,6 +641,8 @@ class Trainer:
         test = {} if self.test is None else {f"test_{k}": v for k, v in self._scores(self.test).items()}
         if test:
             self._write("test", **test)
+        for name in (name for name, value in test.items() if not math.isfinite(value)):
+            log.warning("%s is %s with the selected weights, and stands as null in the summary", name, test[name])
         found = {
             **self.facts,
             **test,
