@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 
 from deepzero.errors import DataNotFoundError, InvalidInputError, RunFolderError
+from deepzero.folder_lock import FileLock
 from deepzero.models import UNetDenoiser
 from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense import METHODS, CertifyConfig, DefenseConfig, DenoiserConfig, StageConfig, certify, defend
@@ -227,8 +227,10 @@ def test_a_stage_that_another_process_works_on_is_waited_for(tmp_path: Path) -> 
     """The run waits, and can be stopped while it does."""
     stages = tmp_path / "stages"
     stages.mkdir()
-    with FileLock(stages / ".classifier.lock"):
-        found = defend(tiny("smoothing"), out=tmp_path / "run", stages=stages, max_seconds=0.2)
+    lock = FileLock(stages / ".classifier.lock")
+    assert lock.acquire()
+    found = defend(tiny("smoothing"), out=tmp_path / "run", stages=stages, max_seconds=0.2)
+    lock.release()
     assert found.summary is None
     assert "time limit" in str(found.stopped)
     assert not (stages / "classifier").exists()

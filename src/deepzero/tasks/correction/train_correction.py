@@ -76,13 +76,14 @@ def correct(
     record = {"correction": asdict(config)}
     flow = WakeFlow(config.flow.resolution, tolerance=config.flow.tolerance)
     run = existing_run(path, config=record, resume=resume) or new_run(path, config=record)
-    if (summary := run.read_summary()) is not None:
-        return StagedRun(path, summary)
-    with StopRequest(max_seconds=max_seconds) as stop:
+    with run, StopRequest(max_seconds=max_seconds) as stop:
+        if (summary := run.read_summary()) is not None:
+            return StagedRun(path, summary)
 
         def work() -> dict[str, Any]:
             with counting(console, "reference simulations, step") as progress:
                 frames = reference(config.flow, data_dir=data_dir, stop=stop, progress=progress)
+            run.keep_input("the reference simulations", frames.to_bytes())
             return _Correction(config, flow, frames, run, stop, console).result()
 
         return concluded(run, work)
@@ -190,6 +191,7 @@ class _Correction:
             epochs=parts,
             loggers=[kept],
         ).train(self.stop, self.console)
+        self.run.keep_input("the trained network", safetensors.torch.save(snapshot(network)))
         ended = json_object(self.run.path / TRAINING / "summary.json")
         if ended["steps"] not in [point["step"] for point in self.points()]:  # the budget was spent before
             kept.write({"kind": "epoch", "step": ended["steps"], **ended})
@@ -235,15 +237,16 @@ class _Correction:
 
     def ratios(self, network: FlowCorrector) -> tuple[dict[str, float], int]:
         """Part of each weight that a step of ``zo-sol`` takes, and the solver calls to find it; made once, kept."""
-        path = self.run.path / RATIOS_FILE
         if self.config.method not in names.WEIGHTS:
             return {}, 0
-        if not path.exists():
+        kept = self.run.read(RATIOS_FILE)
+        if kept is None:
             starts = Flows(self.reference.training[:, 0], self.reference.training_reynolds)
             following = self.reference.training[:, 1 : 1 + self.config.unroll]
             keep, calls = layer_shares(self.config, network, self.flow, self.reference.scales, (starts, following))
-            replace_file(path, to_json({"keep": keep, "solver_calls": calls}))
-        kept = json_object(path)
+            kept = {"keep": keep, "solver_calls": calls}
+            self.run.write(RATIOS_FILE, kept)
+        self.run.keep_input(RATIOS_FILE, kept)
         return kept["keep"], kept["solver_calls"]
 
     # Evaluation -------------------------------------------------------------------------------------------------------
