@@ -181,7 +181,7 @@ class FileLock:
             os.write(self._descriptor, json.dumps(holder).encode())
 
     def _read(self) -> dict[str, Any] | None:
-        """What the holder has written; None if that cannot be read."""
+        """The words of the holder; None if that cannot be read."""
         try:
             with self.path.open("rb") as file:
                 found = json.loads(file.read(LARGEST))

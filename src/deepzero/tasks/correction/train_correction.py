@@ -35,10 +35,12 @@ from deepzero.tasks.task_config import StageConfig
 from deepzero.training import RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.progress import counting
-from deepzero.training.run_folder import RATIOS_FILE, writing
+from deepzero.training.run_folder import RATIOS_FILE, checksum, writing
 
 TRAINING = "training"
 SNAPSHOTS = "snapshots"
+CHECKSUM = "weights_sha256"
+"""Key of a snapshot's checksum in its record."""
 CHECKS = 8
 """Batches that the checks of a first step may take."""
 PARTS = 4
@@ -254,7 +256,7 @@ class _Correction:
     def evaluate(self, network: FlowCorrector | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Test flows with the network, with those of earlier points, and without any: curve, and errors at its end."""
         points = [] if network is None else self.points()
-        networks = [self.network_at(point["step"]) for point in points]
+        networks = [self.network_at(point) for point in points]
         shown = len(self.config.flow.test) // 2
         with counting(self.console, "test flows, step") as progress:
             rollouts = roll_out([*networks, None], self.flow, self.reference, shown=shown, progress=progress)
@@ -276,9 +278,13 @@ class _Correction:
         """Records of the snapshots, in the order of their steps."""
         return [json_object(path) for path in sorted(self.snapshots.glob("*.json"))]
 
-    def network_at(self, step: int) -> FlowCorrector:
-        """The network as it was at an earlier step."""
-        return _network_of(self.config, safetensors.torch.load_file(_snapshot_path(self.snapshots, step)))
+    def network_at(self, point: Mapping[str, Any]) -> FlowCorrector:
+        """The network as it was at an earlier step, by the record of its snapshot."""
+        path = _snapshot_path(self.snapshots, point["step"])
+        weights = path.read_bytes()
+        if point.get(CHECKSUM, checksum(weights)) != checksum(weights):
+            raise RunFolderError(f"{path} has changed since it was written; start the run again with another --out")
+        return _network_of(self.config, safetensors.torch.load(weights))
 
 
 @dataclass(frozen=True)
@@ -295,10 +301,10 @@ class _Snapshots:
             return
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
-            replace_file(_snapshot_path(self.folder, record["step"]), safetensors.torch.save(snapshot(self.network)))
-            replace_file(
-                self.folder / f"{record['step']:08d}.json", to_json({**record, "skipped": self.method.skipped})
-            )
+            weights = safetensors.torch.save(snapshot(self.network))
+            replace_file(_snapshot_path(self.folder, record["step"]), weights)
+            point = {**record, "skipped": self.method.skipped, CHECKSUM: checksum(weights)}
+            replace_file(self.folder / f"{record['step']:08d}.json", to_json(point))
 
     def close(self) -> None:
         """Nothing is open."""
