@@ -153,20 +153,24 @@ def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_undisturb
     """The first one is frozen while the others are started, so that all of them are sure to meet it."""
     metrics, environment = tmp_path / "run" / "metrics.jsonl", {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "deepzero", "train", *TINY, "--epochs", "40", "--out", "run"]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    wait_for(metrics, 3, first)
-    first.send_signal(signal.SIGSTOP)
-    before = {path.name for path in (tmp_path / "run").iterdir()}
-    assert "summary.json" not in before
     resumed = [*command[:4], "--resume", "--out", "run"]
-    for words in (command, resumed):
-        second = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-        assert second.returncode != 0
-        assert second.stderr.startswith(f"error: run is in use by process {first.pid} on {socket.gethostname()} since ")
-        assert second.stderr.rstrip().endswith("or choose another --out")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == before
-    first.send_signal(signal.SIGCONT)
-    assert first.communicate(timeout=120)[1] == ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as first:
+        try:
+            wait_for(metrics, 3, first)
+            first.send_signal(signal.SIGSTOP)
+            before = {path.name for path in (tmp_path / "run").iterdir()}
+            assert "summary.json" not in before
+            holder = f"error: run is in use by process {first.pid} on {socket.gethostname()} since "
+            for words in (command, resumed):
+                second = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+                assert second.returncode != 0
+                assert second.stderr.startswith(holder)
+                assert second.stderr.rstrip().endswith("or choose another --out")
+            assert {path.name for path in (tmp_path / "run").iterdir()} == before
+            first.send_signal(signal.SIGCONT)
+            assert first.communicate(timeout=120)[1] == ""
+        finally:
+            first.kill()
     assert main([*command[3:-1], "alone"]) == 0
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "alone")]
     assert weights[0] == weights[1]
