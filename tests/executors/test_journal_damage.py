@@ -105,19 +105,6 @@ def test_the_row_that_says_which_problem_it_is_has_a_checksum_too(whole: bytes, 
         dz.QueryJournal(path, problem="q")
 
 
-def test_a_journal_without_checksums_is_refused_and_left_as_it_is(path: Path) -> None:
-    """The format of version 0.1."""
-    with sqlite3.connect(path) as db:
-        db.execute(f"PRAGMA application_id={0x647A6A31}")
-        db.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, loss REAL) WITHOUT ROWID")
-        db.execute("INSERT INTO answers VALUES ('a', 1.0)")
-    db.close()
-    before = path.read_bytes()
-    with pytest.raises(JournalError, match=r"no checksums.*end its run with that version, or name another file"):
-        dz.QueryJournal(path)
-    assert path.read_bytes() == before
-
-
 @pytest.mark.parametrize("name", [":memory:", "file:queries", "file::memory:?cache=shared", ""])
 def test_names_that_keep_nothing_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
