@@ -10,6 +10,7 @@ import csv
 import io
 import sqlite3
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ WAL_SUFFIX = "-wal"
 INDEX_SUFFIX = "-shm"
 """Of the log's index, which readers of a log leave behind."""
 OLD_SUFFIX = ".before-upgrade"
+COUNT_SUFFIX = "-count"
+COUNT = struct.Struct("<Q8s")
 
 
 class Row(NamedTuple):
@@ -54,6 +57,70 @@ class Row(NamedTuple):
     key: str
     answer: rows.Answer | None
     at: float | None
+
+
+class AnswerCount:
+    """The number of answers that are on disk, in a file beside a journal that is open or whose process was killed.
+
+    SQLite takes the first damaged page of its log for the log's end, and drops what lies behind without a word. The
+    number tells that answers are gone. It is written after every commit, so it is never above what is on disk; after a
+    power cut it may be below.
+
+    Args:
+        path: the journal.
+        number: of its answers.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     count = AnswerCount(Path(folder, "queries.sqlite"), 3)
+        ...     count.add(2)
+        ...     least = AnswerCount.noted(Path(folder, "queries.sqlite"))
+        ...     count.remove()
+        ...     least, AnswerCount.noted(Path(folder, "queries.sqlite"))
+        (5, 0)
+    """
+
+    def __init__(self, path: Path, number: int) -> None:
+        self._path = self.beside(path)
+        self._number = number
+        self._file = self._path.open("r+b" if self._path.exists() else "x+b", buffering=0)
+        self.add(0)
+
+    @staticmethod
+    def beside(path: Path) -> Path:
+        """The file for a journal."""
+        return path.with_name(path.name + COUNT_SUFFIX)
+
+    @classmethod
+    def noted(cls, path: Path) -> int:
+        """The number that is noted for a journal; 0 where none is.
+
+        Raises:
+            sqlite3.DatabaseError: the file that says it is damaged.
+        """
+        file = cls.beside(path)
+        data = file.read_bytes()[: COUNT.size + 1] if file.exists() else b""
+        if not data:
+            return 0  # none, or its process was killed before the first was written
+        number, digest = COUNT.unpack(data) if len(data) == COUNT.size else (0, b"")
+        if digest != rows.checksum("count", number):
+            raise sqlite3.DatabaseError(
+                f"{file.name}, the number of its answers; delete it if the journal is as it was"
+            )
+        return int(number)
+
+    def add(self, more: int) -> None:
+        """Note some more answers, in one write."""
+        self._number += more
+        self._file.seek(0)
+        self._file.write(COUNT.pack(self._number, rows.checksum("count", self._number)))
+
+    def remove(self) -> None:
+        """Take the number away, once, from a journal whose log is merged into it."""
+        if not self._file.closed:
+            self._file.close()
+            self._path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -105,7 +172,7 @@ def summary(path: Path) -> JournalSummary:
     first: Row | None = None
     last: Row | None = None
     with explained(path), reading(path) as (db, form):
-        for row in answers(db, form):
+        for row in answers(db, form, path):
             counts[_kind(row.answer)] += 1
             if row.at is not None:
                 first = row if first is None or row.at < (first.at or 0.0) else first
@@ -134,7 +201,7 @@ def write_csv(path: Path, out: Path) -> int:
     if out.resolve() == path.resolve():
         raise InvalidInputError(f"{out} is the journal itself; name another file, such as {path.with_suffix('.csv')}")
     with explained(path), reading(path) as (db, form):
-        found = sorted(answers(db, form), key=lambda row: (row.at or 0.0, row.key))
+        found = sorted(answers(db, form, path), key=lambda row: (row.at or 0.0, row.key))
     table = io.StringIO()
     lines = csv.writer(table)
     lines.writerow(["key", "recorded", "kind", "shape", "answer"])
@@ -181,7 +248,7 @@ def upgrade(path: Path) -> Path:
         raise InvalidInputError(f"{old} is there already; move it away, the old journal is to be kept under this name")
     with explained(path):
         with reading(path) as (db, form):
-            found, problem = list(answers(db, form)), problem_in(db, form)
+            found, problem = list(answers(db, form, path)), problem_in(db, form)
         if form == CURRENT:
             raise JournalError(f"the journal {path} is of the present format already; nothing was changed")
         with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as db:
@@ -271,17 +338,24 @@ def log_size(path: Path) -> int:
     return log.stat().st_size if log.exists() else 0
 
 
-def answers(db: sqlite3.Connection, form: int) -> Iterator[Row]:
-    """The rows, each of which is checked.
+def answers(db: sqlite3.Connection, form: int, path: Path) -> Iterator[Row]:
+    """The rows, each of which is checked, and in the end that none is missing.
 
     Raises:
-        sqlite3.DatabaseError: one is damaged; it is named.
+        sqlite3.DatabaseError: one is damaged, and named; or some are gone.
     """
+    least, found = AnswerCount.noted(path), 0
     for key, loss, at, checksum in db.execute(READ[form]):
+        found += 1
         if form == 1:
             yield Row(key, _of_first_format(key, loss), None)
         else:
             yield Row(key, checked(key, loss, at, checksum), at)
+    if found < least:
+        raise sqlite3.DatabaseError(
+            f"{least - found} of its {least} answers are gone, because its log {path.name}{WAL_SUFFIX} is damaged or "
+            f"missing; to pay for these again, delete {path.name}{COUNT_SUFFIX}"
+        )
 
 
 def _of_first_format(key: object, loss: object) -> float | None:
@@ -319,7 +393,7 @@ def explained(path: Path) -> Iterator[None]:
     """SQLite's errors as what to do about them."""
     try:
         yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's message may quote a damaged name
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # SQLite's message may quote a damaged name
         raise JournalError(_advice(path, error)) from error
 
 
@@ -329,7 +403,8 @@ def _advice(path: Path, error: Exception) -> str:
         return f"the journal {path} is in use by another process; wait for it to end, or name another file"
     if isinstance(error, sqlite3.ProgrammingError):
         return f"the journal {path} was closed ({text}); open it again with dz.QueryJournal({str(path)!r})"
-    if isinstance(error, sqlite3.OperationalError) and "no such" not in text and "malformed" not in text:
+    unusable = isinstance(error, (sqlite3.OperationalError, OSError))
+    if unusable and "no such" not in text and "malformed" not in text:
         return (
             f"the journal {path} cannot be used ({text}); every answer recorded so far is kept: "
             "see to the disk (space, permissions), then start the script again"

@@ -76,6 +76,7 @@ class QueryJournal:
             self._db.text_factory = journal_file.readable
             try:
                 self._prepare()
+                self._count = journal_file.AnswerCount(self.path, self._rows())
                 self.problem = journal_file.problem_in(self._db)
                 if problem is not None:
                     self._require(problem)
@@ -93,7 +94,7 @@ class QueryJournal:
                     f"the journal {self.path} was written by an earlier version of deepzero, and was left as it is; "
                     f"type deepzero journal {shlex.quote(str(self.path))} --upgrade, which keeps the old file, too"
                 )
-            for _ in journal_file.answers(db, form):
+            for _ in journal_file.answers(db, form, self.path):
                 pass
             self.problem = journal_file.problem_in(db)
             if problem is not None and self.problem is not None:
@@ -157,8 +158,11 @@ class QueryJournal:
         packed = [(key, loss, at, rows.checksum(key, loss, at)) for key, loss in rows.packed(answers)]
         if not packed:
             return
-        with self._used(), self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", packed)
+        with self._used():
+            more = len(packed) - len(self.lookup(row[0] for row in packed))
+            with self._transaction():
+                self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", packed)
+            self._count.add(more)
 
     @contextmanager
     def _used(self) -> Iterator[None]:
@@ -185,13 +189,18 @@ class QueryJournal:
 
     def __len__(self) -> int:
         with self._used():
-            return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
+            return self._rows()
+
+    def _rows(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def close(self) -> None:
         """Release the file; in a forked child, nothing."""
         if os.getpid() == self._process:
             with self._lock:
                 self._db.close()
+                if not journal_file.log_size(self.path):
+                    self._count.remove()
 
     def __enter__(self) -> QueryJournal:
         return self
