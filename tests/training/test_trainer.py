@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +125,58 @@ def trainer(
 def checkpoint(folder: Path) -> Checkpoint:
     run = hashlib.sha256(to_json({"a test": True})).hexdigest()
     return CheckpointStore(folder / "checkpoints", run=run).load().checkpoint
+
+
+def test_a_folder_that_is_moved_during_a_run_is_named_with_the_step_and_goes_on_in_its_new_place(
+    tmp_path: Path,
+) -> None:
+    fit(trainer(tmp_path / "whole", checkpoint_steps=2))
+
+    def move(made: Trainer, record: Any) -> None:
+        if made.step == 7 and record["kind"] == "step":
+            (tmp_path / "run").rename(tmp_path / "moved")
+
+    with pytest.raises(RunFolderError, match=r"was moved to .*moved while it was running \(step 8\)"):
+        fit(trainer(tmp_path / "run", checkpoint_steps=2, callbacks=[move]))
+    assert not (tmp_path / "run").exists()
+    fit(trainer(tmp_path / "moved", checkpoint_steps=2), resume=True)
+    assert bits(tmp_path / "moved") == bits(tmp_path / "whole")
+    assert without_time(tmp_path / "moved" / "metrics.jsonl") == without_time(tmp_path / "whole" / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("step", [1, 7, 12])
+def test_a_folder_that_is_deleted_during_a_run_is_not_made_again(tmp_path: Path, step: int) -> None:
+    """At the last step it is the end of the run that misses it."""
+
+    def delete(made: Trainer, record: Any) -> None:
+        if made.step == step and record["kind"] == "step":
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(
+        RunFolderError, match=rf"was moved or deleted while it was running \(step ({step}|{step + 1})\)"
+    ):
+        fit(trainer(tmp_path / "run", checkpoint_steps=100, callbacks=[delete]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trainer_that_is_called_again_notices_that_the_run_went_on_elsewhere(tmp_path: Path) -> None:
+    made = trainer(tmp_path, checkpoint_steps=2)
+    fit(made, until=3)
+    fit(trainer(tmp_path, checkpoint_steps=2), resume=True, until=8)
+    with pytest.raises(
+        RunFolderError, match=r"has gone on elsewhere, to step-00000008, while this trainer is at step 3"
+    ):
+        fit(made)
+
+
+def test_a_run_that_goes_on_in_another_thread_is_not_joined(tmp_path: Path) -> None:
+    def second(made: Trainer, _record: Any) -> None:
+        if made.step == 3:
+            with pytest.raises(RunFolderError, match="is in use by this process itself"):
+                fit(trainer(tmp_path), resume=True)
+
+    made = trainer(tmp_path, callbacks=[second])
+    assert fit(made).summary is not None
 
 
 class StopAfter(StopRequest):

@@ -27,6 +27,7 @@ from deepzero.errors import (
     InvalidInputError,
     NonFiniteLossError,
     QueryBudgetError,
+    RunFolderError,
 )
 from deepzero.estimator import Estimator
 from deepzero.evaluators.distributed import divided
@@ -266,6 +267,7 @@ class Trainer:
         self.started = time.perf_counter() if self.started is None else self.started
         with ExitStack() as stack:
             stack.callback(self._stop_the_clock)
+            stack.callback(self._release)
             if stop is None:
                 seconds = None if self.max_minutes is None else 60 * self.max_minutes
                 stop = stack.enter_context(StopRequest.of(self.team, max_seconds=seconds))
@@ -584,6 +586,9 @@ class Trainer:
                 raise InvalidInputError("resume=True needs the folder of the run; give the trainer out='runs/mine'")
         elif self._store is None and self._start_of_metrics is None:
             self._open_folder(self.folder, resume)
+        elif self._run is not None:
+            self._run.take()
+            self.team.from_leader(self._require_newest)
         if self._at.ended is not None and self._at.ended.startswith(BUDGET):
             self._at.ended = None  # the budget may have been raised: it is compared again
         self._is_out_of_queries()
@@ -603,6 +608,20 @@ class Trainer:
             self.restore(checkpoint)
             self._start_of_metrics = checkpoint.state["metrics_bytes"]
 
+    def _require_newest(self) -> None:
+        """Raise if another process has gone on with the run since the last call of this trainer."""
+        newest = [] if self._store is None else self._store.paths()
+        if newest and int(newest[0].name.removeprefix("step-")) > self.step:
+            raise RunFolderError(
+                f"the run in {self.folder} has gone on elsewhere, to {newest[0].name}, while this trainer is at step "
+                f"{self.step}; make a new trainer and call fit(resume=True)"
+            )
+
+    def _release(self) -> None:
+        """Let other processes work in the folder, unless whoever gave the run goes on with it."""
+        if self._run is not None and self._run is not self.out:
+            self._run.release()
+
     def _open_sinks(self, stack: ExitStack) -> None:
         """Open the places for measurements, on rank 0; they are closed with the stack."""
         folder = None if self._run is None else self._run.folder
@@ -611,7 +630,7 @@ class Trainer:
             return
         if folder is not None:
             folder.discard_result()
-            self._written = JsonLines(folder.metrics, start=self._start_of_metrics or 0)
+            self._written = JsonLines(folder.metrics, start=self._start_of_metrics or 0, present=folder.require_there)
             self._start_of_metrics = sys.maxsize  # whatever a later call of this trainer adds comes behind
             self._sinks.append(self._written)
         for logger in self.loggers:
