@@ -134,7 +134,13 @@ def test_certification_from_run_to_table(stages: Path, tmp_path: Path) -> None:
     stopped = certify(tmp_path / "run", config, max_seconds=1e-6)
     assert stopped.result is None
     said: list[tuple[int, int]] = []
-    found = certify(tmp_path / "run", config, progress=lambda done, total, _: said.append((done, total)))
+
+    def second(done: int, total: int, _left: float) -> None:
+        said.append((done, total))
+        with pytest.raises(RunFolderError, match="is in use by this process itself"):
+            certify(tmp_path / "run", config)
+
+    found = certify(tmp_path / "run", config, progress=second)
     assert found.result is not None
     assert said[-1] == (4, 4)
     accuracy = found.result["certified_accuracy"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deepzero.errors import RunFolderError
-from deepzero.training import Checkpoint, RunFolder, read_record
+from deepzero.training import Checkpoint, RunFolder, read_record, run_folder
 from deepzero.training.run_folder import FORMAT
 
 CONFIG = {"seed": 0, "training": {"epochs": 3, "learning_rate": 0.1}, "model": {"options": {"hidden": (4, 4)}}}
@@ -46,6 +46,51 @@ def test_a_folder_in_which_a_run_goes_on_is_refused_by_name(tmp_path: Path) -> N
     with second:
         assert second.taken
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("trial", range(20))
+def test_of_processes_that_start_at_once_one_gets_the_folder(tmp_path: Path, trial: int) -> None:
+    """The others are refused, by the lock, and the record is that of the first."""
+    gate, opened = os.pipe()
+    answers, told = os.pipe()
+    children = []
+    for number in range(3):
+        child = os.fork()
+        if child == 0:
+            os.close(opened)
+            os.read(gate, 1)  # until all are there
+            try:
+                _run = RunFolder.create(tmp_path / "run", config={**CONFIG, "seed": number}, notes={"trial": trial})
+                os.write(told, b"+%d" % number)
+                signal.pause()
+            except RunFolderError as error:
+                os.write(told, b"-%d" % ("is in use by" in str(error)))
+            os._exit(0)
+        children.append(child)
+    os.close(gate)
+    os.close(opened)
+    said = sorted(os.read(answers, 2) for _ in children)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert [answer[:1] for answer in said] == [b"+", b"-", b"-"]
+    assert said[1:] == [b"-1", b"-1"]
+    assert read_record(tmp_path / "run")["config"]["seed"] == int(said[0][1:])
+
+
+def test_a_process_that_begins_during_the_look_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look, begun = run_folder._is_free, []
+
+    def slow(path: Path) -> bool:
+        monkeypatch.undo()
+        begun.append(RunFolder.create(path, config=CONFIG, notes={}))
+        return look(path)
+
+    monkeypatch.setattr(run_folder, "_is_free", slow)
+    with pytest.raises(RunFolderError, match="is in use by"):
+        RunFolder.require_free(tmp_path)
+    assert begun
 
 
 def test_temporary_files_of_a_killed_process_go_when_a_run_goes_on(tmp_path: Path) -> None:

@@ -55,8 +55,9 @@ class RunFolder:
         above = next((place for place in path.absolute().parents if place.exists()), None)
         if above is not None and not above.is_dir():
             raise RunFolderError(f"there can be no folder {path}, because {above} is a file; choose another --out")
-        require_unused(path)
-        if not path.exists() or (path.is_dir() and _is_free(path)):
+        free = not path.exists() or (path.is_dir() and _is_free(path))
+        require_unused(path)  # after the look: whoever has made it full since holds it
+        if free:
             return
         RunFolder._refuse(path)
 
