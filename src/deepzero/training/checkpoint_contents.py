@@ -37,8 +37,13 @@ class Best:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Best | None:
         """The selected weights in a checkpoint; None if none had been selected."""
-        values = checkpoint.state["best"]
+        values = decoded(checkpoint.state["best"])
         return None if values is None else cls(values["scores"], values["epoch"], selected("best", checkpoint.tensors))
+
+    def values(self) -> dict[str, Any]:
+        """The part of a checkpoint's state that :meth:`of` reads; scores may be infinite."""
+        found: dict[str, Any] = encoded({"scores": self.scores, "epoch": self.epoch})
+        return found
 
 
 @dataclass(kw_only=True)
@@ -98,7 +103,7 @@ class LiveObjects:
         return {
             "optimizer": optimizer_values(self.optimizer),
             "scheduler": None if self.scheduler is None else encoded(self.scheduler.state_dict()),
-            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "callbacks": [encoded(callback.state_dict()) for callback in self.callbacks],
             "reader": self.reader.values(),
             "source": self.source.state_dict(),
         }
@@ -123,7 +128,7 @@ class LiveObjects:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(decoded(values["scheduler"]))
         for callback, state in zip(self.callbacks, values["callbacks"], strict=True):
-            callback.load_state_dict(state)
+            callback.load_state_dict(decoded(state))
         self.reader.restore(values["reader"], selected("reader", tensors))
 
 
@@ -234,11 +239,6 @@ def decoded(value: Any) -> Any:  # noqa: PLR0911 - one kind a line
         case "dict":
             return {decoded(key): decoded(item) for key, item in value["items"]}
     return {key: decoded(item) for key, item in value.items()}
-
-
-def all_finite(model: nn.Module) -> bool:
-    """True if no parameter and no buffer holds NaN or infinity."""
-    return all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
 
 
 def _copy(value: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import sys
 import time
@@ -26,12 +27,14 @@ from deepzero.errors import (
     InvalidInputError,
     NonFiniteLossError,
     QueryBudgetError,
+    RunFolderError,
 )
 from deepzero.estimator import Estimator
 from deepzero.evaluators.distributed import divided
 from deepzero.evaluators.workers import one_thread
 from deepzero.files import finite
 from deepzero.team import Alone, Team
+from deepzero.training import divergence
 from deepzero.training.batch_reader import reader, scores_itself
 from deepzero.training.callbacks import Callback, direction, monitored
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
@@ -39,7 +42,6 @@ from deepzero.training.checkpoint_contents import (
     Best,
     LiveObjects,
     Position,
-    all_finite,
     parameter_shapes,
     prefixed,
     snapshot,
@@ -56,11 +58,9 @@ from deepzero.training.shared_run import SharedRun
 from deepzero.training.stop_request import SharedStop, StopRequest
 from deepzero.training.trainer_arguments import check, described, described_model
 
+log = logging.getLogger("deepzero")
+
 BUDGET = "the budget of"
-ADVICE = (
-    "what to try: a lower learning rate; a larger step size if losses are noisy; `deepzero doctor` measures the noise "
-    "floor of the objective and recommends a step size"
-)
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,7 @@ class Trainer:
         self._written: JsonLines | None = None
         self._sinks: list[Sink] = []
         self._latest: dict[str, Tensor] | None = None
+        self._unbounded, self._at_start = divergence.unbounded_buffers(model), 1.0
         self._saved = float("-inf")
 
     def fit(
@@ -266,6 +267,7 @@ class Trainer:
         self.started = time.perf_counter() if self.started is None else self.started
         with ExitStack() as stack:
             stack.callback(self._stop_the_clock)
+            stack.callback(self._release)
             if stop is None:
                 seconds = None if self.max_minutes is None else 60 * self.max_minutes
                 stop = stack.enter_context(StopRequest.of(self.team, max_seconds=seconds))
@@ -274,6 +276,7 @@ class Trainer:
                 self.keep.load_state_dict(self._run.weights())
                 return Result(self.model, self.folder, self._run.summary)
             self._open_sinks(stack)
+            self._at_start = divergence.largest_weight(self.model)
             stopped = self._train(SharedStop(stop, self.team))
             if stopped is not None:
                 return Result(self.model, self.folder, None, stopped)
@@ -365,6 +368,7 @@ class Trainer:
         if not losses:
             return False
         self._condition_gradient(len(losses))
+        self._require(divergence.in_learning_rate(self.optimizer))
         rate = self.optimizer.param_groups[0]["lr"]
         with one_thread():
             self.optimizer.step()
@@ -389,9 +393,11 @@ class Trainer:
         try:
             loss = float(self.source.backward(*batch))
         except NonFiniteLossError as error:
-            raise self._diverged(str(error)) from error
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}")
+            raise self.diverged(str(error)) from error
+        except InvalidInputError as error:
+            self._require(divergence.in_growth(self.model, self._at_start, error))
+            raise
+        self._require(divergence.in_loss(loss))
         return loss
 
     def _condition_gradient(self, batches: int) -> None:
@@ -401,8 +407,9 @@ class Trainer:
             if batches > 1:
                 for parameter in parameters:
                     parameter.grad /= batches
+            self._require(divergence.in_gradient(parameters))
             if self.clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+                self._require(divergence.in_norm(float(nn.utils.clip_grad_norm_(parameters, self.clip_norm))))
             if self.clip_value is not None:
                 nn.utils.clip_grad_value_(parameters, self.clip_value)
 
@@ -417,7 +424,7 @@ class Trainer:
         self._at.end_epoch(complete=complete)
         if (epoch + 1) % self.validate_every == 0 or self._is_over() or not complete:
             self._at.looked = self.step
-            self._require_finite_weights()
+            self._require(self._in_weights())
             if self.validation is not None:
                 record |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
         self.record("epoch", **record, **self._at.kept)
@@ -432,9 +439,11 @@ class Trainer:
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Scores on the validation data, the same on every rank; the weights are kept if they are the best so far."""
-        scores: dict[str, float] = self.team.from_leader(lambda: self._scores(self.validation))
-        if not math.isfinite(scores.get("loss", 0.0)):
-            raise self._diverged(f"the loss on the validation split is {scores['loss']}")
+        try:
+            scores: dict[str, float] = self.team.from_leader(lambda: self._scores(self.validation))
+        except NonFiniteLossError as error:
+            raise self.diverged(f"on the validation data, {error}") from error
+        self._require(divergence.in_scores(scores, self.monitor))
         if self.best is None or self._rank(scores) > self._rank(self.best.scores):
             self.best = Best(scores, epoch, snapshot(self.model))
         return scores
@@ -505,10 +514,10 @@ class Trainer:
         """Write a checkpoint of everything that :meth:`restore` needs.
 
         Raises:
-            NonFiniteLossError: a weight is not finite; the last good checkpoint is kept.
+            NonFiniteLossError: a weight or the learning rate is not finite; the last good checkpoint is kept.
             CheckpointError: it could not be written; the last good one is kept.
         """
-        self._require_finite_weights()
+        self._require(self._in_weights() or divergence.in_learning_rate(self.optimizer))
         if self._store is not None:
             self._store.save(self._checkpoint())
         self._saved = time.monotonic()
@@ -531,7 +540,7 @@ class Trainer:
         values = {
             "position": {**asdict(self._at), "seconds": self.elapsed()},
             "metrics_bytes": 0 if self._written is None else self._written.flush(),
-            "best": None if best is None else {"scores": best.scores, "epoch": best.epoch},
+            "best": None if best is None else best.values(),
         }
         tensors = prefixed("best", {} if best is None else best.tensors)
         return Checkpoint(self.step, values | live.values(), live.tensors() | tensors)
@@ -546,16 +555,18 @@ class Trainer:
             callbacks=[callback for callback in self.callbacks if isinstance(callback, Callback)],
         )
 
-    def _require_finite_weights(self) -> None:
-        if not all_finite(self.model):
-            raise self._diverged("a weight or a running statistic is not finite")
+    def _in_weights(self) -> str | None:
+        return divergence.in_weights(self.model, unbounded=self._unbounded)
 
-    def _diverged(self, cause: str) -> NonFiniteLossError:
+    def _require(self, cause: str | None) -> None:
+        """Raise if there is a cause to end the training."""
+        if cause is not None:
+            raise self.diverged(cause)
+
+    def diverged(self, cause: str) -> NonFiniteLossError:
+        """The error that ends the run, with the last good checkpoint and advice; for callbacks, too."""
         kept = [] if self._store is None else self._store.paths()
-        where = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was made"
-        return NonFiniteLossError(
-            f"training stopped at step {self.step} (epoch {self.epoch + 1}): {cause}\n{where}\n{ADVICE}"
-        )
+        return divergence.diverged(cause, step=self.step, epoch=self.epoch, checkpoints=kept)
 
     # Beginning and end
 
@@ -575,6 +586,9 @@ class Trainer:
                 raise InvalidInputError("resume=True needs the folder of the run; give the trainer out='runs/mine'")
         elif self._store is None and self._start_of_metrics is None:
             self._open_folder(self.folder, resume)
+        elif self._run is not None:
+            self._run.take()
+            self.team.from_leader(self._require_newest)
         if self._at.ended is not None and self._at.ended.startswith(BUDGET):
             self._at.ended = None  # the budget may have been raised: it is compared again
         self._is_out_of_queries()
@@ -594,6 +608,20 @@ class Trainer:
             self.restore(checkpoint)
             self._start_of_metrics = checkpoint.state["metrics_bytes"]
 
+    def _require_newest(self) -> None:
+        """Raise if another process has gone on with the run since the last call of this trainer."""
+        newest = [] if self._store is None else self._store.paths()
+        if newest and int(newest[0].name.removeprefix("step-")) > self.step:
+            raise RunFolderError(
+                f"the run in {self.folder} has gone on elsewhere, to {newest[0].name}, while this trainer is at step "
+                f"{self.step}; make a new trainer and call fit(resume=True)"
+            )
+
+    def _release(self) -> None:
+        """Let other processes work in the folder, unless whoever gave the run goes on with it."""
+        if self._run is not None and self._run is not self.out:
+            self._run.release()
+
     def _open_sinks(self, stack: ExitStack) -> None:
         """Open the places for measurements, on rank 0; they are closed with the stack."""
         folder = None if self._run is None else self._run.folder
@@ -602,7 +630,7 @@ class Trainer:
             return
         if folder is not None:
             folder.discard_result()
-            self._written = JsonLines(folder.metrics, start=self._start_of_metrics or 0)
+            self._written = JsonLines(folder.metrics, start=self._start_of_metrics or 0, present=folder.require_there)
             self._start_of_metrics = sys.maxsize  # whatever a later call of this trainer adds comes behind
             self._sinks.append(self._written)
         for logger in self.loggers:
@@ -632,6 +660,8 @@ class Trainer:
         test = {} if self.test is None else {f"test_{k}": v for k, v in self._scores(self.test).items()}
         if test:
             self._write("test", **test)
+        for name in (name for name, value in test.items() if not math.isfinite(value)):
+            log.warning("%s is %s with the selected weights, and stands as null in the summary", name, test[name])
         found = {
             **self.facts,
             **test,
