@@ -26,6 +26,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -567,6 +568,33 @@ PARTS: dict[str, tuple[Callable[[int, int, Path, Findings], None], int]] = {
 """The parts, and how many trials each has; of ``hostile``, for each command."""
 
 
+PAGE = TESTS.parent / "docs" / "promises.md"
+RECORD = TESTS.parent / "benchmarks" / "records" / "torture.json"
+MARKED = re.compile(r"(<!-- record: torture -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """The page with the outcomes of the recorded campaign between the marks."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{_section()}\n{found[2]}", page)
+
+
+def _section() -> str:
+    if not RECORD.exists():
+        return "Not recorded yet.\n"
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    rows = [
+        f"| {name} | {part['trials']:,} | {outcome.rpartition(': ')[0]} | {outcome.rpartition(': ')[2]} | {count:,} |"
+        for name, part in record["parts"].items()
+        for outcome, count in part["outcomes"].items()
+    ]
+    failed = sum(len(part["failures"]) for part in record["parts"].values())
+    minutes = sum(part["seconds"] for part in record["parts"].values()) / 60
+    told = (
+        f"Recorded by `{record['command']}`, {record['date'][:10]}, in {minutes:.0f} minutes: {failed} trials failed."
+    )
+    return "\n".join([told, "", "| part | trials | of | outcome | number |", "|---|---:|---|---|---:|", *rows, ""])
+
+
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder that is gone afterwards."""
@@ -576,6 +604,9 @@ def scratch_folder() -> Iterator[Path]:
 
 def campaign(options: argparse.Namespace) -> int:
     """Run the parts and write the record after each; 1 if a trial failed."""
+    if options.page:
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        return 0
     record = heading(environment(libraries=("numba", "safetensors"))) | {"seed": options.seed, "parts": {}}
     for name in options.parts:
         part, usual = PARTS[name]
@@ -601,6 +632,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, metavar="X", help="of the usual number of trials")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the record")
+    parser.add_argument("--page", action="store_true", help="put the record into the page of the documentation")
     return parser.parse_args(words)
 
 

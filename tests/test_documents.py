@@ -81,6 +81,22 @@ def test_versions_agree() -> None:
     assert deepzero.__version__ == project == cited[1]
 
 
+def test_every_promise_has_a_test_that_is_there() -> None:
+    page = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert len(named) > 30
+    assert [n for n in named if f"def {n[1]}(" not in (ROOT / n[0]).read_text(encoding="utf-8")] == []
+
+
+def test_the_trials_of_promises_are_those_of_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import torture
+
+    page = torture.PAGE.read_text(encoding="utf-8")
+    assert torture.MARKED.search(page) is not None
+    assert page == torture.filled(page), "run python benchmarks/torture.py --page"
+
+
 def test_figures_are_drawn_of_the_records_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import reproduction_page
