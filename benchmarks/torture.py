@@ -313,10 +313,8 @@ def fit(bill: Path, journal: Path | None, out: Path) -> int:
 
 def billed(trials: int, seed: int, scratch: Path, findings: Findings) -> None:
     """Kills of a training whose every query costs; a new training begins whenever one has ended."""
-    watch = Stopwatch()
-    child = forked(
-        lambda: fit(scratch / "bill0", scratch / "whole.sqlite", scratch / "whole.json"), scratch / "out.txt"
-    )
+    watch, whole = Stopwatch(), scratch / "whole.json"
+    child = forked(lambda: fit(scratch / "bill", scratch / "whole.sqlite", whole), scratch / "out.txt")
     assert child.wait() == 0, child.text()
     seconds, weights = watch.seconds(), whole.read_text()
     place = _new_training(scratch, 0)
