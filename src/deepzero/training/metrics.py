@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from deepzero.files import finite
+from deepzero.files import finite, json_lines
 from deepzero.training.run_folder import writing
 
 Record = Mapping[str, Any]
@@ -87,5 +87,9 @@ class JsonLines:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All records of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """All records of a file of JSON lines.
+
+    Raises:
+        RunFolderError: it cannot be read, or a line is damaged.
+    """
+    return list(json_lines(path))

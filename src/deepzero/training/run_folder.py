@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from deepzero.errors import RunFolderError
-from deepzero.files import finite, flat, json_object, leftovers, replace_file, to_json
+from deepzero.files import finite, flat, json_object, json_value, leftovers, read_tensors, replace_file, to_json
 from deepzero.text import did_you_mean
 from deepzero.training.checkpoint import CheckpointStore
 
@@ -136,12 +135,7 @@ class RunFolder:
 
     def read_weights(self) -> dict[str, Tensor]:
         """The selected weights of a run that has finished."""
-        try:
-            return safetensors.torch.load_file(self.weights)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise RunFolderError(
-                f"{self.weights} cannot be read: {error}; {written_again(self.path, self.record)}"
-            ) from error
+        return read_tensors(self.weights, advice=written_again(self.path, self.record))
 
     def discard_result(self) -> None:
         """Take away the summary of a run that goes on after it had finished."""
@@ -164,8 +158,8 @@ def read_record(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RunFolderError(no_run(path))
     try:
-        record = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        record = json_value(file)
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"{file} is damaged ({error}); start the run again with another --out") from error
     if isinstance(record, dict) and record.get("format") != FORMAT:
         raise RunFolderError(

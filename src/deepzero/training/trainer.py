@@ -42,6 +42,7 @@ from deepzero.training.checkpoint_contents import (
     all_finite,
     parameter_shapes,
     prefixed,
+    require_fitting,
     snapshot,
 )
 from deepzero.training.evaluation import Metric, eval_mode, measured
@@ -521,10 +522,12 @@ class Trainer:
         """
         try:
             self._live_objects().restore(checkpoint)
-            self._at = Position(**checkpoint.state["position"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self._at = Position.of(checkpoint)
+            if (best := Best.of(checkpoint)) is not None:
+                require_fitting(best.tensors, self.model)
+                self.best = best
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint of step {checkpoint.step} does not fit this run: {error}") from error
-        self.best = Best.of(checkpoint) or self.best
 
     def _checkpoint(self) -> Checkpoint:
         live, best = self._live_objects(), self.best
@@ -590,9 +593,22 @@ class Trainer:
         if run.folder is not None:
             self._store = run.folder.checkpoints()
         self._start_of_metrics = 0
-        if (checkpoint := run.last_checkpoint()) is not None:
-            self.restore(checkpoint)
+        if (checkpoint := self._restored(run)) is not None:
             self._start_of_metrics = checkpoint.state["metrics_bytes"]
+
+    def _restored(self, run: SharedRun) -> Checkpoint | None:
+        """Go to the newest checkpoint that fits; None if none was made yet."""
+        unfit: dict[int, str] = {}
+        while (checkpoint := run.last_checkpoint(unfit)) is not None:
+            reason = None
+            try:
+                self.restore(checkpoint)
+            except CheckpointError as error:
+                reason = str(error)
+            if (reason := self.team.first(reason)) is None:
+                return checkpoint
+            unfit[checkpoint.step] = reason
+        return None
 
     def _open_sinks(self, stack: ExitStack) -> None:
         """Open the places for measurements, on rank 0; they are closed with the stack."""

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.files import json_object, replace_file, to_json
+from deepzero.files import json_object, read_from, read_tensors, replace_file, to_json
 from deepzero.models import FlowCorrector
 from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.tasks.correction import correction_config as names
@@ -35,10 +35,14 @@ from deepzero.tasks.task_config import StageConfig
 from deepzero.training import RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.progress import counting
-from deepzero.training.run_folder import RATIOS_FILE, writing
+from deepzero.training.run_folder import RATIOS_FILE, RECORD, SUMMARY, writing
 
 TRAINING = "training"
 SNAPSHOTS = "snapshots"
+AGAIN = "put it back as it was, or start the run again with another --out"
+"""Advice for a file of the training that cannot be read."""
+POINT = ("step", "queries", "seconds", "skipped")
+"""Numbers in the record of a snapshot."""
 CHECKS = 8
 """Batches that the checks of a first step may take."""
 PARTS = 4
@@ -96,7 +100,8 @@ def settings_of(folder: Path) -> CorrectionConfig:
     """
     record = read_record(folder)
     require_made_by(folder, record, "correct")
-    return from_record(record["config"]["correction"])
+    with read_from(folder / RECORD, advice="start the run again with another --out"):
+        return from_record(record["config"]["correction"])
 
 
 def load_network(folder: Path) -> FlowCorrector:
@@ -112,7 +117,8 @@ def load_network(folder: Path) -> FlowCorrector:
             f"{folder} holds no trained network; make one with `deepzero correct`, or go on with "
             f"`deepzero correct --resume --out {folder}`"
         )
-    return _network_of(config, run.read_weights())
+    with read_from(run.weights, advice="put it back as it was, or train again"):
+        return _network_of(config, run.read_weights())
 
 
 def _network_of(config: CorrectionConfig, weights: Mapping[str, Tensor]) -> FlowCorrector:
@@ -190,7 +196,10 @@ class _Correction:
             epochs=parts,
             loggers=[kept],
         ).train(self.stop, self.console)
-        ended = json_object(self.run.path / TRAINING / "summary.json")
+        path = self.run.path / TRAINING / SUMMARY
+        ended = json_object(path, advice=AGAIN)
+        if type(ended.get("steps")) is not int:
+            raise RunFolderError(f"{path} is damaged: it has no number of steps; {AGAIN}")
         if ended["steps"] not in [point["step"] for point in self.points()]:  # the budget was spent before
             kept.write({"kind": "epoch", "step": ended["steps"], **ended})
 
@@ -243,8 +252,9 @@ class _Correction:
             following = self.reference.training[:, 1 : 1 + self.config.unroll]
             keep, calls = layer_shares(self.config, network, self.flow, self.reference.scales, (starts, following))
             replace_file(path, to_json({"keep": keep, "solver_calls": calls}))
-        kept = json_object(path)
-        return kept["keep"], kept["solver_calls"]
+        kept = json_object(path, advice=AGAIN)
+        with read_from(path, advice=AGAIN):
+            return {name: float(share) for name, share in kept["keep"].items()}, int(kept["solver_calls"])
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
@@ -271,11 +281,17 @@ class _Correction:
 
     def points(self) -> list[dict[str, Any]]:
         """Records of the snapshots, in the order of their steps."""
-        return [json_object(path) for path in sorted(self.snapshots.glob("*.json"))]
+        found = {path: json_object(path, advice=AGAIN) for path in sorted(self.snapshots.glob("*.json"))}
+        for path, record in found.items():
+            if odd := [name for name in POINT if type(record.get(name)) not in (int, float)]:
+                raise RunFolderError(f"{path} is damaged: it has no number of {odd[0]}; {AGAIN}")
+        return list(found.values())
 
     def network_at(self, step: int) -> FlowCorrector:
         """The network as it was at an earlier step."""
-        return _network_of(self.config, safetensors.torch.load_file(_snapshot_path(self.snapshots, step)))
+        path = _snapshot_path(self.snapshots, step)
+        with read_from(path, advice=AGAIN):
+            return _network_of(self.config, read_tensors(path, advice=AGAIN))
 
 
 @dataclass(frozen=True)
