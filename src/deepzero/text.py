@@ -61,5 +61,5 @@ def one_line(error: object, most: int = 300) -> str:
         >>> one_line(ValueError("no\\n  sense"))
         'no sense'
     """
-    words = " ".join(str(error).split())
+    words = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())
     return words if len(words) <= most else f"{words[:most]}..."

@@ -26,9 +26,11 @@ def positive(name: str, value: float, *, hint: str) -> float:
 
 
 def count(name: str, value: int, *, minimum: int = 1) -> int:
-    """Accept an integer of at least ``minimum``."""
+    """Accept an integer of at least ``minimum`` that 64 bits hold, as PyTorch asks of seeds and sizes."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise InvalidInputError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    if value >= 1 << 63:
+        raise InvalidInputError(f"{name} must be below 2^63, got {value!r:.40}")
     return value
 
 
