@@ -11,9 +11,9 @@ from deepzero.evaluators.batched import BatchedEvaluator
 from deepzero.evaluators.propagation import PropagationEvaluator
 from deepzero.evaluators.sequential import SequentialEvaluator
 from deepzero.executors.executor_evaluator import ExecutorEvaluator
-from deepzero.executors.journal import QueryJournal
 from deepzero.executors.policy import QueryPolicy
 from deepzero.executors.pool import ExecutorSource
+from deepzero.executors.query_journal import QueryJournal
 from deepzero.objective import Objective, SendableObjective
 
 NAMED: dict[str, Callable[[], Evaluator]] = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import numpy as np
 from own_files import image_folder, noise, npz, table
 from PIL import Image
 
+import deepzero as dz
 from deepzero.cli import main
+from deepzero.executors import journal_file
 from deepzero.recipes.correction_recipes import RECIPES
 from deepzero.recipes.defense_recipes import digits
 from deepzero.tasks.classification import DataConfig
@@ -142,8 +145,30 @@ def make(root: Path) -> None:
         Path("empty").mkdir()
         Path("notes").mkdir()
         Path("notes/today.txt").write_text("hello")
+        _journals()
         _runs()
         _damage()
+
+
+def _journals() -> None:
+    """A journal, one of a format before checksums, one with a changed answer, and an SQLite file of another program."""
+    answers = {f"{n:032x}": float(n) for n in range(3)}
+    for name in ("answers.sqlite", "changed.sqlite"):
+        with dz.QueryJournal(name, problem="furnace") as journal:
+            journal.record(answers)
+    for name, statements in {
+        "changed.sqlite": ("UPDATE answers SET loss = NULL WHERE key LIKE '%1'",),
+        "old.sqlite": (
+            f"PRAGMA application_id={journal_file.MAGIC[1]}",
+            "CREATE TABLE answers (key TEXT PRIMARY KEY, loss REAL) WITHOUT ROWID",
+        ),
+        "other.sqlite": ("CREATE TABLE songs (name TEXT)",),
+    }.items():
+        with closing(sqlite3.connect(name, isolation_level=None)) as db:
+            for statement in statements:
+                db.execute(statement)
+    shutil.copy("old.sqlite", "kept.sqlite")
+    Path(f"kept.sqlite{journal_file.OLD_SUFFIX}").write_text("from the last time")
 
 
 def _data() -> None:

@@ -22,7 +22,7 @@ from mistakes_table import Answer, Mistake, answer, commands, table
 from deepzero.cli.entry_point import COMMANDS
 
 ALL = [(command, mistake) for command in commands() for mistake in table(command)]
-FEWER = {"recipes": 8, "completion": 10}
+FEWER = {"recipes": 8, "completion": 10, "journal": 15}
 """Commands with hardly any option, where twenty mistakes would be the same ones again."""
 
 

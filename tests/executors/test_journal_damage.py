@@ -10,6 +10,7 @@ import pytest
 
 import deepzero as dz
 from deepzero.errors import InvalidInputError, JournalError
+from deepzero.executors import journal_file
 
 ANSWERS: dict[str, float | None] = {f"{n:032x}": n / 7 - 20 for n in range(300)} | {"f" * 32: None, "e" * 32: -0.0}
 FLIPS = 200
@@ -62,6 +63,78 @@ def test_flipped_bits_give_no_wrong_answer_and_lose_none_silently(whole: bytes, 
     assert refused > FLIPS / 3
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a journal whose process was killed: most of its answers are in the log."""
+    path = tmp_path_factory.mktemp("killed") / "queries.sqlite"
+    journal = dz.QueryJournal(path, problem="p")
+    for key, answer in ANSWERS.items():
+        journal.record({key: answer})
+    files = {file.name.removeprefix(path.name): file.read_bytes() for file in path.parent.iterdir()}
+    journal.close()
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "nothing but the journal is left when closed"
+    return files
+
+
+def put(files: dict[str, bytes], path: Path) -> None:
+    for suffix, data in files.items():
+        path.with_name(path.name + suffix).write_bytes(data)
+
+
+def test_a_killed_journal_has_all_its_answers(killed: dict[str, bytes], path: Path) -> None:
+    put(killed, path)
+    assert found(path) == ANSWERS
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut", "zeros"])
+def test_a_damaged_log_loses_no_answer_silently(killed: dict[str, bytes], path: Path, kind: str) -> None:
+    """SQLite takes the first damaged page for the end of the log and drops the rest; the count tells."""
+    draw, refused = random.Random(1), 0
+    for _ in range(FLIPS // 5):
+        log = bytearray(killed["-wal"])
+        place = draw.randrange(len(log))
+        if kind == "flip":
+            log[place] ^= 1 << draw.randrange(8)
+        elif kind == "cut":
+            del log[place:]
+        else:
+            log[place : place + 512] = bytes(len(log[place : place + 512]))
+        put({**killed, "-wal": bytes(log)}, path)
+        answers = found(path)
+        refused += answers is None
+        assert answers is None or answers == ANSWERS
+        for file in path.parent.iterdir():
+            file.unlink()
+    assert refused > FLIPS / 20
+
+
+def test_missing_answers_are_counted_and_may_be_paid_for_again(killed: dict[str, bytes], path: Path) -> None:
+    put({**killed, "-wal": killed["-wal"][: len(killed["-wal"]) // 2]}, path)
+    with pytest.raises(
+        JournalError, match=r"\d+ of its 302 answers are gone, because its log .*delete queries.sqlite-count"
+    ):
+        dz.QueryJournal(path, problem="p")
+    path.with_name("queries.sqlite-count").unlink()
+    with dz.QueryJournal(path, problem="p") as journal:
+        assert 0 < len(journal) < len(ANSWERS)
+
+
+def test_a_damaged_count_is_told(killed: dict[str, bytes], path: Path) -> None:
+    for count in (killed["-count"][:-1], killed["-count"] + b"x", bytes(16)):
+        put({**killed, "-count": count}, path)
+        with pytest.raises(JournalError, match=r"queries.sqlite-count, the number of its answers; delete it"):
+            dz.QueryJournal(path, problem="p")
+    put({**killed, "-count": b""}, path)
+    assert found(path) == ANSWERS, "killed before the first number was written"
+
+
+def test_answers_recorded_again_count_once(path: Path) -> None:
+    with dz.QueryJournal(path) as journal:
+        for _ in range(3):
+            journal.record({"a": 1.0, "b": 2.0})
+        assert journal_file.AnswerCount.noted(path) == 2
+
+
 @pytest.mark.parametrize("part", ["key", "loss", "checksum"])
 def test_a_damaged_row_is_named(whole: bytes, path: Path, part: str) -> None:
     path.write_bytes(whole)
@@ -103,19 +176,6 @@ def test_the_row_that_says_which_problem_it_is_has_a_checksum_too(whole: bytes, 
     db.close()
     with pytest.raises(JournalError, match="is damaged"):
         dz.QueryJournal(path, problem="q")
-
-
-def test_a_journal_without_checksums_is_refused_and_left_as_it_is(path: Path) -> None:
-    """The format of version 0.1."""
-    with sqlite3.connect(path) as db:
-        db.execute(f"PRAGMA application_id={0x647A6A31}")
-        db.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, loss REAL) WITHOUT ROWID")
-        db.execute("INSERT INTO answers VALUES ('a', 1.0)")
-    db.close()
-    before = path.read_bytes()
-    with pytest.raises(JournalError, match=r"no checksums.*end its run with that version, or name another file"):
-        dz.QueryJournal(path)
-    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", [":memory:", "file:queries", "file::memory:?cache=shared", ""])

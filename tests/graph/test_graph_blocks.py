@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -91,6 +92,8 @@ CASES = {
     "dilated": (3, 4, 9, 7, (3, 2), (2, 1), (0, 1), (1, 3), None),
     "tiles": (3, 6, 8, 8, (3, 3), 1, 1, 1, (2, 2, 0, 1)),
     "windows": (3, 6, 9, 9, (3, 3), 1, 1, 1, (3, 2, 1, 1)),
+    "sixteen": (5, 16, 8, 8, (3, 3), 1, 1, 1, None),
+    "nothing but padding": (2, 3, 3, 2, (2, 1), 1, 3, 1, None),
     "bands": (9, 12, 48, 48, (3, 3), 1, 1, 1, None),
     "bands of tiles": (1, 20, 48, 48, (3, 3), 1, 1, 1, (2, 2, 0, 1)),
 }
@@ -242,6 +245,7 @@ def test_a_channel_alone_through_a_convolution() -> None:
     assert_near(found.dense(), layer.convolved(d.dense()), torch.float32)
 
 
+MATRIX = normal(4, 189)
 SHAPED: dict[str, Callable[[Tensor], Tensor]] = {
     "slices": lambda x: x[:, 1:, ::2, 1:-1],
     "some samples": lambda x: x[3:],
@@ -253,6 +257,14 @@ SHAPED: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive average": lambda x: F.adaptive_avg_pool2d(x, 1),
     "average of a part": lambda x: F.avg_pool2d(x, 5, stride=6),
     "padded average": lambda x: F.avg_pool2d(x, (9, 9), padding=(1, 0)),
+    "rows of features": lambda x: x.flatten(1),
+    "images cut otherwise": lambda x: x.flatten(2).view(19, 7, 3, 9)[:, :, 1:],
+    "samples in one row": lambda x: x.flatten(),
+    "average over samples": lambda x: F.adaptive_avg_pool2d(x.flatten(1, 2), 1),
+    "samples padded behind a view": lambda x: F.pad(x.flatten(1, 2), (0, 0, 0, 0, 1, 1)),
+    "features through a matrix": lambda x: F.linear(x.flatten(1), MATRIX, torch.ones(4).double()),
+    "places through a matrix": lambda x: F.linear(x.flatten(2), MATRIX[:, :63]),
+    "features through a matrix and back": lambda x: F.linear(F.linear(x.flatten(1), MATRIX), MATRIX.t()),
     "average by another divisor": lambda x: F.avg_pool2d(x, (7, 9), divisor_override=5),
 }
 
@@ -282,6 +294,22 @@ def ramp(output: Tensor, _: None) -> Tensor:
     """Another weight on every entry: a misplaced one shows."""
     weights = torch.cos(1.7 * torch.arange(output.numel(), dtype=output.dtype) + 0.3)
     return (output.reshape(-1) * weights).sum()
+
+
+def test_places_are_convolved_with_the_terms_that_they_have() -> None:
+    """No place meets the padding, and each is written once, or again with the same sum."""
+    layer = Layer("sixteen", torch.float32, 21)
+    sizes = convolution_kernels.ConvolutionSizes.of(layer.geometry, layer.x.shape[1:], layer.shape)
+    tiles = convolution_kernels.Tiles.of(sizes, 4, 1, 3)
+    assert tiles.tiles == [0, 12, 24]
+    for first, stop in pairwise(tiles.tiles):
+        products = torch.zeros(4, 8, dtype=torch.int64)
+        for t in range(first, stop):
+            for place in tiles.ends[3 * t : 3 * t + 3]:
+                products[place // 8, place % 8] = tiles.stops[t] - tiles.begins[t]
+        down = torch.tensor([2, 3, 3, 3] if first == 0 else [3, 3, 3, 2])
+        along = torch.tensor([2, 3, 3, 3, 3, 3, 3, 2])
+        assert torch.equal(products, 5 * down.unsqueeze(1) * along)
 
 
 @pytest.mark.parametrize("batch", [16, 17, 31, 40])

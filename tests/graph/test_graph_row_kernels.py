@@ -169,9 +169,14 @@ def test_a_sure_sample_keeps_its_accuracy() -> None:
         torch.testing.assert_close(found.delta.double(), expected.squeeze(1), rtol=1e-4, atol=0)
 
 
+NARROW = pytest.mark.parametrize("narrow", [0, row_kernels.NARROW], ids=["by rows", "rows side by side"])
+
+
+@NARROW
 @DTYPES
-def test_large_differences_do_not_overflow(dtype: torch.dtype) -> None:
+def test_large_differences_do_not_overflow(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, narrow: int) -> None:
     """Probabilities that underflow come back, and logits far apart change places, in one row among usual ones."""
+    monkeypatch.setattr(row_kernels, "NARROW", narrow)
     z = torch.cat([torch.tensor([[0.0, -300.0, -150.0, 1.0]]), normal(40, 4)]).to(dtype)
     d = (0.01 * normal(COUNT, 41, 4, seed=1)).to(dtype)
     for row in ([0.0, 600.0, 0.0, 0.0], [-400.0, 0.0, 0.0, -500.0], [9.0, 0.0, 11.0, 0.0]):
@@ -191,9 +196,13 @@ def test_large_differences_do_not_overflow(dtype: torch.dtype) -> None:
             torch.testing.assert_close(found.delta.double(), exact(target, z, Dense(d), -1), rtol=1e-4, atol=2e-6)
 
 
+@NARROW
 @pytest.mark.parametrize("kind", ["dense", "channel 1", "channel 0"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_no_number_stays_in_its_row(value: float, kind: str) -> None:
+def test_what_is_no_number_stays_in_its_row(
+    monkeypatch: pytest.MonkeyPatch, value: float, kind: str, narrow: int
+) -> None:
+    monkeypatch.setattr(row_kernels, "NARROW", narrow)
     z, difference = normal(3, 6).float(), differences((3, 6), 0.1, torch.float32)[kind]
     clean = {t: apply(t, (z, difference), *a) for t, a in _calls(6)}
     difference.delta.view(COUNT, -1)[1, 0] = value

@@ -35,6 +35,7 @@ from deepzero.cli.data import Data
 from deepzero.cli.defend import Certify, Defend
 from deepzero.cli.doctor import Doctor
 from deepzero.cli.finished_run import Evaluate, Export, Predict
+from deepzero.cli.journal import Journal
 from deepzero.cli.options import DONE, Json, Quiet
 from deepzero.cli.recipes import Recipes
 from deepzero.cli.report import Report
@@ -85,6 +86,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "bench": Bench,
     "recipes": Recipes,
     "data": Data,
+    "journal": Journal,
     "completion": Completion,
 }
 """To add a command: write its class in a file of its own, and name it here."""

@@ -13,11 +13,11 @@ from torch import Tensor
 from deepzero.errors import InvalidInputError
 from deepzero.evaluators.base import Measurement, StepQueries, require_finite_base
 from deepzero.executors.dispatch import Clock, Dispatcher
-from deepzero.executors.journal import QueryJournal
 from deepzero.executors.policy import QueryPolicy, RateLimit
 from deepzero.executors.pool import ExecutorSource, Pool
 from deepzero.executors.problem import problem_of
 from deepzero.executors.queries import BASE, LossQuery, Query, listed_queries, step_identity
+from deepzero.executors.query_journal import QueryJournal
 from deepzero.executors.worker import Payload
 from deepzero.objective import SendableObjective
 

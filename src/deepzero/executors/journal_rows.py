@@ -62,8 +62,13 @@ def unpack(stored: object) -> Answer | None:
     return np.frombuffer(data, dtype=np.dtype(dtype)).reshape(shape).copy()
 
 
-def checksum(key: str, value: object) -> bytes:
+def checksum(key: str, value: object, at: object = None) -> bytes:
     """Digest of a row, 8 bytes: a damaged row has a wrong one but for one time in 2^64.
+
+    Args:
+        key: of the query.
+        value: the answer as it is stored.
+        at: when it was recorded; None where that is not known.
 
     Example:
         >>> checksum("a", b"12345678") == checksum("b", b"12345678")
@@ -71,7 +76,9 @@ def checksum(key: str, value: object) -> bytes:
     """
     kind = type(value).__name__.encode()
     data = value if isinstance(value, bytes) else str(value).encode()
-    return hashlib.blake2b(b"%d %s %s" % (len(key), kind, data), key=_short(key), digest_size=CHECKSUM_BYTES).digest()
+    when = b"" if at is None else b" at %s" % repr(at).encode()
+    row = b"%d %s %s%s" % (len(key), kind, data, when)
+    return hashlib.blake2b(row, key=_short(key), digest_size=CHECKSUM_BYTES).digest()
 
 
 def _short(key: str) -> bytes:

@@ -454,18 +454,18 @@ class SomeSamples:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Every entry of some images may differ, samples in blocks as wide as a vector of the processor.
+    """Every entry of images or features may differ, samples in blocks as wide as a vector of the processor.
 
     What comes out of a compiled convolution and goes into the next one. Only the rules named in
     :data:`~deepzero.graph.rules.base.TAKES_BLOCKS` see this kind; to all others the engine gives :meth:`dense`.
 
     Attributes:
-        blocks: the differences, by perturbation, block, channel, height, width and lane; the last block ends with the
-            last sample, and so begins with some of the block before where the lanes do not divide their number.
+        blocks: the differences, by perturbation, block, the dimensions of a sample, and lane; the last block ends with
+            the last sample, and so begins with some of the block before where the lanes do not divide their number.
         shape: shape of the base value.
     """
 
-    blocks: Num[Tensor, "p n c h w lane"]
+    blocks: Num[Tensor, "p n *rest lane"]
     shape: torch.Size
 
     @property

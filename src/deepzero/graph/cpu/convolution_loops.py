@@ -21,8 +21,7 @@ import numpy as np
 
 from deepzero.graph.cpu.compilation import borrowing, part
 from deepzero.graph.cpu.vectors import (
-    OUTPUTS,
-    PLACES,
+    SHAPES,
     fused,
     kept,
     lanes,
@@ -31,6 +30,7 @@ from deepzero.graph.cpu.vectors import (
     lowest,
     maximum,
     minus,
+    other_tile,
     plus,
     smaller,
     spread,
@@ -43,12 +43,15 @@ from deepzero.graph.cpu.vectors import (
 
 PARTIAL = 256
 """Vectors that are added up in the data's dtype before their sum goes to float64."""
-FIRST, NOWHERE = np.int64(0), np.int64(-1)
+FIRST, ONE, NOWHERE = np.int64(0), np.int64(1), np.int64(-1)
 """Constants that numba takes as any number: it would compile a part anew for each plain one."""
 
 
 class Bands(NamedTuple):
     """A convolution laid out band by band.
+
+    The places of a band are convolved in tiles of those that meet the same terms: no product is with a zero of the
+    padding. A tile that has too few has its last one again.
 
     Attributes:
         size: ``(C, H, W)``.
@@ -59,13 +62,22 @@ class Bands(NamedTuple):
         together: blocks that are convolved at a time.
         rows: of the output in a band.
         stride: rows of the input from one row of the output to the next.
-        pads: zeros at the top, at the left and at the right.
+        top: zeros above the image.
+        left: zeros to the left of it.
         padded: rows of a padded band.
+        across: places of a padded row.
         spatial: ``(h, w)``.
         outputs: O.
         width: O, padded to whole tiles.
-        starts: where the vector of each place begins in the scratch of padded bands ``[n]``.
-        taps: how far from there the terms of its sum lie ``[K]``.
+        places: n.
+        other: tiles are of the second shape.
+        tiles: the first tile of each band, and behind the last ``[bands + 1]``.
+        starts: where the vector of each place of each tile begins in the scratch of padded bands.
+        ends: where its sum goes in a row of the buffer.
+        begins: the first term of each tile.
+        stops: behind the last term of each tile.
+        taps: how far from the start of a place each term lies.
+        filters: how far from the first weight of a tile of outputs those of each term lie.
     """
 
     size: tuple[int, int, int]
@@ -76,13 +88,22 @@ class Bands(NamedTuple):
     together: int
     rows: int
     stride: int
-    pads: tuple[int, int, int]
+    top: int
+    left: int
     padded: int
+    across: int
     spatial: tuple[int, int]
     outputs: int
     width: int
+    places: int
+    other: bool
+    tiles: Any
     starts: Any
+    ends: Any
+    begins: Any
+    stops: Any
     taps: Any
+    filters: Any
 
 
 class BandTail(NamedTuple):
@@ -110,50 +131,39 @@ class BandTail(NamedTuple):
 
 
 @part
-def padded_band(x, start, bands, first, scratch, place):
-    """A band of one image, in its padding: ``scratch [C, padded, W + pads, L]``.
+def copied_band(x, start, bands, first, scratch, place):
+    """A band of one image, at its place in its padding: ``scratch [C, padded, across, L]``, where zeros are left out.
 
     ``x`` is flat, the image begins at ``start``; ``first`` is the image's row that the band begins with.
     """
     channels, height, width = bands.size
     step, apart = lanes(x), bands.apart
-    wide = width + bands.pads[1] + bands.pads[2]
     for c in range(channels):
-        for row in range(bands.padded):
-            y, target = first + row, place + (c * bands.padded + row) * wide * step
-            inside = 0 <= y < height
-            if inside:
-                source = start + (c * height + y) * width * apart - bands.pads[1] * apart
-                for u in range(bands.pads[1], bands.pads[1] + width):
-                    store(scratch, target + u * step, load(x, source + u * apart))
-            for u in range(bands.pads[1] if inside else wide):
-                store(scratch, target + u * step, zeros(x))
-            for u in range(bands.pads[1] + width if inside else wide, wide):
-                store(scratch, target + u * step, zeros(x))
+        for row in range(max(0, -first), min(bands.padded, height - first)):
+            target = place + ((c * bands.padded + row) * bands.across + bands.left) * step
+            source = start + (c * height + first + row) * width * apart
+            for u in range(width):
+                store(scratch, target + u * step, load(x, source + u * apart))
 
 
 @part
 def convolved_band(x, p, block, band, bands, scratch, weights, corner, buffer):
     """One perturbation's convolution of a band, or of several small blocks, to ``buffer [width, n, L]``."""
-    padded, count, step = scratch.size // bands.together, bands.starts.size, lanes(x)
+    part, row = scratch.size // bands.together, bands.places * lanes(x)
     for g in range(bands.together):
         start = p * bands.image + bands.origins[block + g]
-        padded_band(x, start, bands, band * bands.rows * bands.stride - bands.pads[0], scratch, g * padded)
-    for first in range(0, count, PLACES):
-        for output in range(0, bands.width, OUTPUTS):
-            place = (output * count + first) * step
-            tile(
-                scratch,
-                bands.starts,
-                first,
-                bands.taps,
-                weights,
-                corner + output,
-                bands.width,
-                buffer,
-                place,
-                count * step,
-            )
+        copied_band(x, start, bands, band * bands.rows * bands.stride - bands.top, scratch, g * part)
+    starts, ends, taps, filters = bands.starts, bands.ends, bands.taps, bands.filters
+    outputs, places = SHAPES[1] if bands.other else SHAPES[0]
+    apart = weights.size // bands.width * outputs
+    for output in range(bands.width // outputs):
+        there, line = corner + output * apart, output * outputs * row
+        for t in range(bands.tiles[band], bands.tiles[band + 1]):
+            at, begin, stop = t * places, bands.begins[t], bands.stops[t]
+            if bands.other:
+                other_tile(scratch, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
+            else:
+                tile(scratch, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
 
 
 @part
@@ -165,27 +175,43 @@ def slice_of_band(padded, start, value, starts, buffer):
 
 
 @part
-def add_sums(buffer, start, centred, base, count, skip, out, place):
-    """Add ``(d, c d, d^2)``, summed over ``count`` vectors without their first ``skip`` lanes, to three of ``out``."""
+def add_sums(buffer, start, centred, base, apart, count, skips, block, blocks, out, place):
+    """Add ``(d, c d, d^2)``, summed over ``count`` vectors of each block, to three of ``out``.
+
+    The vectors of each of the ``blocks`` from ``block`` on follow those of the one before, their base values ``apart``
+    from its, and are summed without their first lanes, as many as ``skips`` says.
+    """
     step = lanes(buffer)
-    for begin in range(0, count, PARTIAL):
-        stop = min(begin + PARTIAL, count)
-        even = (stop - begin) // 2 * 2 + begin
-        first, cross, square = zeros(buffer), zeros(buffer), zeros(buffer)
-        first2, cross2, square2 = zeros(buffer), zeros(buffer), zeros(buffer)
-        for i in range(begin, even, 2):
-            d, e = load(buffer, start + i * step), load(buffer, start + (i + 1) * step)
-            first, first2 = plus(first, d), plus(first2, e)
-            cross = fused(d, load(centred, base + i * step), cross)
-            cross2 = fused(e, load(centred, base + (i + 1) * step), cross2)
-            square, square2 = fused(d, d, square), fused(e, e, square2)
-        if even < stop:
-            d = load(buffer, start + even * step)
-            first, square = plus(first, d), fused(d, d, square)
-            cross = fused(d, load(centred, base + even * step), cross)
-        out[place] += total(kept(plus(first, first2), skip))
-        out[place + 1] += total(kept(plus(cross, cross2), skip))
-        out[place + 2] += total(kept(plus(square, square2), skip))
+    all_first, all_cross, all_square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
+    for g in range(blocks):
+        for begin in range(0, count, PARTIAL):
+            stop = min(begin + PARTIAL, count)
+            if held + stop - begin > PARTIAL:
+                out[place] += total(all_first)
+                out[place + 1] += total(all_cross)
+                out[place + 2] += total(all_square)
+                all_first, all_cross, all_square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
+            even = (stop - begin) // 2 * 2 + begin
+            first, cross, square = zeros(buffer), zeros(buffer), zeros(buffer)
+            first2, cross2, square2 = zeros(buffer), zeros(buffer), zeros(buffer)
+            for i in range(begin, even, 2):
+                d, e = load(buffer, start + i * step), load(buffer, start + (i + 1) * step)
+                first, first2 = plus(first, d), plus(first2, e)
+                cross = fused(d, load(centred, base + i * step), cross)
+                cross2 = fused(e, load(centred, base + (i + 1) * step), cross2)
+                square, square2 = fused(d, d, square), fused(e, e, square2)
+            if even < stop:
+                d = load(buffer, start + even * step)
+                first, square = plus(first, d), fused(d, d, square)
+                cross = fused(d, load(centred, base + even * step), cross)
+            skip, held = skips[block + g], held + stop - begin
+            all_first = plus(all_first, kept(plus(first, first2), skip))
+            all_cross = plus(all_cross, kept(plus(cross, cross2), skip))
+            all_square = plus(all_square, kept(plus(square, square2), skip))
+        start, base = start + count * step, base + apart
+    out[place] += total(all_first)
+    out[place + 1] += total(all_cross)
+    out[place + 2] += total(all_square)
 
 
 @part
@@ -259,30 +285,31 @@ def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, o
     """The convolution of the images of all perturbations, or what follows it, to ``out [P, N, O, places, L]``.
 
     Without a tail, and with c, the sums of :func:`add_sums` go to ``sums [P, O, 3]``; out may be empty then. The
-    filters of a perturbation begin at ``corners[p]`` of ``weights [., K, width]``. All arrays are flat.
+    filters of a perturbation begin at ``corners[p]`` of ``weights [tiles of outputs, C, K, outputs]``. All arrays are
+    flat.
     """
     step, outputs, count = lanes(x), bands.outputs, bands.origins.size
-    places = bands.rows * bands.spatial[1]
+    places, together = bands.rows * bands.spatial[1], bands.together
     whole, behind = bands.spatial[0] * bands.spatial[1], tail.behind[0] * tail.behind[1]
-    for block in range(0, count, bands.together):
+    for block in range(0, count, together):
         for band in range(bands.spatial[0] // bands.rows):
             for p in range(corners.size):
                 convolved_band(x, p, block, band, bands, scratch, weights, corners[p], buffer)
-                for g in range(bands.together):
+                for o in range(outputs if sums.size else 0):
+                    base, to = ((block * outputs + o) * whole + band * places) * step, (p * outputs + o) * 3
+                    start, apart = o * bands.places * step, outputs * whole * step
+                    add_sums(buffer, start, centred, base, apart, places, bands.skips, block, together, sums, to)
+                for g in range(together if tail.slope.size or out.size else 0):
                     for o in range(outputs):
-                        start, row = (o * bands.starts.size + g * places) * step, (block + g) * outputs + o
-                        base, to = (row * whole + band * places) * step, p * count * outputs + row
+                        start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
+                        to = p * count * outputs + row
                         if tail.slope.size:
                             place = to * behind * step
                             tail_row(buffer, start, tail, row, band, bands, p, o, buffer, NOWHERE, out, place, step)
                         else:
-                            if sums.size:
-                                skip = bands.skips[block + g]
-                                add_sums(buffer, start, centred, base, places, skip, sums, (p * outputs + o) * 3)
-                            if out.size:
-                                place = (to * whole + band * places) * step
-                                for i in range(places):
-                                    store(out, place + i * step, load(buffer, start + i * step))
+                            place = (to * whole + band * places) * step
+                            for i in range(places):
+                                store(out, place + i * step, load(buffer, start + i * step))
 
 
 @borrowing
@@ -319,4 +346,5 @@ def slices(padded, apart, offsets, values, channels, bands, buffer, sums, tail, 
                 place = p * behind * batch + bands.origins[block]
                 tail_row(buffer, FIRST, tail, row, FIRST, bands, p, FIRST, buffer, NOWHERE, out, place, batch)
             else:
-                add_sums(buffer, FIRST, tail.centred, row * places * step, places, bands.skips[block], sums, p * 3)
+                base = row * places * step
+                add_sums(buffer, FIRST, tail.centred, base, FIRST, places, bands.skips, block, ONE, sums, p * 3)

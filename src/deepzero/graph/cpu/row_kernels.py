@@ -18,6 +18,10 @@ from torch import Tensor
 from deepzero.graph.calls import Value
 from deepzero.graph.differences import Channel, Dense, with_entries
 
+NARROW = 16
+"""Entries of a row below which rows side by side are faster, copied if they lie otherwise: 128 rows of 10 in float32
+take 0.7 ms in place of 1.5 for 512 perturbations, rows of 32 would take 1.2 in place of 0.7."""
+
 
 @cache
 def compiled() -> Any:
@@ -149,7 +153,7 @@ def softmax(
 def label_losses(
     difference: Channel | Dense, chances: Value, logarithms: Value, labels: Int64[Tensor, "*targets"], dim: int
 ) -> Float[Tensor, " p *others"] | None:
-    """One pass over the differences: over all entries of a row, or the one that differs."""
+    """One pass over the differences: over all entries of a row, or of all rows, or the one that differs."""
     if not applies(difference, chances.base):
         return None
     inside = isinstance(difference, Channel) and difference.axis == dim
@@ -157,14 +161,31 @@ def label_losses(
     p, logs = _laid(chances, rows), _laid(logarithms, rows)
     y = chances.remember(f"labels {rows.key}", lambda: rows.base(labels.unsqueeze(dim))[..., 0])
     line = p.new_empty(p.shape[-1])
-    if inside:
+    if len(p) == 1:
         columns = chances.remember("columns", lambda: p[0].t().contiguous())
+    if inside:
         others = chances.remember("others", lambda: p[0].scatter(1, y[0].unsqueeze(1), 0).sum(1))
         delta = _stacked(difference.delta.unsqueeze(-1), 1)[..., 0]
         out = torch.empty_like(delta)
         _called("label_losses_of_column", delta, columns, p[0], logs[0], others, y[0], _slots(difference), line, out)
         return out.view(difference.delta.shape)
     aligned = rows.aligned(difference)
+    across = aligned.movedim(-1, 1)
+    if len(p) == 1 and (p.shape[-1] < NARROW or (across.is_contiguous() and not aligned.is_contiguous())):
+        across, out = across.contiguous(), across.new_empty(len(across), p.shape[1])
+        scratch = across.new_empty(2, p.shape[1])
+        _called(
+            "label_losses_across",
+            across.view(len(across), len(columns), -1),
+            columns,
+            p[0],
+            logs[0],
+            y[0],
+            *scratch,
+            line,
+            out,
+        )
+        return out.view(aligned.shape[:-1])
     delta = _stacked(aligned, p.shape[-1])
     out = delta.new_empty(delta.shape[:2])
     _called("label_losses", delta, p, logs, y, _slots(difference), line, out)

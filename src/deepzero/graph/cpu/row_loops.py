@@ -167,6 +167,42 @@ def label_losses(delta, p, logs, labels, slots, line, out):
 
 
 @njit(inline="always")
+def _grow(growth, largest, d, own, chance):
+    """Add ``p expm1(e)`` to the growths of many rows, ``e = d - own``, and note the largest e of each."""
+    for r in range(growth.size):
+        e = d[r] - own[r]
+        growth[r] += chance[r] * expm1(e)
+        largest[r] = e if e > largest[r] else largest[r]
+
+
+@compiled
+def label_losses_across(delta, columns, p, logs, labels, own, largest, line, out):
+    """:func:`label_losses` of differences ``[P, W, R]``, rows side by side in memory: all of them grow together.
+
+    With base values ``[R, W]``, their columns ``[W, R]``, and scratch ``own [R]``, ``largest [R]`` and ``line [W]``.
+    """
+    count, width, rows = delta.shape
+    kind = out.dtype.type
+    low, high, bound, zero, none = kind(LEFT), kind(GROWN), kind(OVERFLOW), kind(0), kind(math.nan)
+    for q in range(count):
+        o = out[q]
+        for r in range(rows):
+            own[r] = delta[q, labels[r], r]
+            o[r] = zero
+            largest[r] = zero
+        for w in range(width):
+            _grow(o, largest, delta[q, w], own, columns[w])
+        for r in range(rows):
+            o[r] = o[r] if (o[r] >= low) & (o[r] <= high) & (largest[r] <= bound) else none
+        odd = _take_logarithms(o)
+        for r in range(rows if odd else 0):
+            if math.isnan(o[r]):
+                for w in range(width):
+                    line[w] = delta[q, w, r] - own[r]
+                o[r] = _log_growth(line, p[r], logs[r])
+
+
+@njit(inline="always")
 def _take_logarithms(growth):
     """``log(1 + growth)`` in place; whether any is not a number."""
     odd = 0

@@ -19,8 +19,8 @@ from numba.extending import intrinsic, register_model
 WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
 BYTES = 64 if WIDE else 32
 """Bytes of a vector."""
-OUTPUTS, PLACES = (6, 4) if WIDE else (4, 3)
-"""Outputs and places of a tile: their sums, a vector each, fill 24 of 32 registers, or 12 of 16."""
+SHAPES = ((8, 3), (6, 4)) if WIDE else ((4, 3), (6, 2))
+"""Outputs and places of tiles: their sums, a vector each, fill 24 of 32 registers, or 12 of 16."""
 INDEX = ir.IntType(64)
 
 
@@ -206,60 +206,86 @@ def total(typing, vector):
     return types.float64(vector), code
 
 
-@intrinsic
-def tile(typing, source, starts, first, taps, weights, corner, width, target, place, row):
-    """The sums of a tile of outputs o and places i: ``sum_k weights[k, o] source[starts[first + i] + taps[k]]``.
+def _tile(outputs, places):
+    @intrinsic
+    def tile(typing, source, starts, ends, first, taps, filters, begin, stop, weights, corner, target, place, row):
+        """The sums of a tile of outputs o and places i: ``sum_k weights[k, o] source[starts[first + i] + taps[k]]``.
 
-    Each is a vector. They stay in registers over the sum: a step reads a vector for each place and a number for each
-    output, and makes a fused product for each pair.
+        Each is a vector. They stay in registers over the sum: a step reads a vector for each place and a number for
+        each output, and makes a fused product for each pair.
 
-    Args:
-        typing: numba's.
-        source: flat.
-        starts: where the vectors of the places begin.
-        first: of the tile's places.
-        taps: how far from there the vector of each k begins.
-        weights: flat, ``[k, width]``.
-        corner: index of the first weight of the tile's first output.
-        width: outputs that weights lie apart.
-        target: flat; the sums of an output go side by side to ``place``, those of the next one ``row`` further.
-        place: see target.
-        row: see target.
-    """
-    kind = Vector(source.dtype)
-    size = source.dtype.bitwidth // 8
+        Args:
+            typing: numba's.
+            source: flat.
+            starts: where the vectors of the places begin.
+            ends: where their sums go in target.
+            first: of the tile's places.
+            taps: how far from the start of a place the vector of each k begins.
+            filters: how far from the corner the weights of each k begin, which lie side by side.
+            begin: the first k.
+            stop: behind the last k.
+            weights: flat.
+            corner: see filters.
+            target: flat; the sums of an output go to ``place + ends``, those of the next one ``row`` further.
+            place: see target.
+            row: see target.
+        """
+        kind = Vector(source.dtype)
+        size = source.dtype.bitwidth // 8
 
-    def code(context, builder, signature, arguments):
-        data = [
-            context.make_array(k)(context, builder, a).data if isinstance(k, types.Array) else a
-            for k, a in zip(signature.args, arguments, strict=True)
-        ]
-        source_, starts_, first_, taps_, weights_, corner_, width_, target_, place_, row_ = data
-        count = cgutils.unpack_tuple(builder, context.make_array(taps)(context, builder, arguments[3]).shape, 1)[0]
-        nothing = ir.Constant(kind.llvm, [0.0] * kind.lanes)
-        sums = [[cgutils.alloca_once_value(builder, nothing) for _ in range(PLACES)] for _ in range(OUTPUTS)]
-        places = [
-            builder.gep(source_, [builder.load(builder.gep(starts_, [builder.add(first_, INDEX(i))]))])
-            for i in range(PLACES)
-        ]
-        here = cgutils.alloca_once_value(builder, builder.gep(weights_, [corner_]))
-        with cgutils.for_range(builder, count) as loop:
-            tap = builder.load(builder.gep(taps_, [loop.index]))
-            values = [
-                builder.load(builder.bitcast(builder.gep(p, [tap]), kind.llvm.as_pointer()), align=size) for p in places
+        def code(context, builder, signature, arguments):
+            data = [
+                context.make_array(k)(context, builder, a).data if isinstance(k, types.Array) else a
+                for k, a in zip(signature.args, arguments, strict=True)
             ]
-            weight = builder.load(here)
-            for o in range(OUTPUTS):
-                factor = _spread(builder, kind, builder.load(builder.gep(weight, [INDEX(o)])))
-                for i in range(PLACES):
-                    builder.store(_fused(builder, kind, factor, values[i], builder.load(sums[o][i])), sums[o][i])
-            builder.store(builder.gep(weight, [width_]), here)
-        for o in range(OUTPUTS):
-            line = builder.add(place_, builder.mul(row_, INDEX(o)))
-            for i in range(PLACES):
-                there = builder.gep(target_, [builder.add(line, INDEX(i * kind.lanes))])
-                builder.store(builder.load(sums[o][i]), builder.bitcast(there, kind.llvm.as_pointer()), align=size)
-        return context.get_dummy_value()
+            (
+                source_,
+                starts_,
+                ends_,
+                first_,
+                taps_,
+                filters_,
+                begin_,
+                stop_,
+                weights_,
+                corner_,
+                target_,
+                place_,
+                row_,
+            ) = data
+            nothing = ir.Constant(kind.llvm, [0.0] * kind.lanes)
+            sums = [[cgutils.alloca_once_value(builder, nothing) for _ in range(places)] for _ in range(outputs)]
 
-    intp = types.intp
-    return types.void(source, starts, intp, taps, weights, intp, intp, target, intp, intp), code
+            def of_place(array, i):
+                return builder.load(builder.gep(array, [builder.add(first_, INDEX(i))]))
+
+            sources = [builder.gep(source_, [of_place(starts_, i)]) for i in range(places)]
+            corner_of_tile = builder.gep(weights_, [corner_])
+            with cgutils.for_range_slice(builder, begin_, stop_, INDEX(1)) as (k, _):
+                tap = builder.load(builder.gep(taps_, [k]))
+                values = [
+                    builder.load(builder.bitcast(builder.gep(p, [tap]), kind.llvm.as_pointer()), align=size)
+                    for p in sources
+                ]
+                weight = builder.gep(corner_of_tile, [builder.load(builder.gep(filters_, [k]))])
+                for o in range(outputs):
+                    factor = _spread(builder, kind, builder.load(builder.gep(weight, [INDEX(o)])))
+                    for i in range(places):
+                        builder.store(_fused(builder, kind, factor, values[i], builder.load(sums[o][i])), sums[o][i])
+            for i in range(places):
+                end = builder.add(place_, of_place(ends_, i))
+                for o in range(outputs):
+                    there = builder.gep(target_, [builder.add(end, builder.mul(row_, INDEX(o)))])
+                    builder.store(builder.load(sums[o][i]), builder.bitcast(there, kind.llvm.as_pointer()), align=size)
+            return context.get_dummy_value()
+
+        intp = types.intp
+        return (
+            types.void(source, starts, ends, intp, taps, filters, intp, intp, weights, intp, target, intp, intp),
+            code,
+        )
+
+    return tile
+
+
+tile, other_tile = (_tile(*shape) for shape in SHAPES)

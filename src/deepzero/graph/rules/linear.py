@@ -19,18 +19,22 @@ from jaxtyping import Num, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, runs_of
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, runs_of
 from deepzero.graph.host_numbers import mapped
-from deepzero.graph.rules.base import difference_of, map_delta, multilinear, rule
+from deepzero.graph.rules.base import difference_of, in_order, map_delta, multilinear, rule
 from deepzero.graph.rules.pointwise import broadcast, total
 
 aten = torch.ops.aten
 
 
-@rule(aten.linear.default, rank_one=True, low_rank=True)
+@rule(aten.linear.default, rank_one=True, low_rank=True, blocks=True)
 def linear(call: Call, x: Operand, weight: Operand, bias: Operand | None = None) -> Outcome:
     """``x W^T + b``."""
     shape = call.output.base.shape
+    difference: Any = x.difference
+    if isinstance(difference, Blocks) and len(shape) == 2 and weight.difference is None:
+        return _added_bias(Dense(Blocks(weight.base @ difference.blocks, shape).dense()), bias, shape)
+    x = in_order(x)
     if weight.base.dim() != 2:
         return _added_bias(Dense(multilinear(F.linear, (x, weight))) if _any(x, weight) else None, bias, shape)
     through = None if x.difference is None else through_matrix(x.difference, weight.base.t(), shape)

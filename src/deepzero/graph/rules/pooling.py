@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int64, Num
@@ -60,9 +60,9 @@ def _register_average(target: Any, spatial: int) -> None:
     def apply(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
         """The pooling of the difference itself."""
         blocks: Any = x.difference
-        if isinstance(blocks, Blocks) and _whole(target, args, kwargs, x.base.shape[2:]):
-            mean = blocks.each(lambda images: images.mean((2, 3), keepdim=True), call.output.base.shape)
-            return Dense(mean.dense())
+        if isinstance(blocks, Blocks) and x.base.dim() == 4 and _whole(target, args, kwargs, x.base.shape[2:]):
+            shape = call.output.base.shape
+            return cast(Dense, blocks.each(lambda images: images.mean((2, 3), keepdim=True), shape))
         difference = in_order(x).difference
         assert difference is not None
 

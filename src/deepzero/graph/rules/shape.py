@@ -61,10 +61,15 @@ def as_channel(difference: Channel, stacked: Num[Tensor, "p ..."], axis: int, sh
     aten.unflatten.int,
     rank_one=True,
     low_rank=True,
+    blocks=True,
 )
 def view(call: Call, x: Operand, *_: Any) -> Outcome:
     """Another shape for the same entries, row-major."""
-    return reshaped(x.difference, call.output.base.shape)
+    shape = call.output.base.shape
+    difference: Any = x.difference
+    if isinstance(difference, Blocks) and len(shape) > 1 and shape[0] == difference.shape[0]:
+        return cast(Dense, difference.each(lambda images: images.reshape(len(images), *shape[1:], -1), shape))
+    return reshaped(in_order(x).difference, shape)
 
 
 def reshaped(difference: Difference | None, shape: torch.Size) -> Difference:
@@ -313,7 +318,7 @@ def pad(call: Call, x: Operand, widths: Sequence[int], *mode_and_value: Any) -> 
     mode = mode_and_value[0] if mode_and_value and isinstance(mode_and_value[0], str) else "constant"
     shape = call.output.base.shape
     blocks: Any = x.difference
-    if isinstance(blocks, Blocks) and mode == "constant" and len(widths) <= 6:
+    if isinstance(blocks, Blocks) and mode == "constant" and len(widths) < 2 * x.base.dim():
         return cast(Dense, blocks.each(lambda images: F.pad(images, (0, 0, *widths)), shape))
     difference = in_order(x).difference
     assert difference is not None

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import sqlite3
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
 from typing import Any
 
 from deepzero.errors import InvalidInputError, JournalError
+from deepzero.executors import journal_file
 from deepzero.executors import journal_rows as rows
 
-MAGIC = 0x647A6A32
-"""SQLite's ``application_id`` of a journal: ``dzj2``."""
-MAGIC_WITHOUT_CHECKSUMS = 0x647A6A31
-SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, loss BLOB, checksum BLOB NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS problem (name TEXT NOT NULL, checksum BLOB NOT NULL)",
-)
-WAL_SUFFIX = "-wal"
 LOOKUP = 500
 """Keys in one SQL statement."""
 
@@ -32,8 +27,8 @@ class QueryJournal:
     """Answers of a black box by content key, in one SQLite file (write-ahead log, every commit synced to disk).
 
     A script that was killed is simply started again: up to the point where it died its queries are answered from the
-    journal, at no cost, and with the same bits. Only text keys and numbers are stored, each row with a checksum;
-    nothing is ever unpickled.
+    journal, at no cost, and with the same bits. Only text keys, numbers and times are stored, each row with a
+    checksum; nothing is ever unpickled. ``deepzero journal FILE`` tells what a journal holds.
 
     A journal answers one problem. It notes which one when an evaluator first uses it
     (:func:`~deepzero.executors.problem_of`: the function, what it refers to, the parameters' shapes), and refuses
@@ -73,14 +68,16 @@ class QueryJournal:
         self._lock = RLock()
         self._process = os.getpid()
         self._given = problem
-        with self._explained():
+        with journal_file.explained(self.path):
             self._inspect(problem)
             self._db = sqlite3.connect(
                 self.path, timeout=0, isolation_level=None, check_same_thread=False, factory=Connection
             )
+            self._db.text_factory = journal_file.readable
             try:
                 self._prepare()
-                self.problem = self._read_problem(self._db)
+                self._count = journal_file.AnswerCount(self.path, self._rows())
+                self.problem = journal_file.problem_in(self._db)
                 if problem is not None:
                     self._require(problem)
             except BaseException:
@@ -89,51 +86,27 @@ class QueryJournal:
 
     def _inspect(self, problem: str | None) -> None:
         """Read an existing file through, every row of it, without changing it."""
-        log = self._log_size()
-        if not self.path.exists() or not (self.path.stat().st_size or log):
+        if not self.path.exists() or not (self.path.stat().st_size or journal_file.log_size(self.path)):
             return
-        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=0)) as db:
-            found = [row[0] for row in db.execute("PRAGMA quick_check(3)")]
-            if found != ["ok"]:
-                raise sqlite3.DatabaseError("; ".join(found))
-            self._require_format(db.execute("PRAGMA application_id").fetchone()[0])
-            if not log:
-                self._require_size(db)
-            for key, loss, checksum in db.execute("SELECT key, loss, checksum FROM answers"):
-                self._unpack(key, loss, checksum)
-            self.problem = self._read_problem(db)
+        with journal_file.reading(self.path) as (db, form):
+            if form != journal_file.CURRENT:
+                raise JournalError(
+                    f"the journal {self.path} was written by an earlier version of deepzero, and was left as it is; "
+                    f"type deepzero journal {shlex.quote(str(self.path))} --upgrade, which keeps the old file, too"
+                )
+            for _ in journal_file.answers(db, form, self.path):
+                pass
+            self.problem = journal_file.problem_in(db)
             if problem is not None and self.problem is not None:
                 self._require(problem)
-
-    def _require_format(self, magic: int) -> None:
-        if magic == MAGIC_WITHOUT_CHECKSUMS:
-            raise JournalError(
-                f"the journal {self.path} was written by an earlier version of deepzero, whose rows have no checksums, "
-                "and was left as it is; end its run with that version, or name another file and pay for its queries "
-                "again"
-            )
-        if magic != MAGIC:
-            raise JournalError(
-                f"{self.path} is an SQLite file but no query journal, and was left as it is; name another file"
-            )
-
-    def _require_size(self, db: sqlite3.Connection) -> None:
-        pages, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
-        found = self.path.stat().st_size
-        if found != pages * size:
-            raise sqlite3.DatabaseError(f"it has {found} bytes and should have {pages * size}")
-
-    def _log_size(self) -> int:
-        log = self.path.with_name(self.path.name + WAL_SUFFIX)
-        return log.stat().st_size if log.exists() else 0
 
     def _prepare(self) -> None:
         """Take the file for this process alone, and set it up; the tables are there before the log is."""
         self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA synchronous=FULL")
         with self._transaction():
-            self._db.execute(f"PRAGMA application_id={MAGIC}")
-            for statement in SCHEMA:
+            self._db.execute(f"PRAGMA application_id={journal_file.MAGIC[journal_file.CURRENT]}")
+            for statement in journal_file.SCHEMA:
                 self._db.execute(statement)
         self._db.execute("PRAGMA journal_mode=WAL")
 
@@ -163,13 +136,6 @@ class QueryJournal:
                 f"dz.QueryJournal({str(self.path)!r}, problem={self.problem!r})"
             )
 
-    def _read_problem(self, db: sqlite3.Connection) -> str | None:
-        found = db.execute("SELECT name, checksum FROM problem").fetchall()
-        for name, checksum in found:
-            if len(found) > 1 or checksum != rows.checksum("problem", name):
-                raise sqlite3.DatabaseError("the row that says which problem it answers")
-        return str(found[0][0]) if found else None
-
     def lookup(self, keys: Iterable[str]) -> dict[str, rows.Answer | None]:
         """The answers that are known among ``keys``; None for a query that was skipped.
 
@@ -181,22 +147,22 @@ class QueryJournal:
             listed = list(keys)
             for some in (listed[start : start + LOOKUP] for start in range(0, len(listed), LOOKUP)):
                 marks = ",".join("?" * len(some))
-                for row in self._db.execute(f"SELECT key, loss, checksum FROM answers WHERE key IN ({marks})", some):
-                    known[row[0]] = self._unpack(*row)
+                chosen = f"SELECT key, loss, at, checksum FROM answers WHERE key IN ({marks})"
+                for row in self._db.execute(chosen, some):
+                    known[row[0]] = journal_file.checked(*row)
         return known
-
-    def _unpack(self, key: str, loss: object, checksum: object) -> rows.Answer | None:
-        if not isinstance(key, str) or checksum != rows.checksum(key, loss):
-            raise sqlite3.DatabaseError(f"the checksum of its row {key!r} is wrong")
-        return rows.unpack(loss)
 
     def record(self, answers: Mapping[str, rows.Answer | None]) -> None:
         """Store answers (finite numbers or arrays; None for skipped) all or none; on return they are on disk."""
-        packed = [(key, loss, rows.checksum(key, loss)) for key, loss in rows.packed(answers)]
+        at = time.time()
+        packed = [(key, loss, at, rows.checksum(key, loss, at)) for key, loss in rows.packed(answers)]
         if not packed:
             return
-        with self._used(), self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", packed)
+        with self._used():
+            more = len(packed) - len(self.lookup(row[0] for row in packed))
+            with self._transaction():
+                self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", packed)
+            self._count.add(more)
 
     @contextmanager
     def _used(self) -> Iterator[None]:
@@ -207,7 +173,7 @@ class QueryJournal:
                 "forked from it; let the parent record the answers, or close the journal before the fork and open it "
                 f"in the child with dz.QueryJournal({str(self.path)!r})"
             )
-        with self._lock, self._explained():
+        with self._lock, journal_file.explained(self.path):
             yield
 
     @contextmanager
@@ -221,42 +187,20 @@ class QueryJournal:
                 self._db.execute("ROLLBACK")
             raise
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """SQLite's errors as what to do about them."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise JournalError(self._advice(error)) from error
-
-    def _advice(self, error: sqlite3.Error) -> str:
-        text = " ".join(str(error).split())
-        if "locked" in text or "busy" in text:
-            return f"the journal {self.path} is in use by another process; wait for it to end, or name another file"
-        if isinstance(error, sqlite3.ProgrammingError):
-            return (
-                f"the journal {self.path} was closed ({text}); open it again with dz.QueryJournal({str(self.path)!r})"
-            )
-        if isinstance(error, sqlite3.OperationalError) and "no such" not in text and "malformed" not in text:
-            return (
-                f"the journal {self.path} cannot be used ({text}); every answer recorded so far is kept: "
-                "see to the disk (space, permissions), then start the script again"
-            )
-        return (
-            f"the journal {self.path} is damaged or is no journal ({text}); it was left as it is: put back a copy "
-            f"(with its {self.path.name}{WAL_SUFFIX}, if there is one), or name another file and pay for its queries "
-            "again"
-        )
-
     def __len__(self) -> int:
         with self._used():
-            return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
+            return self._rows()
+
+    def _rows(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def close(self) -> None:
         """Release the file; in a forked child, nothing."""
         if os.getpid() == self._process:
             with self._lock:
                 self._db.close()
+                if not journal_file.log_size(self.path):
+                    self._count.remove()
 
     def __enter__(self) -> QueryJournal:
         return self
