@@ -35,6 +35,7 @@ from deepzero.data.image_folders import read_image_folder
 from deepzero.data.npz import read_inputs, read_npz
 from deepzero.data.table import read_table
 from deepzero.errors import CheckpointError, InvalidInputError, RunFolderError
+from deepzero.executors.journal_file import summary
 from deepzero.files import DEPTH, JSON_BYTES, json_lines, json_object, read_tensors
 from deepzero.measure.bench_record import BenchRecord
 from deepzero.measure.benchmark import Settings
@@ -228,6 +229,7 @@ FILES: dict[str, tuple[Maker, Reader]] = {
     "inputs.npy": (npy, read_inputs),
     "detected.npz": (npz, detect),
     "queries.sqlite": (journal, read_journal),
+    "looked_at.sqlite": (journal, summary),
 }
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from deepzero.errors import RunFolderError
-from deepzero.files import read_from
 from deepzero.recipes.classification_recipes import DEFAULT, find
 from deepzero.recipes.configurations import customize
 from deepzero.tasks.classification import ClassificationConfig, from_record
 from deepzero.team import Team, launch_name
 from deepzero.training import read_record, require_made_by
-from deepzero.training.run_folder import RECORD
+from deepzero.training.run_folder import settings_from
 
 ROOT = Path("runs")
 
@@ -108,9 +107,10 @@ def resumed(base: Base | None, settings: Mapping[str, Any], out: Path | None, *,
             f"the run in {path} was not started from a recipe; resume it as it was started: from Python by "
             "fit(resume=True), or by deepzero train FILE.py --resume"
         )
-    with read_from(path / RECORD, advice="start the run again with another --out"):
+    with settings_from(path):
         known = {**record.get("settings", {}), **changes}
-        changed = customize(from_record(record["config"]), **changes) if config is None else customize(config, **known)
+        before = config or from_record(record["config"])
+    changed = customize(before, **(changes if config is None else known))
     return Start(name or str(record.get("recipe")), changed, known, path, resume=True)
 
 

@@ -22,7 +22,7 @@ from deepzero.tasks.classification.coordinate_selection import Ratios
 from deepzero.tasks.task_data import read_data
 from deepzero.training import RunFolder, read_record
 from deepzero.training.checkpoint_contents import selected
-from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, written_again
+from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, settings_from, written_again
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def surface(
 
 
 def _center(folder: RunFolder, data_dir: str | Path | None, device: str) -> SurfaceCenter:
-    config = from_record(folder.record["config"])
+    with settings_from(folder.path):
+        config = from_record(folder.record["config"])
     weights, words = _weights(folder)
     splits = read_data(config.data, data_dir)
     ratios = folder.read(RATIOS_FILE)

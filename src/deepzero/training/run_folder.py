@@ -13,8 +13,18 @@ from typing import Any, Self
 import safetensors.torch
 from torch import Tensor
 
-from deepzero.errors import RunFolderError
-from deepzero.files import finite, flat, json_object, json_value, leftovers, read_tensors, replace_file, to_json
+from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.files import (
+    finite,
+    flat,
+    json_object,
+    json_value,
+    leftovers,
+    read_from,
+    read_tensors,
+    replace_file,
+    to_json,
+)
 from deepzero.text import did_you_mean
 from deepzero.training.checkpoint import CheckpointStore
 
@@ -169,6 +179,20 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise RunFolderError(f"{file} is damaged: it has no configuration; start the run again with another --out")
     return record
+
+
+@contextmanager
+def settings_from(path: Path) -> Iterator[None]:
+    """A block that makes a configuration of the record in the folder ``path``: what it cannot be names the record.
+
+    Raises:
+        RunFolderError: a setting is missing, of another kind, or out of its domain.
+    """
+    with read_from(path / RECORD, advice="start the run again with another --out"):
+        try:
+            yield
+        except InvalidInputError as error:
+            raise RunFolderError(f"{path / RECORD}: {error}") from error
 
 
 def command_of(record: Mapping[str, Any]) -> str:

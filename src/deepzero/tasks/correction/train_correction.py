@@ -35,7 +35,7 @@ from deepzero.tasks.task_config import StageConfig
 from deepzero.training import RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.progress import counting
-from deepzero.training.run_folder import RATIOS_FILE, RECORD, SUMMARY, writing
+from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, settings_from, writing
 
 TRAINING = "training"
 SNAPSHOTS = "snapshots"
@@ -100,7 +100,7 @@ def settings_of(folder: Path) -> CorrectionConfig:
     """
     record = read_record(folder)
     require_made_by(folder, record, "correct")
-    with read_from(folder / RECORD, advice="start the run again with another --out"):
+    with settings_from(folder):
         return from_record(record["config"]["correction"])
 
 

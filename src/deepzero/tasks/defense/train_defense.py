@@ -44,7 +44,7 @@ from deepzero.tasks.task_data import read_data
 from deepzero.training import Autograd, RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.model_file import export_onnx
-from deepzero.training.run_folder import RATIOS_FILE, RECORD, written_again
+from deepzero.training.run_folder import RATIOS_FILE, RECORD, settings_from, written_again
 
 CLASSIFIER = "classifier.onnx"
 """The model file of a classifier of our own, in the folder of its stage."""
@@ -112,7 +112,7 @@ def settings_of(folder: Path) -> tuple[DefenseConfig, str | None]:
     whole = read_record(folder)
     require_made_by(folder, whole, "defend")
     record = whole["config"]
-    with read_from(folder / RECORD, advice="start the run again with another --out"):
+    with settings_from(folder):
         return from_record(record["defense"]), None if record["target"] == OWN else str(record["target"])
 
 
