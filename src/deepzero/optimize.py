@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,6 +27,7 @@ from deepzero.executors import ExecutorEvaluator, QueryJournal, QueryPolicy
 from deepzero.executors.pool import ExecutorSource
 from deepzero.extras import required_for
 from deepzero.objective import Batch, BlackBox, parameters_of
+from deepzero.orphans import end_with_parent
 from deepzero.probes.coordinate import CoordinatePerturbations
 from deepzero.stencils import CENTRAL, Stencil, as_stencil
 from deepzero.step_sizes import NOISE_POINTS, FromNoise, StepSizeLike
@@ -514,7 +516,13 @@ def _execution(
         validation.count("workers", workers)
         if workers > 1:
             way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-            source = partial(ProcessPoolExecutor, workers, mp_context=multiprocessing.get_context(way))
+            source = partial(
+                ProcessPoolExecutor,
+                workers,
+                mp_context=multiprocessing.get_context(way),
+                initializer=end_with_parent,
+                initargs=(get_temp_dir(),) if way == "forkserver" else (),
+            )
         elif policy is not None or journal is not None:
             source = stack.enter_context(ThreadPoolExecutor(1))
     else:

@@ -7,11 +7,14 @@ Bytes and float64 numbers travel through ``torch.distributed`` collectives; noth
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -20,7 +23,10 @@ from torch import Tensor
 
 from deepzero import validation
 from deepzero.errors import DeepZeroError, InvalidInputError, TeamError
+from deepzero.orphans import watch_parent
 from deepzero.rendezvous import fresh_store
+
+log = logging.getLogger("deepzero")
 
 DEFAULT_TIMEOUT = 600.0
 """Seconds to wait for another process: longer than any two of them differ, first compilation included."""
@@ -70,11 +76,17 @@ class Team:
         self.device = device or torch.device("cpu")
         self.timeout = validation.positive("timeout", timeout, hint=f"{DEFAULT_TIMEOUT:g}")
         self.exchanged = 0
+        self._agent = None if launch_name() is None else os.getppid()
 
     @property
     def leads(self) -> bool:
         """True for the process that reads and writes files."""
         return self.rank == 0
+
+    @property
+    def orphaned(self) -> bool:
+        """True once the agent of ``torchrun`` that started this process has ended: nobody would pass signals on."""
+        return self._agent is not None and os.getppid() != self._agent
 
     def broadcast(self, data: bytes, *, source: int = 0) -> bytes:
         """The bytes that one rank gives, on every rank; those of the others are ignored."""
@@ -239,16 +251,28 @@ def joined(device: str = "cpu", *, timeout: float = DEFAULT_TIMEOUT) -> Iterator
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or not dist.is_available():
         yield Alone(device=own, timeout=timeout)
         return
+    import_module("torch.distributed.nn")  # its functions keep, for good, the group that is there when they are made
     backend, limit = "nccl" if own.type == "cuda" else "gloo", timedelta(seconds=timeout)
     try:
         store, rank, size = fresh_store(limit)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise TeamError(f"the processes of this run do not find each other: {error}") from error
+    if launch_name() is not None:
+        watch_parent(_stop_as_orphan)
     try:
-        yield Team(dist.get_rank(), dist.get_world_size(), device=own, timeout=timeout)
+        team = Team(dist.get_rank(), dist.get_world_size(), device=own, timeout=timeout)
+        yield team
+        with suppress(TeamError):  # one that ended by an error of its own does not come
+            team.highest(0)  # nobody needs rank 0's store any more
     finally:
         dist.destroy_process_group()
+
+
+def _stop_as_orphan() -> None:
+    """Ask this process to end as its agent would have: a training ends its step and saves, anything else ends."""
+    log.warning("the agent of torchrun that started this process has ended, and so will this process")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def own_device(device: torch.device) -> torch.device:

@@ -1,12 +1,14 @@
 import json
+import signal
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from deepzero.cli import main
 from deepzero.cli.bench import CaseName
-from deepzero.measure import CASES
+from deepzero.measure import CASES, Settings, bench_record
+from deepzero.measure.bench_record import case_record
 
 TINY = ["--batch", "4", "--threads", "1", "--rounds", "1", "--seconds-per-side", "0.02", "--no-memory"]
 
@@ -97,6 +99,35 @@ def test_some_of_all_with_growth_and_plots(
     assert "where the time of deepzero goes" not in out
     assert (tmp_path / "bench.svg").read_text().startswith("<svg")
     assert json.loads((tmp_path / "bench.json").read_text())["cases"] == record["cases"]
+
+
+def test_a_signal_ends_it_after_the_case_and_resume_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first case is written there is nothing to finish: an interrupt acts at once."""
+    words = ["bench", "all", *TINY, "--cases", "digits", "mlp", "transformer-block", "--out", "bench.json"]
+    measured: list[str] = []
+    made = bench_record.run
+
+    def interrupted(name: str, settings: Settings) -> Any:
+        measured.append(name)
+        if len(measured) in stops:
+            signal.raise_signal(signal.SIGINT)
+        return made("digits", settings)  # the quickest
+
+    monkeypatch.setattr(bench_record, "run", interrupted)
+    monkeypatch.setattr(bench_record, "case_record", lambda report: {**case_record(report), "case": measured[-1]})
+    stops = [1]
+    assert main(words) == 130
+    assert not Path("bench.json").exists()
+    stops = [3]
+    assert main(words) == 75
+    told = capsys.readouterr().out
+    assert "SIGINT: finishing this case, then saving; press Ctrl-C again to stop now" in told
+    assert "stopped by SIGINT; --resume goes on with bench.json" in told
+    assert main([*words, "--resume"]) == 0
+    assert measured == ["digits", "digits", "mlp", "transformer-block"]
+    assert [case["case"] for case in json.loads(Path("bench.json").read_text())["cases"]] == measured[1:]
 
 
 def test_the_words_of_the_command_are_the_cases() -> None:

@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,55 @@ def test_a_run_whose_agent_is_terminated_goes_on_with_another_number_of_processe
     assert process.returncode == 0, second
     assert "continuing from" in second
     assert weights(out, second) == undisturbed
+
+
+def test_workers_of_a_killed_agent_end_their_step_save_and_stop(undisturbed: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with started(*torchrun(2), *TRAIN, "--out", str(out)) as process, nobody_left(process):
+        wait_until(lambda: lines(out / "metrics.jsonl") >= 2, process)
+        process.kill()
+        first = finished(process)  # the output ends with the last of the workers
+    assert "stopped by the end of the torchrun agent that started it; everything is saved" in first
+    assert not (out / "summary.json").exists(), first
+    with started("-m", "deepzero", "train", "--resume", "--out", str(out)) as process:
+        second = finished(process)
+    assert process.returncode == 0, second
+    assert weights(out, second) == undisturbed
+
+
+LOOP = """
+import deepzero as dz
+
+with dz.joined() as team:
+    while True:
+        team.highest(1)
+        print("step", flush=True)
+"""
+
+
+def test_a_loop_of_ones_own_ends_with_its_agent(tmp_path: Path) -> None:
+    script = tmp_path / "loop.py"
+    script.write_text(LOOP)
+    with started(*torchrun(2), str(script)) as process, nobody_left(process):
+        assert process.stdout is not None
+        while "step" not in process.stdout.readline():
+            assert process.poll() is None
+        process.kill()
+        assert "has ended, and so will this process" in finished(process)
+
+
+@contextmanager
+def nobody_left(process: subprocess.Popen[str]) -> Iterator[None]:
+    """A block after which the workers of an agent that was killed in it are gone, whether or not they ended."""
+    seen: list[int] = []
+    try:
+        wait_until(lambda: len(children(process.pid)) == 2, process)
+        seen = children(process.pid)
+        yield
+    finally:
+        for pid in seen:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_three_processes_of_two_agents_give_the_bits_of_one(undisturbed: Any, tmp_path: Path) -> None:

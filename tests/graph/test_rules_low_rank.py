@@ -15,6 +15,8 @@ from rule_cases import apply
 from torch import Tensor, nn
 
 import deepzero as dz
+from deepzero.graph.cpu import row_blocks
+from deepzero.graph.cpu.row_blocks import RowsOfSums
 from deepzero.graph.differences import BaseRows, Channel, Dense, Difference, LowRank, RankOne, Segment
 from deepzero.graph.propagate import loss_differences
 from deepzero.objective import NetworkObjective
@@ -184,13 +186,18 @@ def test_what_is_of_low_rank_in_a_transformer_block(parameter: str, monkeypatch:
     program = evaluator.program(objective, (x, y))
     values = evaluator.base_values(program, objective, (x, y), 0)
     seen: list[int] = []
-    plain = LowRank.dense
+    plain, by_blocks = LowRank.dense, RowsOfSums.of
 
     def counted(difference: LowRank) -> Tensor:
         seen.append(difference.shape[-1])
         return plain(difference)
 
+    def counted_in_blocks(difference: LowRank) -> RowsOfSums:
+        seen.append(difference.shape[-1])
+        return by_blocks(difference)
+
     monkeypatch.setattr(LowRank, "dense", counted)
+    monkeypatch.setattr(RowsOfSums, "of", counted_in_blocks)
     indices = torch.tensor([0, 5, 37])
     found = loss_differences(program.cones[parameter], values, program.graph.output, indices, 0.1)
     widths = {"output": 16, "layer_norm": 16, "up": 32, "head": 5}
@@ -208,6 +215,34 @@ def moved_loss(model: nn.Module, weight: Tensor, index: int, x: Tensor, y: Tenso
     moved = F.cross_entropy(model(x), y)
     weight.view(-1)[index] = kept
     return moved - base
+
+
+@pytest.mark.parametrize("block", [1, 200, 1 << 20], ids=["one", "some", "all"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", LOW_RANK)
+@pytest.mark.parametrize("size", [1e-4, 0.3, 30.0])
+def test_cross_entropy_writes_blocks(
+    monkeypatch: pytest.MonkeyPatch, size: float, kind: str, dtype: torch.dtype, block: int
+) -> None:
+    """Of weighted classes, and of labels that are ignored: as of what is written out in float64."""
+    monkeypatch.setattr(row_blocks, "BLOCK", block)
+    difference = drawn(kind, dtype, size)
+    assert isinstance(difference, LowRank)
+    flat = torch.Size((math.prod(LEAD), SIZE))
+    multiples = None if difference.multiples is None else difference.multiples.flatten(1)
+    rows = None if difference.rows is None else difference.rows.reshaped(flat)
+    rowwise = LowRank(difference.factors.flatten(1, 2), difference.vectors, flat, multiples, rows)
+    logits, labels = 2 * normal(*flat, seed=11, dtype=dtype), torch.arange(len(difference.factors[0].flatten(0, 1))) % 8
+    labels[3] = -100
+    weights, loss = normal(SIZE, seed=7, dtype=dtype).abs(), aten.cross_entropy_loss.default
+    for reduction in range(3):
+        found = apply(loss, (logits, rowwise), labels, weights, reduction)
+        exact = apply(loss, (logits.double(), Dense(rowwise.dense().double())), labels, weights.double(), reduction)
+        assert isinstance(found, Dense)
+        assert isinstance(exact, Dense)
+        rounding = 1e-10 if dtype == torch.float64 else 3e-4
+        largest = float(exact.delta.abs().max())
+        torch.testing.assert_close(found.delta.double(), exact.delta.double(), rtol=rounding, atol=rounding * largest)
 
 
 def test_all_kinds_are_added_up() -> None:

@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,11 +97,15 @@ def test_a_team_stops_if_any_of_it_is_asked_to(reasons: list[Any], expected: str
     assert [SharedStop(SimpleNamespace(reason=reason), Team()).agreed() for reason in reasons] == reasons
 
 
-def test_a_signal_is_answered_at_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("number", "again"),
+    [(signal.SIGINT, "press Ctrl-C again to stop now"), (signal.SIGTERM, "a second one stops it now")],
+)
+def test_a_signal_is_answered_at_once(number: Any, again: str, caplog: pytest.LogCaptureFixture) -> None:
     with StopRequest() as outer, StopRequest():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert caplog.messages == ["SIGINT: finishing this step, then saving (Ctrl-C again: stop at once)"]
-        assert outer.reason == "SIGINT"
+        os.kill(os.getpid(), number)
+        assert caplog.messages == [f"{number.name}: finishing this step, then saving; {again}"]
+        assert outer.reason == number.name
     with StopRequest(once=False):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -121,6 +126,48 @@ def test_before_there_is_anything_to_save_signals_act_as_usual() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_request_that_begins_after_the_signal_hears_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    """A cell of a reproduction waits for its first step; the whole was asked to stop before."""
+    with StopRequest() as outer, StopRequest(waits=True) as inner:
+        os.kill(os.getpid(), signal.SIGTERM)
+        inner.begin()
+        assert inner.reason == outer.reason == "SIGTERM"
+        with StopRequest() as third:
+            assert third.reason == "SIGTERM"
+    with StopRequest() as later:
+        assert later.reason is None
+    with StopRequest(max_seconds=1e-9), StopRequest() as within:
+        assert within.reason == "the time limit of 1e-09 s"
+
+
+def test_outside_of_its_block_a_request_notes_nothing() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    StopRequest().begin()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_threads_do_not_hear_of_the_requests_of_others() -> None:
+    with StopRequest(max_seconds=1e-9), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: StopRequest().__enter__().reason).result() is None
+
+
+def test_orphans_are_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a process is asked itself: the agent that would start it again, or pass a signal on, is gone."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    started = Team()
+    assert SharedStop(StopRequest(), started).agreed() is None
+    monkeypatch.setattr(os, "getppid", lambda: 1 << 30)
+    assert SharedStop(StopRequest(), started).agreed() == "the end of the torchrun agent that started it"
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert SharedStop(StopRequest(), Team()).agreed() is None, "without torchrun, a parent may end"
+
+    def agreed(team: Team) -> str | None:
+        team._agent = 5 if team.rank == 2 else None
+        return SharedStop(StopRequest(), team).agreed()
+
+    assert together(3, agreed) == ["the end of the torchrun agent that started it"] * 3
 
 
 def test_requests_inside_of_each_other_end_in_any_order() -> None:

@@ -30,6 +30,7 @@ from deepzero.step_sizes import as_step_size
 from deepzero.team import Alone
 from deepzero.training import (
     Autograd,
+    Best,
     CheckpointStore,
     EarlyStopping,
     StopRequest,
@@ -40,6 +41,7 @@ from deepzero.training import (
 )
 from deepzero.training.callbacks import direction
 from deepzero.training.checkpoint import Checkpoint
+from deepzero.training.divergence import in_weights, unbounded_buffers
 from deepzero.training.run_result import Result
 from deepzero.training.training_config import learning_rate
 
@@ -404,6 +406,118 @@ def test_a_validation_loss_that_is_not_finite_is_divergence(tmp_path: Path, loss
     assert made.best.scores == {"accuracy": 0.5, "loss": 1.0}
     assert checkpoint(tmp_path).step == 6
     assert [r["epoch"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "epoch"] == [0]
+
+
+class Scheduled:
+    """A schedule of a user's own: it sets the rate that it is given for a step."""
+
+    def __init__(self, optimizer: Any, rates: dict[int, float]) -> None:
+        self.optimizer, self.rates, self.steps = optimizer, rates, 0
+
+    def step(self) -> None:
+        self.steps += 1
+        self.optimizer.param_groups[-1]["lr"] = self.rates.get(self.steps, 0.1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -0.1])
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_learning_rate_that_is_no_step_downhill_is_divergence(tmp_path: Path, rate: float, interval: str) -> None:
+    """Before a step is taken by it, and before a checkpoint holds it: a resumed run would have it for good."""
+    made = trainer(tmp_path, checkpoint_steps=1)
+    at = 5 if interval == "step" else 4
+    made.scheduler = Scheduled(made.optimizer, {at if interval == "step" else 1: rate})
+    made.scheduler_interval = interval
+    weights = {}
+    made.callbacks.append(lambda t, record: weights.setdefault(t.step, t.model[0].weight.detach().clone()))
+    kept = rf"(?s)step {at} .*learning rate is {rate:g}; .*step-0000000{at - 1}.*lower learning rate"
+    with pytest.raises(NonFiniteLossError, match=kept):
+        fit(made)
+    assert torch.equal(made.model[0].weight, weights[at])
+    assert checkpoint(tmp_path).step == at - 1
+
+
+class Changed(Returning):
+    """A source that gives a finite loss, and a gradient that is multiplied."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__(model, 1.0)
+        self.model, self.factor = model, factor
+
+    def backward(self, x: Tensor, y: Tensor) -> float:
+        loss = super().backward(x, y)
+        for parameter in self.model.parameters():
+            parameter.grad *= self.factor
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("options", "factor", "cause"),
+    [
+        ({}, math.nan, "the gradient of . parameter tensors is not finite"),
+        ({"accumulate": 2}, math.inf, "the gradient of . parameter tensors is not finite"),
+        ({"clip_norm": 1.0}, 1e30, "the norm of the gradient is inf, so it cannot be clipped"),
+    ],
+)
+def test_a_gradient_that_is_not_finite_is_divergence_before_the_step_is_taken(
+    tmp_path: Path, options: dict[str, Any], factor: float, cause: str
+) -> None:
+    """Clipping by a norm that overflows would give zeros: steps that say nothing."""
+    made = trainer(tmp_path, source=lambda model: Changed(model, factor), **options)
+    start = made.model[0].weight.detach().clone()
+    with pytest.raises(NonFiniteLossError, match=rf"(?s)step 0 .*{cause}\n.*step-00000000.*lower learning rate"):
+        fit(made)
+    assert torch.equal(made.model[0].weight, start)
+
+
+def test_a_number_that_weights_are_selected_by_and_that_cannot_be_compared_is_divergence(tmp_path: Path) -> None:
+    """Weights that are the best by NaN would be the result, whatever came later."""
+    made = trainer(tmp_path)
+    scored(made, [{"accuracy": math.nan, "loss": 1.0}])
+    with pytest.raises(NonFiniteLossError, match=r"(?s)step 4 .*validation_accuracy is nan, and .*step-00000000"):
+        fit(made)
+    assert made.best is None
+
+
+def test_early_stopping_by_a_number_that_cannot_be_compared_is_divergence(tmp_path: Path) -> None:
+    made = trainer(tmp_path, callbacks=[EarlyStopping("validation_f1")])
+    scored(made, [{"accuracy": 0.5, "f1": math.nan}])
+    with pytest.raises(NonFiniteLossError, match=r"(?s)step 4 .*validation_f1 is nan, and .*step-00000000"):
+        fit(made)
+
+
+def test_other_numbers_of_the_validation_may_be_infinite(tmp_path: Path) -> None:
+    made = trainer(tmp_path, callbacks=[EarlyStopping("validation_perplexity")])
+    scores = {"accuracy": 0.5, "perplexity": math.inf}
+    scored(made, [scores] * 3)
+    fit(made)
+    assert Best.of(checkpoint(tmp_path)).scores == scores
+    found = [r["validation_perplexity"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "epoch"]
+    assert found == [None] * 3
+
+
+def test_a_validation_that_finds_the_loss_not_finite_is_divergence(tmp_path: Path) -> None:
+    def validate(model: nn.Module) -> dict[str, float]:
+        raise NonFiniteLossError("the objective returned inf")
+
+    made = trainer(tmp_path)
+    made.validation = validate
+    with pytest.raises(NonFiniteLossError, match=r"(?s)step 4 .*on the validation data, the obj.*step-00000000.*lower"):
+        fit(made)
+
+
+def test_a_buffer_that_is_infinite_by_its_nature_is_no_divergence(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    made.model.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+    again = Trainer(made.model, made.source, made.optimizer, Batches(), epochs=1, model_file=None)
+    again.fit()
+    made.model.mask[0, 0] = math.nan
+    assert in_weights(made.model, unbounded=unbounded_buffers(made.model)) is not None
 
 
 def test_the_mean_of_huge_losses_is_a_number() -> None:

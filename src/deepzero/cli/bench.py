@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from deepzero.cli.command import Output
-from deepzero.cli.options import Json, Quiet
+from deepzero.cli.options import DONE, STOPPED, Json, Quiet
 from deepzero.errors import InvalidInputError
 
 ALL = "all"
@@ -28,7 +28,7 @@ class Bench:
     loop with the paper's block-level feature reuse for the networks whose blocks are known, and deepzero. Loops run in
     the form (memory format, grad mode, oneDNN) that is fastest on this machine in a short trial at the start. Where the
     slopes of a float32 loop are noise, the loop in float64 is timed, too. Sides that would take too long are timed on a
-    sample. Leave the machine alone meanwhile.
+    sample. Leave the machine alone meanwhile. With --out, Ctrl-C finishes the case, and --resume goes on.
     """
 
     case: Positional[
@@ -87,17 +87,22 @@ class Bench:
         )
         if self.resume:
             record.resume()
-        shown = [table for report in record.measure(self._names(), self.seconds) for table in measure.tables(report)]
-        if self.case == ALL:
-            shown.append(measure.whole_table(record.cases))
-        if self.growth:
-            list(record.measure_growth())
-            shown.append(measure.growth_table(record.growth))
+        with record.stop as stop:
+            reports = record.measure(self._names(), self.seconds)
+            shown: list[RenderableType] = [table for report in reports for table in measure.tables(report)]
+            if self.case == ALL:
+                shown.append(measure.whole_table(record.cases))
+            if self.growth:
+                list(record.measure_growth())
+                shown.append(measure.growth_table(record.growth))
+            stopped = stop.reason
         for path in (self.out, *self._drawn(record.content)):
             if path is not None:
                 output.console.print(f"written: {path}", soft_wrap=True)
+        if stopped is not None:
+            shown.append(f"stopped by {stopped}; --resume goes on with {self.out}")
         output.result(Group(*shown), **record.content)
-        return 0
+        return DONE if stopped is None else STOPPED
 
     def _names(self) -> list[str]:
         from deepzero.measure import CASES  # noqa: PLC0415 - with PyTorch

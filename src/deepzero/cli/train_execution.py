@@ -21,6 +21,7 @@ from deepzero.tasks.task_data import DataReader
 from deepzero.team import Team, joined, launch_name
 from deepzero.training import Result, Trainer, read_record
 from deepzero.training.run_folder import RECORD, SUMMARY
+from deepzero.training.stop_request import ORPHANED
 from deepzero.validation import positive
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ def _report(result: Result, output: Output) -> int:
     assert result.folder is not None
     if result.summary is None:
         code = tell_stopped(output, "train", result.folder, result.stopped)
-        return code if launch_name() is None else DONE
+        again = launch_name() is None or result.stopped == ORPHANED  # another agent may start the processes again
+        return code if again else DONE
     summary = result.summary
     with read_from(result.folder / SUMMARY, advice="to have it written again, delete it and type --resume"):
         line = _result_line(result)

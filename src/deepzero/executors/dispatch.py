@@ -6,6 +6,7 @@ import heapq
 import itertools
 import logging
 import math
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -149,6 +150,7 @@ class Dispatcher:
         """Set the number of calls in flight, and of first calls that carry the payload."""
         if self._policy.timeout is not None:
             self._pool.warm_up()
+        self._pool.greet()
         known = self._pool.workers()
         at_most = self._policy.in_flight
         if known is None and at_most is None:
@@ -193,7 +195,7 @@ class Dispatcher:
         points = tuple(query.point for query in call.queries)
         key = joint_key([query.key for query in call.queries], call.not_numbers)
         try:
-            future = self._pool.submit(Message(self._name, points, key, next(self._serial), payload))
+            future = self._pool.submit(Message(self._name, points, key, next(self._serial), payload, os.getpid()))
         except BrokenExecutor as error:
             self._lost(call, error)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
@@ -9,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from deepzero.errors import InvalidInputError, QueryError
-from deepzero.executors.worker import Failure, Message, answer
+from deepzero.executors.worker import Failure, Message, answer, works_for
 
 ExecutorSource = Executor | Callable[[], Executor]
 """A `concurrent.futures` executor, or a function that makes one."""
@@ -54,7 +55,17 @@ class Pool:
         self._warm = True
         executor = self._executor()
         with suppress(RuntimeError):  # broken or shut down: the first call will say so
-            wait([executor.submit(_rest, number) for number in range(workers_of(executor) or 1)])
+            wait(_rests(executor))
+
+    def greet(self) -> None:
+        """Let forked workers know for whom they work, before some of them wait for a first call that never comes."""
+        executor = self._executor()
+        context: Any = getattr(executor, "_mp_context", None)
+        if self._warm or context is None or context.get_start_method() != "fork":
+            return
+        self._warm = True
+        with suppress(RuntimeError):
+            _rests(executor)
 
     def submit(self, message: Message) -> Future[Reply]:
         """Send a message to some worker."""
@@ -101,8 +112,15 @@ class Pool:
         return self._made
 
 
-def _rest(number: int) -> int:
-    """A call that takes long enough for every worker to get one; they differ by ``number``."""
+def _rests(executor: Executor) -> list[Future[int]]:
+    """A call for every worker."""
+    return [executor.submit(_rest, (number, os.getpid())) for number in range(workers_of(executor) or 1)]
+
+
+def _rest(call: tuple[int, int]) -> int:
+    """A call, by its number and sender, that takes long enough for every worker to get one."""
+    number, sender = call
+    works_for(sender)
     time.sleep(0.02)
     return number
 

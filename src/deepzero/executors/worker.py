@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import traceback
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from deepzero.executors.queries import tensor_bytes
 from deepzero.objective import BlackBoxFunction
+from deepzero.orphans import end_with_parent
 from deepzero.probes import Displacement
 
 KEPT = 4
@@ -132,6 +134,7 @@ class Message:
         key: what :func:`query_key` returns meanwhile.
         serial: differs from message to message, for executors that would answer two equal ones together.
         payload: the payload, for a process that may not have it yet.
+        sender: number of the process that asks.
     """
 
     step: str
@@ -139,6 +142,7 @@ class Message:
     key: str | None
     serial: int
     payload: Packed | None = None
+    sender: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +168,23 @@ def answer(message: Message) -> list[Any] | Failure | None:
         _key.reset(token)
 
 
+def works_for(sender: int | None) -> bool:
+    """True in a process that was started to work for the sender, with which it ends from now on."""
+    if sender in (None, os.getpid()) or multiprocessing.parent_process() is None:
+        return False
+    end_with_parent()
+    return True
+
+
 def _base_of(message: Message) -> Ready | None:
+    is_worker = works_for(message.sender)
     with _lock:
         if message.step in _kept:
             _kept.move_to_end(message.step)
             return _kept[message.step]
         if message.payload is None:
             return None
-        if not _kept and multiprocessing.parent_process() is not None:
+        if not _kept and is_worker:
             torch.set_num_threads(1)  # one worker, one thread; threads of a forked process could hang
         _kept[message.step] = base = message.payload.unpack()
         while len(_kept) > KEPT:

@@ -156,7 +156,8 @@ class _UntraceableError(Exception):
 def capture(objective: NetworkObjective, batch: tuple[Any, ...], draws: Draws | None = None) -> Graph:
     """Export the program for the shapes and the mode at hand.
 
-    Nothing that the tracing leaves in the user's modules stays there.
+    Nothing that the tracing leaves in the user's modules stays there. One thread captures at a time, while it borrows
+    the global generators: PyTorch's tracing is no safer in threads than they are.
 
     Args:
         objective: whose program.

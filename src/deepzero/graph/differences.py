@@ -111,6 +111,53 @@ class Channel:
         return out.scatter_(axis + 1, index.expand(source.shape), source)
 
 
+class ChannelEntry(Channel):
+    """One channel differs in each perturbation, and in it one entry of the last dimension: a feature of one head.
+
+    To everything that does not know it, it is a :class:`Channel`, whose differences are made where they are asked for.
+
+    Args:
+        axis: the channel's dimension in the base value, not the last.
+        channels: the channel that differs.
+        line: its differences, in the base value's shape without ``axis`` and the last dimension.
+        places: the entry of the last dimension.
+        shape: shape of the base value.
+    """
+
+    line: Num[Tensor, " p ..."]
+    places: Int64[Tensor, " p"]
+
+    def __init__(
+        self,
+        axis: int,
+        channels: Int64[Tensor, " p"],
+        line: Num[Tensor, " p ..."],
+        places: Int64[Tensor, " p"],
+        shape: torch.Size,
+    ) -> None:
+        for name, value in (("axis", axis), ("channels", channels), ("shape", shape)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "line", line)
+        object.__setattr__(self, "places", places)
+
+    @property
+    def delta(self) -> Num[Tensor, " p ..."]:
+        """The differences of the channel, most of them 0."""
+        out = self.line.new_zeros(*self.line.shape, self.shape[-1])
+        index = self.places.reshape(-1, *(1 for _ in out.shape[1:])).expand(*self.line.shape, 1)
+        return out.scatter_(-1, index, self.line.unsqueeze(-1))
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.line.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return int(self.line.nbytes)
+
+
 @dataclass(frozen=True)
 class Dense:
     """Every entry may differ.

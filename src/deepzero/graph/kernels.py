@@ -5,7 +5,7 @@ kernels are a module with the functions of :class:`Kernels`, in a folder beside 
 :data:`BY_DEVICE`.
 
 Legend: p perturbations, b samples, c channels, i input and o output channels, h height, w width; rest: positions;
-g groups of perturbations, m rows, n entries of a row.
+g groups of perturbations, m rows, n entries of a row, k and o inputs and outputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
 from deepzero.graph.cuda import cuda_kernels, cuda_row_kernels
-from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, LowRank, OneHot
 from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
@@ -153,6 +153,27 @@ class Kernels(Protocol):
         """
         ...
 
+    def perceptron(
+        self,
+        function: str,
+        slope: float,
+        hidden: Value,
+        difference: Channel | Dense | LowRank,
+        inner: Float[Tensor, "n k"] | None,
+        outer: Float[Tensor, "o n"],
+    ) -> Channel | Dense | None:
+        """The change of ``f(z) W^T`` where z differs by d, or by ``d V^T``.
+
+        Args:
+            function: f, as of an activation.
+            slope: of a leaky relu below zero.
+            hidden: z.
+            difference: d; a channel is one of a dimension before the last.
+            inner: V, if d is that of what a linear layer makes z of.
+            outer: W.
+        """
+        ...
+
     def normalize(
         self,
         difference: Channel | Dense,
@@ -209,6 +230,12 @@ class Kernels(Protocol):
             labels: y, of the shape of z without its classes.
             dim: dimension of z that holds the classes.
         """
+        ...
+
+    def label_losses_of_sums(
+        self, difference: LowRank, chances: Value, logarithms: Value, labels: Int64[Tensor, " r"]
+    ) -> Float[Tensor, "p r"] | None:
+        """The same for logits ``[r, classes]`` that differ by rows of low rank."""
         ...
 
     def behind_kink(
@@ -277,6 +304,9 @@ class NoKernels:
     def activation(self, *_: Any, overwrite: bool) -> None:
         """None."""
 
+    def perceptron(self, *_: Any) -> None:
+        """None."""
+
     def normalize(self, *_: Any, mean: bool, overwrite: bool) -> None:
         """None."""
 
@@ -284,6 +314,9 @@ class NoKernels:
         """None."""
 
     def label_losses(self, *_: Any) -> None:
+        """None."""
+
+    def label_losses_of_sums(self, *_: Any) -> None:
         """None."""
 
     def behind_kink(self, *_: Any) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 from deepzero.errors import GraphError
 from deepzero.graph.capture import Graph, Node, is_getitem
 from deepzero.graph.rules import RULES, SHAPE_ONLY, batch_norm_relu, fallback
+from deepzero.graph.rules.activation import KERNELS
 from deepzero.graph.rules.convolution import convolution
 from deepzero.graph.rules.convolved_tail import convolved_tail
+from deepzero.graph.rules.perceptron import perceptron
 from deepzero.randomness import is_random
 
 aten = torch.ops.aten
@@ -219,7 +221,7 @@ def _reads_updated(norm: Node, users: Mapping[Node, list[Node]], graph: Graph) -
 
 
 def _fused(graph: Graph) -> list[Step]:
-    """Plain steps, with (convolution +) batch norm (+ residual) + relu (+ maxima) merged into one."""
+    """Plain steps; merged are (convolution +) batch norm (+ residual) + relu (+ maxima), and linear layers in pairs."""
     users: dict[Node, list[Node]] = {}
     for node in graph.nodes:
         for used in node.inputs:
@@ -228,8 +230,9 @@ def _fused(graph: Graph) -> list[Step]:
     absorbed: set[Node] = set()
     for node in graph.nodes:
         step = _batch_norm_relu(node, users, graph) if node.target is aten.relu.default else None
+        step = _perceptron(node, users, graph) if node.target is aten.linear.default else step
         if step is not None and absorbed.isdisjoint(step.parts):
-            step = _convolved_tail(step, users, graph) or step
+            step = step if step.rule is perceptron else _convolved_tail(step, users, graph) or step
             merged[step.node] = step
             absorbed.update(step.parts)
             absorbed.update(pick for part in step.parts for pick in _picks(part, users))
@@ -276,6 +279,22 @@ def _convolved_tail(step: Step, users: Mapping[Node, list[Node]], graph: Graph) 
         return Step(step.node, convolved_tail, args, {}, parts)
     args, parts = (x.args, (weight, bias, eps), None, pool.args[1:]), (x, *step.parts, pool)
     return Step(pool, convolved_tail, args, {}, parts)
+
+
+def _perceptron(outer: Node, users: Mapping[Node, list[Node]], graph: Graph) -> Step | None:
+    """Two linear layers and the activation between them, if nothing else reads what goes from one to the next."""
+    activation = outer.args[0] if outer.args else None
+    if not isinstance(activation, Node) or activation.target not in KERNELS:
+        return None
+    inner = activation.args[0] if activation.args else None
+    if not isinstance(inner, Node) or inner.target is not aten.linear.default or inner.kwargs or outer.kwargs:
+        return None
+    if users[inner] != [activation] or users[activation] != [outer] or graph.output in (inner, activation):
+        return None
+    x, *layer = inner.args
+    function = (activation.target, activation.args[1:], activation.kwargs)
+    args = (x, tuple(layer), outer.args[1:], *function)
+    return Step(outer, perceptron, args, {}, (inner, activation, outer))
 
 
 def _trains(node: Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from deepzero.measure.cost_curves import CostPoint, cost_point, planned_points
 from deepzero.measure.measurement_record import heading, write_record
 from deepzero.measure.sides import LEFT_OUT, FormTrial
 from deepzero.stopwatch import Stopwatch
+from deepzero.training import StopRequest
 
 FORMAT = 3
 GROWTH_SECONDS = 2.0
@@ -32,6 +34,7 @@ class BenchRecord:
         environment: hardware, versions and load, from :func:`deepzero.measure.measurement_record.environment`.
         cases: records of the cases.
         growth: records of the points of curves.
+        stop: asked between cases and points; signals are noted from the first one on that was written down.
     """
 
     settings: Settings
@@ -40,6 +43,7 @@ class BenchRecord:
     environment: Mapping[str, Any]
     cases: list[dict[str, Any]] = field(default_factory=list)
     growth: list[dict[str, Any]] = field(default_factory=list)
+    stop: StopRequest = field(default_factory=partial(StopRequest, waits=True, work="case"))
 
     @property
     def content(self) -> dict[str, Any]:
@@ -87,6 +91,8 @@ class BenchRecord:
         left = [name for name in names if name not in done]
         watch = Stopwatch()
         for position, name in enumerate(left):
+            if self.stop.reason is not None:
+                return
             share = CASES[name].seconds / sum(CASES[other].seconds for other in left[position:])
             budget = None if seconds is None else max(1.0, share * (seconds - watch.seconds()))
             report = run(name, replace(self.settings, seconds=budget))
@@ -98,6 +104,8 @@ class BenchRecord:
         """Measure the points of curves that are not there yet."""
         done = {(point["curve"], point["at"]) for point in self.growth}
         for asked in planned_points(self.settings.threads):
+            if self.stop.reason is not None:
+                return
             if (asked.curve, asked.at) not in done:
                 point = cost_point(
                     asked, step_size=self.settings.step_size, seed=self.settings.seed, seconds=GROWTH_SECONDS
@@ -109,6 +117,8 @@ class BenchRecord:
     def write(self) -> None:
         """Write the file, whole or not at all."""
         write_record(self.out, self.content)
+        if self.out is not None:
+            self.stop.begin()
 
 
 def case_record(report: CaseReport) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from deepzero.evaluators.workers import parallel_map
 from deepzero.graph.calls import Call, Operand
@@ -138,7 +139,8 @@ class _Watch:
 
     def _watched(self, rule: Callable[..., Any], parts: tuple[Node, ...]) -> Callable[..., Any]:
         def watched(call: Call, *args: Any, **kwargs: Any) -> Any:
-            operands = [one for one in (*args, *kwargs.values()) if isinstance(one, Operand)]
+            leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Operand))
+            operands = [leaf for leaf in leaves if isinstance(leaf, Operand)]
             coming = sum(_bytes(one.difference) for one in operands)
             outcome = rule(call, *args, **kwargs)
             self._add(parts, operands, coming, outcome)
@@ -163,11 +165,23 @@ def operations_of(parts: tuple[Node, ...], operands: list[Operand], outcome: Any
     target = next((part.target for part in parts if part.target in CONVOLUTIONS | PRODUCTS | ATTENTION), None)
     if target is None or len(operands) < 2:
         return 0.0
+    if sum(part.target in PRODUCTS for part in parts) == 2:
+        return _operations_of_pair(operands, outcome)
     out = _entries(outcome)
     if target in ATTENTION:
         return 4.0 * out * operands[1].base.shape[-2]
     share = max((_share(one) for one in operands), default=0.0)
     return 2.0 * out * max(1.0, share * _contracted(target, operands))
+
+
+def _operations_of_pair(operands: list[Operand], outcome: Any) -> float:
+    """Those of two linear layers in one: of the inner one, too, where its argument differs, and then of all terms.
+
+    The inner layer's terms are as many as the numbers that its argument's difference holds for a row.
+    """
+    x, inner = operands[:2]
+    hidden, out = len(inner.base), _entries(outcome)
+    return 2.0 * out if x.difference is None else 2.0 * hidden * (out + _entries(x.difference))
 
 
 def _contracted(target: Any, operands: list[Operand]) -> int:

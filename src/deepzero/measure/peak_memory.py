@@ -22,6 +22,7 @@ from deepzero.estimator import CGE
 from deepzero.evaluators import PropagationEvaluator
 from deepzero.measure import cases
 from deepzero.measure.cases import Problem, one_of_each, some_of_each
+from deepzero.orphans import end_with_parent
 from deepzero.stopwatch import wait_for_devices
 
 with suppress(ImportError):  # Windows has none, and cannot be measured
@@ -79,6 +80,7 @@ def measure_memory(counts: Mapping[str, int], *, threads: int, budget: int | Non
 
 def main(request: str) -> None:
     """Answer a request of :func:`measure_memory` on standard output."""
+    end_with_parent()
     options = json.loads(request)
     torch.set_num_threads(options["threads"])
     try:

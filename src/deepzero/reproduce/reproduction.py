@@ -169,7 +169,8 @@ def reproduce(
     cells = request.cells()
     validation.device(device)
     elsewhere = None if known is None else _results(Path(known))
-    place = Workplace(None if data_dir is None else Path(data_dir), device, StopRequest(max_seconds=max_seconds))
+    stop = StopRequest(max_seconds=max_seconds, work="cell")
+    place = Workplace(None if data_dir is None else Path(data_dir), device, stop)
     folder = ReproductionFolder.open(Path(out), request.identity())
     _require_same(request, folder)
     if elsewhere is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError
+from deepzero.training.divergence import in_monitored
 from deepzero.training.evaluation import lower_is_better
 
 if TYPE_CHECKING:
@@ -76,10 +77,13 @@ class EarlyStopping(Callback):
 
         Raises:
             InvalidInputError: there is no such number.
+            NonFiniteLossError: it is NaN; the last good checkpoint is kept.
         """
         if record["kind"] != "epoch" or not any(name.startswith("validation_") for name in record):
             return
         value = monitored(record, self.monitor)
+        if (cause := in_monitored(self.monitor, value)) is not None:
+            raise trainer.diverged(cause)
         sign = 1.0 if self.mode == "max" else -1.0
         if self.best is None or sign * (value - self.best) > self.min_delta:
             self.best, self.waited = value, 0

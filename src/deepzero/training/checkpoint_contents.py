@@ -37,13 +37,18 @@ class Best:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Best | None:
         """The selected weights in a checkpoint; None if none had been selected."""
-        values = checkpoint.state["best"]
+        values = decoded(checkpoint.state["best"])
         if values is None:
             return None
         best = cls(values["scores"], values["epoch"], selected("best", checkpoint.tensors))
-        if type(best.epoch) is not int or not all(is_number(score) for score in best.scores.values()):
+        if type(best.epoch) is not int or not all(isinstance(score, int | float) for score in best.scores.values()):
             raise TypeError("the scores and the epoch of the selected weights must be numbers")
         return best
+
+    def values(self) -> dict[str, Any]:
+        """The part of a checkpoint's state that :meth:`of` reads; scores may be infinite."""
+        found: dict[str, Any] = encoded({"scores": self.scores, "epoch": self.epoch})
+        return found
 
 
 @dataclass(kw_only=True)
@@ -122,7 +127,7 @@ class LiveObjects:
         return {
             "optimizer": optimizer_values(self.optimizer),
             "scheduler": None if self.scheduler is None else encoded(self.scheduler.state_dict()),
-            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "callbacks": [encoded(callback.state_dict()) for callback in self.callbacks],
             "reader": self.reader.values(),
             "source": self.source.state_dict(),
         }
@@ -149,7 +154,7 @@ class LiveObjects:
             require_alike(self.scheduler.state_dict(), state, "the scheduler")
             self.scheduler.load_state_dict(state)
         for callback, state in zip(self.callbacks, values["callbacks"], strict=True):
-            callback.load_state_dict(state)
+            callback.load_state_dict(decoded(state))
         self.reader.restore(values["reader"], selected("reader", tensors))
 
 
@@ -293,11 +298,6 @@ def decoded(value: Any) -> Any:  # noqa: PLR0911 - one kind a line
         case "dict":
             return {decoded(key): decoded(item) for key, item in value["items"]}
     return {key: decoded(item) for key, item in value.items()}
-
-
-def all_finite(model: nn.Module) -> bool:
-    """True if no parameter and no buffer holds NaN or infinity."""
-    return all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
 
 
 def _copy(value: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 import signal
 import threading
 import time
+from contextvars import ContextVar, Token
 from types import FrameType
 from typing import Any, Self
 
@@ -15,9 +16,12 @@ from deepzero.validation import positive
 log = logging.getLogger("deepzero")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AGAIN = " (Ctrl-C again: stop at once)"
+AGAIN = {signal.SIGINT: "; press Ctrl-C again to stop now", signal.SIGTERM: "; a second one stops it now"}
+ORPHANED = "the end of the torchrun agent that started it"
 _noting: list[StopRequest] = []
 """Requests that note signals at the moment, the outermost first."""
+_innermost: ContextVar[StopRequest | None] = ContextVar("deepzero_stop_request", default=None)
+"""The request whose block this thread is in."""
 
 
 class StopRequest:
@@ -25,25 +29,30 @@ class StopRequest:
 
     Inside the block the first SIGINT or SIGTERM is noted, and answered in the logger ``deepzero`` at once; a second
     one acts as usual, for the impatient. Signals are left alone outside the main thread, where Python does not deliver
-    them.
+    them. A request inside of another one's block has the reasons of that one, too.
 
     Args:
         max_seconds: a time limit from entering the block, None for none.
         once: True if a second signal acts as usual. torchrun sends signals of its own after those of a terminal, so
             there the second one is noted like the first.
         waits: True if signals act as usual until :meth:`begin`, because there is nothing to save yet.
+        work: that is finished after a signal, in a word.
 
     Raises:
         InvalidInputError: the time limit is not above 0.
     """
 
-    def __init__(self, *, max_seconds: float | None = None, once: bool = True, waits: bool = False) -> None:
+    def __init__(
+        self, *, max_seconds: float | None = None, once: bool = True, waits: bool = False, work: str = "step"
+    ) -> None:
         self.max_seconds = None if max_seconds is None else positive("max_seconds", max_seconds, hint="3600")
-        self._once = once
+        self._once, self._work = once, work
         self._waits = waits
         self._received: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._start = time.monotonic()
+        self._around: StopRequest | None = None
+        self._token: Token[StopRequest | None] | None = None
 
     @classmethod
     def of(cls, team: Team, *, max_seconds: float | None = None) -> Self:
@@ -56,18 +65,24 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         self._start = time.monotonic()
+        self._around = _innermost.get()
+        self._token = _innermost.set(self)
         if not self._waits:
             self.begin()
         return self
 
     def begin(self) -> None:
-        """Note signals from here on; of no effect if they are noted already."""
-        if not self._previous and self._received is None and threading.current_thread() is threading.main_thread():
+        """Note signals from here to the end of the block; of no effect outside of it, or if they are noted already."""
+        fresh = self._token is not None and not self._previous and self._received is None
+        if fresh and threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, _note) for number in STOP_SIGNALS}
             _noting.append(self)
 
     def __exit__(self, *exception: object) -> None:
         self._restore()
+        if self._token is not None:
+            _innermost.reset(self._token)
+            self._around = self._token = None
 
     @property
     def reason(self) -> str | None:
@@ -76,7 +91,7 @@ class StopRequest:
             return self._received
         if self.max_seconds is not None and time.monotonic() - self._start >= self.max_seconds:
             return f"the time limit of {self.max_seconds:g} s"
-        return None
+        return None if self._around is None else self._around.reason
 
     @property
     def remaining(self) -> float | None:
@@ -102,10 +117,10 @@ class StopRequest:
 
 def _note(number: int, _frame: FrameType | None) -> None:
     """Note a signal in every open request, from the inside out: those around the innermost have work to end, too."""
-    name, outermost = signal.Signals(number).name, _noting[0]
-    first = [request._receive(name) for request in reversed(_noting)][-1]
+    sent, outermost, work = signal.Signals(number), _noting[0], _noting[-1]._work
+    first = [request._receive(sent.name) for request in reversed(_noting)][-1]
     if first:
-        log.warning("%s: finishing this step, then saving%s", name, AGAIN * outermost._once)
+        log.warning("%s: finishing this %s, then saving%s", sent.name, work, AGAIN[sent] if outermost._once else "")
 
 
 class SharedStop:
@@ -126,4 +141,4 @@ class SharedStop:
 
     def agreed(self) -> str | None:
         """The reason to stop, the same on every rank, or None to go on; every rank must ask as often as the others."""
-        return self._team.first(self._own.reason)
+        return self._team.first(ORPHANED if self._team.orphaned else self._own.reason)

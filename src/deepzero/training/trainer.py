@@ -32,6 +32,7 @@ from deepzero.evaluators.distributed import divided
 from deepzero.evaluators.workers import one_thread
 from deepzero.files import finite
 from deepzero.team import Alone, Team
+from deepzero.training import divergence
 from deepzero.training.batch_reader import reader, scores_itself
 from deepzero.training.callbacks import Callback, direction, monitored
 from deepzero.training.checkpoint import Checkpoint, CheckpointStore
@@ -39,7 +40,6 @@ from deepzero.training.checkpoint_contents import (
     Best,
     LiveObjects,
     Position,
-    all_finite,
     parameter_shapes,
     prefixed,
     require_fitting,
@@ -58,10 +58,6 @@ from deepzero.training.stop_request import SharedStop, StopRequest
 from deepzero.training.trainer_arguments import check, described, described_model
 
 BUDGET = "the budget of"
-ADVICE = (
-    "what to try: a lower learning rate; a larger step size if losses are noisy; `deepzero doctor` measures the noise "
-    "floor of the objective and recommends a step size"
-)
 
 
 @dataclass(frozen=True)
@@ -235,6 +231,7 @@ class Trainer:
         self._written: JsonLines | None = None
         self._sinks: list[Sink] = []
         self._latest: dict[str, Tensor] | None = None
+        self._unbounded = divergence.unbounded_buffers(model)
         self._saved = float("-inf")
 
     def fit(
@@ -366,6 +363,7 @@ class Trainer:
         if not losses:
             return False
         self._condition_gradient(len(losses))
+        self._require(divergence.in_learning_rate(self.optimizer))
         rate = self.optimizer.param_groups[0]["lr"]
         with one_thread():
             self.optimizer.step()
@@ -390,9 +388,8 @@ class Trainer:
         try:
             loss = float(self.source.backward(*batch))
         except NonFiniteLossError as error:
-            raise self._diverged(str(error)) from error
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}")
+            raise self.diverged(str(error)) from error
+        self._require(divergence.in_loss(loss))
         return loss
 
     def _condition_gradient(self, batches: int) -> None:
@@ -402,8 +399,9 @@ class Trainer:
             if batches > 1:
                 for parameter in parameters:
                     parameter.grad /= batches
+            self._require(divergence.in_gradient(parameters))
             if self.clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+                self._require(divergence.in_norm(float(nn.utils.clip_grad_norm_(parameters, self.clip_norm))))
             if self.clip_value is not None:
                 nn.utils.clip_grad_value_(parameters, self.clip_value)
 
@@ -418,7 +416,7 @@ class Trainer:
         self._at.end_epoch(complete=complete)
         if (epoch + 1) % self.validate_every == 0 or self._is_over() or not complete:
             self._at.looked = self.step
-            self._require_finite_weights()
+            self._require(self._in_weights())
             if self.validation is not None:
                 record |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
         self.record("epoch", **record, **self._at.kept)
@@ -433,9 +431,11 @@ class Trainer:
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Scores on the validation data, the same on every rank; the weights are kept if they are the best so far."""
-        scores: dict[str, float] = self.team.from_leader(lambda: self._scores(self.validation))
-        if not math.isfinite(scores.get("loss", 0.0)):
-            raise self._diverged(f"the loss on the validation split is {scores['loss']}")
+        try:
+            scores: dict[str, float] = self.team.from_leader(lambda: self._scores(self.validation))
+        except NonFiniteLossError as error:
+            raise self.diverged(f"on the validation data, {error}") from error
+        self._require(divergence.in_scores(scores, self.monitor))
         if self.best is None or self._rank(scores) > self._rank(self.best.scores):
             self.best = Best(scores, epoch, snapshot(self.model))
         return scores
@@ -506,10 +506,10 @@ class Trainer:
         """Write a checkpoint of everything that :meth:`restore` needs.
 
         Raises:
-            NonFiniteLossError: a weight is not finite; the last good checkpoint is kept.
+            NonFiniteLossError: a weight or the learning rate is not finite; the last good checkpoint is kept.
             CheckpointError: it could not be written; the last good one is kept.
         """
-        self._require_finite_weights()
+        self._require(self._in_weights() or divergence.in_learning_rate(self.optimizer))
         if self._store is not None:
             self._store.save(self._checkpoint())
         self._saved = time.monotonic()
@@ -534,7 +534,7 @@ class Trainer:
         values = {
             "position": {**asdict(self._at), "seconds": self.elapsed()},
             "metrics_bytes": 0 if self._written is None else self._written.flush(),
-            "best": None if best is None else {"scores": best.scores, "epoch": best.epoch},
+            "best": None if best is None else best.values(),
         }
         tensors = prefixed("best", {} if best is None else best.tensors)
         return Checkpoint(self.step, values | live.values(), live.tensors() | tensors)
@@ -549,16 +549,18 @@ class Trainer:
             callbacks=[callback for callback in self.callbacks if isinstance(callback, Callback)],
         )
 
-    def _require_finite_weights(self) -> None:
-        if not all_finite(self.model):
-            raise self._diverged("a weight or a running statistic is not finite")
+    def _in_weights(self) -> str | None:
+        return divergence.in_weights(self.model, unbounded=self._unbounded)
 
-    def _diverged(self, cause: str) -> NonFiniteLossError:
+    def _require(self, cause: str | None) -> None:
+        """Raise if there is a cause to end the training."""
+        if cause is not None:
+            raise self.diverged(cause)
+
+    def diverged(self, cause: str) -> NonFiniteLossError:
+        """The error that ends the run, with the last good checkpoint and advice; for callbacks, too."""
         kept = [] if self._store is None else self._store.paths()
-        where = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was made"
-        return NonFiniteLossError(
-            f"training stopped at step {self.step} (epoch {self.epoch + 1}): {cause}\n{where}\n{ADVICE}"
-        )
+        return divergence.diverged(cause, step=self.step, epoch=self.epoch, checkpoints=kept)
 
     # Beginning and end
 

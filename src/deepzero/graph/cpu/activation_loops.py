@@ -56,27 +56,43 @@ def relu(delta, z, rows, slope, rest, out, copied):
 
 
 @compiled
-def gelu(delta, z, cdf, density, reach, rows, out, copied):
-    """``d (Phi + I) + z I`` with ``Phi = cdf`` and ``phi = density`` at z, and ``I = Phi(z + d) - Phi(z)``."""
+def gelu(delta, z, cdf, density, reach, first, second, third, rows, series, out, copied):
+    """``d (Phi + I) + z I`` with ``Phi = cdf`` and ``phi = density`` at z, and ``I = Phi(z + d) - Phi(z)``.
+
+    Where no ``|d| (|z| + 1.4)`` of a block is larger than ``series``, ``d (first + d (second + d third))``.
+    """
     count, size = delta.shape
-    near = out.dtype.type(0.25)
+    shift = out.dtype.type(1.4)
     for start in range(0, size, BLOCK):
         for p in range(count):
             row = rows[p]
             o, base = out[p, start : start + BLOCK], z[row, start : start + BLOCK]
-            below, bound = cdf[row, start : start + BLOCK], reach[row, start : start + BLOCK]
             if copied:
                 _copy(delta[p, start : start + BLOCK], o)
             large = 0
             for i in range(o.size):
-                large += 0 if abs(o[i]) <= near * bound[i] else 1
+                large += 0 if abs(o[i]) * (abs(base[i]) + shift) <= series else 1
             if large == 0:
-                slope = density[row, start : start + BLOCK]
+                a, b, c = first[row, start : start + BLOCK], second[row, start : start + BLOCK], third[row, start:]
                 for i in range(o.size):
-                    change = near_gauss_interval(slope[i], base[i], o[i])
-                    o[i] = o[i] * (below[i] + change) + base[i] * change
+                    o[i] *= a[i] + o[i] * (b[i] + o[i] * c[i])
             else:
-                _far_gelu(o, base, below, bound)
+                below, slope = cdf[row, start : start + BLOCK], density[row, start : start + BLOCK]
+                _near_gelu(o, base, below, slope, reach[row, start : start + BLOCK])
+
+
+@compiled
+def _near_gelu(o, z, cdf, density, reach):
+    """:func:`gelu` of a block with differences that three terms of a series do not do for."""
+    large, near = 0, o.dtype.type(0.25)
+    for i in range(o.size):
+        large += 0 if abs(o[i]) <= near * reach[i] else 1
+    if large == 0:
+        for i in range(o.size):
+            change = near_gauss_interval(density[i], z[i], o[i])
+            o[i] = o[i] * (cdf[i] + change) + z[i] * change
+    else:
+        _far_gelu(o, z, cdf, reach)
 
 
 @compiled

@@ -20,6 +20,7 @@ from deepzero.graph.cpu import (
     activation_kernels,
     attention_kernels,
     convolution_kernels,
+    perceptron_kernels,
     rank_one_kernels,
     row_kernels,
 )
@@ -37,11 +38,13 @@ convolve_dense = convolution_kernels.convolve_dense
 convolve_to_tail = convolution_kernels.convolve_to_tail
 slices_to_tail = convolution_kernels.slices_to_tail
 behind_kink = rank_one_kernels.behind_kink
+perceptron = perceptron_kernels.perceptron
 rows_that_cross = rank_one_kernels.rows_that_cross
 rectified_rows = rank_one_kernels.rectified_rows
 normalize = row_kernels.normalize
 softmax = row_kernels.softmax
 label_losses = row_kernels.label_losses
+label_losses_of_sums = row_kernels.label_losses_of_sums
 
 
 @cache

@@ -16,7 +16,8 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.differences import Channel, Dense, with_entries
+from deepzero.graph.cpu.row_blocks import RowsOfSums, blocks
+from deepzero.graph.differences import Channel, Dense, LowRank, with_entries
 
 NARROW = 16
 """Entries of a row below which rows side by side are faster, copied if they lie otherwise: 128 rows of 10 in float32
@@ -190,6 +191,28 @@ def label_losses(
     out = delta.new_empty(delta.shape[:2])
     _called("label_losses", delta, p, logs, y, _slots(difference), line, out)
     return out.view(aligned.shape[:-1])
+
+
+def label_losses_of_sums(
+    difference: LowRank, chances: Value, logarithms: Value, labels: Int64[Tensor, " r"]
+) -> Float[Tensor, "p r"] | None:
+    """:func:`label_losses` of rows that are written block by block."""
+    base: Tensor = chances.base
+    tensors = (difference.factors, difference.vectors)
+    known = base.dtype in (torch.float32, torch.float64) and all(t.dtype == base.dtype for t in tensors)
+    if not known or base.dim() != 2 or not (base.numel() and difference.count):
+        return None
+    count, (rows, width), source = difference.count, base.shape, RowsOfSums.of(difference)
+    losses, memory = base.new_empty(count, rows), base.new_empty(0)
+    for first, last, *_ in blocks(count, rows, width * base.element_size(), cut=False):
+        size = (last - first) * rows * width
+        memory = memory if len(memory) >= size else base.new_empty(size)
+        block = memory[:size].view(last - first, rows, width)
+        source.write(block, slice(first, last), slice(0, rows))
+        some = label_losses(Dense(block), chances, logarithms, labels, 1)
+        assert some is not None
+        losses[first:last] = some
+    return losses
 
 
 def _rows(difference: Channel | Dense, ndim: int, dim: int) -> RowOrder:

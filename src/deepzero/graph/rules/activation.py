@@ -31,6 +31,15 @@ Formula = Callable[..., Tensor]
 
 GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
 """The kernel's name for an approximation."""
+KERNELS: dict[Any, Callable[..., tuple[str, float]]] = {
+    aten.relu.default: lambda: ("relu", 0.0),
+    aten.leaky_relu.default: lambda slope=0.01: ("leaky_relu", slope),
+    aten.gelu.default: lambda approximate="none": (GELUS[approximate], 0.0),
+    aten.tanh.default: lambda: ("tanh", 0.0),
+    aten.sigmoid.default: lambda: ("sigmoid", 0.0),
+    aten.silu.default: lambda: ("silu", 0.0),
+}
+"""Function for which a device may have a kernel -> the kernel's name and a slope, from the options of a call."""
 SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
 """alpha, scale and input scale of the ELU that SELU is."""
 
@@ -39,12 +48,10 @@ def _register(
     target: Any,
     function: Formula,
     complex_function: Formula | None = None,
-    fused: Callable[..., tuple[str, float]] | None = None,
 ) -> None:
     """A rule for a function of one operand, ``function(z, d, *options)``.
 
-    Integer operands are evaluated, and so are complex ones unless there is a formula for them. For what ``fused`` makes
-    of the options, a name and a slope, a device may have a kernel.
+    Integer operands are evaluated, and so are complex ones unless there is a formula for them.
     """
 
     @rule(target, rank_one=True)
@@ -53,7 +60,7 @@ def _register(
         if chosen is None:
             return evaluated(call, x, *options, **named)
         formula = partial(_with_options, chosen, options, named)
-        kernel = None if fused is None or x.base.is_complex() else fused(*options, **named)
+        kernel = None if target not in KERNELS or x.base.is_complex() else KERNELS[target](*options, **named)
         return apply_pointwise(x, formula) if kernel is None else by_kernel(x, formula, *kernel)
 
 
@@ -143,11 +150,11 @@ def _complex_exp(z: Entries, d: Entries) -> Entries:
     return torch.where(large, torch.exp(z + d) - torch.exp(z), torch.exp(z) * torch.expm1(torch.where(large, 0, d)))
 
 
-_register(aten.tanh.default, formulas.tanh, fused=lambda: ("tanh", 0.0))
-_register(aten.sigmoid.default, formulas.sigmoid, fused=lambda: ("sigmoid", 0.0))
-_register(aten.silu.default, formulas.silu, fused=lambda: ("silu", 0.0))
+_register(aten.tanh.default, formulas.tanh)
+_register(aten.sigmoid.default, formulas.sigmoid)
+_register(aten.silu.default, formulas.silu)
 _register(aten.mish.default, formulas.mish)
-_register(aten.gelu.default, _gelu, fused=lambda approximate="none": (GELUS[approximate], 0.0))
+_register(aten.gelu.default, _gelu)
 _register(aten.elu.default, _elu)
 _register(aten.celu.default, _celu)
 _register(aten.selu.default, lambda z, d: formulas.elu(z, d, *SELU))

@@ -20,7 +20,7 @@ from torch import Tensor
 from deepzero.errors import GraphError
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Channel, Dense, Difference, same_channels
+from deepzero.graph.differences import Channel, ChannelEntry, Dense, Difference, same_channels
 from deepzero.graph.rules.base import difference_of, rule
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.frames import Moving
@@ -121,6 +121,9 @@ def attention(
         q, k, v = (_everywhere(o, lead) for o in (query, key, value))
         change = None if mask_change is None else _aligned(mask_change.dense(), lead + 1)
         return Dense(_change(q, k, v, factor, change, weights.map(_stacked)).expand(-1, *shape))
+    alone = mask_change is None and query.difference is None and key.difference is None
+    if alone and isinstance(value.difference, ChannelEntry):
+        return _of_value_entry(value.difference, head, weights, shape)
     change = _aligned(mask_change.delta, lead) if isinstance(mask_change, Channel) else None
     parts = []
     for one in head.runs():
@@ -130,6 +133,24 @@ def attention(
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     axis = lead + head.axis
     return Channel(axis, head.channels, out.expand(-1, *shape[:axis], *shape[axis + 1 :]), shape)
+
+
+def _of_value_entry(
+    difference: ChannelEntry, head: _Head, weights: AttentionWeights, shape: torch.Size
+) -> ChannelEntry:
+    """The output's change where one feature of the values differs: its rows are weighed, and nothing else is."""
+    parts = []
+    for one in head.runs():
+        line, chances = difference.line[one.start : one.stop], one.pick(weights.weights)
+        if len(chances) == 1:
+            parts.append((chances[0] @ line.movedim(0, -1)).movedim(-1, 0))
+        else:
+            parts.append((chances @ line.unsqueeze(-1)).squeeze(-1))
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    axis = len(shape) + head.axis
+    return ChannelEntry(
+        axis, head.channels, out.expand(-1, *shape[:axis], *shape[axis + 1 : -1]), difference.places, shape
+    )
 
 
 def _scaled(m: Moving, factor: float) -> Moving:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
-from deepzero.graph.differences import Channel, Dense, Difference
+from deepzero.graph.differences import Channel, Dense, Difference, LowRank
 from deepzero.graph.rules.base import difference_of, rule
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.pair_losses import MEAN, NONE
@@ -28,7 +28,7 @@ from deepzero.graph.rules.softmax import log_probabilities, normaliser_change
 aten = torch.ops.aten
 
 
-@rule(aten.cross_entropy_loss.default)
+@rule(aten.cross_entropy_loss.default, low_rank=True)
 def cross_entropy(
     call: Call,
     x: Operand,
@@ -97,11 +97,17 @@ def _fused(
 ) -> Difference | None:
     """By a kernel of the device, where it has one; only the samples that differ, where they are one of a dimension."""
     difference = x.difference
-    if not isinstance(difference, (Channel, Dense)):
+    if not isinstance(difference, (Channel, Dense, LowRank)):
         return None
     chances = call.memo("chances", lambda: Value(torch.softmax(x.base, dim)))
     logarithms = call.memo("logarithms", lambda: Value(_log_p(call, x)))
-    losses = kernels.on(difference.delta).label_losses(difference, chances, logarithms, label, dim)
+    device = kernels.on(x.base)
+    if isinstance(difference, LowRank):
+        losses = device.label_losses_of_sums(difference, chances, logarithms, label)
+        if losses is not None:
+            return Dense(_reduced(losses * own, reduction, own))
+        difference = Dense(difference.dense())
+    losses = device.label_losses(difference, chances, logarithms, label, dim)
     if losses is None:
         return None
     if not isinstance(difference, Channel) or difference.axis == dim:

@@ -25,8 +25,8 @@ from torch import Tensor
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, constant_over
-from deepzero.graph.rules.activation import relu
-from deepzero.graph.rules.base import apply_pointwise, base_of, difference_of, map_delta, rule
+from deepzero.graph.rules.activation import by_kernel, relu
+from deepzero.graph.rules.base import base_of, difference_of, map_delta, rule
 from deepzero.graph.rules.low_rank import Normalization, normalized_low_rank
 from deepzero.graph.rules.pointwise import broadcast, scaled_by, total
 from deepzero.graph.rules.shape import reshaped
@@ -162,7 +162,7 @@ def _all_but_first(difference: Channel) -> tuple[int, ...]:
 
 
 def _relu(call: Call, difference: Difference | None) -> Difference | None:
-    return None if difference is None else apply_pointwise(Operand(call.values[1], difference), relu)
+    return None if difference is None else by_kernel(Operand(call.values[1], difference), relu, "relu")
 
 
 def _fused(call: Call, x: Operand, weight: Any, eps: float, residual: Operand | None) -> Difference | None:

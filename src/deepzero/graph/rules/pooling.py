@@ -70,7 +70,9 @@ def _register_average(target: Any, spatial: int) -> None:
             return target(t, *args, **kwargs)
 
         if isinstance(difference, Channel) and _keeps(difference, spatial):
-            out = over_stack(difference.delta, spatial, pool)
+            whole = x.base.dim() == 4 and _whole(target, args, kwargs, x.base.shape[2:])
+            delta = difference.delta  # whose samples may be last in memory: a sum over places needs no copy
+            out = delta.mean((-2, -1), keepdim=True) if whole else over_stack(delta, spatial, pool)
             return Channel(difference.axis, difference.channels, out, call.output.base.shape)
         return Dense(over_stack(difference.dense(), spatial, pool))
 

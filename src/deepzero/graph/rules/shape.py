@@ -19,7 +19,18 @@ from torch import Tensor
 
 from deepzero.errors import GraphError
 from deepzero.graph.calls import Call, Operand, Outcome
-from deepzero.graph.differences import Blocks, Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, entries
+from deepzero.graph.differences import (
+    Blocks,
+    Channel,
+    ChannelEntry,
+    Dense,
+    Difference,
+    LowRank,
+    OneHot,
+    RankOne,
+    Segment,
+    entries,
+)
 from deepzero.graph.host_numbers import is_known, mapped, on_host, placed
 from deepzero.graph.rules.base import in_order, linear_jointly, linear_map, normal_dim, rule
 from deepzero.graph.rules.pointwise import broadcast, scaled_by
@@ -92,6 +103,9 @@ def reshaped(difference: Difference | None, shape: torch.Size) -> Difference:
 def _channel_reshaped(difference: Channel, shape: torch.Size) -> Channel | Segment | None:
     """A channel whose dimension stays, is cut, or is joined with the last one behind it; None elsewhere."""
     if _joins(difference, shape):
+        if isinstance(difference, ChannelEntry):
+            channels = _flat((difference.channels, difference.places), difference.shape[-2:])
+            return Channel(len(shape) - 1, channels, difference.line, shape)
         delta = difference.delta.reshape(difference.count, *shape[:-1], difference.shape[-1])
         return Segment(difference.channels, delta, shape)
     size, front = difference.shape[difference.axis], math.prod(difference.shape[: difference.axis])
@@ -128,15 +142,18 @@ def _without(shape: Sequence[int], axis: int) -> tuple[int, ...]:
 
 
 def _split_channel(difference: Channel, shape: torch.Size, axis: int) -> Channel:
-    """A channel as one along ``axis``, the first part of its dimension; of the other part, one entry differs."""
+    """A channel as one along ``axis``, the first part of its dimension; of the other parts, one entry differs."""
     inner = difference.shape[difference.axis] // shape[axis]
+    channels = mapped(difference.channels, lambda c: torch.div(c, inner, rounding_mode="floor"))
+    if axis == len(shape) - 2 and shape[-1] == inner:
+        line = difference.delta.reshape(difference.count, *shape[:axis])
+        return ChannelEntry(axis, channels, line, mapped(difference.channels, lambda c: c % inner), shape)
     rest = list(difference.delta.shape)
     rest.insert(difference.axis + 1, inner)
     delta = difference.delta.new_zeros(rest)
     index = (difference.channels % inner).reshape(-1, *(1 for _ in rest[1:]))
     source = difference.delta.unsqueeze(difference.axis + 1)
     delta.scatter_(difference.axis + 1, index.expand(source.shape), source)
-    channels = mapped(difference.channels, lambda c: torch.div(c, inner, rounding_mode="floor"))
     return Channel(axis, channels, delta.reshape(difference.count, *_without(shape, axis)), shape)
 
 
@@ -154,6 +171,10 @@ def permute(call: Call, x: Operand, dims: Sequence[int]) -> Outcome:
     order = [normal_dim(d, x.base.dim()) for d in dims]
     shape = call.output.base.shape
     stacked_order = [0, *(d + 1 for d in order)]
+    if isinstance(difference, ChannelEntry) and order[-1] == x.base.dim() - 1:
+        line = difference.line.unsqueeze(difference.axis + 1).permute(stacked_order[:-1])
+        axis = order.index(difference.axis)
+        return ChannelEntry(axis, difference.channels, line.squeeze(axis + 1), difference.places, shape)
     if isinstance(difference, Channel):
         return as_channel(difference, with_axis(difference).permute(stacked_order), order.index(difference.axis), shape)
     if isinstance(difference, OneHot) and order:

@@ -114,7 +114,7 @@ def certify(
     known, size = _known(path, config)
     started, before = time.perf_counter(), len(known)
     lines = JsonLines(path / CERTIFICATES, start=size)
-    with StopRequest(max_seconds=max_seconds) as stop, closing(lines):
+    with StopRequest(max_seconds=max_seconds, work="image") as stop, closing(lines):
         for done, index in enumerate(chosen):
             if index not in known:
                 if stop.reason is not None:
