@@ -93,6 +93,19 @@ def test_the_resume_of_a_damaged_run(
         refuses_or_works(["train", "--resume", "--out", str(copy / "run")], what, capsys)
 
 
+def test_a_damaged_line_of_the_records_does_not_lose_a_run_at_its_end(
+    interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(interrupted / "run", tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    first = {key: value for key, value in json.loads(lines[0]).items() if key != "loss"}
+    padding = " " * (len(lines[0]) - len(json.dumps(first)) - 1)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join([json.dumps(first) + padding + "\n", *lines[1:]]))
+    assert main(["train", "--resume", "--out", str(tmp_path / "run")]) == 0
+    assert "plot.png is left out" in " ".join(capsys.readouterr().out.replace("\n", "").split())
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
 @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
 def test_the_resume_from_a_damaged_checkpoint_ends_as_the_run_did(
     name: str, finished: Path, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
