@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -145,6 +146,39 @@ def wait_for(path: Path, lines: int, process: Popen) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_undisturbed(tmp_path: Path) -> None:
+    """The first one is frozen while the others are started, so that all of them are sure to meet it."""
+    metrics, environment = tmp_path / "run" / "metrics.jsonl", {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "deepzero", "train", *TINY, "--epochs", "40", "--out", "run"]
+    resumed = [*command[:4], "--resume", "--out", "run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as first:
+        try:
+            wait_for(metrics, 3, first)
+            first.send_signal(signal.SIGSTOP)
+            before = {path.name for path in (tmp_path / "run").iterdir()}
+            assert "summary.json" not in before
+            holder = f"error: run is in use by process {first.pid} on {socket.gethostname()} since "
+            for words in (command, resumed):
+                second = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+                assert second.returncode != 0
+                assert second.stderr.startswith(holder)
+                assert second.stderr.rstrip().endswith("or choose another --out")
+            assert {path.name for path in (tmp_path / "run").iterdir()} == before
+            first.send_signal(signal.SIGCONT)
+            assert first.communicate(timeout=120)[1] == ""
+        finally:
+            first.kill()
+    assert main([*command[3:-1], "alone"]) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "alone")]
+    assert weights[0] == weights[1]
+    records = [
+        [{key: value for key, value in record.items() if key != "seconds"} for record in read_metrics(path)]
+        for path in (metrics, tmp_path / "alone" / "metrics.jsonl")
+    ]
+    assert records[0] == records[1]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -194,6 +194,27 @@ def test_shares_together_are_the_whole_and_each_cell_is_in_one(
     assert contents(tmp_path / "shares") == contents(tmp_path / "whole")
 
 
+def test_a_cell_that_another_process_runs_is_refused_by_name_and_others_are_not(
+    tmp_path: Path, log: Log, noted: Experiment
+) -> None:
+    refused: list[str] = []
+
+    def second(name: str, _place: Workplace) -> None:
+        if name == "a0":
+            for share in ((1, 1), (1, 2), (1, 3)):
+                with pytest.raises(RunFolderError) as error:
+                    reproduce(Request(experiment=noted, share=share), out=tmp_path)
+                refused.append(str(error.value))
+            reproduce(Request(experiment=noted, share=(2, 2)), out=tmp_path)
+
+    log.after = second
+    reproduce(Request(experiment=noted, share=(1, 2)), out=tmp_path)
+    assert log.run == ["a0", "bb0", "a1", "c, d1", "c, d0", "bb1"]
+    assert refused[0].startswith(f"the cell kind=a-seed=0 of {tmp_path} is in use by this process itself, process ")
+    assert refused[0].endswith("to divide the cells of a reproduction among processes, give each a --share of its own")
+    assert not list(tmp_path.rglob("*.lock"))
+
+
 @pytest.mark.parametrize("share", [(0, 2), (3, 2), (1, 0), (-1, -1)])
 def test_a_share_that_is_none(noted: Experiment, share: tuple[int, int]) -> None:
     with pytest.raises(InvalidInputError, match="try 1/2 and 2/2 in two processes"):

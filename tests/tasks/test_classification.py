@@ -144,6 +144,27 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path: Path, monkeypatch: p
     assert resumed.summary["queries"] == whole.summary["queries"]
 
 
+def test_ratios_that_were_changed_before_a_run_goes_on_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say which coordinates are queried: other ones would end in other weights."""
+    train(config(), out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopping_after(patch, 3)
+        train(config(), out=tmp_path / "parts")
+    ratios = tmp_path / "parts" / "ratios.json"
+    kept = ratios.read_bytes()
+    changed = json.loads(kept)
+    changed["keep"] = {name: min(1.0, 2 * part) for name, part in changed["keep"].items()}
+    ratios.write_text(json.dumps(changed))
+    with pytest.raises(RunFolderError, match=r"ratios\.json of the run in .* is not what it was when the run began"):
+        train(config(), out=tmp_path / "parts", resume=True)
+    ratios.unlink()  # found again
+    train(config(), out=tmp_path / "parts", resume=True)
+    assert ratios.read_bytes() == kept
+    assert bits(tmp_path / "parts")[0]["step-00000006"] == bits(tmp_path / "whole")[0]["step-00000006"]
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(replace(config("fo"), seed=seed), out=tmp_path / name)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 pytest.importorskip("phi", reason="PhiFlow is not installed: pip install 'deepzero[physics]'")
@@ -348,6 +350,32 @@ def test_ratios_of_zo_grasp_are_asked_for_once(data: Path, tmp_path: Path) -> No
     assert kept["solver_calls"] > 192
     assert set(kept["keep"]) == {"layers.0.weight", "layers.2.weight"}
     assert done.summary is not None
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "ratios.json").write_text(json.dumps({**kept, "keep": {"layers.0.weight": 1.0}}))
+    with pytest.raises(RunFolderError, match=r"ratios\.json of the run in .* is not what it was when the run began"):
+        correct(config, out=tmp_path / "run", resume=True, data_dir=data)
+
+
+def test_what_a_run_began_with_is_what_it_goes_on_with(data: Path, tmp_path: Path) -> None:
+    """The reference simulations, the trained network, and those of earlier points of the training."""
+    config, folder = replace(TINY, method=NON), tmp_path / "run"
+    correct(config, out=folder, data_dir=data)
+    (folder / "summary.json").unlink()
+
+    def changed(path: Path, message: str, data_dir: Path = data) -> None:
+        kept = path.read_bytes()
+        tensors = safetensors.torch.load(kept)
+        safetensors.torch.save_file({name: value * 1.5 for name, value in tensors.items()}, path)
+        with pytest.raises(RunFolderError, match=message):
+            correct(config, out=folder, resume=True, data_dir=data_dir)
+        path.write_bytes(kept)
+
+    mine = shutil.copytree(data, tmp_path / "data")
+    frames = folder_of(config.flow, mine) / FRAMES
+    changed(frames, "the reference simulations of the run in .* is not what it was", mine)
+    changed(folder / "training" / "model.safetensors", "the trained network of the run in .* is not what it was")
+    changed(next((folder / "snapshots").glob("*.safetensors")), "has changed since it was written")
+    assert correct(config, out=folder, resume=True, data_dir=data).summary is not None
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

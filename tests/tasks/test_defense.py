@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
-from filelock import FileLock
 
 from deepzero.errors import DataNotFoundError, InvalidInputError, RunFolderError
+from deepzero.folder_lock import FileLock
 from deepzero.models import UNetDenoiser
 from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense import METHODS, CertifyConfig, DefenseConfig, DenoiserConfig, StageConfig, certify, defend
@@ -132,7 +134,13 @@ def test_certification_from_run_to_table(stages: Path, tmp_path: Path) -> None:
     stopped = certify(tmp_path / "run", config, max_seconds=1e-6)
     assert stopped.result is None
     said: list[tuple[int, int]] = []
-    found = certify(tmp_path / "run", config, progress=lambda done, total, _: said.append((done, total)))
+
+    def second(done: int, total: int, _left: float) -> None:
+        said.append((done, total))
+        with pytest.raises(RunFolderError, match="is in use by this process itself"):
+            certify(tmp_path / "run", config)
+
+    found = certify(tmp_path / "run", config, progress=second)
     assert found.result is not None
     assert said[-1] == (4, 4)
     accuracy = found.result["certified_accuracy"]
@@ -227,12 +235,36 @@ def test_a_stage_that_another_process_works_on_is_waited_for(tmp_path: Path) -> 
     """The run waits, and can be stopped while it does."""
     stages = tmp_path / "stages"
     stages.mkdir()
-    with FileLock(stages / ".classifier.lock"):
-        found = defend(tiny("smoothing"), out=tmp_path / "run", stages=stages, max_seconds=0.2)
+    lock = FileLock(stages / ".classifier.lock")
+    assert lock.acquire()
+    found = defend(tiny("smoothing"), out=tmp_path / "run", stages=stages, max_seconds=0.2)
+    lock.release()
     assert found.summary is None
     assert "time limit" in str(found.stopped)
     assert not (stages / "classifier").exists()
     assert defend(tiny("smoothing"), out=tmp_path / "run", stages=stages, resume=True).summary is not None
+
+
+def test_a_stage_that_has_changed_since_a_run_began_is_refused(
+    stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them would end in another denoiser: the weights of a stage, and the file of the classifier."""
+    config = tiny("deepzero", budget=16 * 5 * 12, finetuning=StageConfig(learning_rate=1e-3, batch_size=16, steps=8))
+    mine = shutil.copytree(stages, tmp_path / "stages")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "StopRequest", _Later)
+        assert defend(config, out=tmp_path / "run", stages=mine).summary is None
+    denoiser = mine / "denoiser" / "model.safetensors"
+    weights = safetensors.torch.load_file(denoiser)
+    kept = denoiser.read_bytes()
+    safetensors.torch.save_file({name: value * 1.01 for name, value in weights.items()}, denoiser)
+    with pytest.raises(RunFolderError, match=r"the result of the stage denoiser of the run in .* is not what it was"):
+        defend(config, out=tmp_path / "run", stages=mine, resume=True)
+    denoiser.write_bytes(kept)
+    other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    export_onnx(other, torch.zeros(2, 1, 8, 8), mine / "classifier" / CLASSIFIER)
+    with pytest.raises(RunFolderError, match=r"the classifier our own, .* of the run in .* is not what it was"):
+        defend(config, out=tmp_path / "run", stages=mine, resume=True)
 
 
 def test_a_student_asks_no_more_than_a_small_budget(stages: Path, tmp_path: Path) -> None:

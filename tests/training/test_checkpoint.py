@@ -184,6 +184,37 @@ def test_leftovers_of_a_crash_are_ignored_and_overwritten(store: CheckpointStore
     assert not leftover.exists()
 
 
+def test_a_link_in_the_way_is_not_followed(store: CheckpointStore, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "state.json").write_text("{}")
+    (store.folder / ".step-00000030.tmp").symlink_to(tmp_path / "precious")
+    (store.folder / "step-00000030").symlink_to(tmp_path / "precious")
+    store.save(checkpoint(30))
+    assert not (store.folder / "step-00000030").is_symlink()
+    same(store.load().checkpoint, checkpoint(30))
+    assert (tmp_path / "precious" / "state.json").read_text() == "{}"
+
+
+def test_a_checkpoint_of_the_same_step_is_kept_until_the_new_one_is_there(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp") and target.name == "step-00000020" and not calls:
+            calls.append(self)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    calls: list[Path] = []
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(CheckpointError, match="step-00000020 is intact"):
+        store.save(checkpoint(20))
+    same(store.load().checkpoint, checkpoint(20))
+    store.save(checkpoint(20))
+    assert [path.name for path in sorted(store.folder.iterdir())] == ["step-00000010", "step-00000020"]
+
+
 def survives(store: CheckpointStore) -> str:
     with pytest.raises(CheckpointError, match="step-00000020 is intact") as caught:
         store.save(checkpoint(30))

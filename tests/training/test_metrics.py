@@ -1,5 +1,7 @@
 import io
+import logging
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,23 @@ def test_a_resumed_file_is_cut_to_where_the_checkpoint_was_made(tmp_path: Path) 
     resumed.write(RECORDS[2])
     resumed.close()
     assert read_metrics(sink.path) == [RECORDS[0], RECORDS[2]]
+
+
+def test_a_line_that_a_power_cut_has_torn_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The file is shorter than it was when the checkpoint was made."""
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonLines(path)
+    sink.write(RECORDS[0])
+    sink.write(RECORDS[1])
+    size = sink.flush()
+    sink.close()
+    os.truncate(path, size - 5)
+    with caplog.at_level(logging.WARNING, logger="deepzero"):
+        resumed = JsonLines(path, start=size)
+    resumed.write(RECORDS[2])
+    resumed.close()
+    assert read_metrics(path) == [RECORDS[0], RECORDS[2]]
+    assert [record.getMessage() for record in caplog.records] == [f"the last line of {path} was torn and is left out"]
 
 
 def test_a_file_shorter_than_it_should_be_is_not_padded(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -124,6 +125,58 @@ def trainer(
 def checkpoint(folder: Path) -> Checkpoint:
     run = hashlib.sha256(to_json({"a test": True})).hexdigest()
     return CheckpointStore(folder / "checkpoints", run=run).load().checkpoint
+
+
+def test_a_folder_that_is_moved_during_a_run_is_named_with_the_step_and_goes_on_in_its_new_place(
+    tmp_path: Path,
+) -> None:
+    fit(trainer(tmp_path / "whole", checkpoint_steps=2))
+
+    def move(made: Trainer, record: Any) -> None:
+        if made.step == 7 and record["kind"] == "step":
+            (tmp_path / "run").rename(tmp_path / "moved")
+
+    with pytest.raises(RunFolderError, match=r"was moved to .*moved while it was running \(step 8\)"):
+        fit(trainer(tmp_path / "run", checkpoint_steps=2, callbacks=[move]))
+    assert not (tmp_path / "run").exists()
+    fit(trainer(tmp_path / "moved", checkpoint_steps=2), resume=True)
+    assert bits(tmp_path / "moved") == bits(tmp_path / "whole")
+    assert without_time(tmp_path / "moved" / "metrics.jsonl") == without_time(tmp_path / "whole" / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("step", [1, 7, 12])
+def test_a_folder_that_is_deleted_during_a_run_is_not_made_again(tmp_path: Path, step: int) -> None:
+    """At the last step it is the end of the run that misses it."""
+
+    def delete(made: Trainer, record: Any) -> None:
+        if made.step == step and record["kind"] == "step":
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(
+        RunFolderError, match=rf"was moved or deleted while it was running \(step ({step}|{step + 1})\)"
+    ):
+        fit(trainer(tmp_path / "run", checkpoint_steps=100, callbacks=[delete]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trainer_that_is_called_again_notices_that_the_run_went_on_elsewhere(tmp_path: Path) -> None:
+    made = trainer(tmp_path, checkpoint_steps=2)
+    fit(made, until=3)
+    fit(trainer(tmp_path, checkpoint_steps=2), resume=True, until=8)
+    with pytest.raises(
+        RunFolderError, match=r"has gone on elsewhere, to step-00000008, while this trainer is at step 3"
+    ):
+        fit(made)
+
+
+def test_a_run_that_goes_on_in_another_thread_is_not_joined(tmp_path: Path) -> None:
+    def second(made: Trainer, _record: Any) -> None:
+        if made.step == 3:
+            with pytest.raises(RunFolderError, match="is in use by this process itself"):
+                fit(trainer(tmp_path), resume=True)
+
+    made = trainer(tmp_path, callbacks=[second])
+    assert fit(made).summary is not None
 
 
 class StopAfter(StopRequest):
@@ -473,6 +526,44 @@ def test_a_gradient_that_is_not_finite_is_divergence_before_the_step_is_taken(
     with pytest.raises(NonFiniteLossError, match=rf"(?s)step 0 .*{cause}\n.*step-00000000.*lower learning rate"):
         fit(made)
     assert torch.equal(made.model[0].weight, start)
+
+
+@pytest.mark.parametrize("step_size", [None, 5e-3])
+def test_weights_that_outgrow_their_steps_are_divergence(tmp_path: Path, step_size: float | None) -> None:
+    """Not a step size that was chosen badly: it was right for the weights at the beginning."""
+
+    def of_steps(model: nn.Module) -> Estimator:
+        return dz.CGE(model, loss=F.cross_entropy, step_size=step_size, evaluator=dz.SequentialEvaluator())
+
+    def far(model: nn.Module) -> Any:
+        return torch.optim.SGD(model.parameters(), lr=1e27)
+
+    made = trainer(tmp_path, source=of_steps, optimizer=far, checkpoint_steps=1)
+    with pytest.raises(NonFiniteLossError, match=r"(?s)step \d .*step-0000000.*lower learning rate"):
+        fit(made)
+
+
+def test_bad_input_in_the_middle_of_a_run_is_no_divergence(tmp_path: Path) -> None:
+    class Second(Batches):
+        def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+            x, y = super().batch(epoch, index)
+            return (x, y) if index == 0 else (x, y.double() if index == 1 else y)
+
+    def refusing(output: Tensor, y: Tensor) -> Tensor:
+        if y.dtype == torch.float64:
+            raise InvalidInputError("labels must be integers")
+        return F.cross_entropy(output, y)
+
+    made = trainer(tmp_path, source=lambda model: Autograd(model, loss=refusing), batches=Second())
+    with pytest.raises(InvalidInputError, match="labels must be integers"):
+        fit(made)
+
+
+def test_a_loss_of_the_test_data_that_is_not_finite_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = trainer(tmp_path, epochs=1)
+    made.test = lambda model: {"loss": math.inf, "accuracy": 0.5}
+    assert fit(made, epochs=1).summary["test_loss"] is None
+    assert "test_loss is inf with the selected weights, and stands as null in the summary" in caplog.messages
 
 
 def test_a_number_that_weights_are_selected_by_and_that_cannot_be_compared_is_divergence(tmp_path: Path) -> None:

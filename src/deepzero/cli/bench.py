@@ -127,6 +127,7 @@ class Bench:
         """Draw the ratios, and the growth if it was measured; the files."""
         if self.plot is None:
             return []
+        from deepzero.files import replace_file  # noqa: PLC0415 - with PyTorch
         from deepzero.report.speed_figures import growth_figure, speed_figure  # noqa: PLC0415 - with PyTorch
         from deepzero.report.svg import draw  # noqa: PLC0415 - with Matplotlib
 
@@ -134,5 +135,5 @@ class Bench:
         if content["growth"]:
             figures[self.plot.with_stem(f"{self.plot.stem}-growth")] = growth_figure(content["growth"])
         for path, figure in figures.items():
-            path.write_text(draw(figure), encoding="utf-8")
+            replace_file(path, draw(figure).encode())
         return list(figures)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import shutil
 import sqlite3
+import stat
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ import numpy as np
 
 from deepzero.errors import InvalidInputError, JournalError
 from deepzero.executors import journal_rows as rows
-from deepzero.files import TEMPORARY, replace_file, sync_folder
+from deepzero.files import replace_file, sync_folder, temporary_name, write_file
 
 CURRENT = 3
 MAGIC = {1: 0x647A6A31, 2: 0x647A6A32, CURRENT: 0x647A6A33}
@@ -257,8 +255,9 @@ def upgrade(path: Path) -> Path:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")
             db.execute("PRAGMA journal_mode=DELETE")  # the log goes into the file, and no other process comes in
             db.execute("BEGIN EXCLUSIVE")
-            fresh = _new_file_beside(path)
+            fresh = temporary_name(path)
             try:
+                write_file(fresh, b"", mode=stat.S_IMODE(path.stat().st_mode))
                 _write(fresh, found, problem)
                 replace_file(old, path.read_bytes())
                 path.with_name(path.name + INDEX_SUFFIX).unlink(missing_ok=True)
@@ -268,13 +267,6 @@ def upgrade(path: Path) -> Path:
                 raise
             sync_folder(path.parent)
     return old
-
-
-def _new_file_beside(path: Path) -> Path:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
-    os.close(descriptor)
-    shutil.copymode(path, name)
-    return Path(name)
 
 
 def _write(path: Path, found: list[Row], problem: str | None) -> None:

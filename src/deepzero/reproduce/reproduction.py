@@ -155,7 +155,8 @@ def reproduce(
     Raises:
         InvalidInputError: an argument is out of its domain.
         DataNotFoundError: the data set is not there.
-        RunFolderError: the folder holds something else, or cannot be written; or ``known`` has no cell of these.
+        RunFolderError: the folder holds something else, or cannot be written; or another process runs these cells; or
+            ``known`` has no cell of these.
 
     Example:
         >>> import tempfile
@@ -173,12 +174,13 @@ def reproduce(
     place = Workplace(None if data_dir is None else Path(data_dir), device, stop)
     folder = ReproductionFolder.open(Path(out), request.identity())
     _require_same(request, folder)
-    if elsewhere is not None:
-        _take_over(request, folder, elsewhere, source=f"{known}")
-    with place.stop:
+    share = cells[request.share[0] - 1 :: request.share[1]]
+    with folder.claim(share), place.stop:
+        if elsewhere is not None:
+            _take_over(request, folder, elsewhere, source=f"{known}")
         if request.scale == "paper":
             announce(request, folder, place)
-        stopped = not _run(cells[request.share[0] - 1 :: request.share[1]], folder, place)
+        stopped = not _run(share, folder, place)
     return _assemble(request, folder, place, stopped=stopped, command=command)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +14,8 @@ import torch
 
 from deepzero.environment import hardware, versions
 from deepzero.errors import RunFolderError
-from deepzero.files import json_object, read_from, replace_file, to_json
+from deepzero.files import json_object, make_folder, read_from, replace_file, to_json
+from deepzero.folder_lock import FileLock
 from deepzero.report import Document
 from deepzero.report.html import page
 from deepzero.report.svg import draw
@@ -51,11 +53,29 @@ class ReproductionFolder:
         elif path.exists() and not _is_free(path):
             raise RunFolderError(f"{path} is not an empty folder; choose another --out")
         with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path / CELLS)
             if not (path / RECORD).exists():
                 replace_file(path / RECORD, to_json(record))
-            (path / CELLS).mkdir(exist_ok=True)
         return cls(path)
+
+    @contextmanager
+    def claim(self, cells: Iterable[Cell]) -> Iterator[None]:
+        """A block in which this process alone runs the unfinished ones among some cells; others may run other cells.
+
+        Raises:
+            RunFolderError: another process runs one of them; the message names it and says what to do.
+        """
+        with ExitStack() as stack:
+            for cell in cells:
+                lock = FileLock(self.path / CELLS / f".{cell.name}.lock")
+                with writing(self.path):
+                    if not self.has(cell) and not lock.acquire():
+                        raise RunFolderError(
+                            f"the cell {cell.name} of {self.path} is in use by {lock.holder()}; {lock.advice()}; to "
+                            "divide the cells of a reproduction among processes, give each a --share of its own"
+                        )
+                stack.callback(lock.release)
+            yield
 
     def cell(self, cell: Cell) -> Path:
         """The folder of the files of a cell."""

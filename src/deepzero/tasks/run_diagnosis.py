@@ -18,7 +18,7 @@ from deepzero.doctor import Diagnosis, LoopCosts, examine, plot_sweep
 from deepzero.environment import hardware, versions
 from deepzero.errors import InvalidInputError, MissingPackageError, RunFolderError
 from deepzero.estimator import Estimator
-from deepzero.files import replace_file, to_json
+from deepzero.files import make_folder, replace_file, to_json
 from deepzero.stopwatch import Stopwatch, mean_seconds
 from deepzero.tasks.classification.classification_config import ESTIMATORS, ClassificationConfig
 from deepzero.tasks.classification.classifier_setup import ClassifierSetup, make_optimizer, set_up
@@ -151,7 +151,7 @@ class DiagnosisRecord:
             RunFolderError: the folder cannot be written.
         """
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             replace_file(folder / REPORT, to_json(self.as_dict()))
             if self.diagnosis.sweep is not None:
                 self._write_plot(folder / PLOT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -9,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import nn
 
-from deepzero.files import finite
+from deepzero.files import finite, make_folder
+from deepzero.folder_lock import FileLock
 from deepzero.tasks.task_config import StageConfig
 from deepzero.training import Batches, GradientSource, RunFolder, Sink, StopRequest, Trainer, hardware, versions
-from deepzero.training.run_folder import RECORD
+from deepzero.training.run_folder import RECORD, writing
 from deepzero.training.training_config import learning_rate
+
+PATIENCE = 0.25
+"""Seconds between looks at a folder in which another process is at work."""
+
+log = logging.getLogger("deepzero")
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,16 @@ class StagedRun:
 
 
 def existing_run(path: Path, *, config: Mapping[str, Any], resume: bool) -> RunFolder | None:
-    """The folder of a run to go on with, or None where a new run can be made.
+    """The folder of a run to go on with, which is taken, or None where a new run can be made.
 
     Raises:
-        RunFolderError: to be resumed, it holds no run with this ``config``; else, it is not free.
+        RunFolderError: to be resumed, it holds no run with this ``config``; else, it is not free; or another process
+            works in it.
     """
     if resume:
-        return RunFolder.reopen(path, config=config)
+        run = RunFolder.reopen(path, config=config)
+        run.take()
+        return run
     RunFolder.require_free(path)
     return None
 
@@ -80,15 +90,16 @@ def alone(folder: Path, stop: StopRequest) -> Iterator[None]:
     Raises:
         StoppedError: on request, while another process was at work.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    while True:
-        try:
-            lock.acquire(timeout=0.5)
-            break
-        except Timeout:
+    with writing(folder):
+        make_folder(folder.parent)
+        lock, told = FileLock(folder.parent / f".{folder.name}.lock"), False
+        while not lock.acquire():
             if stop.reason is not None:
-                raise StoppedError(stop.reason) from None
+                raise StoppedError(stop.reason)
+            if not told:
+                log.info("waiting for %s, which works in %s", lock.holder(), folder)
+            told = True
+            time.sleep(PATIENCE)
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ import safetensors.torch
 from torch import Tensor
 
 from deepzero.errors import CheckpointError
-from deepzero.files import json_value, sync_folder, tensor_bytes, tensors_in, to_json, write_file
+from deepzero.files import (
+    json_value,
+    sync_folder,
+    temporary_name,
+    tensor_bytes,
+    tensors_in,
+    to_json,
+    write_file,
+)
 
 FORMAT = "deepzero checkpoint 1"
 TENSORS = "tensors.safetensors"
@@ -66,12 +74,16 @@ class CheckpointStore:
         folder: of the checkpoints.
         run: identifies the run; checkpoints of another run are rejected.
         keep: number of checkpoints to keep.
+        present: called with the step before a checkpoint is written; raises if the run's folder has gone.
     """
 
-    def __init__(self, folder: Path, *, run: str, keep: int = 2) -> None:
+    def __init__(
+        self, folder: Path, *, run: str, keep: int = 2, present: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.folder = folder
         self.run = run
         self.keep = keep
+        self.present = present
 
     def paths(self) -> list[Path]:
         """Folders of checkpoints, newest first, whole or not."""
@@ -83,17 +95,27 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: it could not be written (a full disk, say); the previous checkpoints are as they were.
+            RunFolderError: the run's folder has gone.
         """
         final = self.folder / f"step-{checkpoint.step:08d}"
-        temporary = self.folder / f".{final.name}.tmp"
+        temporary, aside = temporary_name(final), temporary_name(final)
+        self.present(checkpoint.step)
         try:
+            self._make_folder()
+            for leftover in self.folder.glob(".step-*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
             self._write(temporary, checkpoint)
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():
+                final.rename(aside)
             temporary.rename(final)
             sync_folder(self.folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if aside.exists() and not final.exists():
+                aside.rename(final)
+            self.present(checkpoint.step)
             raise self._unsaved(checkpoint.step, error) from error
+        shutil.rmtree(aside, ignore_errors=True)
         paths = self.paths()
         place = paths.index(final)
         later, earlier = paths[:place], paths[place + 1 :]
@@ -123,9 +145,14 @@ class CheckpointStore:
         found = "".join(f"\n  {reason}" for reason in rejected) or " (the folder holds none)"
         raise CheckpointError(f"no usable checkpoint in {self.folder}:{found}\nstart the run again with another --out")
 
+    def _make_folder(self) -> None:
+        """Make the folder of the checkpoints, but never the one of the run, which may just have been moved."""
+        if not self.folder.exists():
+            self.folder.mkdir()
+            sync_folder(self.folder.parent)
+
     def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir()
         tensors = safetensors.torch.save(checkpoint.tensors)
         record = {
             "format": FORMAT,

@@ -22,6 +22,12 @@ ADVICE = (
 )
 
 
+GROWN = 1000.0
+"""Growth of the largest weight from which a step size that no longer fits is put down to the training. Weights of sound
+trainings grow less than tenfold; a step of 5e-3 vanishes in float32 weights of size 1 once they have grown 80,000-fold.
+"""
+
+
 def diverged(cause: str, *, step: int, epoch: int, checkpoints: Sequence[Path] = ()) -> NonFiniteLossError:
     """The error that ends a training.
 
@@ -44,6 +50,25 @@ def in_gradient(parameters: Iterable[Tensor]) -> str | None:
     """Gradients with entries that are not finite."""
     bad = sum(not bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None)
     return f"the gradient of {bad} parameter tensors is not finite" if bad else None
+
+
+def largest_weight(model: nn.Module) -> float:
+    """The largest absolute value of the parameters, at least 1."""
+    return max([1.0, *(float(p.detach().abs().max()) for p in model.parameters() if p.numel())])
+
+
+def in_growth(model: nn.Module, start: float, error: Exception) -> str | None:
+    """Weights that have grown out of what an estimate can be made of.
+
+    Args:
+        model: whose.
+        start: :func:`largest_weight` at the beginning.
+        error: of the estimate.
+    """
+    now = largest_weight(model)
+    if now < GROWN * start:
+        return None
+    return f"the largest weight has grown from {start:.3g} to {now:.3g}, and no estimate can be made there ({error})"
 
 
 def in_norm(norm: float) -> str | None:

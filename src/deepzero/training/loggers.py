@@ -21,7 +21,7 @@ from typing import Any, Literal
 from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.extras import required_for
-from deepzero.files import finite, flat, json_lines, read_from, replace_file
+from deepzero.files import finite, flat, json_lines, make_folder, read_from, replace_file
 from deepzero.training.metrics import Record, Sink
 from deepzero.training.run_folder import writing
 
@@ -140,7 +140,7 @@ class WandB:
         place = dir if dir is not None else folder
         if place is not None:
             with writing(Path(place)):
-                Path(place).mkdir(parents=True, exist_ok=True)  # or its files would go elsewhere
+                make_folder(Path(place))  # or its files would go elsewhere
         try:
             self._run = wandb.init(
                 id=self._kept.id or uuid.uuid4().hex[:12],
@@ -355,7 +355,7 @@ class Kept:
             return
         lines = [{"id": run}, *({"kind": kind, "step": step} for kind, step in self._last.items())]
         with writing(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             replace_file(self._path, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
             self._file = self._path.open("ab", buffering=0)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from deepzero.files import finite, json_lines
 from deepzero.training.run_folder import writing
 
 Record = Mapping[str, Any]
+
+log = logging.getLogger("deepzero")
 
 
 class Sink(Protocol):
@@ -52,30 +56,38 @@ class Sink(Protocol):
         ...
 
 
+LONGEST = 1 << 20
+"""Bytes of a line, at most."""
+
+
 class JsonLines:
     """One JSON object a line, null for numbers that are not finite.
 
-    A resumed run truncates the file to where its checkpoint was made.
+    A resumed run truncates the file to where its checkpoint was made, and to whole lines.
 
     Args:
         path: the file.
         start: bytes to keep.
+        present: called with the step before a line is written; raises if the run's folder has gone.
     """
 
-    def __init__(self, path: Path, *, start: int = 0) -> None:
+    def __init__(self, path: Path, *, start: int = 0, present: Callable[[int], None] = lambda _: None) -> None:
         self.path = path
+        self._present = present
         with writing(path):
-            self._file = path.open("ab")
-            self._file.truncate(min(start, self._file.tell()))
+            self._file = path.open("a+b")
+            self._file.truncate(_whole_lines(self._file, min(start, self._file.tell())))
 
     def flush(self) -> int:
-        """Hand everything to the system; the bytes written so far."""
+        """Write everything down to the disk; the bytes written so far."""
         with writing(self.path):
             self._file.flush()
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def write(self, record: Record) -> None:
         """Append one line and hand it to the system, so that others can follow the run."""
+        self._present(record.get("step", 0))
         with writing(self.path):
             self._file.write(json.dumps(finite(record), allow_nan=False).encode() + b"\n")
             self._file.flush()
@@ -84,6 +96,16 @@ class JsonLines:
         """Close the file."""
         with writing(self.path):
             self._file.close()
+
+
+def _whole_lines(file: BinaryIO, size: int) -> int:
+    """The bytes of the whole lines among the first ones of a file; a line that a power cut has torn is left out."""
+    file.seek(max(0, size - LONGEST))
+    tail = file.read(size - file.tell())
+    whole = size - len(tail) + tail.rfind(b"\n") + 1 if size else 0
+    if whole < size:
+        log.warning("the last line of %s was torn and is left out", file.name)
+    return whole
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

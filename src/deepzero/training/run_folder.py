@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import safetensors.torch
 from torch import Tensor
 
 from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.files import (
+    clear_leftovers,
     finite,
     flat,
     json_object,
     json_value,
     leftovers,
+    make_folder,
     read_from,
     read_tensors,
     replace_file,
     to_json,
 )
+from deepzero.folder_lock import LOCK, HeldFolder, require_unused
 from deepzero.text import did_you_mean
 from deepzero.training.checkpoint import CheckpointStore
 
@@ -39,6 +43,9 @@ COMMANDS = {"defense": "defend", "correction": "correct"}
 class RunFolder:
     """A folder that holds one run and no other. Make one with :meth:`create` or :meth:`reopen`.
 
+    Whoever works in it takes it (:meth:`take`; :meth:`create` does) and releases it at the end, best in a ``with``
+    block: meanwhile every other process is refused. To read it nobody has to.
+
     Attributes:
         path: the folder.
         record: the content of ``run.json``: the ``config`` that the run was started with, and notes of the caller.
@@ -47,18 +54,26 @@ class RunFolder:
     def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
         self.path = path
         self.record = dict(record)
+        self._held: HeldFolder | None = None
+        self._step = 0
 
     @staticmethod
     def require_free(path: Path) -> None:
         """Raise :class:`RunFolderError` unless ``path`` is an empty folder or does not exist.
 
-        A folder counts as empty if all it holds is a record that a killed process had not finished.
+        A folder counts as empty if all it holds is a record that a killed process had not finished, and its lock.
         """
         above = next((place for place in path.absolute().parents if place.exists()), None)
         if above is not None and not above.is_dir():
             raise RunFolderError(f"there can be no folder {path}, because {above} is a file; choose another --out")
-        if not path.exists() or (path.is_dir() and not set(path.iterdir()) - set(leftovers(path / RECORD))):
+        free = not path.exists() or (path.is_dir() and _is_free(path))
+        require_unused(path)  # after the look: whoever has made it full since holds it
+        if free:
             return
+        RunFolder._refuse(path)
+
+    @staticmethod
+    def _refuse(path: Path) -> NoReturn:
         if (path / RECORD).exists():
             raise RunFolderError(
                 f"{path} holds another run; continue that with --resume (in Python: resume=True), or choose another "
@@ -70,19 +85,27 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, *, config: Mapping[str, Any], notes: Mapping[str, Any]) -> Self:
-        """Start a run in a folder that is empty or does not exist.
+        """Start a run in a folder that is empty or does not exist, and take it.
 
         Raises:
-            RunFolderError: the folder holds something, or cannot be written.
+            RunFolderError: the folder holds something, is in use, or cannot be written.
         """
         cls.require_free(path)
-        record = json.loads(to_json({"format": FORMAT, "config": config, **notes}))
+        run = cls(path, json.loads(to_json({"format": FORMAT, "config": config, **notes})))
         with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-            replace_file(path / RECORD, to_json(record))
-            for unfinished in leftovers(path / RECORD):
-                unfinished.unlink(missing_ok=True)
-        return cls(path, record)
+            make_folder(path)
+            held = HeldFolder.take(path)
+            try:
+                if not _is_free(path):  # another process was quicker, and has ended
+                    cls._refuse(path)
+                replace_file(path / RECORD, to_json(run.record))
+                for unfinished in leftovers(path / RECORD):
+                    unfinished.unlink(missing_ok=True)
+            except BaseException:
+                held.release()
+                raise
+        run._held = held
+        return run
 
     @classmethod
     def reopen(cls, path: Path, *, config: Mapping[str, Any]) -> Self:
@@ -102,10 +125,86 @@ class RunFolder:
             )
         return cls(path, record)
 
+    def take(self) -> None:
+        """Work in the folder, as the only process; nothing where that is so already.
+
+        Raises:
+            RunFolderError: another process does; the message names it and says what to do.
+        """
+        if self._held is None:
+            with writing(self.path):
+                self._held = HeldFolder.take(self.path)
+            with suppress(OSError):  # a folder that cannot be written
+                clear_leftovers(self.path)
+                clear_leftovers(self.path / "checkpoints")
+
+    def release(self) -> None:
+        """Let other processes work in the folder."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+
+    @property
+    def taken(self) -> bool:
+        """True while this process works in the folder."""
+        return self._held is not None
+
+    def __enter__(self) -> Self:
+        self.take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def require_there(self, step: int | None = None) -> None:
+        """Raise :class:`RunFolderError` if the folder that was taken was moved or deleted since.
+
+        Args:
+            step: of the training, for the message; by default that of the call before.
+        """
+        self._step = self._step if step is None else step
+        if self._held is None or (self._held.is_there() and (self.path / RECORD).exists()):
+            return
+        when = f"while it was running (step {self._step})"
+        if self._held.is_there():
+            raise RunFolderError(f"{self.path / RECORD} was deleted {when}; start the run again with another --out")
+        if (place := self._held.moved_to()) is not None:
+            raise RunFolderError(
+                f"the folder {self.path} of this run was moved to {place} {when}; its last good checkpoint went with "
+                f"it: continue the run there with --resume --out {shlex.quote(str(place))}"
+            )
+        raise RunFolderError(
+            f"the folder {self.path} of this run was moved or deleted {when}, and its checkpoints with it; if you know "
+            "where it is, continue the run there with --resume, else start it again"
+        )
+
+    def keep_input(self, name: str, content: bytes | Mapping[str, Any]) -> None:
+        """Note something that the run depends on, by its checksum; from then on it must be the same.
+
+        Args:
+            name: of the file, or in words.
+            content: the whole of it, as bytes or as a JSON-able value.
+
+        Raises:
+            RunFolderError: it is another one than before.
+        """
+        known: dict[str, str] = self.record.get("inputs", {})
+        found = checksum(content)
+        if known.get(name, found) != found:
+            raise RunFolderError(
+                f"{name} of the run in {self.path} is not what it was when the run began, and would change its result; "
+                "put it back as it was, or start the run again with another --out"
+            )
+        if name not in known:
+            self.record["inputs"] = {**known, name: found}
+            self.require_there()
+            with writing(self.path / RECORD):
+                replace_file(self.path / RECORD, to_json(self.record))
+
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
         identity = hashlib.sha256(to_json(self.record["config"])).hexdigest()
-        return CheckpointStore(self.path / "checkpoints", run=identity)
+        return CheckpointStore(self.path / "checkpoints", run=identity, present=self.require_there)
 
     @property
     def metrics(self) -> Path:
@@ -135,11 +234,13 @@ class RunFolder:
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file atomically; numbers that are not finite become null."""
+        self.require_there()
         with writing(self.path / name):
             replace_file(self.path / name, to_json(finite(value)))
 
     def write_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the selected weights."""
+        self.require_there()
         with writing(self.weights):
             replace_file(self.weights, safetensors.torch.save(dict(tensors)))
 
@@ -154,8 +255,19 @@ class RunFolder:
 
     def write_plot(self, image: bytes) -> None:
         """Write the picture of the run."""
+        self.require_there()
         with writing(self.path / "plot.png"):
             replace_file(self.path / "plot.png", image)
+
+
+def checksum(content: bytes | Mapping[str, Any]) -> str:
+    """SHA-256 of bytes, or of a JSON-able value, whatever spaces and order its file has."""
+    return hashlib.sha256(content if isinstance(content, bytes) else to_json(finite(content))).hexdigest()
+
+
+def _is_free(path: Path) -> bool:
+    """True if a folder holds no more than what a process leaves that was killed before its record had its name."""
+    return not set(path.iterdir()) - {*leftovers(path / RECORD), path / LOCK}
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -251,6 +363,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENOENT and not path.parent.exists():
+            raise RunFolderError(
+                f"{path} could not be written, because there is no folder {path.parent} any more: it was moved or "
+                "deleted; continue in its new place"
+            ) from error
         raise RunFolderError(
             f"{path} could not be written ({error}); the last checkpoint is intact: "
             "make room and continue with --resume"

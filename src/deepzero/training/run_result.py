@@ -76,7 +76,7 @@ def write_result(
 
 
 def _write_plot(folder: RunFolder, title: str) -> None:
-    """Write ``plot.png``; a run does not fail at its end for want of Matplotlib, or for a damaged line of its records."""
+    """Write ``plot.png``; a run does not fail at its end for want of Matplotlib, or for damaged records."""
     try:
         with read_from(folder.metrics, advice="the run is whole without its picture"):
             image = plot_run(read_metrics(folder.metrics), title=title)

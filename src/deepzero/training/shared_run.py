@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors.torch
 from torch import Tensor
@@ -21,7 +21,9 @@ log = logging.getLogger("deepzero")
 
 @dataclass
 class SharedRun:
-    """A run that is new or goes on. Make one with :meth:`open`.
+    """A run that is new or goes on. Make one with :meth:`open`, and use it in a ``with`` block.
+
+    Rank 0 takes the folder when it opens a run that goes on, or starts a new one; the end of the block releases it.
 
     Attributes:
         path: the folder.
@@ -41,7 +43,7 @@ class SharedRun:
     def open(
         cls, path: Path, *, config: Mapping[str, Any], resume: bool, team: Team, files: Iterable[str] = ()
     ) -> SharedRun:
-        """Look at the folder of a run, and change nothing.
+        """Look at the folder of a run, and take it if there is a run to go on with; nothing else is changed.
 
         Args:
             path: of the folder.
@@ -51,7 +53,8 @@ class SharedRun:
             files: names of JSON files to read, if they are there.
 
         Raises:
-            RunFolderError: to be resumed, it holds no run with this ``config``; else, it is not free.
+            RunFolderError: to be resumed, it holds no run with this ``config``; else, it is not free; or another
+                process works in it; or a file is not what it was when the run began.
         """
         run = cls(path, team)
 
@@ -60,12 +63,40 @@ class SharedRun:
                 RunFolder.require_free(path)
                 return {"summary": None, "files": {}}
             run.folder = RunFolder.reopen(path, config=config)
-            found = {name: run.folder.read(name) for name in files}
-            return {"summary": run.folder.read_summary(), "files": {k: v for k, v in found.items() if v is not None}}
+            run.folder.take()
+            found = {name: value for name in files if (value := run.folder.read(name)) is not None}
+            summary = run.folder.read_summary()
+            if summary is None:
+                for name, value in found.items():
+                    run.folder.keep_input(name, value)
+            return {"summary": summary, "files": found}
 
-        content = team.from_leader(look)
+        try:
+            content = team.from_leader(look)
+        except BaseException:
+            run.release()
+            raise
         run.summary, run.files = content["summary"], content["files"]
         return run
+
+    def take(self) -> None:
+        """Work in the folder, once it is there, as the only team.
+
+        Raises:
+            RunFolderError: another process does; the message names it and says what to do.
+        """
+        self.team.from_leader(lambda: None if self.folder is None else self.folder.take())
+
+    def release(self) -> None:
+        """Let other processes work in the folder."""
+        if self.folder is not None:
+            self.folder.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def start(
         self,
@@ -74,13 +105,18 @@ class SharedRun:
         notes: Mapping[str, Any],
         files: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """Create the folder unless it is there, and keep JSON files in it."""
+        """Create the folder unless it is there, and keep JSON files in it, which stay what they are.
+
+        Raises:
+            RunFolderError: the folder is not free any more, or a file is not what it was when the run began.
+        """
 
         def create() -> None:
             self.folder = self.folder or RunFolder.create(
                 self.path, config=config, notes={**notes, "versions": versions()}
             )
             for name, value in (files or {}).items():
+                self.folder.keep_input(name, value)
                 self.folder.write(name, value)
 
         self.team.from_leader(create)

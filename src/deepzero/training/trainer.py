@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import sys
 import time
@@ -26,6 +27,7 @@ from deepzero.errors import (
     InvalidInputError,
     NonFiniteLossError,
     QueryBudgetError,
+    RunFolderError,
 )
 from deepzero.estimator import Estimator
 from deepzero.evaluators.distributed import divided
@@ -56,6 +58,8 @@ from deepzero.training.run_result import Result, write_result
 from deepzero.training.shared_run import SharedRun
 from deepzero.training.stop_request import SharedStop, StopRequest
 from deepzero.training.trainer_arguments import check, described, described_model
+
+log = logging.getLogger("deepzero")
 
 BUDGET = "the budget of"
 
@@ -231,7 +235,7 @@ class Trainer:
         self._written: JsonLines | None = None
         self._sinks: list[Sink] = []
         self._latest: dict[str, Tensor] | None = None
-        self._unbounded = divergence.unbounded_buffers(model)
+        self._unbounded, self._at_start = divergence.unbounded_buffers(model), 1.0
         self._saved = float("-inf")
 
     def fit(
@@ -264,6 +268,7 @@ class Trainer:
         self.started = time.perf_counter() if self.started is None else self.started
         with ExitStack() as stack:
             stack.callback(self._stop_the_clock)
+            stack.callback(self._release)
             if stop is None:
                 seconds = None if self.max_minutes is None else 60 * self.max_minutes
                 stop = stack.enter_context(StopRequest.of(self.team, max_seconds=seconds))
@@ -272,6 +277,7 @@ class Trainer:
                 self.keep.load_state_dict(self._run.weights())
                 return Result(self.model, self.folder, self._run.summary)
             self._open_sinks(stack)
+            self._at_start = divergence.largest_weight(self.model)
             stopped = self._train(SharedStop(stop, self.team))
             if stopped is not None:
                 return Result(self.model, self.folder, None, stopped)
@@ -389,6 +395,9 @@ class Trainer:
             loss = float(self.source.backward(*batch))
         except NonFiniteLossError as error:
             raise self.diverged(str(error)) from error
+        except InvalidInputError as error:
+            self._require(divergence.in_growth(self.model, self._at_start, error))
+            raise
         self._require(divergence.in_loss(loss))
         return loss
 
@@ -580,6 +589,9 @@ class Trainer:
                 raise InvalidInputError("resume=True needs the folder of the run; give the trainer out='runs/mine'")
         elif self._store is None and self._start_of_metrics is None:
             self._open_folder(self.folder, resume)
+        elif self._run is not None:
+            self._run.take()
+            self.team.from_leader(self._require_newest)
         if self._at.ended is not None and self._at.ended.startswith(BUDGET):
             self._at.ended = None  # the budget may have been raised: it is compared again
         self._is_out_of_queries()
@@ -612,6 +624,20 @@ class Trainer:
             unfit[checkpoint.step] = reason
         return None
 
+    def _require_newest(self) -> None:
+        """Raise if another process has gone on with the run since the last call of this trainer."""
+        newest = [] if self._store is None else self._store.paths()
+        if newest and int(newest[0].name.removeprefix("step-")) > self.step:
+            raise RunFolderError(
+                f"the run in {self.folder} has gone on elsewhere, to {newest[0].name}, while this trainer is at step "
+                f"{self.step}; make a new trainer and call fit(resume=True)"
+            )
+
+    def _release(self) -> None:
+        """Let other processes work in the folder, unless whoever gave the run goes on with it."""
+        if self._run is not None and self._run is not self.out:
+            self._run.release()
+
     def _open_sinks(self, stack: ExitStack) -> None:
         """Open the places for measurements, on rank 0; they are closed with the stack."""
         folder = None if self._run is None else self._run.folder
@@ -620,7 +646,7 @@ class Trainer:
             return
         if folder is not None:
             folder.discard_result()
-            self._written = JsonLines(folder.metrics, start=self._start_of_metrics or 0)
+            self._written = JsonLines(folder.metrics, start=self._start_of_metrics or 0, present=folder.require_there)
             self._start_of_metrics = sys.maxsize  # whatever a later call of this trainer adds comes behind
             self._sinks.append(self._written)
         for logger in self.loggers:
@@ -650,6 +676,8 @@ class Trainer:
         test = {} if self.test is None else {f"test_{k}": v for k, v in self._scores(self.test).items()}
         if test:
             self._write("test", **test)
+        for name in (name for name, value in test.items() if not math.isfinite(value)):
+            log.warning("%s is %s with the selected weights, and stands as null in the summary", name, test[name])
         found = {
             **self.facts,
             **test,

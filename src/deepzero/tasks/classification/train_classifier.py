@@ -91,7 +91,7 @@ def train(
     place = own_device(validation.device(device))
     started = time.perf_counter()
     run = SharedRun.open(path, config=asdict(config), resume=resume, team=team, files=[RATIOS_FILE])
-    with StopRequest.of(team, max_seconds=max_seconds) as stop:
+    with run, StopRequest.of(team, max_seconds=max_seconds) as stop:
         splits = splits or read_data(config.data, data_dir)
         if run.summary is not None:
             log.info("%s holds a finished run: nothing is left to do", path)

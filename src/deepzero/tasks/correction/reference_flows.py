@@ -15,7 +15,16 @@ from torch import Tensor
 
 from deepzero.data.data_files import candidate_folders
 from deepzero.errors import RunFolderError
-from deepzero.files import read_at_most, read_from, read_tensors, replace_file, tensor_bytes, tensors_in, to_json
+from deepzero.files import (
+    make_folder,
+    read_at_most,
+    read_from,
+    read_tensors,
+    replace_file,
+    tensor_bytes,
+    tensors_in,
+    to_json,
+)
 from deepzero.tasks.correction.correction_config import FlowConfig
 from deepzero.tasks.correction.wake import Flows, WakeFlow, downsampled
 from deepzero.tasks.staged_run import StoppedError, alone
@@ -49,6 +58,10 @@ class Reference:
     test_reynolds: Float[Tensor, "r 1"]
     probe: Float[Tensor, "steps n"]
 
+    def to_bytes(self) -> bytes:
+        """The frames, for a checksum."""
+        return b"".join(part.contiguous().numpy().tobytes() for part in (self.training, self.test))
+
     @property
     def scales(self) -> tuple[float, float, float]:
         """Standard deviations of :math:`|v_x|`, :math:`|v_y|` and the Reynolds number over the training simulations."""
@@ -74,8 +87,6 @@ def reference(
         RunFolderError: the folder cannot be written, or holds other files under that hash.
     """
     folder = folder_of(config, data_dir)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
     with alone(folder, stop):
         if not (folder / FRAMES).exists():
             _make(config, folder, stop, progress)
@@ -109,7 +120,7 @@ def _holds(path: Path, content: bytes) -> bool:
 def _make(config: FlowConfig, folder: Path, stop: StopRequest, progress: Progress | None) -> None:
     """Simulate, from the state of an interrupted process if there is one."""
     with writing(folder):
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         if (folder / SETTINGS).exists() and not _holds(folder / SETTINGS, _settings(config)):
             raise RunFolderError(f"{folder} holds simulations of other settings; move it away")
         replace_file(folder / SETTINGS, _settings(config))

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.files import json_object, read_from, read_tensors, replace_file, to_json
+from deepzero.files import json_object, read_from, replace_file, tensor_bytes, tensors_in, to_json
 from deepzero.models import FlowCorrector
 from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.tasks.correction import correction_config as names
@@ -35,7 +35,7 @@ from deepzero.tasks.task_config import StageConfig
 from deepzero.training import RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.progress import counting
-from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, settings_from, writing
+from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, checksum, settings_from, writing
 
 TRAINING = "training"
 SNAPSHOTS = "snapshots"
@@ -43,6 +43,8 @@ AGAIN = "put it back as it was, or start the run again with another --out"
 """Advice for a file of the training that cannot be read."""
 POINT = ("step", "queries", "seconds", "skipped")
 """Numbers in the record of a snapshot."""
+CHECKSUM = "weights_sha256"
+"""Key of a snapshot's checksum in its record."""
 CHECKS = 8
 """Batches that the checks of a first step may take."""
 PARTS = 4
@@ -80,13 +82,14 @@ def correct(
     record = {"correction": asdict(config)}
     flow = WakeFlow(config.flow.resolution, tolerance=config.flow.tolerance)
     run = existing_run(path, config=record, resume=resume) or new_run(path, config=record)
-    if (summary := run.read_summary()) is not None:
-        return StagedRun(path, summary)
-    with StopRequest(max_seconds=max_seconds) as stop:
+    with run, StopRequest(max_seconds=max_seconds) as stop:
+        if (summary := run.read_summary()) is not None:
+            return StagedRun(path, summary)
 
         def work() -> dict[str, Any]:
             with counting(console, "reference simulations, step") as progress:
                 frames = reference(config.flow, data_dir=data_dir, stop=stop, progress=progress)
+            run.keep_input("the reference simulations", frames.to_bytes())
             return _Correction(config, flow, frames, run, stop, console).result()
 
         return concluded(run, work)
@@ -196,6 +199,7 @@ class _Correction:
             epochs=parts,
             loggers=[kept],
         ).train(self.stop, self.console)
+        self.run.keep_input("the trained network", safetensors.torch.save(snapshot(network)))
         path = self.run.path / TRAINING / SUMMARY
         ended = json_object(path, advice=AGAIN)
         if type(ended.get("steps")) is not int:
@@ -244,24 +248,26 @@ class _Correction:
 
     def ratios(self, network: FlowCorrector) -> tuple[dict[str, float], int]:
         """Part of each weight that a step of ``zo-sol`` takes, and the solver calls to find it; made once, kept."""
-        path = self.run.path / RATIOS_FILE
         if self.config.method not in names.WEIGHTS:
             return {}, 0
-        if not path.exists():
+        kept = self.run.read(RATIOS_FILE)
+        if kept is None:
             starts = Flows(self.reference.training[:, 0], self.reference.training_reynolds)
             following = self.reference.training[:, 1 : 1 + self.config.unroll]
             keep, calls = layer_shares(self.config, network, self.flow, self.reference.scales, (starts, following))
-            replace_file(path, to_json({"keep": keep, "solver_calls": calls}))
-        kept = json_object(path, advice=AGAIN)
-        with read_from(path, advice=AGAIN):
-            return {name: float(share) for name, share in kept["keep"].items()}, int(kept["solver_calls"])
+            kept = {"keep": keep, "solver_calls": calls}
+            self.run.write(RATIOS_FILE, kept)
+        with read_from(self.run.path / RATIOS_FILE, advice=AGAIN):
+            shares = {name: float(share) for name, share in kept["keep"].items()}, int(kept["solver_calls"])
+        self.run.keep_input(RATIOS_FILE, kept)
+        return shares
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
     def evaluate(self, network: FlowCorrector | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Test flows with the network, with those of earlier points, and without any: curve, and errors at its end."""
         points = [] if network is None else self.points()
-        networks = [self.network_at(point["step"]) for point in points]
+        networks = [self.network_at(point) for point in points]
         shown = len(self.config.flow.test) // 2
         with counting(self.console, "test flows, step") as progress:
             rollouts = roll_out([*networks, None], self.flow, self.reference, shown=shown, progress=progress)
@@ -287,11 +293,14 @@ class _Correction:
                 raise RunFolderError(f"{path} is damaged: it has no number of {odd[0]}; {AGAIN}")
         return list(found.values())
 
-    def network_at(self, step: int) -> FlowCorrector:
-        """The network as it was at an earlier step."""
-        path = _snapshot_path(self.snapshots, step)
+    def network_at(self, point: Mapping[str, Any]) -> FlowCorrector:
+        """The network as it was at an earlier step, by the record of its snapshot."""
+        path = _snapshot_path(self.snapshots, point["step"])
         with read_from(path, advice=AGAIN):
-            return _network_of(self.config, read_tensors(path, advice=AGAIN))
+            weights = tensor_bytes(path)
+            if point.get(CHECKSUM, checksum(weights)) != checksum(weights):
+                raise RunFolderError(f"{path} has changed since it was written; start the run again with another --out")
+            return _network_of(self.config, tensors_in(weights))
 
 
 @dataclass(frozen=True)
@@ -308,10 +317,10 @@ class _Snapshots:
             return
         with writing(self.folder):
             self.folder.mkdir(exist_ok=True)
-            replace_file(_snapshot_path(self.folder, record["step"]), safetensors.torch.save(snapshot(self.network)))
-            replace_file(
-                self.folder / f"{record['step']:08d}.json", to_json({**record, "skipped": self.method.skipped})
-            )
+            weights = safetensors.torch.save(snapshot(self.network))
+            replace_file(_snapshot_path(self.folder, record["step"]), weights)
+            point = {**record, "skipped": self.method.skipped, CHECKSUM: checksum(weights)}
+            replace_file(self.folder / f"{record['step']:08d}.json", to_json(point))
 
     def close(self) -> None:
         """Nothing is open."""

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from deepzero.files import JSON_BYTES, json_object, parsed, read_at_most, read_f
 from deepzero.tasks.defense.noisy_images import pixels
 from deepzero.tasks.defense.smoothing import ABSTAIN, Certificate, Smoothed, certified_accuracy, require_reachable
 from deepzero.tasks.defense.train_defense import load_pair
-from deepzero.training import JsonLines, StopRequest
+from deepzero.training import JsonLines, RunFolder, StopRequest, read_record
 
 CERTIFICATES, RESULT = "certificates.jsonl", "certified.json"
 RADII = (0.0, 0.25, 0.5, 0.75)
@@ -97,7 +97,8 @@ def certify(
 
     Raises:
         InvalidInputError: a radius cannot be certified with this noise and number of samples.
-        RunFolderError: the folder holds no finished defense, or certificates of another configuration.
+        RunFolderError: the folder holds no finished defense, or certificates of another configuration, or another
+            process works in it.
     """
     path, config = Path(folder), config or CertifyConfig()
     task, front, target, splits = load_pair(path, data_dir)
@@ -111,10 +112,12 @@ def certify(
         return target.ask(front(x))
 
     smoothed = Smoothed(scores, task.sigma, images.num_classes, batch=config.batch, seed=config.seed)
-    known, size = _known(path, config)
-    started, before = time.perf_counter(), len(known)
-    lines = JsonLines(path / CERTIFICATES, start=size)
-    with StopRequest(max_seconds=max_seconds, work="image") as stop, closing(lines):
+    with ExitStack() as stack:
+        stack.enter_context(RunFolder(path, read_record(path)))
+        known, size = _known(path, config)
+        started, before = time.perf_counter(), len(known)
+        stop = stack.enter_context(StopRequest(max_seconds=max_seconds, work="image"))
+        lines = stack.enter_context(closing(JsonLines(path / CERTIFICATES, start=size)))
         for done, index in enumerate(chosen):
             if index not in known:
                 if stop.reason is not None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from deepzero import data
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.files import json_object, read_from, replace_file, to_json
+from deepzero.files import read_from
 from deepzero.models import Autoencoder, SimpleCNN
 from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.tasks.defense import defense_config as names
@@ -91,14 +93,16 @@ def defend(
     if classifier is not None:
         require_classifier(classifier)
     record = _record(config, classifier)
-    run = existing_run(path, config=record, resume=resume)
-    if run is not None and (summary := run.read_summary()) is not None:
-        return StagedRun(path, summary)
-    splits = read_data(config.data, data_dir)
-    if classifier is not None:
-        require_answers(classifier, splits.train)
-    run = run or new_run(path, config=record, notes={"stages": str(kept)})
-    with StopRequest(max_seconds=max_seconds) as stop:
+    with ExitStack() as stack:
+        if (run := existing_run(path, config=record, resume=resume)) is not None:
+            stack.enter_context(run)
+            if (summary := run.read_summary()) is not None:
+                return StagedRun(path, summary)
+        splits = read_data(config.data, data_dir)
+        if classifier is not None:
+            require_answers(classifier, splits.train)
+        run = run or stack.enter_context(new_run(path, config=record, notes={"stages": str(kept)}))
+        stop = stack.enter_context(StopRequest(max_seconds=max_seconds))
         defense = _Defense(config, splits, run, stop, console)
         return concluded(run, partial(defense.result, classifier))
 
@@ -150,6 +154,8 @@ class _Defense:
         """Go through all stages, and return their part of the summary."""
         started = time.perf_counter()
         target = self.own_target() if classifier is None else load_target(classifier)
+        if target.sha256 is not None:
+            self.run.keep_input(f"the classifier {target.name}", target.sha256.encode())
         denoiser, queries = self.denoiser(target)
         self.run.write_weights(snapshot(denoiser))
         return {
@@ -263,15 +269,16 @@ class _Defense:
         self, denoiser: Denoiser, target: DefendedClassifier, images: data.Dataset
     ) -> tuple[dict[str, float], int]:
         """Part of each convolution that a step takes, and the queries to find it; found once, and kept."""
-        path = self.run.path / RATIOS_FILE
-        if not path.exists():
+        kept = self.run.read(RATIOS_FILE)
+        if kept is None:
             batch = self.batches("ranking", images, self.config.finetuning, 1, target=LABEL).batch(0, 0)
             keep, queries = layer_shares(self.config, denoiser, target.ask, batch)
-            replace_file(path, to_json({"keep": keep, "queries": queries}))
-        again = "delete it, and it is found again"
-        kept = json_object(path, advice=again)
-        with read_from(path, advice=again):
-            return {name: float(share) for name, share in kept["keep"].items()}, int(kept["queries"])
+            kept = {"keep": keep, "queries": queries}
+            self.run.write(RATIOS_FILE, kept)
+        with read_from(self.run.path / RATIOS_FILE, advice="put it back, or start the run again with another --out"):
+            shares = {name: float(share) for name, share in kept["keep"].items()}, int(kept["queries"])
+        self.run.keep_input(RATIOS_FILE, kept)
+        return shares
 
     def finetune(self, fine: Finetuning, images: data.Dataset) -> None:
         """Train the denoiser by the classifier's answers, within the budget."""
@@ -294,6 +301,7 @@ class _Defense:
             source=fine.source,
             batches=self.batches("finetuning", images, stage, steps, target=LABEL),
         ).train(self.stop, self.console)
+        self._keep("finetuning", fine.denoiser)
 
     # Of every stage ---------------------------------------------------------------------------------------------------
 
@@ -344,6 +352,11 @@ class _Defense:
                 source=Autograd(model, loss=loss, seed=config.seed),
                 batches=batches,
             ).train(self.stop, self.console)
+        self._keep(folder.name, model)
+
+    def _keep(self, stage: str, model: nn.Module) -> None:
+        """Hold the run to the result of a stage, which a later process reads again."""
+        self.run.keep_input(f"the result of the stage {stage}", safetensors.torch.save(snapshot(model)))
 
 
 def load_pair(
