@@ -175,9 +175,12 @@ def test_a_damaged_reproduction(reproduced: Path, tmp_path: Path, capsys: pytest
             refuses_or_works(words, what, capsys)
 
 
-def test_a_damaged_record_of_a_correction_or_a_defense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs of these tasks take long to make; their records alone decide whether the command goes on."""
+def test_a_damaged_record_of_a_correction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A correction takes long to make; its record alone decides whether the command goes on."""
     pytest.importorskip("phi", reason="needs the extra physics")
+    monkeypatch.setenv("DEEPZERO_DATA", str(tmp_path / "data"))
     whole, copy = tmp_path / "whole", tmp_path / "copy"
     assert main(["correct", "wake-tiny", "--max-minutes", "1e-9", "--out", str(whole / "run"), "--quiet"]) == 75
     for seed in range(2 * SEEDS):
