@@ -1,4 +1,4 @@
-"""Files that are either whole or not there (temporary name, fsync, rename), and JSON."""
+"""Files that are either whole or not there (temporary name, fsync, rename), and JSON and tensors read with bounds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,27 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from deepzero.errors import RunFolderError
+from deepzero.errors import DeepZeroError, RunFolderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TEMPORARY = ".tmp"
+JSON_BYTES = 1 << 26
+"""Bytes of a JSON file, at most: a hundred times the largest of the recorded results of reproductions, 0.6 MB."""
+LINE_BYTES = 1 << 20
+"""Bytes of a line of measurements, at most. One names every layer; a layer takes some 60 bytes."""
+DEPTH = 64
+"""Lists and objects within each other in JSON, at most; a configuration has 6, the state of a checkpoint 12."""
+DIGITS = 40
+"""Digits of a whole number in JSON, with its sign, at most: states of random generators have 128 bits, which are 39."""
+HEADER_BYTES = 1 << 24
+"""Bytes of the header of a safetensors file, at most: a tensor takes some 150, so that 100,000 fit."""
 RANDOM = 8
 """Random bytes in a temporary name: nobody can guess it and put a link there."""
 STALE = 24 * 3600.0
@@ -149,6 +162,90 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
+def read_at_most(path: Path, limit: int) -> bytes:
+    """The content of a file, which has a size that its kind allows.
+
+    Raises:
+        OSError: it cannot be read, or is no file (a folder, a pipe, a device).
+        ValueError: it has more than ``limit`` bytes; no more than these are read.
+    """
+    with _opened(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"it has more than {limit:,} bytes, the most that such a file may have")
+    return data
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A file to read; to open a pipe would wait for somebody to write into it."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"it is {'a folder' if path.is_dir() else 'a pipe or a device'}, not a file")
+    return path.open("rb")
+
+
+def parsed(data: bytes) -> Any:
+    """The value in JSON text, held to what :func:`to_json` writes.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, a number is not finite or has more than :data:`DIGITS` digits, a text is no
+            Unicode, or lists and objects are more than :data:`DEPTH` deep.
+
+    Example:
+        >>> parsed(b'{"loss": 2.5}')
+        {'loss': 2.5}
+        >>> parsed(b'{"loss": 1e999}')
+        Traceback (most recent call last):
+        ...
+        ValueError: the number 1e999 is not finite
+    """
+    try:
+        value = json.loads(data.decode("utf-8-sig"), parse_int=_whole, parse_float=_real, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError(f"its lists and objects are more than {DEPTH} deep") from None
+    if data.count(b"[") + data.count(b"{") > DEPTH:
+        _require_shallow(value)
+    if b"\\ud" in data or b"\\uD" in data:
+        json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates is no text
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a whole number has {len(text)} digits")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is not finite")
+    return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"it holds {name}, which JSON does not have")
+
+
+def _require_shallow(value: Any) -> None:
+    level = [value]
+    for _ in range(DEPTH):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
+        level = [item for items in inner for item in items]
+        if not level:
+            return
+    raise ValueError(f"its lists and objects are more than {DEPTH} deep")
+
+
+def json_value(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large, or no such JSON as :func:`parsed` takes.
+    """
+    return parsed(read_at_most(path, JSON_BYTES))
+
+
 def json_object(path: Path, *, advice: str = "") -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -157,9 +254,118 @@ def json_object(path: Path, *, advice: str = "") -> dict[str, Any]:
     """
     hint = f"; {advice}" if advice else ""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        value = json_value(path)
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}{hint}") from error
     if not isinstance(value, dict):
         raise RunFolderError(f"{path} should hold a JSON object, but holds {type(value).__name__}{hint}")
     return value
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON lines, one after the other; a last line that was cut off is left out.
+
+    Raises:
+        RunFolderError: another line holds none, or is too long; the message gives its number.
+    """
+    try:
+        with _opened(path) as file:
+            number = 0
+            while line := file.readline(LINE_BYTES + 1):
+                number += 1
+                whole = line.endswith(b"\n")
+                try:
+                    if len(line) > LINE_BYTES:
+                        whole = True
+                        raise ValueError(f"it has more than {LINE_BYTES:,} bytes")
+                    value = parsed(line) if line.strip() else {}
+                    if not isinstance(value, dict):
+                        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+                except ValueError as error:
+                    if not whole:
+                        return
+                    raise RunFolderError(
+                        f"{path} is damaged in line {number}: {error}; take that line out, and what it measured is "
+                        "left out"
+                    ) from error
+                if value:
+                    yield value
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error}") from error
+
+
+@contextmanager
+def read_from(path: Path, *, advice: str) -> Iterator[None]:
+    """A block that uses what was read from a file or folder: where it is of another form, one clear error says so.
+
+    Raises:
+        RunFolderError: something is missing there, or is of another kind; the message ends in ``advice``.
+    """
+    try:
+        yield
+    except DeepZeroError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunFolderError(
+            f"{path} does not hold what it should ({type(error).__name__}: {reason}): it is damaged, or of another "
+            f"version of deepzero; {advice}"
+        ) from error
+
+
+def tensor_bytes(path: Path) -> bytes:
+    """The content of a safetensors file, whose size is the one that its header announces.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file, or has another size; no more than its header is read then.
+    """
+    with _opened(path) as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        size = os.fstat(file.fileno()).st_size
+        if len(start) < 8 or not 2 <= length <= min(HEADER_BYTES, size - 8):
+            raise ValueError(f"it has {size:,} bytes and no header of a safetensors file")
+        header = file.read(length)
+        announced = 8 + length + _announced(parsed(header))
+        if announced != size:
+            raise ValueError(f"it has {size:,} bytes, but its header says {announced:,}")
+        data = start + header + file.read(size - 8 - length)
+    if len(data) != size:
+        raise ValueError(f"it has changed while it was read, at {len(data):,} of {size:,} bytes")
+    return data
+
+
+def _announced(header: Any) -> int:
+    """Bytes of all tensors."""
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return int(max(ends, default=0))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError("its header is not that of a safetensors file") from error
+
+
+def tensors_in(data: bytes) -> dict[str, Tensor]:
+    """The tensors in the content of a safetensors file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    import safetensors.torch  # noqa: PLC0415 - with PyTorch
+
+    try:
+        return safetensors.torch.load(data)
+    except Exception as error:  # of many kinds: its own, and those of a type that PyTorch does not have
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def read_tensors(path: Path, *, advice: str = "") -> dict[str, Tensor]:
+    """The tensors in a safetensors file.
+
+    Raises:
+        RunFolderError: it cannot be read; the message ends in ``advice``.
+    """
+    try:
+        return tensors_in(tensor_bytes(path))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}{f'; {advice}' if advice else ''}") from error

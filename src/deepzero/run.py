@@ -182,7 +182,7 @@ def load_run(folder: str | Path, *, model: nn.Module | None = None) -> Run:
 
     The network is made again from ``model.json`` in the folder: from the registry, from the user's own file (of which
     the folder has a copy), or from the exported network. Load only folders that you trust: the user's file is executed,
-    and an exported network is in PyTorch's own format.
+    and an exported network is in PyTorch's own format, of which parts may be pickles.
 
     Args:
         folder: of the run.

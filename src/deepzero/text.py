@@ -52,3 +52,14 @@ def did_you_mean(word: str, known: Iterable[str], *, shown: Callable[[str], obje
     """
     guess = nearest(word, known, cutoff=cutoff)
     return "" if guess is None else f" (did you mean {shown(guess)}?)"
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """The text of another library's error for a message of ours: on one line, and cut where it is long.
+
+    Example:
+        >>> one_line(ValueError("no\\n  sense"))
+        'no sense'
+    """
+    words = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())
+    return words if len(words) <= most else f"{words[:most]}..."

@@ -7,7 +7,9 @@ what was expected, what came, and what to type instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -24,9 +26,11 @@ def positive(name: str, value: float, *, hint: str) -> float:
 
 
 def count(name: str, value: int, *, minimum: int = 1) -> int:
-    """Accept an integer of at least ``minimum``."""
+    """Accept an integer of at least ``minimum`` that 64 bits hold, as PyTorch asks of seeds and sizes."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise InvalidInputError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    if value >= 1 << 63:
+        raise InvalidInputError(f"{name} must be below 2^63, got {value!r:.40}")
     return value
 
 
@@ -101,3 +105,28 @@ def known_names(what: str, names: Iterable[str], parameters: Mapping[str, Tensor
             f"{what} names {', '.join(unknown[:5])}, not among the trainable parameters; expected names as in "
             f"model.named_parameters(): {some}, ..."
         )
+
+
+def fits(value: Any, hint: Any) -> bool:  # noqa: PLR0911 - one kind a line
+    """True unless a value that came from JSON or TOML is of another kind than an annotation says.
+
+    Known are None, numbers, texts, unions, tuples, sequences and mappings; other kinds are left to others.
+
+    >>> fits([1, 2.5], Sequence[float]), fits("12", Sequence[float]), fits(True, int), fits((1,), tuple[int, int])
+    (True, False, False, False)
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(fits(value, one) for one in inner)
+    if hint in (None, NoneType):
+        return value is None
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if origin is tuple and inner[1:] != (...,):
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(fits, value, inner))
+    if origin is tuple or origin is Sequence:
+        kind = tuple if origin is tuple else (list, tuple)
+        return isinstance(value, kind) and all(fits(item, inner[0]) for item in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(fits(key, inner[0]) and fits(value[key], inner[1]) for key in value)
+    return isinstance(value, hint) if hint in (str, bool) else True

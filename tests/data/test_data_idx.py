@@ -28,7 +28,7 @@ def test_reads_what_the_format_says(tmp_path: Path, compressed: bool) -> None:
         (bytes([0, 0, 13]) + CONTENT[3:], "got 00 00 0d"),
         (CONTENT[:9], "ends within its header"),
         (CONTENT[:-1], "24 bytes of values, but 23 follow"),
-        (CONTENT + b"\0", "24 bytes of values, but 25 follow"),
+        (CONTENT + b"\0", "24 bytes of values, but more follow"),
         (gzip.compress(CONTENT)[:-12], "truncated or corrupt"),
         (gzip.compress(CONTENT)[:-8] + bytes(8), "truncated or corrupt"),
     ],

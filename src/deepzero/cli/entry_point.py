@@ -187,6 +187,7 @@ def completion_script(shell: str) -> str:
 
 
 def _fail(message: str, code: int, *, as_json: bool) -> int:
+    message = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "?", message)  # of a file, and not for the terminal to obey
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"error: {message}", style="red", markup=False)
     if as_json:

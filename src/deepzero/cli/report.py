@@ -73,12 +73,11 @@ class Report:
 
     def _write(self, out: Path) -> None:
         from deepzero.files import replace_file  # noqa: PLC0415
-        from deepzero.report import documents, page  # noqa: PLC0415 - with PyTorch
+        from deepzero.report import page_of  # noqa: PLC0415 - with PyTorch
 
-        found = documents(self.runs)
-        title = found[0].title if len(self.runs) == 1 else f"Report on {len(self.runs)} runs"
+        text = page_of(self.runs)
         try:
-            replace_file(out, page(found, title=title).encode())
+            replace_file(out, text.encode())
         except OSError as error:
             raise RunFolderError(f"{out} could not be written ({error}); choose another --out") from error
 

@@ -10,6 +10,7 @@ from deepzero.cli.command import Output, score, tell_stopped
 from deepzero.cli.options import DONE, seconds_of
 from deepzero.cli.recipe_choice import base_of, require_effect, require_no_network
 from deepzero.errors import InvalidInputError
+from deepzero.files import read_from
 from deepzero.own import absolute, called, imported, is_own, parted, require_kind, settings_of
 from deepzero.process_memory import CollectAgain
 from deepzero.recipes import SETTINGS, start_of_team
@@ -19,6 +20,7 @@ from deepzero.tasks.classification.classification_config import ClassificationCo
 from deepzero.tasks.task_data import DataReader
 from deepzero.team import Team, joined, launch_name
 from deepzero.training import Result, Trainer, read_record
+from deepzero.training.run_folder import RECORD, SUMMARY
 from deepzero.training.stop_request import ORPHANED
 from deepzero.validation import positive
 
@@ -74,8 +76,15 @@ def own_recipe(command: Train, team: Team) -> tuple[str, tuple[str, ...]] | None
         raise InvalidInputError("--set is for a recipe of your own; name its file: deepzero train FILE.py --set ...")
     if command.recipe is not None or not command.resume:
         return None
-    own = team.from_leader(lambda: read_record(command.out or latest(ROOT)).get("own"))
-    return None if own is None else (own["recipe"], tuple(own["set"]))
+    own = team.from_leader(lambda: _own_start(command.out or latest(ROOT)))
+    return None if own is None else (own[0], tuple(own[1]))
+
+
+def _own_start(path: Path) -> tuple[str, list[str]] | None:
+    """The user's own recipe that a run was started from, and its arguments."""
+    own = read_record(path).get("own")
+    with read_from(path / RECORD, advice="start the run again with another --out"):
+        return None if own is None else (str(own["recipe"]), [str(word) for word in own["set"]])
 
 
 def _configured(
@@ -145,7 +154,9 @@ def _report(result: Result, output: Output) -> int:
         again = launch_name() is None or result.stopped == ORPHANED  # another agent may start the processes again
         return code if again else DONE
     summary = result.summary
-    output.result(_result_line(result), folder=result.folder, stopped=None, summary=summary)
+    with read_from(result.folder / SUMMARY, advice="to have it written again, delete it and type --resume"):
+        line = _result_line(result)
+    output.result(line, folder=result.folder, stopped=None, summary=summary)
     return DONE
 
 

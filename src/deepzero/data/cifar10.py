@@ -16,11 +16,13 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from deepzero.data.data_files import candidate_folders, not_found
+from deepzero.data.columns import parquet_table
+from deepzero.data.data_files import candidate_folders, not_found, require_file, require_memory
 from deepzero.data.dataset import Dataset
 from deepzero.data.image_files import pillow
 from deepzero.errors import DataNotFoundError, InvalidInputError
 from deepzero.extras import required_for
+from deepzero.text import one_line
 
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
@@ -79,17 +81,19 @@ def read_parquet(path: Path) -> Part:
         InvalidInputError: the file is corrupt, a column is missing, or a row is not a 32x32 PNG or JPEG image.
     """
     with required_for("a Parquet file"):
-        import pyarrow as pa  # noqa: PLC0415 - slow to import
-        from pyarrow import parquet  # noqa: PLC0415
+        import pyarrow  # noqa: F401, PLC0415 - slow to import
 
+    require_file(path)
     try:
-        table = parquet.ParquetFile(path).read(columns=["img.bytes", "label"])
+        table = parquet_table(path, columns=["img.bytes", "label"])
         encoded = table["img"].combine_chunks().field("bytes").to_pylist()
         labels = table["label"].to_pylist()
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except InvalidInputError:
+        raise
+    except Exception as error:  # PyArrow's, of many kinds
         raise InvalidInputError(
             f"{path} is truncated, corrupt or another set: expected a Parquet file with the columns img (a struct with "
-            f"the field bytes) and label; {error}; fetch it again"
+            f"the field bytes) and label; {one_line(error)}; fetch it again"
         ) from error
     images = np.empty((len(encoded), SIZE, SIZE, 3), np.uint8)
     # One after another: for images this small the interpreter is the limit, and threads made it slower.
@@ -106,6 +110,8 @@ def read_binary(path: Path) -> Part:
     Raises:
         InvalidInputError: the file does not consist of such records.
     """
+    require_file(path)
+    require_memory(path, path.stat().st_size)
     content = np.fromfile(path, np.uint8)
     if content.size == 0 or content.size % (1 + PIXELS):
         raise InvalidInputError(
@@ -119,12 +125,12 @@ def read_binary(path: Path) -> Part:
 def _decode(content: bytes | None, *, row: int, path: Path) -> npt.NDArray[np.uint8]:
     Image = pillow()  # noqa: N806 - Pillow's name
     try:
-        image = Image.open(io.BytesIO(content or b""), formats=("PNG", "JPEG"))
+        image = Image.open(io.BytesIO(content or b""), formats=("PNG", "JPEG"))  # its header alone
         if image.size == (SIZE, SIZE):
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's, of many kinds
         raise InvalidInputError(
-            f"row {row} of {path} is not a PNG or JPEG image: {error}; fetch the file again"
+            f"row {row} of {path} is not a PNG or JPEG image: {one_line(error)}; fetch the file again"
         ) from error
     raise InvalidInputError(f"row {row} of {path} should be an image of {SIZE}x{SIZE} pixels, got {image.size}")
 
@@ -132,6 +138,8 @@ def _decode(content: bytes | None, *, row: int, path: Path) -> npt.NDArray[np.ui
 def _labels(labels: Sequence[int | None], path: Path) -> Int64[Tensor, " n"]:
     if None in labels:
         raise InvalidInputError(f"{path} has rows without a label; fetch it again")
+    if odd := [label for label in labels if type(label) is not int or not 0 <= label < len(CLASSES)]:
+        raise InvalidInputError(f"{path} has the label {odd[0]!r}; expected whole numbers from 0 to 9; fetch it again")
     return torch.tensor(labels, dtype=torch.int64)
 
 

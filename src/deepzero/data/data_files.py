@@ -1,4 +1,4 @@
-"""The folders of the files of a data set, and the error if it is in none of them."""
+"""The files of a data set: folders to look in, the error if it is in none of them, and the memory that they take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepzero.errors import DataNotFoundError
+from deepzero.errors import DataNotFoundError, InvalidInputError
 
 ENVIRONMENT_VARIABLE = "DEEPZERO_DATA"
 DEFAULT_ROOT = "data"
@@ -33,3 +33,35 @@ def not_found(title: str, folders: Sequence[Path], *, where_to_get: str, what_to
         f"{folders[0].absolute()}, or name their folder by data_dir=... or, one level up, by the environment variable "
         f"{ENVIRONMENT_VARIABLE}."
     )
+
+
+def memory_here() -> float:
+    """Bytes of memory of this machine; infinity where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return float("inf")
+
+
+def require_memory(path: Path, announced: int) -> None:
+    """Raise unless the content of a file, which it announces before it is read, fits into memory twice.
+
+    Raises:
+        InvalidInputError: it does not.
+    """
+    if 2 * announced > memory_here():
+        raise InvalidInputError(
+            f"{path} says that it holds {announced / 2**30:,.1f} GiB, which must fit into memory "
+            f"({memory_here() / 2**30:.1f} GiB here) twice; it is damaged, or too large for this machine"
+        )
+
+
+def require_file(path: Path) -> None:
+    """Raise unless there is a file at a path: no folder, pipe or device, which may have no end.
+
+    Raises:
+        DataNotFoundError: there is none.
+    """
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no file" if path.exists() else "missing"
+        raise DataNotFoundError(f"{path} is {what}; put the file there")

@@ -111,7 +111,7 @@ def _holds_arrays(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith(".npy") for name in archive.namelist())
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # of zipfile, of many kinds
         raise InvalidInputError(f"{path} is truncated or corrupt ({error}); write or fetch it again") from error
 
 

@@ -11,18 +11,24 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from deepzero.data.data_files import require_file, require_memory
 from deepzero.data.own_data import TEST, TRAIN, Contents, Samples
 from deepzero.errors import DataNotFoundError, InvalidInputError
 
 UNSIGNED_BYTE = 8
 PARTS = {TRAIN: ("train",), TEST: ("t10k", "test")}
 GZIP_MAGIC = b"\x1f\x8b"
+DIMENSIONS = 8
+"""Dimensions, at most; images and labels have 3 and 1."""
+PART = 1 << 20
+"""Bytes that are read at a time."""
 
 
 def read_idx(path: Path) -> UInt8[Tensor, " ..."]:
@@ -31,23 +37,13 @@ def read_idx(path: Path) -> UInt8[Tensor, " ..."]:
     Raises:
         InvalidInputError: the file is not IDX, holds another type, or is shorter or longer than its header says.
     """
-    content = _read(path)
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTE:
-        raise InvalidInputError(
-            f"{path} is not an IDX file of unsigned bytes: expected it to start with 00 00 08, got "
-            f"{content[:3].hex(' ') or 'nothing'}; fetch it again"
-        )
-    start = 4 + 4 * content[3]
-    if len(content) < start:
-        raise InvalidInputError(f"{path} ends within its header, after {len(content)} bytes; fetch it again")
-    shape = struct.unpack_from(f">{content[3]}I", content, 4)
-    expected, found = math.prod(shape), len(content) - start
-    if expected != found:
-        raise InvalidInputError(
-            f"{path} is truncated or corrupt: its header says {list(shape)}, which is {expected} bytes of values, "
-            f"but {found} follow; fetch it again"
-        )
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
+    require_file(path)
+    try:
+        with path.open("rb") as plain, _unpacked(plain) as file:
+            shape, values = _announced(path, file)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InvalidInputError(f"{path} is truncated or corrupt: {error}; fetch it again") from error
+    return torch.from_numpy(np.frombuffer(values, np.uint8).reshape(shape))
 
 
 def read_dimensions(path: Path, *, dimensions: int) -> UInt8[Tensor, " ..."]:
@@ -95,11 +91,40 @@ def read_idx_folder(folder: Path) -> Contents:
     return Contents(parts=samples, labels=f"the labels in {folder}")
 
 
-def _read(path: Path) -> bytes:
-    content = path.read_bytes()
-    if content[:2] != GZIP_MAGIC:
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise InvalidInputError(f"{path} is truncated or corrupt: {error}; fetch it again") from error
+def _unpacked(file: BinaryIO) -> BinaryIO:
+    """A file as it is, or what is compressed in it, from its start."""
+    compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[return-value]
+
+
+def _announced(path: Path, file: BinaryIO) -> tuple[tuple[int, ...], bytearray]:
+    """The shape in the header, and as many bytes as it announces; no more are read than show that there are others."""
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] != UNSIGNED_BYTE:
+        raise InvalidInputError(
+            f"{path} is not an IDX file of unsigned bytes: expected it to start with 00 00 08, got "
+            f"{start[:3].hex(' ') or 'nothing'}; fetch it again"
+        )
+    dimensions = start[3]
+    sizes = file.read(4 * dimensions)
+    if len(sizes) < 4 * dimensions:
+        raise InvalidInputError(f"{path} ends within its header, after {4 + len(sizes)} bytes; fetch it again")
+    shape = struct.unpack(f">{dimensions}I", sizes)
+    if not 1 <= dimensions <= DIMENSIONS or 0 in shape:
+        raise InvalidInputError(
+            f"{path} is corrupt: its header says {list(shape[: DIMENSIONS + 1])}, and an array of 1 to {DIMENSIONS} "
+            "dimensions, none of them 0, is expected; fetch it again"
+        )
+    expected = math.prod(shape)
+    require_memory(path, expected)
+    values = bytearray()
+    while len(values) <= expected and (part := file.read(min(PART, expected + 1 - len(values)))):
+        values += part
+    if len(values) != expected:
+        found = f"{len(values)} follow" if len(values) < expected else "more follow"
+        raise InvalidInputError(
+            f"{path} is truncated or corrupt: its header says {list(shape)}, which is {expected} bytes of values, "
+            f"but {found}; fetch it again"
+        )
+    return shape, values

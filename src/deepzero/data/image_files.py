@@ -13,11 +13,14 @@ from torch import Tensor
 
 from deepzero.errors import DataNotFoundError, InvalidInputError
 from deepzero.extras import required_for
+from deepzero.text import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SLENDER = 1000
+"""Ratio of an image's sides from which it is refused: brought to size, the longer side would not fit into memory."""
 GRAY_MODES = ("1", "L", "LA", "La")
 DEEP_MODES = ("I", "F")
 """PIL's modes of more than 8 bits a channel, with their relatives ``I;16``, ...: how to bring them to 8 is a choice."""
@@ -57,7 +60,7 @@ def open_image(path: Path) -> Image.Image:
     reader = pillow()
     try:
         image: Image.Image = reader.open(path)
-    except (OSError, SyntaxError, ValueError, reader.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's, of many kinds
         raise _unreadable(str(path), error) from error
     return image
 
@@ -99,7 +102,7 @@ def pixels(
     is_gray(image)
     try:
         converted = image.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, pillow().DecompressionBombError) as error:
+    except Exception as error:  # Pillow's, of many kinds
         raise _unreadable(name_of(image), error) from error
     if shorter_side is not None:
         converted = _middle(converted, height, width, shorter_side)
@@ -113,6 +116,11 @@ def pixels(
 
 
 def _middle(image: Image.Image, height: int, width: int, shorter_side: int) -> Image.Image:
+    if max(image.size) > SLENDER * min(image.size):
+        raise InvalidInputError(
+            f"{name_of(image)} has {image.height}x{image.width} pixels (height x width), too slender to be brought to "
+            f"{height}x{width}; take it away"
+        )
     scale = shorter_side / min(image.size)
     wide, high = (max(shorter_side, round(scale * side)) for side in image.size)
     resized = image.resize((wide, high), pillow().Resampling.BICUBIC)
@@ -121,4 +129,4 @@ def _middle(image: Image.Image, height: int, width: int, shorter_side: int) -> I
 
 
 def _unreadable(name: str, error: Exception) -> InvalidInputError:
-    return InvalidInputError(f"{name} cannot be read as an image ({error}); mend it or take it away")
+    return InvalidInputError(f"{name} cannot be read as an image ({one_line(error)}); mend it or take it away")

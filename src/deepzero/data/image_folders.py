@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from deepzero.data.data_files import candidate_folders, not_found
+from deepzero.data.data_files import candidate_folders, memory_here, not_found
 from deepzero.data.dataset import Dataset
 from deepzero.data.image_files import ENDINGS, image_files, is_gray, open_image, pixels
 from deepzero.data.images import channel_statistics
@@ -199,10 +199,7 @@ def _header(path: Path) -> tuple[bool, tuple[int, int]]:
 
 def _require_memory(shape: tuple[int, int, int], count: int) -> None:
     needed = count * shape[0] * shape[1] * shape[2]
-    try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not a POSIX system
-        return
+    there = memory_here()
     if 2 * needed > there:
         raise InvalidInputError(
             f"{count} images of {shape[1]}x{shape[2]} pixels take {needed / 2**30:.1f} GiB, which must fit into memory "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Real
 from torch import Tensor
 
+from deepzero.data.data_files import require_file, require_memory
 from deepzero.data.own_data import TEST, TRAIN, VALIDATION, Contents, Samples
 from deepzero.errors import InvalidInputError
-from deepzero.text import nearest
+from deepzero.text import nearest, one_line
 
 INPUTS = ("x", "images", "image", "inputs", "features", "data", "arr_0")
 LABELS = ("y", "labels", "label", "targets", "target", "classes", "arr_1")
@@ -27,6 +28,8 @@ KNOWN = (
     "y_test, or train_images, train_labels, test_images and test_labels"
 )
 FEW_CHANNELS = 4
+ENDING = ".npy"
+"""Of an array in an archive."""
 
 Array = npt.NDArray[Any]
 
@@ -41,16 +44,15 @@ def read_npz(path: Path) -> Contents:
     Raises:
         InvalidInputError: it is damaged, arrays have other names, are pickled, or of shapes that do not fit.
     """
+    require_file(path)
     try:
+        names = _announced(path)
         with np.load(path, allow_pickle=False) as archive:
-            found = {name: _array(archive, name, path) for name in archive.files}
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
-        raise InvalidInputError(f"{path} cannot be read as an .npz file ({error}); write it again") from error
-    arrays = {
-        name: array for name, array in found.items() if isinstance(array, np.ndarray)
-    }  # else another file's bytes
+            arrays = {name: _array(archive, name, path) for name in names}
+    except InvalidInputError:
+        raise
+    except Exception as error:  # of zipfile, zlib and NumPy, of many kinds
+        raise InvalidInputError(f"{path} cannot be read as an .npz file ({one_line(error)}); write it again") from error
     roles = {name: _role(name) for name in arrays}
     parts = {part: _pair(part, roles, path) for part in dict.fromkeys(role[0] for role in roles.values() if role)}
     if TRAIN not in parts:
@@ -76,12 +78,15 @@ def read_inputs(path: Path) -> Array:
     Raises:
         InvalidInputError: the file is damaged, or no array has such a name.
     """
+    require_file(path)
     try:
-        loaded = np.load(path, allow_pickle=False)
         if path.suffix == ".npy":
-            return np.asarray(loaded)
-        with loaded as archive:
-            roles = {name: _role(name) for name in archive.files}
+            with path.open("rb") as file:
+                _require_announced(path, file, path.stat().st_size)
+            return np.asarray(np.load(path, allow_pickle=False))
+        known = _announced(path)
+        with np.load(path, allow_pickle=False) as archive:
+            roles = {name: _role(name) for name in known}
             names = [
                 name for part in (TEST, TRAIN, VALIDATION) for name, role in roles.items() if role == (part, False)
             ]
@@ -92,10 +97,39 @@ def read_inputs(path: Path) -> Array:
             return _array(archive, names[0], path)
     except InvalidInputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # of zipfile, zlib and NumPy, of many kinds
         raise InvalidInputError(
-            f"{path} cannot be read ({error}); write an array of numbers again: np.save('x.npy', x)"
+            f"{path} cannot be read ({one_line(error)}); write an array of numbers again: np.save('x.npy', x)"
         ) from error
+
+
+def _announced(path: Path) -> list[str]:
+    """Names of the arrays in an archive, after a look at their headers: what they announce is there, and fits."""
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if member.filename.endswith(ENDING)]
+        require_memory(path, sum(member.file_size for member in members))
+        for member in members:
+            with archive.open(member) as file:
+                _require_announced(path, file, member.file_size)
+    return [member.filename.removesuffix(ENDING) for member in members]
+
+
+def _require_announced(path: Path, file: IO[bytes], size: int) -> None:
+    """Raise unless an array in NumPy's format has the size that its header announces.
+
+    Raises:
+        ValueError: it has another, or no such header.
+        InvalidInputError: it does not fit into memory.
+    """
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    announced = file.tell() + math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        return  # refused when it is read, with advice
+    if announced != size:
+        raise ValueError(f"its header says {announced:,} bytes, but it has {size:,}")
+    require_memory(path, announced)
 
 
 def _array(archive: Any, name: str, path: Path) -> Array:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deepzero.errors import InvalidInputError
+from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.files import json_object, read_from
 from deepzero.measure.benchmark import CaseReport, Settings, SideReport, run
 from deepzero.measure.cases import CASES
 from deepzero.measure.cost_curves import CostPoint, cost_point, planned_points
@@ -64,10 +64,17 @@ class BenchRecord:
         """
         if self.out is None or not self.out.exists():
             return
-        content = json.loads(self.out.read_text(encoding="utf-8"))
+        try:
+            content = json_object(self.out)
+        except RunFolderError as error:
+            raise InvalidInputError(f"{error}; try another --out") from error
         if content.get("format") != FORMAT:
             raise InvalidInputError(f"{self.out} is no record of format {FORMAT} to go on with; try another --out")
-        before, now = ({**one, "seconds": None} for one in (content["settings"], asdict(self.settings)))
+        with read_from(self.out, advice="try another --out"):
+            before, now = ({**one, "seconds": None} for one in (dict(content["settings"]), asdict(self.settings)))
+            named = [case["case"] for case in content["cases"]], [point["curve"] for point in content["growth"]]
+        if not all(isinstance(name, str) for names in named for name in names):
+            raise InvalidInputError(f"{self.out} holds cases without a name; try another --out")
         if before != now:
             changed = ", ".join(f"{name} was {before.get(name)!r}" for name in now if before.get(name) != now[name])
             raise InvalidInputError(f"{self.out} was made with other settings ({changed}); try another --out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from deepzero import data
 from deepzero.errors import InvalidInputError
+from deepzero.files import JSON_BYTES, parsed, read_at_most
 from deepzero.recipes.classification_recipes import find
 from deepzero.tasks.classification import (
     ClassificationConfig,
@@ -193,7 +193,7 @@ def config_file(path: Path) -> tuple[str, ClassificationConfig]:
 def _made_by(record: Mapping[str, Any]) -> str:
     """Advice to start a run again that has no such settings."""
     own = record.get("own")
-    if isinstance(own, Mapping):
+    if isinstance(own, Mapping) and "recipe" in own:
         return f"its run was started from {own['recipe']}; type deepzero train {own['recipe']}"
     made_by = command_of(record) if isinstance(record.get("config"), Mapping) else "train"
     return f"its run was made by deepzero {made_by}; type deepzero {made_by} RECIPE"
@@ -210,11 +210,12 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix not in ENDINGS:
         raise InvalidInputError(f"--config takes a file that ends in {' or '.join(ENDINGS)}, got {path}")
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_at_most(path, JSON_BYTES)
+        text = content.decode()
+    except (OSError, ValueError) as error:
         raise InvalidInputError(f"{path} cannot be read: {error}") from error
     try:
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        values = parsed(content) if path.suffix == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{path} is no {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(values, dict):

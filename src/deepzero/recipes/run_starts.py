@@ -13,6 +13,7 @@ from deepzero.recipes.configurations import customize
 from deepzero.tasks.classification import ClassificationConfig, from_record
 from deepzero.team import Team, launch_name
 from deepzero.training import read_record, require_made_by
+from deepzero.training.run_folder import settings_from
 
 ROOT = Path("runs")
 
@@ -106,8 +107,10 @@ def resumed(base: Base | None, settings: Mapping[str, Any], out: Path | None, *,
             f"the run in {path} was not started from a recipe; resume it as it was started: from Python by "
             "fit(resume=True), or by deepzero train FILE.py --resume"
         )
-    known = {**record.get("settings", {}), **changes}
-    changed = customize(from_record(record["config"]), **changes) if config is None else customize(config, **known)
+    with settings_from(path):
+        known = {**record.get("settings", {}), **changes}
+        before = config or from_record(record["config"])
+    changed = customize(before, **(changes if config is None else known))
     return Start(name or str(record.get("recipe")), changed, known, path, resume=True)
 
 
@@ -144,7 +147,8 @@ def interrupted_run(out: Path | None, root: Path = ROOT) -> Path | None:
 
 
 def _recipes(record: Mapping[str, Any]) -> tuple[Any, Any]:
-    return record.get("recipe"), record.get("own", {}).get("recipe")
+    own = record.get("own")
+    return record.get("recipe"), own.get("recipe") if isinstance(own, Mapping) else None
 
 
 def latest(root: Path, recipe: str | None = None) -> Path:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.numpy
 
-from deepzero.files import json_object, replace_file
+from deepzero.files import json_object, read_from, read_tensors, replace_file
 from deepzero.report.figures import Document, Figure, Picture, Series, Table
 from deepzero.report.folder_contents import RecordedRun, how_to_continue, surroundings
 from deepzero.report.value_text import shown
@@ -110,10 +109,11 @@ def still(folder: Path) -> dict[str, str]:
 
 def _fields(folder: Path) -> tuple[list[Fields], list[str]]:
     """Panels of every kept frame, and what they show."""
-    found = safetensors.numpy.load_file(folder / FIELDS)
+    found = {name: field.numpy() for name, field in read_tensors(folder / FIELDS).items()}
     tests = json_object(folder / ERRORS)["reynolds"]
-    titles = [f"vorticity at Reynolds number {tests[len(tests) // 2]:g}, step {time}" for time in found["times"]]
-    return [{name: _seen(found[name][k]) for name in PANELS} for k in range(len(titles))], titles
+    with read_from(folder, advice="put its files back as they were"):
+        titles = [f"vorticity at Reynolds number {tests[len(tests) // 2]:g}, step {time}" for time in found["times"]]
+        return [{name: _seen(found[name][k]) for name in PANELS} for k in range(len(titles))], titles
 
 
 def _pictures(run: RecordedRun) -> list[Picture]:

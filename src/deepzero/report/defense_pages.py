@@ -18,7 +18,8 @@ CERTIFIED = "certified.json"
 def defense(run: RecordedRun) -> Document:
     """A defense as far as it went."""
     config = run.config["defense"]
-    found = json_object(run.path / CERTIFIED) if (run.path / CERTIFIED).exists() else None
+    path = run.path / CERTIFIED
+    found = json_object(path, advice="type deepzero certify again") if path.exists() else None
     summary = run.summary or {}
     return Document(
         title=f"{run.path.resolve().name}: {config['method']} in front of {run.config['target']}",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from deepzero.errors import InvalidInputError
+from deepzero.validation import fits
 
 FORMAT = "deepzero results 1"
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,15 +202,26 @@ class Document:
             raise InvalidInputError(f"expected results of format {FORMAT!r}, got {values.get('format')!r}")
         content = {key: value for key, value in values.items() if key != "format"}
         try:
-            content["tables"] = [Table(**table) for table in content.get("tables", ())]
-            content["pictures"] = [Picture(**picture) for picture in content.get("pictures", ())]
-            content["maps"] = [HeatMap(**drawn) for drawn in content.get("maps", ())]
+            content["tables"] = [_checked(Table(**table)) for table in content.get("tables", ())]
+            content["pictures"] = [_checked(Picture(**picture)) for picture in content.get("pictures", ())]
+            content["maps"] = [_checked(HeatMap(**drawn)) for drawn in content.get("maps", ())]
             content["figures"] = [_figure(figure) for figure in content.get("figures", ())]
-            return cls(**content)
-        except (KeyError, TypeError, AttributeError) as error:
+            return _checked(cls(**content))
+        except InvalidInputError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InvalidInputError(f"these results do not follow the format {FORMAT!r}: {error}") from error
 
 
 def _figure(values: Mapping[str, Any]) -> Figure:
-    series = [Series(**series) for series in values["series"]]
-    return Figure(**{**values, "series": series, "spans": [Span(**span) for span in values.get("spans", ())]})
+    series = [_checked(Series(**series)) for series in values["series"]]
+    spans = [_checked(Span(**span)) for span in values.get("spans", ())]
+    return _checked(Figure(**{**values, "series": series, "spans": spans}))
+
+
+def _checked(made: Part) -> Part:
+    """A part of a document, whose fields are of the kinds that their annotations say."""
+    for name, hint in get_type_hints(type(made)).items():
+        if not fits(getattr(made, name), hint):
+            raise TypeError(f"{name} of a {type(made).__name__} is {str(getattr(made, name))[:60]!r}")
+    return made

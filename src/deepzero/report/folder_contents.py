@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,13 +12,18 @@ from typing import Any
 import safetensors
 
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.files import json_object
+from deepzero.files import json_lines, json_object, read_from
 from deepzero.report.figures import Document
 from deepzero.training.checkpoint import TENSORS
 from deepzero.training.run_folder import RATIOS_FILE, RECORD, RunFolder, no_run, read_record
 
 RESULTS = "results.json"
 VALIDATION, TEST = "validation_", "test_"
+NUMBERS = ("step", "queries", "seconds", "epoch")
+"""Keys of a record under which there is always a number; under the others, but its kind, there is one or none."""
+
+LARGE = 1e200
+"""Magnitude of a number that no run comes to, and of which sums and squares would not be finite."""
 
 
 @dataclass(frozen=True)
@@ -150,31 +154,34 @@ def _run(path: Path) -> RecordedRun:
     record = read_record(path)
     folder = RunFolder(path, record)
     summary, ratios = folder.read_summary(), folder.read(RATIOS_FILE)
-    return RecordedRun(
-        path, record, metrics(path / "metrics.jsonl"), summary, (ratios or {}).get("keep", {}), _shapes(path, record)
-    )
+    with read_from(path / RATIOS_FILE, advice="delete it, and the page leaves the layers out"):
+        keep = {name: float(share) for name, share in (ratios or {}).get("keep", {}).items()}
+    with read_from(path / RECORD, advice="start the run again with another --out"):
+        shapes = _shapes(path, record)
+    return RecordedRun(path, record, metrics(path / "metrics.jsonl"), summary, keep, shapes)
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line that was cut off in the middle is left out."""
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records += [_record(line)] if line.strip() else []
-        except ValueError as error:
-            if number < len(lines):
-                raise RunFolderError(
-                    f"{path} is damaged in line {number}: {error}; take that line out, and what it measured is left out"
-                ) from error
+    """The records of a run; a last line that was cut off in the middle is left out.
+
+    Raises:
+        RunFolderError: a line is damaged.
+    """
+    records = list(json_lines(path)) if path.exists() else []
+    for record in records:
+        missing = [key for key in NUMBERS[:3] if key not in record]
+        odd = [key for key, value in record.items() if key != "kind" and not _is_number(value, key)]
+        if missing or odd:
+            what = f"has no {missing[0]}" if missing else f"has the {odd[0]} {str(record[odd[0]])[:40]!r}"
+            raise RunFolderError(
+                f"{path} is damaged: a record {what}, where a number is expected; take that line out, and what it "
+                "measured is left out"
+            )
     return records
 
 
-def _record(line: bytes) -> dict[str, Any]:
-    value = json.loads(line)
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
-    return value
+def _is_number(value: Any, key: str) -> bool:
+    return (value is None and key not in NUMBERS) or (isinstance(value, int | float) and abs(value) < LARGE)
 
 
 def _shapes(path: Path, record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, quote, urlsplit
 
 from deepzero.errors import DeepZeroError, InvalidInputError
+from deepzero.files import read_from
 from deepzero.report.figures import Document
 from deepzero.report.folder_contents import RESULTS
 from deepzero.report.html import content, framed
@@ -149,10 +150,11 @@ class Watch:
         started = [path for path in self.paths if (path / RECORD).exists() or (path / RESULTS).exists()]
         waiting = [_not_begun(path) for path in self.paths if path not in started]
         try:
-            shown = documents(started) if started else []
+            with read_from(Path(", ".join(map(str, started))), advice="the page comes back when they are whole"):
+                body = content([*(documents(started) if started else []), *waiting], title=self.title)
         except DeepZeroError as error:
             shown = [Document(title="This cannot be shown now", caption=str(error))]
-        body = content([*shown, *waiting], title=self.title)
+            body = content([*shown, *waiting], title=self.title)
         return body, hashlib.sha256(body.encode()).hexdigest()[:16]
 
     def _state(self, done: bool) -> str:

@@ -9,16 +9,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from deepzero.files import json_object
+from deepzero.files import json_object, read_from
 from deepzero.report.comparison import compare, folders
 from deepzero.report.correction_pages import correction
 from deepzero.report.defense_pages import defense
 from deepzero.report.figures import Document, Figure, HeatMap, Span, curve
 from deepzero.report.folder_contents import TEST, VALIDATION, RecordedRun, how_to_continue, points, read, surroundings
+from deepzero.report.html import page
 from deepzero.report.layers import layer_maps, layer_table, parameters
 from deepzero.report.value_text import MISSING, flat, shown
 from deepzero.text import duration
 from deepzero.training.run_folder import command_of
+from deepzero.validation import fits
 
 PAGES: Mapping[str, Callable[[RecordedRun], Document]] = {"defend": defense, "correct": correction}
 """Pages of runs by the command that makes them, for tasks with figures of their own."""
@@ -45,17 +47,39 @@ def documents(paths: Sequence[Path]) -> list[Document]:
         distinct.setdefault(path.resolve(), path)
     found = [read(path) for path in distinct.values()]
     runs = [item for item in found if isinstance(item, RecordedRun) and command_of(item.record) == "train"]
-    comparison = [compare(runs)] if len(runs) > 1 else []
+    comparison = []
+    if len(runs) > 1:
+        listed = ", ".join(str(run.path) for run in runs)
+        with read_from(Path(listed), advice="show them one after the other to see which"):
+            comparison = [compare(runs)]
     names = {run.path: name for run, name in zip(runs, folders(runs), strict=True)}
     return comparison + [_shown(item, names) for item in found]
+
+
+def page_of(paths: Sequence[Path]) -> str:
+    """The contents of several folders as the text of an HTML file.
+
+    Args:
+        paths: as in :func:`documents`.
+
+    Raises:
+        RunFolderError: a folder holds neither a run nor results, or its files are damaged.
+    """
+    found = documents(paths)
+    title = found[0].title if len(paths) == 1 else f"Report on {len(paths)} runs"
+    with read_from(Path(", ".join(map(str, paths))), advice="leave out the folder whose files are damaged"):
+        text = page(found, title=title)
+        text.encode()
+        return text
 
 
 def _shown(item: RecordedRun | Document, names: Mapping[Path, str]) -> Document:
     if isinstance(item, Document):
         return item
-    if item.path in names:
-        return document(item, names[item.path])
-    return PAGES.get(command_of(item.record), outcome)(item)
+    with read_from(item.path, advice="put its files back as they were, or leave this folder out"):
+        if item.path in names:
+            return document(item, names[item.path])
+        return PAGES.get(command_of(item.record), outcome)(item)
 
 
 def outcome(run: RecordedRun) -> Document:
@@ -225,28 +249,32 @@ def _surface_maps(run: RecordedRun) -> list[HeatMap]:
     """One map of the loss around the weights, if it was measured."""
     if not (run.path / SURFACE).exists():
         return []
-    found = json_object(run.path / SURFACE)
+    with read_from(run.path / SURFACE, advice="measure it again with --surface"):
+        return [_surface_map(json_object(run.path / SURFACE, advice="measure it again with --surface"))]
+
+
+def _surface_map(found: Mapping[str, Any]) -> HeatMap:
     losses = found["losses"]
+    if not fits(losses, Sequence[Sequence[float | None]]) or not fits(found["distances"], Sequence[float]):
+        raise TypeError("losses and distances must be numbers")
     known = [loss for row in losses for loss in row if loss is not None]
     steep = bool(known) and min(known) > 0 and max(known) > STEEP * min(known)
     values = [[None if loss is None else math.log10(loss) if steep else loss for loss in row] for row in losses]
-    return [
-        HeatMap(
-            title="Loss around the weights",
-            x_label="distance along the estimated gradient",
-            y_label="distance along a random direction",
-            value_label="log10 of the loss" if steep else "loss",
-            x=found["distances"],
-            y=found["distances"],
-            values=values,
-            contours=True,
-            marks={"the weights": (0.0, 0.0)},
-            note=_surface_note(found, losses),
-        )
-    ]
+    return HeatMap(
+        title="Loss around the weights",
+        x_label="distance along the estimated gradient",
+        y_label="distance along a random direction",
+        value_label="log10 of the loss" if steep else "loss",
+        x=found["distances"],
+        y=found["distances"],
+        values=values,
+        contours=True,
+        marks={"the weights": (0.0, 0.0)},
+        note=_surface_note(found, losses),
+    )
 
 
-def _surface_note(found: dict[str, Any], losses: list[list[float | None]]) -> str:
+def _surface_note(found: Mapping[str, Any], losses: list[list[float | None]]) -> str:
     missing = sum(loss is None for row in losses for loss in row)
     slope = "not finite" if found["slope"] is None else shown(float(f"{found['slope']:.3g}"))
     parts = [

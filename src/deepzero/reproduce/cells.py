@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepzero import data
 from deepzero.doctor.forecast import forecast
 from deepzero.estimator import Estimator
+from deepzero.files import json_object, read_from
 from deepzero.objective import parameters_of
 from deepzero.stopwatch import Stopwatch, mean_seconds, median_seconds
 from deepzero.tasks import classification
@@ -100,13 +100,17 @@ class Training:
         )
         if outcome.summary is None:
             return None
+        with read_from(folder, advice="delete that folder to run the cell again"):
+            return self._result(folder, outcome.summary, outcome.model)
+
+    def _result(self, folder: Path, summary: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         epochs = [record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "epoch"]
-        keep = json.loads((folder / RATIOS_FILE).read_bytes())["keep"]
-        sizes = {name: p.numel() for name, p in outcome.model.named_parameters()}
+        keep = json_object(folder / RATIOS_FILE)["keep"]
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
         ranked_each_step = self.config.sparsity.pattern == "alternating"
         counts = {name: round(keep.get(name, 1.0) * size) for name, size in sizes.items()}
         return {
-            **{name: outcome.summary[name] for name in SUMMARY},
+            **{name: summary[name] for name in SUMMARY},
             "curve": {name: [record.get(name) for record in epochs] for name in CURVE},
             "coordinates": None if ranked_each_step else counts,
         }

@@ -17,12 +17,13 @@ import torch
 from deepzero import validation
 from deepzero.environment import hardware, versions
 from deepzero.errors import InvalidInputError, NonFiniteLossError, RunFolderError
+from deepzero.files import read_from
 from deepzero.report import Document
 from deepzero.report.folder_contents import results
 from deepzero.reproduce.cells import Cell, Workplace
 from deepzero.reproduce.experiment import Experiment, Scale
 from deepzero.reproduce.presentation import Outcome, Outcomes
-from deepzero.reproduce.reproduction_folder import ReproductionFolder
+from deepzero.reproduce.reproduction_folder import CELLS, ReproductionFolder
 from deepzero.text import duration
 from deepzero.training.stop_request import StopRequest
 
@@ -281,7 +282,8 @@ def _assemble(
     diverged = [name for name, record in records.items() if DIVERGED in record["result"]]
     converged = (cell for cell in cells if cell.name in records and cell.name not in diverged)
     outcomes = Outcomes(Outcome(cell.labels, records[cell.name]["result"]) for cell in converged)
-    presentation = request.experiment.present(outcomes, request.size)
+    with read_from(folder.path / CELLS, advice="delete the file of the cell that is damaged to run it again"):
+        presentation = request.experiment.present(outcomes, request.size)
     document = Document(
         title=request.experiment.title,
         caption=request.size.caption,

@@ -14,7 +14,7 @@ import torch
 
 from deepzero.environment import hardware, versions
 from deepzero.errors import RunFolderError
-from deepzero.files import json_object, make_folder, replace_file, to_json
+from deepzero.files import json_object, make_folder, read_from, replace_file, to_json
 from deepzero.folder_lock import FileLock
 from deepzero.report import Document
 from deepzero.report.html import page
@@ -91,7 +91,10 @@ class ReproductionFolder:
         Raises:
             RunFolderError: it was run with other settings, or cannot be read.
         """
-        record = json_object(self._result(cell), advice="delete it to run the cell again")
+        again = "delete it to run the cell again"
+        record = json_object(self._result(cell), advice=again)
+        if not isinstance(record.get("result"), dict) or not isinstance(record.get("date"), str):
+            raise RunFolderError(f"{self._result(cell)} is damaged: it has no result, or no date; {again}")
         if _without_none(record.get("settings")) != _stored_settings(cell):
             raise RunFolderError(
                 f"{self._result(cell)} was run with other settings, by another version of deepzero or on another "
@@ -131,7 +134,10 @@ class ReproductionFolder:
     def forecasts(self) -> dict[str, float | None]:
         """Expected seconds of kinds of cells on this machine."""
         path = self.path / FORECASTS
-        return json_object(path, advice="delete it to time the cells again") if path.exists() else {}
+        again = "delete it to time the cells again"
+        found = json_object(path, advice=again) if path.exists() else {}
+        with read_from(path, advice=again):
+            return {kind: None if seconds is None else float(seconds) for kind, seconds in found.items()}
 
     def keep_forecasts(self, seconds: Mapping[str, float | None]) -> None:
         """Write them down, so that nothing is timed twice."""

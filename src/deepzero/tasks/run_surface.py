@@ -12,6 +12,7 @@ from torch import Tensor
 from deepzero import validation
 from deepzero.doctor.surface import loss_surface
 from deepzero.errors import RunFolderError
+from deepzero.files import read_from
 from deepzero.losses import LOSSES
 from deepzero.objective import Batch, NetworkObjective
 from deepzero.report.run_pages import SURFACE
@@ -21,7 +22,7 @@ from deepzero.tasks.classification.coordinate_selection import Ratios
 from deepzero.tasks.task_data import read_data
 from deepzero.training import RunFolder, read_record
 from deepzero.training.checkpoint_contents import selected
-from deepzero.training.run_folder import RATIOS_FILE
+from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, settings_from, written_again
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,16 @@ def surface(
 
 
 def _center(folder: RunFolder, data_dir: str | Path | None, device: str) -> SurfaceCenter:
-    config = from_record(folder.record["config"])
+    with settings_from(folder.path):
+        config = from_record(folder.record["config"])
     weights, words = _weights(folder)
     splits = read_data(config.data, data_dir)
     ratios = folder.read(RATIOS_FILE)
-    known = None if ratios is None else Ratios(**ratios)
+    known = None if ratios is None else Ratios.from_file(folder.path / RATIOS_FILE, ratios)
     setup = set_up(config, splits.train, validation.device(device), known=known)
     model, source = setup.model, setup.source
-    model.load_state_dict(dict(weights))
+    with read_from(folder.path, advice="start the run again with another --out"):
+        model.load_state_dict(dict(weights))
     batch = setup.batches.batch(0, 0)
     before = source.queries
     source.backward(*batch)
@@ -113,7 +116,8 @@ def _center(folder: RunFolder, data_dir: str | Path | None, device: str) -> Surf
 
 def _weights(folder: RunFolder) -> tuple[Mapping[str, Tensor], str]:
     if (summary := folder.read_summary()) is not None:
-        return folder.read_weights(), f"the selected weights, of epoch {summary['selected_epoch'] + 1}"
+        with read_from(folder.path / SUMMARY, advice=written_again(folder.path, folder.record)):
+            return folder.read_weights(), f"the selected weights, of epoch {summary['selected_epoch'] + 1}"
     store = folder.checkpoints()
     if not store.paths():
         raise RunFolderError(f"{folder.path} holds no weights yet: wait for its first checkpoint")

@@ -139,7 +139,18 @@ def record_of(kind: type[Config], values: Mapping[str, Any], where: str = "") ->
             f'the setting {where}{missing[0]} is missing; give it, or name a recipe to change: recipe = "digits"'
         )
     try:
-        return kind(**settings)
-    except TypeError as error:
+        made = kind(**settings)
+    except InvalidInputError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         what = where.rstrip(".") or "the configuration"
         raise InvalidInputError(f"a setting of {what} is of the wrong kind: {error}") from error
+    _require_kinds(settings, hints, where)
+    return made
+
+
+def _require_kinds(settings: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
+    for name, value in settings.items():
+        if not validation.fits(value, hints[name]):
+            expected = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name])
+            raise InvalidInputError(f"{where}{name} must be of the kind {expected}, got {value!r}")

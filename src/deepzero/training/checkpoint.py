@@ -11,12 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from deepzero.errors import CheckpointError
-from deepzero.files import sync_folder, temporary_name, to_json, write_file
+from deepzero.files import (
+    json_value,
+    sync_folder,
+    temporary_name,
+    tensor_bytes,
+    tensors_in,
+    to_json,
+    write_file,
+)
 
 FORMAT = "deepzero checkpoint 1"
 TENSORS = "tensors.safetensors"
@@ -80,7 +87,8 @@ class CheckpointStore:
 
     def paths(self) -> list[Path]:
         """Folders of checkpoints, newest first, whole or not."""
-        return sorted((p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)), reverse=True)
+        found = (path for path in self.folder.glob("step-*") if re.fullmatch(r"step-[0-9]{8,18}", path.name))
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint, then delete the ones that are too old, and unusable ones of later steps.
@@ -108,14 +116,18 @@ class CheckpointStore:
             self.present(checkpoint.step)
             raise self._unsaved(checkpoint.step, error) from error
         shutil.rmtree(aside, ignore_errors=True)
-        later = [path for path in self.paths() if path.name > final.name]
-        earlier = [path for path in self.paths() if path.name < final.name]
+        paths = self.paths()
+        place = paths.index(final)
+        later, earlier = paths[:place], paths[place + 1 :]
         for path in later + earlier[self.keep - 1 :]:
             shutil.rmtree(path, ignore_errors=True)
         return final
 
-    def load(self) -> Restored:
+    def load(self, unfit: Mapping[int, str] | None = None) -> Restored:
         """The newest checkpoint that is whole and of this run.
+
+        Args:
+            unfit: reasons why the checkpoints of some steps were of no use, though they are whole.
 
         Raises:
             CheckpointError: there is none; the message gives the fault of each.
@@ -123,9 +135,13 @@ class CheckpointStore:
         rejected: list[str] = []
         for path in self.paths():
             try:
-                return Restored(read_checkpoint(path, run=self.run), path, rejected)
+                checkpoint = read_checkpoint(path, run=self.run)
             except CheckpointError as error:
                 rejected.append(str(error))
+                continue
+            if (reason := (unfit or {}).get(checkpoint.step)) is None:
+                return Restored(checkpoint, path, rejected)
+            rejected.append(f"{path}: {reason}")
         found = "".join(f"\n  {reason}" for reason in rejected) or " (the folder holds none)"
         raise CheckpointError(f"no usable checkpoint in {self.folder}:{found}\nstart the run again with another --out")
 
@@ -168,14 +184,18 @@ def read_checkpoint(folder: Path, *, run: str | None = None) -> Checkpoint:
         CheckpointError: it is truncated, corrupted, foreign, or of another run.
     """
     try:
-        record = json.loads((folder / STATE).read_bytes(), parse_constant=_no_number)
-        data = (folder / TENSORS).read_bytes()
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+        file = STATE
+        record = json_value(folder / STATE)
+        file = TENSORS
+        data = tensor_bytes(folder / TENSORS)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {file}: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder} is corrupted: {file}: {error}") from error
     _verify(folder, record, data, run)
     try:
-        tensors = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
+        tensors = tensors_in(data)
+    except ValueError as error:
         raise CheckpointError(f"{folder} does not hold safetensors: {error}") from error
     return Checkpoint(record["step"], record["state"], tensors)
 
@@ -184,7 +204,7 @@ def _verify(folder: Path, record: Any, data: bytes, run: str | None) -> None:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise CheckpointError(f"{folder} is not a checkpoint of this version of deepzero (expected format {FORMAT!r})")
     fields = (("step", int), ("state", dict), ("run", str), ("tensors_sha256", str))
-    if wrong := [name for name, kind in fields if not isinstance(record.get(name), kind)]:
+    if wrong := [name for name, kind in fields if type(record.get(name)) is not kind]:
         raise CheckpointError(f"{folder} is corrupted: {STATE} has no usable {', '.join(wrong)}")
     expected = record.pop("sha256", None)
     if _digest(record) != expected:
@@ -193,10 +213,6 @@ def _verify(folder: Path, record: Any, data: bytes, run: str | None) -> None:
         raise CheckpointError(f"{folder} is corrupted: the checksum of {TENSORS} ({len(data)} bytes) does not match")
     if run is not None and record["run"] != run:
         raise CheckpointError(f"{folder} belongs to another run")
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{STATE} holds {name}, which is no JSON")
 
 
 def _digest(record: Mapping[str, Any]) -> str:

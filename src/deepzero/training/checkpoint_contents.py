@@ -38,7 +38,12 @@ class Best:
     def of(cls, checkpoint: Checkpoint) -> Best | None:
         """The selected weights in a checkpoint; None if none had been selected."""
         values = decoded(checkpoint.state["best"])
-        return None if values is None else cls(values["scores"], values["epoch"], selected("best", checkpoint.tensors))
+        if values is None:
+            return None
+        best = cls(values["scores"], values["epoch"], selected("best", checkpoint.tensors))
+        if type(best.epoch) is not int or not all(isinstance(score, int | float) for score in best.scores.values()):
+            raise TypeError("the scores and the epoch of the selected weights must be numbers")
+        return best
 
     def values(self) -> dict[str, Any]:
         """The part of a checkpoint's state that :meth:`of` reads; scores may be infinite."""
@@ -73,6 +78,25 @@ class Position:
     kept: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, Any] | None = None
     ended: str | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Position:
+        """The progress in a checkpoint.
+
+        Raises:
+            TypeError: it is none.
+        """
+        position = cls(**checkpoint.state["position"])
+        counts = (position.step, position.epoch, position.index, position.looked, position.cost or 0)
+        if not all(type(count) is int for count in (*counts, checkpoint.state["metrics_bytes"])):
+            raise TypeError("steps, epochs and sizes must be whole numbers")
+        if not all(map(is_number, (position.seconds, *position.losses, *position.kept.values()))):
+            raise TypeError("losses, shares and seconds must be numbers")
+        if position.step != checkpoint.step or min(position.step, position.epoch, position.index) < 0:
+            raise ValueError(f"it says that {position.step} steps and {position.epoch} epochs were made")
+        if not isinstance(position.inputs, dict | None) or not isinstance(position.ended, str | None):
+            raise TypeError("the form of the inputs, or the end of the run, is of another kind")
+        return position
 
     def end_step(self, *, batches: int, loss: float) -> None:
         """Count a step on that many batches."""
@@ -126,7 +150,9 @@ class LiveObjects:
         if isinstance(self.source, HoldsTensors):
             self.source.load_tensors(selected("source", tensors))
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(decoded(values["scheduler"]))
+            state = decoded(values["scheduler"])
+            require_alike(self.scheduler.state_dict(), state, "the scheduler")
+            self.scheduler.load_state_dict(state)
         for callback, state in zip(self.callbacks, values["callbacks"], strict=True):
             callback.load_state_dict(decoded(state))
         self.reader.restore(values["reader"], selected("reader", tensors))
@@ -177,7 +203,40 @@ def restore_optimizer(optimizer: Optimizer, values: Mapping[str, Any], tensors: 
     for name, value in tensors.items():
         index, key = name.split("/", 1)
         state[int(index)][key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": decoded(values["param_groups"])})
+    groups = decoded(values["param_groups"])
+    for own, group in zip(optimizer.state_dict()["param_groups"], groups, strict=True):
+        require_alike(own, group, "the optimizer")
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def require_fitting(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise :class:`ValueError` unless tensors have the names and shapes of a model's parameters and buffers."""
+    there, own = ({name: value.shape for name, value in each.items()} for each in (tensors, model.state_dict()))
+    if there != own:
+        odd = sorted(name for name in there.keys() | own.keys() if there.get(name) != own.get(name))
+        raise ValueError(f"the selected weights are of another model: {', '.join(odd[:3])}")
+
+
+def is_number(value: Any) -> bool:
+    """True for a number, but not for True and False."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def require_alike(own: Any, there: Any, what: str) -> None:
+    """Raise :class:`TypeError` if a value of a state is of another kind than the live object's, and neither is None.
+
+    Example:
+        >>> require_alike({"lr": 0.1}, {"lr": "fast"}, "the optimizer")
+        Traceback (most recent call last):
+        ...
+        TypeError: lr of the optimizer is a float, not a str
+    """
+    for key in own.keys() & there.keys():
+        before, after = own[key], there[key]
+        if before is None or after is None or (is_number(before) and is_number(after)):
+            continue
+        if type(before) is not type(after):
+            raise TypeError(f"{key} of {what} is a {type(before).__name__}, not a {type(after).__name__}")
 
 
 KIND = "kind of value"

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from deepzero import validation
 from deepzero.errors import InvalidInputError
 from deepzero.extras import required_for
-from deepzero.files import finite, flat, make_folder, replace_file
+from deepzero.files import finite, flat, json_lines, make_folder, read_from, replace_file
 from deepzero.training.metrics import Record, Sink
 from deepzero.training.run_folder import writing
 
@@ -343,9 +343,11 @@ class Kept:
         self._file: Any = None
         self.id: str | None = None
         if self._path is not None and self._path.exists():
-            first, *sent = [json.loads(line) for line in self._path.read_bytes().split(b"\n")[:-1]]  # whole lines
-            self.id = first["id"]
-            self._last = {line["kind"]: line["step"] for line in sent}
+            again = "delete it, and a new run begins there"
+            with read_from(self._path, advice=again):
+                first, *sent = json_lines(self._path)  # whole lines
+                self.id = str(first["id"])
+                self._last = {str(line["kind"]): int(line["step"]) for line in sent}
 
     def begin(self, run: str) -> None:
         """Write the known lines, and leave the file open for more."""

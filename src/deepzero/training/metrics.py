@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from deepzero.files import finite
+from deepzero.files import finite, json_lines
 from deepzero.training.run_folder import writing
 
 Record = Mapping[str, Any]
@@ -109,5 +109,9 @@ def _whole_lines(file: BinaryIO, size: int) -> int:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All records of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """All records of a file of JSON lines.
+
+    Raises:
+        RunFolderError: it cannot be read, or a line is damaged.
+    """
+    return list(json_lines(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import logging
 import warnings
 from collections.abc import Mapping
@@ -19,8 +18,9 @@ from torch import Tensor, nn
 from deepzero import models
 from deepzero.errors import DeepZeroError, InvalidInputError, RunFolderError
 from deepzero.extras import required_for
-from deepzero.files import replace_file
+from deepzero.files import json_value, read_from, replace_file
 from deepzero.own import is_own, parted
+from deepzero.text import one_line
 from deepzero.training.evaluation import eval_mode
 from deepzero.training.run_folder import RunFolder, read_record, writing, written_again
 
@@ -81,7 +81,7 @@ class ModelFile:
         """
         again = f"{written_again(path, read_record(path))} (in Python: load_run(folder, model=Net()))"
         try:
-            value = json.loads((path / NAME).read_bytes())
+            value = json_value(path / NAME)
         except (OSError, ValueError) as error:
             raise RunFolderError(
                 f"{path / NAME}, which says how the network is made, cannot be read ({error}); {again}"
@@ -91,7 +91,22 @@ class ModelFile:
                 f"{path / NAME} is not of this version of deepzero (expected format {FORMAT!r}); {again}"
             )
         known = {key: value[key] for key in cls.__dataclass_fields__ if key in value}
-        return cls(**{**known, "classes": None if known.get("classes") is None else tuple(known["classes"])})
+        with read_from(path / NAME, advice=again):
+            file = cls(**{**known, "classes": None if known.get("classes") is None else tuple(known["classes"])})
+            file.require_kinds()
+        return file
+
+    def require_kinds(self) -> None:
+        """Raise :class:`TypeError` unless every part is of its kind."""
+        texts = (self.target, self.loss, self.problem, *(self.classes or ()))
+        if not all(text is None or isinstance(text, str) for text in texts):
+            raise TypeError("target, loss, problem and the names of the classes must be texts")
+        if not all(part is None or isinstance(part, Mapping) for part in (self.arguments, self.preprocessing)):
+            raise TypeError("arguments and preprocessing must be objects")
+        if self.inputs is not None:
+            shape, dtype = self.inputs["shape"], getattr(torch, self.inputs["dtype"])
+            if not isinstance(dtype, torch.dtype) or not all(type(size) is int and 0 < size < 2**31 for size in shape):
+                raise TypeError("inputs must have a shape of whole numbers and a dtype of PyTorch")
 
     def build(self, path: Path) -> nn.Module:
         """The network again, with weights of its own making.
@@ -105,7 +120,8 @@ class ModelFile:
         if self.target is None:
             return _exported(path, self.problem)
         try:
-            return models.build(_with_code(self.target, path / CODE), **(self.arguments or {}))
+            with read_from(path / NAME, advice="see to that file"):
+                return models.build(_with_code(self.target, path / CODE), **(self.arguments or {}))
         except DeepZeroError as error:
             raise RunFolderError(
                 f"the network {self.target} of {path} cannot be made again: {error}; {GIVE_IT}"
@@ -207,7 +223,10 @@ def _exported(path: Path, problem: str | None) -> nn.Module:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ExportedNetwork(torch.export.load(path / PROGRAM).module())
+        try:
+            return ExportedNetwork(torch.export.load(path / PROGRAM).module())
+        except Exception as error:  # of many kinds
+            raise RunFolderError(f"{path / PROGRAM} cannot be read ({one_line(error)}); {GIVE_IT}") from error
 
 
 class ExportedNetwork(nn.Module):

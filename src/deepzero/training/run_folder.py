@@ -11,12 +11,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from deepzero.errors import RunFolderError
-from deepzero.files import clear_leftovers, finite, flat, json_object, leftovers, make_folder, replace_file, to_json
+from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.files import (
+    clear_leftovers,
+    finite,
+    flat,
+    json_object,
+    json_value,
+    leftovers,
+    make_folder,
+    read_from,
+    read_tensors,
+    replace_file,
+    to_json,
+)
 from deepzero.folder_lock import LOCK, HeldFolder, require_unused
 from deepzero.text import did_you_mean
 from deepzero.training.checkpoint import CheckpointStore
@@ -235,12 +246,7 @@ class RunFolder:
 
     def read_weights(self) -> dict[str, Tensor]:
         """The selected weights of a run that has finished."""
-        try:
-            return safetensors.torch.load_file(self.weights)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise RunFolderError(
-                f"{self.weights} cannot be read: {error}; {written_again(self.path, self.record)}"
-            ) from error
+        return read_tensors(self.weights, advice=written_again(self.path, self.record))
 
     def discard_result(self) -> None:
         """Take away the summary of a run that goes on after it had finished."""
@@ -274,8 +280,8 @@ def read_record(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RunFolderError(no_run(path))
     try:
-        record = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        record = json_value(file)
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"{file} is damaged ({error}); start the run again with another --out") from error
     if isinstance(record, dict) and record.get("format") != FORMAT:
         raise RunFolderError(
@@ -285,6 +291,20 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise RunFolderError(f"{file} is damaged: it has no configuration; start the run again with another --out")
     return record
+
+
+@contextmanager
+def settings_from(path: Path) -> Iterator[None]:
+    """A block that makes a configuration of the record in the folder ``path``: what it cannot be names the record.
+
+    Raises:
+        RunFolderError: a setting is missing, of another kind, or out of its domain.
+    """
+    with read_from(path / RECORD, advice="start the run again with another --out"):
+        try:
+            yield
+        except InvalidInputError as error:
+            raise RunFolderError(f"{path / RECORD}: {error}") from error
 
 
 def command_of(record: Mapping[str, Any]) -> str:

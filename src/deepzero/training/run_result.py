@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from deepzero.errors import MissingPackageError
+from deepzero.errors import MissingPackageError, RunFolderError
 from deepzero.extras import required_for
-from deepzero.files import replace_file
+from deepzero.files import read_from, replace_file
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.metrics import read_metrics
 from deepzero.training.model_file import ModelFile
@@ -76,11 +76,14 @@ def write_result(
 
 
 def _write_plot(folder: RunFolder, title: str) -> None:
-    """Write ``plot.png``; a run does not fail at its end because Matplotlib is not installed."""
+    """Write ``plot.png``; a run does not fail at its end for want of Matplotlib, or for damaged records."""
     try:
-        folder.write_plot(plot_run(read_metrics(folder.metrics), title=title))
-    except MissingPackageError as missing:
+        with read_from(folder.metrics, advice="the run is whole without its picture"):
+            image = plot_run(read_metrics(folder.metrics), title=title)
+    except (MissingPackageError, RunFolderError) as missing:
         log.warning("%s is left out: %s", folder.path / "plot.png", missing)
+        return
+    folder.write_plot(image)
 
 
 def _title(name: str, summary: Mapping[str, Any]) -> str:

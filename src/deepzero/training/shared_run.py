@@ -121,11 +121,15 @@ class SharedRun:
 
         self.team.from_leader(create)
 
-    def last_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, on every rank; None if none was made yet."""
+    def last_checkpoint(self, unfit: Mapping[int, str] | None = None) -> Checkpoint | None:
+        """The newest checkpoint that is whole, on every rank; None if none was made yet.
+
+        Args:
+            unfit: reasons why the checkpoints of some steps were of no use.
+        """
 
         def read() -> bytes:
-            checkpoint = self._newest()
+            checkpoint = self._newest(unfit)
             return b"" if checkpoint is None else checkpoint.to_bytes()
 
         data = self.team.bytes_from_leader(read)
@@ -140,12 +144,12 @@ class SharedRun:
 
         return safetensors.torch.load(self.team.bytes_from_leader(read))
 
-    def _newest(self) -> Checkpoint | None:
+    def _newest(self, unfit: Mapping[int, str] | None) -> Checkpoint | None:
         assert self.folder is not None
         store = self.folder.checkpoints()
         if not store.paths():
             return None
-        restored = store.load()
+        restored = store.load(unfit)
         if (before := self.folder.record.get("versions")) != versions():
             log.warning("this run was started under %s and goes on under %s: its bits may differ", before, versions())
         for reason in restored.rejected:

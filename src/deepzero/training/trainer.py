@@ -44,6 +44,7 @@ from deepzero.training.checkpoint_contents import (
     Position,
     parameter_shapes,
     prefixed,
+    require_fitting,
     snapshot,
 )
 from deepzero.training.evaluation import Metric, eval_mode, measured
@@ -530,10 +531,12 @@ class Trainer:
         """
         try:
             self._live_objects().restore(checkpoint)
-            self._at = Position(**checkpoint.state["position"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self._at = Position.of(checkpoint)
+            if (best := Best.of(checkpoint)) is not None:
+                require_fitting(best.tensors, self.model)
+                self.best = best
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint of step {checkpoint.step} does not fit this run: {error}") from error
-        self.best = Best.of(checkpoint) or self.best
 
     def _checkpoint(self) -> Checkpoint:
         live, best = self._live_objects(), self.best
@@ -604,9 +607,22 @@ class Trainer:
         if run.folder is not None:
             self._store = run.folder.checkpoints()
         self._start_of_metrics = 0
-        if (checkpoint := run.last_checkpoint()) is not None:
-            self.restore(checkpoint)
+        if (checkpoint := self._restored(run)) is not None:
             self._start_of_metrics = checkpoint.state["metrics_bytes"]
+
+    def _restored(self, run: SharedRun) -> Checkpoint | None:
+        """Go to the newest checkpoint that fits; None if none was made yet."""
+        unfit: dict[int, str] = {}
+        while (checkpoint := run.last_checkpoint(unfit)) is not None:
+            reason = None
+            try:
+                self.restore(checkpoint)
+            except CheckpointError as error:
+                reason = str(error)
+            if (reason := self.team.first(reason)) is None:
+                return checkpoint
+            unfit[checkpoint.step] = reason
+        return None
 
     def _require_newest(self) -> None:
         """Raise if another process has gone on with the run since the last call of this trainer."""

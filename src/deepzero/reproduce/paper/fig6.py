@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deepzero.files import json_object
+from deepzero.files import json_object, read_from
 from deepzero.recipes.correction_recipes import RECIPES
 from deepzero.report import Figure, Picture, Series, Table
 from deepzero.report.correction_pages import ERRORS, still
@@ -53,11 +53,15 @@ class Correction:
         )
         if done.summary is None:
             return None
+        with read_from(out, advice="delete that folder to run the cell again"):
+            return self._result(out, done.summary)
+
+    def _result(self, out: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
         errors = json_object(out / ERRORS)
         pictured = self.config.seed == PICTURED and self.config.method != SRC
         return {
-            **{name: done.summary[name] for name in ("mae", "source_mae", "solver_calls", "skipped", "curve")},
-            "seconds": done.summary["training_seconds"],
+            **{name: summary[name] for name in ("mae", "source_mae", "solver_calls", "skipped", "curve")},
+            "seconds": summary["training_seconds"],
             "maes": errors["mae"],
             "by_step": errors["by_step"][::EVERY],
             **({"picture": still(out)} if pictured else {}),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzero.data.data_files import candidate_folders, not_found
+from deepzero.files import read_from
 from deepzero.recipes.defense_recipes import RECIPES, with_method
 from deepzero.report import Figure, Series, Table
 from deepzero.reproduce.cells import Cell, Labels, Workplace
@@ -99,10 +100,11 @@ def _losses(path: Path) -> list[list[float]]:
     """Queries and mean loss of equal parts of the finetuning."""
     if not path.exists():
         return []
-    steps = [record for record in read_metrics(path) if record["kind"] == "step"]
-    size = max(1, len(steps) // POINTS)
-    parts = [steps[k : k + size] for k in range(0, len(steps), size)]
-    return [[part[-1]["queries"], sum(step["loss"] for step in part) / len(part)] for part in parts]
+    with read_from(path, advice="delete the folder of that cell to run it again"):
+        steps = [record for record in read_metrics(path) if record["kind"] == "step"]
+        size = max(1, len(steps) // POINTS)
+        parts = [steps[k : k + size] for k in range(0, len(steps), size)]
+        return [[part[-1]["queries"], sum(step["loss"] for step in part) / len(part)] for part in parts]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -24,6 +26,7 @@ from deepzero.evaluators import (
     PropagationEvaluator,
     SequentialEvaluator,
 )
+from deepzero.files import read_from
 from deepzero.objective import NetworkObjective
 from deepzero.sparsity import (
     cost_aware_ratios,
@@ -56,6 +59,19 @@ class Ratios:
 
     keep: dict[str, float]
     queries: int = 0
+
+    @classmethod
+    def from_file(cls, path: Path, content: Mapping[str, Any]) -> Ratios:
+        """The ratios that a file held.
+
+        Raises:
+            RunFolderError: it held something else.
+        """
+        with read_from(path, advice="start the run again with another --out"):
+            keep = {str(name): float(share) for name, share in content["keep"].items()}
+            if not all(0 <= share <= 1 for share in keep.values()):
+                raise ValueError("a share is not from 0 to 1")
+            return cls(keep, int(content["queries"]))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.run import BATCH, Run
 from deepzero.tasks.classification.classification_config import from_record
 from deepzero.tasks.task_data import read_data
+from deepzero.training.run_folder import settings_from
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def score_run(
                 f"the run in {run.folder} does not say what its data are; give --data PATH, or in Python "
                 "run.evaluate((x, y), loss=...)"
             )
-        config = from_record(run.config)
+        with settings_from(run.folder):
+            config = from_record(run.config)
         return _scored(run, read_data(config.data, data_dir).test, f"the test set of {config.data.title}")
     if run.preprocessing is None or run.classes is None:
         raise InvalidInputError(

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from deepzero import data, validation
+from deepzero.files import read_from
 from deepzero.tasks.classification.classification_config import ClassificationConfig, ModelConfig
 from deepzero.tasks.classification.classifier_setup import ClassifierSetup, make_model, make_optimizer, set_up
 from deepzero.tasks.classification.coordinate_selection import Ratios
@@ -21,7 +22,7 @@ from deepzero.tasks.task_data import Scorer, read_data
 from deepzero.team import Team, own_device
 from deepzero.training import ModelFile, Result, SharedRun, Sink, StopRequest, Trainer, TrainingConfig
 from deepzero.training.checkpoint_contents import parameter_shapes
-from deepzero.training.run_folder import RATIOS_FILE
+from deepzero.training.run_folder import RATIOS_FILE, written_again
 from deepzero.training.training_config import learning_rate
 
 log = logging.getLogger("deepzero")
@@ -95,9 +96,11 @@ def train(
         if run.summary is not None:
             log.info("%s holds a finished run: nothing is left to do", path)
             model = make_model(config.model, splits.train, seed=config.seed).to(place)
-            model.load_state_dict(run.weights())
+            with read_from(path / "model.safetensors", advice=written_again(path, {"config": asdict(config)})):
+                model.load_state_dict(run.weights())
             return Result(model, path, run.summary)
-        known = Ratios(**run.files[RATIOS_FILE]) if RATIOS_FILE in run.files else None
+        kept = run.files.get(RATIOS_FILE)
+        known = None if kept is None else Ratios.from_file(path / RATIOS_FILE, kept)
         setup = set_up(config, splits.train, place, team=team, known=known)
         run.start(
             config=asdict(config),

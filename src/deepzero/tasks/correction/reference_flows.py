@@ -15,7 +15,16 @@ from torch import Tensor
 
 from deepzero.data.data_files import candidate_folders
 from deepzero.errors import RunFolderError
-from deepzero.files import make_folder, replace_file, to_json
+from deepzero.files import (
+    make_folder,
+    read_at_most,
+    read_from,
+    read_tensors,
+    replace_file,
+    tensor_bytes,
+    tensors_in,
+    to_json,
+)
 from deepzero.tasks.correction.correction_config import FlowConfig
 from deepzero.tasks.correction.wake import Flows, WakeFlow, downsampled
 from deepzero.tasks.staged_run import StoppedError, alone
@@ -81,8 +90,10 @@ def reference(
     with alone(folder, stop):
         if not (folder / FRAMES).exists():
             _make(config, folder, stop, progress)
-        found = safetensors.torch.load_file(folder / FRAMES)
-    return _split(config, found)
+        again = "delete it, and the simulations are made again"
+        found = read_tensors(folder / FRAMES, advice=again)
+    with read_from(folder / FRAMES, advice=again):
+        return _split(config, found)
 
 
 def folder_of(config: FlowConfig, data_dir: str | Path | None = None) -> Path:
@@ -99,11 +110,18 @@ def _digest(config: FlowConfig) -> str:
     return hashlib.sha256(_settings(config)).hexdigest()[:12]
 
 
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return read_at_most(path, len(content)) == content
+    except (OSError, ValueError):
+        return False
+
+
 def _make(config: FlowConfig, folder: Path, stop: StopRequest, progress: Progress | None) -> None:
     """Simulate, from the state of an interrupted process if there is one."""
     with writing(folder):
         make_folder(folder)
-        if (folder / SETTINGS).exists() and (folder / SETTINGS).read_bytes() != _settings(config):
+        if (folder / SETTINGS).exists() and not _holds(folder / SETTINGS, _settings(config)):
             raise RunFolderError(f"{folder} holds simulations of other settings; move it away")
         replace_file(folder / SETTINGS, _settings(config))
     flow = WakeFlow(2 * config.resolution, tolerance=config.tolerance)
@@ -148,11 +166,13 @@ class _Unfinished:
     def load(cls, folder: Path, begin: Flows) -> _Unfinished:
         """The state of an interrupted process; a broken file is as good as none."""
         try:
-            found = safetensors.torch.load_file(folder / STATE)
-        except (FileNotFoundError, safetensors.SafetensorError):
+            found = tensors_in(tensor_bytes(folder / STATE))
+            frames = list(found["frames"].unbind(1)) if "frames" in found else []
+            work = cls(int(found["step"]), found["velocity"], frames, list(found["probe"]))
+        except (OSError, ValueError, KeyError, RuntimeError, IndexError):
             return cls(0, begin.velocity, [], [])
-        frames = list(found["frames"].unbind(1)) if "frames" in found else []
-        return cls(int(found["step"]), found["velocity"], frames, list(found["probe"]))
+        fits = work.velocity.shape == begin.velocity.shape and len(work.probe) == work.step >= len(frames)
+        return work if fits else cls(0, begin.velocity, [], [])
 
     def save(self, folder: Path) -> None:
         """Write the state."""

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.files import json_object, replace_file, to_json
+from deepzero.files import json_object, read_from, replace_file, tensor_bytes, tensors_in, to_json
 from deepzero.models import FlowCorrector
 from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.tasks.correction import correction_config as names
@@ -35,10 +35,14 @@ from deepzero.tasks.task_config import StageConfig
 from deepzero.training import RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.progress import counting
-from deepzero.training.run_folder import RATIOS_FILE, checksum, writing
+from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, checksum, settings_from, writing
 
 TRAINING = "training"
 SNAPSHOTS = "snapshots"
+AGAIN = "put it back as it was, or start the run again with another --out"
+"""Advice for a file of the training that cannot be read."""
+POINT = ("step", "queries", "seconds", "skipped")
+"""Numbers in the record of a snapshot."""
 CHECKSUM = "weights_sha256"
 """Key of a snapshot's checksum in its record."""
 CHECKS = 8
@@ -99,7 +103,8 @@ def settings_of(folder: Path) -> CorrectionConfig:
     """
     record = read_record(folder)
     require_made_by(folder, record, "correct")
-    return from_record(record["config"]["correction"])
+    with settings_from(folder):
+        return from_record(record["config"]["correction"])
 
 
 def load_network(folder: Path) -> FlowCorrector:
@@ -115,7 +120,8 @@ def load_network(folder: Path) -> FlowCorrector:
             f"{folder} holds no trained network; make one with `deepzero correct`, or go on with "
             f"`deepzero correct --resume --out {folder}`"
         )
-    return _network_of(config, run.read_weights())
+    with read_from(run.weights, advice="put it back as it was, or train again"):
+        return _network_of(config, run.read_weights())
 
 
 def _network_of(config: CorrectionConfig, weights: Mapping[str, Tensor]) -> FlowCorrector:
@@ -194,7 +200,10 @@ class _Correction:
             loggers=[kept],
         ).train(self.stop, self.console)
         self.run.keep_input("the trained network", safetensors.torch.save(snapshot(network)))
-        ended = json_object(self.run.path / TRAINING / "summary.json")
+        path = self.run.path / TRAINING / SUMMARY
+        ended = json_object(path, advice=AGAIN)
+        if type(ended.get("steps")) is not int:
+            raise RunFolderError(f"{path} is damaged: it has no number of steps; {AGAIN}")
         if ended["steps"] not in [point["step"] for point in self.points()]:  # the budget was spent before
             kept.write({"kind": "epoch", "step": ended["steps"], **ended})
 
@@ -248,8 +257,10 @@ class _Correction:
             keep, calls = layer_shares(self.config, network, self.flow, self.reference.scales, (starts, following))
             kept = {"keep": keep, "solver_calls": calls}
             self.run.write(RATIOS_FILE, kept)
+        with read_from(self.run.path / RATIOS_FILE, advice=AGAIN):
+            shares = {name: float(share) for name, share in kept["keep"].items()}, int(kept["solver_calls"])
         self.run.keep_input(RATIOS_FILE, kept)
-        return kept["keep"], kept["solver_calls"]
+        return shares
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
@@ -276,15 +287,20 @@ class _Correction:
 
     def points(self) -> list[dict[str, Any]]:
         """Records of the snapshots, in the order of their steps."""
-        return [json_object(path) for path in sorted(self.snapshots.glob("*.json"))]
+        found = {path: json_object(path, advice=AGAIN) for path in sorted(self.snapshots.glob("*.json"))}
+        for path, record in found.items():
+            if odd := [name for name in POINT if type(record.get(name)) not in (int, float)]:
+                raise RunFolderError(f"{path} is damaged: it has no number of {odd[0]}; {AGAIN}")
+        return list(found.values())
 
     def network_at(self, point: Mapping[str, Any]) -> FlowCorrector:
         """The network as it was at an earlier step, by the record of its snapshot."""
         path = _snapshot_path(self.snapshots, point["step"])
-        weights = path.read_bytes()
-        if point.get(CHECKSUM, checksum(weights)) != checksum(weights):
-            raise RunFolderError(f"{path} has changed since it was written; start the run again with another --out")
-        return _network_of(self.config, safetensors.torch.load(weights))
+        with read_from(path, advice=AGAIN):
+            weights = tensor_bytes(path)
+            if point.get(CHECKSUM, checksum(weights)) != checksum(weights):
+                raise RunFolderError(f"{path} has changed since it was written; start the run again with another --out")
+            return _network_of(self.config, tensors_in(weights))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepzero import validation
 from deepzero.errors import InvalidInputError, RunFolderError
-from deepzero.files import replace_file, to_json
+from deepzero.files import JSON_BYTES, json_object, parsed, read_at_most, read_from, replace_file, to_json
 from deepzero.tasks.defense.noisy_images import pixels
 from deepzero.tasks.defense.smoothing import ABSTAIN, Certificate, Smoothed, certified_accuracy, require_reachable
 from deepzero.tasks.defense.train_defense import load_pair
@@ -159,14 +159,24 @@ def _known(path: Path, config: CertifyConfig) -> tuple[dict[int, Certificate], i
     settings = path / "certify.json"
     own = json.loads(json.dumps({**asdict(config), "images": None, "radii": None}))
     if (path / CERTIFICATES).exists() and settings.exists():
-        if json.loads(settings.read_bytes()) != own:
+        again = f"move {CERTIFICATES} away to certify all images again"
+        if (there := json_object(settings, advice=again)) != own:
             raise RunFolderError(
-                f"{path} holds certificates of other settings ({settings.read_text().strip()}); move "
+                f"{path} holds certificates of other settings ({json.dumps(there)[:500]}); move "
                 f"{CERTIFICATES} away, or certify with those"
             )
-        text = (path / CERTIFICATES).read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]  # a last line may have been cut off
-        rows = [json.loads(line) for line in whole.splitlines()]
-        return {row.pop("image"): Certificate(**row) for row in rows}, len(whole)
+        with read_from(path / CERTIFICATES, advice=again):
+            text = read_at_most(path / CERTIFICATES, JSON_BYTES)
+            whole = text[: text.rfind(b"\n") + 1]  # a last line may have been cut off
+            rows = [dict(parsed(line)) for line in whole.splitlines()]
+            return {int(row.pop("image")): _certificate(row) for row in rows}, len(whole)
     replace_file(settings, to_json(own))
     return {}, 0
+
+
+def _certificate(row: Mapping[str, Any]) -> Certificate:
+    """The certificate in a line."""
+    found = Certificate(**row)
+    if type(found.answer) is not int or type(found.radius) not in (int, float) or not found.radius >= 0:
+        raise TypeError(f"a certificate has the answer {found.answer!r} and the radius {found.radius!r}")
+    return found

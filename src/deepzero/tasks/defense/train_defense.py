@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deepzero import data
 from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.files import read_from
 from deepzero.models import Autoencoder, SimpleCNN
 from deepzero.randomness import derive_seed, seeded_scope
 from deepzero.tasks.defense import defense_config as names
@@ -45,7 +46,7 @@ from deepzero.tasks.task_data import read_data
 from deepzero.training import Autograd, RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.model_file import export_onnx
-from deepzero.training.run_folder import RATIOS_FILE
+from deepzero.training.run_folder import RATIOS_FILE, RECORD, settings_from, written_again
 
 CLASSIFIER = "classifier.onnx"
 """The model file of a classifier of our own, in the folder of its stage."""
@@ -115,7 +116,8 @@ def settings_of(folder: Path) -> tuple[DefenseConfig, str | None]:
     whole = read_record(folder)
     require_made_by(folder, whole, "defend")
     record = whole["config"]
-    return from_record(record["defense"]), None if record["target"] == OWN else record["target"]
+    with settings_from(folder):
+        return from_record(record["defense"]), None if record["target"] == OWN else str(record["target"])
 
 
 def _record(config: DefenseConfig, classifier: str | Path | None) -> dict[str, Any]:
@@ -273,8 +275,10 @@ class _Defense:
             keep, queries = layer_shares(self.config, denoiser, target.ask, batch)
             kept = {"keep": keep, "queries": queries}
             self.run.write(RATIOS_FILE, kept)
+        with read_from(self.run.path / RATIOS_FILE, advice="put it back, or start the run again with another --out"):
+            shares = {name: float(share) for name, share in kept["keep"].items()}, int(kept["queries"])
         self.run.keep_input(RATIOS_FILE, kept)
-        return kept["keep"], kept["queries"]
+        return shares
 
     def finetune(self, fine: Finetuning, images: data.Dataset) -> None:
         """Train the denoiser by the classifier's answers, within the budget."""
@@ -380,10 +384,12 @@ def load_pair(
         if config.method in names.AUTOENCODED:
             halves = Autoencoder(config.autoencoder)
             front = nn.Sequential(nn.Sequential(front, halves.encoder), halves.decoder)
-    front.load_state_dict(run.read_weights())
-    own = Path(run.record["stages"]) / "classifier" / CLASSIFIER
+    with read_from(run.weights, advice=written_again(folder, run.record)):
+        front.load_state_dict(run.read_weights())
+    with read_from(folder / RECORD, advice="train a new defense"):
+        own = Path(run.record["stages"]) / "classifier" / CLASSIFIER
     target = load_target(own if classifier is None else classifier)
-    if target.sha256 != summary["classifier_sha256"]:
+    if target.sha256 != summary.get("classifier_sha256"):
         raise RunFolderError(
             f"{target.name} is another classifier than the one that {folder} was trained for: its content has changed "
             "since; put the old file back, or train a new defense"
