@@ -63,8 +63,10 @@ def speed_section() -> str:
 
 
 def short_section() -> str:
-    """For the README: ratios by case and number of threads; of single cases, as long as there is no whole record."""
-    contents = speeds() or [content for name in ("digits", "cnn", "resnet20") if (content := read(name))]
+    """For the README: ratios by case and number of threads."""
+    contents = speeds()
+    if not contents:
+        return NONE_YET
     found = {(c["case"], content["environment"]["threads"]): c for content in contents for c in content["cases"]}
     threads = sorted({count for _, count in found})
     words = {count: "1 thread" if count == 1 else f"{count} threads" for count in threads}
