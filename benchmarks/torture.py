@@ -294,7 +294,7 @@ def fit(bill: Path, journal: Path | None, out: Path) -> int:
     file = os.open(bill, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def paid(params: dict[str, Any]) -> float:
-        os.write(file, dz.query_key().encode() + b"\n")
+        os.write(file, f"{dz.query_key()}\n".encode())
         return loss(params["w"])
 
     box = dz.BlackBox(paid, {"w": np.linspace(0.1, 0.9, SIZE)})
