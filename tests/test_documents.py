@@ -58,6 +58,8 @@ def test_every_package_is_in_the_api_reference() -> None:
             "evaluator_choice",
             "extras",
             "files",
+            "folder_lock",
+            "orphans",
             "own",
             "process_memory",
             "randomness",

@@ -87,7 +87,9 @@ def test_workers_of_a_killed_script_end_and_leave_nothing_behind(what: str, tmp_
         stderr=subprocess.PIPE,
     )
     try:
-        assert within(60, lambda: len(list(asked.iterdir())) >= workers), process.poll()
+        begun = within(60, lambda: len(list(asked.iterdir())) >= workers or process.poll() is not None)
+        assert begun, "it has not begun"
+        assert process.poll() is None, process.communicate()[1].decode()
         process.kill()
         process.wait()
         assert within(20, lambda: not session(process.pid)), "workers live on"

@@ -76,7 +76,7 @@ class AnswerCount:
         ...     count = AnswerCount(Path(folder, "queries.sqlite"), 3)
         ...     count.add(2)
         ...     least = AnswerCount.noted(Path(folder, "queries.sqlite"))
-        ...     count.remove()
+        ...     count.close(remove=True)
         ...     least, AnswerCount.noted(Path(folder, "queries.sqlite"))
         (5, 0)
     """
@@ -116,11 +116,17 @@ class AnswerCount:
         self._file.seek(0)
         self._file.write(COUNT.pack(self._number, rows.checksum("count", self._number)))
 
-    def remove(self) -> None:
-        """Take the number away, once, from a journal whose log is merged into it."""
+    def close(self, *, remove: bool) -> None:
+        """Leave the number to the next process, or take it away from a journal whose log is merged into it."""
         if not self._file.closed:
             self._file.close()
-            self._path.unlink(missing_ok=True)
+            if remove:
+                self._path.unlink(missing_ok=True)
+
+    def __del__(self) -> None:
+        """Of a journal that was not closed, the number stays."""
+        if hasattr(self, "_file"):
+            self.close(remove=False)
 
 
 @dataclass(frozen=True)

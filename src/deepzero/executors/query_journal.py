@@ -200,8 +200,7 @@ class QueryJournal:
         if os.getpid() == self._process:
             with self._lock:
                 self._db.close()
-                if not journal_file.log_size(self.path):
-                    self._count.remove()
+                self._count.close(remove=not journal_file.log_size(self.path))
 
     def __enter__(self) -> QueryJournal:
         return self
