@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,15 +71,21 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
     return True
 
 
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder with a name so short that the system takes it for that of a fork server's socket."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
 @pytest.mark.parametrize(
     "what", [pytest.param("minimize", marks=pytest.mark.slow), "a pool of the user's, most of it idle"]
 )
-def test_workers_of_a_killed_script_end_and_leave_nothing_behind(what: str, tmp_path: Path) -> None:
+def test_workers_of_a_killed_script_end_and_leave_nothing_behind(what: str, tmp_path: Path, scratch: Path) -> None:
     works, workers = KILLED[what]
-    script, asked, scratch = tmp_path / "script.py", tmp_path / "asked", tmp_path / "scratch"
+    script, asked = tmp_path / "script.py", tmp_path / "asked"
     script.write_text(f"{HEAD}    {works}\n")
     asked.mkdir()
-    scratch.mkdir()
     shared = set(SHARED.iterdir())
     process = subprocess.Popen(
         [sys.executable, str(script), str(asked)],
