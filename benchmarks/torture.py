@@ -56,6 +56,7 @@ sys.path.insert(0, str(TESTS))
 import damage  # noqa: E402 - the damages that the tests of readers make, too
 
 TRAIN = ("train", "digits", "--epochs", "1", "--limit", "256", "--checkpoint-steps", "1", "--quiet")
+REPRODUCE = ("reproduce", "fig2", "--scale", "smoke", "--only", "method=FO", "--quiet")
 LIMIT = 120.0
 """Seconds after which a process hangs."""
 WORKERS, SIZE, STEPS = 3, 20, 12
@@ -519,7 +520,7 @@ def _commands(place: Path) -> dict[str, Words]:
         "journal": Words(("journal", "kept/queries.sqlite"), "kept"),
         "defend --resume": Words(("defend", "--resume", "--out", "defense", "--max-minutes", "0.001"), "defense"),
         "certify": Words(("certify", "defense"), "defense"),
-        "reproduce --resume": Words(("reproduce", "fig2", "--smoke", "--resume", "--out", "figure"), "figure"),
+        "reproduce": Words((*REPRODUCE, "--out", "figure"), "figure"),
     }
 
 
@@ -543,7 +544,7 @@ def _place(scratch: Path) -> Path:
         ["train", "digits", *small, "--out", "done"],
         ["train", "digits", *small, "--checkpoint-steps", "1", "--max-minutes", "0.02", "--out", "begun"],
         ["defend", "digits", "--max-minutes", "0.02", "--quiet", "--out", "defense"],
-        ["reproduce", "fig2", "--smoke", "--quiet", "--out", "figure"],
+        [*REPRODUCE, "--out", "figure"],
     ):
         child = forked(lambda: _inside(place, words), scratch / "made.txt")  # noqa: B023
         code = child.wait(600.0)
