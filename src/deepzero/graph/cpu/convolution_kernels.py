@@ -9,6 +9,7 @@ wide as a vector, lanes its numbers (:mod:`deepzero.graph.cpu.convolution_loops`
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from deepzero.graph.calls import Value
 from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
@@ -32,6 +34,8 @@ With 1 MiB of cache, 64 channels of 8x8 were 5 % and 18 channels of 16x16 9 % fa
 into bands.
 """
 PLAIN = (1,) * 8
+FEW_SAMPLES = 8
+"""Samples whose products are added up in the data's dtype."""
 
 
 @cache
@@ -504,7 +508,10 @@ def _record(
 def slices_to_tail(
     x: Value, difference: OneHot, geometry: ConvolutionGeometry, shape: torch.Size, tail: Tail
 ) -> Channel | None:
-    """The slice of the padded input that each weight multiplies goes through the cache twice, and nowhere else."""
+    """The slice of the padded input that each weight multiplies goes through the cache once, and nowhere else.
+
+    The sums that batch norm takes of it are read off a table, :class:`SliceSums`.
+    """
     if not takes(geometry, x.base, shape) or difference.values.dtype != x.base.dtype:
         return None
     split = Split.of(shape[0], x.base.dtype)
@@ -514,30 +521,98 @@ def slices_to_tail(
     entries = [t * d * n for t, d, n in zip(taps, geometry.dilation, (across, 1), strict=True)]
     offsets = (inputs * (padded.shape[2] * across) + sum(entries)) * split.lanes
     bands = _bands_of_slices(ConvolutionSizes.of(geometry, x.base.shape[1:], shape), split, across, shape)
-    sums = torch.zeros(difference.count, 3, dtype=torch.float64)
-    out = x.base.new_empty(difference.count, *(shape if tail.pooled is None else tail.pooled.base.shape)[2:], shape[0])
-
-    def run(record: Any) -> None:
-        loops().slices(
-            padded.flatten().numpy(),
-            padded[0].numel(),
-            offsets.numpy(),
-            difference.values.contiguous().numpy(),
-            outputs.numpy(),
-            bands,
-            x.base.new_empty(bands.starts.size * split.lanes).numpy(),
-            sums.flatten().numpy(),
-            record,
-            shape[0],
-            out.flatten().numpy(),
-        )
-
-    run(_record(tail, split, shape, [], x.base.dtype))
     gamma = None if tail.gamma is None else tail.gamma[outputs]
+    sums = SliceSums.remembered(x, geometry, tail.centred).of(
+        difference.values, outputs, inputs, taps[0] * geometry.kernel[1] + taps[1]
+    )
     rows = shape.numel() // shape[1]
     parts = coefficients_of(sums, rows, tail.scale[outputs], gamma, residue(tail.centred)[outputs])
-    run(_record(tail, split, shape, [part.unsqueeze(1) for part in parts], x.base.dtype))
+    out = x.base.new_empty(difference.count, *(shape if tail.pooled is None else tail.pooled.base.shape)[2:], shape[0])
+    loops().slices(
+        padded.flatten().numpy(),
+        padded[0].numel(),
+        offsets.numpy(),
+        difference.values.contiguous().numpy(),
+        outputs.numpy(),
+        bands,
+        x.base.new_empty(bands.starts.size * split.lanes).numpy(),
+        _record(tail, split, shape, [part.unsqueeze(1) for part in parts], x.base.dtype),
+        shape[0],
+        out.flatten().numpy(),
+    )
     return Channel(1, outputs, out.movedim(-1, 1), shape if tail.pooled is None else tail.pooled.base.shape)
+
+
+class SliceSums(NamedTuple):
+    """Sums over samples and places of slices z of a convolution's padded input, for all of its weights.
+
+    A weight of output o, input c and tap k multiplies the slice ``z_{c k}`` of input c that is shifted by k. Sums of
+    changes ``d = v z``, of ``c_o d`` and of ``d^2`` follow from those of z, of ``c_o z`` and of ``z^2``: the second is
+    what a weight's gradient would be if the centred values were that of the output, one operation for all weights.
+
+    Attributes:
+        plain: of z, ``[C, taps]``.
+        cross: of ``c_o z``, ``[O, C, taps]``.
+        square: of ``z^2``, ``[C, taps]``.
+    """
+
+    plain: Float64[Tensor, "c k"]
+    cross: Float64[Tensor, "o c k"]
+    square: Float64[Tensor, "c k"]
+
+    @classmethod
+    def remembered(cls, x: Value, geometry: ConvolutionGeometry, centred: Value) -> SliceSums:
+        """Those of a step's base values, once a step."""
+        found: SliceSums = centred.remember(
+            f"sums of slices {geometry}", lambda: cls.made(x.base, geometry, centred.base)
+        )
+        return found
+
+    @classmethod
+    def made(
+        cls, x: Float[Tensor, "b c h w"], geometry: ConvolutionGeometry, centred: Float[Tensor, "b o h_out w_out"]
+    ) -> SliceSums:
+        """Those of an input, and of centred values of the output.
+
+        Products of a few samples are added up in the data's dtype, and their sums in float64.
+        """
+        padded, size = geometry.pad(x), (centred.shape[1], x.shape[1], *geometry.kernel)
+        cross = torch.zeros(size, dtype=torch.float64)
+        for some, other in zip(padded.split(FEW_SAMPLES), centred.split(FEW_SAMPLES), strict=True):
+            cross += conv2d_weight(some, size, other, geometry.stride, 0, geometry.dilation)
+        wide = padded.double()
+        plain, square = (
+            cls._over_places(sums, geometry, centred.shape[2:]) for sums in (wide.sum(0), wide.square().sum(0))
+        )
+        return cls(plain, cross.flatten(2), square)
+
+    @staticmethod
+    def _over_places(
+        image: Float64[Tensor, "c h w"], geometry: ConvolutionGeometry, spatial: Sequence[int]
+    ) -> Float64[Tensor, "c k"]:
+        sums = []
+        for start in itertools.product(
+            *(range(0, k * d, d) for k, d in zip(geometry.kernel, geometry.dilation, strict=True))
+        ):
+            rows, columns = (
+                slice(begin, begin + (count - 1) * step + 1, step)
+                for begin, count, step in zip(start, spatial, geometry.stride, strict=True)
+            )
+            sums.append(image[:, rows, columns].sum((1, 2)))
+        return torch.stack(sums, 1)
+
+    def of(
+        self,
+        values: Float[Tensor, " p"],
+        outputs: Int64[Tensor, " p"],
+        inputs: Int64[Tensor, " p"],
+        tap: Int64[Tensor, " p"],
+    ) -> Float64[Tensor, "p 3"]:
+        """Sums of ``d, c d, d^2`` for changes of one weight each."""
+        v = values.double()
+        return torch.stack(
+            [v * self.plain[inputs, tap], v * self.cross[outputs, inputs, tap], v * v * self.square[inputs, tap]], 1
+        )
 
 
 def _bands_of_slices(sizes: ConvolutionSizes, split: Split, across: int, shape: torch.Size) -> Any:

@@ -43,7 +43,7 @@ from deepzero.graph.cpu.vectors import (
 
 PARTIAL = 256
 """Vectors that are added up in the data's dtype before their sum goes to float64."""
-FIRST, ONE, NOWHERE = np.int64(0), np.int64(1), np.int64(-1)
+FIRST, NOWHERE = np.int64(0), np.int64(-1)
 """Constants that numba takes as any number: it would compile a part anew for each plain one."""
 
 
@@ -332,19 +332,14 @@ def follow(data, count, bands, tail, extra, rows, out):
 
 
 @borrowing
-def slices(padded, apart, offsets, values, channels, bands, buffer, sums, tail, batch, out):
-    """Slices of padded blocks ``[N, C, ., L]``, ``apart`` from each other, and what follows them in their channel.
+def slices(padded, apart, offsets, values, channels, bands, buffer, tail, batch, out):
+    """What follows slices of padded blocks ``[N, C, ., L]``, ``apart`` from each other, in their channel.
 
-    Without a slope, their sums by :func:`add_sums` to ``sums [P, 3]``; with it, to ``out [P, places behind, B]``.
+    It goes to ``out [P, places behind, B]``.
     """
-    step, behind, places = lanes(padded), tail.behind[0] * tail.behind[1], bands.starts.size
+    behind = tail.behind[0] * tail.behind[1]
     for block in range(bands.origins.size):
         for p in range(offsets.size):
             slice_of_band(padded, block * apart + offsets[p], values[p], bands.starts, buffer)
-            row = block * bands.outputs + channels[p]
-            if tail.slope.size:
-                place = p * behind * batch + bands.origins[block]
-                tail_row(buffer, FIRST, tail, row, FIRST, bands, p, FIRST, buffer, NOWHERE, out, place, batch)
-            else:
-                base = row * places * step
-                add_sums(buffer, FIRST, tail.centred, base, FIRST, places, bands.skips, block, ONE, sums, p * 3)
+            row, place = block * bands.outputs + channels[p], p * behind * batch + bands.origins[block]
+            tail_row(buffer, FIRST, tail, row, FIRST, bands, p, FIRST, buffer, NOWHERE, out, place, batch)
