@@ -100,6 +100,12 @@ class Kernels(Protocol):
         """The same where one weight differs: its output channel alone."""
         ...
 
+    def affine_to_tail(
+        self, difference: OneHot, shape: torch.Size, tail: Tail, *, factor: bool
+    ) -> Channel | None:
+        """The same where one entry of gamma differs, or, without ``factor``, of what is added to the channels."""
+        ...
+
     def shifted_slices(
         self,
         padded: Float[Tensor, "i b *spatial"],
@@ -290,6 +296,9 @@ class NoKernels:
         """None."""
 
     def slices_to_tail(self, *_: Any) -> None:
+        """None."""
+
+    def affine_to_tail(self, *_: Any, factor: bool) -> None:
         """None."""
 
     def shifted_slices(self, *_: Any) -> None:

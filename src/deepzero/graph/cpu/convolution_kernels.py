@@ -34,8 +34,8 @@ With 1 MiB of cache, 64 channels of 8x8 were 5 % and 18 channels of 16x16 9 % fa
 into bands.
 """
 PLAIN = (1,) * 8
-FEW_SAMPLES = 8
-"""Samples whose products are added up in the data's dtype."""
+SUMMED = 1024
+"""Places whose products PyTorch may add up in the data's dtype: its error grows with their number."""
 
 
 @cache
@@ -92,9 +92,13 @@ class Split(NamedTuple):
 
 def takes(geometry: ConvolutionGeometry, weight: Tensor, size: torch.Size) -> bool:
     """True if the loops take a convolution to ``size``: in one group, of enough samples to fill a vector."""
-    plain = geometry.ndim == 2 and geometry.groups == 1 and weight.device.type == "cpu"
-    known = weight.dtype in (torch.float32, torch.float64) and size.numel() > 0 and weight.numel() > 0
-    return plain and known and size[0] >= vectors().BYTES // weight.dtype.itemsize
+    return geometry.ndim == 2 and geometry.groups == 1 and weight.numel() > 0 and _fills(weight, size)
+
+
+def _fills(like: Tensor, size: torch.Size) -> bool:
+    """True if the loops know the numbers of a tensor, and samples of ``size`` fill a vector of them."""
+    known = like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64) and size.numel() > 0
+    return known and size[0] >= vectors().BYTES // like.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -489,7 +493,7 @@ def _record(
     parts: Sequence[Float64[Tensor, "p some"]],
     dtype: torch.dtype,
 ) -> Any:
-    """The loops' record of a tail; without parts, of one whose sums are to be found first."""
+    """The loops' record of a tail."""
     behind, maxima, window = tuple(shape[2:]), torch.empty(0, dtype=dtype), PLAIN
     if tail.pooled is not None and tail.window is not None:
         w = tail.window
@@ -501,7 +505,7 @@ def _record(
         maxima.numpy(),
         behind,
         window,
-        *(part.to(dtype).contiguous().numpy() for part in parts or [torch.empty(0, 0)] * 3),
+        *(part.to(dtype).contiguous().numpy() for part in parts),
     )
 
 
@@ -516,31 +520,74 @@ def slices_to_tail(
         return None
     split = Split.of(shape[0], x.base.dtype)
     padded: Tensor = x.remember(f"padded blocks{geometry.pads}", lambda: split.blocks(geometry.pad(x.base)))
-    across = padded.shape[3]
+    sizes = ConvolutionSizes.of(geometry, x.base.shape[1:], shape)
     outputs, inputs, *taps = (index.contiguous() for index in difference.positions())
-    entries = [t * d * n for t, d, n in zip(taps, geometry.dilation, (across, 1), strict=True)]
-    offsets = (inputs * (padded.shape[2] * across) + sum(entries)) * split.lanes
-    bands = _bands_of_slices(ConvolutionSizes.of(geometry, x.base.shape[1:], shape), split, across, shape)
+    entries = [t * d * n for t, d, n in zip(taps, geometry.dilation, (sizes.across, 1), strict=True)]
     gamma = None if tail.gamma is None else tail.gamma[outputs]
     sums = SliceSums.remembered(x, geometry, tail.centred).of(
         difference.values, outputs, inputs, taps[0] * geometry.kernel[1] + taps[1]
     )
     rows = shape.numel() // shape[1]
     parts = coefficients_of(sums, rows, tail.scale[outputs], gamma, residue(tail.centred)[outputs])
-    out = x.base.new_empty(difference.count, *(shape if tail.pooled is None else tail.pooled.base.shape)[2:], shape[0])
-    loops().slices(
-        padded.flatten().numpy(),
-        padded[0].numel(),
-        offsets.numpy(),
-        difference.values.contiguous().numpy(),
-        outputs.numpy(),
-        bands,
-        x.base.new_empty(bands.starts.size * split.lanes).numpy(),
-        _record(tail, split, shape, [part.unsqueeze(1) for part in parts], x.base.dtype),
-        shape[0],
-        out.flatten().numpy(),
-    )
-    return Channel(1, outputs, out.movedim(-1, 1), shape if tail.pooled is None else tail.pooled.base.shape)
+    slices = _Slices(padded, inputs * math.prod(padded.shape[2:4]) + sum(entries), difference.values, outputs)
+    return slices.followed(sizes, split, shape, tail, parts)
+
+
+def affine_to_tail(difference: OneHot, shape: torch.Size, tail: Tail, *, factor: bool) -> Channel | None:
+    """One change a perturbation, of gamma or of what is added: ``v = change c / s``, or the change itself."""
+    centred, values = tail.centred.base, difference.values
+    if not _fills(centred, shape) or len(shape) != 4 or values.dtype != centred.dtype:
+        return None
+    split, (channels, height, width) = Split.of(shape[0], values.dtype), shape[1:]
+    (outputs,) = (index.contiguous() for index in difference.positions())
+    sizes = ConvolutionSizes((channels, height, width), (height, width), (1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    change, none = values.double(), torch.zeros(difference.count, dtype=torch.float64)
+    parts = (change / tail.scale[outputs].double(), none, none) if factor else (none, none, change)
+    blocks = split.remembered(tail.centred).view(-1, *shape[1:], split.lanes)
+    slices = _Slices(blocks, outputs * (height * width), torch.ones_like(values), outputs)
+    return slices.followed(sizes, split, shape, tail, parts)
+
+
+class _Slices(NamedTuple):
+    """Changes of one channel each, multiples of slices of images in blocks.
+
+    Attributes:
+        blocks: the images.
+        starts: the first place of each slice in a block.
+        factors: of the slices.
+        channels: of what they are added to.
+    """
+
+    blocks: Float[Tensor, "n c h w lane"]
+    starts: Int64[Tensor, " p"]
+    factors: Float[Tensor, " p"]
+    channels: Int64[Tensor, " p"]
+
+    def followed(
+        self,
+        sizes: ConvolutionSizes,
+        split: Split,
+        shape: torch.Size,
+        tail: Tail,
+        parts: Sequence[Float64[Tensor, " p"]],
+    ) -> Channel:
+        """What follows them, with a slope, a tilt and a shift for each."""
+        behind = shape if tail.pooled is None else tail.pooled.base.shape
+        bands = _bands_of_slices(sizes, split, shape)
+        out = self.blocks.new_empty(len(self.channels), *behind[2:], shape[0])
+        loops().slices(
+            self.blocks.flatten().numpy(),
+            self.blocks[0].numel(),
+            (self.starts * split.lanes).numpy(),
+            self.factors.contiguous().numpy(),
+            self.channels.numpy(),
+            bands,
+            self.blocks.new_empty(bands.starts.size * split.lanes).numpy(),
+            _record(tail, split, shape, [part.unsqueeze(1) for part in parts], out.dtype),
+            shape[0],
+            out.flatten().numpy(),
+        )
+        return Channel(1, self.channels, out.movedim(-1, 1), behind)
 
 
 class SliceSums(NamedTuple):
@@ -577,13 +624,11 @@ class SliceSums(NamedTuple):
         Products of a few samples are added up in the data's dtype, and their sums in float64.
         """
         padded, size = geometry.pad(x), (centred.shape[1], x.shape[1], *geometry.kernel)
-        cross = torch.zeros(size, dtype=torch.float64)
-        for some, other in zip(padded.split(FEW_SAMPLES), centred.split(FEW_SAMPLES), strict=True):
+        cross, few = torch.zeros(size, dtype=torch.float64), max(1, SUMMED // centred[0, 0].numel())
+        for some, other in zip(padded.split(few), centred.split(few), strict=True):
             cross += conv2d_weight(some, size, other, geometry.stride, 0, geometry.dilation)
-        wide = padded.double()
-        plain, square = (
-            cls._over_places(sums, geometry, centred.shape[2:]) for sums in (wide.sum(0), wide.square().sum(0))
-        )
+        sums = (padded.sum(0, dtype=torch.float64), padded.square().sum(0, dtype=torch.float64))
+        plain, square = (cls._over_places(image, geometry, centred.shape[2:]) for image in sums)
         return cls(plain, cross.flatten(2), square)
 
     @staticmethod
@@ -615,7 +660,7 @@ class SliceSums(NamedTuple):
         )
 
 
-def _bands_of_slices(sizes: ConvolutionSizes, split: Split, across: int, shape: torch.Size) -> Any:
+def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size) -> Any:
     """The loops' record for slices: whole images of one channel, samples last in what they write."""
     starts, none = (sizes.starts(shape[2]) * split.lanes).numpy(), torch.arange(0).numpy()
     return loops().Bands(
@@ -630,7 +675,7 @@ def _bands_of_slices(sizes: ConvolutionSizes, split: Split, across: int, shape: 
         top=0,
         left=0,
         padded=0,
-        across=across,
+        across=sizes.across,
         spatial=(shape[2], shape[3]),
         outputs=shape[1],
         width=shape[1],

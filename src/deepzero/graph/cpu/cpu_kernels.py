@@ -32,6 +32,7 @@ WIDE = 512
 """Columns that a compiled loop likes to see side by side."""
 
 activation = activation_kernels.activation
+affine_to_tail = convolution_kernels.affine_to_tail
 attention = attention_kernels.attention
 convolve_channel = convolution_kernels.convolve_channel
 convolve_dense = convolution_kernels.convolve_dense

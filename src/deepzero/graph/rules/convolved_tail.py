@@ -13,7 +13,7 @@ from typing import Any
 
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
-from deepzero.graph.differences import Blocks, Channel, Dense, OneHot
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
 from deepzero.graph.rules.base import difference_of, in_kind_for, rule
 from deepzero.graph.rules.convolution import convolution
 from deepzero.graph.rules.normalization import batch_norm_relu, batch_statistics
@@ -65,20 +65,30 @@ def _fused(
 ) -> Any:
     """By a kernel of the device, if it has one."""
     x, weight, *options = convolved
-    shape, own = call.values[0].base.shape, kernels.on(x.base)
-    differs = [difference_of(a) for a in (*options[:1], *normalized[:2])]
+    shape, own, bias = call.values[0].base.shape, kernels.on(x.base), options[0] if options else None
     aligned = residual is None or residual.base.shape == shape
-    if len(shape) != 4 or not aligned or any(d is not None for d in differs) or weight.base.dim() != 4:
+    if len(shape) != 4 or not aligned or difference_of(bias) is not None or weight.base.dim() != 4:
         return None
+    d, moved, extra = x.difference, weight.difference, difference_of(residual)
+    gamma, beta = (difference_of(a) for a in normalized[:2])
+    if gamma is not None or beta is not None:
+        change = _only([d, moved, extra, gamma, beta])
+        if not isinstance(change, OneHot):
+            return None
+        return own.affine_to_tail(change, shape, _tail(call, normalized, pooled), factor=gamma is not None)
     geometry = call.memo("geometry", lambda: ConvolutionGeometry(weight.base, *_options(options)))
-    extra, moved = difference_of(residual), weight.difference
-    if x.difference is None and isinstance(moved, OneHot) and extra is None:
+    if d is None and isinstance(moved, OneHot) and extra is None:
         return own.slices_to_tail(x.value, moved, geometry, shape, _tail(call, normalized, pooled))
-    d = x.difference
     if moved is not None or d is None:
         return None
     d = d if isinstance(d, Dense | Blocks) or (isinstance(d, Channel) and d.axis == 1) else Dense(d.dense())
     return own.convolve_to_tail(d, weight.value, geometry, shape, _tail(call, normalized, pooled), extra)
+
+
+def _only(differences: Sequence[Difference | Blocks | None]) -> Difference | Blocks | None:
+    """The only difference, if there is one alone."""
+    found = [d for d in differences if d is not None]
+    return found[0] if len(found) == 1 else None
 
 
 def _options(options: Sequence[Any]) -> tuple[Any, ...]:
