@@ -6,6 +6,7 @@ reuse still holds: in a network whose last part has no rule, a query costs that 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from deepzero.errors import GraphError
 from deepzero.graph.calls import Value
 from deepzero.graph.capture import Graph, Node
 from deepzero.graph.program import downstream
+from deepzero.graph.windows import Window
 from deepzero.objective import NetworkObjective, Parameters, as_complex, keywords
 from deepzero.operator import TARGET, answering, narrowed
 from deepzero.randomness import Draws, matching, placed, without_draw
@@ -31,6 +33,28 @@ aten = torch.ops.aten
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def max_pool2d(
+    z: Tensor, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Tensor:
+    """The same maxima over the rows of all windows first, then along them, where PyTorch looks at one after another.
+
+    Its own is as fast, or faster, on other devices and in channels-last memory; and takes what is left: padding, and
+    windows that reach over an edge.
+    """
+    window = Window.of(kernel_size, stride, padding, dilation)
+    plain = z.dim() == 4 and z.device.type == "cpu" and z.is_contiguous() and z.is_floating_point()
+    if not plain or ceil_mode or any(window.padding):
+        return aten.max_pool2d.default(z, kernel_size, stride, padding, dilation, ceil_mode)  # type: ignore[no-any-return]
+    out = z
+    for axis in (0, 1):
+        step, apart, size = window.stride[axis], window.dilation[axis], z.shape[axis + 2]
+        extent = (size - (window.kernel[axis] - 1) * apart - 1) // step * step + 1
+        starts = range(0, window.kernel[axis] * apart, apart)
+        entries = [out[(slice(None),) * (axis + 2) + (slice(start, start + extent, step),)] for start in starts]
+        out = functools.reduce(torch.maximum, entries)
+    return out.contiguous()
 
 
 RESHAPED = (aten.view.default, aten._unsafe_view.default)
@@ -142,6 +166,8 @@ class Dealer:
                 return node.target(*args, **kwargs)
         if node.target in RESHAPED:
             return torch.reshape(*args, **kwargs)
+        if node.target is aten.max_pool2d.default:
+            return max_pool2d(*args, **kwargs)
         if self._wide and node.target in SHARP:
             return SHARP[node.target](*args, **kwargs)
         if position is None:

@@ -71,18 +71,17 @@ class Split(NamedTuple):
 
     def blocks(self, samples: Float[Tensor, " b *rest"]) -> Float[Tensor, "n *rest lane"]:
         """Samples in blocks."""
-        index = self.firsts.unsqueeze(1) + torch.arange(self.lanes)
-        return samples[index].movedim(1, -1).contiguous()
+        return self.stacked(samples.unsqueeze(0))[0]
 
     def stacked(self, stacked: Float[Tensor, "p b *rest"]) -> Float[Tensor, "p n *rest lane"]:
         """The samples of each perturbation in blocks."""
-        count, batch = len(self.firsts), stacked.shape[1]
-        last = stacked[:, batch - self.lanes :].movedim(1, -1).unsqueeze(1)
-        if count == 1:
-            return last.contiguous()
-        even = stacked[:, : (count - 1) * self.lanes].movedim(1, -1)
-        whole = even.reshape(*even.shape[:-1], count - 1, self.lanes).movedim(-2, 1)
-        return torch.cat([whole, last], 1)
+        (count, batch, *rest), lanes = stacked.shape, self.lanes
+        whole = batch // lanes
+        out = stacked.new_empty(count, len(self.firsts), *rest, lanes)
+        out[:, :whole] = stacked[:, : whole * lanes].unflatten(1, (whole, lanes)).movedim(2, -1)
+        if whole < len(self.firsts):
+            out[:, whole] = stacked[:, batch - lanes :].movedim(1, -1)
+        return out
 
     def remembered(self, value: Value) -> Float[Tensor, " numbers"]:
         """A base value in blocks, flat, once a step."""
