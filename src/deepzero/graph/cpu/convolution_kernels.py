@@ -33,6 +33,8 @@ SCRATCH = 768 << 10
 With 1 MiB of cache, 64 channels of 8x8 were 5 % and 18 channels of 16x16 9 % faster than at 640 KiB, which cuts them
 into bands.
 """
+NEAR = 4 << 10
+"""Bytes of a slice that are made at a time: with as many base values twice they stay in a core's nearest cache."""
 PLAIN = (1,) * 8
 SUMMED = 1024
 """Places whose products PyTorch may add up in the data's dtype: its error grows with their number."""
@@ -572,7 +574,7 @@ class _Slices(NamedTuple):
     ) -> Channel:
         """What follows them, with a slope, a tilt and a shift for each."""
         behind = shape if tail.pooled is None else tail.pooled.base.shape
-        bands = _bands_of_slices(sizes, split, shape)
+        bands = _bands_of_slices(sizes, split, shape, tail)
         out = self.blocks.new_empty(len(self.channels), *behind[2:], shape[0])
         loops().slices(
             self.blocks.flatten().numpy(),
@@ -659,9 +661,12 @@ class SliceSums(NamedTuple):
         )
 
 
-def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size) -> Any:
-    """The loops' record for slices: whole images of one channel, samples last in what they write."""
-    starts, none = (sizes.starts(shape[2]) * split.lanes).numpy(), torch.arange(0).numpy()
+def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size, tail: Tail) -> Any:
+    """The loops' record for slices: bands of one channel, samples last in what they write."""
+    step, (height, width) = _rows_at_a_time(tail), shape[2:]
+    choices = [r for r in range(height, 0, -1) if step is not None and height % r == 0 and r % step == 0] or [height]
+    rows = next((r for r in choices if r * width * vectors().BYTES <= NEAR), choices[-1])
+    starts, none = (sizes.starts(rows) * split.lanes).numpy(), torch.arange(0).numpy()
     return loops().Bands(
         size=(1, 0, 0),
         image=0,
@@ -669,8 +674,8 @@ def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size) -
         apart=shape[0],
         skips=split.skips.numpy(),
         together=1,
-        rows=shape[2],
-        stride=1,
+        rows=rows,
+        stride=sizes.stride[0],
         top=0,
         left=0,
         padded=0,

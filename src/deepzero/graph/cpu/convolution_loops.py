@@ -181,37 +181,35 @@ def add_sums(buffer, start, centred, base, apart, count, skips, block, blocks, o
     The vectors of each of the ``blocks`` from ``block`` on follow those of the one before, their base values ``apart``
     from its, and are summed without their first lanes, as many as ``skips`` says.
     """
-    step = lanes(buffer)
-    all_first, all_cross, all_square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
+    step, held = lanes(buffer), 0
+    first, cross, square = zeros(buffer), zeros(buffer), zeros(buffer)
+    first2, cross2, square2 = zeros(buffer), zeros(buffer), zeros(buffer)
     for g in range(blocks):
+        skip = skips[block + g]
         for begin in range(0, count, PARTIAL):
             stop = min(begin + PARTIAL, count)
             if held + stop - begin > PARTIAL:
-                out[place] += total(all_first)
-                out[place + 1] += total(all_cross)
-                out[place + 2] += total(all_square)
-                all_first, all_cross, all_square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
-            even = (stop - begin) // 2 * 2 + begin
-            first, cross, square = zeros(buffer), zeros(buffer), zeros(buffer)
-            first2, cross2, square2 = zeros(buffer), zeros(buffer), zeros(buffer)
+                out[place] += total(plus(first, first2))
+                out[place + 1] += total(plus(cross, cross2))
+                out[place + 2] += total(plus(square, square2))
+                first, cross, square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
+                first2, cross2, square2 = zeros(buffer), zeros(buffer), zeros(buffer)
+            held += stop - begin
+            even = begin if skip > 0 else (stop - begin) // 2 * 2 + begin
             for i in range(begin, even, 2):
                 d, e = load(buffer, start + i * step), load(buffer, start + (i + 1) * step)
                 first, first2 = plus(first, d), plus(first2, e)
                 cross = fused(d, load(centred, base + i * step), cross)
                 cross2 = fused(e, load(centred, base + (i + 1) * step), cross2)
                 square, square2 = fused(d, d, square), fused(e, e, square2)
-            if even < stop:
-                d = load(buffer, start + even * step)
+            for i in range(even, stop):
+                d = kept(load(buffer, start + i * step), skip)
                 first, square = plus(first, d), fused(d, d, square)
-                cross = fused(d, load(centred, base + even * step), cross)
-            skip, held = skips[block + g], held + stop - begin
-            all_first = plus(all_first, kept(plus(first, first2), skip))
-            all_cross = plus(all_cross, kept(plus(cross, cross2), skip))
-            all_square = plus(all_square, kept(plus(square, square2), skip))
+                cross = fused(d, load(centred, base + i * step), cross)
         start, base = start + count * step, base + apart
-    out[place] += total(all_first)
-    out[place + 1] += total(all_cross)
-    out[place + 2] += total(all_square)
+    out[place] += total(plus(first, first2))
+    out[place + 1] += total(plus(cross, cross2))
+    out[place + 2] += total(plus(square, square2))
 
 
 @part
@@ -261,13 +259,15 @@ def pooled_row(buffer, start, centred, before, base, maxima, top, sizes, window,
 
 
 @part
-def tail_row(buffer, start, tail, row, band, bands, p, o, extra, more, out, place, apart):
-    """The relu, or the maxima of it, of a band of row ``row`` (block and channel) of the base values."""
+def tail_row(buffer, start, tail, row, band, bands, a, b, e, extra, more, out, place, apart):
+    """The relu, or the maxima of it, of a band of row ``row`` (block and channel) of the base values.
+
+    With slope a, tilt b and shift e.
+    """
     side, window = lanes(buffer), tail.window
     (height, width), (tall, wide) = bands.spatial, tail.behind
     rows = bands.rows
     base = (row * height + band * rows) * width * side
-    a, b, e = tail.slope[p, o], tail.tilt[p, o], tail.shift[p, o]
     if tail.maxima.size:
         some = tall * rows // height
         top, place = (row * tall + band * some) * wide * side, place + band * some * wide * apart
@@ -299,17 +299,18 @@ def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, o
                     base, to = ((block * outputs + o) * whole + band * places) * step, (p * outputs + o) * 3
                     start, apart = o * bands.places * step, outputs * whole * step
                     add_sums(buffer, start, centred, base, apart, places, bands.skips, block, together, sums, to)
-                for g in range(together if tail.slope.size or out.size else 0):
-                    for o in range(outputs):
+                for o in range(outputs if tail.slope.size else 0):
+                    a, b, e = tail.slope[p, o], tail.tilt[p, o], tail.shift[p, o]
+                    for g in range(together):
                         start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
-                        to = p * count * outputs + row
-                        if tail.slope.size:
-                            place = to * behind * step
-                            tail_row(buffer, start, tail, row, band, bands, p, o, buffer, NOWHERE, out, place, step)
-                        else:
-                            place = (to * whole + band * places) * step
-                            for i in range(places):
-                                store(out, place + i * step, load(buffer, start + i * step))
+                        place = (p * count * outputs + row) * behind * step
+                        tail_row(buffer, start, tail, row, band, bands, a, b, e, buffer, NOWHERE, out, place, step)
+                for o in range(0 if tail.slope.size or not out.size else outputs):
+                    for g in range(together):
+                        start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
+                        place = ((p * count * outputs + row) * whole + band * places) * step
+                        for i in range(places):
+                            store(out, place + i * step, load(buffer, start + i * step))
 
 
 @borrowing
@@ -328,18 +329,22 @@ def follow(data, count, bands, tail, extra, rows, out):
                 place, start, row = start * behind, start * whole, block * outputs + o
                 if more >= 0:
                     more += block * rows[p, outputs]
-                tail_row(data, start, tail, row, FIRST, bands, p, o, extra, more, out, place, step)
+                a, b, e = tail.slope[p, o], tail.tilt[p, o], tail.shift[p, o]
+                tail_row(data, start, tail, row, FIRST, bands, a, b, e, extra, more, out, place, step)
 
 
 @borrowing
 def slices(padded, apart, offsets, values, channels, bands, buffer, tail, batch, out):
     """What follows slices of padded blocks ``[N, C, ., L]``, ``apart`` from each other, in their channel.
 
-    It goes to ``out [P, places behind, B]``.
+    It goes to ``out [P, places behind, B]``, band by band.
     """
-    behind = tail.behind[0] * tail.behind[1]
+    behind, further = tail.behind[0] * tail.behind[1], bands.rows * bands.stride * bands.across * lanes(padded)
     for block in range(bands.origins.size):
         for p in range(offsets.size):
-            slice_of_band(padded, block * apart + offsets[p], values[p], bands.starts, buffer)
             row, place = block * bands.outputs + channels[p], p * behind * batch + bands.origins[block]
-            tail_row(buffer, FIRST, tail, row, FIRST, bands, p, FIRST, buffer, NOWHERE, out, place, batch)
+            a, b, e = tail.slope[p, 0], tail.tilt[p, 0], tail.shift[p, 0]
+            for band in range(bands.spatial[0] // bands.rows):
+                first = block * apart + band * further + offsets[p]
+                slice_of_band(padded, first, values[p], bands.starts, buffer)
+                tail_row(buffer, FIRST, tail, row, band, bands, a, b, e, buffer, NOWHERE, out, place, batch)
