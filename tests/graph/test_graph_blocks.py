@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -103,9 +104,10 @@ KINDS = ["channel", "dense", "blocks", "dense residual", "blocks residual", "cha
 class Layer:
     """A convolution with its tail, base values and all, and what the plain formulas make of a difference."""
 
-    def __init__(self, case: str, dtype: torch.dtype, batch: int) -> None:
+    def __init__(self, case: str, dtype: torch.dtype, batch: int, *, shift: float = 0.0) -> None:
         i, o, height, width, kernel, stride, padding, dilation, window = CASES[case]
-        self.x, self.weight = normal(batch, i, height, width, dtype=dtype), normal(o, i, *kernel, seed=1, dtype=dtype)
+        self.x = normal(batch, i, height, width, dtype=torch.float32).to(dtype) + shift
+        self.weight = normal(o, i, *kernel, seed=1, dtype=dtype)
         self.geometry = ConvolutionGeometry(self.weight, stride, padding, dilation, 1)
         z = self.geometry.convolve(self.x, self.weight, 1)
         self.centred, self.shape = z - z.mean((0, 2, 3), keepdim=True), z.shape
@@ -190,6 +192,74 @@ def test_one_weight_and_what_follows(case: str, dtype: torch.dtype) -> None:
     moved = torch.stack([layer.geometry.convolve(layer.x, part, 1) for part in d.dense()])
     assert found is not None
     assert_near(found.dense(), layer.expected(moved, None), dtype)
+
+
+def weights_moved(layer: Layer, index: Tensor, values: Tensor) -> Tensor:
+    d = OneHot(index, values, layer.weight.shape)
+    found = cpu_kernels.slices_to_tail(Value(layer.x), d, layer.geometry, layer.shape, layer.tail)
+    assert found is not None
+    return found.dense()
+
+
+@pytest.mark.parametrize("case", ["plain", "dilated", "tiles", "bands"])
+def test_every_chunk_of_weights_has_the_bits_of_all(case: str) -> None:
+    """The sums of slices are those of the step, not of a chunk: a weight alone moves its channel by the same bits."""
+    layer = Layer(case, torch.float32, 21)
+    index = torch.randperm(layer.weight.numel(), generator=torch.Generator().manual_seed(0))[:24]
+    values = 0.01 * normal(24, dtype=torch.float32)
+    whole = weights_moved(layer, index, values)
+    parts = [
+        weights_moved(Layer(case, torch.float32, 21), some, each)
+        for some, each in zip(index.split(7), values.split(7), strict=True)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-7])
+@pytest.mark.parametrize("case", CASES)
+def test_sums_of_slices_do_not_cancel(case: str, size: float) -> None:
+    """Float32 is as near to float64 for images far from zero, and for changes far below a weight's rounding."""
+    exact, rough = (Layer(case, dtype, 37, shift=3.0) for dtype in (torch.float64, torch.float32))
+    for name in ("centred", "before", "pooled"):  # the base values of both, to the last bit
+        if getattr(exact.tail, name) is not None:
+            getattr(exact.tail, name).base = getattr(rough.tail, name).base.double()
+    index = torch.arange(0, exact.weight.numel(), 5)
+    values = size * (1 + normal(len(index)).abs()).float()
+    expected = weights_moved(exact, index, values.double())
+    found = weights_moved(rough, index, values).double()
+    assert float((found - expected).norm()) < 3e-6 * float(expected.norm())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_table_of_slices_holds_their_sums(case: str) -> None:
+    """With strides, dilation and padding, each sum over samples and places is that of the slice itself."""
+    layer = Layer(case, torch.float64, 21)
+    table = convolution_kernels.SliceSums.made(layer.x, layer.geometry, layer.centred)
+    _, i, *kernel = layer.weight.shape
+    one = torch.eye(i * math.prod(kernel)).double().view(-1, i, *kernel)
+    slices = layer.geometry.convolve(layer.x, one, 1)
+    expected = torch.einsum("bohw,bshw->os", layer.centred, slices)
+    torch.testing.assert_close(table.cross.flatten(1), expected)
+    torch.testing.assert_close(table.plain.flatten(), slices.sum((0, 2, 3)))
+    torch.testing.assert_close(table.square.flatten(), slices.square().sum((0, 2, 3)))
+
+
+@pytest.mark.parametrize("factor", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", CASES)
+def test_a_factor_or_a_summand_of_batch_norm_and_what_follows(case: str, dtype: torch.dtype, factor: bool) -> None:
+    layer = Layer(case, dtype, 21)
+    channels = torch.tensor([1, 0, 1, len(layer.gamma) - 1])
+    change = normal(4, dtype=dtype)
+    d = OneHot(channels, change, layer.gamma.shape)
+    found = cpu_kernels.affine_to_tail(d, layer.shape, layer.tail, factor=factor)
+    assert found is not None
+    scaled = layer.centred / layer.scale.view(-1, 1, 1) if factor else torch.ones_like(layer.centred)
+    v = d.dense().view(4, 1, -1, 1, 1) * scaled
+    expected = relu(layer.before, v)
+    if layer.window is not None and layer.pooled is not None:
+        expected = max_change(layer.before.relu(), expected, layer.pooled, layer.window)
+    assert_near(found.dense(), expected, dtype)
 
 
 @pytest.mark.parametrize("kind", ["channel", "dense", "blocks", "dense residual"])

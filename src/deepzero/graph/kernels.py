@@ -100,9 +100,7 @@ class Kernels(Protocol):
         """The same where one weight differs: its output channel alone."""
         ...
 
-    def affine_to_tail(
-        self, difference: OneHot, shape: torch.Size, tail: Tail, *, factor: bool
-    ) -> Channel | None:
+    def affine_to_tail(self, difference: OneHot, shape: torch.Size, tail: Tail, *, factor: bool) -> Channel | None:
         """The same where one entry of gamma differs, or, without ``factor``, of what is added to the channels."""
         ...
 
