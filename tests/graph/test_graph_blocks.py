@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -60,9 +61,13 @@ NETWORKS: dict[str, Callable[[], list[nn.Module]]] = {
 }
 
 
+AVERAGES: dict[str, nn.Module] = {"windows": nn.AdaptiveAvgPool2d(1), "residual": nn.AvgPool2d((2, 2), 1, (0, 1))}
+"""What the tail of a network's last convolution ends with: a mean over all places, and averages that are none."""
+
+
 def network(name: str) -> nn.Module:
-    parts = NETWORKS[name]()
-    tail = [] if name == "plain" else [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LazyLinear(10)]
+    parts, average = NETWORKS[name](), AVERAGES.get(name, nn.AdaptiveAvgPool2d(2))
+    tail = [] if name == "plain" else [average, nn.Flatten(), nn.LazyLinear(10)]
     model = nn.Sequential(*parts, *tail).double()
     model(torch.zeros(2, 2, 11, 13).double())
     return model
@@ -173,6 +178,35 @@ def test_a_convolution_and_its_tail(case: str, kind: str, dtype: torch.dtype, si
     assert found is not None
     assert found.shape == expected.shape[1:]
     assert_near(found.dense(), expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["channel", "blocks", "dense residual", "one weight", "one factor"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_mean_over_all_places_behind_a_tail(case: str, kind: str, dtype: torch.dtype) -> None:
+    """It is taken channel by channel, band by band: nothing but the mean is written."""
+    layer = Layer(case, dtype, 21)
+    if layer.window is not None and kind.endswith("residual"):
+        pytest.skip("no residual where maxima are taken")
+    averaged = tail_change(layer, kind, dtype, replace(layer.tail, averaged=True))
+    every = tail_change(layer, kind, dtype, layer.tail)
+    assert averaged is not None
+    assert every is not None
+    assert averaged.shape == torch.Size((*layer.shape[:2], 1, 1))
+    assert_near(averaged.dense(), every.dense().mean((-2, -1), keepdim=True), dtype)
+
+
+def tail_change(layer: Layer, kind: str, dtype: torch.dtype, tail: Tail) -> Channel | Dense | Blocks | None:
+    if kind.startswith("one"):
+        parameter = layer.weight if kind == "one weight" else layer.gamma
+        index = torch.tensor([0, len(parameter.flatten()) - 1])
+        one = OneHot(index, 0.1 * normal(2, dtype=dtype), parameter.shape)
+        if kind == "one weight":
+            return cpu_kernels.slices_to_tail(Value(layer.x), one, layer.geometry, layer.shape, tail)
+        return cpu_kernels.affine_to_tail(one, layer.shape, tail, factor=True)
+    extra = difference("dense", layer.shape, 0.1, dtype, seed=4) if kind.endswith("residual") else None
+    d: Any = difference(kind.split(maxsplit=1)[0], layer.x.shape, 0.1, dtype)
+    return cpu_kernels.convolve_to_tail(d, Value(layer.weight), layer.geometry, layer.shape, tail, extra)
 
 
 def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:

@@ -17,6 +17,7 @@ from deepzero.graph.rules.activation import KERNELS
 from deepzero.graph.rules.convolution import convolution
 from deepzero.graph.rules.convolved_tail import convolved_tail
 from deepzero.graph.rules.perceptron import perceptron
+from deepzero.graph.rules.pooling import AVERAGES
 from deepzero.randomness import is_random
 
 aten = torch.ops.aten
@@ -221,7 +222,7 @@ def _reads_updated(norm: Node, users: Mapping[Node, list[Node]], graph: Graph) -
 
 
 def _fused(graph: Graph) -> list[Step]:
-    """Plain steps; merged are (convolution +) batch norm (+ residual) + relu (+ maxima), and linear layers in pairs."""
+    """Plain steps; merged are (convolution +) batch norm (+ residual) + relu (+ maxima, average), and linear pairs."""
     users: dict[Node, list[Node]] = {}
     for node in graph.nodes:
         for used in node.inputs:
@@ -267,18 +268,27 @@ def _batch_norm_relu(relu: Node, users: Mapping[Node, list[Node]], graph: Graph)
 
 
 def _convolved_tail(step: Step, users: Mapping[Node, list[Node]], graph: Graph) -> Step | None:
-    """The convolution of images in front of a merged step too, if nothing else reads it, and maxima behind the relu."""
+    """The convolution of images in front of a merged step too, if nothing else reads it; maxima and averages behind."""
     x, weight, bias, eps, residual = step.args
     convolves = isinstance(x, Node) and x.target in (aten.conv2d.default, aten.conv2d.padding)
     if not convolves or users[x] != [step.parts[0]] or x is graph.output or x.kwargs:
         return None
-    behind = users.get(step.node, [])
-    pool = behind[0] if len(behind) == 1 and residual is None and step.node is not graph.output else None
-    if pool is None or pool.target is not aten.max_pool2d.default or pool.kwargs:
-        args, parts = (x.args, (weight, bias, eps), residual, ()), (x, *step.parts)
-        return Step(step.node, convolved_tail, args, {}, parts)
-    args, parts = (x.args, (weight, bias, eps), None, pool.args[1:]), (x, *step.parts, pool)
-    return Step(pool, convolved_tail, args, {}, parts)
+    args, parts = (x.args, (weight, bias, eps)), (x, *step.parts)
+    pool = _only_user(parts[-1], users, graph) if residual is None else None
+    if pool is not None and pool.target is aten.max_pool2d.default and not pool.kwargs:
+        args, parts = (*args, None, pool.args[1:]), (*parts, pool)
+    else:
+        args = (*args, residual, ())
+    average = _only_user(parts[-1], users, graph)
+    if average is not None and average.target in AVERAGES and not average.kwargs:
+        args, parts = (*args, (average.target, average.args[1:])), (*parts, average)
+    return Step(parts[-1], convolved_tail, args, {}, parts)
+
+
+def _only_user(node: Node, users: Mapping[Node, list[Node]], graph: Graph) -> Node | None:
+    """The operation that reads a value, if it is one alone."""
+    found = users.get(node, [])
+    return found[0] if len(found) == 1 and node is not graph.output else None
 
 
 def _perceptron(outer: Node, users: Mapping[Node, list[Node]], graph: Graph) -> Step | None:

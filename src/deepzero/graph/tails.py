@@ -1,9 +1,10 @@
-"""The operations between a convolution and the next one: batch norm, a residual, relu, maxima of windows."""
+"""The operations between a convolution and the next layer: batch norm, a residual, relu, maxima of windows, a mean."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,6 +23,7 @@ class Tail:
         before: the relu's argument.
         pooled: the maxima, if they are taken.
         window: of the maxima.
+        averaged: the mean over all places is taken in the end. A kernel that cannot leaves it out.
     """
 
     centred: Value
@@ -30,3 +32,9 @@ class Tail:
     before: Value
     pooled: Value | None = None
     window: Window | None = None
+    averaged: bool = False
+
+    def behind(self, shape: torch.Size) -> torch.Size:
+        """The shape of what it makes of a convolution of ``shape``."""
+        last = shape if self.pooled is None else self.pooled.base.shape
+        return torch.Size((*last[:2], 1, 1)) if self.averaged else last

@@ -375,7 +375,9 @@ class _Stack(NamedTuple):
     def without_tail(self) -> Any:
         """The record of a tail that says there is none."""
         none, nothing = self.x.new_empty(0).numpy(), self.x.new_empty(0, 0).numpy()
-        return loops().BandTail(none, none, none, self.layout.bands.spatial, PLAIN, nothing, nothing, nothing)
+        return loops().BandTail(
+            none, none, none, self.layout.bands.spatial, PLAIN, nothing, nothing, nothing, none, none
+        )
 
 
 def coefficients_of(
@@ -440,20 +442,25 @@ def convolve_to_tail(
     rows = shape.numel() // shape[1]
     parts = coefficients_of(sums.movedim(-1, 1), rows, tail.scale, tail.gamma, residue(tail.centred))
     record = _record(tail, stack.split, shape, parts, dtype)
+    behind = tail.behind(shape)
     if out is None:
-        out = stack.out(record.behind)
+        out = stack.out(behind[2:])
         stack.run(None, None, record, out)
     else:
-        out = _followed(stack, out, record, extra)
-    return Blocks(out, shape if tail.pooled is None else tail.pooled.base.shape)
+        out = _followed(stack, out, record, behind, extra)
+    return Blocks(out, behind)
 
 
 def _followed(
-    stack: _Stack, convolved: Float[Tensor, "p n o h w lane"], record: Any, extra: Difference | Blocks | None
+    stack: _Stack,
+    convolved: Float[Tensor, "p n o h w lane"],
+    record: Any,
+    behind: torch.Size,
+    extra: Difference | Blocks | None,
 ) -> Float[Tensor, "p n o h_out w_out lane"]:
     count, outputs, bands = len(stack.corners), stack.shape[1], stack.layout.bands
     rows, more = _residual(stack, extra)
-    out = stack.out(record.behind) if record.maxima.size else convolved
+    out = stack.out(behind[2:]) if record.maxima.size or record.line.size else convolved
     whole = bands._replace(rows=bands.spatial[0])
     loops().follow(
         convolved.flatten().numpy(), count, whole, record, more.flatten().numpy(), rows.numpy(), out.flatten().numpy()
@@ -500,6 +507,7 @@ def _record(
         w = tail.window
         behind, maxima = tuple(tail.pooled.base.shape[2:]), split.remembered(tail.pooled)
         window = (*w.kernel, *w.stride, *w.padding, *w.dilation)
+    places = math.prod(behind) if tail.averaged else 0
     return loops().BandTail(
         split.remembered(tail.centred).numpy(),
         split.remembered(tail.before).numpy(),
@@ -507,6 +515,8 @@ def _record(
         behind,
         window,
         *(part.to(dtype).contiguous().numpy() for part in parts),
+        torch.empty(places * split.lanes, dtype=dtype).numpy(),
+        torch.tensor([1 / places] if places else [], dtype=dtype).numpy(),
     )
 
 
@@ -573,7 +583,7 @@ class _Slices(NamedTuple):
         parts: Sequence[Float64[Tensor, " p"]],
     ) -> Channel:
         """What follows them, with a slope, a tilt and a shift for each."""
-        behind = shape if tail.pooled is None else tail.pooled.base.shape
+        behind = tail.behind(shape)
         bands = _bands_of_slices(sizes, split, shape, tail)
         out = self.blocks.new_empty(len(self.channels), *behind[2:], shape[0])
         loops().slices(

@@ -109,6 +109,8 @@ class Bands(NamedTuple):
 class BandTail(NamedTuple):
     """The tail of a convolution, in blocks ``[N, O, h w, L]``: ``relu(y + slope d + tilt c + shift) - relu(y)``.
 
+    Maxima of it may be taken, and the mean over all places in the end.
+
     Attributes:
         centred: c.
         before: y.
@@ -118,6 +120,8 @@ class BandTail(NamedTuple):
         slope: ``[P, O]``, or ``[P, 1]`` where a perturbation has a single channel; empty without a tail.
         tilt: likewise.
         shift: likewise.
+        line: scratch for one channel of a block ``[places behind, L]``, where its mean is taken; else empty.
+        share: of a place in the mean, one number.
     """
 
     centred: Any
@@ -128,6 +132,8 @@ class BandTail(NamedTuple):
     slope: Any
     tilt: Any
     shift: Any
+    line: Any
+    share: Any
 
 
 @part
@@ -259,25 +265,48 @@ def pooled_row(buffer, start, centred, before, base, maxima, top, sizes, window,
 
 
 @part
+def add_mean(tail, begin, rows, wide, out, place, again):
+    """The share of some rows of the scratch line in the mean, to a vector of ``out``, or added to it."""
+    side, whole = lanes(out), zeros(out)
+    for row in range(rows):
+        some = zeros(out)
+        for i in range(wide):
+            some = plus(some, load(tail.line, begin + (row * wide + i) * side))
+        whole = plus(whole, some)
+    whole = times(spread(tail.share[0]), whole)
+    if again:
+        whole = plus(whole, load(out, place))
+    store(out, place, whole)
+
+
+@part
+def places_behind(tail):
+    """Places of a channel behind the tail."""
+    return 1 if tail.line.size else tail.behind[0] * tail.behind[1]
+
+
+@part
 def tail_row(buffer, start, tail, row, band, bands, a, b, e, extra, more, out, place, apart):
-    """The relu, or the maxima of it, of a band of row ``row`` (block and channel) of the base values.
+    """The relu, or the maxima of it, of a band of row ``row`` (block and channel) of the base values; or their mean.
 
     With slope a, tilt b and shift e.
     """
     side, window = lanes(buffer), tail.window
     (height, width), (tall, wide) = bands.spatial, tail.behind
     rows = bands.rows
-    base = (row * height + band * rows) * width * side
+    base, some = (row * height + band * rows) * width * side, tall * rows // height
+    target, first, gap = (tail.line, FIRST, side) if tail.line.size else (out, place, apart)
     if tail.maxima.size:
-        some = tall * rows // height
-        top, place = (row * tall + band * some) * wide * side, place + band * some * wide * apart
+        top, there = (row * tall + band * some) * wide * side, first + band * some * wide * gap
         sizes = (rows, width, some, wide)
         pooled_row(
-            buffer, start, tail.centred, tail.before, base, tail.maxima, top, sizes, window, a, b, e, out, place, apart
+            buffer, start, tail.centred, tail.before, base, tail.maxima, top, sizes, window, a, b, e, target, there, gap
         )
     else:
-        place = place + band * rows * width * apart
-        relu_row(buffer, start, tail.centred, tail.before, base, rows * width, a, b, e, extra, more, out, place, apart)
+        there = first + band * rows * width * gap
+        relu_row(buffer, start, tail.centred, tail.before, base, rows * width, a, b, e, extra, more, target, there, gap)
+    if tail.line.size:
+        add_mean(tail, there, some, wide, out, place, band > 0)
 
 
 @borrowing
@@ -290,7 +319,7 @@ def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, o
     """
     step, outputs, count = lanes(x), bands.outputs, bands.origins.size
     places, together = bands.rows * bands.spatial[1], bands.together
-    whole, behind = bands.spatial[0] * bands.spatial[1], tail.behind[0] * tail.behind[1]
+    whole, behind = bands.spatial[0] * bands.spatial[1], places_behind(tail)
     for block in range(0, count, together):
         for band in range(bands.spatial[0] // bands.rows):
             for p in range(corners.size):
@@ -321,7 +350,7 @@ def follow(data, count, bands, tail, extra, rows, out):
     ``rows[p, O]`` more for each block; there is none where it is negative.
     """
     step, blocks, outputs = lanes(data), bands.origins.size, bands.outputs
-    whole, behind = bands.spatial[0] * bands.spatial[1] * step, tail.behind[0] * tail.behind[1] * step
+    whole, behind = bands.spatial[0] * bands.spatial[1] * step, places_behind(tail) * step
     for block in range(blocks):
         for o in range(outputs):
             for p in range(count):
@@ -339,7 +368,7 @@ def slices(padded, apart, offsets, values, channels, bands, buffer, tail, batch,
 
     It goes to ``out [P, places behind, B]``, band by band.
     """
-    behind, further = tail.behind[0] * tail.behind[1], bands.rows * bands.stride * bands.across * lanes(padded)
+    behind, further = places_behind(tail), bands.rows * bands.stride * bands.across * lanes(padded)
     for block in range(bands.origins.size):
         for p in range(offsets.size):
             row, place = block * bands.outputs + channels[p], p * behind * batch + bands.origins[block]

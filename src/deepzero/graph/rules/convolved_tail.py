@@ -1,4 +1,4 @@
-"""A convolution and its tail in one: batch norm by batch statistics, a residual sum, relu, and maxima of windows.
+"""A convolution and its tail in one: batch norm by batch statistics, a residual sum, relu, maxima, and averages.
 
 This is what convolutional networks are made of. A device may have kernels that take a difference through all of it
 with a copy of no more than the result in memory; elsewhere the rules of the parts follow each other.
@@ -14,21 +14,27 @@ from typing import Any
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
 from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
-from deepzero.graph.rules.base import difference_of, in_kind_for, rule
+from deepzero.graph.rules.base import RULES, difference_of, in_kind_for, rule
 from deepzero.graph.rules.convolution import convolution
 from deepzero.graph.rules.normalization import batch_norm_relu, batch_statistics
-from deepzero.graph.rules.pooling import max_pool2d
+from deepzero.graph.rules.pooling import is_whole_average, max_pool2d
 from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 
 @rule(blocks=True)
 def convolved_tail(
-    call: Call, convolved: Sequence[Any], normalized: Sequence[Any], residual: Operand | None, pooled: Sequence[Any]
+    call: Call,
+    convolved: Sequence[Any],
+    normalized: Sequence[Any],
+    residual: Operand | None,
+    pooled: Sequence[Any],
+    averaged: tuple[Any, Sequence[Any]] | None = None,
 ) -> Outcome:
-    """``pool(relu(batch_norm(convolution(*convolved), *normalized) + residual))``.
+    """``average(pool(relu(batch_norm(convolution(*convolved), *normalized) + residual)))``.
 
-    ``call.values`` are convolution, batch norm, the relu's argument, the relu, and the maxima, if any are taken.
+    ``call.values`` are convolution, batch norm, the relu's argument, the relu, the maxima, if any are taken, and the
+    averages, likewise.
 
     Args:
         call: the operations.
@@ -36,8 +42,30 @@ def convolved_tail(
         normalized: weight, bias and eps of the batch norm.
         residual: added to it, if not None.
         pooled: arguments of the pooling behind the input; none without one.
+        averaged: operation and further arguments of an average pooling.
     """
-    fast: Outcome = _fused(call, convolved, normalized, residual, pooled)
+    if averaged is None:
+        return _tail_change(call, convolved, normalized, residual, pooled, mean=False)
+    (*values, last), (target, args) = call.values, averaged
+    inner, front = Call(call.node, tuple(values)), values[-1]
+    mean = is_whole_average(target, args, {}, front.base.shape[2:])
+    change: Any = _tail_change(inner, convolved, normalized, residual, pooled, mean=mean)
+    if change is None or (mean and change.shape == last.base.shape):
+        return change
+    return RULES[target](Call(call.node, (last,)), Operand(front, change), *args)
+
+
+def _tail_change(
+    call: Call,
+    convolved: Sequence[Any],
+    normalized: Sequence[Any],
+    residual: Operand | None,
+    pooled: Sequence[Any],
+    *,
+    mean: bool,
+) -> Outcome:
+    """The change in front of the averages, or of them where a kernel takes them: of the mean over all places."""
+    fast: Outcome = _fused(call, convolved, normalized, residual, pooled, mean=mean)
     if fast is not None:
         return fast
     convolved, residual = [_in_order(a) for a in convolved], _in_order(residual)
@@ -61,7 +89,13 @@ def _in_order(argument: Any) -> Any:
 
 
 def _fused(
-    call: Call, convolved: Sequence[Any], normalized: Sequence[Any], residual: Operand | None, pooled: Sequence[Any]
+    call: Call,
+    convolved: Sequence[Any],
+    normalized: Sequence[Any],
+    residual: Operand | None,
+    pooled: Sequence[Any],
+    *,
+    mean: bool,
 ) -> Any:
     """By a kernel of the device, if it has one."""
     x, weight, *options = convolved
@@ -75,14 +109,14 @@ def _fused(
         change = _only([d, moved, extra, gamma, beta])
         if not isinstance(change, OneHot):
             return None
-        return own.affine_to_tail(change, shape, _tail(call, normalized, pooled), factor=gamma is not None)
+        return own.affine_to_tail(change, shape, _tail(call, normalized, pooled, mean=mean), factor=gamma is not None)
     geometry = call.memo("geometry", lambda: ConvolutionGeometry(weight.base, *_options(options)))
     if d is None and isinstance(moved, OneHot) and extra is None:
-        return own.slices_to_tail(x.value, moved, geometry, shape, _tail(call, normalized, pooled))
+        return own.slices_to_tail(x.value, moved, geometry, shape, _tail(call, normalized, pooled, mean=mean))
     if moved is not None or d is None:
         return None
     d = d if isinstance(d, Dense | Blocks) or (isinstance(d, Channel) and d.axis == 1) else Dense(d.dense())
-    return own.convolve_to_tail(d, weight.value, geometry, shape, _tail(call, normalized, pooled), extra)
+    return own.convolve_to_tail(d, weight.value, geometry, shape, _tail(call, normalized, pooled, mean=mean), extra)
 
 
 def _only(differences: Sequence[Difference | Blocks | None]) -> Difference | Blocks | None:
@@ -97,7 +131,7 @@ def _options(options: Sequence[Any]) -> tuple[Any, ...]:
     return (*given, *(1, 0, 1, 1)[len(given) :])
 
 
-def _tail(call: Call, normalized: Sequence[Any], pooled: Sequence[Any]) -> Tail:
+def _tail(call: Call, normalized: Sequence[Any], pooled: Sequence[Any], *, mean: bool) -> Tail:
     gamma, _, eps = normalized
     value, norm, before = call.values[:3]
     statistics = batch_statistics(Call(call.node, (norm,)), Operand(value, None), eps)
@@ -105,7 +139,7 @@ def _tail(call: Call, normalized: Sequence[Any], pooled: Sequence[Any]) -> Tail:
     window = Window.of(*_pooling(pooled)) if pooled else None
     behind = call.values[4] if pooled else None
     weight = None if gamma is None else gamma.base
-    return Tail(centred, statistics.scale.reshape(-1), weight, before, behind, window)
+    return Tail(centred, statistics.scale.reshape(-1), weight, before, behind, window, averaged=mean)
 
 
 def _pooling(pooled: Sequence[Any]) -> tuple[Any, ...]:

@@ -30,6 +30,10 @@ from deepzero.graph.windows import Window
 aten = torch.ops.aten
 
 
+AVERAGES = (aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default, aten.avg_pool2d.default)
+"""Operations that may be the mean over whole images."""
+
+
 def over_stack(stacked: Num[Tensor, "p ..."], spatial: int, pool: Callable[[Tensor], Any]) -> Any:
     """A pooling of the last ``spatial`` dimensions of ``[p, *lead, *spatial]``; there are at most two in ``lead``."""
     lead = stacked.shape[: stacked.dim() - spatial]
@@ -43,12 +47,12 @@ def _keeps(difference: Difference | None, spatial: int) -> bool:
     return isinstance(difference, Channel) and difference.axis < len(difference.shape) - spatial
 
 
-def _whole(target: Any, args: Sequence[Any], kwargs: Any, size: torch.Size) -> bool:
+def is_whole_average(target: Any, args: Sequence[Any], kwargs: Any, size: torch.Size) -> bool:
     """True if an average is that of whole images, all places alike."""
     given = [tuple(a) if isinstance(a, Sequence) else (a, a) for a in args[:1]]
     if kwargs or not given:
         return False
-    if target in (aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default):
+    if target in AVERAGES[:2]:
         return given[0] == (1, 1)
     whole = given[0] * (2 // len(given[0])) == tuple(size)
     padding = [] if len(args) < 3 else args[2] if isinstance(args[2], Sequence) else [args[2]]
@@ -60,7 +64,8 @@ def _register_average(target: Any, spatial: int) -> None:
     def apply(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
         """The pooling of the difference itself."""
         blocks: Any = x.difference
-        if isinstance(blocks, Blocks) and x.base.dim() == 4 and _whole(target, args, kwargs, x.base.shape[2:]):
+        whole = x.base.dim() == 4 and is_whole_average(target, args, kwargs, x.base.shape[2:])
+        if isinstance(blocks, Blocks) and whole:
             shape = call.output.base.shape
             return cast(Dense, blocks.each(lambda images: images.mean((2, 3), keepdim=True), shape))
         difference = in_order(x).difference
@@ -70,7 +75,6 @@ def _register_average(target: Any, spatial: int) -> None:
             return target(t, *args, **kwargs)
 
         if isinstance(difference, Channel) and _keeps(difference, spatial):
-            whole = x.base.dim() == 4 and _whole(target, args, kwargs, x.base.shape[2:])
             delta = difference.delta  # whose samples may be last in memory: a sum over places needs no copy
             out = delta.mean((-2, -1), keepdim=True) if whole else over_stack(delta, spatial, pool)
             return Channel(difference.axis, difference.channels, out, call.output.base.shape)
