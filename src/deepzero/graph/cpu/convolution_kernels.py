@@ -582,7 +582,7 @@ class _Slices(NamedTuple):
         tail: Tail,
         parts: Sequence[Float64[Tensor, " p"]],
     ) -> Channel:
-        """What follows them, with a slope, a tilt and a shift for each."""
+        """The change behind them, with a slope, a tilt and a shift for each."""
         behind = tail.behind(shape)
         bands = _bands_of_slices(sizes, split, shape, tail)
         out = self.blocks.new_empty(len(self.channels), *behind[2:], shape[0])

@@ -364,7 +364,7 @@ def follow(data, count, bands, tail, extra, rows, out):
 
 @borrowing
 def slices(padded, apart, offsets, values, channels, bands, buffer, tail, batch, out):
-    """What follows slices of padded blocks ``[N, C, ., L]``, ``apart`` from each other, in their channel.
+    """The tail of slices of padded blocks ``[N, C, ., L]``, ``apart`` from each other, in their channel.
 
     It goes to ``out [P, places behind, B]``, band by band.
     """
