@@ -37,8 +37,7 @@ from deepzero.tasks.correction.correction_time import correction_seconds
 from deepzero.tasks.correction.flow_errors import roll_out
 from deepzero.tasks.correction.reference_flows import FRAMES, STATE, Reference, folder_of, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
-from deepzero.tasks.staged_run import StoppedError
-from deepzero.training import StopRequest
+from deepzero.training import StoppedError, StopRequest
 
 TINY = RECIPES.find("wake-tiny").config()
 

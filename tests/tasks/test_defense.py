@@ -112,7 +112,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     whole = defend(config, out=tmp_path / "whole", stages=stages)
     assert whole.summary is not None
     with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", _Later)
+        patch.setattr(run, "stop_request", lambda seconds: _Later(max_seconds=seconds, at_once=True))
         first = defend(config, out=tmp_path / "parts", stages=stages)
     assert first.summary is None
     assert first.stopped == "a test"
@@ -252,7 +252,7 @@ def test_a_stage_that_has_changed_since_a_run_began_is_refused(
     config = tiny("deepzero", budget=16 * 5 * 12, finetuning=StageConfig(learning_rate=1e-3, batch_size=16, steps=8))
     mine = shutil.copytree(stages, tmp_path / "stages")
     with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", _Later)
+        patch.setattr(run, "stop_request", lambda seconds: _Later(max_seconds=seconds, at_once=True))
         assert defend(config, out=tmp_path / "run", stages=mine).summary is None
     denoiser = mine / "denoiser" / "model.safetensors"
     weights = safetensors.torch.load_file(denoiser)
