@@ -63,7 +63,8 @@ class RunFolder:
     def require_free(path: Path, stage_of: RunFolder | None = None) -> None:
         """Raise :class:`RunFolderError` unless ``path`` is an empty folder or does not exist.
 
-        ``stage_of`` is the run that it is to belong to, if any. A folder counts as empty if all it holds is a record that a killed process had not finished, and its lock.
+        ``stage_of`` is the run that it is to belong to, if any. A folder counts as empty if all it holds is a record
+        that a killed process had not finished, and its lock.
         """
         above = next((place for place in path.absolute().parents if place.exists()), None)
         if above is not None and not above.is_dir():
