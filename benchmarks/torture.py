@@ -667,7 +667,7 @@ def _place(scratch: Path) -> Path:
     _bring(place)
     words = [
         ["train", "digits", *SMALL, "--quiet", "--out", "done"],
-        ["train", "digits", *SMALL, "--checkpoint-steps", "1", "--max-minutes", "0.02", "--quiet", "--out", "begun"],
+        ["train", "digits", *SMALL, "--checkpoint-steps", "1", "--quiet", "--out", "begun"],
         ["train", "--data", "table/t.csv", "--epochs", "1", *DENSE, "--quiet", "--out", "rows"],
         [
             "train",
@@ -692,8 +692,8 @@ def _place(scratch: Path) -> Path:
         code = rehearsed(make, scratch)
         assert code in (0, 75), (code, (scratch / "rehearsal.txt").read_text()[-2000:])
     shutil.copytree(place / "correction", place / "trained")
-    for name in ("stopped", "trained"):
-        _as_before_its_end(place / name)
+    for name, last in (("begun", "."), ("stopped", "finetuning"), ("trained", "training")):
+        _as_before_its_end(place / name, place / name / last)
     (place / "record").mkdir()
     shutil.copy(place / "done" / "run.json", place / "record" / "run.json")
     (place / "model").mkdir()
@@ -779,12 +779,14 @@ def _made_tasks(place: Path) -> int:
     return main(["certify", "defense", *CERTIFIED])
 
 
-def _as_before_its_end(run: Path) -> None:
-    """Make a run of one that has to conclude its last stage, and itself."""
-    last = "finetuning" if (run / "finetuning").exists() else "training"
-    for folder in (run, run / last):
+def _as_before_its_end(run: Path, last: Path) -> None:
+    """Make a run of one that has to make the last steps of its last stage again, and to conclude that and itself."""
+    for folder in {run, last}:
         for name in ("summary.json", "model.safetensors"):
-            (folder / name).unlink()
+            (folder / name).unlink(missing_ok=True)
+    checkpoints = sorted((last / "checkpoints").glob("step-*"))
+    if len(checkpoints) > 1:
+        shutil.rmtree(checkpoints[-1])
 
 
 def _inside(folder: Path, words: Sequence[str]) -> int:

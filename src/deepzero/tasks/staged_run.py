@@ -31,7 +31,7 @@ from deepzero.training import (
     versions,
 )
 from deepzero.training.checkpoint_contents import parameter_shapes
-from deepzero.training.run_folder import RECORD, writing
+from deepzero.training.run_folder import RECORD, STAGE, writing
 from deepzero.training.training_config import learning_rate
 
 PATIENCE = 0.25
@@ -168,7 +168,7 @@ class Stage:
             RunFolderError: the folder holds a stage of other settings.
         """
         kept = self.kept or self.model
-        record = {**self.settings, "stage": asdict(self.config)}
+        record = {**self.settings, STAGE: asdict(self.config)}
         there = (self.folder / RECORD).exists()
         if there:  # what is done is read without the folder being taken, which may be one that cannot be written
             before = RunFolder.reopen(self.folder, config=record, stage_of=self.run)

@@ -40,6 +40,10 @@ COMMANDS = {"defense": "defend", "correction": "correct"}
 """Command that makes runs with such a part in their configuration; all others are of ``train``."""
 
 
+STAGE = "stage"
+"""The part of the configuration that a stage of a larger run has."""
+
+
 class RunFolder:
     """A folder that holds one run and no other. Make one with :meth:`create` or :meth:`reopen`.
 
@@ -352,8 +356,22 @@ def begun_again(path: Path, stage_of: RunFolder | None = None) -> str:
     return f"to have it made again, delete {shlex.quote(str(path))} and type {resumed_by(stage_of)}"
 
 
+def continued_by(path: Path, record: Mapping[str, Any]) -> str:
+    """The command that continues the run in a folder, or, for a stage, the run that it was made for, in words."""
+    if STAGE not in record["config"]:
+        return resumed_by(RunFolder(path, record))
+    above = next((place for place in path.absolute().parents[:2] if (place / RECORD).is_file()), None)
+    if above is None:
+        return "deepzero defend --resume --out FOLDER, with the folder of a run that uses this stage"
+    return resumed_by(RunFolder(path.parents[path.absolute().parents.index(above)], read_record(above)))
+
+
 def require_made_by(path: Path, record: Mapping[str, Any], command: str) -> None:
     """Raise :class:`RunFolderError` unless a run was made by a command."""
+    if STAGE in record["config"]:
+        raise RunFolderError(
+            f"{path} is a stage, and no run by itself; to continue its run, type {continued_by(path, record)}"
+        )
     made_by, folder = command_of(record), shlex.quote(str(path))
     if made_by != command:
         raise RunFolderError(
