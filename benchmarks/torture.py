@@ -773,7 +773,7 @@ def _made_tasks(place: Path) -> int:
         assert defense.defend(config, out=name).summary is not None
     flows = correction.FlowConfig(resolution=8, training=(97.7, 195.3), test=(146.5,), warmup=2, frames=4)
     task = correction.CorrectionConfig(
-        flow=flows, method="zo-sol", unroll=1, batch_size=2, widths=(2,), budget=600, sparsity=0.5
+        flow=flows, method="zo-sol", unroll=1, batch_size=2, widths=(2,), budget=60, sparsity=0.5
     )
     assert correction.correct(task, out="correction", data_dir="flows").summary is not None
     return main(["certify", "defense", *CERTIFIED])
