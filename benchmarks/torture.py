@@ -785,7 +785,7 @@ def _as_before_its_end(run: Path, last: Path) -> None:
         for name in ("summary.json", "model.safetensors"):
             (folder / name).unlink(missing_ok=True)
     checkpoints = sorted((last / "checkpoints").glob("step-*"))
-    if len(checkpoints) > 1:
+    if len(checkpoints) > 1 and not checkpoints[-2].name.endswith("-00000000"):
         shutil.rmtree(checkpoints[-1])
 
 
