@@ -145,12 +145,13 @@ class Child:
         time.sleep(1.0)
         self.kill()
 
-    def kill(self) -> None:
-        """End the process and all that it started, at once."""
+    def kill(self) -> int | None:
+        """End the process and all that it started, at once; its exit code, which it may have had before."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+            return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return None
 
     def text(self) -> str:
         """What it has printed."""
@@ -385,15 +386,20 @@ def billed(trials: int, seed: int, scratch: Path, findings: Findings) -> None:
             place / "out.txt",
         )
         time.sleep(draw.uniform(0, seconds))
-        child.kill()
-        code = 0 if (place / "out.json").exists() else None
+        code = child.kill()
         again = before & set(_billed(place / "bill", start))
-        wrong = code == 0 and (place / "out.json").read_text() != weights
-        kind = "billed again" if again else "other weights" if wrong else "ended" if code == 0 else "killed"
+        ended = (place / "out.json").exists()
+        wrong = ended and (place / "out.json").read_text() != weights
+        failed = code not in (0, None, -signal.SIGKILL)
+        kind = "billed again" if again else "other weights" if wrong else "ended" if ended else "killed"
         findings.note(
-            kind, seed=trial, failed=bool(again) or wrong, keys=sorted(again)[:3], output=child.text()[-2000:]
+            "could not go on" if failed else kind,
+            seed=trial,
+            failed=bool(again) or wrong or failed,
+            keys=sorted(again)[:3],
+            output=child.text()[-2000:],
         )
-        if code == 0:
+        if ended:
             place = _new_training(scratch, trial + 1)
     child = forked(lambda: fit(place / "bill", place / "queries.sqlite", place / "out.json"), place / "out.txt")
     good = child.wait() == 0 and (place / "out.json").read_text() == weights
@@ -410,7 +416,7 @@ def _new_training(scratch: Path, number: int) -> Path:
 
 def _answered(journal: Path) -> set[str]:
     """The queries whose answers are on disk."""
-    if not journal.exists():
+    if not journal.exists() or journal_file.is_unfinished(journal):
         return set()
     with journal_file.explained(journal), journal_file.reading(journal) as (db, form):
         return {row.key for row in journal_file.answers(db, form, journal)}
@@ -501,32 +507,52 @@ def folders(trials: int, seed: int, scratch: Path, findings: Findings) -> None:
         )
 
 
-def hostile(trials: int, seed: int, scratch: Path, findings: Findings, only: Sequence[str] = ()) -> None:
+def hostile(trials: int, seed: int, scratch: Path, findings: Findings, only: Sequence[str] = (), jobs: int = 1) -> None:
     """Damaged files in front of every command that reads some; ``trials`` for each command, or for some."""
-    place, copy = _place(scratch), scratch / "copy"
-    for name, words in _commands().items():
-        if only and not any(part in name for part in only):
-            continue
-        opened = _opened(words, place, copy, scratch)
-        watch = Stopwatch()
-        for trial in range(trials):
-            draw = random.Random(f"{seed} hostile {name} {trial}")
-            words.copy(place, copy)
-            file = copy / draw.choice(opened)
-            done = f"{file.relative_to(copy)}: {damage.damaged(file, draw.randrange(2**32))}"
-            child = forked(lambda: _limited(copy, words.words), scratch / "out.txt")  # noqa: B023
-            code, text = child.wait(), child.text()
-            kind = _kind(code, text)
-            findings.note(
-                f"{name}: {kind}",
-                seed=trial,
-                failed=kind not in ("refused", "answered", "stopped"),
-                damage=done,
-                code=code,
-                output=text[-1500:],
-            )
-            shutil.rmtree(copy)
-        print(f"  {name}: {len(opened)} files, {watch.seconds():.0f} s", flush=True)
+    place = _place(scratch)
+    chosen = [name for name in _commands() if not only or any(word in name for word in only)]
+
+    def share(number: int) -> int:
+        own, folder = Findings(), scratch / f"job{number}"
+        folder.mkdir()
+        for name in chosen[number::jobs]:
+            _hostile_command(name, trials, seed, place, folder, own)
+        (scratch / f"job{number}.json").write_text(json.dumps(own.record()))
+        return 0
+
+    children = [forked(partial(share, number), scratch / f"job{number}.txt") for number in range(jobs)]
+    for number, child in enumerate(children):
+        assert child.wait(limit=10 * 3600) == 0, child.text()[-2000:]
+        print(child.text(), end="", flush=True)
+        found = json.loads((scratch / f"job{number}.json").read_text())
+        findings.trials += found["trials"]
+        findings.outcomes.update(found["outcomes"])
+        findings.failures += found["failures"]
+
+
+def _hostile_command(name: str, trials: int, seed: int, place: Path, scratch: Path, findings: Findings) -> None:
+    """One command on damaged copies."""
+    words, copy = _commands()[name], scratch / "copy"
+    opened = _opened(words, place, copy, scratch)
+    watch = Stopwatch()
+    for trial in range(trials):
+        draw = random.Random(f"{seed} hostile {name} {trial}")
+        words.copy(place, copy)
+        file = copy / draw.choice(opened)
+        done = f"{file.relative_to(copy)}: {damage.damaged(file, draw.randrange(2**32))}"
+        child = forked(lambda: _limited(copy, words.words), scratch / "out.txt")
+        code, text = child.wait(), child.text()
+        kind = _kind(code, text)
+        findings.note(
+            f"{name}: {kind}",
+            seed=trial,
+            failed=kind not in ("refused", "answered", "stopped"),
+            damage=done,
+            code=code,
+            output=text[-1500:],
+        )
+        shutil.rmtree(copy)
+    print(f"  {name}: {len(opened)} files, {watch.seconds():.0f} s", flush=True)
 
 
 def _opened(words: Words, place: Path, copy: Path, scratch: Path) -> list[str]:
@@ -623,7 +649,7 @@ def _commands() -> dict[str, Words]:
         "train --resume": Words(("train", "--resume", "--out", "begun", "--quiet"), "begun"),
         "train --data": Words(("train", "--data", "table/t.csv", *new), "table"),
         "train --config": Words(("train", "--config", "settings/run.toml", *new), "settings"),
-        "train --config, JSON": Words(("train", "--config", "record/run.json", *AT_ONCE, "--out", "new"), "record"),
+        "train --config, JSON": Words(("train", "--config", "record/run.json", *new), "record"),
         "train, own recipe": Words(("train", "own/recipe.py", *AT_ONCE, "--out", "new", "--quiet"), "own"),
         "evaluate": Words(("evaluate", "done"), "done"),
         "evaluate --data": Words(("evaluate", "rows", "--data", "table/t.csv"), "table", ("rows",)),
@@ -853,7 +879,7 @@ def campaign(options: argparse.Namespace) -> int:
         findings, watch = Findings(), Stopwatch()
         with scratch_folder() as scratch:
             if name == "hostile":
-                part = partial(hostile, only=options.only)
+                part = partial(hostile, only=options.only, jobs=options.jobs)
             part(trials, options.seed, scratch, findings)
         findings.seconds = watch.seconds()
         failed |= bool(findings.failures)
@@ -893,6 +919,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="of hostile: commands with such a word")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="commands of hostile at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, metavar="X", help="of the usual number of trials")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the record")
