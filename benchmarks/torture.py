@@ -415,8 +415,8 @@ def _new_training(scratch: Path, number: int) -> Path:
 
 
 def _answered(journal: Path) -> set[str]:
-    """The queries whose answers are on disk."""
-    if not journal.exists() or journal_file.is_unfinished(journal):
+    """The queries whose answers are on disk; there are none in a file that is not made yet."""
+    if not journal.exists() or not journal.stat().st_size or journal_file.is_unfinished(journal):
         return set()
     with journal_file.explained(journal), journal_file.reading(journal) as (db, form):
         return {row.key for row in journal_file.answers(db, form, journal)}
