@@ -54,9 +54,9 @@ def arguments_of(name: str, dtype: str) -> tuple[Any, ...]:
     bands = Bands(
         (0, 0, 0), 0, index, 0, index, 0, 0, 0, 0, 0, 0, 0, (0, 0), 0, 0, 0, False, *[index] * 7
     )  # fmt: skip
-    tail = BandTail(line, line, line, (0, 0), (0,) * 8, matrix, matrix, matrix)
+    tail = BandTail(line, line, line, (0, 0), (0,) * 8, matrix, matrix, matrix, line, line)
     return {
-        "slices": (line, 0, index, line, index, bands, line, sums, tail, 0, line),
+        "slices": (line, 0, index, line, index, bands, line, tail, 0, line),
         "convolve": (line, bands, line, line, index, line, line, sums, tail, line),
         "follow": (line, 0, bands, tail, line, np.empty((0, 0), np.int64), line),
         "label_losses_across": (cube, matrix, matrix, matrix, index, line, line, line, matrix),
