@@ -249,6 +249,26 @@ def test_two_processes_that_do_not_see_each_others_index_keep_no_code_under_the_
     assert (file.load("float32"), file.load("float64")) == (32, 64)
 
 
+def test_a_second_process_that_can_keep_nothing_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    class Loop:
+        _cache = type("Cache", (), {"cache_path": str(tmp_path)})
+
+        def compile(self, signature: object) -> None:
+            tried.append(str(signature))
+
+    monkeypatch.setattr(second_compiler, "loop_of", lambda _: Loop())
+    monkeypatch.setattr(second_compiler, "signature_of", lambda name, dtype: f"{name} {dtype}")
+    monkeypatch.setattr(second_compiler, "end_with_parent", lambda: None)
+    monkeypatch.setattr(second_compiler, "leave_to_others", lambda: None)
+    for kept in (False, True):
+        monkeypatch.setattr(second_compiler, "is_kept", lambda *_, kept=kept: kept)
+        second_compiler.compile_all(os.getppid(), ["relu:float32", "relu:float64"])
+    assert tried == ["relu float32", "relu float32", "relu float64"]
+    assert not list(tmp_path.iterdir())  # nor is a lock left behind
+
+
 def test_arguments_of_each_loop_have_the_types_of_its_precision() -> None:
     for name in MODULES:
         assert signature_of(name, "float32") != signature_of(name, "float64")

@@ -273,12 +273,11 @@ def _convolved_tail(step: Step, users: Mapping[Node, list[Node]], graph: Graph) 
     convolves = isinstance(x, Node) and x.target in (aten.conv2d.default, aten.conv2d.padding)
     if not convolves or users[x] != [step.parts[0]] or x is graph.output or x.kwargs:
         return None
-    args, parts = (x.args, (weight, bias, eps)), (x, *step.parts)
+    parts, pooled = (x, *step.parts), ()
     pool = _only_user(parts[-1], users, graph) if residual is None else None
     if pool is not None and pool.target is aten.max_pool2d.default and not pool.kwargs:
-        args, parts = (*args, None, pool.args[1:]), (*parts, pool)
-    else:
-        args = (*args, residual, ())
+        parts, pooled = (*parts, pool), pool.args[1:]
+    args: tuple[Any, ...] = (x.args, (weight, bias, eps), residual, pooled)
     average = _only_user(parts[-1], users, graph)
     if average is not None and average.target in AVERAGES and not average.kwargs:
         args, parts = (*args, (average.target, average.args[1:])), (*parts, average)

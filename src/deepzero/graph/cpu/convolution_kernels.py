@@ -80,7 +80,7 @@ class Split(NamedTuple):
         (count, batch, *rest), lanes = stacked.shape, self.lanes
         whole = batch // lanes
         out = stacked.new_empty(count, len(self.firsts), *rest, lanes)
-        out[:, :whole] = stacked[:, : whole * lanes].unflatten(1, (whole, lanes)).movedim(2, -1)
+        out[:, :whole] = stacked[:, : whole * lanes].reshape(count, whole, lanes, *rest).movedim(2, -1)
         if whole < len(self.firsts):
             out[:, whole] = stacked[:, batch - lanes :].movedim(1, -1)
         return out
@@ -636,8 +636,8 @@ class SliceSums(NamedTuple):
         """
         padded, size = geometry.pad(x), (centred.shape[1], x.shape[1], *geometry.kernel)
         cross, few = torch.zeros(size, dtype=torch.float64), max(1, SUMMED // centred[0, 0].numel())
-        for some, other in zip(padded.split(few), centred.split(few), strict=True):
-            cross += conv2d_weight(some, size, other, geometry.stride, 0, geometry.dilation)
+        for some, other in zip(torch.split(padded, few), torch.split(centred, few), strict=True):
+            cross += conv2d_weight(some, size, other, geometry.stride, 0, geometry.dilation)  # type: ignore[no-untyped-call]
         sums = (padded.sum(0, dtype=torch.float64), padded.square().sum(0, dtype=torch.float64))
         plain, square = (cls._over_places(image, geometry, centred.shape[2:]) for image in sums)
         return cls(plain, cross.flatten(2), square)

@@ -17,8 +17,9 @@ import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numba
 import numpy as np
@@ -48,21 +49,25 @@ _asked: set[tuple[str, str]] = set()
 
 
 def arguments_of(name: str, dtype: str) -> tuple[Any, ...]:
-    """Arguments of the types that a loop is called with."""
+    """Arguments of the types that a loop is called with, by their names: flat arrays of a dtype, but for these."""
     line, matrix, cube = (np.empty((0,) * dimensions, dtype) for dimensions in (1, 2, 3))
-    index, sums, number = np.empty(0, np.int64), np.empty(0), np.dtype(dtype).type(0)
-    bands = Bands(
-        (0, 0, 0), 0, index, 0, index, 0, 0, 0, 0, 0, 0, 0, (0, 0), 0, 0, 0, False, *[index] * 7
-    )  # fmt: skip
-    tail = BandTail(line, line, line, (0, 0), (0,) * 8, matrix, matrix, matrix, line, line)
-    return {
-        "slices": (line, 0, index, line, index, bands, line, tail, 0, line),
-        "convolve": (line, bands, line, line, index, line, line, sums, tail, line),
-        "follow": (line, 0, bands, tail, line, np.empty((0, 0), np.int64), line),
-        "label_losses_across": (cube, matrix, matrix, matrix, index, line, line, line, matrix),
-        "label_losses_of_column": (matrix, matrix, matrix, matrix, line, index, index, line, matrix),
-        "relu": (matrix, matrix, index, number, number, matrix, False),
-    }[name]
+    index, number = np.empty(0, np.int64), np.dtype(dtype).type(0)
+    numbers: dict[Any, Any] = {int: 0, bool: False, tuple[int, int]: (0, 0), tuple[int, int, int]: (0, 0, 0)}
+    bands = Bands(**{field: numbers.get(kind, index) for field, kind in get_type_hints(Bands).items()})
+    tail: dict[str, Any] = dict.fromkeys(BandTail._fields, line) | {"behind": (0, 0), "window": (0,) * 8}
+    tail |= dict.fromkeys(("slope", "tilt", "shift"), matrix)
+    others: dict[str, Any] = {"bands": bands, "tail": BandTail(**tail), "sums": np.empty(0), "copied": False}
+    others |= dict.fromkeys(("offsets", "channels", "corners", "labels", "entries", "rows"), index)
+    others |= dict.fromkeys(("apart", "batch", "count"), 0) | dict.fromkeys(("slope", "rest"), number)
+    if name == "follow":
+        others["rows"] = np.empty((0, 0), np.int64)
+    elif name == "label_losses_across":
+        others |= dict.fromkeys(("columns", "p", "logs", "out"), matrix) | {"delta": cube}
+    elif name == "label_losses_of_column":
+        others |= dict.fromkeys(("delta", "columns", "p", "logs", "out"), matrix)
+    elif name == "relu":
+        others |= dict.fromkeys(("delta", "z", "out"), matrix)
+    return tuple(others.get(parameter, line) for parameter in signature(loop_of(name).py_func).parameters)
 
 
 def loop_of(name: str) -> Any:
@@ -128,7 +133,10 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
 
 
 def compile_all(parent: int, loops: Iterable[str]) -> None:
-    """Compile what no other process compiles, unless another second process is at it, as long as the parent lives."""
+    """Compile what no other process compiles, unless another second process is at it, as long as the parent lives.
+
+    A loop that cannot be kept, on a full disk, would be of use to nobody: then this ends.
+    """
     end_with_parent()
     if os.getppid() != parent:
         return
@@ -140,6 +148,8 @@ def compile_all(parent: int, loops: Iterable[str]) -> None:
         for name, dtype in (loop.split(":") for loop in loops):
             with suppress(Exception):  # of another's claim; what is wrong with a loop, the first process says
                 loop_of(name).compile(signature_of(name, dtype))
+                if not is_kept(loop_of(name), signature_of(name, dtype)):
+                    return
     finally:
         only.release()
 

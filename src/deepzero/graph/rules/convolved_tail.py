@@ -49,8 +49,8 @@ def convolved_tail(
     (*values, last), (target, args) = call.values, averaged
     inner, front = Call(call.node, tuple(values)), values[-1]
     mean = is_whole_average(target, args, {}, front.base.shape[2:])
-    change: Any = _tail_change(inner, convolved, normalized, residual, pooled, mean=mean)
-    if change is None or (mean and change.shape == last.base.shape):
+    change = _tail_change(inner, convolved, normalized, residual, pooled, mean=mean)
+    if change is None or isinstance(change, tuple) or (mean and change.shape == last.base.shape):
         return change
     return RULES[target](Call(call.node, (last,)), Operand(front, change), *args)
 
