@@ -862,8 +862,8 @@ def _section() -> str:
     failed, minutes = sum(len(part["failures"]) for part in parts), sum(part["seconds"] for part in parts) / 60
     commits = ", ".join(sorted({f"`{part['commit'][:10]}`" for part in parts}))
     told = (
-        f"Recorded by `python benchmarks/torture.py`, {record['date'][:10]}, at commit {commits}, by processes that took "
-        f"{minutes:.0f} minutes in all: {failed} of {sum(part['trials'] for part in parts):,} trials failed."
+        f"Recorded by `python benchmarks/torture.py`, {record['date'][:10]}, at commit {commits}, by processes that "
+        f"took {minutes:.0f} minutes in all: {failed} of {sum(part['trials'] for part in parts):,} trials failed."
     )
     return "\n".join([told, "", "| part | trials | outcomes |", "|---|---:|---|", *rows, ""])
 
