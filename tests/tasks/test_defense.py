@@ -161,6 +161,13 @@ def test_certification_from_run_to_table(stages: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "certificates.jsonl").read_text().splitlines() == lines
     with pytest.raises(RunFolderError, match="certificates of other settings"):
         certify(tmp_path / "run", replace(config, trials=300))
+    kept = tmp_path / "run" / "certificates.jsonl"
+    kept.rename(tmp_path / "aside")
+    kept.mkdir()
+    with pytest.raises(RunFolderError, match=r"certificates\.jsonl cannot be read: it is a folder.*move .* away"):
+        certify(tmp_path / "run", config)
+    kept.rmdir()
+    (tmp_path / "aside").rename(kept)
     assert json.loads((tmp_path / "run" / "certified.json").read_bytes())["sigma"] == 0.25
 
 
