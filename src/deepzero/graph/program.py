@@ -150,6 +150,20 @@ def downstream(graph: Graph, sources: Iterable[Node]) -> list[Node]:
     return found
 
 
+def frontier(graph: Graph, cone: Cone, done: int) -> set[Node]:
+    """What the rest of a program reads of the operations behind a cone's sources when ``done`` of its steps are done.
+
+    It is found from the operations, not from the steps, and so has what a cone overlooks.
+    """
+    pending = {part for step in cone.steps[done:] for part in step.parts}
+    behind = downstream(graph, cone.sources)
+    for node in behind:
+        if not pending.isdisjoint(node.inputs):
+            pending.add(node)
+    there = {*cone.sources, *behind} - pending
+    return {used for node in pending for used in node.inputs if used in there} | ({graph.output} & there)
+
+
 def reads(graph: Graph, cone: Cone) -> set[Node]:
     """Base values that running a cone's operations again needs."""
     nodes = downstream(graph, cone.sources)

@@ -26,14 +26,16 @@ from torch import Tensor
 from deepzero.graph.capture import Node
 from deepzero.graph.differences import SomeSamples, TooLargeError, entries
 from deepzero.graph.forms import state
-from deepzero.graph.program import Cone
+from deepzero.graph.program import Cone, frontier
 from deepzero.graph.propagate import advance, at_the_loss, one_hot
 from deepzero.graph.wide_forward import WideForward
 from deepzero.objective import as_real
 from deepzero.step_sizes import size_of
 
 CANDIDATES = 8
-"""Random coordinates of a parameter that are propagated; compared are the first and the one that matters most."""
+"""Random coordinates of a parameter that are propagated, and compared where a trusted state ends their walk."""
+AT_THE_LOSS = 2
+"""Those of them that are compared at the loss: the one that matters most, and the first; a plain run there is long."""
 MORE = 64
 """Candidates where none of the first has an effect: tables of which a batch looks up a few rows."""
 RELATIVE = 1e-6
@@ -144,7 +146,7 @@ class RuleCheck:
         for most, step in ((CANDIDATES, NEAR * (size_of(source) or 1.0)), (MORE, size)):
             chosen = torch.randint(count, (most,), generator=generator)
             found, moves = self._walks(cone, chosen, step)
-            if moves:
+            if moves or not all(one.agrees for one in found):
                 break
         return found
 
@@ -174,70 +176,81 @@ class RuleCheck:
         live: dict[Node, Any] = {n: one_hot(values[n].base, walk.chosen, walk.step) for n in cone.sources}
         try:
             with torch.no_grad():
-                if self._ends_early(cone, walk, live):
-                    self._compare_nodes(cone, walk, live)
-                else:
+                ends = self._ends_early(cone, walk, live)
+                if ends is None:
                     self._compare_losses(cone, walk, live)
+                else:
+                    self._compare_nodes(cone, walk, live, ends)
         finally:
             for value in values.values():
                 value.memo.clear()
         if walk.agrees:
             self._give_points(walk)
 
-    def _ends_early(self, cone: Cone, walk: _Walk, live: dict[Node, Any]) -> bool:
-        """Walk, and say if a trusted state ended it."""
-        for step in cone.steps:
+    def _ends_early(self, cone: Cone, walk: _Walk, live: dict[Node, Any]) -> set[Node] | None:
+        """Walk; the nodes to compare where a trusted state ended it, or where nothing differs any more."""
+        for position, step in enumerate(cone.steps):
             if any(node in live for node in step.inputs):
                 here = state(step, live) if all(node in self._wide.floors for node in live) else None
+                faint = False
+                if self._is_trusted(here):
+                    strengths = self._strengths(live)
+                    faint = all(bool((one <= 1).all()) for one in strengths.values())
+                    enough = _is_sharp(strengths) or (faint and self._is_trusted((here, FAINT)))
+                    if enough and (ends := self._place(cone, position)) is not None:
+                        return ends
                 if here is not None:
-                    faint = False
-                    if self._is_trusted(here):
-                        strengths = self._strengths(live)
-                        faint = all(bool((one <= 1).all()) for one in strengths.values())
-                        if _is_sharp(strengths) or (faint and self._is_trusted((here, FAINT))):
-                            return True
                     walk.passed.append(here)
-                    if faint:
-                        walk.faint.append(here)
+                if faint:
+                    walk.faint.append(here)
                 advance(step, self._wide.values, live)
             for node in step.frees:
                 live.pop(node, None)
-        return False
+            if not live:
+                return self._place(cone, position + 1)
+        return None
+
+    def _place(self, cone: Cone, position: int) -> set[Node] | None:
+        """All that the steps from a position on read of what may differ, unless some of it cannot be compared."""
+        read = frontier(self._wide.program.graph, cone, position)
+        return read if all(node in self._wide.floors for node in read) else None
 
     def _is_trusted(self, here: Hashable) -> bool:
-        return self._points[here] >= TRUST
+        return here is not None and self._points[here] >= TRUST
 
     def _strengths(self, live: Mapping[Node, Any]) -> dict[Node, Float64[Tensor, " n"]]:
         """The largest entry of each difference of each node, in multiples of the node's floor."""
         return {node: _sizes(difference) / self._wide.floors[node] for node, difference in live.items()}
 
-    def _compare_nodes(self, cone: Cone, walk: _Walk, live: dict[Node, Any]) -> None:
-        strengths = torch.stack(list(self._strengths(live).values())).amax(0)
-        walk.moves = bool(strengths.any())
-        picked = _picked(strengths)
-        found = {node: _dense(difference)[picked] for node, difference in live.items()}
+    def _compare_nodes(self, cone: Cone, walk: _Walk, live: dict[Node, Any], nodes: set[Node]) -> None:
+        """Compare differences of nodes; of those of which none was propagated, with zero."""
+        effects = torch.zeros(len(walk.chosen))
+        if live:
+            effects = torch.stack(list(self._strengths(live).values())).amax(0).cpu()
+        walk.moves = bool(effects.any())
+        picked = _picked(effects, CANDIDATES)
+        found = {node: difference.dense()[picked] for node, difference in live.items()}
         live.clear()
+        runs = self._wide.plain(cone)
         for row, k in enumerate(picked):
             index = int(walk.chosen[k])
-            plain = self._wide.plain(cone, walk.step, index, found)
-            walk.comparisons += [
-                _at_node(index, node, difference[row], plain[node], self._wide.floors[node])
-                for node, difference in found.items()
-            ]
+            for node, expected in runs.differences(index, walk.step, nodes | set(found)).items():
+                own = found[node][row] if node in found else torch.zeros_like(expected)
+                walk.comparisons.append(_at_node(index, node, own, expected, self._wide.floors[node]))
 
     def _compare_losses(self, cone: Cone, walk: _Walk, live: dict[Node, Any]) -> None:
-        wide = self._wide
+        wide, runs = self._wide, self._wide.plain(cone)
         found = at_the_loss(live, wide.values, wide.program.graph.output, len(walk.chosen)).cpu()
         live.clear()
         walk.moves = bool(found.any())
-        for k in _picked(found.abs()):
+        for k in _picked(found.abs(), AT_THE_LOSS):
             index = int(walk.chosen[k])
-            expected = wide.plain_loss(cone, walk.step, index)
+            expected = runs.loss_difference(index, walk.step)
             walk.comparisons.append(Comparison(index, "", float(found[k]), expected, abs(expected), wide.floor))
 
     def _give_points(self, walk: _Walk) -> None:
         """For the states that a walk has passed, by how small an error would have shown at its end."""
-        strength = max((one.size / one.floor for one in walk.comparisons), default=0.0)
+        strength = max((one.size / one.floor for one in walk.comparisons if one.floor), default=0.0)
         if walk.sharp:
             self._points.update(dict.fromkeys(walk.passed, SHARP_WALK))
         elif strength > VISIBLE:
@@ -258,20 +271,17 @@ def _is_sharp(strengths: Mapping[Node, Tensor]) -> bool:
     return bool(every.isfinite().all()) and len(seen) > 0 and bool((seen * RELATIVE > 1).all())
 
 
-def _picked(effects: Tensor) -> list[int]:
-    """The first coordinate and the one with the largest effect."""
-    return sorted({0, int(effects.nan_to_num(nan=math.inf).argmax())})
+def _picked(effects: Tensor, count: int) -> list[int]:
+    """The coordinate with the largest effect and the first ones, ``count`` in all."""
+    strongest = int(effects.nan_to_num(nan=math.inf).argmax())
+    first = [k for k in range(len(effects)) if k != strongest]
+    return sorted([strongest, *first[: count - 1]])
 
 
 def _sizes(difference: Any) -> Float64[Tensor, " n"]:
     """The largest entry of each difference."""
     difference = difference.written_out() if isinstance(difference, SomeSamples) else difference
     return entries(difference).abs().double().amax(1)
-
-
-def _dense(difference: Any) -> Tensor:
-    dense: Tensor = difference.dense()
-    return dense
 
 
 def _at_node(index: int, node: Node, found: Tensor, expected: Tensor, floor: float) -> Comparison:

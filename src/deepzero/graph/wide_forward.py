@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,8 @@ class WideForward:
         draws: the step's random numbers.
         at_once: coordinates that there is room for at a time, ``most`` at the most.
         floor: smallest loss difference that can be told from the noise of plain runs.
-        floors: the same of the entries of nodes. Left out are those whose values are not all finite, or jump, or are of
-            such different sizes that noise in the large ones could hide the small ones.
+        floors: the same of the entries of nodes, 0 of integers. Left out are those whose values are not all finite, or
+            jump, or are of such different sizes that noise in the large ones could hide the small ones.
     """
 
     program: Program
@@ -74,34 +74,60 @@ class WideForward:
         noise, spreads = _noise(wide.graph, inputs, values, draws)
         floors = {node: MARGIN * spread for node, spread in spreads.items()}
         even = {node: floor for node, floor in floors.items() if 0 < floor <= EVEN * _typical(values[node].base)}
-        return cls(wide, inputs, values, draws, at_once, MARGIN * noise, even)
+        exact = {node: 0.0 for node, value in values.items() if _counts(value.base)}
+        return cls(wide, inputs, values, draws, at_once, MARGIN * noise, even | exact)
 
     def base_loss(self) -> Tensor:
         """The loss at the parameters."""
         base: Tensor = self.values[self.program.graph.output].base
         return base.double().mean()
 
-    def plain(self, cone: Cone, step: float, index: int, nodes: Iterable[Node]) -> dict[Node, Tensor]:
-        """Differences of some nodes by a plain run in which one entry of a parameter has moved, run no further."""
-        moved = moved_entry(self.inputs[cone.sources[0]], index, step)
-        there = self._again(cone).values(dict.fromkeys(cone.sources, moved), set(nodes))
-        return {node: value - self.values[node].base for node, value in there.items()}
-
-    def plain_loss(self, cone: Cone, step: float, index: int) -> float:
-        """The loss difference by a plain run."""
-        moved = moved_entry(self.inputs[cone.sources[0]], index, step)
-        return float(self._again(cone).loss(dict.fromkeys(cone.sources, moved)) - self.base_loss())
-
-    def _again(self, cone: Cone) -> Recomputation:
-        return Recomputation(self.program.graph, cone.sources, self.values, self.draws, wide=True)
+    def plain(self, cone: Cone) -> PlainRuns:
+        """Plain runs of what lies behind a parameter."""
+        return PlainRuns(
+            cone.sources,
+            self.inputs[cone.sources[0]],
+            Recomputation(self.program.graph, cone.sources, self.values, self.draws, wide=True),
+            self.values,
+            self.base_loss(),
+        )
 
 
-def moved_entry(source: Tensor, index: int, size: float) -> Tensor:
-    """A copy with one entry moved."""
-    moved = source.detach().clone(memory_format=torch.contiguous_format)
-    flat = as_real(moved).view(-1)
-    flat[index] += size
-    return moved
+@dataclass(frozen=True)
+class PlainRuns:
+    """Runs of the operations behind a parameter in which one of its entries has moved.
+
+    Attributes:
+        sources: the graph inputs that hold it.
+        value: the parameter.
+        operations: behind it.
+        values: at the parameters.
+        loss: there.
+    """
+
+    sources: tuple[Node, ...]
+    value: Tensor
+    operations: Recomputation
+    values: Values
+    loss: Tensor
+
+    def differences(self, index: int, step: float, nodes: Set[Node]) -> dict[Node, Tensor]:
+        """The differences of some nodes, of those that depend on the parameter; no more is run."""
+        there = self.operations.values(self._moved(index, step), nodes)
+        return {node: _apart(value, self.values[node].base) for node, value in there.items()}
+
+    def loss_difference(self, index: int, step: float) -> float:
+        """The difference of the loss."""
+        return float(self.operations.loss(self._moved(index, step)) - self.loss)
+
+    def _moved(self, index: int, step: float) -> dict[Node, Tensor]:
+        moved = self.value.detach().clone(memory_format=torch.contiguous_format)
+        as_real(moved).view(-1)[index] += step
+        return dict.fromkeys(self.sources, moved)
+
+
+def _apart(value: Tensor, base: Tensor) -> Tensor:
+    return value - base if value.is_floating_point() or value.is_complex() else value.double() - base.double()
 
 
 def _noise(graph: Graph, inputs: Mapping[Node, Any], values: Values, draws: Draws) -> tuple[float, dict[Node, float]]:
@@ -134,6 +160,11 @@ def _comparable(value: Any) -> bool:
     """True for a tensor of real or complex numbers in full precision, all of them finite."""
     wide = isinstance(value, Tensor) and value.dtype in (torch.float64, torch.complex128)
     return wide and value.numel() > 0 and bool(value.isfinite().all())
+
+
+def _counts(value: Any) -> bool:
+    """True for a tensor of integers or truth values."""
+    return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
 
 
 def _typical(value: Tensor) -> float:
