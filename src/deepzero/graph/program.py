@@ -153,9 +153,10 @@ def downstream(graph: Graph, sources: Iterable[Node]) -> list[Node]:
 def frontier(graph: Graph, cone: Cone, done: int) -> set[Node]:
     """What the rest of a program reads of the operations behind a cone's sources when ``done`` of its steps are done.
 
-    It is found from the operations, not from the steps, and so has what a cone overlooks.
+    It is found from the operations, not from the steps, and so has what a cone overlooks. Of an operation with several
+    outputs it has those that are read.
     """
-    pending = {part for step in cone.steps[done:] for part in step.parts}
+    pending = {part for step in cone.steps[done:] for part in step.parts if not is_getitem(part)}
     behind = downstream(graph, cone.sources)
     for node in behind:
         if not pending.isdisjoint(node.inputs):

@@ -2,8 +2,8 @@
 
 The graph is compared with the live program in the model's own dtype, at the parameters and at points near them, where
 all of them have moved. Its rules are compared with plain runs of the graph, both in float64, where rounding cannot be
-mistaken for a fault: for every parameter tensor, at the coordinates that matter most of a random few. Nothing of the
-user's is run in another dtype, no module is touched.
+mistaken for a fault: for every parameter tensor, at a random few of its coordinates (:mod:`deepzero.graph.rule_check`).
+Nothing of the user's is run in another dtype, no module is touched.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Check:
     """A check of a program's rules.
 
     Attributes:
-        coordinates: loss differences that were compared.
-        worst: largest error, relative to the loss difference.
+        coordinates: coordinates whose differences were compared, at the loss or where the way to it had been checked.
+        worst: largest error, relative to the difference.
         floor: smallest loss difference that could be told from the noise of the plain runs: where all differences are
             below it, the check finds nothing.
-        silent: parameters of which no candidate moved the loss by more than the floor.
+        silent: parameters of which no candidate made a difference above the noise where it was compared.
         program: largest difference of the losses of graph and live program, relative to the loss.
     """
 
@@ -121,7 +121,7 @@ def verify(
     *,
     room: float = math.inf,
 ) -> Check:
-    """Compare propagated loss differences with those of plain runs of the graph, in float64.
+    """Compare propagated differences with those of plain runs of the graph, in float64.
 
     Args:
         program: the program.
