@@ -151,7 +151,7 @@ def downstream(graph: Graph, sources: Iterable[Node]) -> list[Node]:
 
 
 def frontier(graph: Graph, cone: Cone, done: int) -> set[Node]:
-    """What the rest of a program reads of the operations behind a cone's sources when ``done`` of its steps are done.
+    """Operations behind a cone's sources that the rest of the program reads when ``done`` of the steps are done.
 
     It is found from the operations, not from the steps, and so has what a cone overlooks. Of an operation with several
     outputs it has those that are read.

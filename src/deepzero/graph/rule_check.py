@@ -229,13 +229,13 @@ class RuleCheck:
             effects = torch.stack(list(self._strengths(live).values())).amax(0).cpu()
         walk.moves = bool(effects.any())
         picked = _picked(effects, CANDIDATES)
-        found = {node: difference.dense()[picked] for node, difference in live.items()}
+        found = {node: difference.dense() for node, difference in live.items()}
         live.clear()
         runs = self._wide.plain(cone)
-        for row, k in enumerate(picked):
+        for k in picked:
             index = int(walk.chosen[k])
             for node, expected in runs.differences(index, walk.step, nodes | set(found)).items():
-                own = found[node][row] if node in found else torch.zeros_like(expected)
+                own = found[node][k] if node in found else torch.zeros_like(expected)
                 walk.comparisons.append(_at_node(index, node, own, expected, self._wide.floors[node]))
 
     def _compare_losses(self, cone: Cone, walk: _Walk, live: dict[Node, Any]) -> None:

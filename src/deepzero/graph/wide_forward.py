@@ -23,8 +23,10 @@ ROUNDING = 1e-15
 JUMP = 1e-6
 """Least relative change, by the last digits of the parameters, that is no rounding but a jump."""
 MARGIN = 30
-"""Smallest difference that can be told from noise, in multiples of the noise."""
-EVEN = 1e-10
+"""Smallest difference of the loss that can be told from noise, in multiples of the noise."""
+MARGIN_AT_NODES = 100
+"""The same of nodes, of whose entries the noisiest counts."""
+EVEN = 3e-10
 """Largest floor of a node, in multiples of its typical entry, at which differences are compared there."""
 NUDGE = 4e-16
 """Relative change of the parameters by their last digits."""
@@ -72,7 +74,7 @@ class WideForward:
         base_bytes = max(1, held_bytes(values))
         at_once = int(max(1, min(most, (room - base_bytes) // (WORKSPACE * base_bytes))))
         noise, spreads = _noise(wide.graph, inputs, values, draws)
-        floors = {node: MARGIN * spread for node, spread in spreads.items()}
+        floors = {node: MARGIN_AT_NODES * spread for node, spread in spreads.items()}
         even = {node: floor for node, floor in floors.items() if 0 < floor <= EVEN * _typical(values[node].base)}
         exact = {node: 0.0 for node, value in values.items() if _counts(value.base)}
         return cls(wide, inputs, values, draws, at_once, MARGIN * noise, even | exact)
