@@ -13,6 +13,7 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("MPLBACKEND", "agg")
 if not Path("/dev/nvidiactl").exists():  # read when Triton is imported: without a GPU its programs run as Python
     os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("DEEPZERO_COMPILE_AHEAD", "0")  # a test that starts a program starts no second one beside it
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every program that a test starts compiles the package anew
 
 from collections.abc import Iterator

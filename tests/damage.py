@@ -101,7 +101,7 @@ BYTES: tuple[Damage, ...] = (
 
 def of_a_wrong_kind(path: Path, draw: random.Random) -> None:
     """A value in JSON, somewhere, in place of another one; the syntax stays right."""
-    lines = path.read_text().splitlines()
+    lines = path.read_text().splitlines() or ["null"]
     if path.suffix == ".jsonl":
         number = draw.randrange(len(lines))
         lines[number] = json.dumps(altered(json.loads(lines[number]), draw))

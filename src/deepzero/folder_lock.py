@@ -48,10 +48,12 @@ class FileLock:
 
     Args:
         path: of the file, in a folder that is there.
+        needed: whether that warning is given: False where a lock spares work, and guards nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, needed: bool = True) -> None:
         self.path = path
+        self.needed = needed
         self._descriptor: int | None = None
         self._process = os.getpid()
 
@@ -160,7 +162,8 @@ class FileLock:
             _lock(descriptor, shared=shared)
         except OSError as error:
             if error.errno in NO_LOCKS:
-                _warn_of_no_locks(str(self.path.parent))
+                if self.needed:
+                    _warn_of_no_locks(str(self.path.parent))
                 return True
             if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK):
                 return False

@@ -339,6 +339,11 @@ def test_columns_without_names_need_an_array(named_rows: Preprocessing) -> None:
         ({"input_shape": (3,)}, "input_shape of images has 3 numbers"),
         ({"mean": (0.0,)}, "each of 3 channels"),
         ({"std": (0.0,) * 3}, "be positive"),
+        ({"std": (1.0, 1.0, float("inf"))}, "be finite"),
+        ({"mean": (0.0, float("nan"), 0.0)}, "be finite"),
+        ({"scale": 0.0}, "scale must be a finite number above 0"),
+        ({"input_shape": (3, 0, 8)}, "a number of input_shape must be an integer of at least 1"),
+        ({"tile": 0}, "a number of tile must be an integer of at least 1"),
     ],
 )
 def test_a_record_that_does_not_fit_is_refused(color: Preprocessing, change: dict[str, Any], message: str) -> None:
@@ -352,3 +357,13 @@ def test_json_needs_all_fields_and_no_others(color: Preprocessing) -> None:
     for odd in ({**record, "more": 1}, {key: value for key, value in record.items() if key != "mean"}):
         with pytest.raises(InvalidInputError, match=r"missing or unknown: (more|mean)"):
             Preprocessing.from_json(odd)
+
+
+@pytest.mark.parametrize("odd", [None, "", "abc", [], {}, [None, 0, 0], ["0", 0, 0], [True, 0, 0], [[0.0], 0, 0]])
+@pytest.mark.parametrize("name", ["mean", "std", "scale", "input_shape", "tile", "class_names", "target"])
+def test_a_value_of_another_kind_is_refused_by_its_name(color: Preprocessing, name: str, odd: Any) -> None:
+    """Else it would raise when the first image is predicted, or be taken for a number."""
+    if (name, odd) in (("class_names", []), ("target", None), ("target", ""), ("target", "abc")):
+        return
+    with pytest.raises(InvalidInputError, match=r"of a preprocessing cannot be|has 3 numbers|for each of 3 channels"):
+        Preprocessing.from_json({**color.to_json(), name: odd})

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from launch import TRAIN, children, finished, free_port, lines, started, torchrun, wait_until
 
+from deepzero.cli import main
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of torchrun in Linux's /proc"),
@@ -20,11 +22,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights of a run on one process, without torchrun."""
+    """The weights of a run on one process, without torchrun: this one."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    with started(*TRAIN, "--out", str(out)) as process:
-        output = finished(process)
-    assert process.returncode == 0, output
+    assert main([*TRAIN[2:], "--out", str(out)]) == 0
     return (out / "model.safetensors").read_bytes()
 
 
@@ -45,8 +45,16 @@ def test_a_killed_rank_is_replaced_and_nothing_is_lost(undisturbed: Any, tmp_pat
     assert weights(out, output) == undisturbed
 
 
+def resumed(out: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    """What a run prints that goes on in this process."""
+    capfd.readouterr()
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    found = capfd.readouterr()
+    return found.out + found.err
+
+
 def test_a_run_whose_agent_is_terminated_goes_on_with_another_number_of_processes(
-    undisturbed: Any, tmp_path: Path
+    undisturbed: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     with started(*torchrun(2), *TRAIN, "--out", str(out)) as process:
@@ -54,14 +62,13 @@ def test_a_run_whose_agent_is_terminated_goes_on_with_another_number_of_processe
         process.send_signal(signal.SIGTERM)
         first = finished(process)
     assert not (out / "summary.json").exists(), first
-    with started("-m", "deepzero", "train", "--resume", "--out", str(out)) as process:
-        second = finished(process)
-    assert process.returncode == 0, second
-    assert "continuing from" in second
-    assert weights(out, second) == undisturbed
+    assert "continuing from" in resumed(out, capfd)
+    assert weights(out, first) == undisturbed
 
 
-def test_workers_of_a_killed_agent_end_their_step_save_and_stop(undisturbed: Any, tmp_path: Path) -> None:
+def test_workers_of_a_killed_agent_end_their_step_save_and_stop(
+    undisturbed: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     with started(*torchrun(2), *TRAIN, "--out", str(out)) as process, nobody_left(process):
         wait_until(lambda: lines(out / "metrics.jsonl") >= 2, process)
@@ -69,10 +76,8 @@ def test_workers_of_a_killed_agent_end_their_step_save_and_stop(undisturbed: Any
         first = finished(process)  # the output ends with the last of the workers
     assert "stopped by the end of the torchrun agent that started it; everything is saved" in first
     assert not (out / "summary.json").exists(), first
-    with started("-m", "deepzero", "train", "--resume", "--out", str(out)) as process:
-        second = finished(process)
-    assert process.returncode == 0, second
-    assert weights(out, second) == undisturbed
+    resumed(out, capfd)
+    assert weights(out, first) == undisturbed
 
 
 LOOP = """
@@ -189,11 +194,11 @@ def test_a_trainer_of_ones_own_gives_the_bits_of_one_process(tmp_path: Path) -> 
     """Batches are shuffled by the global generator, which rank 0 has the say of."""
     recipe = tmp_path / "recipe_of_torchrun.py"
     recipe.write_text(OWN)
-    words = ["-m", "deepzero", "train", str(recipe)]
-    for name, launch in (("one", ()), ("two", torchrun(2))):
-        with started(*launch, *words, "--out", str(tmp_path / name)) as process:
-            output = finished(process)
-        assert process.returncode == 0, output
+    assert main(["train", str(recipe), "--out", str(tmp_path / "one")]) == 0
+    words = ["-m", "deepzero", "train", str(recipe), "--out", str(tmp_path / "two")]
+    with started(*torchrun(2), *words) as process:
+        output = finished(process)
+    assert process.returncode == 0, output
     assert weights(tmp_path / "two", output) == weights(tmp_path / "one", output)
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
 

@@ -209,3 +209,38 @@ def test_only_finite_answers_are_kept(path: Path, loss: float) -> None:
         with pytest.raises(InvalidInputError, match="finite answers"):
             journal.record({"a": 1.0, "b": loss})
         assert len(journal) == 0
+
+
+def killed_while_made(path: Path) -> None:
+    """A file of which a killed process had written some pages, and what is to be undone, and nothing else."""
+    busy = path.with_name("busy.sqlite")
+    db = sqlite3.connect(busy, isolation_level=None)
+    for setting in ("locking_mode=EXCLUSIVE", "cache_size=1", "cache_spill=1"):
+        db.execute(f"PRAGMA {setting}")
+    db.execute("BEGIN IMMEDIATE")
+    for statement in journal_file.SCHEMA:
+        db.execute(statement)
+    db.execute("CREATE TABLE more (value TEXT)")
+    db.executemany("INSERT INTO more VALUES (?)", [("x" * 900,)] * 400)
+    for suffix in ("", journal_file.UNDO_SUFFIX):
+        path.with_name(path.name + suffix).write_bytes(busy.with_name(busy.name + suffix).read_bytes())
+    db.close()
+    for file in path.parent.glob("busy*"):
+        file.unlink()
+
+
+def test_a_journal_whose_process_was_killed_while_it_made_the_file_is_made_again(path: Path) -> None:
+    killed_while_made(path)
+    assert path.stat().st_size > 0
+    with dz.QueryJournal(path, problem="p") as journal:
+        journal.record({"a": 0.5})
+    with dz.QueryJournal(path, problem="p") as journal:
+        assert journal.lookup(["a"]) == {"a": 0.5}
+
+
+def test_a_look_at_a_journal_that_is_being_made_says_so_and_changes_nothing(path: Path) -> None:
+    killed_while_made(path)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(JournalError, match=r"a change of the journal .* is not finished.*start that script again"):
+        journal_file.summary(path)
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before

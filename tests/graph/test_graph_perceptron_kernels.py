@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 SHAPE = torch.Size((*LEAD, HIDDEN))
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-BLOCKS = pytest.mark.parametrize("block", [1, 100, 800, 1 << 20], ids=["row", "rows", "some", "all"])
+SIZES = (1, 100, 800, 1 << 20)
+BLOCKS = pytest.mark.parametrize("block", SIZES, ids=["row", "rows", "some", "all"])
 
 
 def drawn(kind: str, dtype: torch.dtype, scale: float) -> Channel | Dense | LowRank:
@@ -131,16 +133,16 @@ ACTIVATIONS = {
 }
 
 
-@BLOCKS
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> None:
-    """By blocks, by the parts' rules, and by full forwards."""
+def test_networks(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """By blocks of every size, by the parts' rules, and by full forwards."""
     model = initialize(Perceptrons(ACTIVATIONS[name]), dtype=torch.float64)
     symbols = torch.arange(24).reshape(4, 6) * 5 % 9
     labels = torch.arange(24) % 5
-    options = {"step_size": 0.1, "sparsity": some_coordinates(model, most=9)}
+    options: dict[str, Any] = {"step_size": 0.1, "sparsity": some_coordinates(model, most=9)}
     expected = estimate(model, F.cross_entropy, symbols, labels, dz.SequentialEvaluator(), **options)
-    monkeypatch.setattr(row_blocks, "BLOCK", block)
+    evaluator = dz.PropagationEvaluator(verify=False)
+    zo = dz.CGE(model, loss=F.cross_entropy, evaluator=evaluator, **options)  # exported once
     taken: list[str] = []
     kernel = perceptron_kernels.perceptron
 
@@ -148,11 +150,14 @@ def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> Non
         taken.append(function)
         return kernel(function, *arguments)  # type: ignore[arg-type]
 
-    for own in (counted, lambda *_: None):
-        monkeypatch.setattr(cpu_kernels, "perceptron", own)
-        found = estimate(model, F.cross_entropy, symbols, labels, dz.PropagationEvaluator(verify=False), **options)
-        assert_close(found.gradients, expected.gradients, 1e-9)
-    assert taken
+    for block in SIZES:
+        monkeypatch.setattr(row_blocks, "BLOCK", block)
+        monkeypatch.setattr(cpu_kernels, "perceptron", counted)
+        before = len(taken)
+        assert_close(zo.estimate(symbols, labels).gradients, expected.gradients, 1e-9)
+        assert len(taken) > before
+    monkeypatch.setattr(cpu_kernels, "perceptron", lambda *_: None)
+    assert_close(zo.estimate(symbols, labels).gradients, expected.gradients, 1e-9)
 
 
 def test_values_between_the_layers_that_are_read_elsewhere() -> None:

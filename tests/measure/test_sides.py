@@ -55,6 +55,12 @@ def test_deepzero_times_the_whole_where_it_fits(deepzero: DeepZero) -> None:
     assert timing.seconds == pytest.approx(timing.timed_seconds * 4955 / timing.timed_queries)
 
 
+def test_an_estimate_that_is_short_enough_is_timed_whole_in_a_round_of_any_length(task: Problem) -> None:
+    patient = DeepZero(task, whole_within=60.0)
+    assert patient.fraction(1e-6) == 1.0
+    assert DeepZero(task, whole_within=1e-9).fraction(1e-6) < 0.01
+
+
 def test_deepzero_scales_a_part_by_measured_costs(
     task: Problem, deepzero: DeepZero, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,7 @@ from deepzero.tasks.correction.correction_time import correction_seconds
 from deepzero.tasks.correction.flow_errors import roll_out
 from deepzero.tasks.correction.reference_flows import FRAMES, STATE, Reference, folder_of, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
-from deepzero.tasks.staged_run import StoppedError
-from deepzero.training import StopRequest
+from deepzero.training import StoppedError, StopRequest
 
 TINY = RECIPES.find("wake-tiny").config()
 
@@ -341,6 +342,55 @@ def test_a_blow_up_costs_a_query_and_stops_nothing(
     assert work.skipped == 1
     assert work.source.queries > before
     assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("phase", ["the ranking", "the test flows"])
+def test_the_first_signal_ends_a_phase_that_is_no_training(
+    phase: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The solver does not run once more, and the run goes on to the same errors."""
+    config = replace(TINY, method=ZO_SOL, ratios=ZO_GRASP, budget=None, steps=4, sparsity=0.9)
+    whole = correct(config, out=tmp_path / "whole", data_dir=data)
+    step, calls, run = WakeFlow.step, [], tmp_path / "parts"
+
+    def interrupted(self: WakeFlow, velocity: torch.Tensor, reynolds: torch.Tensor) -> torch.Tensor:
+        trained = (run / "training" / "summary.json").exists()
+        calls.append(trained)
+        if len(calls) == 3 if phase == "the ranking" else trained:
+            os.kill(os.getpid(), signal.SIGTERM)
+            calls.append("after")
+        return step(self, velocity, reynolds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WakeFlow, "step", interrupted)
+        first = correct(config, out=run, data_dir=data)
+    assert (first.summary, first.stopped) == (None, "SIGTERM")
+    assert "after" not in calls
+    assert (run / "ratios.json").exists() == (phase == "the test flows")
+    second = correct(config, out=run, data_dir=data, resume=True)
+    assert second.summary is not None
+    assert whole.summary is not None
+    assert second.summary["mae"] == whole.summary["mae"]
+
+
+@pytest.mark.parametrize("name", ["summary.json", "model.safetensors", "run.json"])
+def test_advice_for_a_damaged_training_is_of_the_correction_and_true(name: str, data: Path, tmp_path: Path) -> None:
+    config, run = replace(TINY, method=NON), tmp_path / "run"
+    whole = correct(config, out=run, data_dir=data)
+    weights = (run / "model.safetensors").read_bytes()
+    (run / "summary.json").unlink()
+    stage = run / "training"
+    (stage / name).write_bytes((stage / name).read_bytes()[:-7])
+    with pytest.raises(RunFolderError) as refused:
+        correct(config, out=run, data_dir=data, resume=True)
+    deleted = stage if name == "run.json" else stage / "summary.json"
+    assert str(refused.value).endswith(f"delete {deleted} and type deepzero correct --resume --out {run}")
+    shutil.rmtree(deleted) if deleted.is_dir() else deleted.unlink()
+    again = correct(config, out=run, data_dir=data, resume=True)
+    assert whole.summary is not None
+    assert again.summary is not None
+    assert again.summary["mae"] == whole.summary["mae"]
+    assert (run / "model.safetensors").read_bytes() == weights
 
 
 def test_ratios_of_zo_grasp_are_asked_for_once(data: Path, tmp_path: Path) -> None:

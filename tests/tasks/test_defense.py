@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,12 @@ import torch
 from deepzero.errors import DataNotFoundError, InvalidInputError, RunFolderError
 from deepzero.folder_lock import FileLock
 from deepzero.models import UNetDenoiser
+from deepzero.recipes.run_starts import resumed
+from deepzero.report import documents
 from deepzero.tasks.classification import DataConfig
 from deepzero.tasks.defense import METHODS, CertifyConfig, DefenseConfig, DenoiserConfig, StageConfig, certify, defend
 from deepzero.tasks.defense import train_defense as run
+from deepzero.tasks.defense.defended_classifier import DefendedClassifier
 from deepzero.tasks.defense.defense_config import QUERYING, from_record
 from deepzero.tasks.defense.train_defense import CLASSIFIER, load_pair
 from deepzero.tasks.task_data import read_data
@@ -112,7 +118,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     whole = defend(config, out=tmp_path / "whole", stages=stages)
     assert whole.summary is not None
     with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", _Later)
+        patch.setattr(run, "stop_request", lambda seconds: _Later(max_seconds=seconds, at_once=True))
         first = defend(config, out=tmp_path / "parts", stages=stages)
     assert first.summary is None
     assert first.stopped == "a test"
@@ -252,7 +258,7 @@ def test_a_stage_that_has_changed_since_a_run_began_is_refused(
     config = tiny("deepzero", budget=16 * 5 * 12, finetuning=StageConfig(learning_rate=1e-3, batch_size=16, steps=8))
     mine = shutil.copytree(stages, tmp_path / "stages")
     with monkeypatch.context() as patch:
-        patch.setattr(run, "StopRequest", _Later)
+        patch.setattr(run, "stop_request", lambda seconds: _Later(max_seconds=seconds, at_once=True))
         assert defend(config, out=tmp_path / "run", stages=mine).summary is None
     denoiser = mine / "denoiser" / "model.safetensors"
     weights = safetensors.torch.load_file(denoiser)
@@ -271,3 +277,123 @@ def test_a_student_asks_no_more_than_a_small_budget(stages: Path, tmp_path: Path
     found = defend(tiny("distilled", budget=100), out=tmp_path / "run", stages=stages)
     assert found.summary is not None
     assert found.summary["queries"] - len(read_data(tiny("distilled").data).train) == 100
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:
+    """Have Ctrl-C be pressed in one of the queries of the classifier; the number of those that were made."""
+    asked: list[int] = []
+    load = run.load_target
+
+    def loaded(classifier: str | Path) -> DefendedClassifier:
+        target = load(classifier)
+
+        def ask(x: torch.Tensor) -> torch.Tensor:
+            asked.append(len(x))
+            if len(asked) == after:
+                os.kill(os.getpid(), signal.SIGINT)
+            return target.ask(x)
+
+        return replace(target, ask=ask)
+
+    monkeypatch.setattr(run, "load_target", loaded)
+    return asked
+
+
+@pytest.mark.parametrize("after", [1, 5], ids=["the labels", "the ranking"])
+def test_the_first_interrupt_ends_a_phase_that_is_no_training(
+    after: int, stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The classifier is not asked once more, and the run goes on to the same bits."""
+    config = tiny("deepzero", finetuned="zo-grasp", directions=12, budget=16 * 13 * 4)
+    whole = defend(config, out=tmp_path / "whole", stages=stages)
+    with monkeypatch.context() as patch:
+        asked = interrupting(patch, after)
+        first = defend(config, out=tmp_path / "parts", stages=stages)
+    assert (first.summary, first.stopped) == (None, "SIGINT")
+    assert len(asked) == after
+    assert not (tmp_path / "parts" / "ratios.json").exists()
+    second = defend(config, out=tmp_path / "parts", stages=stages, resume=True)
+    assert second.summary is not None
+    assert whole.summary is not None
+    assert second.summary["queries"] == whole.summary["queries"]
+    one, other = (load_pair(tmp_path / name)[1].state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_interrupt_of_the_training_finishes_the_step(
+    stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("zo-ds", budget=16 * 5 * 12, finetuning=StageConfig(learning_rate=1e-3, batch_size=16, steps=8))
+    with monkeypatch.context() as patch:
+        asked = interrupting(patch, 12)
+        first = defend(config, out=tmp_path / "run", stages=stages)
+    assert first.stopped == "SIGINT"
+    assert len(asked) >= 12
+    steps = [r for r in read_metrics(tmp_path / "run" / "finetuning" / "metrics.jsonl") if r["kind"] == "step"]
+    newest = max((tmp_path / "run" / "finetuning" / "checkpoints").glob("step-*"))
+    assert 0 < len(steps) == int(newest.name.removeprefix("step-")) < 8
+    assert defend(config, out=tmp_path / "run", stages=stages, resume=True).summary is not None
+
+
+def unconcluded(whole: Path, to: Path) -> Path:
+    """A copy of a run whose process was killed before its own result was there."""
+    shutil.copytree(whole, to)
+    (to / "summary.json").unlink()
+    return to
+
+
+def broken(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (broken, "summary.json"),
+        (broken, "model.safetensors"),
+        (broken, "run.json"),
+        (Path.unlink, "run.json"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["finetuning", "stages/denoiser"])
+def test_advice_for_a_damaged_stage_is_of_the_run_that_goes_on_and_true(
+    damage: Callable[[Path], None], name: str, stage: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    config = tiny("deepzero", finetuning=StageConfig(learning_rate=1e-3, batch_size=16, steps=2))
+    whole = tmp_path_factory.getbasetemp() / "whole-defense"
+    if not whole.exists():
+        assert defend(config, out=whole).summary is not None
+    run_folder = unconcluded(whole, tmp_path / "run")
+    own = run_folder / stage
+    record = run_folder / "run.json"
+    record.write_text(record.read_text().replace(str(whole / "stages"), str(run_folder / "stages")))
+    damage(own / name)
+    with pytest.raises(RunFolderError) as refused:
+        defend(config, out=run_folder, resume=True)
+    message = str(refused.value)
+    assert message.endswith(f"and type deepzero defend --resume --out {run_folder}")
+    deleted = own / "summary.json" if name != "run.json" else own
+    assert f"delete {deleted} and" in message
+    shutil.rmtree(deleted) if deleted.is_dir() else deleted.unlink()
+    assert defend(config, out=run_folder, resume=True).summary is not None
+    one, other = (load_pair(folder)[1].state_dict() for folder in (whole, run_folder))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_shared_stage_of_other_settings_asks_for_another_folder_of_stages(stages: Path, tmp_path: Path) -> None:
+    defend(tiny("denoiser"), out=tmp_path / "one", stages=stages)
+    other = tiny("denoiser", pretraining=StageConfig(steps=21, batch_size=16))
+    with pytest.raises(RunFolderError, match=r"choose another --stages$"):
+        defend(other, out=tmp_path / "other", stages=stages)
+
+
+def test_a_stage_by_itself_is_no_run_to_continue(stages: Path, tmp_path: Path) -> None:
+    config = tiny("deepzero", finetuning=StageConfig(learning_rate=1e-3, batch_size=16, steps=2))
+    defend(config, out=tmp_path / "run", stages=stages)
+    with pytest.raises(RunFolderError, match=f"is a stage, .*type deepzero defend --resume --out {tmp_path / 'run'}$"):
+        resumed(None, {}, tmp_path / "run" / "finetuning")
+    with pytest.raises(RunFolderError, match=r"is a stage, .*with the folder of a run that uses this stage$"):
+        load_pair(stages / "denoiser")
+    (tmp_path / "run" / "finetuning" / "summary.json").unlink()
+    caption = documents([tmp_path / "run" / "finetuning"])[0].caption
+    assert f"deepzero defend --resume --out {tmp_path / 'run'}" in caption

@@ -9,7 +9,7 @@ import pytest
 from threads_team import together
 
 from deepzero.team import Team
-from deepzero.training import SharedStop, StopRequest
+from deepzero.training import SharedStop, StoppedError, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -178,3 +178,60 @@ def test_requests_inside_of_each_other_end_in_any_order() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert (inner.reason, outer.reason) == (None, "SIGTERM")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_where_nothing_but_results_is_kept_the_first_signal_ends_the_work(number: Any) -> None:
+    before = signal.getsignal(number)
+
+    def work() -> None:
+        with StopRequest(at_once=True) as stop, stop.saving():
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(StoppedError, match=f"^{number.name}$"):
+        work()
+    assert signal.getsignal(number) is before
+
+
+def test_nothing_that_looks_for_another_way_after_a_failure_takes_a_stop_for_one() -> None:
+    def work() -> None:
+        with StopRequest(at_once=True):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except Exception:
+                pytest.fail("it went another way")
+
+    with pytest.raises(StoppedError):
+        work()
+
+
+def test_from_its_beginning_on_work_is_finished_and_saved_before_the_stop() -> None:
+    done: list[str] = []
+
+    def work() -> None:
+        with StopRequest(at_once=True) as stop:
+            with stop.saving():
+                stop.begin()
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append(str(stop.reason))
+            done.append("after")
+
+    with pytest.raises(StoppedError, match="SIGTERM"):
+        work()
+    assert done == ["SIGTERM"]
+
+
+def test_after_what_was_saved_the_first_signal_acts_at_once_again() -> None:
+    def work() -> None:
+        with StopRequest(at_once=True) as stop:
+            with stop.saving():
+                stop.begin()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(StoppedError):
+        work()
+
+
+def test_a_time_limit_ends_nothing_at_once() -> None:
+    with StopRequest(at_once=True, max_seconds=1e-9) as stop, stop.saving():
+        assert stop.reason == "the time limit of 1e-09 s"

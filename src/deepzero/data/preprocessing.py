@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from dataclasses import asdict, dataclass
+from typing import Any, Self, get_type_hints
 
 import torch
 from jaxtyping import Float, Float64, Real, Shaped
 from torch import Tensor
 
+from deepzero import validation
 from deepzero.data.images import downsample
 from deepzero.data.raw_images import VALUES, RawImages
 from deepzero.data.raw_rows import read_rows
@@ -91,7 +93,13 @@ class Preprocessing:
             raise InvalidInputError(
                 f"the input_shape of {self.kind} has {dimensions[self.kind]} numbers, got {self.input_shape!r}"
             )
+        for name, sizes in (("input_shape", self.input_shape), ("tile", (self.tile,))):
+            for size in sizes:
+                validation.count(f"a number of {name}", size)
+        validation.positive("scale", self.scale, hint="255.0")
         channels = self.input_shape[0]
+        if not all(math.isfinite(number) for number in (*self.mean, *self.std)):
+            raise InvalidInputError(f"mean and std must be finite, got {self.mean!r} and {self.std!r}")
         if len(self.mean) != channels or len(self.std) != channels or not all(std > 0 for std in self.std):
             raise InvalidInputError(
                 f"mean and std must have a value for each of {channels} channels, and std be positive; "
@@ -161,14 +169,18 @@ class Preprocessing:
         Raises:
             InvalidInputError: a field is missing, unknown, or not what it should be.
         """
-        known = {field.name for field in fields(cls)}
+        known = get_type_hints(cls)
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
         }
-        if odd := known ^ set(record):
+        if odd := known.keys() ^ set(record):
             raise InvalidInputError(
                 f"a record of a preprocessing has the fields {', '.join(sorted(known))}; "
                 f"missing or unknown: {', '.join(sorted(odd))}"
+            )
+        if wrong := [name for name, hint in known.items() if not validation.fits(values[name], hint)]:
+            raise InvalidInputError(
+                f"{wrong[0]} of a preprocessing cannot be {values[wrong[0]]!r}; put the record back as it was"
             )
         return cls(**values)
 

@@ -37,6 +37,8 @@ READ = {
     2: "SELECT key, loss, NULL, checksum FROM answers",
     CURRENT: "SELECT key, loss, at, checksum FROM answers",
 }
+UNDO_SUFFIX = "-journal"
+"""Of what SQLite needs to undo a change outside of the log: the file is made by one."""
 WAL_SUFFIX = "-wal"
 INDEX_SUFFIX = "-shm"
 """Of the log's index, which readers of a log leave behind."""
@@ -303,6 +305,11 @@ def reading(path: Path) -> Iterator[tuple[sqlite3.Connection, int]]:
     if not path.is_file():
         what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
         raise InvalidInputError(f"{what}; name the journal: the file that was given to dz.QueryJournal or to journal=")
+    if is_unfinished(path):
+        raise JournalError(
+            f"a change of the journal {path} is not finished: its process is still at work, or was killed; start that "
+            "script again, which undoes the change"
+        )
     log = path.with_name(path.name + WAL_SUFFIX)
     alone = "" if log.exists() else "&immutable=1"  # without it, SQLite would leave an empty log and an index of it
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{alone}", uri=True, timeout=0)) as db:
@@ -336,6 +343,29 @@ def _require_size(db: sqlite3.Connection, path: Path) -> None:
     found = path.stat().st_size
     if found != pages * size:
         raise sqlite3.DatabaseError(f"it has {found} bytes and should have {pages * size}")
+
+
+def is_unfinished(path: Path) -> bool:
+    """True if a process is in the middle of making the file, or was killed there: what is to be undone lies beside it.
+
+    Answers are not recorded that way, but in a log, and none before the file was made.
+    """
+    undo = path.with_name(path.name + UNDO_SUFFIX)
+    if not undo.is_file():
+        return False
+    with undo.open("rb") as file:
+        return file.read(1) not in (b"", b"\0")  # SQLite's own rule: at the end of a change the header is zeroed
+
+
+def undo_unfinished(path: Path) -> None:
+    """Let SQLite bring the file back to what it was before a change that a killed process has not finished.
+
+    Raises:
+        sqlite3.Error: another process is at work in it.
+    """
+    if path.is_file() and is_unfinished(path):
+        with closing(sqlite3.connect(path, timeout=0)) as db:
+            db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
 
 
 def log_size(path: Path) -> int:

@@ -85,7 +85,8 @@ class QueryJournal:
                 raise
 
     def _inspect(self, problem: str | None) -> None:
-        """Read an existing file through, every row of it, without changing it."""
+        """Read an existing file through, every row of it, without changing it, but for what a kill left unfinished."""
+        journal_file.undo_unfinished(self.path)
         if not self.path.exists() or not (self.path.stat().st_size or journal_file.log_size(self.path)):
             journal_file.require_none_missing(self.path, 0)
             return

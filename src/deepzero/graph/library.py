@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from deepzero.errors import GraphError
 from deepzero.graph.between_sizes import equal_tensors, graph_between, same_constants, sizes_of
 from deepzero.graph.capture import Graph, Node, capture
+from deepzero.graph.cpu.expected_loops import compile_ahead
 from deepzero.graph.fingerprint import Picture, changes, picture
 from deepzero.graph.footprint import Footprint
 from deepzero.graph.program import Program, compile_program
@@ -173,6 +174,7 @@ class Library:
         shapes: Hashable,
         seen: Picture,
     ) -> tuple[PreparedProgram, bool]:
+        compile_ahead(objective.model, None if objective.closure else objective.loss)
         graph = capture(objective, batch, draws)
         digest = graph.digest()
         last, self._last = self._last, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def run(name: str | Case, settings: Settings) -> CaseReport:
     with _threads(settings.threads):
         log.info("%s: %d queries; trying the forms of a loop, measuring costs", problem.case.name, problem.queries)
         setup = Stopwatch()
-        deepzero = DeepZero(problem, whole=settings.whole)
+        deepzero = DeepZero(problem, whole_within=math.inf if settings.whole else 0.0)
         setup_seconds = setup.seconds()
         naive = Naive(problem)
         reuse = [BlockReuse(problem)] if splittable(problem.model) else []

@@ -19,6 +19,8 @@ from deepzero.stopwatch import Stopwatch
 log = logging.getLogger(__name__)
 
 ROUNDS = 3
+WHOLE_WITHIN = 30.0
+"""Seconds of an estimate that is timed whole in every round."""
 LOOP = Form(channels_last=True)
 """Form of the plain loop at all points; the fastest, or close to it, for all these networks on a CPU."""
 
@@ -96,14 +98,14 @@ def cost_point(asked: PlannedPoint, *, step_size: float, seed: int, seconds: flo
         asked: the point.
         step_size: of the finite difference.
         seed: of everything that is drawn.
-        seconds: that each side is timed, in all rounds together.
+        seconds: that each side is timed, in all rounds together; an estimate of up to ``WHOLE_WITHIN`` is timed whole.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(asked.threads)
     try:
         task = cases.problem(asked.case, batch=asked.batch, sparsity=asked.sparsity, step_size=step_size, seed=seed)
         setup = Stopwatch()
-        deepzero = DeepZero(task)
+        deepzero = DeepZero(task, whole_within=WHOLE_WITHIN)
         setup_seconds = setup.seconds()
         naive = Naive(task, LOOP)
         sides = {side.name: partial(side.time, seconds / ROUNDS) for side in (naive, deepzero)}

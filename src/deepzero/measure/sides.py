@@ -236,7 +236,9 @@ class DeepZero(Side):
 
     Args:
         problem: network, batch and coordinates.
-        whole: time all coordinates in every round, however long that takes.
+        whole_within: seconds that an estimate of all coordinates may take and be timed whole, however short the rounds.
+            A part is timed with the fixed costs of a step (base values laid out for the rules), which the extrapolation
+            counts as those of its queries: little in a long round, much in a short one.
         budget: memory budget in bytes; None for the default.
         storage: of dense differences on a GPU, ``torch.float16`` or None for float32.
 
@@ -258,13 +260,13 @@ class DeepZero(Side):
         self,
         problem: Problem,
         *,
-        whole: bool = False,
+        whole_within: float = 0.0,
         budget: int | None = None,
         storage: torch.dtype | None = None,
     ) -> None:
         self.problem, self.trial = problem, None
         self.evaluator = PropagationEvaluator(memory_budget=budget, storage=storage)
-        self._whole = whole
+        self._whole_within = whole_within
         self._schedule = _Settable(problem.coordinates)
         self._estimator = CGE(
             problem.model,
@@ -320,7 +322,7 @@ class DeepZero(Side):
     def fraction(self, seconds: float) -> float:
         """The part of the coordinates that fits into ``seconds``, by the cost table."""
         predicted = self.costs.seconds_per_step(self.counts)
-        if self._whole or predicted <= seconds:
+        if predicted <= max(seconds, self._whole_within):
             return 1.0
         return max(seconds - self.costs.base, 0.0) / (predicted - self.costs.base)
 

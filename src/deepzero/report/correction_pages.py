@@ -41,7 +41,7 @@ def correction(run: RecordedRun) -> Document:
 
 def _caption(run: RecordedRun) -> str:
     if run.summary is None:
-        return f"This run has not finished. {how_to_continue(run, 'correct')}"
+        return f"This run has not finished. {how_to_continue(run)}"
     return (
         "Every test flow is simulated by the coarse solver with the network's correction after every step, from the "
         "first frame of the reference to its last. Errors are means of absolute differences from the reference over "

@@ -42,7 +42,7 @@ def defense(run: RecordedRun) -> Document:
 
 def _caption(run: RecordedRun, found: dict[str, Any] | None) -> str:
     if run.summary is None:
-        return f"This run has not finished. {how_to_continue(run, 'defend')}"
+        return f"This run has not finished. {how_to_continue(run)}"
     if found is None:
         command = f"deepzero certify {shlex.quote(str(run.path))}"
         return f"The pair of denoiser and classifier is not certified yet:\n\n    {command}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from deepzero.errors import InvalidInputError, RunFolderError
 from deepzero.files import json_lines, json_object, read_from
 from deepzero.report.figures import Document
 from deepzero.training.checkpoint import TENSORS
-from deepzero.training.run_folder import RATIOS_FILE, RECORD, RunFolder, no_run, read_record
+from deepzero.training.run_folder import RATIOS_FILE, RECORD, RunFolder, continued_by, no_run, read_record
 
 RESULTS = "results.json"
 VALIDATION, TEST = "validation_", "test_"
@@ -103,10 +102,9 @@ def points(records: Iterable[Mapping[str, Any]], x: str, y: str, *, scale: float
     return [(record[x], scale * record[y] if scale != 1 else record[y]) for record in known]
 
 
-def how_to_continue(run: RecordedRun, command: str) -> str:
-    """The end of the caption of a run that has not finished: ``deepzero <command> --resume`` on its folder."""
-    folder = shlex.quote(str(run.path))
-    return f"Unless it is still running, continue it with\n\n    deepzero {command} --resume --out {folder}"
+def how_to_continue(run: RecordedRun) -> str:
+    """The end of the caption of a run that has not finished: the command that continues it."""
+    return f"Unless it is still running, continue it with\n\n    {continued_by(run.path, run.record)}"
 
 
 def surroundings(run: RecordedRun) -> dict[str, Any]:

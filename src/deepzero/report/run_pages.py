@@ -19,7 +19,7 @@ from deepzero.report.html import page
 from deepzero.report.layers import layer_maps, layer_table, parameters
 from deepzero.report.value_text import MISSING, flat, shown
 from deepzero.text import duration
-from deepzero.training.run_folder import command_of
+from deepzero.training.run_folder import STAGE, command_of
 from deepzero.validation import fits
 
 PAGES: Mapping[str, Callable[[RecordedRun], Document]] = {"defend": defense, "correct": correction}
@@ -88,7 +88,7 @@ def outcome(run: RecordedRun) -> Document:
     numbers = {name: shown(value) for name, value in summary.items() if isinstance(value, int | float)}
     return Document(
         title=f"{run.path.resolve().name}: deepzero {command}",
-        caption="" if run.summary else f"This run has not finished. {how_to_continue(run, command)}",
+        caption="" if run.summary else f"This run has not finished. {how_to_continue(run)}",
         headline=numbers | ({"seconds": duration(summary["seconds"])} if "seconds" in summary else {}),
         facts={"folder": str(run.path), **surroundings(run)},
     )
@@ -131,9 +131,9 @@ def _caption(run: RecordedRun) -> str:
     so_far = f"step {run.steps[-1]['step']:,}, epoch {run.steps[-1]['epoch'] + 1}" if run.steps else "no step yet"
     epochs = flat(run.config).get("training.epochs")
     state = f"This run has not finished: {so_far}{'' if epochs is None else f', of {epochs} epochs'}."
-    if "recipe" not in run.record:
+    if "recipe" not in run.record and STAGE not in run.config:
         return f"{state} It was started from Python; to continue it, call it again with resume=True."
-    return f"{state} {how_to_continue(run, 'train')}"
+    return f"{state} {how_to_continue(run)}"
 
 
 def _headline(run: RecordedRun) -> dict[str, str]:

@@ -22,7 +22,7 @@ from deepzero.tasks.classification.coordinate_selection import Ratios
 from deepzero.tasks.task_data import read_data
 from deepzero.training import RunFolder, read_record
 from deepzero.training.checkpoint_contents import selected
-from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, settings_from, written_again
+from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, settings_from
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _center(folder: RunFolder, data_dir: str | Path | None, device: str) -> Surf
 
 def _weights(folder: RunFolder) -> tuple[Mapping[str, Tensor], str]:
     if (summary := folder.read_summary()) is not None:
-        with read_from(folder.path / SUMMARY, advice=written_again(folder.path, folder.record)):
+        with read_from(folder.path / SUMMARY, advice=folder.written_again):
             return folder.read_weights(), f"the selected weights, of epoch {summary['selected_epoch'] + 1}"
     store = folder.checkpoints()
     if not store.paths():

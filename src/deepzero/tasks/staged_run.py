@@ -14,11 +14,24 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from deepzero.files import finite, make_folder
+from deepzero.files import finite, make_folder, read_from
 from deepzero.folder_lock import FileLock
 from deepzero.tasks.task_config import StageConfig
-from deepzero.training import Batches, GradientSource, RunFolder, Sink, StopRequest, Trainer, hardware, versions
-from deepzero.training.run_folder import RECORD, writing
+from deepzero.team import Alone
+from deepzero.training import (
+    Batches,
+    GradientSource,
+    RunFolder,
+    SharedRun,
+    Sink,
+    StoppedError,
+    StopRequest,
+    Trainer,
+    hardware,
+    versions,
+)
+from deepzero.training.checkpoint_contents import parameter_shapes
+from deepzero.training.run_folder import RECORD, STAGE, writing
 from deepzero.training.training_config import learning_rate
 
 PATIENCE = 0.25
@@ -62,25 +75,32 @@ def new_run(path: Path, *, config: Mapping[str, Any], notes: Mapping[str, Any] |
     return RunFolder.create(path, config=config, notes={"versions": versions(), **(notes or {})})
 
 
-def concluded(run: RunFolder, work: Callable[[], Mapping[str, Any]]) -> StagedRun:
+def stop_request(max_seconds: float | None) -> StopRequest:
+    """The request that ends a run of several stages: at once where nothing is kept but results, else after a step.
+
+    A time limit ends a stage only. What keeps nothing until its end would never get there under a limit that is
+    shorter than it takes, however often the run goes on.
+    """
+    return StopRequest(max_seconds=max_seconds, at_once=True)
+
+
+def concluded(run: RunFolder, stop: StopRequest, work: Callable[[], Mapping[str, Any]]) -> StagedRun:
     """Do the work of a run and keep its summary, or say that it was stopped.
 
     Args:
         run: folder of the run.
+        stop: ends it early; open while the work is done.
         work: all stages; returns the task's part of the summary, and may raise :class:`StoppedError`.
     """
     try:
-        result = work()
+        with stop:
+            result = work()
+            place = {"versions": versions(), "hardware": hardware(torch.device("cpu")), "config": run.record["config"]}
+            summary = finite({**result, **place})
+            run.write("summary.json", summary)
     except StoppedError as stopped:
         return StagedRun(run.path, None, str(stopped))
-    place = {"versions": versions(), "hardware": hardware(torch.device("cpu")), "config": run.record["config"]}
-    summary = finite({**result, **place})
-    run.write("summary.json", summary)
     return StagedRun(run.path, summary)
-
-
-class StoppedError(Exception):
-    """A run was stopped on request, with everything saved; its text is the reason."""
 
 
 @contextmanager
@@ -112,6 +132,7 @@ class Stage:
 
     Attributes:
         folder: of the stage.
+        run: that the stage belongs to, or that uses it: messages name its command as the one that goes on.
         settings: JSON-able; a folder with other ones is refused.
         config: of the training.
         model: network to train, with all that its gradient needs.
@@ -123,6 +144,7 @@ class Stage:
     """
 
     folder: Path
+    run: RunFolder
     settings: Mapping[str, Any]
     config: StageConfig
     model: nn.Module
@@ -146,28 +168,35 @@ class Stage:
             RunFolderError: the folder holds a stage of other settings.
         """
         kept = self.kept or self.model
-        record = {**self.settings, "stage": asdict(self.config)}
-        if (self.folder / RECORD).exists():
-            before = RunFolder.reopen(self.folder, config=record)
+        record = {**self.settings, STAGE: asdict(self.config)}
+        there = (self.folder / RECORD).exists()
+        if there:  # what is done is read without the folder being taken, which may be one that cannot be written
+            before = RunFolder.reopen(self.folder, config=record, stage_of=self.run)
             if before.read_summary() is not None:
-                kept.load_state_dict(before.read_weights())
+                with read_from(before.weights, advice=before.written_again):
+                    kept.load_state_dict(before.read_weights())
                 return
         rate, total = self.config.learning_rate, self.epochs * len(self.batches)
         optimizer = torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], lr=rate)
-        result = Trainer(
-            self.model,
-            self.source,
-            optimizer,
-            self.batches,
-            epochs=self.epochs,
-            scheduler=learning_rate(optimizer, self.config.schedule, warmup=0, total=total),
-            scheduler_interval="step",
-            loggers=self.loggers,
-            out=self.folder,
-            progress=console or False,
-            config=record,
-            model_file=None,
-            keep=kept,
-        ).fit(resume="auto", stop=stop)
-        if result.stopped is not None:
-            raise StoppedError(result.stopped)
+        with (
+            SharedRun.open(self.folder, config=record, resume=there, team=Alone(), stage_of=self.run) as run,
+            stop.saving(),
+        ):
+            run.start(config=record, notes={"parameters": parameter_shapes(self.model)})
+            result = Trainer(
+                self.model,
+                self.source,
+                optimizer,
+                self.batches,
+                epochs=self.epochs,
+                scheduler=learning_rate(optimizer, self.config.schedule, warmup=0, total=total),
+                scheduler_interval="step",
+                loggers=self.loggers,
+                out=run,
+                progress=console or False,
+                config=record,
+                model_file=None,
+                keep=kept,
+            ).fit(stop=stop)
+            if result.stopped is not None:
+                raise StoppedError(result.stopped)

@@ -14,7 +14,7 @@ from deepzero.training.progress import ProgressBar
 from deepzero.training.run_folder import RunFolder, command_of, read_record, require_made_by
 from deepzero.training.run_result import Result, plot_run
 from deepzero.training.shared_run import SharedRun
-from deepzero.training.stop_request import SharedStop, StopRequest
+from deepzero.training.stop_request import SharedStop, StoppedError, StopRequest
 from deepzero.training.trainer import Trainer
 from deepzero.training.training_config import TrainingConfig, warmup_cosine
 
@@ -39,6 +39,7 @@ __all__ = [
     "SharedStop",
     "Sink",
     "StopRequest",
+    "StoppedError",
     "TensorBoard",
     "Trainer",
     "TrainingConfig",

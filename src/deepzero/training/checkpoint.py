@@ -75,15 +75,23 @@ class CheckpointStore:
         run: identifies the run; checkpoints of another run are rejected.
         keep: number of checkpoints to keep.
         present: called with the step before a checkpoint is written; raises if the run's folder has gone.
+        advice: the end of the message that there is no usable checkpoint.
     """
 
     def __init__(
-        self, folder: Path, *, run: str, keep: int = 2, present: Callable[[int], None] = lambda _: None
+        self,
+        folder: Path,
+        *,
+        run: str,
+        keep: int = 2,
+        present: Callable[[int], None] = lambda _: None,
+        advice: str = "start the run again with another --out",
     ) -> None:
         self.folder = folder
         self.run = run
         self.keep = keep
         self.present = present
+        self.advice = advice
 
     def paths(self) -> list[Path]:
         """Folders of checkpoints, newest first, whole or not."""
@@ -143,7 +151,7 @@ class CheckpointStore:
                 return Restored(checkpoint, path, rejected)
             rejected.append(f"{path}: {reason}")
         found = "".join(f"\n  {reason}" for reason in rejected) or " (the folder holds none)"
-        raise CheckpointError(f"no usable checkpoint in {self.folder}:{found}\nstart the run again with another --out")
+        raise CheckpointError(f"no usable checkpoint in {self.folder}:{found}\n{self.advice}")
 
     def _make_folder(self) -> None:
         """Make the folder of the checkpoints, but never the one of the run, which may just have been moved."""

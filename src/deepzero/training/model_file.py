@@ -22,7 +22,7 @@ from deepzero.files import json_value, read_from, replace_file
 from deepzero.own import is_own, parted
 from deepzero.text import one_line
 from deepzero.training.evaluation import eval_mode
-from deepzero.training.run_folder import RunFolder, read_record, writing, written_again
+from deepzero.training.run_folder import RunFolder, read_record, writing
 
 FORMAT = "deepzero model 1"
 NAME = "model.json"
@@ -79,7 +79,7 @@ class ModelFile:
         Raises:
             RunFolderError: there is none, or it is of another version.
         """
-        again = f"{written_again(path, read_record(path))} (in Python: load_run(folder, model=Net()))"
+        again = f"{RunFolder(path, read_record(path)).written_again} (in Python: load_run(folder, model=Net()))"
         try:
             value = json_value(path / NAME)
         except (OSError, ValueError) as error:

@@ -40,6 +40,10 @@ COMMANDS = {"defense": "defend", "correction": "correct"}
 """Command that makes runs with such a part in their configuration; all others are of ``train``."""
 
 
+STAGE = "stage"
+"""The part of the configuration that a stage of a larger run has."""
+
+
 class RunFolder:
     """A folder that holds one run and no other. Make one with :meth:`create` or :meth:`reopen`.
 
@@ -49,19 +53,22 @@ class RunFolder:
     Attributes:
         path: the folder.
         record: the content of ``run.json``: the ``config`` that the run was started with, and notes of the caller.
+        stage_of: the run that uses what this one makes, and whose command is the one to type; None if it stands alone.
     """
 
-    def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, record: Mapping[str, Any], *, stage_of: RunFolder | None = None) -> None:
         self.path = path
         self.record = dict(record)
+        self.stage_of = stage_of
         self._held: HeldFolder | None = None
         self._step = 0
 
     @staticmethod
-    def require_free(path: Path) -> None:
+    def require_free(path: Path, stage_of: RunFolder | None = None) -> None:
         """Raise :class:`RunFolderError` unless ``path`` is an empty folder or does not exist.
 
-        A folder counts as empty if all it holds is a record that a killed process had not finished, and its lock.
+        ``stage_of`` is the run that it is to belong to, if any. A folder counts as empty if all it holds is a record
+        that a killed process had not finished, and its lock.
         """
         above = next((place for place in path.absolute().parents if place.exists()), None)
         if above is not None and not above.is_dir():
@@ -70,10 +77,12 @@ class RunFolder:
         require_unused(path)  # after the look: whoever has made it full since holds it
         if free:
             return
-        RunFolder._refuse(path)
+        RunFolder._refuse(path, stage_of)
 
     @staticmethod
-    def _refuse(path: Path) -> NoReturn:
+    def _refuse(path: Path, stage_of: RunFolder | None) -> NoReturn:
+        if stage_of is not None:
+            raise RunFolderError(f"{path} holds no stage that can go on; {begun_again(path, stage_of)}")
         if (path / RECORD).exists():
             raise RunFolderError(
                 f"{path} holds another run; continue that with --resume (in Python: resume=True), or choose another "
@@ -84,20 +93,22 @@ class RunFolder:
         raise RunFolderError(f"{path} is a file, so it cannot be the folder of a run; choose another --out")
 
     @classmethod
-    def create(cls, path: Path, *, config: Mapping[str, Any], notes: Mapping[str, Any]) -> Self:
-        """Start a run in a folder that is empty or does not exist, and take it.
+    def create(
+        cls, path: Path, *, config: Mapping[str, Any], notes: Mapping[str, Any], stage_of: RunFolder | None = None
+    ) -> Self:
+        """Start a run, or a stage of one, in a folder that is empty or does not exist, and take it.
 
         Raises:
             RunFolderError: the folder holds something, is in use, or cannot be written.
         """
-        cls.require_free(path)
-        run = cls(path, json.loads(to_json({"format": FORMAT, "config": config, **notes})))
+        cls.require_free(path, stage_of)
+        run = cls(path, json.loads(to_json({"format": FORMAT, "config": config, **notes})), stage_of=stage_of)
         with writing(path):
             make_folder(path)
             held = HeldFolder.take(path)
             try:
                 if not _is_free(path):  # another process was quicker, and has ended
-                    cls._refuse(path)
+                    cls._refuse(path, stage_of)
                 replace_file(path / RECORD, to_json(run.record))
                 for unfinished in leftovers(path / RECORD):
                     unfinished.unlink(missing_ok=True)
@@ -108,22 +119,23 @@ class RunFolder:
         return run
 
     @classmethod
-    def reopen(cls, path: Path, *, config: Mapping[str, Any]) -> Self:
-        """Open the folder of a run that was started with the same ``config``.
+    def reopen(cls, path: Path, *, config: Mapping[str, Any], stage_of: RunFolder | None = None) -> Self:
+        """Open the folder of a run, or of a stage of one, that was started with the same ``config``.
 
         Raises:
             RunFolderError: it holds no run, or one with other settings; the message names them.
         """
-        record = read_record(path)
+        record = read_record(path, stage_of)
         started, current = flat(record["config"]), flat(json.loads(to_json(config)))
         changed = sorted(key for key in started.keys() | current.keys() if started.get(key) != current.get(key))
         if changed:
             listed = ", ".join(f"{key}: {started.get(key)!r} there, {current.get(key)!r} asked" for key in changed[:5])
+            shared = stage_of is not None and stage_of.path not in path.parents
             raise RunFolderError(
                 f"{path} holds a run with other settings ({listed}); resume with the settings it was started with, "
-                "or choose another --out"
+                f"or choose another {'--stages' if shared else '--out'}"
             )
-        return cls(path, record)
+        return cls(path, record, stage_of=stage_of)
 
     def take(self) -> None:
         """Work in the folder, as the only process; nothing where that is so already.
@@ -162,10 +174,18 @@ class RunFolder:
         Args:
             step: of the training, for the message; by default that of the call before.
         """
+        if self.stage_of is not None:
+            self.stage_of.require_there(step)
         self._step = self._step if step is None else step
         if self._held is None or (self._held.is_there() and (self.path / RECORD).exists()):
             return
         when = f"while it was running (step {self._step})"
+        if self.stage_of is not None:
+            gone = self.path / RECORD if self._held.is_there() else f"the folder {self.path}"
+            raise RunFolderError(
+                f"{gone} of a stage was moved or deleted {when}; put it back as it was and type "
+                f"{resumed_by(self.stage_of)}, or {begun_again(self.path, self.stage_of)}"
+            )
         if self._held.is_there():
             raise RunFolderError(f"{self.path / RECORD} was deleted {when}; start the run again with another --out")
         if (place := self._held.moved_to()) is not None:
@@ -204,7 +224,12 @@ class RunFolder:
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
         identity = hashlib.sha256(to_json(self.record["config"])).hexdigest()
-        return CheckpointStore(self.path / "checkpoints", run=identity, present=self.require_there)
+        return CheckpointStore(
+            self.path / "checkpoints",
+            run=identity,
+            present=self.require_there,
+            advice=begun_again(self.path, self.stage_of),
+        )
 
     @property
     def metrics(self) -> Path:
@@ -225,11 +250,7 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return None
-        again = (
-            written_again(self.path, self.record)
-            if path == self.path / SUMMARY
-            else "start the run again with another --out"
-        )
+        again = self.written_again if path == self.path / SUMMARY else begun_again(self.path, self.stage_of)
         return json_object(path, advice=again)
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
@@ -246,7 +267,13 @@ class RunFolder:
 
     def read_weights(self) -> dict[str, Tensor]:
         """The selected weights of a run that has finished."""
-        return read_tensors(self.weights, advice=written_again(self.path, self.record))
+        return read_tensors(self.weights, advice=self.written_again)
+
+    @property
+    def written_again(self) -> str:
+        """Advice for a result in the folder that cannot be read."""
+        summary = shlex.quote(str(self.path / SUMMARY))
+        return f"to have it written again, delete {summary} and type {resumed_by(self.stage_of or self)}"
 
     def discard_result(self) -> None:
         """Take away the summary of a run that goes on after it had finished."""
@@ -270,26 +297,26 @@ def _is_free(path: Path) -> bool:
     return not set(path.iterdir()) - {*leftovers(path / RECORD), path / LOCK}
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The record of the run in ``path``: what it was started with.
+def read_record(path: Path, stage_of: RunFolder | None = None) -> dict[str, Any]:
+    """The record of the run in ``path``: what it was started with; ``stage_of`` is the run that it is a stage of.
 
     Raises:
         RunFolderError: the folder holds no run; the message names the folder that was probably meant.
     """
-    file = path / RECORD
+    file, again = path / RECORD, begun_again(path, stage_of)
     if not file.is_file():
         raise RunFolderError(no_run(path))
     try:
         record = json_value(file)
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{file} is damaged ({error}); start the run again with another --out") from error
+        raise RunFolderError(f"{file} is damaged ({error}); {again}") from error
     if isinstance(record, dict) and record.get("format") != FORMAT:
         raise RunFolderError(
             f"{file} is not of this version of deepzero (expected format {FORMAT!r}, got {record.get('format')!r}); "
-            "use the version that wrote it, or start the run again with another --out"
+            f"use the version that wrote it, or {again}"
         )
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise RunFolderError(f"{file} is damaged: it has no configuration; start the run again with another --out")
+        raise RunFolderError(f"{file} is damaged: it has no configuration; {again}")
     return record
 
 
@@ -317,15 +344,34 @@ def command_of(record: Mapping[str, Any]) -> str:
     return next((command for part, command in COMMANDS.items() if part in record["config"]), "train")
 
 
-def written_again(path: Path, record: Mapping[str, Any]) -> str:
-    """Advice for a result in the folder of a run that cannot be read."""
-    summary, folder = (shlex.quote(str(place)) for place in (path / SUMMARY, path))
-    command = command_of(record)
-    return f"to have it written again, delete {summary} and type deepzero {command} --resume --out {folder}"
+def resumed_by(run: RunFolder) -> str:
+    """The command with which a run goes on."""
+    return f"deepzero {command_of(run.record)} --resume --out {shlex.quote(str(run.path))}"
+
+
+def begun_again(path: Path, stage_of: RunFolder | None = None) -> str:
+    """Advice for a folder that cannot be gone on with: of a run, or of a stage of one, which makes it again."""
+    if stage_of is None:
+        return "start the run again with another --out"
+    return f"to have it made again, delete {shlex.quote(str(path))} and type {resumed_by(stage_of)}"
+
+
+def continued_by(path: Path, record: Mapping[str, Any]) -> str:
+    """The command that continues the run in a folder, or, for a stage, the run that it was made for, in words."""
+    if STAGE not in record["config"]:
+        return resumed_by(RunFolder(path, record))
+    above = next((place for place in path.absolute().parents[:2] if (place / RECORD).is_file()), None)
+    if above is None:
+        return "deepzero defend --resume --out FOLDER, with the folder of a run that uses this stage"
+    return resumed_by(RunFolder(path.parents[path.absolute().parents.index(above)], read_record(above)))
 
 
 def require_made_by(path: Path, record: Mapping[str, Any], command: str) -> None:
     """Raise :class:`RunFolderError` unless a run was made by a command."""
+    if STAGE in record["config"]:
+        raise RunFolderError(
+            f"{path} is a stage, and no run by itself; to continue its run, type {continued_by(path, record)}"
+        )
     made_by, folder = command_of(record), shlex.quote(str(path))
     if made_by != command:
         raise RunFolderError(

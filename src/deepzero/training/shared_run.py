@@ -31,6 +31,7 @@ class SharedRun:
         folder: on rank 0, once the run has been started; None elsewhere.
         summary: the result of a run that has finished; None before.
         files: the further JSON files that were named to :meth:`open` and are there, by name.
+        stage_of: the run that it is a stage of; None if it stands alone.
     """
 
     path: Path
@@ -38,10 +39,18 @@ class SharedRun:
     folder: RunFolder | None = None
     summary: dict[str, Any] | None = None
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stage_of: RunFolder | None = None
 
     @classmethod
     def open(
-        cls, path: Path, *, config: Mapping[str, Any], resume: bool, team: Team, files: Iterable[str] = ()
+        cls,
+        path: Path,
+        *,
+        config: Mapping[str, Any],
+        resume: bool,
+        team: Team,
+        files: Iterable[str] = (),
+        stage_of: RunFolder | None = None,
     ) -> SharedRun:
         """Look at the folder of a run, and take it if there is a run to go on with; nothing else is changed.
 
@@ -51,18 +60,19 @@ class SharedRun:
             resume: True if it goes on.
             team: the processes of the run.
             files: names of JSON files to read, if they are there.
+            stage_of: the run that it is a stage of, if any.
 
         Raises:
             RunFolderError: to be resumed, it holds no run with this ``config``; else, it is not free; or another
                 process works in it; or a file is not what it was when the run began.
         """
-        run = cls(path, team)
+        run = cls(path, team, stage_of=stage_of)
 
         def look() -> dict[str, Any]:
             if not resume:
-                RunFolder.require_free(path)
+                RunFolder.require_free(path, stage_of)
                 return {"summary": None, "files": {}}
-            run.folder = RunFolder.reopen(path, config=config)
+            run.folder = RunFolder.reopen(path, config=config, stage_of=stage_of)
             run.folder.take()
             found = {name: value for name in files if (value := run.folder.read(name)) is not None}
             summary = run.folder.read_summary()
@@ -113,7 +123,7 @@ class SharedRun:
 
         def create() -> None:
             self.folder = self.folder or RunFolder.create(
-                self.path, config=config, notes={**notes, "versions": versions()}
+                self.path, config=config, notes={**notes, "versions": versions()}, stage_of=self.stage_of
             )
             for name, value in (files or {}).items():
                 self.folder.keep_input(name, value)

@@ -6,6 +6,8 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import FrameType
 from typing import Any, Self
@@ -24,6 +26,14 @@ _innermost: ContextVar[StopRequest | None] = ContextVar("deepzero_stop_request",
 """The request whose block this thread is in."""
 
 
+class StoppedError(BaseException):
+    """Work was stopped on request, with everything saved; its text is the reason.
+
+    Like ``KeyboardInterrupt`` it is no ``Exception``: nothing that looks for another way after a failure, as the choice
+    of an evaluator does, may take it for one.
+    """
+
+
 class StopRequest:
     """Tells a loop to stop after the current step; used as a context manager.
 
@@ -37,17 +47,25 @@ class StopRequest:
             there the second one is noted like the first.
         waits: True if signals act as usual until :meth:`begin`, because there is nothing to save yet.
         work: that is finished after a signal, in a word.
+        at_once: True if a signal raises :class:`StoppedError` wherever the program is, but from a :meth:`begin` to the
+            end of the block :meth:`saving` around it: for work whose every result is on the disk once it is there.
 
     Raises:
         InvalidInputError: the time limit is not above 0.
     """
 
     def __init__(
-        self, *, max_seconds: float | None = None, once: bool = True, waits: bool = False, work: str = "step"
+        self,
+        *,
+        max_seconds: float | None = None,
+        once: bool = True,
+        waits: bool = False,
+        work: str = "step",
+        at_once: bool = False,
     ) -> None:
         self.max_seconds = None if max_seconds is None else positive("max_seconds", max_seconds, hint="3600")
         self._once, self._work = once, work
-        self._waits = waits
+        self._waits, self._at_once, self._begun = waits, at_once, False
         self._received: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._start = time.monotonic()
@@ -68,11 +86,34 @@ class StopRequest:
         self._around = _innermost.get()
         self._token = _innermost.set(self)
         if not self._waits:
-            self.begin()
+            self._watch()
         return self
 
     def begin(self) -> None:
         """Note signals from here to the end of the block; of no effect outside of it, or if they are noted already."""
+        self._begun = self._token is not None
+        self._watch()
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """A block at whose end all work is saved: a request that stops at once notes signals in it from :meth:`begin`.
+
+        Raises:
+            StoppedError: at its end, if one was noted.
+        """
+        try:
+            yield
+        finally:
+            self._begun = False
+        if self._at_once and self._received is not None:
+            raise StoppedError(self._received)
+
+    @property
+    def raises(self) -> bool:
+        """True if a signal at this point of the program raises :class:`StoppedError`."""
+        return self._at_once and not self._begun
+
+    def _watch(self) -> None:
         fresh = self._token is not None and not self._previous and self._received is None
         if fresh and threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, _note) for number in STOP_SIGNALS}
@@ -117,10 +158,13 @@ class StopRequest:
 
 def _note(number: int, _frame: FrameType | None) -> None:
     """Note a signal in every open request, from the inside out: those around the innermost have work to end, too."""
-    sent, outermost, work = signal.Signals(number), _noting[0], _noting[-1]._work
+    sent, outermost, innermost = signal.Signals(number), _noting[0], _noting[-1]
     first = [request._receive(sent.name) for request in reversed(_noting)][-1]
+    if innermost.raises:
+        raise StoppedError(sent.name)
     if first:
-        log.warning("%s: finishing this %s, then saving%s", sent.name, work, AGAIN[sent] if outermost._once else "")
+        again = AGAIN[sent] if outermost._once else ""
+        log.warning("%s: finishing this %s, then saving%s", sent.name, innermost._work, again)
 
 
 class SharedStop:

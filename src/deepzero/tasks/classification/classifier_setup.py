@@ -13,6 +13,7 @@ from deepzero import baselines, data, models
 from deepzero.coordinates import CoordinateSchedule
 from deepzero.estimator import CGE, RGE
 from deepzero.evaluators import BatchedEvaluator, PropagationEvaluator
+from deepzero.graph.cpu.expected_loops import compile_ahead
 from deepzero.losses import LOSSES
 from deepzero.sparsity import Alternating, DynamicRatios, Score, fo_grasp, zo_grasp
 from deepzero.stopwatch import Stopwatch
@@ -79,6 +80,8 @@ def set_up(
         known: the ratios that were found when the run was started.
     """
     model = make_model(config.model, train_set, seed=config.seed).to(device)
+    if config.estimator.method == "cge":
+        compile_ahead(model, LOSSES[config.loss])
     batches = training_batches(config.data, train_set, seed=config.seed, device=device)
     watch = Stopwatch()
     initial = InitialState(

@@ -22,7 +22,7 @@ from deepzero.tasks.task_data import Scorer, read_data
 from deepzero.team import Team, own_device
 from deepzero.training import ModelFile, Result, SharedRun, Sink, StopRequest, Trainer, TrainingConfig
 from deepzero.training.checkpoint_contents import parameter_shapes
-from deepzero.training.run_folder import RATIOS_FILE, written_again
+from deepzero.training.run_folder import RATIOS_FILE, RunFolder
 from deepzero.training.training_config import learning_rate
 
 log = logging.getLogger("deepzero")
@@ -96,7 +96,9 @@ def train(
         if run.summary is not None:
             log.info("%s holds a finished run: nothing is left to do", path)
             model = make_model(config.model, splits.train, seed=config.seed).to(place)
-            with read_from(path / "model.safetensors", advice=written_again(path, {"config": asdict(config)})):
+            with read_from(
+                path / "model.safetensors", advice=RunFolder(path, {"config": asdict(config)}).written_again
+            ):
                 model.load_state_dict(run.weights())
             return Result(model, path, run.summary)
         kept = run.files.get(RATIOS_FILE)

@@ -27,8 +27,8 @@ from deepzero.files import (
 )
 from deepzero.tasks.correction.correction_config import FlowConfig
 from deepzero.tasks.correction.wake import Flows, WakeFlow, downsampled
-from deepzero.tasks.staged_run import StoppedError, alone
-from deepzero.training import StopRequest
+from deepzero.tasks.staged_run import alone
+from deepzero.training import StoppedError, StopRequest
 from deepzero.training.run_folder import writing
 
 NAME = "wake-flow"
@@ -89,7 +89,9 @@ def reference(
     folder = folder_of(config, data_dir)
     with alone(folder, stop):
         if not (folder / FRAMES).exists():
-            _make(config, folder, stop, progress)
+            with stop.saving():
+                stop.begin()
+                _make(config, folder, stop, progress)
         again = "delete it, and the simulations are made again"
         found = read_tensors(folder / FRAMES, advice=again)
     with read_from(folder / FRAMES, advice=again):

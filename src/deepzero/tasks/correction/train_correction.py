@@ -30,12 +30,12 @@ from deepzero.tasks.correction.correction_methods import (
 from deepzero.tasks.correction.flow_errors import mean_error, roll_out
 from deepzero.tasks.correction.reference_flows import Reference, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
-from deepzero.tasks.staged_run import Stage, StagedRun, concluded, existing_run, new_run
+from deepzero.tasks.staged_run import Stage, StagedRun, concluded, existing_run, new_run, stop_request
 from deepzero.tasks.task_config import StageConfig
 from deepzero.training import RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.progress import counting
-from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, checksum, settings_from, writing
+from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, checksum, resumed_by, settings_from, writing
 
 TRAINING = "training"
 SNAPSHOTS = "snapshots"
@@ -82,7 +82,8 @@ def correct(
     record = {"correction": asdict(config)}
     flow = WakeFlow(config.flow.resolution, tolerance=config.flow.tolerance)
     run = existing_run(path, config=record, resume=resume) or new_run(path, config=record)
-    with run, StopRequest(max_seconds=max_seconds) as stop:
+    stop = stop_request(max_seconds)
+    with run:
         if (summary := run.read_summary()) is not None:
             return StagedRun(path, summary)
 
@@ -92,7 +93,7 @@ def correct(
             run.keep_input("the reference simulations", frames.to_bytes())
             return _Correction(config, flow, frames, run, stop, console).result()
 
-        return concluded(run, work)
+        return concluded(run, stop, work)
 
 
 def settings_of(folder: Path) -> CorrectionConfig:
@@ -117,8 +118,7 @@ def load_network(folder: Path) -> FlowCorrector:
     run = RunFolder.reopen(folder, config={"correction": asdict(config)})
     if run.read_summary() is None or config.method == names.SRC:
         raise RunFolderError(
-            f"{folder} holds no trained network; make one with `deepzero correct`, or go on with "
-            f"`deepzero correct --resume --out {folder}`"
+            f"{folder} holds no trained network; make one with `deepzero correct`, or go on with `{resumed_by(run)}`"
         )
     with read_from(run.weights, advice="put it back as it was, or train again"):
         return _network_of(config, run.read_weights())
@@ -185,6 +185,7 @@ class _Correction:
         kept = _Snapshots(self.snapshots, network, method)
         Stage(
             folder=self.run.path / TRAINING,
+            run=self.run,
             settings={"config": asdict(config)},
             config=StageConfig(
                 learning_rate=config.learning_rate,

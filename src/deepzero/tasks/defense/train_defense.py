@@ -40,13 +40,13 @@ from deepzero.tasks.defense.defense_methods import (
     student_network,
 )
 from deepzero.tasks.defense.noisy_images import CLEAN, LABEL, NOISY, NoisyBatches
-from deepzero.tasks.staged_run import Stage, StagedRun, alone, concluded, existing_run, new_run
+from deepzero.tasks.staged_run import Stage, StagedRun, alone, concluded, existing_run, new_run, stop_request
 from deepzero.tasks.task_config import StageConfig
 from deepzero.tasks.task_data import read_data
 from deepzero.training import Autograd, RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.model_file import export_onnx
-from deepzero.training.run_folder import RATIOS_FILE, RECORD, settings_from, written_again
+from deepzero.training.run_folder import RATIOS_FILE, RECORD, resumed_by, settings_from
 
 CLASSIFIER = "classifier.onnx"
 """The model file of a classifier of our own, in the folder of its stage."""
@@ -102,9 +102,8 @@ def defend(
         if classifier is not None:
             require_answers(classifier, splits.train)
         run = run or stack.enter_context(new_run(path, config=record, notes={"stages": str(kept)}))
-        stop = stack.enter_context(StopRequest(max_seconds=max_seconds))
-        defense = _Defense(config, splits, run, stop, console)
-        return concluded(run, partial(defense.result, classifier))
+        stop = stop_request(max_seconds)
+        return concluded(run, stop, partial(_Defense(config, splits, run, stop, console).result, classifier))
 
 
 def settings_of(folder: Path) -> tuple[DefenseConfig, str | None]:
@@ -294,6 +293,7 @@ class _Defense:
         steps = stage.steps or max(1, config.budget // per_step)
         Stage(
             folder=self.run.path / "finetuning",
+            run=self.run,
             settings={"config": asdict(config)},
             config=stage,
             model=fine.model,
@@ -346,6 +346,7 @@ class _Defense:
         with alone(folder, self.stop):
             Stage(
                 folder=folder,
+                run=self.run,
                 settings={**common, **settings},
                 config=stage,
                 model=model,
@@ -373,7 +374,7 @@ def load_pair(
     if summary is None:
         raise RunFolderError(
             f"{folder} holds no defense that has finished; make one with `deepzero defend`, or go on with "
-            f"`deepzero defend --resume --out {folder}`"
+            f"`{resumed_by(run)}`"
         )
     splits = read_data(config.data, data_dir)
     channels = splits.train.image_shape[0]
@@ -384,7 +385,7 @@ def load_pair(
         if config.method in names.AUTOENCODED:
             halves = Autoencoder(config.autoencoder)
             front = nn.Sequential(nn.Sequential(front, halves.encoder), halves.decoder)
-    with read_from(run.weights, advice=written_again(folder, run.record)):
+    with read_from(run.weights, advice=run.written_again):
         front.load_state_dict(run.read_weights())
     with read_from(folder / RECORD, advice="train a new defense"):
         own = Path(run.record["stages"]) / "classifier" / CLASSIFIER
