@@ -4,7 +4,8 @@
 
 Fresh processes: help, an option that there is not, `import deepzero` and `import torch`, and a training until its first
 line and until its first step: with an empty cache of compiled loops, as after an installation, and with a filled one.
-The first step is told by the clock and in seconds of the processor, which depend less on what else the machine does.
+The first step is told by the clock and in the training's seconds of the processor, which depend less on what else the
+machine does; those of the second process, which compiles loops ahead where the cache is empty, are not among them.
 Leave it alone meanwhile.
 """
 

@@ -46,15 +46,14 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
 import torch
-from pyarrow import parquet
 
 import deepzero as dz
 from deepzero.cli import main
@@ -69,7 +68,6 @@ from deepzero.tasks.classification import DataConfig
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
 import damage  # noqa: E402 - the damages that the tests of readers make, too
-import own_files  # noqa: E402
 
 SMALL = ("--epochs", "1", "--limit", "128", "--batch-size", "16")
 TRAIN = ("train", "digits", *SMALL, "--checkpoint-steps", "1", "--quiet")
@@ -507,34 +505,43 @@ def folders(trials: int, seed: int, scratch: Path, findings: Findings) -> None:
         )
 
 
-def hostile(trials: int, seed: int, scratch: Path, findings: Findings, only: Sequence[str] = (), jobs: int = 1) -> None:
-    """Damaged files in front of every command that reads some; ``trials`` for each command, or for some."""
+def hostile(trials: int, options: argparse.Namespace, scratch: Path, note: Callable[[str, Findings], None]) -> bool:
+    """Damaged files in front of every command that reads some; True if a trial failed.
+
+    Args:
+        trials: for each command.
+        options: seed, words of the commands, and number of processes.
+        scratch: an empty folder.
+        note: is called with each command that is done, in the process that tried it.
+    """
     place = _place(scratch)
-    chosen = [name for name in _commands() if not only or any(word in name for word in only)]
+    chosen = [name for name in _commands() if not options.only or any(word in name for word in options.only)]
 
     def share(number: int) -> int:
-        own, folder = Findings(), scratch / f"job{number}"
+        folder, failed = scratch / f"job{number}", False
         folder.mkdir()
-        for name in chosen[number::jobs]:
-            _hostile_command(name, trials, seed, place, folder, own)
-        (scratch / f"job{number}.json").write_text(json.dumps(own.record()))
-        return 0
+        for name in chosen[number :: options.jobs]:
+            findings, watch = Findings(), Stopwatch()
+            _hostile_command(name, trials, options.seed, place, folder, findings)
+            findings.seconds = watch.seconds()
+            note(f"hostile, {name}", findings)
+            failed |= bool(findings.failures)
+        return int(failed)
 
-    children = [forked(partial(share, number), scratch / f"job{number}.txt") for number in range(jobs)]
-    for number, child in enumerate(children):
-        assert child.wait(limit=10 * 3600) == 0, child.text()[-2000:]
-        print(child.text(), end="", flush=True)
-        found = json.loads((scratch / f"job{number}.json").read_text())
-        findings.trials += found["trials"]
-        findings.outcomes.update(found["outcomes"])
-        findings.failures += found["failures"]
+    with ExitStack() as stack:
+        children = [forked(partial(share, number), scratch / f"job{number}.txt") for number in range(options.jobs)]
+        for child in children:
+            stack.callback(child.kill)
+        codes = [child.wait(limit=10 * 3600) for child in children]
+    print("".join(child.text() for child in children), end="", flush=True)
+    assert set(codes) <= {0, 1}, codes
+    return 1 in codes
 
 
 def _hostile_command(name: str, trials: int, seed: int, place: Path, scratch: Path, findings: Findings) -> None:
     """One command on damaged copies."""
     words, copy = _commands()[name], scratch / "copy"
     opened = _opened(words, place, copy, scratch)
-    watch = Stopwatch()
     for trial in range(trials):
         draw = random.Random(f"{seed} hostile {name} {trial}")
         words.copy(place, copy)
@@ -544,7 +551,7 @@ def _hostile_command(name: str, trials: int, seed: int, place: Path, scratch: Pa
         code, text = child.wait(), child.text()
         kind = _kind(code, text)
         findings.note(
-            f"{name}: {kind}",
+            kind,
             seed=trial,
             failed=kind not in ("refused", "answered", "stopped"),
             damage=done,
@@ -552,7 +559,7 @@ def _hostile_command(name: str, trials: int, seed: int, place: Path, scratch: Pa
             output=text[-1500:],
         )
         shutil.rmtree(copy)
-    print(f"  {name}: {len(opened)} files, {watch.seconds():.0f} s", flush=True)
+    print(f"  {name} opens {len(opened)} files", flush=True)
 
 
 def _opened(words: Words, place: Path, copy: Path, scratch: Path) -> list[str]:
@@ -729,6 +736,10 @@ def _place(scratch: Path) -> Path:
 
 def _bring(place: Path) -> None:
     """Files of the user's."""
+    import own_files  # noqa: PLC0415 - needs Pillow
+    import pyarrow  # noqa: PLC0415
+    from pyarrow import parquet  # noqa: PLC0415
+
     draw = random.Random(0)
     rows = [(draw.gauss(k % 2 * 3, 1), draw.gauss(0, 1), "ab"[k % 2]) for k in range(80)]
     for folder in ("table", "parquet", "arrays", "inputs", "kept", "old", "settings", "own", "idx", "speed"):
@@ -826,9 +837,10 @@ PARTS: dict[str, tuple[Callable[[int, int, Path, Findings], None], int]] = {
     "billed": (billed, 100),
     "folders": (folders, 20),
     "training": (training, 100),
-    "hostile": (hostile, 200),
 }
-"""The parts, and how many trials each has; of ``hostile``, for each command."""
+"""The parts, and how many trials each has."""
+HOSTILE, EACH = "hostile", 200
+"""The part of damaged files in front of commands, and its trials for each command."""
 
 
 PAGE = TESTS.parent / "docs" / "promises.md"
@@ -845,19 +857,24 @@ def _section() -> str:
     if not RECORD.exists():
         return "Not recorded yet.\n"
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    rows = [
-        f"| {name} | {part['trials']:,} | {outcome.rpartition(': ')[0]} | {outcome.rpartition(': ')[2]} | {count:,} |"
-        for name, part in record["parts"].items()
-        for outcome, count in part["outcomes"].items()
-    ]
+    rows = [f"| {name} | {part['trials']:,} | {_outcomes(part)} |" for name, part in _in_order(record["parts"])]
     parts = record["parts"].values()
     failed, minutes = sum(len(part["failures"]) for part in parts), sum(part["seconds"] for part in parts) / 60
-    commits = ", ".join(sorted({part["commit"][:10] for part in parts}))
+    commits = ", ".join(sorted({f"`{part['commit'][:10]}`" for part in parts}))
     told = (
-        f"Recorded by `python benchmarks/torture.py`, {record['date'][:10]}, at commit {commits}, in {minutes:.0f} "
-        f"minutes: {failed} of {sum(part['trials'] for part in parts):,} trials failed."
+        f"Recorded by `python benchmarks/torture.py`, {record['date'][:10]}, at commit {commits}, by processes that "
+        f"took {minutes:.0f} minutes in all: {failed} of {sum(part['trials'] for part in parts):,} trials failed."
     )
-    return "\n".join([told, "", "| part | trials | of | outcome | number |", "|---|---:|---|---|---:|", *rows, ""])
+    return "\n".join([told, "", "| part | trials | outcomes |", "|---|---:|---|", *rows, ""])
+
+
+def _in_order(parts: dict[str, Any]) -> list[tuple[str, Any]]:
+    order = [*PARTS, *(f"{HOSTILE}, {name}" for name in _commands())]
+    return sorted(parts.items(), key=lambda item: order.index(item[0]))
+
+
+def _outcomes(part: dict[str, Any]) -> str:
+    return "; ".join(f"{outcome} {count:,}" for outcome, count in part["outcomes"].items())
 
 
 @contextlib.contextmanager
@@ -873,23 +890,32 @@ def campaign(options: argparse.Namespace) -> int:
         PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
         return 0
     head, failed = heading(environment(libraries=("numba", "safetensors", "onnxruntime"))), False
+    circumstances = _circumstances(options.seed)
+
+    def note(name: str, findings: Findings) -> None:
+        _note(options.out, head, name, {**circumstances, **findings.record()})
+        _show(name, findings)
+
     for name in options.parts:
-        part, usual = PARTS[name]
-        trials = max(1, round(usual * options.share))
-        findings, watch = Findings(), Stopwatch()
         with scratch_folder() as scratch:
-            if name == "hostile":
-                part = partial(hostile, only=options.only, jobs=options.jobs)
-            part(trials, options.seed, scratch, findings)
+            if name == HOSTILE:
+                failed |= hostile(max(1, round(EACH * options.share)), options, scratch, note)
+                continue
+            part, usual = PARTS[name]
+            findings, watch = Findings(), Stopwatch()
+            part(max(1, round(usual * options.share)), options.seed, scratch, findings)
         findings.seconds = watch.seconds()
+        note(name, findings)
         failed |= bool(findings.failures)
-        _note(options.out, head, name, {**_circumstances(options.seed), **findings.record()})
-        print(f"{name}: {findings.trials} trials in {findings.seconds:.0f} s, {len(findings.failures)} failed")
-        for outcome, count in sorted(findings.outcomes.items()):
-            print(f"  {count:4d} {outcome}")
-        for failure in findings.failures[:5]:
-            print(json.dumps(failure, indent=1, default=str)[:1500])
     return int(failed)
+
+
+def _show(name: str, findings: Findings) -> None:
+    print(f"{name}: {findings.trials} trials in {findings.seconds:.0f} s, {len(findings.failures)} failed")
+    for outcome, count in sorted(findings.outcomes.items()):
+        print(f"  {count:4d} {outcome}")
+    for failure in findings.failures[:5]:
+        print(json.dumps(failure, indent=1, default=str)[:1500], flush=True)
 
 
 def _note(path: Path | None, head: dict[str, Any], name: str, part: dict[str, Any]) -> None:
@@ -917,7 +943,7 @@ def _circumstances(seed: int) -> dict[str, Any]:
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, HOSTILE], default=[*PARTS, HOSTILE])
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="of hostile: commands with such a word")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="commands of hostile at a time")
     parser.add_argument("--seed", type=int, default=0)

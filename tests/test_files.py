@@ -7,11 +7,23 @@ import errno
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepzero import files
-from deepzero.files import clear_leftovers, leftovers, make_folder, replace_file, sync_folder, write_file
+from deepzero.errors import RunFolderError
+from deepzero.files import (
+    clear_leftovers,
+    leftovers,
+    make_folder,
+    read_at_most,
+    read_from,
+    replace_file,
+    sync_folder,
+    tensor_bytes,
+    write_file,
+)
 
 PACKAGE = Path(__file__).parents[1] / "src" / "deepzero"
 ELSEWHERE = {("measure/peak_memory.py", "write_text")}
@@ -138,3 +150,16 @@ def test_every_lasting_file_is_written_here() -> None:
         for name in writes(ast.parse(path.read_text(encoding="utf-8")))
     }
     assert found == ELSEWHERE
+
+
+@pytest.mark.parametrize("read", [lambda path: read_at_most(path, 10), tensor_bytes])
+@pytest.mark.parametrize("there", [True, False], ids=["a folder", "nothing"])
+def test_what_is_not_there_or_no_file_is_named_with_the_advice(read: Any, there: bool, tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    if there:
+        path.mkdir()
+    with (
+        pytest.raises(RunFolderError, match=r"kept\.json cannot be read: .*; put it back$"),
+        read_from(path, advice="put it back"),
+    ):
+        read(path)

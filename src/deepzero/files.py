@@ -296,7 +296,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def read_from(path: Path, *, advice: str) -> Iterator[None]:
-    """A block that uses what was read from a file or folder: where it is of another form, one clear error says so.
+    """A block that reads a file or folder and uses its content: where it is of another form, one clear error says so.
 
     Raises:
         RunFolderError: something is missing there, or is of another kind; the message ends in ``advice``.
@@ -305,6 +305,8 @@ def read_from(path: Path, *, advice: str) -> Iterator[None]:
         yield
     except DeepZeroError:
         raise
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error}; {advice}") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise RunFolderError(

@@ -167,6 +167,20 @@ def test_a_journal_without_checksums_is_upgraded(path: Path) -> None:
         assert kept.problem is None
 
 
+def test_a_key_that_is_no_text_any_more_is_named_before_an_upgrade(path: Path) -> None:
+    """Rows of the first format have no checksum that would tell."""
+    make_first_format(path)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE answers SET key = CAST(x'61ff62' AS TEXT) WHERE key = 'a'")
+    db.close()
+    before = path.read_bytes()
+    for look in (journal_file.summary, journal_file.upgrade):
+        with pytest.raises(JournalError, match=r"is damaged.*its row 'a\\udcffb'"):
+            look(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 def test_a_damaged_journal_is_not_upgraded(path: Path) -> None:
     make_second_format(path).close()
     with sqlite3.connect(path) as db:

@@ -27,8 +27,9 @@ from deepzero.tasks.defense.defended_classifier import DefendedClassifier
 from deepzero.tasks.defense.defense_config import QUERYING, from_record
 from deepzero.tasks.defense.train_defense import CLASSIFIER, load_pair
 from deepzero.tasks.task_data import read_data
-from deepzero.training import StopRequest, read_metrics
+from deepzero.training import StopRequest, read_metrics, read_record
 from deepzero.training.model_file import export_onnx
+from deepzero.training.run_folder import continued_by
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -160,6 +161,13 @@ def test_certification_from_run_to_table(stages: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "certificates.jsonl").read_text().splitlines() == lines
     with pytest.raises(RunFolderError, match="certificates of other settings"):
         certify(tmp_path / "run", replace(config, trials=300))
+    kept = tmp_path / "run" / "certificates.jsonl"
+    kept.rename(tmp_path / "aside")
+    kept.mkdir()
+    with pytest.raises(RunFolderError, match=r"certificates\.jsonl cannot be read: it is a folder.*move .* away"):
+        certify(tmp_path / "run", config)
+    kept.rmdir()
+    (tmp_path / "aside").rename(kept)
     assert json.loads((tmp_path / "run" / "certified.json").read_bytes())["sigma"] == 0.25
 
 
@@ -387,13 +395,20 @@ def test_a_shared_stage_of_other_settings_asks_for_another_folder_of_stages(stag
         defend(other, out=tmp_path / "other", stages=stages)
 
 
-def test_a_stage_by_itself_is_no_run_to_continue(stages: Path, tmp_path: Path) -> None:
+def test_a_stage_by_itself_is_no_run_to_continue(stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny("deepzero", finetuning=StageConfig(learning_rate=1e-3, batch_size=16, steps=2))
     defend(config, out=tmp_path / "run", stages=stages)
     with pytest.raises(RunFolderError, match=f"is a stage, .*type deepzero defend --resume --out {tmp_path / 'run'}$"):
         resumed(None, {}, tmp_path / "run" / "finetuning")
     with pytest.raises(RunFolderError, match=r"is a stage, .*with the folder of a run that uses this stage$"):
         load_pair(stages / "denoiser")
+    record = read_record(tmp_path / "run" / "finetuning")
+    monkeypatch.chdir(tmp_path)
+    assert continued_by(Path("run/finetuning"), record) == "deepzero defend --resume --out run"
+    monkeypatch.chdir(tmp_path / "run")
+    assert continued_by(Path("finetuning"), record) == "deepzero defend --resume --out ."
+    monkeypatch.chdir(tmp_path / "run" / "finetuning")
+    assert continued_by(Path(), record) == f"deepzero defend --resume --out {tmp_path / 'run'}"
     (tmp_path / "run" / "finetuning" / "summary.json").unlink()
     caption = documents([tmp_path / "run" / "finetuning"])[0].caption
     assert f"deepzero defend --resume --out {tmp_path / 'run'}" in caption

@@ -338,6 +338,15 @@ def readable(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")
 
 
+def is_text(read: str) -> bool:
+    """True unless a text came from bytes that are none, as :func:`readable` gives it."""
+    try:
+        read.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _require_size(db: sqlite3.Connection, path: Path) -> None:
     pages, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     found = path.stat().st_size
@@ -401,7 +410,11 @@ def require_none_missing(path: Path, found: int) -> None:
 
 
 def _of_first_format(key: object, loss: object) -> float | None:
-    if not isinstance(key, str) or not (loss is None or (isinstance(loss, float) and np.isfinite(loss))):
+    if (
+        not isinstance(key, str)
+        or not is_text(key)
+        or not (loss is None or (isinstance(loss, float) and np.isfinite(loss)))
+    ):
         raise sqlite3.DatabaseError(f"its row {key!r} holds {loss!r}")
     return loss
 

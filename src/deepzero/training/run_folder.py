@@ -363,7 +363,8 @@ def continued_by(path: Path, record: Mapping[str, Any]) -> str:
     above = next((place for place in path.absolute().parents[:2] if (place / RECORD).is_file()), None)
     if above is None:
         return "deepzero defend --resume --out FOLDER, with the folder of a run that uses this stage"
-    return resumed_by(RunFolder(path.parents[path.absolute().parents.index(above)], read_record(above)))
+    typed = next((place for place in path.parents if place.absolute() == above), above)
+    return resumed_by(RunFolder(typed, read_record(above)))
 
 
 def require_made_by(path: Path, record: Mapping[str, Any], command: str) -> None:

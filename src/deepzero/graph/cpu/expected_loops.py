@@ -45,6 +45,6 @@ def expected_loops(model: nn.Module, loss: Any) -> list[str]:
     return [
         *(["slices", "convolve", "follow"] if images else []),
         *(["label_losses_across"] if classes and not rows else []),
-        *(["relu"] if images or has(nn.ReLU) else []),
+        *(["relu"] if has(nn.ReLU) and not images else []),  # which have their relus behind batch norms
         *(["label_losses_of_column"] if classes else []),
     ]
