@@ -169,7 +169,7 @@ def run(name: str | Case, settings: Settings) -> CaseReport:
         sides: list[Side] = [*loops, deepzero]
         timings = _take_turns(sides, settings.rounds, _turn(problem, settings, watch.seconds(), len(sides)))
     reports = {side.name: _side_report(side, timings[side.name]) for side in sides}
-    deepzero_rates, setup = rates(timings[deepzero.name]), deepzero.setup_seconds
+    deepzero_rates = rates(timings[deepzero.name])
     ratios = {f"deepzero/{loop.name}": ratio(deepzero_rates, rates(timings[loop.name])) for loop in loops}
     return CaseReport(
         problem, reports, ratios, agreement, errors, machine, work, breakdown, memory, deepzero.setup_seconds

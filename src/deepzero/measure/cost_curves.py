@@ -110,7 +110,6 @@ def cost_point(asked: PlannedPoint, *, step_size: float, seed: int, seconds: flo
     finally:
         torch.set_num_threads(before)
     found, plain = (rates(timings[side.name]) for side in (deepzero, naive))
-    setup = deepzero.setup_seconds
     log.info("%s %g: %.1f queries per second, a plain loop %.1f", asked.curve, asked.at, found[0], plain[0])
     each, plain_each = (1 / Spread.of(one).median for one in (found, plain))
     return CostPoint(
