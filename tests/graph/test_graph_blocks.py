@@ -181,32 +181,43 @@ def test_a_convolution_and_its_tail(case: str, kind: str, dtype: torch.dtype, si
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("kind", ["channel", "blocks", "dense residual", "one weight", "one factor"])
+@pytest.mark.parametrize("kind", ["one weight", "one factor"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_mean_over_all_places_behind_a_tail(case: str, kind: str, dtype: torch.dtype) -> None:
+def test_the_mean_over_all_places_behind_slices(case: str, kind: str, dtype: torch.dtype) -> None:
     """It is taken channel by channel, band by band: nothing but the mean is written."""
     layer = Layer(case, dtype, 21)
-    if layer.window is not None and kind.endswith("residual"):
-        pytest.skip("no residual where maxima are taken")
-    averaged = tail_change(layer, kind, dtype, replace(layer.tail, averaged=True))
-    every = tail_change(layer, kind, dtype, layer.tail)
+    averaged = of_one(layer, kind, dtype, replace(layer.tail, averaged=True))
+    every = of_one(layer, kind, dtype, layer.tail)
     assert averaged is not None
     assert every is not None
     assert averaged.shape == torch.Size((*layer.shape[:2], 1, 1))
     assert_near(averaged.dense(), every.dense().mean((-2, -1), keepdim=True), dtype)
 
 
-def tail_change(layer: Layer, kind: str, dtype: torch.dtype, tail: Tail) -> Channel | Dense | Blocks | None:
-    if kind.startswith("one"):
-        parameter = layer.weight if kind == "one weight" else layer.gamma
-        index = torch.tensor([0, len(parameter.flatten()) - 1])
-        one = OneHot(index, 0.1 * normal(2, dtype=dtype), parameter.shape)
-        if kind == "one weight":
-            return cpu_kernels.slices_to_tail(Value(layer.x), one, layer.geometry, layer.shape, tail)
-        return cpu_kernels.affine_to_tail(one, layer.shape, tail, factor=True)
-    extra = difference("dense", layer.shape, 0.1, dtype, seed=4) if kind.endswith("residual") else None
-    d: Any = difference(kind.split(maxsplit=1)[0], layer.x.shape, 0.1, dtype)
-    return cpu_kernels.convolve_to_tail(d, Value(layer.weight), layer.geometry, layer.shape, tail, extra)
+def of_one(layer: Layer, kind: str, dtype: torch.dtype, tail: Tail) -> Channel | None:
+    parameter = layer.weight if kind == "one weight" else layer.gamma
+    index = torch.tensor([0, len(parameter.flatten()) - 1])
+    one = OneHot(index, 0.1 * normal(2, dtype=dtype), parameter.shape)
+    if kind == "one weight":
+        return cpu_kernels.slices_to_tail(Value(layer.x), one, layer.geometry, layer.shape, tail)
+    return cpu_kernels.affine_to_tail(one, layer.shape, tail, factor=True)
+
+
+@pytest.mark.parametrize("kind", ["channel", "blocks", "dense residual"])
+def test_a_convolution_leaves_the_mean_to_others(kind: str) -> None:
+    """What it gives has the shape in front of the mean."""
+    layer = Layer("plain", torch.float64, 21)
+    tail = replace(layer.tail, averaged=True)
+    extra: Any = None
+    if kind.endswith("residual"):
+        extra = difference("dense", layer.shape, 0.1, torch.float64, seed=4)
+    d: Any = difference(kind.split(maxsplit=1)[0], layer.x.shape, 0.1, torch.float64)
+    arguments: tuple[Any, ...] = (d, Value(layer.weight), layer.geometry, layer.shape)
+    found, plain = (cpu_kernels.convolve_to_tail(*arguments, each, extra) for each in (tail, layer.tail))
+    assert found is not None
+    assert plain is not None
+    assert found.shape == layer.shape
+    assert torch.equal(found.dense(), plain.dense())
 
 
 def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -215,6 +226,13 @@ def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * largest)
 
 
+@pytest.fixture(params=[0, 1 << 40], ids=["by a table", "by themselves"])
+def sums_of_slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to the sums of slices, whatever their size."""
+    monkeypatch.setattr(convolution_kernels, "SMALL", request.param)
+
+
+@pytest.mark.usefixtures("sums_of_slices")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", CASES)
 def test_one_weight_and_what_follows(case: str, dtype: torch.dtype) -> None:
@@ -235,6 +253,7 @@ def weights_moved(layer: Layer, index: Tensor, values: Tensor) -> Tensor:
     return found.dense()
 
 
+@pytest.mark.usefixtures("sums_of_slices")
 @pytest.mark.parametrize("case", ["plain", "dilated", "tiles", "bands"])
 def test_every_chunk_of_weights_has_the_bits_of_all(case: str) -> None:
     """The sums of slices are those of the step, not of a chunk: a weight alone moves its channel by the same bits."""
@@ -249,6 +268,7 @@ def test_every_chunk_of_weights_has_the_bits_of_all(case: str) -> None:
     assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.usefixtures("sums_of_slices")
 @pytest.mark.parametrize("size", [1e-2, 1e-7])
 @pytest.mark.parametrize("case", CASES)
 def test_sums_of_slices_do_not_cancel(case: str, size: float) -> None:

@@ -130,6 +130,7 @@ def test_compilation_is_announced_once_and_only_of_our_own_loops(caplog: pytest.
     def started(function: Any) -> Any:
         return event.Event("numba:compile", event.EventStatus.START, data={"dispatcher": function})
 
+    compilation._announce.cache_clear()  # another test may have compiled loops
     listener = compilation._Compiling()
     with caplog.at_level("INFO", logger="deepzero"):
         listener.notify(started(njit(lambda x: x)))

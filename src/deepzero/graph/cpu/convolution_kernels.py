@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -36,6 +36,8 @@ into bands.
 NEAR = 4 << 10
 """Bytes of a slice that are made at a time: with as many base values twice they stay in a core's nearest cache."""
 PLAIN = (1,) * 8
+SMALL = 64 << 10
+"""Bytes of a slice of all samples up to which it is gone through for its sums: making a table takes longer."""
 SUMMED = 1024
 """Places whose products PyTorch may add up in the data's dtype: its error grows with their number."""
 
@@ -434,6 +436,7 @@ def convolve_to_tail(
     dtype = (difference.blocks if isinstance(difference, Blocks) else difference.delta).dtype
     if not takes(geometry, weight.base, shape) or dtype != weight.base.dtype:
         return None
+    tail = replace(tail, averaged=False)
     stack = _Stack.of(difference, weight, geometry, shape, tail)
     again = isinstance(difference, Channel) and extra is None
     out = None if again else stack.out(shape[2:])
@@ -460,7 +463,7 @@ def _followed(
 ) -> Float[Tensor, "p n o h_out w_out lane"]:
     count, outputs, bands = len(stack.corners), stack.shape[1], stack.layout.bands
     rows, more = _residual(stack, extra)
-    out = stack.out(behind[2:]) if record.maxima.size or record.line.size else convolved
+    out = stack.out(behind[2:]) if record.maxima.size else convolved
     whole = bands._replace(rows=bands.spatial[0])
     loops().follow(
         convolved.flatten().numpy(), count, whole, record, more.flatten().numpy(), rows.numpy(), out.flatten().numpy()
@@ -501,7 +504,7 @@ def _record(
     parts: Sequence[Float64[Tensor, "p some"]],
     dtype: torch.dtype,
 ) -> Any:
-    """The loops' record of a tail."""
+    """The loops' record of a tail; without parts, of one whose sums are to be found first."""
     behind, maxima, window = tuple(shape[2:]), torch.empty(0, dtype=dtype), PLAIN
     if tail.pooled is not None and tail.window is not None:
         w = tail.window
@@ -514,7 +517,7 @@ def _record(
         maxima.numpy(),
         behind,
         window,
-        *(part.to(dtype).contiguous().numpy() for part in parts),
+        *(part.to(dtype).contiguous().numpy() for part in parts or [torch.empty(0, 0)] * 3),
         torch.empty(places * split.lanes, dtype=dtype).numpy(),
         torch.tensor([1 / places] if places else [], dtype=dtype).numpy(),
     )
@@ -523,9 +526,10 @@ def _record(
 def slices_to_tail(
     x: Value, difference: OneHot, geometry: ConvolutionGeometry, shape: torch.Size, tail: Tail
 ) -> Channel | None:
-    """The slice of the padded input that each weight multiplies goes through the cache once, and nowhere else.
+    """The slice of the padded input that each weight multiplies goes through the cache, and nowhere else.
 
-    The sums that batch norm takes of it are read off a table, :class:`SliceSums`.
+    Batch norm takes sums of it first: those of small slices from themselves, those of others from a table that is made
+    for all weights at once, :class:`SliceSums`.
     """
     if not takes(geometry, x.base, shape) or difference.values.dtype != x.base.dtype:
         return None
@@ -535,12 +539,14 @@ def slices_to_tail(
     outputs, inputs, *taps = (index.contiguous() for index in difference.positions())
     entries = [t * d * n for t, d, n in zip(taps, geometry.dilation, (sizes.across, 1), strict=True)]
     gamma = None if tail.gamma is None else tail.gamma[outputs]
-    sums = SliceSums.remembered(x, geometry, tail.centred).of(
-        difference.values, outputs, inputs, taps[0] * geometry.kernel[1] + taps[1]
-    )
-    rows = shape.numel() // shape[1]
-    parts = coefficients_of(sums, rows, tail.scale[outputs], gamma, residue(tail.centred)[outputs])
     slices = _Slices(padded, inputs * math.prod(padded.shape[2:4]) + sum(entries), difference.values, outputs)
+    rows = shape.numel() // shape[1]
+    if rows * x.base.dtype.itemsize <= SMALL:
+        sums = slices.sums(sizes, split, shape, tail)
+    else:
+        table = SliceSums.remembered(x, geometry, tail.centred)
+        sums = table.of(difference.values, outputs, inputs, taps[0] * geometry.kernel[1] + taps[1])
+    parts = coefficients_of(sums, rows, tail.scale[outputs], gamma, residue(tail.centred)[outputs])
     return slices.followed(sizes, split, shape, tail, parts)
 
 
@@ -574,6 +580,13 @@ class _Slices(NamedTuple):
     factors: Float[Tensor, " p"]
     channels: Int64[Tensor, " p"]
 
+    def sums(self, sizes: ConvolutionSizes, split: Split, shape: torch.Size, tail: Tail) -> Float64[Tensor, "p 3"]:
+        """Sums of the changes d, of ``c d`` and of ``d^2``, over samples and places."""
+        found = torch.zeros(len(self.channels), 3, dtype=torch.float64)
+        bands, record = _bands_of_slices(sizes, split, shape, None), _record(tail, split, shape, [], self.blocks.dtype)
+        self._run(split, shape, bands, found, record, self.blocks.new_empty(0))
+        return found
+
     def followed(
         self,
         sizes: ConvolutionSizes,
@@ -584,8 +597,13 @@ class _Slices(NamedTuple):
     ) -> Channel:
         """The change behind them, with a slope, a tilt and a shift for each."""
         behind = tail.behind(shape)
-        bands = _bands_of_slices(sizes, split, shape, tail)
         out = self.blocks.new_empty(len(self.channels), *behind[2:], shape[0])
+        record = _record(tail, split, shape, [part.unsqueeze(1) for part in parts], out.dtype)
+        none = torch.empty(0, dtype=torch.float64)
+        self._run(split, shape, _bands_of_slices(sizes, split, shape, tail), none, record, out)
+        return Channel(1, self.channels, out.movedim(-1, 1), behind)
+
+    def _run(self, split: Split, shape: torch.Size, bands: Any, sums: Tensor, record: Any, out: Tensor) -> None:
         loops().slices(
             self.blocks.flatten().numpy(),
             self.blocks[0].numel(),
@@ -594,11 +612,11 @@ class _Slices(NamedTuple):
             self.channels.numpy(),
             bands,
             self.blocks.new_empty(bands.starts.size * split.lanes).numpy(),
-            _record(tail, split, shape, [part.unsqueeze(1) for part in parts], out.dtype),
+            sums.flatten().numpy(),
+            record,
             shape[0],
             out.flatten().numpy(),
         )
-        return Channel(1, self.channels, out.movedim(-1, 1), behind)
 
 
 class SliceSums(NamedTuple):
@@ -671,9 +689,9 @@ class SliceSums(NamedTuple):
         )
 
 
-def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size, tail: Tail) -> Any:
-    """The loops' record for slices: bands of one channel, samples last in what they write."""
-    step, (height, width) = _rows_at_a_time(tail), shape[2:]
+def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size, tail: Tail | None) -> Any:
+    """The loops' record for slices: bands of one channel, samples last in what they write; one without a tail."""
+    step, (height, width) = None if tail is None else _rows_at_a_time(tail), shape[2:]
     choices = [r for r in range(height, 0, -1) if step is not None and height % r == 0 and r % step == 0] or [height]
     rows = next((r for r in choices if r * width * vectors().BYTES <= NEAR), choices[-1])
     starts, none = (sizes.starts(rows) * split.lanes).numpy(), torch.arange(0).numpy()

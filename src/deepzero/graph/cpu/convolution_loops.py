@@ -43,7 +43,7 @@ from deepzero.graph.cpu.vectors import (
 
 PARTIAL = 256
 """Vectors that are added up in the data's dtype before their sum goes to float64."""
-FIRST, NOWHERE = np.int64(0), np.int64(-1)
+FIRST, ONE, NOWHERE = np.int64(0), np.int64(1), np.int64(-1)
 """Constants that numba takes as any number: it would compile a part anew for each plain one."""
 
 
@@ -109,7 +109,7 @@ class Bands(NamedTuple):
 class BandTail(NamedTuple):
     """The tail of a convolution, in blocks ``[N, O, h w, L]``: ``relu(y + slope d + tilt c + shift) - relu(y)``.
 
-    Maxima of it may be taken, and the mean over all places in the end.
+    Maxima of it may be taken, and of slices the mean over all places in the end.
 
     Attributes:
         centred: c.
@@ -187,35 +187,37 @@ def add_sums(buffer, start, centred, base, apart, count, skips, block, blocks, o
     The vectors of each of the ``blocks`` from ``block`` on follow those of the one before, their base values ``apart``
     from its, and are summed without their first lanes, as many as ``skips`` says.
     """
-    step, held = lanes(buffer), 0
-    first, cross, square = zeros(buffer), zeros(buffer), zeros(buffer)
-    first2, cross2, square2 = zeros(buffer), zeros(buffer), zeros(buffer)
+    step = lanes(buffer)
+    all_first, all_cross, all_square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
     for g in range(blocks):
-        skip = skips[block + g]
         for begin in range(0, count, PARTIAL):
             stop = min(begin + PARTIAL, count)
             if held + stop - begin > PARTIAL:
-                out[place] += total(plus(first, first2))
-                out[place + 1] += total(plus(cross, cross2))
-                out[place + 2] += total(plus(square, square2))
-                first, cross, square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
-                first2, cross2, square2 = zeros(buffer), zeros(buffer), zeros(buffer)
-            held += stop - begin
-            even = begin if skip > 0 else (stop - begin) // 2 * 2 + begin
+                out[place] += total(all_first)
+                out[place + 1] += total(all_cross)
+                out[place + 2] += total(all_square)
+                all_first, all_cross, all_square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
+            even = (stop - begin) // 2 * 2 + begin
+            first, cross, square = zeros(buffer), zeros(buffer), zeros(buffer)
+            first2, cross2, square2 = zeros(buffer), zeros(buffer), zeros(buffer)
             for i in range(begin, even, 2):
                 d, e = load(buffer, start + i * step), load(buffer, start + (i + 1) * step)
                 first, first2 = plus(first, d), plus(first2, e)
                 cross = fused(d, load(centred, base + i * step), cross)
                 cross2 = fused(e, load(centred, base + (i + 1) * step), cross2)
                 square, square2 = fused(d, d, square), fused(e, e, square2)
-            for i in range(even, stop):
-                d = kept(load(buffer, start + i * step), skip)
+            if even < stop:
+                d = load(buffer, start + even * step)
                 first, square = plus(first, d), fused(d, d, square)
-                cross = fused(d, load(centred, base + i * step), cross)
+                cross = fused(d, load(centred, base + even * step), cross)
+            skip, held = skips[block + g], held + stop - begin
+            all_first = plus(all_first, kept(plus(first, first2), skip))
+            all_cross = plus(all_cross, kept(plus(cross, cross2), skip))
+            all_square = plus(all_square, kept(plus(square, square2), skip))
         start, base = start + count * step, base + apart
-    out[place] += total(plus(first, first2))
-    out[place + 1] += total(plus(cross, cross2))
-    out[place + 2] += total(plus(square, square2))
+    out[place] += total(all_first)
+    out[place + 1] += total(all_cross)
+    out[place + 2] += total(all_square)
 
 
 @part
@@ -265,6 +267,26 @@ def pooled_row(buffer, start, centred, before, base, maxima, top, sizes, window,
 
 
 @part
+def tail_row(buffer, start, tail, row, band, bands, p, o, extra, more, out, place, apart):
+    """The relu, or the maxima of it, of a band of row ``row`` (block and channel) of the base values."""
+    side, window = lanes(buffer), tail.window
+    (height, width), (tall, wide) = bands.spatial, tail.behind
+    rows = bands.rows
+    base = (row * height + band * rows) * width * side
+    a, b, e = tail.slope[p, o], tail.tilt[p, o], tail.shift[p, o]
+    if tail.maxima.size:
+        some = tall * rows // height
+        top, place = (row * tall + band * some) * wide * side, place + band * some * wide * apart
+        sizes = (rows, width, some, wide)
+        pooled_row(
+            buffer, start, tail.centred, tail.before, base, tail.maxima, top, sizes, window, a, b, e, out, place, apart
+        )
+    else:
+        place = place + band * rows * width * apart
+        relu_row(buffer, start, tail.centred, tail.before, base, rows * width, a, b, e, extra, more, out, place, apart)
+
+
+@part
 def add_mean(tail, begin, rows, wide, out, place, again):
     """The share of some rows of the scratch line in the mean, to a vector of ``out``, or added to it."""
     side, whole = lanes(out), zeros(out)
@@ -279,36 +301,6 @@ def add_mean(tail, begin, rows, wide, out, place, again):
     store(out, place, whole)
 
 
-@part
-def places_behind(tail):
-    """Places of a channel behind the tail."""
-    return 1 if tail.line.size else tail.behind[0] * tail.behind[1]
-
-
-@part
-def tail_row(buffer, start, tail, row, band, bands, a, b, e, extra, more, out, place, apart):
-    """The relu, or the maxima of it, of a band of row ``row`` (block and channel) of the base values; or their mean.
-
-    With slope a, tilt b and shift e.
-    """
-    side, window = lanes(buffer), tail.window
-    (height, width), (tall, wide) = bands.spatial, tail.behind
-    rows = bands.rows
-    base, some = (row * height + band * rows) * width * side, tall * rows // height
-    target, first, gap = (tail.line, FIRST, side) if tail.line.size else (out, place, apart)
-    if tail.maxima.size:
-        top, there = (row * tall + band * some) * wide * side, first + band * some * wide * gap
-        sizes = (rows, width, some, wide)
-        pooled_row(
-            buffer, start, tail.centred, tail.before, base, tail.maxima, top, sizes, window, a, b, e, target, there, gap
-        )
-    else:
-        there = first + band * rows * width * gap
-        relu_row(buffer, start, tail.centred, tail.before, base, rows * width, a, b, e, extra, more, target, there, gap)
-    if tail.line.size:
-        add_mean(tail, there, some, wide, out, place, band > 0)
-
-
 @borrowing
 def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, out):
     """The convolution of the images of all perturbations, or what follows it, to ``out [P, N, O, places, L]``.
@@ -319,7 +311,7 @@ def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, o
     """
     step, outputs, count = lanes(x), bands.outputs, bands.origins.size
     places, together = bands.rows * bands.spatial[1], bands.together
-    whole, behind = bands.spatial[0] * bands.spatial[1], places_behind(tail)
+    whole, behind = bands.spatial[0] * bands.spatial[1], tail.behind[0] * tail.behind[1]
     for block in range(0, count, together):
         for band in range(bands.spatial[0] // bands.rows):
             for p in range(corners.size):
@@ -328,18 +320,17 @@ def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, o
                     base, to = ((block * outputs + o) * whole + band * places) * step, (p * outputs + o) * 3
                     start, apart = o * bands.places * step, outputs * whole * step
                     add_sums(buffer, start, centred, base, apart, places, bands.skips, block, together, sums, to)
-                for o in range(outputs if tail.slope.size else 0):
-                    a, b, e = tail.slope[p, o], tail.tilt[p, o], tail.shift[p, o]
-                    for g in range(together):
+                for g in range(together if tail.slope.size or out.size else 0):
+                    for o in range(outputs):
                         start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
-                        place = (p * count * outputs + row) * behind * step
-                        tail_row(buffer, start, tail, row, band, bands, a, b, e, buffer, NOWHERE, out, place, step)
-                for o in range(0 if tail.slope.size or not out.size else outputs):
-                    for g in range(together):
-                        start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
-                        place = ((p * count * outputs + row) * whole + band * places) * step
-                        for i in range(places):
-                            store(out, place + i * step, load(buffer, start + i * step))
+                        to = p * count * outputs + row
+                        if tail.slope.size:
+                            place = to * behind * step
+                            tail_row(buffer, start, tail, row, band, bands, p, o, buffer, NOWHERE, out, place, step)
+                        else:
+                            place = (to * whole + band * places) * step
+                            for i in range(places):
+                                store(out, place + i * step, load(buffer, start + i * step))
 
 
 @borrowing
@@ -350,7 +341,7 @@ def follow(data, count, bands, tail, extra, rows, out):
     ``rows[p, O]`` more for each block; there is none where it is negative.
     """
     step, blocks, outputs = lanes(data), bands.origins.size, bands.outputs
-    whole, behind = bands.spatial[0] * bands.spatial[1] * step, places_behind(tail) * step
+    whole, behind = bands.spatial[0] * bands.spatial[1] * step, tail.behind[0] * tail.behind[1] * step
     for block in range(blocks):
         for o in range(outputs):
             for p in range(count):
@@ -358,22 +349,31 @@ def follow(data, count, bands, tail, extra, rows, out):
                 place, start, row = start * behind, start * whole, block * outputs + o
                 if more >= 0:
                     more += block * rows[p, outputs]
-                a, b, e = tail.slope[p, o], tail.tilt[p, o], tail.shift[p, o]
-                tail_row(data, start, tail, row, FIRST, bands, a, b, e, extra, more, out, place, step)
+                tail_row(data, start, tail, row, FIRST, bands, p, o, extra, more, out, place, step)
 
 
 @borrowing
-def slices(padded, apart, offsets, values, channels, bands, buffer, tail, batch, out):
+def slices(padded, apart, offsets, values, channels, bands, buffer, sums, tail, batch, out):
     """The tail of slices of padded blocks ``[N, C, ., L]``, ``apart`` from each other, in their channel.
 
-    It goes to ``out [P, places behind, B]``, band by band.
+    It goes to ``out [P, places behind, B]`` band by band, or its mean to ``out [P, 1, B]``. Without a slope their sums
+    by :func:`add_sums` go to ``sums [P, 3]``, of slices that are a single band.
     """
-    behind, further = places_behind(tail), bands.rows * bands.stride * bands.across * lanes(padded)
+    side, (tall, wide) = lanes(padded), tail.behind
+    further, behind = bands.rows * bands.stride * bands.across * side, 1 if tail.line.size else tall * wide
+    some = tall * bands.rows // bands.spatial[0]
     for block in range(bands.origins.size):
         for p in range(offsets.size):
             row, place = block * bands.outputs + channels[p], p * behind * batch + bands.origins[block]
-            a, b, e = tail.slope[p, 0], tail.tilt[p, 0], tail.shift[p, 0]
             for band in range(bands.spatial[0] // bands.rows):
                 first = block * apart + band * further + offsets[p]
                 slice_of_band(padded, first, values[p], bands.starts, buffer)
-                tail_row(buffer, FIRST, tail, row, band, bands, a, b, e, buffer, NOWHERE, out, place, batch)
+                if not tail.slope.size:
+                    base, places = row * bands.starts.size * side, bands.starts.size
+                    add_sums(buffer, FIRST, tail.centred, base, FIRST, places, bands.skips, block, ONE, sums, p * 3)
+                elif tail.line.size:
+                    line = tail.line
+                    tail_row(buffer, FIRST, tail, row, band, bands, p, FIRST, buffer, NOWHERE, line, FIRST, side)
+                    add_mean(tail, band * some * wide * side, some, wide, out, place, band > 0)
+                else:
+                    tail_row(buffer, FIRST, tail, row, band, bands, p, FIRST, buffer, NOWHERE, out, place, batch)
