@@ -8,7 +8,6 @@ through the network, however many parameters it has.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepzero.graph.capture import Node
+from deepzero.graph.forms import form
 from deepzero.graph.forward import Values, held_bytes
 from deepzero.graph.program import Cone, Program, Step
 from deepzero.graph.propagate import advance, nbytes, one_hot
@@ -227,19 +227,7 @@ def _place(step: Step, live: Mapping[Node, Any]) -> Hashable:
     if len(live) > 1:
         return None
     ((node, difference),) = live.items()
-    return step.node, node, _form(difference)
-
-
-def _form(part: Any) -> Hashable:
-    """The form of a difference: kinds, shapes, layouts and dtypes, without the numbers."""
-    if isinstance(part, Tensor):
-        which = tuple(part.tolist()) if part.dtype is torch.int64 and part.dim() == 1 else None
-        return part.shape, part.stride(), part.dtype, which
-    if dataclasses.is_dataclass(part):
-        return type(part), *(_form(getattr(part, f.name)) for f in dataclasses.fields(part))
-    if isinstance(part, (tuple, list)):
-        return tuple(_form(one) for one in part)
-    return part if isinstance(part, Hashable) else id(part)
+    return step.node, node, form(difference)
 
 
 def footprint(program: Program, values: Values, offset: float) -> Footprint:

@@ -6,7 +6,7 @@ reuse still holds: in a network whose last part has no rule, a query costs that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +82,15 @@ def cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value.to(dtype.to_complex() if value.is_complex() else dtype)
 
 
-def run(graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], draws: Draws, wide: bool = False) -> Values:
+def run(
+    graph: Graph,
+    inputs: Mapping[Node, Any],
+    *,
+    keep: Iterable[Node],
+    draws: Draws,
+    wide: bool = False,
+    watch: Callable[[Node, Any], None] | None = None,
+) -> Values:
     """Evaluate the graph once; values outside ``keep`` are dropped after their last use.
 
     Half types are computed as such, and kept in float32, in which their differences are held.
@@ -93,6 +101,7 @@ def run(graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], draws
         keep: nodes whose values are returned.
         draws: the random numbers of the step.
         wide: inputs and graph are in float64, and so are the numbers drawn.
+        watch: called with each operation and its value, also of those that are not kept.
 
     Raises:
         GraphError: the graph does not draw what the program drew.
@@ -108,6 +117,8 @@ def run(graph: Graph, inputs: Mapping[Node, Any], *, keep: Iterable[Node], draws
                 continue
             args, kwargs = substitute(node, lambda n: values[n].base)
             values[node] = Value(dealer.call(node, args, kwargs))
+            if watch is not None:
+                watch(node, values[node].base)
             for dead in expiring.get(node, ()):
                 values.pop(dead, None)
     return {node: _without_half(value.base) for node, value in values.items()}
@@ -202,17 +213,25 @@ class Recomputation:
 
     def loss(self, moved: Mapping[Node, Tensor]) -> Float64[Tensor, ""]:
         """The loss where the sources are ``moved``; averaged in float64."""
+        output = self._graph.output
+        value: Tensor = self.values(moved, {output}).get(output, native(self._values[output]))
+        return value.double().mean()
+
+    def values(self, moved: Mapping[Node, Tensor], wanted: Set[Node]) -> dict[Node, Any]:
+        """The values of some nodes where the sources are ``moved``, of those that depend on them; no more is run."""
         there = dict(moved)
+        missing = set(wanted) - set(there)
         with torch.no_grad():
             for node in self._nodes:
+                if not missing:
+                    break
                 args, kwargs = substitute(node, lambda n: there[n] if n in there else native(self._values[n]))
                 there[node] = self._dealer.call(node, args, kwargs)
+                missing.discard(node)
                 for dead in self._frees.get(node, ()):
-                    if dead is not self._graph.output:
+                    if dead not in wanted:
                         there.pop(dead, None)
-        output = there.get(self._graph.output)
-        value: Tensor = native(self._values[self._graph.output]) if output is None else output
-        return value.double().mean()
+        return {node: there[node] for node in wanted if node in there}
 
 
 def held_bytes(values: Values) -> int:

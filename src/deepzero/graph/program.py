@@ -150,6 +150,21 @@ def downstream(graph: Graph, sources: Iterable[Node]) -> list[Node]:
     return found
 
 
+def frontier(graph: Graph, cone: Cone, done: int) -> set[Node]:
+    """Operations behind a cone's sources that the rest of the program reads when ``done`` of the steps are done.
+
+    It is found from the operations, not from the steps, and so has what a cone overlooks. Of an operation with several
+    outputs it has those that are read.
+    """
+    pending = {part for step in cone.steps[done:] for part in step.parts if not is_getitem(part)}
+    behind = downstream(graph, cone.sources)
+    for node in behind:
+        if not pending.isdisjoint(node.inputs):
+            pending.add(node)
+    there = {*cone.sources, *behind} - pending
+    return {used for node in pending for used in node.inputs if used in there} | ({graph.output} & there)
+
+
 def reads(graph: Graph, cone: Cone) -> set[Node]:
     """Base values that running a cone's operations again needs."""
     nodes = downstream(graph, cone.sources)

@@ -66,12 +66,17 @@ def propagated(
             advance(step, values, live)
             for node in step.frees:
                 live.pop(node, None)
-        change = live.get(output)
-        change = change.written_out() if isinstance(change, SomeSamples) else change
-        base: Tensor = values[output].base
-        if change is None:
-            return torch.zeros(count, dtype=torch.float64, device=base.device)
-        return entries(change).sum(1, dtype=torch.float64) / base.numel()
+        return at_the_loss(live, values, output, count)
+
+
+def at_the_loss(live: Mapping[Node, Any], values: Values, output: Node, count: int) -> Float64[Tensor, " p"]:
+    """The loss differences at the end of a cone, averaged over the entries of the loss."""
+    change = live.get(output)
+    change = change.written_out() if isinstance(change, SomeSamples) else change
+    base: Tensor = values[output].base
+    if change is None:
+        return torch.zeros(count, dtype=torch.float64, device=base.device)
+    return entries(change).sum(1, dtype=torch.float64) / base.numel()
 
 
 def one_hot(base: Tensor, indices: Int64[Tensor, " p"], offset: float) -> OneHot:
@@ -124,10 +129,10 @@ def _alone(node: Node, live: Mapping[Node, Any]) -> bool:
     if not (isinstance(own, Dense) and own.owned):
         return False
     memory = own.delta.untyped_storage().data_ptr()
-    return all(memory not in _memory(other) for n, other in live.items() if n is not node)
+    return all(memory not in memory_of(other) for n, other in live.items() if n is not node)
 
 
-def _memory(outcome: Any) -> set[int]:
+def memory_of(outcome: Any) -> set[int]:
     """The addresses of the memory that holds a node's difference, or the differences of all its outputs."""
     parts = outcome if isinstance(outcome, tuple) else (outcome,)
     tensors = [t for part in parts if part is not None for t in vars(part).values() if isinstance(t, Tensor)]

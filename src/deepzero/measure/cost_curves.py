@@ -14,7 +14,6 @@ from deepzero.measure.cases import Case, Source
 from deepzero.measure.naive_loop import Form
 from deepzero.measure.rounds import Spread, by_side, in_turns, rates, ratio
 from deepzero.measure.sides import DeepZero, Naive
-from deepzero.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class CostPoint:
         at: the size.
         network: name of the network.
         queries: of an estimate.
-        setup_seconds: until the program was exported and checked, and its costs measured.
+        setup_seconds: of a first estimate, of one coordinate: export, checks, memory of differences.
         seconds_per_query: of difference propagation, the median of rounds.
         plain_seconds_per_query: of the plain loop.
         ratio: queries per second over those of the plain loop, round by round.
@@ -104,9 +103,7 @@ def cost_point(asked: PlannedPoint, *, step_size: float, seed: int, seconds: flo
     torch.set_num_threads(asked.threads)
     try:
         task = cases.problem(asked.case, batch=asked.batch, sparsity=asked.sparsity, step_size=step_size, seed=seed)
-        setup = Stopwatch()
         deepzero = DeepZero(task, whole_within=WHOLE_WITHIN)
-        setup_seconds = setup.seconds()
         naive = Naive(task, LOOP)
         sides = {side.name: partial(side.time, seconds / ROUNDS) for side in (naive, deepzero)}
         timings = by_side(in_turns(sides, ROUNDS))
@@ -116,5 +113,12 @@ def cost_point(asked: PlannedPoint, *, step_size: float, seed: int, seconds: flo
     log.info("%s %g: %.1f queries per second, a plain loop %.1f", asked.curve, asked.at, found[0], plain[0])
     each, plain_each = (1 / Spread.of(one).median for one in (found, plain))
     return CostPoint(
-        asked.curve, asked.at, asked.case.name, task.queries, setup_seconds, each, plain_each, ratio(found, plain)
+        asked.curve,
+        asked.at,
+        asked.case.name,
+        task.queries,
+        deepzero.setup_seconds,
+        each,
+        plain_each,
+        ratio(found, plain),
     )

@@ -245,6 +245,7 @@ class DeepZero(Side):
     Attributes:
         evaluator: the propagation evaluator.
         objective: the network with its loss.
+        setup_seconds: of a first estimate, of one coordinate: export, checks, memory of differences.
         costs: the measured cost table.
         chunks: coordinates of a full chunk, by parameter.
     """
@@ -277,6 +278,10 @@ class DeepZero(Side):
             seed=problem.seed,
         )
         self.objective = cast(NetworkObjective, self._estimator.objective)
+        last = problem.coordinates.names[-1]
+        watch = Stopwatch()
+        self.estimate(Coordinates({last: problem.coordinates[last][:1]}))
+        self.setup_seconds = watch.seconds()
         self.costs = self.evaluator.costs(self.objective, *problem.batch, offset=problem.step_size, repeats=2)
         self.chunks = {name: cost.chunk for name, cost in self.costs.parameters.items()}
 
