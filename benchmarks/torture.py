@@ -857,7 +857,9 @@ def _section() -> str:
     if not RECORD.exists():
         return "Not recorded yet.\n"
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    rows = [f"| {name} | {part['trials']:,} | {_outcomes(part)} |" for name, part in _in_order(record["parts"])]
+    rows = [
+        f"| {_titled(name)} | {part['trials']:,} | {_outcomes(part)} |" for name, part in _in_order(record["parts"])
+    ]
     parts = record["parts"].values()
     failed, minutes = sum(len(part["failures"]) for part in parts), sum(part["seconds"] for part in parts) / 60
     commits = ", ".join(sorted({f"`{part['commit'][:10]}`" for part in parts}))
@@ -871,6 +873,12 @@ def _section() -> str:
 def _in_order(parts: dict[str, Any]) -> list[tuple[str, Any]]:
     order = [*PARTS, *(f"{HOSTILE}, {name}" for name in _commands())]
     return sorted(parts.items(), key=lambda item: order.index(item[0]))
+
+
+def _titled(name: str) -> str:
+    part, _, command = name.partition(", ")
+    words, comma, files = command.partition(", ")
+    return f"{part}, `deepzero {words}`{comma}{files}" if command else part
 
 
 def _outcomes(part: dict[str, Any]) -> str:

@@ -102,6 +102,7 @@ def test_what_a_file_defines_can_be_sent_to_workers() -> None:
             "e4.py",
             r"e4.py cannot be imported: e4.py, line 2: SyntaxError: invalid syntax",
         ),
+        ({"e10.py": "x = 1\0\n"}, "e10.py", r"e10.py cannot be imported: SyntaxError: source code .* null bytes$"),
         (
             {"e5.py": "\n\nimport nothing_here\n"},
             "e5.py",

@@ -133,7 +133,7 @@ def located(error: BaseException) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, SyntaxError):
         message = error.msg
-        where = f"{Path(error.filename).name if error.filename else '?'}, line {error.lineno}"
+        where = f"{Path(error.filename).name}, line {error.lineno}" if error.filename and error.lineno else ""
     else:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
         where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
