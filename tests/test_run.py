@@ -284,6 +284,23 @@ def test_folders_that_cannot_be_used_say_why(tmp_path: Path) -> None:
         dz.load_run(tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_files_of_a_result_that_were_changed_give_no_other_predictions(tmp_path: Path, name: str) -> None:
+    """A flipped bit of a weight, a digit of the preprocessing: both can be read, and would predict something else."""
+    configured(tmp_path)
+    before = (tmp_path / name).read_bytes()
+    place = before.rindex(b"0.") + 2 if name == "model.json" else len(before) - 5
+    changed = bytearray(before)
+    changed[place] ^= 1
+    (tmp_path / name).write_bytes(changed)
+    with pytest.raises(RunFolderError, match=f'{name} is not what the run wrote.*delete "sha256" in '):
+        dz.load_run(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary.pop("sha256")) == {"model.safetensors", "model.json"}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert dz.load_run(tmp_path).summary == summary  # on purpose
+
+
 def test_a_usual_loss_is_known_again_and_another_must_be_given(tmp_path: Path) -> None:
     """A run from Python can be evaluated without repeating what it was trained on."""
     model, (x, y) = Net(), points()

@@ -21,6 +21,7 @@ from deepzero.training import RunFolder, measured, read_metrics, read_record, re
 from deepzero.training.batch_reader import Batches, reader
 from deepzero.training.evaluation import Metric, eval_mode
 from deepzero.training.model_file import NAME, ModelFile, export_onnx, export_program
+from deepzero.training.run_folder import RESULT
 
 FORMATS = (".onnx", ".pt2")
 BATCH = 500
@@ -223,6 +224,7 @@ def load_run(folder: str | Path, *, model: nn.Module | None = None) -> Run:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunFolderError(_misfit(path, model, weights)) from error
+    run.require_as_written(*RESULT)
     preprocessing = None if file.preprocessing is None else Preprocessing.from_json(file.preprocessing)
     return Run(path, model.eval(), record["config"], summary, file.classes, preprocessing, file)
 

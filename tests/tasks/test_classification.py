@@ -81,6 +81,7 @@ def test_a_run_leaves_a_complete_record(tmp_path: Path) -> None:
         "summary.json",
     ]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert sorted(summary.pop("sha256")) == ["model.json", "model.safetensors"]
     assert summary == result.summary
     assert summary["steps"] == STEPS
     assert summary["seed"] == 0

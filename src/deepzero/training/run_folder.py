@@ -34,6 +34,9 @@ from deepzero.training.checkpoint import CheckpointStore
 
 FORMAT = "deepzero run 1"
 RECORD, SUMMARY = "run.json", "summary.json"
+RESULT = ("model.safetensors", "model.json", "model.pt2")
+"""Files of a result that others go on with; its summary has their checksums."""
+CHECKSUMS = "sha256"
 RATIOS_FILE = "ratios.json"
 """The part of each layer that a step takes, as the tasks write it."""
 COMMANDS = {"defense": "defend", "correction": "correct"}
@@ -243,7 +246,32 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any] | None:
         """The result of a run that has finished, None before."""
-        return self.read(SUMMARY)
+        summary = self.read(SUMMARY)
+        return None if summary is None else {key: value for key, value in summary.items() if key != CHECKSUMS}
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write the result, with the checksums of the files that belong to it: where it is, all of them are."""
+        files = [self.path / name for name in RESULT]
+        sums = {file.name: checksum(file.read_bytes()) for file in files if file.exists()}
+        self.write(SUMMARY, {**summary, CHECKSUMS: sums})
+
+    def require_as_written(self, *names: str) -> None:
+        """Raise unless files of the result hold what the run wrote, as far as its summary has their checksums.
+
+        Args:
+            names: of the files; those that are not there are left out.
+
+        Raises:
+            RunFolderError: a file was damaged or changed.
+        """
+        sums = (self.read(SUMMARY) or {}).get(CHECKSUMS)
+        for name in names:
+            file, expected = self.path / name, sums.get(name) if isinstance(sums, Mapping) else None
+            if expected is not None and file.is_file() and checksum(file.read_bytes()) != expected:
+                raise RunFolderError(
+                    f"{file} is not what the run wrote: it was damaged, or changed since; {self.written_again}, or, if "
+                    f'you changed it, delete "{CHECKSUMS}" in {self.path / SUMMARY}'
+                )
 
     def read(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the run, None if it is not there."""
@@ -266,8 +294,10 @@ class RunFolder:
             replace_file(self.weights, safetensors.torch.save(dict(tensors)))
 
     def read_weights(self) -> dict[str, Tensor]:
-        """The selected weights of a run that has finished."""
-        return read_tensors(self.weights, advice=self.written_again)
+        """The selected weights of a run that has finished, as it wrote them."""
+        weights = read_tensors(self.weights, advice=self.written_again)
+        self.require_as_written(self.weights.name)
+        return weights
 
     @property
     def written_again(self) -> str:

@@ -18,7 +18,7 @@ from deepzero.files import read_from, replace_file
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.metrics import read_metrics
 from deepzero.training.model_file import ModelFile
-from deepzero.training.run_folder import SUMMARY, RunFolder, writing
+from deepzero.training.run_folder import RunFolder, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def write_result(
     _write_plot(folder, _title(name, summary))
     if model_file is not None:
         write_card(folder, name, model_file.write(folder, model, inputs), summary)
-    folder.write(SUMMARY, summary)
+    folder.write_summary(summary)
 
 
 def _write_plot(folder: RunFolder, title: str) -> None:

@@ -35,7 +35,7 @@ from deepzero.tasks.task_config import StageConfig
 from deepzero.training import RunFolder, StopRequest, read_record, require_made_by
 from deepzero.training.checkpoint_contents import snapshot
 from deepzero.training.progress import counting
-from deepzero.training.run_folder import RATIOS_FILE, SUMMARY, checksum, resumed_by, settings_from, writing
+from deepzero.training.run_folder import CHECKSUMS, RATIOS_FILE, SUMMARY, checksum, resumed_by, settings_from, writing
 
 TRAINING = "training"
 SNAPSHOTS = "snapshots"
@@ -206,6 +206,7 @@ class _Correction:
         if type(ended.get("steps")) is not int:
             raise RunFolderError(f"{path} is damaged: it has no number of steps; {AGAIN}")
         if ended["steps"] not in [point["step"] for point in self.points()]:  # the budget was spent before
+            ended.pop(CHECKSUMS, None)
             kept.write({"kind": "epoch", "step": ended["steps"], **ended})
 
     def steps(self, method: Method, ranking: int) -> int:
