@@ -26,7 +26,7 @@ def test_profile_accounts_for_all_time(task: Problem, deepzero: DeepZero) -> Non
     assert sum(p.share for p in found.parameters) == pytest.approx(1.0)
     assert set(found.rules) == {
         "conv2d + _native_batch_norm_legit_functional + relu",
-        "avg_pool2d",
+        "conv2d + _native_batch_norm_legit_functional + relu + avg_pool2d",
         "view",
         "linear",
         "cross_entropy_loss",
