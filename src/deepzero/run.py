@@ -20,8 +20,8 @@ from deepzero.team import Alone
 from deepzero.training import RunFolder, measured, read_metrics, read_record, require_made_by
 from deepzero.training.batch_reader import Batches, reader
 from deepzero.training.evaluation import Metric, eval_mode
-from deepzero.training.model_file import NAME, ModelFile, export_onnx, export_program
-from deepzero.training.run_folder import RESULT
+from deepzero.training.model_file import ModelFile, export_onnx, export_program
+from deepzero.training.run_folder import MODEL, PROGRAM
 
 FORMATS = (".onnx", ".pt2")
 BATCH = 500
@@ -219,12 +219,12 @@ def load_run(folder: str | Path, *, model: nn.Module | None = None) -> Run:
         file = ModelFile.read(path)
         model = file.build(path)
     else:
-        file = ModelFile.read(path) if (path / NAME).exists() else ModelFile()
+        file = ModelFile.read(path) if (path / MODEL).exists() else ModelFile()
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunFolderError(_misfit(path, model, weights)) from error
-    run.require_as_written(*RESULT)
+    run.require_as_written(MODEL, PROGRAM)  # the weights were, when they were read
     preprocessing = None if file.preprocessing is None else Preprocessing.from_json(file.preprocessing)
     return Run(path, model.eval(), record["config"], summary, file.classes, preprocessing, file)
 

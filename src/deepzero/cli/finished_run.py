@@ -209,12 +209,12 @@ def _loaded(folder: Path, model: str | None) -> Run:
     from deepzero import models  # noqa: PLC0415 - with PyTorch
     from deepzero.run import load_run  # noqa: PLC0415
     from deepzero.training import ModelFile, read_record, require_made_by  # noqa: PLC0415
-    from deepzero.training.model_file import NAME  # noqa: PLC0415
+    from deepzero.training.run_folder import MODEL  # noqa: PLC0415
 
     require_made_by(folder, read_record(folder), "train")
     if model is None:
         return load_run(folder)
-    known = ModelFile.read(folder).arguments if (folder / NAME).is_file() else None
+    known = ModelFile.read(folder).arguments if (folder / MODEL).is_file() else None
     return load_run(folder, model=models.build(model, **(known or {})))
 
 

@@ -22,11 +22,9 @@ from deepzero.files import json_value, read_from, replace_file
 from deepzero.own import is_own, parted
 from deepzero.text import one_line
 from deepzero.training.evaluation import eval_mode
-from deepzero.training.run_folder import RunFolder, read_record, writing
+from deepzero.training.run_folder import MODEL, PROGRAM, RunFolder, read_record, writing
 
 FORMAT = "deepzero model 1"
-NAME = "model.json"
-PROGRAM = "model.pt2"
 CODE = "code"
 GIVE_IT = "name the network yourself: --model FILE.py:Net (in Python: load_run(folder, model=Net()))"
 
@@ -69,7 +67,7 @@ class ModelFile:
         elif self.target is None:
             kept = replace(kept, problem=_export(folder, model, kept.inputs))
         origin = f"{type(model).__module__}:{type(model).__qualname__}"
-        folder.write(NAME, {"format": FORMAT, **asdict(kept), "class": origin})
+        folder.write(MODEL, {"format": FORMAT, **asdict(kept), "class": origin})
         return kept
 
     @classmethod
@@ -81,17 +79,17 @@ class ModelFile:
         """
         again = f"{RunFolder(path, read_record(path)).written_again} (in Python: load_run(folder, model=Net()))"
         try:
-            value = json_value(path / NAME)
+            value = json_value(path / MODEL)
         except (OSError, ValueError) as error:
             raise RunFolderError(
-                f"{path / NAME}, which says how the network is made, cannot be read ({error}); {again}"
+                f"{path / MODEL}, which says how the network is made, cannot be read ({error}); {again}"
             ) from error
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise RunFolderError(
-                f"{path / NAME} is not of this version of deepzero (expected format {FORMAT!r}); {again}"
+                f"{path / MODEL} is not of this version of deepzero (expected format {FORMAT!r}); {again}"
             )
         known = {key: value[key] for key in cls.__dataclass_fields__ if key in value}
-        with read_from(path / NAME, advice=again):
+        with read_from(path / MODEL, advice=again):
             file = cls(**{**known, "classes": None if known.get("classes") is None else tuple(known["classes"])})
             file.require_kinds()
         return file
@@ -120,7 +118,7 @@ class ModelFile:
         if self.target is None:
             return _exported(path, self.problem)
         try:
-            with read_from(path / NAME, advice="see to that file"):
+            with read_from(path / MODEL, advice="see to that file"):
                 return models.build(_with_code(self.target, path / CODE), **(self.arguments or {}))
         except DeepZeroError as error:
             raise RunFolderError(

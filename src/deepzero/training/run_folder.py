@@ -34,7 +34,8 @@ from deepzero.training.checkpoint import CheckpointStore
 
 FORMAT = "deepzero run 1"
 RECORD, SUMMARY = "run.json", "summary.json"
-RESULT = ("model.safetensors", "model.json", "model.pt2")
+WEIGHTS, MODEL, PROGRAM = "model.safetensors", "model.json", "model.pt2"
+RESULT = (WEIGHTS, MODEL, PROGRAM)
 """Files of a result that others go on with; its summary has their checksums."""
 CHECKSUMS = "sha256"
 RATIOS_FILE = "ratios.json"
@@ -242,7 +243,7 @@ class RunFolder:
     @property
     def weights(self) -> Path:
         """The selected weights of a run that has finished."""
-        return self.path / "model.safetensors"
+        return self.path / WEIGHTS
 
     def read_summary(self) -> dict[str, Any] | None:
         """The result of a run that has finished, None before."""
@@ -296,7 +297,7 @@ class RunFolder:
     def read_weights(self) -> dict[str, Tensor]:
         """The selected weights of a run that has finished, as it wrote them."""
         weights = read_tensors(self.weights, advice=self.written_again)
-        self.require_as_written(self.weights.name)
+        self.require_as_written(WEIGHTS)
         return weights
 
     @property

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -291,10 +291,15 @@ def _at_a_time(sizes: ConvolutionSizes, blocks: int, width: int, step: int | Non
     def taken(rows: int) -> int:
         return (sizes.size[0] * sizes.padded(rows) * sizes.across + width * rows * wide) * vector
 
-    choices = [r for r in range(height, 0, -1) if step is not None and height % r == 0 and r % step == 0] or [height]
-    rows = next((r for r in choices if taken(r) <= SCRATCH), choices[-1])
+    rows = _rows_of_a_band(height, step, lambda rows: taken(rows) <= SCRATCH)
     together = [n for n in range(blocks, 1, -1) if blocks % n == 0 and taken(rows) * n <= SCRATCH]
     return rows, together[0] if rows == height and together else 1
+
+
+def _rows_of_a_band(height: int, step: int | None, fits: Callable[[int], bool]) -> int:
+    """The most rows that fit, in bands of the same number of steps; the fewest if none do, all without a step."""
+    choices = [r for r in range(height, 0, -1) if step is not None and height % r == 0 and r % step == 0] or [height]
+    return next((r for r in choices if fits(r)), choices[-1])
 
 
 def _in_tiles(weight: Value, outputs: int) -> Float[Tensor, " numbers"]:
@@ -692,8 +697,7 @@ class SliceSums(NamedTuple):
 def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size, tail: Tail | None) -> Any:
     """The loops' record for slices: bands of one channel, samples last in what they write; one without a tail."""
     step, (height, width) = None if tail is None else _rows_at_a_time(tail), shape[2:]
-    choices = [r for r in range(height, 0, -1) if step is not None and height % r == 0 and r % step == 0] or [height]
-    rows = next((r for r in choices if r * width * vectors().BYTES <= NEAR), choices[-1])
+    rows = _rows_of_a_band(height, step, lambda rows: rows * width * vectors().BYTES <= NEAR)
     starts, none = (sizes.starts(rows) * split.lanes).numpy(), torch.arange(0).numpy()
     return loops().Bands(
         size=(1, 0, 0),
