@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from deepzero.data import Preprocessing
 from deepzero.errors import InvalidInputError, RunFolderError
+from deepzero.files import read_tensors
 from deepzero.losses import named_loss
 from deepzero.objective import Loss, NetworkObjective
 from deepzero.team import Alone
@@ -21,7 +22,7 @@ from deepzero.training import RunFolder, measured, read_metrics, read_record, re
 from deepzero.training.batch_reader import Batches, reader
 from deepzero.training.evaluation import Metric, eval_mode
 from deepzero.training.model_file import ModelFile, export_onnx, export_program
-from deepzero.training.run_folder import MODEL, PROGRAM
+from deepzero.training.run_folder import MODEL, RESULT
 
 FORMATS = (".onnx", ".pt2")
 BATCH = 500
@@ -214,7 +215,7 @@ def load_run(folder: str | Path, *, model: nn.Module | None = None) -> Run:
             f"the run in {path} has not finished; to finish it, type deepzero train --resume --out "
             f"{shlex.quote(str(path))} (in Python: fit(resume=True))"
         )
-    weights = run.read_weights()
+    weights = read_tensors(run.weights, advice=run.written_again)
     if model is None:
         file = ModelFile.read(path)
         model = file.build(path)
@@ -224,7 +225,7 @@ def load_run(folder: str | Path, *, model: nn.Module | None = None) -> Run:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunFolderError(_misfit(path, model, weights)) from error
-    run.require_as_written(MODEL, PROGRAM)  # the weights were, when they were read
+    run.require_as_written(*RESULT)  # last: what does not fit has a message of its own
     preprocessing = None if file.preprocessing is None else Preprocessing.from_json(file.preprocessing)
     return Run(path, model.eval(), record["config"], summary, file.classes, preprocessing, file)
 
