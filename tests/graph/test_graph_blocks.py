@@ -74,11 +74,10 @@ def network(name: str) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("batch", [16, 21])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("dtype", "batch"), [(torch.float64, 21), (torch.float32, 21), (torch.float32, 16)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, batch: int) -> None:
-    """Odd sizes, and a last block that overlaps the one before."""
+    """Odd sizes, with a last block that overlaps the one before, and with none."""
     model = initialize(network(name), dtype=dtype)
     x, y, chosen = normal(batch, 2, 11, 13, dtype=dtype), torch.arange(batch) % 10, some_coordinates(model, most=9)
     step_size, tolerance = (1e-2, 1e-11) if dtype == torch.float64 else (1e-4, 2e-4)
@@ -277,7 +276,7 @@ def test_sums_of_slices_do_not_cancel(case: str, size: float) -> None:
     for name in ("centred", "before", "pooled"):  # the base values of both, to the last bit
         if getattr(exact.tail, name) is not None:
             getattr(exact.tail, name).base = getattr(rough.tail, name).base.double()
-    index = torch.arange(0, exact.weight.numel(), 5)
+    index = torch.arange(0, exact.weight.numel(), max(5, exact.weight.numel() // 24))
     values = size * (1 + normal(len(index)).abs()).float()
     expected = weights_moved(exact, index, values.double())
     found = weights_moved(rough, index, values).double()
