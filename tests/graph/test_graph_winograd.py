@@ -179,3 +179,13 @@ def test_the_kernel_goes_by_squares(monkeypatch: pytest.MonkeyPatch, kind: str) 
     monkeypatch.setattr(convolution_kernels, "square_layout", lambda *_: None)
     torch.testing.assert_close(by_squares, answer(), rtol=1e-11, atol=1e-11)
     assert ran == [1]
+
+
+def test_a_convolution_alone_goes_by_squares() -> None:
+    """Where nothing that is known follows it; other convolutions are left to PyTorch."""
+    layer = Layer((16, 20, 12, 12, 1), torch.float64)
+    found = cpu_kernels.convolve_dense(Dense(layer.d), Value(layer.weight), layer.geometry, layer.shape)
+    assert found is not None
+    torch.testing.assert_close(found.delta, layer.expected, rtol=1e-11, atol=1e-11)
+    few = Layer((2, 3, 12, 12, 1), torch.float64)
+    assert cpu_kernels.convolve_dense(Dense(few.d), Value(few.weight), few.geometry, few.shape) is None

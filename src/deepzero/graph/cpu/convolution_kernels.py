@@ -186,8 +186,16 @@ def convolve_channel(
     return Dense(Blocks(out, shape).dense())
 
 
-def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> None:
-    """None: without what follows it, PyTorch's is as fast."""
+def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> Dense | None:
+    """The convolution of all channels, by squares; where those do not apply, PyTorch's is as fast."""
+    if not takes(geometry, weight.base, shape) or difference.delta.dtype != weight.base.dtype:
+        return None
+    stack = _Stack.of(difference, weight, geometry, shape, None)
+    if stack.squares is None:
+        return None
+    out = stack.out(shape[2:])
+    stack.run(None, None, stack.without_tail(), out)
+    return Dense(Blocks(out, shape).dense())
 
 
 def convolve_to_tail(
