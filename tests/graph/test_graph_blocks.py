@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import deepzero as dz
 from deepzero.graph import kernels
 from deepzero.graph.calls import Value
-from deepzero.graph.cpu import convolution_kernels, cpu_kernels, vectors
+from deepzero.graph.cpu import convolution_kernels, convolution_layouts, cpu_kernels, vectors
 from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
 from deepzero.graph.rules.formulas import relu
 from deepzero.graph.rules.normalization import normalized_change
@@ -144,7 +144,7 @@ class Layer:
 
 
 def in_blocks(dense: Tensor) -> Blocks:
-    split = convolution_kernels.Split.of(dense.shape[1], dense.dtype)
+    split = convolution_layouts.Split.of(dense.shape[1], dense.dtype)
     return Blocks(split.stacked(dense), dense.shape[1:])
 
 
@@ -422,8 +422,8 @@ def ramp(output: Tensor, _: None) -> Tensor:
 def test_places_are_convolved_with_the_terms_that_they_have() -> None:
     """No place meets the padding, and each is written once, or again with the same sum."""
     layer = Layer("sixteen", torch.float32, 21)
-    sizes = convolution_kernels.ConvolutionSizes.of(layer.geometry, layer.x.shape[1:], layer.shape)
-    tiles = convolution_kernels.Tiles.of(sizes, 4, 1, 3)
+    sizes = convolution_layouts.ConvolutionSizes.of(layer.geometry, layer.x.shape[1:], layer.shape)
+    tiles = convolution_layouts.Tiles.of(sizes, 4, 1, 3)
     assert tiles.tiles == [0, 12, 24]
     for first, stop in pairwise(tiles.tiles):
         products = torch.zeros(4, 8, dtype=torch.int64)
