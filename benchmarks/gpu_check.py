@@ -45,7 +45,9 @@ LIMITS = {
 }
 """Seconds of each stage; together less than 10 minutes."""
 
-TESTED = {"tests-kernels": "tests/graph/test_graph_cuda_kernels.py tests/graph/test_graph_cuda_rows.py"}
+TESTED = {
+    "tests-kernels": "tests/graph/test_graph_cuda_kernels.py tests/graph/test_graph_cuda_rows.py tests/graph/test_graph_cuda_attention.py"
+}
 """Stage -> its tests, where they are not those of tests/gpu."""
 
 MOST_WORKERS = 8
