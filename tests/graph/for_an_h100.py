@@ -27,24 +27,7 @@ NUMBERS = {
     "chosen": "*i64",
     "labels": "*i64",
 }
-COUNTS = {
-    "units",
-    "keys",
-    "inner",
-    "features",
-    "rows",
-    "H",
-    "W",
-    "HO",
-    "WO",
-    "C",
-    "O",
-    "tiles",
-    "count",
-    "pixels",
-    "width",
-    "n",
-}
+COUNTS = set("units keys inner features rows H W HO WO C O tiles count pixels width n".split())
 
 HALF = {"x": "*fp16", "taps": "*fp16", "d": "*fp16", "extra": "*fp16", "out": "*fp16"}
 TILE = {"BLOCK": 256, "BC": 16, "GROUP": 16}
@@ -81,17 +64,7 @@ def spills(program: Any, constants: dict[str, Any], types: dict[str, str]) -> in
         return types.get(name) or NUMBERS.get(name) or plain
 
     signature = {name: kind(name) for name in program.arg_names}
-    round_numbers = {
-        "rows",
-        "keys",
-        "inner",
-        "features",
-        "C",
-        "O",
-        "pixels",
-        "width",
-        "n",
-    }  # as in a ResNet: Triton compiles anew for others
+    round_numbers = set("rows keys inner features C O pixels width n".split())  # Triton compiles anew for others
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, k) in enumerate(signature.items())
