@@ -27,7 +27,9 @@ NUMBERS = {
     "chosen": "*i64",
     "labels": "*i64",
 }
-COUNTS = set("units keys inner features rows H W HO WO C O tiles count pixels width n".split())
+SIZES = {"rows", "keys", "inner", "features", "C", "O", "pixels", "width", "n"}
+"""Numbers that are multiples of 16, as in a ResNet: Triton compiles anew for others."""
+COUNTS = SIZES | {"units", "H", "W", "HO", "WO", "tiles", "count"}
 
 HALF = {"x": "*fp16", "taps": "*fp16", "d": "*fp16", "extra": "*fp16", "out": "*fp16"}
 TILE = {"BLOCK": 256, "BC": 16, "GROUP": 16}
@@ -64,11 +66,10 @@ def spills(program: Any, constants: dict[str, Any], types: dict[str, str]) -> in
         return types.get(name) or NUMBERS.get(name) or plain
 
     signature = {name: kind(name) for name in program.arg_names}
-    round_numbers = set("rows keys inner features C O pixels width n".split())  # Triton compiles anew for others
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, k) in enumerate(signature.items())
-        if k[0] == "*" or (k == "i32" and name in round_numbers)
+        if k[0] == "*" or (k == "i32" and name in SIZES)
     }
     compiled = triton.compile(ASTSource(program, signature, constants, aligned), target=H100)
     with tempfile.TemporaryDirectory() as folder:
