@@ -78,13 +78,26 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-@pytest.mark.parametrize(("make", "shape"), [(images, (64, 1, 8, 8)), (perceptron, (64, 6))], ids=["images", "rows"])
+def wide_images() -> nn.Module:
+    first, second = (nn.Conv2d(inputs, 18, 3, padding=1) for inputs in (1, 18))
+    between = (nn.BatchNorm2d(18), nn.ReLU())
+    return nn.Sequential(
+        first, *between, second, nn.BatchNorm2d(18), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(18, 3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(images, (64, 1, 8, 8)), (wide_images, (64, 1, 8, 8)), (perceptron, (64, 6))],
+    ids=["images", "squares", "rows"],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_what_is_compiled_ahead_is_what_the_first_step_runs_and_its_check_in_float64(
     make: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     model = make().to(dtype)
     names = expected_loops(model, F.cross_entropy)
+    assert ("convolve_by_squares" in names) == (make is wide_images)
     some = Coordinates({name: torch.arange(min(4, p.numel())) for name, p in model.named_parameters()})
     zo = dz.CGE(model, loss=F.cross_entropy, step_size=1e-3, sparsity=some)
     zo.backward(torch.randn(shape, dtype=dtype), torch.arange(shape[0]) % 3)
@@ -95,7 +108,7 @@ def test_what_is_compiled_ahead_is_what_the_first_step_runs_and_its_check_in_flo
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss(), F.mse_loss, None])
 def test_a_perceptron_does_not_wait_for_convolutions(loss: Any) -> None:
-    assert not {"slices", "convolve", "follow"} & set(expected_loops(perceptron(), loss))
+    assert not {"slices", "convolve", "convolve_by_squares", "follow"} & set(expected_loops(perceptron(), loss))
     assert ("label_losses_across" in expected_loops(perceptron(), loss)) == (loss not in (F.mse_loss, None))
 
 

@@ -12,6 +12,8 @@ DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 """Precisions that there are loops for."""
 CHECKED = "float64"
 """The precision in which rules are checked, before anything else is computed by them."""
+MANY = 18
+"""Channels of such a convolution; with as few as 12 it is less work for large images, with 16 not for those of 4x4."""
 
 
 def compile_ahead(model: nn.Module, loss: Any) -> None:
@@ -41,10 +43,21 @@ def expected_loops(model: nn.Module, loss: Any) -> list[str]:
 
     classes = loss is F.cross_entropy or isinstance(loss, nn.CrossEntropyLoss)
     images = has(nn.Conv2d) and has(nn.BatchNorm2d)
+    squares = any(_may_go_by_squares(module) for module in modules)
     rows = has(nn.LayerNorm)  # of tokens: other loops
     return [
-        *(["slices", "convolve", "follow"] if images else []),
+        *(["slices", "convolve"] if images else []),
+        *(["convolve_by_squares"] if squares else []),
+        *(["follow"] if images else []),
         *(["label_losses_across"] if classes and not rows else []),
         *(["relu"] if has(nn.ReLU) and not images else []),  # which have their relus behind batch norms
         *(["label_losses_of_column"] if classes else []),
     ]
+
+
+def _may_go_by_squares(module: nn.Module) -> bool:
+    """True for a 3x3 convolution that goes by Winograd's algorithm unless its images are very small; a guess."""
+    if not isinstance(module, nn.Conv2d) or min(module.in_channels, module.out_channels) < MANY:
+        return False
+    plain = module.stride == module.dilation == (1, 1) and module.groups == 1
+    return plain and module.kernel_size == (3, 3)
