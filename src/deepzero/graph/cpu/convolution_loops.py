@@ -15,6 +15,7 @@ padded to whole tiles.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,8 @@ from deepzero.graph.cpu.vectors import (
 
 PARTIAL = 256
 """Vectors that are added up in the data's dtype before their sum goes to float64."""
+SHORT = 4
+"""Vectors of a block below which they are added up one by one: a sum of several in flight takes longer to set up."""
 FIRST, ONE, NOWHERE = np.int64(0), np.int64(1), np.int64(-1)
 """Constants that numba takes as any number: it would compile a part anew for each plain one."""
 
@@ -69,6 +72,8 @@ class Bands(NamedTuple):
         spatial: ``(h, w)``.
         outputs: O.
         width: O, padded to whole tiles.
+        landings: where each block begins in what is written of a perturbation without a tail ``[N]``.
+        beyond: numbers there from one perturbation, output and place to the next.
         places: n.
         other: tiles are of the second shape.
         tiles: the first tile of each band, and behind the last ``[bands + 1]``.
@@ -95,6 +100,8 @@ class Bands(NamedTuple):
     spatial: tuple[int, int]
     outputs: int
     width: int
+    landings: Any
+    beyond: tuple[int, int, int]
     places: int
     other: bool
     tiles: Any
@@ -120,6 +127,8 @@ class BandTail(NamedTuple):
         slope: ``[P, O]``, or ``[P, 1]`` where a perturbation has a single channel; empty without a tail.
         tilt: likewise.
         shift: likewise.
+        norm: scale, gamma and mean of c of each channel ``[O, 3]``, flat, from which the three above, scratch for one
+            perturbation, follow as soon as its sums are known; else empty.
         line: scratch for one channel of a block ``[places behind, L]``, where its mean is taken; else empty.
         share: of a place in the mean, one number.
     """
@@ -132,6 +141,7 @@ class BandTail(NamedTuple):
     slope: Any
     tilt: Any
     shift: Any
+    norm: Any
     line: Any
     share: Any
 
@@ -173,11 +183,11 @@ def convolved_band(x, p, block, band, bands, scratch, weights, corner, buffer):
 
 
 @part
-def slice_of_band(padded, start, value, starts, buffer):
-    """``value`` times a slice of a padded block, to ``buffer [n, L]``: the change by one weight."""
+def slice_of_band(padded, start, value, starts, buffer, place):
+    """``value`` times a slice of a padded block, to a part of the buffer ``[n, L]``: the change by one weight."""
     factor = spread(value)
     for i in range(starts.size):
-        store(buffer, i * lanes(padded), times(factor, load(padded, start + starts[i])))
+        store(buffer, place + i * lanes(padded), times(factor, load(padded, start + starts[i])))
 
 
 @part
@@ -188,6 +198,21 @@ def add_sums(buffer, start, centred, base, apart, count, skips, block, blocks, o
     from its, and are summed without their first lanes, as many as ``skips`` says.
     """
     step = lanes(buffer)
+    if count < SHORT and count * blocks <= PARTIAL:
+        few_first, few_cross, few_square = zeros(buffer), zeros(buffer), zeros(buffer)
+        for g in range(blocks):
+            for i in range(count):
+                d = load(buffer, start + i * step)
+                if skips[block + g]:
+                    d = kept(d, skips[block + g])
+                few_first = plus(few_first, d)
+                few_cross = fused(d, load(centred, base + i * step), few_cross)
+                few_square = fused(d, d, few_square)
+            start, base = start + count * step, base + apart
+        out[place] += total(few_first)
+        out[place + 1] += total(few_cross)
+        out[place + 2] += total(few_square)
+        return
     all_first, all_cross, all_square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
     for g in range(blocks):
         for begin in range(0, count, PARTIAL):
@@ -218,6 +243,34 @@ def add_sums(buffer, start, centred, base, apart, count, skips, block, blocks, o
     out[place] += total(all_first)
     out[place + 1] += total(all_cross)
     out[place + 2] += total(all_square)
+
+
+@part
+def clear(sums, place):
+    """Set three of the sums to 0."""
+    sums[place] = sums[place + 1] = sums[place + 2] = 0
+
+
+@part
+def samples(bands, step):
+    """The number of samples in the blocks."""
+    count = bands.skips.size * step
+    for block in range(bands.skips.size):
+        count -= bands.skips[block]
+    return count
+
+
+@part
+def normalized(sums, place, count, tail, o):
+    """Slope, tilt and shift of a perturbation's channel from its sums over ``count`` numbers, to the tail's scratch."""
+    mean, cross, square = sums[place] / count, sums[place + 1] / count, sums[place + 2] / count
+    scale, gamma = np.float64(tail.norm[3 * o]), np.float64(tail.norm[3 * o + 1])
+    dv = 2 * (cross - mean * tail.norm[3 * o + 2]) + (square - mean * mean)
+    changed = math.sqrt(scale * scale + dv)
+    slope = gamma / changed
+    tail.slope[0, o] = slope
+    tail.tilt[0, o] = -dv * gamma / (scale * changed * (scale + changed))
+    tail.shift[0, o] = -slope * mean
 
 
 @part
@@ -305,32 +358,38 @@ def add_mean(tail, begin, rows, wide, out, place, again):
 def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, out):
     """The convolution of the images of all perturbations, or what follows it, to ``out [P, N, O, places, L]``.
 
-    Without a tail, and with c, the sums of :func:`add_sums` go to ``sums [P, O, 3]``; out may be empty then. The
-    filters of a perturbation begin at ``corners[p]`` of ``weights [tiles of outputs, C, K, outputs]``. All arrays are
-    flat.
+    Without a tail, and with c, the sums of :func:`add_sums` go to ``sums [P, O, 3]``; out may be empty then. A tail
+    with a norm, behind whole images that are convolved together, is found from the sums at once: ``sums [O, 3]`` is
+    scratch. The filters of a perturbation begin at ``corners[p]`` of ``weights [tiles of outputs, C, K, outputs]``. All
+    arrays are flat.
     """
     step, outputs, count = lanes(x), bands.outputs, bands.origins.size
-    places, together = bands.rows * bands.spatial[1], bands.together
+    places, together, at_once = bands.rows * bands.spatial[1], bands.together, tail.norm.size > 0
     whole, behind = bands.spatial[0] * bands.spatial[1], tail.behind[0] * tail.behind[1]
     for block in range(0, count, together):
         for band in range(bands.spatial[0] // bands.rows):
             for p in range(corners.size):
                 convolved_band(x, p, block, band, bands, scratch, weights, corners[p], buffer)
+                own = FIRST if at_once else p
                 for o in range(outputs if sums.size else 0):
-                    base, to = ((block * outputs + o) * whole + band * places) * step, (p * outputs + o) * 3
+                    base, to = ((block * outputs + o) * whole + band * places) * step, (own * outputs + o) * 3
                     start, apart = o * bands.places * step, outputs * whole * step
+                    if at_once:
+                        clear(sums, to)
                     add_sums(buffer, start, centred, base, apart, places, bands.skips, block, together, sums, to)
+                    if at_once:
+                        normalized(sums, to, whole * samples(bands, step), tail, o)
                 for g in range(together if tail.slope.size or out.size else 0):
                     for o in range(outputs):
                         start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
-                        to = p * count * outputs + row
                         if tail.slope.size:
-                            place = to * behind * step
-                            tail_row(buffer, start, tail, row, band, bands, p, o, buffer, NOWHERE, out, place, step)
+                            place = (p * count * outputs + row) * behind * step
+                            tail_row(buffer, start, tail, row, band, bands, own, o, buffer, NOWHERE, out, place, step)
                         else:
-                            place = (to * whole + band * places) * step
+                            further, channel, apart = bands.beyond
+                            place = p * further + bands.landings[block + g] + o * channel + band * places * apart
                             for i in range(places):
-                                store(out, place + i * step, load(buffer, start + i * step))
+                                store(out, place + i * apart, load(buffer, start + i * step))
 
 
 @borrowing
@@ -356,24 +415,34 @@ def follow(data, count, bands, tail, extra, rows, out):
 def slices(padded, apart, offsets, values, channels, bands, buffer, sums, tail, batch, out):
     """The tail of slices of padded blocks ``[N, C, ., L]``, ``apart`` from each other, in their channel.
 
-    It goes to ``out [P, places behind, B]`` band by band, or its mean to ``out [P, 1, B]``. Without a slope their sums
-    by :func:`add_sums` go to ``sums [P, 3]``, of slices that are a single band.
+    It goes to ``out [P, places behind, B]`` band by band, or its mean to ``out [P, 1, B]``. A tail with a norm, of slices
+    that are a single band, is found from the sums of :func:`add_sums` at once: the buffer holds all blocks then, and
+    ``sums [3]`` is scratch.
     """
-    side, (tall, wide) = lanes(padded), tail.behind
+    side, (tall, wide), count, places = lanes(padded), tail.behind, bands.origins.size, bands.starts.size
     further, behind = bands.rows * bands.stride * bands.across * side, 1 if tail.line.size else tall * wide
-    some = tall * bands.rows // bands.spatial[0]
-    for block in range(bands.origins.size):
+    some, at_once = tall * bands.rows // bands.spatial[0], tail.norm.size > 0
+    for first in range(0, count, count if at_once else 1):
         for p in range(offsets.size):
-            row, place = block * bands.outputs + channels[p], p * behind * batch + bands.origins[block]
-            for band in range(bands.spatial[0] // bands.rows):
-                first = block * apart + band * further + offsets[p]
-                slice_of_band(padded, first, values[p], bands.starts, buffer)
-                if not tail.slope.size:
-                    base, places = row * bands.starts.size * side, bands.starts.size
-                    add_sums(buffer, FIRST, tail.centred, base, FIRST, places, bands.skips, block, ONE, sums, p * 3)
-                elif tail.line.size:
-                    line = tail.line
-                    tail_row(buffer, FIRST, tail, row, band, bands, p, FIRST, buffer, NOWHERE, line, FIRST, side)
-                    add_mean(tail, band * some * wide * side, some, wide, out, place, band > 0)
-                else:
-                    tail_row(buffer, FIRST, tail, row, band, bands, p, FIRST, buffer, NOWHERE, out, place, batch)
+            own, o, stop = (FIRST, channels[p], count) if at_once else (p, FIRST, first + 1)
+            if at_once:
+                for block in range(count):
+                    begin = block * apart + offsets[p]
+                    slice_of_band(padded, begin, values[p], bands.starts, buffer, block * places * side)
+                base, between = o * places * side, bands.outputs * places * side
+                clear(sums, FIRST)
+                add_sums(buffer, FIRST, tail.centred, base, between, places, bands.skips, FIRST, count, sums, FIRST)
+                normalized(sums, FIRST, places * samples(bands, side), tail, o)
+            for block in range(first, stop):
+                row, place = block * bands.outputs + channels[p], p * behind * batch + bands.origins[block]
+                for band in range(bands.spatial[0] // bands.rows):
+                    start = block * places * side if at_once else FIRST
+                    if not at_once:
+                        begin = block * apart + band * further + offsets[p]
+                        slice_of_band(padded, begin, values[p], bands.starts, buffer, FIRST)
+                    if tail.line.size:
+                        line = tail.line
+                        tail_row(buffer, start, tail, row, band, bands, own, o, buffer, NOWHERE, line, FIRST, side)
+                        add_mean(tail, band * some * wide * side, some, wide, out, place, band > 0)
+                    else:
+                        tail_row(buffer, start, tail, row, band, bands, own, o, buffer, NOWHERE, out, place, batch)

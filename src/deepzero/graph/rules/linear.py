@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Num, Shaped
 from torch import Tensor
 
+from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Blocks, Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, runs_of
 from deepzero.graph.host_numbers import mapped
@@ -33,7 +34,10 @@ def linear(call: Call, x: Operand, weight: Operand, bias: Operand | None = None)
     shape = call.output.base.shape
     difference: Any = x.difference
     if isinstance(difference, Blocks) and len(shape) == 2 and weight.difference is None:
-        return _added_bias(Dense(Blocks(weight.base @ difference.blocks, shape).dense()), bias, shape)
+        product = kernels.on(weight.base).linear_of_blocks(difference, weight.value, shape)
+        if product is None:
+            product = Dense(Blocks(weight.base @ difference.blocks, shape).dense())
+        return _added_bias(product, bias, shape)
     x = in_order(x)
     if weight.base.dim() != 2:
         return _added_bias(Dense(multilinear(F.linear, (x, weight))) if _any(x, weight) else None, bias, shape)
