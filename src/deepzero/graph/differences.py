@@ -530,6 +530,10 @@ class Blocks:
         out = function(self.blocks.flatten(0, 1))
         return Blocks(out.unflatten(0, self.blocks.shape[:2]), shape)  # type: ignore[no-untyped-call]
 
+    def reshaped(self, shape: torch.Size) -> Blocks:
+        """The same entries in a shape of as many samples."""
+        return self.each(lambda images: images.reshape(len(images), *shape[1:], -1), shape)
+
     def dense(self) -> Num[Tensor, " p *shape"]:
         """All entries, samples last in memory."""
         blocks, again = self.blocks, self.blocks.shape[1] * self.blocks.shape[-1] - self.shape[0]
@@ -537,6 +541,54 @@ class Blocks:
         if again:
             in_order = torch.cat([in_order, blocks[:, -1, ..., again:]], -1)
         return in_order.movedim(-1, 1)
+
+
+class Pending(Blocks):
+    """Features of samples that are computed where they are asked for, by a kernel that can take them further at once.
+
+    A linear layer makes few numbers of many, which are then never written. Only the rules named in
+    :data:`~deepzero.graph.rules.base.TAKES_PENDING` see this kind; to all others the engine gives :meth:`settled`.
+
+    Args:
+        source: the difference that they are computed from.
+        compute: gives the blocks, or what a linear layer given to it makes of them.
+        shape: shape of the base value.
+    """
+
+    source: Num[Tensor, "p ..."]
+    compute: Callable[..., Tensor]
+
+    def __init__(self, source: Num[Tensor, "p ..."], compute: Callable[..., Tensor], shape: torch.Size) -> None:
+        for name, value in (("source", source), ("compute", compute), ("shape", shape)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def blocks(self) -> Num[Tensor, "p n *rest lane"]:
+        """The differences."""
+        found = self.compute()
+        return found.view(*found.shape[:2], *self.shape[1:], found.shape[-1])
+
+    @property
+    def count(self) -> int:
+        """Number of perturbations."""
+        return self.source.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return int(self.source.nbytes)
+
+    def reshaped(self, shape: torch.Size) -> Pending:
+        """The same entries in a shape of as many samples."""
+        return Pending(self.source, self.compute, shape)
+
+    def settled(self) -> Blocks:
+        """The same, computed."""
+        return Blocks(self.blocks, self.shape)
+
+    def dense(self) -> Num[Tensor, " p *shape"]:
+        """All entries, samples last in memory."""
+        return self.settled().dense()
 
 
 Difference = OneHot | Channel | Dense | RankOne | Segment | LowRank

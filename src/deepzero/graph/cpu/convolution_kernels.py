@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from deepzero.graph.calls import Value
-from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot, Pending
 from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry
 
@@ -139,6 +139,10 @@ class ConvolutionSizes:
     def padded(self, rows: int) -> int:
         """Padded rows that some rows of the output are made of."""
         return (rows - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
+
+    def is_plain(self, rows: int) -> bool:
+        """True if some rows of the output are all that there are, and made of images without a padding."""
+        return rows == self.spatial[0] and not any(map(any, self.pads)) and self.padded(rows) == self.size[1]
 
     def starts(self, rows: int) -> Int64[Tensor, " places"]:
         """The start of the window of each place of some rows, in a padded image."""
@@ -261,7 +265,10 @@ def _layout(
         found.append((tiles.products * width * places, other, rows, together, width, tiles))
     _, other, rows, together, width, tiles = min(found, key=lambda one: one[0])
     image = sizes.size[0] * sizes.padded(rows) * sizes.across
-    lanes, many = split.lanes, vectors().SHAPES[other][0]
+    lanes, many, starts = split.lanes, vectors().SHAPES[other][0], torch.tensor(tiles.starts)
+    copied = not sizes.is_plain(rows) or (samples_last and together < len(split.firsts))
+    in_blocks = torch.arange(len(split.firsts)) * (image * lanes)
+    between, begins = (batch, split.firsts) if samples_last and not copied else (lanes, in_blocks)
     count, whole = together * rows * sizes.spatial[1], math.prod(sizes.spatial)
     channel, apart = (whole * batch, batch) if in_order else (whole * lanes, lanes)
     landings = split.firsts if in_order else torch.arange(len(split.firsts)) * (outputs * channel)
@@ -273,6 +280,7 @@ def _layout(
         batch if samples_last else lanes,
         split.skips.numpy(),
         together,
+        copied,
         rows,
         sizes.stride[0],
         sizes.pads[0][0],
@@ -287,11 +295,11 @@ def _layout(
         count,
         bool(other),
         torch.tensor(tiles.tiles).numpy(),
-        (torch.tensor(tiles.starts) * lanes).numpy(),
+        (starts % image * between + begins[starts // image]).numpy(),
         (torch.tensor(tiles.ends) * lanes).numpy(),
         torch.tensor(tiles.begins).numpy(),
         torch.tensor(tiles.stops).numpy(),
-        (tiles.taps * lanes).numpy(),
+        (tiles.taps * between).numpy(),
         (tiles.filters * many).numpy(),
     )
     return BandLayout(bands, together * image * lanes, width * count * lanes, many)
@@ -384,8 +392,10 @@ class _Stack(NamedTuple):
         """Memory for a result."""
         return self.x.new_empty(len(self.corners), len(self.split.firsts), self.shape[1], *spatial, self.split.lanes)
 
-    def run(self, centred: Tensor | None, sums: Tensor | None, tail: Any, out: Tensor | None) -> None:
-        """The convolution, to ``out``, or its sums, or both; or what follows it."""
+    def run(
+        self, centred: Tensor | None, sums: Tensor | None, tail: Any, out: Tensor | None, last: _Stack | None = None
+    ) -> None:
+        """The convolution, to ``out``, or its sums, or both; or what follows it, to the ``last`` layer."""
         none = self.x.new_empty(0)
         loops().convolve(
             self.x.numpy(),
@@ -397,8 +407,17 @@ class _Stack(NamedTuple):
             (none if centred is None else centred).numpy(),
             torch.empty(0, dtype=torch.float64).numpy() if sums is None else sums.flatten().numpy(),
             tail,
+            self._no_matrix() if last is None else last.matrix(),
             (none if out is None else out.flatten()).numpy(),
         )
+
+    def matrix(self) -> Any:
+        """The loops' record of a last layer, which takes one perturbation at a time."""
+        numbers = (self.weights, self.x, self.x.new_empty(self.layout.buffer))
+        return loops().Matrix(self.layout.bands, *(n.numpy() for n in numbers))
+
+    def _no_matrix(self) -> Any:
+        return loops().Matrix(self.layout.bands, *[self.x.new_empty(0).numpy()] * 3)
 
     def without_tail(self) -> Any:
         """The record of a tail that says there is none."""
@@ -450,14 +469,22 @@ def _in_order(stack: _Stack) -> Dense:
 
 def linear_of_blocks(difference: Blocks, weight: Value, shape: torch.Size) -> Dense | None:
     """``d W^T``: a convolution of images of a single place."""
-    base, blocks = weight.base, difference.blocks
-    if not _fills(blocks, shape) or blocks.dtype != base.dtype or base.numel() == 0:
+    base = weight.base
+    if isinstance(difference, Pending):
+        if difference.source.dtype == base.dtype and base.numel():
+            return Dense(difference.compute(weight), owned=True)
+        difference = difference.settled()
+    if not _fills(difference.blocks, shape) or difference.blocks.dtype != base.dtype or base.numel() == 0:
         return None
-    filters = weight.remember("filters", lambda: Value(base[:, :, None, None]))
-    geometry = weight.remember("geometry", lambda: ConvolutionGeometry(filters.base, 1, 0, 1, 1))
-    images = Blocks(blocks[:, :, :, None, None], torch.Size((*difference.shape, 1, 1)))
-    stack = _Stack.of(images, filters, geometry, torch.Size((*shape, 1, 1)), None, in_order=True)
-    return cast(Dense, _in_order(stack).rearranged(lambda delta: delta[..., 0, 0]))
+    return cast(Dense, _in_order(_layer(difference.blocks, weight, shape)).rearranged(lambda delta: delta[..., 0, 0]))
+
+
+def _layer(blocks: Float[Tensor, "p n k lane"], weight: Value, shape: torch.Size) -> _Stack:
+    """A linear layer of features in blocks, to an output of ``shape``."""
+    filters = weight.remember("filters", lambda: Value(weight.base[:, :, None, None]))
+    geometry = weight.remember("geometry of filters", lambda: ConvolutionGeometry(filters.base, 1, 0, 1, 1))
+    images = Blocks(blocks[..., None, None, :], torch.Size((shape[0], blocks.shape[2], 1, 1)))
+    return _Stack.of(images, filters, geometry, torch.Size((*shape, 1, 1)), None, in_order=True)
 
 
 def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> None:
@@ -484,9 +511,8 @@ def convolve_to_tail(
     stack = _Stack.of(difference, weight, geometry, shape, tail)
     behind = tail.behind(shape)
     if stack.at_once and extra is None:
-        out, sums = stack.out(behind[2:]), torch.empty(shape[1], 3, dtype=torch.float64)
-        stack.run(stack.split.remembered(tail.centred), sums, _record(tail, stack.split, shape, None, dtype), out)
-        return Blocks(out, behind)
+        compute = partial(_at_once, stack, tail)
+        return Pending(stack.x.view(difference.count, -1), compute, behind) if behind[2:] == (1, 1) else Blocks(compute(), behind)
     again = isinstance(difference, Channel) and extra is None
     out = None if again else stack.out(shape[2:])
     sums = torch.zeros(difference.count, shape[1], 3, dtype=torch.float64)
@@ -500,6 +526,22 @@ def convolve_to_tail(
     else:
         out = _followed(stack, out, record, behind, extra)
     return Blocks(out, behind)
+
+
+def _at_once(stack: _Stack, tail: Tail, weight: Value | None = None) -> Float[Tensor, "p ..."]:
+    """A convolution of small images and what follows it, in blocks; or what a linear layer makes of its one place."""
+    shape, behind = stack.shape, tail.behind(stack.shape)
+    record = _record(tail, stack.split, shape, None, stack.weights.dtype)
+    sums, centred = torch.empty(shape[1], 3, dtype=torch.float64), stack.split.remembered(tail.centred)
+    if weight is None:
+        out = stack.out(behind[2:])
+        stack.run(centred, sums, record, out)
+        return out
+    classes = len(weight.base)
+    out = stack.x.new_empty(len(stack.corners), classes, shape[0])
+    rows = stack.x.new_empty(1, len(stack.split.firsts), shape[1], stack.split.lanes)
+    stack.run(centred, sums, record, out, _layer(rows, weight, torch.Size((shape[0], classes))))
+    return out.movedim(-1, 1)
 
 
 def _followed(
@@ -746,6 +788,7 @@ def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size, s
         apart=shape[0],
         skips=split.skips.numpy(),
         together=1,
+        copied=False,
         rows=rows,
         stride=sizes.stride[0],
         top=0,

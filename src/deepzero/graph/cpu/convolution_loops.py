@@ -63,6 +63,7 @@ class Bands(NamedTuple):
         apart: numbers from one place to the next.
         skips: lanes of each block that the one before has already ``[N]``.
         together: blocks that are convolved at a time.
+        copied: bands are copied to scratch; whole images without a padding are convolved where they lie.
         rows: of the output in a band.
         stride: rows of the input from one row of the output to the next.
         top: zeros above the image.
@@ -77,7 +78,7 @@ class Bands(NamedTuple):
         places: n.
         other: tiles are of the second shape.
         tiles: the first tile of each band, and behind the last ``[bands + 1]``.
-        starts: where the vector of each place of each tile begins in the scratch of padded bands.
+        starts: where the vector of each place of each tile begins in the scratch of padded bands, or in the images.
         ends: where its sum goes in a row of the buffer.
         begins: the first term of each tile.
         stops: behind the last term of each tile.
@@ -91,6 +92,7 @@ class Bands(NamedTuple):
     apart: int
     skips: Any
     together: int
+    copied: bool
     rows: int
     stride: int
     top: int
@@ -146,6 +148,22 @@ class BandTail(NamedTuple):
     share: Any
 
 
+class Matrix(NamedTuple):
+    """A linear layer behind a tail of a single place: a convolution of what the tail gives.
+
+    Attributes:
+        bands: the convolution.
+        weights: its filters; empty without one.
+        rows: scratch for what the tail gives of a perturbation ``[N, O, L]``.
+        buffer: scratch for the convolution.
+    """
+
+    bands: Bands
+    weights: Any
+    rows: Any
+    buffer: Any
+
+
 @part
 def copied_band(x, start, bands, first, scratch, place):
     """A band of one image, at its place in its padding: ``scratch [C, padded, across, L]``, where zeros are left out.
@@ -165,10 +183,13 @@ def copied_band(x, start, bands, first, scratch, place):
 @part
 def convolved_band(x, p, block, band, bands, scratch, weights, corner, buffer):
     """One perturbation's convolution of a band, or of several small blocks, to ``buffer [width, n, L]``."""
-    part, row = scratch.size // bands.together, bands.places * lanes(x)
-    for g in range(bands.together):
-        start = p * bands.image + bands.origins[block + g]
-        copied_band(x, start, bands, band * bands.rows * bands.stride - bands.top, scratch, g * part)
+    part, row, source, origin = scratch.size // bands.together, bands.places * lanes(x), scratch, FIRST
+    if bands.copied:
+        for g in range(bands.together):
+            start = p * bands.image + bands.origins[block + g]
+            copied_band(x, start, bands, band * bands.rows * bands.stride - bands.top, scratch, g * part)
+    else:
+        source, origin = x, p * bands.image + bands.origins[block]
     starts, ends, taps, filters = bands.starts, bands.ends, bands.taps, bands.filters
     outputs, places = SHAPES[1] if bands.other else SHAPES[0]
     apart = weights.size // bands.width * outputs
@@ -177,9 +198,22 @@ def convolved_band(x, p, block, band, bands, scratch, weights, corner, buffer):
         for t in range(bands.tiles[band], bands.tiles[band + 1]):
             at, begin, stop = t * places, bands.begins[t], bands.stops[t]
             if bands.other:
-                other_tile(scratch, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
+                other_tile(source, origin, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
             else:
-                tile(scratch, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
+                tile(source, origin, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
+
+
+@part
+def write_band(buffer, bands, p, block, band, out):
+    """The convolution of a band, or of several small blocks, to its places in ``out``."""
+    further, channel, apart = bands.beyond
+    places, step = bands.rows * bands.spatial[1], lanes(buffer)
+    for g in range(bands.together):
+        place = p * further + bands.landings[block + g] + band * places * apart
+        for o in range(bands.outputs):
+            start = (o * bands.places + g * places) * step
+            for i in range(places):
+                store(out, place + o * channel + i * apart, load(buffer, start + i * step))
 
 
 @part
@@ -261,29 +295,34 @@ def samples(bands, step):
 
 
 @part
-def normalized(sums, place, count, tail, o):
-    """Slope, tilt and shift of a perturbation's channel from its sums over ``count`` numbers, to the tail's scratch."""
-    mean, cross, square = sums[place] / count, sums[place + 1] / count, sums[place + 2] / count
+def normalized(sums, place, share, tail, o):
+    """Slope, tilt and shift of a perturbation's channel from its sums, to the tail's scratch.
+
+    ``share`` is that of a number in a mean.
+    """
+    mean, cross, square = sums[place] * share, sums[place + 1] * share, sums[place + 2] * share
     scale, gamma = np.float64(tail.norm[3 * o]), np.float64(tail.norm[3 * o + 1])
     dv = 2 * (cross - mean * tail.norm[3 * o + 2]) + (square - mean * mean)
     changed = math.sqrt(scale * scale + dv)
-    slope = gamma / changed
-    tail.slope[0, o] = slope
-    tail.tilt[0, o] = -dv * gamma / (scale * changed * (scale + changed))
-    tail.shift[0, o] = -slope * mean
+    both = scale * (scale + changed)
+    factor = gamma / (both * changed)
+    tail.slope[0, o] = factor * both
+    tail.tilt[0, o] = -dv * factor
+    tail.shift[0, o] = -factor * both * mean
 
 
 @part
-def relu_row(buffer, start, centred, before, base, count, slope, tilt, shift, extra, more, out, place, apart):
+def relu_row(buffer, start, centred, before, base, beside, count, slope, tilt, shift, extra, more, out, place, apart):
     """``relu(y + v) - relu(y)`` with ``v = slope d + tilt c + shift (+ x)``: ``max(v + min(y, 0), -max(y, 0))``.
 
-    From vectors side by side to vectors ``apart``; a residual difference x, if any, begins at ``more``, else -1.
+    From vectors side by side, with base values ``beside`` each other, to vectors ``apart``; a residual difference x, if
+    any, begins at ``more``, else -1.
     """
     side, none = lanes(buffer), zeros(buffer)
     a, b, e = spread(slope), spread(tilt), spread(shift)
     for i in range(count):
-        d, y = load(buffer, start + i * side), load(before, base + i * side)
-        v = fused(a, d, fused(b, load(centred, base + i * side), e))
+        d, y = load(buffer, start + i * side), load(before, base + i * beside)
+        v = fused(a, d, fused(b, load(centred, base + i * beside), e))
         if more >= 0:
             v = plus(v, load(extra, more + i * side))
         store(out, place + i * apart, larger(smaller(minus(none, y), none), plus(v, smaller(none, y))))
@@ -336,7 +375,8 @@ def tail_row(buffer, start, tail, row, band, bands, p, o, extra, more, out, plac
         )
     else:
         place = place + band * rows * width * apart
-        relu_row(buffer, start, tail.centred, tail.before, base, rows * width, a, b, e, extra, more, out, place, apart)
+        count = rows * width
+        relu_row(buffer, start, tail.centred, tail.before, base, side, count, a, b, e, extra, more, out, place, apart)
 
 
 @part
@@ -355,41 +395,49 @@ def add_mean(tail, begin, rows, wide, out, place, again):
 
 
 @borrowing
-def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, out):
+def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, matrix, out):
     """The convolution of the images of all perturbations, or what follows it, to ``out [P, N, O, places, L]``.
 
     Without a tail, and with c, the sums of :func:`add_sums` go to ``sums [P, O, 3]``; out may be empty then. A tail
     with a norm, behind whole images that are convolved together, is found from the sums at once: ``sums [O, 3]`` is
-    scratch. The filters of a perturbation begin at ``corners[p]`` of ``weights [tiles of outputs, C, K, outputs]``. All
-    arrays are flat.
+    scratch. Only behind such a tail may there be a matrix. The filters of a perturbation begin at ``corners[p]`` of
+    ``weights [tiles of outputs, C, K, outputs]``. All arrays are flat.
     """
     step, outputs, count = lanes(x), bands.outputs, bands.origins.size
     places, together, at_once = bands.rows * bands.spatial[1], bands.together, tail.norm.size > 0
     whole, behind = bands.spatial[0] * bands.spatial[1], tail.behind[0] * tail.behind[1]
+    target, share = matrix.rows if matrix.weights.size else out, 1 / (whole * samples(bands, step))
+    single = at_once and whole == 1 and not tail.maxima.size
     for block in range(0, count, together):
         for band in range(bands.spatial[0] // bands.rows):
             for p in range(corners.size):
                 convolved_band(x, p, block, band, bands, scratch, weights, corners[p], buffer)
-                own = FIRST if at_once else p
+                own, there = FIRST if at_once else p, FIRST if matrix.weights.size else p
                 for o in range(outputs if sums.size else 0):
                     base, to = ((block * outputs + o) * whole + band * places) * step, (own * outputs + o) * 3
                     start, apart = o * bands.places * step, outputs * whole * step
                     if at_once:
                         clear(sums, to)
                     add_sums(buffer, start, centred, base, apart, places, bands.skips, block, together, sums, to)
-                    if at_once:
-                        normalized(sums, to, whole * samples(bands, step), tail, o)
-                for g in range(together if tail.slope.size or out.size else 0):
+                for o in range(outputs if at_once else 0):
+                    normalized(sums, 3 * o, share, tail, o)
+                if not tail.slope.size and out.size:
+                    write_band(buffer, bands, p, block, band, out)
+                for o in range(outputs if single else 0):
+                    place, side, start = (there * count * outputs + o) * step, outputs * step, o * bands.places * step
+                    a, b, e, c, y = tail.slope[0, o], tail.tilt[0, o], tail.shift[0, o], tail.centred, tail.before
+                    base = o * step
+                    relu_row(buffer, start, c, y, base, side, count, a, b, e, buffer, NOWHERE, target, place, side)
+                for g in range(0 if single or not tail.slope.size else together):
                     for o in range(outputs):
                         start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
-                        if tail.slope.size:
-                            place = (p * count * outputs + row) * behind * step
-                            tail_row(buffer, start, tail, row, band, bands, own, o, buffer, NOWHERE, out, place, step)
-                        else:
-                            further, channel, apart = bands.beyond
-                            place = p * further + bands.landings[block + g] + o * channel + band * places * apart
-                            for i in range(places):
-                                store(out, place + i * apart, load(buffer, start + i * step))
+                        place = (there * count * outputs + row) * behind * step
+                        tail_row(buffer, start, tail, row, band, bands, own, o, buffer, NOWHERE, target, place, step)
+                for some in range(0, count if matrix.weights.size else 0, matrix.bands.together):
+                    convolved_band(
+                        target, FIRST, some, FIRST, matrix.bands, scratch, matrix.weights, FIRST, matrix.buffer
+                    )
+                    write_band(matrix.buffer, matrix.bands, p, some, FIRST, out)
 
 
 @borrowing
@@ -422,6 +470,7 @@ def slices(padded, apart, offsets, values, channels, bands, buffer, sums, tail, 
     side, (tall, wide), count, places = lanes(padded), tail.behind, bands.origins.size, bands.starts.size
     further, behind = bands.rows * bands.stride * bands.across * side, 1 if tail.line.size else tall * wide
     some, at_once = tall * bands.rows // bands.spatial[0], tail.norm.size > 0
+    share = 1 / (places * samples(bands, side))
     for first in range(0, count, count if at_once else 1):
         for p in range(offsets.size):
             own, o, stop = (FIRST, channels[p], count) if at_once else (p, FIRST, first + 1)
@@ -432,7 +481,7 @@ def slices(padded, apart, offsets, values, channels, bands, buffer, sums, tail, 
                 base, between = o * places * side, bands.outputs * places * side
                 clear(sums, FIRST)
                 add_sums(buffer, FIRST, tail.centred, base, between, places, bands.skips, FIRST, count, sums, FIRST)
-                normalized(sums, FIRST, places * samples(bands, side), tail, o)
+                normalized(sums, FIRST, share, tail, o)
             for block in range(first, stop):
                 row, place = block * bands.outputs + channels[p], p * behind * batch + bands.origins[block]
                 for band in range(bands.spatial[0] // bands.rows):

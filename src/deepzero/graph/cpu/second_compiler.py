@@ -26,7 +26,7 @@ import numpy as np
 
 from deepzero.folder_lock import FileLock
 from deepzero.graph.cpu.compilation import is_kept, leave_to_others
-from deepzero.graph.cpu.convolution_loops import Bands, BandTail
+from deepzero.graph.cpu.convolution_loops import Bands, BandTail, Matrix
 from deepzero.orphans import end_with_parent
 
 log = logging.getLogger("deepzero")
@@ -57,6 +57,7 @@ def arguments_of(name: str, dtype: str) -> tuple[Any, ...]:
     tail: dict[str, Any] = dict.fromkeys(BandTail._fields, line) | {"behind": (0, 0), "window": (0,) * 8}
     tail |= dict.fromkeys(("slope", "tilt", "shift"), matrix)
     others: dict[str, Any] = {"bands": bands, "tail": BandTail(**tail), "sums": np.empty(0), "copied": False}
+    others["matrix"] = Matrix(bands, line, line, line)
     others |= dict.fromkeys(("offsets", "channels", "corners", "labels", "entries", "rows"), index)
     others |= dict.fromkeys(("apart", "batch", "count"), 0) | dict.fromkeys(("slope", "rest"), number)
     if name == "follow":

@@ -28,7 +28,7 @@ from deepzero.graph.rules.pointwise import broadcast, total
 aten = torch.ops.aten
 
 
-@rule(aten.linear.default, rank_one=True, low_rank=True, blocks=True)
+@rule(aten.linear.default, rank_one=True, low_rank=True, blocks=True, pending=True)
 def linear(call: Call, x: Operand, weight: Operand, bias: Operand | None = None) -> Outcome:
     """``x W^T + b``."""
     shape = call.output.base.shape
