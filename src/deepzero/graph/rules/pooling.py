@@ -59,6 +59,24 @@ def is_whole_average(target: Any, args: Sequence[Any], kwargs: Any, size: torch.
     return whole and target is aten.avg_pool2d.default and not any(padding) and len(args) < 6
 
 
+def _disjoint_windows(delta: Num[Tensor, "p ..."], kernel: Any, *options: Any, **others: Any) -> tuple[int, int] | None:
+    """The size of windows that tile an image side by side, if samples are last in memory; else None."""
+    height, width = (kernel, kernel) if isinstance(kernel, int) else (kernel * 2)[:2]
+    tiled = delta.shape[-2] % height == 0 and delta.shape[-1] % width == 0
+    plain = not others and (not options or (len(options) == 1 and tuple(options[0]) in ((), (height, width))))
+    return (height, width) if plain and tiled and delta.dim() == 4 and delta.stride(1) == 1 else None
+
+
+def _average(delta: Num[Tensor, "p b h w"], window: tuple[int, int]) -> Num[Tensor, "p b h_out w_out"]:
+    """Means over windows, entry by entry: all samples of one are read side by side."""
+    height, width = window
+    first, *others = (delta[..., y::height, x::width] for y in range(height) for x in range(width))
+    total = first.clone()
+    for entry in others:
+        total += entry
+    return total.div_(height * width)
+
+
 def _register_average(target: Any, spatial: int) -> None:
     @rule(target, blocks=True)
     def apply(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
@@ -76,7 +94,11 @@ def _register_average(target: Any, spatial: int) -> None:
 
         if isinstance(difference, Channel) and _keeps(difference, spatial):
             delta = difference.delta  # whose samples may be last in memory: a sum over places needs no copy
-            out = delta.mean((-2, -1), keepdim=True) if whole else over_stack(delta, spatial, pool)
+            windows = None if whole or target is not aten.avg_pool2d.default else _disjoint_windows(delta, *args, **kwargs)
+            if windows is not None:
+                out = _average(delta, windows)
+            else:
+                out = delta.mean((-2, -1), keepdim=True) if whole else over_stack(delta, spatial, pool)
             return Channel(difference.axis, difference.channels, out, call.output.base.shape)
         return Dense(over_stack(difference.dense(), spatial, pool))
 
