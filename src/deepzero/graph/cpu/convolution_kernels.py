@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -476,7 +476,7 @@ def linear_of_blocks(difference: Blocks, weight: Value, shape: torch.Size) -> De
         difference = difference.settled()
     if not _fills(difference.blocks, shape) or difference.blocks.dtype != base.dtype or base.numel() == 0:
         return None
-    return cast(Dense, _in_order(_layer(difference.blocks, weight, shape)).rearranged(lambda delta: delta[..., 0, 0]))
+    return _in_order(_layer(difference.blocks, weight, shape)).rearranged(lambda delta: delta[..., 0, 0])
 
 
 def _layer(blocks: Float[Tensor, "p n k lane"], weight: Value, shape: torch.Size) -> _Stack:
@@ -511,8 +511,8 @@ def convolve_to_tail(
     stack = _Stack.of(difference, weight, geometry, shape, tail)
     behind = tail.behind(shape)
     if stack.at_once and extra is None:
-        compute = partial(_at_once, stack, tail)
-        return Pending(stack.x.view(difference.count, -1), compute, behind) if behind[2:] == (1, 1) else Blocks(compute(), behind)
+        compute, source = partial(_at_once, stack, tail), stack.x.view(difference.count, -1)
+        return Pending(source, compute, behind) if behind[2:] == (1, 1) else Blocks(compute(), behind)
     again = isinstance(difference, Channel) and extra is None
     out = None if again else stack.out(shape[2:])
     sums = torch.zeros(difference.count, shape[1], 3, dtype=torch.float64)
@@ -685,7 +685,7 @@ class _Slices(NamedTuple):
         tail: Tail,
         parts: Sequence[Float64[Tensor, " p"]] | None,
     ) -> Channel:
-        """The change behind them, with a slope, a tilt and a shift for each, or with those that follow from its sums."""
+        """The change behind them, with a slope, a tilt and a shift for each, or those that follow from their sums."""
         behind, small = tail.behind(shape), parts is None
         out = self.blocks.new_empty(len(self.channels), *behind[2:], shape[0])
         record = _record(tail, split, shape, parts and [part.unsqueeze(1) for part in parts], out.dtype)

@@ -198,7 +198,9 @@ def convolved_band(x, p, block, band, bands, scratch, weights, corner, buffer):
         for t in range(bands.tiles[band], bands.tiles[band + 1]):
             at, begin, stop = t * places, bands.begins[t], bands.stops[t]
             if bands.other:
-                other_tile(source, origin, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
+                other_tile(
+                    source, origin, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row
+                )
             else:
                 tile(source, origin, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
 
@@ -225,6 +227,14 @@ def slice_of_band(padded, start, value, starts, buffer, place):
 
 
 @part
+def add_totals(first, cross, square, out, place):
+    """Add the numbers of three vectors to three of ``out``."""
+    out[place] += total(first)
+    out[place + 1] += total(cross)
+    out[place + 2] += total(square)
+
+
+@part
 def add_sums(buffer, start, centred, base, apart, count, skips, block, blocks, out, place):
     """Add ``(d, c d, d^2)``, summed over ``count`` vectors of each block, to three of ``out``.
 
@@ -243,18 +253,14 @@ def add_sums(buffer, start, centred, base, apart, count, skips, block, blocks, o
                 few_cross = fused(d, load(centred, base + i * step), few_cross)
                 few_square = fused(d, d, few_square)
             start, base = start + count * step, base + apart
-        out[place] += total(few_first)
-        out[place + 1] += total(few_cross)
-        out[place + 2] += total(few_square)
+        add_totals(few_first, few_cross, few_square, out, place)
         return
     all_first, all_cross, all_square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
     for g in range(blocks):
         for begin in range(0, count, PARTIAL):
             stop = min(begin + PARTIAL, count)
             if held + stop - begin > PARTIAL:
-                out[place] += total(all_first)
-                out[place + 1] += total(all_cross)
-                out[place + 2] += total(all_square)
+                add_totals(all_first, all_cross, all_square, out, place)
                 all_first, all_cross, all_square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
             even = (stop - begin) // 2 * 2 + begin
             first, cross, square = zeros(buffer), zeros(buffer), zeros(buffer)
@@ -274,9 +280,7 @@ def add_sums(buffer, start, centred, base, apart, count, skips, block, blocks, o
             all_cross = plus(all_cross, kept(plus(cross, cross2), skip))
             all_square = plus(all_square, kept(plus(square, square2), skip))
         start, base = start + count * step, base + apart
-    out[place] += total(all_first)
-    out[place + 1] += total(all_cross)
-    out[place + 2] += total(all_square)
+    add_totals(all_first, all_cross, all_square, out, place)
 
 
 @part
@@ -394,50 +398,75 @@ def add_mean(tail, begin, rows, wide, out, place, again):
     store(out, place, whole)
 
 
+@part
+def sums_of_band(buffer, bands, p, block, band, centred, sums, tail):
+    """Add the sums of each channel of a band, or of several small blocks, to ``sums [P, O, 3]``.
+
+    Those of a tail with a norm begin at 0, and its scratch follows from them.
+    """
+    step, places, at_once = lanes(buffer), bands.rows * bands.spatial[1], tail.norm.size > 0
+    whole = bands.spatial[0] * bands.spatial[1]
+    for o in range(bands.outputs):
+        base, to = ((block * bands.outputs + o) * whole + band * places) * step, (p * bands.outputs + o) * 3
+        start, apart = o * bands.places * step, bands.outputs * whole * step
+        if at_once:
+            clear(sums, to)
+        add_sums(buffer, start, centred, base, apart, places, bands.skips, block, bands.together, sums, to)
+    share = 1 / (whole * samples(bands, step))
+    for o in range(bands.outputs if at_once else 0):
+        normalized(sums, 3 * o, share, tail, o)
+
+
+@part
+def tail_of_band(buffer, bands, block, band, tail, own, out, there):
+    """The tail of a band, or of several small blocks, to place ``there`` of the perturbations in ``out``.
+
+    Its coefficients are in row ``own`` of those of the tail.
+    """
+    step, outputs, count = lanes(buffer), bands.outputs, bands.origins.size
+    places, behind = bands.rows * bands.spatial[1], tail.behind[0] * tail.behind[1]
+    if bands.together == count and bands.spatial[0] * bands.spatial[1] == 1 and not tail.maxima.size:
+        for o in range(outputs):  # the only place of every block, at once
+            place, side, start = (there * count * outputs + o) * step, outputs * step, o * bands.places * step
+            a, b, e, c, y = tail.slope[own, o], tail.tilt[own, o], tail.shift[own, o], tail.centred, tail.before
+            relu_row(buffer, start, c, y, o * step, side, count, a, b, e, buffer, NOWHERE, out, place, side)
+        return
+    for g in range(bands.together):
+        for o in range(outputs):
+            start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
+            place = (there * count * outputs + row) * behind * step
+            tail_row(buffer, start, tail, row, band, bands, own, o, buffer, NOWHERE, out, place, step)
+
+
 @borrowing
 def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, matrix, out):
     """The convolution of the images of all perturbations, or what follows it, to ``out [P, N, O, places, L]``.
 
     Without a tail, and with c, the sums of :func:`add_sums` go to ``sums [P, O, 3]``; out may be empty then. A tail
     with a norm, behind whole images that are convolved together, is found from the sums at once: ``sums [O, 3]`` is
-    scratch. Only behind such a tail may there be a matrix. The filters of a perturbation begin at ``corners[p]`` of
-    ``weights [tiles of outputs, C, K, outputs]``. All arrays are flat.
+    scratch. Only behind such a tail may there be a matrix, which is convolved with in further turns. The filters of a
+    perturbation begin at ``corners[p]`` of ``weights [tiles of outputs, C, K, outputs]``. All arrays are flat.
     """
-    step, outputs, count = lanes(x), bands.outputs, bands.origins.size
-    places, together, at_once = bands.rows * bands.spatial[1], bands.together, tail.norm.size > 0
-    whole, behind = bands.spatial[0] * bands.spatial[1], tail.behind[0] * tail.behind[1]
-    target, share = matrix.rows if matrix.weights.size else out, 1 / (whole * samples(bands, step))
-    single = at_once and whole == 1 and not tail.maxima.size
-    for block in range(0, count, together):
+    count, at_once, last = bands.origins.size, tail.norm.size > 0, matrix.weights.size > 0
+    turns, target = 1 + (count // matrix.bands.together if last else 0), matrix.rows if last else out
+    for block in range(0, count, bands.together):
         for band in range(bands.spatial[0] // bands.rows):
             for p in range(corners.size):
-                convolved_band(x, p, block, band, bands, scratch, weights, corners[p], buffer)
-                own, there = FIRST if at_once else p, FIRST if matrix.weights.size else p
-                for o in range(outputs if sums.size else 0):
-                    base, to = ((block * outputs + o) * whole + band * places) * step, (own * outputs + o) * 3
-                    start, apart = o * bands.places * step, outputs * whole * step
-                    if at_once:
-                        clear(sums, to)
-                    add_sums(buffer, start, centred, base, apart, places, bands.skips, block, together, sums, to)
-                for o in range(outputs if at_once else 0):
-                    normalized(sums, 3 * o, share, tail, o)
-                if not tail.slope.size and out.size:
-                    write_band(buffer, bands, p, block, band, out)
-                for o in range(outputs if single else 0):
-                    place, side, start = (there * count * outputs + o) * step, outputs * step, o * bands.places * step
-                    a, b, e, c, y = tail.slope[0, o], tail.tilt[0, o], tail.shift[0, o], tail.centred, tail.before
-                    base = o * step
-                    relu_row(buffer, start, c, y, base, side, count, a, b, e, buffer, NOWHERE, target, place, side)
-                for g in range(0 if single or not tail.slope.size else together):
-                    for o in range(outputs):
-                        start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
-                        place = (there * count * outputs + row) * behind * step
-                        tail_row(buffer, start, tail, row, band, bands, own, o, buffer, NOWHERE, target, place, step)
-                for some in range(0, count if matrix.weights.size else 0, matrix.bands.together):
-                    convolved_band(
-                        target, FIRST, some, FIRST, matrix.bands, scratch, matrix.weights, FIRST, matrix.buffer
-                    )
-                    write_band(matrix.buffer, matrix.bands, p, some, FIRST, out)
+                own, there = FIRST if at_once else p, FIRST if last else p
+                for turn in range(turns):
+                    if turn == 0:
+                        convolution, source, filters, sum_of = bands, x, weights, buffer
+                        image, first, corner = p, block, corners[p]
+                    else:
+                        convolution, source, filters, sum_of = matrix.bands, target, matrix.weights, matrix.buffer
+                        image, first, corner = 0, (turn - 1) * matrix.bands.together, 0
+                    convolved_band(source, image, first, band, convolution, scratch, filters, corner, sum_of)
+                    if turn == 0 and sums.size:
+                        sums_of_band(buffer, bands, own, block, band, centred, sums, tail)
+                    if turn == 0 and tail.slope.size:
+                        tail_of_band(buffer, bands, block, band, tail, own, target, there)
+                    elif out.size:
+                        write_band(sum_of, convolution, p, first, band, out)
 
 
 @borrowing
@@ -463,9 +492,9 @@ def follow(data, count, bands, tail, extra, rows, out):
 def slices(padded, apart, offsets, values, channels, bands, buffer, sums, tail, batch, out):
     """The tail of slices of padded blocks ``[N, C, ., L]``, ``apart`` from each other, in their channel.
 
-    It goes to ``out [P, places behind, B]`` band by band, or its mean to ``out [P, 1, B]``. A tail with a norm, of slices
-    that are a single band, is found from the sums of :func:`add_sums` at once: the buffer holds all blocks then, and
-    ``sums [3]`` is scratch.
+    It goes to ``out [P, places behind, B]`` band by band, or its mean to ``out [P, 1, B]``. A tail with a norm, of
+    slices that are a single band, is found from the sums of :func:`add_sums` at once: the buffer holds all blocks then,
+    and ``sums [3]`` is scratch.
     """
     side, (tall, wide), count, places = lanes(padded), tail.behind, bands.origins.size, bands.starts.size
     further, behind = bands.rows * bands.stride * bands.across * side, 1 if tail.line.size else tall * wide

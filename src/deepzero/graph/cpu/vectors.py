@@ -208,7 +208,9 @@ def total(typing, vector):
 
 def _tile(outputs, places):
     @intrinsic
-    def tile(typing, source, origin, starts, ends, first, taps, filters, begin, stop, weights, corner, target, place, row):
+    def tile(
+        typing, source, origin, starts, ends, first, taps, filters, begin, stop, weights, corner, target, place, row
+    ):
         """The sums of a tile of outputs o and places i: ``sum_k weights[k, o] x[starts[first + i] + taps[k]]``.
 
         Each is a vector. They stay in registers over the sum: a step reads a vector for each place and a number for
