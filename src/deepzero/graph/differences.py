@@ -582,8 +582,8 @@ class Pending(Blocks):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
-        return int(self.source.nbytes)
+        """Bytes that it has where it is computed."""
+        return self.count * self.shape.numel() * self.source.element_size()
 
     def reshaped(self, shape: torch.Size) -> Pending:
         """The same entries in a shape of as many samples."""
