@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 
 # Read once, when the thread pools start: before torch and numpy are imported. pytest-xdist runs one process per core.
@@ -14,7 +15,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 if not Path("/dev/nvidiactl").exists():  # read when Triton is imported: without a GPU its programs run as Python
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("DEEPZERO_COMPILE_AHEAD", "0")  # a test that starts a program starts no second one beside it
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every program that a test starts compiles the package anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every program that a test starts compiles the package anew,
+sys.dont_write_bytecode = False  # and every process of pytest-xdist rewrites the assertions of all tests
 
 from collections.abc import Iterator
 

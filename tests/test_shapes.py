@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
+import shapes
 import torch
+from jaxtyping import Float
 from shapes import CHECKED_MODULES
+from torch import Tensor
 
 import deepzero
 from deepzero.graph.differences import Channel, OneHot
@@ -28,6 +34,61 @@ def test_dimensions_of_one_name_agree() -> None:
     Channel(1, torch.tensor([0, 2]), torch.ones(2, 5), shape)
     with pytest.raises(jaxtyping.TypeCheckError, match="delta"):
         Channel(1, torch.tensor([0, 2]), torch.ones(4, 5), shape)
+
+
+def doubled(x: Float[Tensor, " n m"], rows: int, *, more: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n m"]:
+    return 2 * x[:rows]
+
+
+def counted(x: Float[Tensor, " {count}"], count: int) -> None: ...
+
+
+@pytest.fixture
+def checked() -> Callable[[types.FunctionType], Callable[..., Any]]:
+    """Puts the checks above a function, as the import hook does."""
+    return lambda function: shapes.checking(function, shapes.checked)
+
+
+def test_what_passed_once_does_not_let_other_arrays_through(
+    checked: Callable[[types.FunctionType], Callable[..., Any]],
+) -> None:
+    """After a call that is right: another rank, another size, another type, a result of another shape, and a keyword."""
+    call = checked(doubled)
+    x, rows = torch.ones(3, 2), torch.ones(3)
+    for _ in range(2):
+        assert torch.equal(call(x, 3, more=rows), 2 * x)
+        assert call(torch.ones(4, 2), 4).shape == (4, 2)
+        for wrong in (lambda: call(rows, 3), lambda: call(x.long(), 3), lambda: call(x, 3, more=torch.ones(4))):
+            with pytest.raises(jaxtyping.TypeCheckError, match="parameters"):
+                wrong()
+        with pytest.raises(jaxtyping.TypeCheckError, match="return value"):
+            call(x, 2)
+        with pytest.raises(jaxtyping.TypeCheckError, match="return value"):
+            call(x, 2, more=rows)
+
+
+def test_a_size_that_is_an_argument_is_checked_every_time(
+    checked: Callable[[types.FunctionType], Callable[..., Any]],
+) -> None:
+    call = checked(counted)
+    call(torch.ones(2), 2)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        call(torch.ones(2), 3)
+
+
+def test_functions_of_one_text_share_their_checks_and_nothing_else(
+    checked: Callable[[types.FunctionType], Callable[..., Any]],
+) -> None:
+    def scaled(factor: float) -> Callable[..., Tensor]:
+        def scale(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+            return factor * x
+
+        return checked(scale)
+
+    two, three, x = scaled(2), scaled(3), torch.ones(2)
+    assert [float(call(x)[0]) for call in (two, three, two, three)] == [2, 3, 2, 3]
+    with pytest.raises(jaxtyping.TypeCheckError):
+        three(torch.ones(2, 2))
 
 
 @pytest.mark.usefixtures("shapes_unchecked")

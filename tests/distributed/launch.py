@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
@@ -38,6 +38,16 @@ def started(*words: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
             except ProcessLookupError:
                 continue
         process.communicate()
+
+
+@contextmanager
+def ranks(count: int, *words: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """So many processes of one team that nobody watches: what ``torchrun`` tells its ranks, without it."""
+    team = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(started(*words, RANK=str(rank), LOCAL_RANK=str(rank), **team)) for rank in range(count)
+        ]
 
 
 def finished(process: subprocess.Popen[str]) -> str:

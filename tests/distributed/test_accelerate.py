@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from launch import finished, started, torchrun
+from launch import finished, ranks, started, torchrun
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
 
@@ -41,7 +41,7 @@ def test_batches_that_accelerate_divides_are_refused(tmp_path: Path) -> None:
     changed = source.replace("enumerate(batches())", "enumerate(accelerator.prepare_data_loader(batches()))")
     assert changed != source
     (tmp_path / "changed.py").write_text(changed, encoding="utf-8")
-    with started(*torchrun(2), str(tmp_path / "changed.py")) as process:
-        output = finished(process)
-    assert process.returncode != 0
-    assert "TeamError" in output
+    with ranks(2, str(tmp_path / "changed.py")) as processes:
+        outputs = list(map(finished, processes))
+    assert all(process.returncode for process in processes)
+    assert all("TeamError" in output for output in outputs), outputs

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import TRAIN, children, finished, free_port, lines, started, torchrun, wait_until
+from launch import TRAIN, children, finished, free_port, lines, ranks, started, torchrun, wait_until
 
 from deepzero.cli import main
 
@@ -165,8 +165,7 @@ def test_a_rank_that_hangs_is_named_and_not_waited_for(tmp_path: Path) -> None:
     script.write_text(HANG)
     there.mkdir()
     words = (str(script), str(there))
-    team = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    with started(*words, RANK="0", **team) as first, started(*words, RANK="1", **team):
+    with ranks(2, *words) as (first, _):
         output = finished(first)
     assert first.returncode == 7, output
     assert "rank 0 of 2 waited for rank 1 in vain (limit 4 s)" in output
@@ -196,9 +195,9 @@ def test_a_trainer_of_ones_own_gives_the_bits_of_one_process(tmp_path: Path) -> 
     recipe.write_text(OWN)
     assert main(["train", str(recipe), "--out", str(tmp_path / "one")]) == 0
     words = ["-m", "deepzero", "train", str(recipe), "--out", str(tmp_path / "two")]
-    with started(*torchrun(2), *words) as process:
-        output = finished(process)
-    assert process.returncode == 0, output
+    with ranks(2, *words) as processes:
+        output = "".join(map(finished, processes))
+    assert [process.returncode for process in processes] == [0, 0], output
     assert weights(tmp_path / "two", output) == weights(tmp_path / "one", output)
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
 
@@ -206,8 +205,8 @@ def test_a_trainer_of_ones_own_gives_the_bits_of_one_process(tmp_path: Path) -> 
 def test_processes_with_other_data_are_stopped_before_a_step_is_taken(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe_of_torchrun.py"
     recipe.write_text(OWN.replace("torch.randn(60, 6)", "torch.randn(60, 6) + int(__import__('os').environ['RANK'])"))
-    with started(*torchrun(2), "-m", "deepzero", "train", str(recipe), "--out", str(tmp_path / "run")) as process:
-        output = finished(process)
-    assert process.returncode != 0
-    assert "read different batches" in output
+    with ranks(2, "-m", "deepzero", "train", str(recipe), "--out", str(tmp_path / "run")) as processes:
+        outputs = list(map(finished, processes))
+    assert all(process.returncode for process in processes)
+    assert all("read different batches" in output for output in outputs), outputs
     assert lines(tmp_path / "run" / "metrics.jsonl") == 0

@@ -37,6 +37,24 @@ def test_a_convolution_of_a_channel_takes_its_own_weights_alone() -> None:
     assert found.seconds == pytest.approx(found.operations)
 
 
+@pytest.mark.parametrize(("options", "saved"), [({"padding": 1}, 4), ({"padding": 2, "dilation": 2}, 1)])
+def test_a_plain_convolution_of_all_channels_takes_a_quarter_of_its_products(
+    options: dict[str, int], saved: int
+) -> None:
+    """Its input differs everywhere, behind a linear map of all pixels: 4 channels of 9 products a pixel and channel."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 1, bias=False),
+        nn.Conv2d(4, 5, 1, bias=False),
+        nn.Conv2d(5, 4, 3, bias=False, **options),  # type: ignore[arg-type]
+        nn.Flatten(),
+        nn.Linear(64, CLASSES),
+    )
+    side = of(model, "0.weight", channels=1, side=4)
+    pixels, found = BATCH * 16, query_work(side.problem, side, SLOW_PRODUCTS)
+    before = 2 * pixels + 2 * pixels * 5
+    assert found.operations == pytest.approx(before + 2 * pixels * 4 * 5 * 9 / saved + 2 * BATCH * CLASSES * 64)
+
+
 def test_bytes_are_those_of_the_differences() -> None:
     """A weight of the head: an entry is read, a column of logits written and read again, a loss written."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Linear(6, CLASSES))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from deepzero.tasks.correction.correction_time import correction_seconds
 from deepzero.tasks.correction.flow_errors import roll_out
 from deepzero.tasks.correction.reference_flows import FRAMES, STATE, Reference, folder_of, reference
 from deepzero.tasks.correction.wake import Flows, WakeFlow
+from deepzero.tasks.staged_run import StagedRun
 from deepzero.training import StoppedError, StopRequest
 
 TINY = RECIPES.find("wake-tiny").config()
@@ -48,6 +51,12 @@ TINY = RECIPES.find("wake-tiny").config()
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the reference simulations of this file are kept."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[CorrectionConfig], StagedRun]:
+    """Whole runs, each made once, which nobody changes."""
+    return functools.cache(lambda config: correct(config, out=tmp_path_factory.mktemp("whole") / "run", data_dir=data))
 
 
 @pytest.fixture(scope="module")
@@ -229,9 +238,10 @@ def test_a_corrector_that_explodes_has_no_error_and_spares_the_others(flows: Ref
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_runs_to_its_end_and_is_shown(name: str, data: Path, tmp_path: Path) -> None:
-    config = replace(TINY, method=name)
-    done = correct(config, out=tmp_path / "run", data_dir=data)
+def test_every_method_runs_to_its_end_and_is_shown(
+    name: str, finished: Callable[[CorrectionConfig], StagedRun]
+) -> None:
+    done = finished(replace(TINY, method=name))
     summary = done.summary
     assert summary is not None
     assert (
@@ -244,20 +254,24 @@ def test_every_method_runs_to_its_end_and_is_shown(name: str, data: Path, tmp_pa
     assert len(summary["curve"]) == (0 if name == SRC else 4)
     if name != SRC:
         assert summary["curve"][-1]["mae"] == pytest.approx(summary["mae"])
-    text = page(documents([tmp_path / "run"]), title="run")
+    text = page(documents([done.folder]), title="run")
     assert "data:image/png;base64," in text
     assert "data:image/gif;base64," in text
-    assert (tmp_path / "run" / "vorticity.svg").read_text(encoding="utf-8").count("<image") >= 3
+    assert (done.folder / "vorticity.svg").read_text(encoding="utf-8").count("<image") >= 3
     if name != SRC:
-        assert sum(p.numel() for p in load_network(tmp_path / "run").parameters()) == summary["parameters"]
+        assert sum(p.numel() for p in load_network(done.folder).parameters()) == summary["parameters"]
 
 
 @pytest.mark.parametrize("name", [ZO_SOL, EMULATOR])
 def test_an_interrupted_run_ends_with_the_same_bits(
-    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    finished: Callable[[CorrectionConfig], StagedRun],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = replace(TINY, method=name)
-    whole = correct(config, out=tmp_path / "whole", data_dir=data)
+    whole = finished(config)
     steps = {"left": 2}
     backward = FlowBatches.batch
 
@@ -275,7 +289,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert whole.summary is not None
     assert parts.summary is not None
     assert whole.summary["mae"] == parts.summary["mae"]
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole.folder, tmp_path / "parts")]
     assert weights[0] == weights[1]
 
 
@@ -346,11 +360,15 @@ def test_a_blow_up_costs_a_query_and_stops_nothing(
 
 @pytest.mark.parametrize("phase", ["the ranking", "the test flows"])
 def test_the_first_signal_ends_a_phase_that_is_no_training(
-    phase: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    phase: str,
+    finished: Callable[[CorrectionConfig], StagedRun],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The solver does not run once more, and the run goes on to the same errors."""
     config = replace(TINY, method=ZO_SOL, ratios=ZO_GRASP, budget=None, steps=4, sparsity=0.9)
-    whole = correct(config, out=tmp_path / "whole", data_dir=data)
+    whole = finished(config)
     step, calls, run = WakeFlow.step, [], tmp_path / "parts"
 
     def interrupted(self: WakeFlow, velocity: torch.Tensor, reynolds: torch.Tensor) -> torch.Tensor:

@@ -52,8 +52,10 @@ def tiny(method: str, **options: object) -> DefenseConfig:
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Classifier, denoiser and autoencoder, which the methods share."""
-    return tmp_path_factory.mktemp("stages")
+    """What the methods share: a classifier and a denoiser, and an autoencoder as soon as a method has one."""
+    folder = tmp_path_factory.mktemp("stages")
+    assert defend(tiny("denoiser"), out=tmp_path_factory.mktemp("first") / "run", stages=folder).summary is not None
+    return folder
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -76,7 +76,7 @@ class Kernels(Protocol):
     def convolve_dense(
         self, difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
     ) -> Dense | None:
-        """``conv(d, W)`` in one group, to an output of ``shape``."""
+        """``conv(d, W)`` in one group, to an output of ``shape``; None where PyTorch's is as fast."""
         ...
 
     def linear_of_blocks(self, difference: Blocks, weight: Value, shape: torch.Size) -> Dense | None:

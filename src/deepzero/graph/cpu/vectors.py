@@ -294,3 +294,85 @@ def _tile(outputs, places):
 
 
 tile, other_tile = (_tile(*shape) for shape in SHAPES)
+
+
+def transformation(*matrices, limited):
+    """An intrinsic that transforms squares: ``X -> M X M^T`` for the product M of matrices, the first one first.
+
+    Args:
+        matrices: rows of numbers; zeros and ones cost nothing.
+        limited: rows and columns of the result beyond a height and a width are not written.
+    """
+    size = len(matrices[0][0])
+
+    def mixed(builder, kind, values):
+        for matrix in matrices:
+            values = [_combination(builder, kind, row, values) for row in matrix]
+        return values
+
+    @intrinsic
+    def transform(typing, source, start, down, along, target, place, below, beside, height, width):
+        """Transform a square of vectors.
+
+        Args:
+            typing: numba's.
+            source: flat.
+            start: where its first vector begins.
+            down: numbers from a row to the next.
+            along: numbers from a column to the next.
+            target: flat.
+            place: where the first vector of the result goes.
+            below: numbers from a row of the result to the next.
+            beside: numbers from a column of the result to the next.
+            height: rows that are written, if limited.
+            width: columns likewise.
+        """
+        kind = Vector(source.dtype)
+        align = source.dtype.bitwidth // 8
+
+        def code(context, builder, signature, arguments):
+            from_, start_, down_, along_, to, place_, below_, beside_, height_, width_ = [
+                context.make_array(k)(context, builder, a).data if isinstance(k, types.Array) else a
+                for k, a in zip(signature.args, arguments, strict=True)
+            ]
+
+            def vector(array, corner, row, step, column, apart):
+                index = builder.add(
+                    corner, builder.add(builder.mul(step, INDEX(row)), builder.mul(apart, INDEX(column)))
+                )
+                return builder.bitcast(builder.gep(array, [index]), kind.llvm.as_pointer())
+
+            def column(j):
+                places = (vector(from_, start_, i, down_, j, along_) for i in range(size))
+                return mixed(builder, kind, [builder.load(place, align=align) for place in places])
+
+            for i, row in enumerate(zip(*(column(j) for j in range(size)), strict=True)):
+                for j, value in enumerate(mixed(builder, kind, list(row))):
+                    here = vector(to, place_, i, below_, j, beside_)
+                    if limited:
+                        inside = (builder.icmp_signed(">", most, INDEX(n)) for most, n in ((height_, i), (width_, j)))
+                        with builder.if_then(builder.and_(*inside), likely=True):
+                            builder.store(value, here, align=align)
+                    else:
+                        builder.store(value, here, align=align)
+            return context.get_dummy_value()
+
+        return types.void(source, *[types.intp] * 3, target, *[types.intp] * 5), code
+
+    return transform
+
+
+def _combination(builder, kind, factors, values):
+    """``sum_i factors[i] values[i]``, those of factor 1 first."""
+    result = None
+    for factor, value in sorted(zip(factors, values, strict=True), key=lambda pair: pair[0] != 1):
+        constant = ir.Constant(kind.llvm, [float(factor)] * kind.lanes)
+        if factor == 0:
+            continue
+        if result is None:
+            result = value if factor == 1 else builder.fmul(constant, value)
+        elif abs(factor) == 1:
+            result = (builder.fadd if factor == 1 else builder.fsub)(result, value)
+        else:
+            result = _fused(builder, kind, constant, value, result)
+    return result
