@@ -231,7 +231,7 @@ def layout_of(
     dtype: torch.dtype,
     *,
     samples_last: bool,
-    in_order: bool,
+    in_order: bool = False,
 ) -> BandLayout:
     """The layout of a convolution of so many samples to so many channels.
 
