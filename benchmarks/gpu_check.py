@@ -45,7 +45,9 @@ LIMITS = {
 }
 """Seconds of each stage; together less than 10 minutes."""
 
-TESTED = {"tests-kernels": "tests/graph/test_graph_cuda_kernels.py tests/graph/test_graph_cuda_rows.py"}
+TESTED = {
+    "tests-kernels": " ".join(f"tests/graph/test_graph_cuda_{what}.py" for what in ("kernels", "rows", "attention"))
+}
 """Stage -> its tests, where they are not those of tests/gpu."""
 
 MOST_WORKERS = 8

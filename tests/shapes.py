@@ -41,6 +41,7 @@ CHECKED_MODULES = (
     "deepzero.graph.cpu.row_blocks",
     "deepzero.graph.cpu.row_kernels",
     "deepzero.graph.cpu.winograd_kernels",
+    "deepzero.graph.cuda.cuda_attention_kernels",
     "deepzero.graph.cuda.cuda_kernels",
     "deepzero.graph.cuda.cuda_row_kernels",
     "deepzero.graph.footprint",

@@ -1,3 +1,4 @@
+import functools
 import json
 import signal
 from pathlib import Path
@@ -107,13 +108,13 @@ def test_a_signal_ends_it_after_the_case_and_resume_goes_on(
     """Before the first case is written there is nothing to finish: an interrupt acts at once."""
     words = ["bench", "all", *TINY, "--cases", "digits", "mlp", "transformer-block", "--out", "bench.json"]
     measured: list[str] = []
-    made = bench_record.run
+    made = functools.cache(bench_record.run)
 
     def interrupted(name: str, settings: Settings) -> Any:
         measured.append(name)
         if len(measured) in stops:
             signal.raise_signal(signal.SIGINT)
-        return made("digits", settings)  # the quickest
+        return made("digits", settings)  # the quickest, and once for all
 
     monkeypatch.setattr(bench_record, "run", interrupted)
     monkeypatch.setattr(bench_record, "case_record", lambda report: {**case_record(report), "case": measured[-1]})

@@ -149,11 +149,12 @@ def wait_for(path: Path, lines: int, process: Popen) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_undisturbed(tmp_path: Path) -> None:
-    """The first one is frozen while the others are started, so that all of them are sure to meet it."""
+def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_undisturbed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first one is frozen while this process tries, so that it is sure to meet it."""
     metrics, environment = tmp_path / "run" / "metrics.jsonl", {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "deepzero", "train", *TINY, "--epochs", "40", "--out", "run"]
-    resumed = [*command[:4], "--resume", "--out", "run"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as first:
         try:
             wait_for(metrics, 3, first)
@@ -161,11 +162,11 @@ def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_undisturb
             before = {path.name for path in (tmp_path / "run").iterdir()}
             assert "summary.json" not in before
             holder = f"error: run is in use by process {first.pid} on {socket.gethostname()} since "
-            for words in (command, resumed):
-                second = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-                assert second.returncode != 0
-                assert second.stderr.startswith(holder)
-                assert second.stderr.rstrip().endswith("or choose another --out")
+            for words in (command[3:], ["train", "--resume", "--out", "run"]):
+                assert main(words) == 2
+                refusal = capsys.readouterr().err
+                assert refusal.startswith(holder)
+                assert refusal.rstrip().endswith("or choose another --out")
             assert {path.name for path in (tmp_path / "run").iterdir()} == before
             first.send_signal(signal.SIGCONT)
             assert first.communicate(timeout=120)[1] == ""

@@ -45,7 +45,10 @@ def test_a_page_of_what_is_not_finished(capsys: pytest.CaptureFixture[str]) -> N
     capsys.readouterr()
 
 
-def test_the_full_recipe_says_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_full_recipe_says_how_long_it_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepzero.tasks.correction.correction_time.REPEATS", 1)
     assert main(["correct", "wake", "--method", "zo-sol", "--max-minutes", "1e-9", "--out", "full"]) == 75
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("zo-sol: DeepZero")

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from deepzero.graph.cuda import triton_convolution, triton_normalization, triton_rows, triton_windows
+from deepzero.graph.cuda import triton_attention, triton_convolution, triton_normalization, triton_rows, triton_windows
 
 H100 = GPUTarget("cuda", 90, 32)
 CONVOLUTION = {"KH": 3, "KW": 3, "SH": 1, "SW": 1, "PH": 1, "PW": 1, "DH": 1, "DW": 1}
@@ -27,10 +27,13 @@ NUMBERS = {
     "chosen": "*i64",
     "labels": "*i64",
 }
-COUNTS = {"rows", "H", "W", "HO", "WO", "C", "O", "tiles", "count", "pixels", "width", "n"}
+SIZES = {"rows", "keys", "inner", "features", "C", "O", "pixels", "width", "n"}
+"""Numbers that are multiples of 16, as in a ResNet: Triton compiles anew for others."""
+COUNTS = SIZES | {"units", "H", "W", "HO", "WO", "tiles", "count"}
 
 HALF = {"x": "*fp16", "taps": "*fp16", "d": "*fp16", "extra": "*fp16", "out": "*fp16"}
 TILE = {"BLOCK": 256, "BC": 16, "GROUP": 16}
+HEADS = {"DQ": True, "DK": True, "DV": True, "BL": 16}
 ROWS = {"OWN": 1, "R": 8, "BW": 128}
 PROGRAMS: list[tuple[Any, dict[str, Any], dict[str, str]]] = [
     *((triton_convolution.convolve_dense, {**CONVOLUTION, "BLOCK": 128, "BC": c, "NC": 1, "BO": c, "PRECISION": "tf32"}, types)
@@ -48,6 +51,8 @@ PROGRAMS: list[tuple[Any, dict[str, Any], dict[str, str]]] = [
     (triton_rows.normalize, {**ROWS, "MEAN": True}, {}),
     (triton_rows.softmax, {**ROWS, "LOG": False}, {}),
     (triton_rows.label_losses, ROWS, {}),
+    *((triton_attention.attention, {**HEADS, "BE": e, "BF": e, "BS": s, "PRECISION": how},
+       {"factor": "fp32", "features": "i32"}) for e, s, how in ((64, 64, "ieee"), (64, 64, "tf32"), (128, 32, "ieee"))),
 ]  # fmt: skip
 
 
@@ -61,11 +66,10 @@ def spills(program: Any, constants: dict[str, Any], types: dict[str, str]) -> in
         return types.get(name) or NUMBERS.get(name) or plain
 
     signature = {name: kind(name) for name in program.arg_names}
-    round_numbers = {"rows", "C", "O", "pixels", "width", "n"}  # as in a ResNet: Triton compiles anew for others
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, k) in enumerate(signature.items())
-        if k[0] == "*" or (k == "i32" and name in round_numbers)
+        if k[0] == "*" or (k == "i32" and name in SIZES)
     }
     compiled = triton.compile(ASTSource(program, signature, constants, aligned), target=H100)
     with tempfile.TemporaryDirectory() as folder:

@@ -168,7 +168,7 @@ def applications(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> list[tupl
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_fault_is_found_wherever_it_is(name: str, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one operation and one kind of difference: in front of meeting places and behind them, on shortcuts, at the loss."""
-    checked = Checked.of(NETWORKS[name](3))
+    checked = Checked.of(NETWORKS[name](2))
     places = applications(checked, monkeypatch)
     assert len(places) > AT_MOST
     for place in places[:: 1 + len(places) // AT_MOST]:
@@ -253,7 +253,7 @@ def test_the_check_grows_with_the_depth_and_not_with_its_square(
         return False
 
     break_rules(monkeypatch, note, larger)
-    for depth in (8, 16):
+    for depth in (5, 10):
         operations.append(0)
         checked = Checked.of(network(depth))
         rules.append(0)

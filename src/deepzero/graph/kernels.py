@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import cpu_kernels
-from deepzero.graph.cuda import cuda_kernels, cuda_row_kernels
+from deepzero.graph.cuda import cuda_attention_kernels, cuda_kernels, cuda_row_kernels
 from deepzero.graph.differences import Blocks, Channel, Dense, Difference, LowRank, OneHot
 from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
@@ -356,7 +356,10 @@ class SomeKernels(NoKernels):
             self.__dict__.update(own)
 
 
-BY_DEVICE: dict[str, Kernels] = {"cpu": cpu_kernels, "cuda": SomeKernels(cuda_kernels, cuda_row_kernels)}
+BY_DEVICE: dict[str, Kernels] = {
+    "cpu": cpu_kernels,
+    "cuda": SomeKernels(cuda_kernels, cuda_row_kernels, cuda_attention_kernels),
+}
 """Type of a device -> its kernels."""
 NONE = NoKernels()
 

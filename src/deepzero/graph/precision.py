@@ -39,6 +39,11 @@ class Precision:
         """True if convolutions of float32 differences may take TF32."""
         return bool(SWITCHES[0].fp32_precision == "tf32") if self.tf32 is None else self.tf32
 
+    @property
+    def multiplies_in_tf32(self) -> bool:
+        """True if products of float32 differences may take TF32."""
+        return bool(SWITCHES[2].fp32_precision == "tf32") if self.tf32 is None else self.tf32
+
 
 USUAL = Precision()
 _CURRENT: ContextVar[Precision] = ContextVar("precision", default=USUAL)
