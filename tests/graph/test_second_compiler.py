@@ -148,6 +148,15 @@ def test_the_second_process_ends_with_the_first_one_and_runs_none_of_its_code(ho
     assert ended(pid)
 
 
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="of processes in POSIX")
+def test_the_second_process_gives_way_to_the_first(tmp_path: Path) -> None:
+    nicer = "print(*(os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, process.pid)), flush=True)"
+    first = script(STARTS + nicer, tmp_path)
+    _, priorities = first.communicate(timeout=60)[0].splitlines()
+    own, others = map(int, priorities.split())
+    assert others == min(own + second_compiler.NICENESS, 19)
+
+
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
     """The loops of the second processes that would have been started, where nothing is kept and there are two cores."""

@@ -77,11 +77,6 @@ def borrowing(function: Callable[..., Any]) -> Any:
     return _kept(njit(cache=True, _nrt=False, **OPTIONS)(function))
 
 
-def part(function: Callable[..., Any]) -> Any:
-    """A part of such a loop, compiled with it."""
-    return njit(_nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
-
-
 def _kept(loop: Any) -> Any:
     """A loop with the files of its own, whose claims end with each attempt to compile it."""
     kept, compile_it = loop._cache, loop.compile

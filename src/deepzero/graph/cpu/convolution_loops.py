@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepzero.graph.cpu.compilation import borrowing, part
+from deepzero.graph.cpu.compilation import borrowing
+from deepzero.graph.cpu.loop_parts import part
 from deepzero.graph.cpu.vectors import (
     SHAPES,
     fused,

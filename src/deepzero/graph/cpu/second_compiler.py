@@ -45,6 +45,10 @@ MODULES = {
 FEWEST = 3
 """Loops from which on a second process, which takes half a second to start, is of use."""
 
+NICENESS = 5
+"""By how much the second process gives way. PyTorch's threads wait for each other at the end of each operation: where
+one of them has to share its core in equal parts, they take twice as long. It still gets a quarter of a busy core."""
+
 _asked: set[tuple[str, str]] = set()
 
 
@@ -156,4 +160,6 @@ def compile_all(parent: int, loops: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
     compile_all(int(sys.argv[1]), sys.argv[2:])

@@ -27,8 +27,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from deepzero.graph.cpu.compilation import borrowing, part
+from deepzero.graph.cpu.compilation import borrowing
 from deepzero.graph.cpu.convolution_loops import FIRST, ONE, add_sums
+from deepzero.graph.cpu.loop_parts import part
 from deepzero.graph.cpu.vectors import SHAPES, lanes, load, other_tile, store, tile, transformation, zeros
 
 SIDE = 4
