@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ import deepzero as dz
 from deepzero.graph import kernels
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import convolution_kernels, convolution_layouts, cpu_kernels, vectors
-from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot, Pending
 from deepzero.graph.rules.formulas import relu
 from deepzero.graph.rules.normalization import normalized_change
 from deepzero.graph.rules.pooling import max_change
@@ -52,6 +52,11 @@ NETWORKS: dict[str, Callable[[], list[nn.Module]]] = {
         nn.AvgPool2d(2),
         *block(3, 8, affine=False, kernel_size=2),
     ],
+    "one place": lambda: [
+        *block(2, 5, nn.AvgPool2d((3, 1)), kernel_size=(3, 5)),
+        *block(5, 6, kernel_size=(3, 8)),
+        *block(6, 19, kernel_size=(1, 2)),
+    ],
     "residual": lambda: [
         *block(2, 6, kernel_size=3, padding=1),
         BasicBlock(6, 6, stride=1, shortcut=projection_shortcut),
@@ -61,8 +66,12 @@ NETWORKS: dict[str, Callable[[], list[nn.Module]]] = {
 }
 
 
-AVERAGES: dict[str, nn.Module] = {"windows": nn.AdaptiveAvgPool2d(1), "residual": nn.AvgPool2d((2, 2), 1, (0, 1))}
-"""What the tail of a network's last convolution ends with: a mean over all places, and averages that are none."""
+AVERAGES: dict[str, nn.Module] = {
+    "windows": nn.AdaptiveAvgPool2d(1),
+    "residual": nn.AvgPool2d((2, 2), 1, (0, 1)),
+    "one place": nn.Identity(),
+}
+"""What the tail of a network's last convolution ends with: a mean over all places, averages that are none, nothing."""
 
 
 def network(name: str) -> nn.Module:
@@ -177,6 +186,87 @@ def test_a_convolution_and_its_tail(case: str, kind: str, dtype: torch.dtype, si
     assert found is not None
     assert found.shape == expected.shape[1:]
     assert_near(found.dense(), expected, dtype)
+
+
+@pytest.fixture
+def little_scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Room for a row of one block at a time."""
+    convolution_layouts.layout_of.cache_clear()
+    monkeypatch.setattr(convolution_layouts, "SCRATCH", 1)
+    yield
+    convolution_layouts.layout_of.cache_clear()
+
+
+@pytest.mark.usefixtures("little_scratch")
+@pytest.mark.parametrize("kind", ["channel", "blocks"])
+@pytest.mark.parametrize("case", CASES)
+def test_images_in_parts_do_what_whole_ones_do(case: str, kind: str) -> None:
+    """Sums first, and what follows afterwards."""
+    layer = Layer(case, torch.float64, 21)
+    d = difference(kind, layer.x.shape, 0.1, torch.float64)
+    found = cpu_kernels.convolve_to_tail(d, Value(layer.weight), layer.geometry, layer.shape, layer.tail, None)
+    assert found is not None
+    assert_near(found.dense(), layer.expected(layer.convolved(d.dense()), None), torch.float64)
+
+
+@pytest.mark.parametrize("batch", [16, 21, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["channel", "dense", "blocks"])
+def test_a_linear_layer_behind_one_place(
+    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, batch: int
+) -> None:
+    """Features that are not computed yet, those that are, and both with no room for all blocks at a time."""
+    layer, matrix = Layer("one place", dtype, batch), normal(11, 5, seed=6, dtype=dtype)
+    d, shape = difference(kind, layer.x.shape, 0.1, dtype), torch.Size((batch, 11))
+    found = cpu_kernels.convolve_to_tail(d, Value(layer.weight), layer.geometry, layer.shape, layer.tail, None)
+    assert isinstance(found, Pending)
+    features = found.reshaped(torch.Size((batch, 5)))
+    expected = layer.expected(layer.convolved(d.dense()), None).flatten(2) @ matrix.t()
+    assert (features.count, features.nbytes) == (3, 3 * batch * 5 * dtype.itemsize)
+    for scratch in (convolution_layouts.SCRATCH, 1):
+        monkeypatch.setattr(convolution_layouts, "SCRATCH", scratch)
+        convolution_layouts.layout_of.cache_clear()
+        for each in (features, features.settled()):
+            product = cpu_kernels.linear_of_blocks(each, Value(matrix), shape)
+            assert product is not None
+            assert_near(product.delta, expected, dtype)
+    convolution_layouts.layout_of.cache_clear()
+
+
+def test_a_matrix_of_another_dtype_is_left_to_others() -> None:
+    layer = Layer("one place", torch.float64, 16)
+    d = difference("channel", layer.x.shape, 0.1, torch.float64)
+    found = cpu_kernels.convolve_to_tail(d, Value(layer.weight), layer.geometry, layer.shape, layer.tail, None)
+    assert isinstance(found, Pending)
+    features = found.reshaped(torch.Size((16, 5)))
+    for each in (features, features.settled()):
+        assert cpu_kernels.linear_of_blocks(each, Value(torch.ones(3, 5)), torch.Size((16, 3))) is None
+
+
+class SeveralReaders(nn.Module):
+    """Features of one place that two linear layers, a tanh and a sum read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Sequential(*block(2, 4, kernel_size=(11, 12)), *block(4, 6, kernel_size=(1, 2)))
+        self.first, self.second = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = self.front(x)
+        features = images.flatten(1)
+        product = self.first(features) * self.second(features)
+        return product + features.tanh().sum(1, keepdim=True) + images.mean((1, 2, 3)).unsqueeze(1)
+
+
+def test_features_that_are_not_computed_yet_are_so_for_every_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = initialize(SeveralReaders())
+    x, chosen = normal(19, 2, 11, 13), some_coordinates(model, most=9)
+    results = []
+    for _ in range(2):
+        evaluator = dz.PropagationEvaluator(verify=False)
+        results.append(estimate(model, ramp, x, None, evaluator, step_size=1e-2, sparsity=chosen))
+        monkeypatch.setitem(kernels.BY_DEVICE, "cpu", kernels.NONE)
+    assert_close(results[0].gradients, results[1].gradients, 1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -56,6 +56,16 @@ def test_rank_one(rows: int, groups: tuple[int, ...]) -> None:
     torch.testing.assert_close(difference.map(torch.neg).dense(), -difference.dense())
 
 
+@pytest.mark.parametrize(("width", "side_by_side"), [(3, True), (40, False)])
+def test_short_rows_of_one_direction_lie_side_by_side(width: int, side_by_side: bool) -> None:
+    coefficients, directions = normal(3, 2, 5, seed=7), normal(2, 1, width, seed=8)
+    groups = torch.tensor([1, 0, 0])
+    found = RankOne(coefficients, directions, groups, torch.Size((2, 5, width))).dense()
+    torch.testing.assert_close(found, coefficients.unsqueeze(-1) * directions[groups].unsqueeze(1))
+    assert found.movedim(-1, 1).is_contiguous() is side_by_side
+    assert found.is_contiguous() is not side_by_side
+
+
 def test_one_hot() -> None:
     dense = one_hot().dense()
     assert dense.shape == (3, *SHAPE)

@@ -6,6 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from every_kind import Op, check_each, groups
+from oracle import normal
+from rule_cases import apply
+
+from deepzero.graph.differences import Channel
 
 POOLING: dict[str, Op] = {
     "max": lambda z: F.max_pool2d(z, 2),
@@ -47,3 +51,21 @@ POOLING: dict[str, Op] = {
 @pytest.mark.parametrize("ops", groups(POOLING))
 def test_pooling(ops: dict[str, Op]) -> None:
     check_each(ops)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [([2, 2],), ([2],), ([3, 1], []), ([2, 3], [2, 3]), ([2, 2], [2, 2], [0, 0]), ([2, 2], [1, 2]), ([3, 3], [3, 3], [1, 0]), ([2, 2], [2, 2], [0, 0], False, True, 3)],
+    ids=str,
+)  # fmt: skip
+def test_averages_of_a_channel_with_its_samples_last(options: tuple[list[int], ...]) -> None:
+    """Of windows that lie side by side, with the layout kept, and of others."""
+    base, images = normal(7, 4, 6, 6), normal(3, 6, 6, 7).movedim(-1, 1)
+    given = Channel(1, torch.tensor([2, 0, 2]), images, base.shape)
+    found = apply(torch.ops.aten.avg_pool2d.default, (base, given), *options)
+    assert isinstance(found, Channel)
+    expected = torch.ops.aten.avg_pool2d.default(images.flatten(0, 1).unsqueeze(1), *options)
+    torch.testing.assert_close(found.delta, expected.view(3, 7, *expected.shape[2:]))
+    tiles = options[0][:1] * 2 if len(options[0]) == 1 else options[0]
+    side_by_side = len(options) < 4 and options[1:2] in ((), ([],), (tiles,)) and not any((options[2:] or ([],))[0])
+    assert (found.delta.stride(1) == 1) is side_by_side

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +80,22 @@ def perceptron() -> nn.Module:
 
 
 def wide_images() -> nn.Module:
-    first, second = (nn.Conv2d(inputs, 18, 3, padding=1) for inputs in (1, 18))
-    between = (nn.BatchNorm2d(18), nn.ReLU())
-    return nn.Sequential(
-        first, *between, second, nn.BatchNorm2d(18), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(18, 3)
-    )
+    """A change of a weight is in one channel in front of the second convolution, and in all in front of the third."""
+    channels = (1, 18, 18, 18)
+    blocks = [nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU()) for i, o in pairwise(channels)]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(18, 3))
 
 
 @pytest.mark.parametrize(
     ("make", "shape"),
-    [(images, (64, 1, 8, 8)), (wide_images, (64, 1, 8, 8)), (perceptron, (64, 6))],
+    [(images, (2048, 1, 8, 8)), (wide_images, (64, 1, 16, 16)), (perceptron, (64, 6))],
     ids=["images", "squares", "rows"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_what_is_compiled_ahead_is_what_the_first_step_runs_and_its_check_in_float64(
     make: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
+    """Of so many images that they are not taken at once, which would need no loop of its own for what follows."""
     model = make().to(dtype)
     names = expected_loops(model, F.cross_entropy)
     assert ("convolve_by_squares" in names) == (make is wide_images)

@@ -16,7 +16,7 @@ from deepzero import objective
 from deepzero.errors import VerificationError
 from deepzero.graph import library
 from deepzero.graph.capture import Graph
-from deepzero.graph.differences import Blocks, Channel, Dense, LowRank, OneHot, RankOne, Segment, SomeSamples
+from deepzero.graph.differences import Blocks, Channel, Dense, LowRank, OneHot, Pending, RankOne, Segment, SomeSamples
 from deepzero.graph.rules import RULES
 
 OPERATIONS = 2
@@ -42,6 +42,8 @@ def scaled(outcome: Any) -> Any:
         return outcome.map(lambda d: 1.5 * d)
     if isinstance(outcome, SomeSamples):
         return dataclasses.replace(outcome, channel=scaled(outcome.channel))
+    if isinstance(outcome, Pending):
+        outcome = outcome.settled()
     held = {OneHot: "values", Channel: "delta", Dense: "delta", Blocks: "blocks"}[type(outcome)]
     return dataclasses.replace(outcome, **{held: 1.5 * getattr(outcome, held)})
 

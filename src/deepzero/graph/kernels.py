@@ -79,6 +79,10 @@ class Kernels(Protocol):
         """``conv(d, W)`` in one group, to an output of ``shape``; None where PyTorch's is as fast."""
         ...
 
+    def linear_of_blocks(self, difference: Blocks, weight: Value, shape: torch.Size) -> Dense | None:
+        """``d W^T``, the features of samples in blocks, to an output of ``shape``."""
+        ...
+
     def convolve_to_tail(
         self,
         difference: Channel | Dense | Blocks,
@@ -288,6 +292,9 @@ class NoKernels:
         """None."""
 
     def convolve_dense(self, *_: Any) -> None:
+        """None."""
+
+    def linear_of_blocks(self, *_: Any) -> None:
         """None."""
 
     def convolve_to_tail(self, *_: Any) -> None:

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ from deepzero.graph.cpu.convolution_layouts import (
     vectors,
 )
 from deepzero.graph.cpu.winograd_kernels import SquareLayout, in_squares, square_layout
-from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot, Pending
 from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry
 
@@ -85,13 +86,15 @@ class _Stack(NamedTuple):
         geometry: ConvolutionGeometry,
         shape: torch.Size,
         tail: Tail | None,
+        *,
+        in_order: bool = False,
     ) -> _Stack:
-        """All channels, in blocks, or one channel each, with samples last."""
+        """All channels, in blocks, or one channel each, with samples last, as what leaves is ``in_order``."""
         one, batch = isinstance(difference, Channel), shape[0]
         channels, height, width = difference.shape[1:]
         sizes = ConvolutionSizes.of(geometry, (1 if one else channels, height, width), shape)
         step, dtype = _rows_at_a_time(tail) if one else 1, weight.base.dtype
-        layout = layout_of(sizes, batch, shape[1], step, dtype, samples_last=one)
+        layout = layout_of(sizes, batch, shape[1], step, dtype, samples_last=one, in_order=in_order)
         squares = None if one else square_layout(sizes, batch, shape[1], dtype, layout.work)
         weights = in_tiles(weight, layout.tile) if squares is None else in_squares(weight, squares.tile)
         split = Split.of(batch, dtype)
@@ -105,12 +108,21 @@ class _Stack(NamedTuple):
             x = split.stacked(difference.delta)
         return cls(layout, squares, split, weights, x.flatten(), corners, shape)
 
+    @property
+    def at_once(self) -> bool:
+        """True if all images of a perturbation are convolved together, and not by squares."""
+        bands = self.layout.bands
+        whole = bands.rows == bands.spatial[0] and bands.together == len(self.split.firsts)
+        return bool(whole and self.squares is None)
+
     def out(self, spatial: Sequence[int]) -> Float[Tensor, "p n o h w lane"]:
         """Memory for a result."""
         return self.x.new_empty(len(self.corners), len(self.split.firsts), self.shape[1], *spatial, self.split.lanes)
 
-    def run(self, centred: Tensor | None, sums: Tensor | None, tail: Any, out: Tensor | None) -> None:
-        """The convolution, to ``out``, or its sums, or both; or what follows it."""
+    def run(
+        self, centred: Tensor | None, sums: Tensor | None, tail: Any, out: Tensor | None, last: _Stack | None = None
+    ) -> None:
+        """The convolution, to ``out``, or its sums, or both; or what follows it, to the ``last`` layer."""
         none = self.x.new_empty(0)
         if self.squares is not None:
             assert out is not None
@@ -126,8 +138,17 @@ class _Stack(NamedTuple):
             (none if centred is None else centred).numpy(),
             torch.empty(0, dtype=torch.float64).numpy() if sums is None else sums.flatten().numpy(),
             tail,
+            self._no_matrix() if last is None else last.matrix(),
             (none if out is None else out.flatten()).numpy(),
         )
+
+    def matrix(self) -> Any:
+        """The loops' record of a last layer, which takes one perturbation at a time."""
+        numbers = (self.weights, self.x, self.x.new_empty(self.layout.buffer))
+        return loops().Matrix(self.layout.bands, *(n.numpy() for n in numbers))
+
+    def _no_matrix(self) -> Any:
+        return loops().Matrix(self.layout.bands, *[self.x.new_empty(0).numpy()] * 3)
 
     def _run_by_squares(self, layout: SquareLayout, centred: Tensor, sums: Tensor | None, out: Tensor) -> None:
         winograd_kernels.loops().convolve_by_squares(
@@ -147,7 +168,7 @@ class _Stack(NamedTuple):
         """The record of a tail that says there is none."""
         none, nothing = self.x.new_empty(0).numpy(), self.x.new_empty(0, 0).numpy()
         return loops().BandTail(
-            none, none, none, self.layout.bands.spatial, PLAIN, nothing, nothing, nothing, none, none
+            none, none, none, self.layout.bands.spatial, PLAIN, nothing, nothing, nothing, none, none, none
         )
 
 
@@ -180,10 +201,35 @@ def convolve_channel(
     """The convolution of one channel each."""
     if not takes(geometry, weight.base, shape) or difference.delta.dtype != weight.base.dtype:
         return None
-    stack = _Stack.of(difference, weight, geometry, shape, None)
-    out = stack.out(shape[2:])
+    return _in_order(_Stack.of(difference, weight, geometry, shape, None, in_order=True))
+
+
+def _in_order(stack: _Stack) -> Dense:
+    """A convolution without a tail, samples last in memory."""
+    batch, *rest = stack.shape
+    out = stack.x.new_empty(len(stack.corners), *rest, batch)
     stack.run(None, None, stack.without_tail(), out)
-    return Dense(Blocks(out, shape).dense())
+    return Dense(out.movedim(-1, 1), owned=True)
+
+
+def linear_of_blocks(difference: Blocks, weight: Value, shape: torch.Size) -> Dense | None:
+    """``d W^T``: a convolution of images of a single place."""
+    base = weight.base
+    if isinstance(difference, Pending):
+        if difference.source.dtype == base.dtype and base.numel():
+            return Dense(difference.compute(weight), owned=True)
+        difference = difference.settled()
+    if not _fills(difference.blocks, shape) or difference.blocks.dtype != base.dtype or base.numel() == 0:
+        return None
+    return _in_order(_layer(difference.blocks, weight, shape)).rearranged(lambda delta: delta[..., 0, 0])
+
+
+def _layer(blocks: Float[Tensor, "p n k lane"], weight: Value, shape: torch.Size) -> _Stack:
+    """A linear layer of features in blocks, to an output of ``shape``."""
+    filters = weight.remember("filters", lambda: Value(weight.base[:, :, None, None]))
+    geometry = weight.remember("geometry of filters", lambda: ConvolutionGeometry(filters.base, 1, 0, 1, 1))
+    images = Blocks(blocks[..., None, None, :], torch.Size((shape[0], blocks.shape[2], 1, 1)))
+    return _Stack.of(images, filters, geometry, torch.Size((*shape, 1, 1)), None, in_order=True)
 
 
 def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> Dense | None:
@@ -206,15 +252,20 @@ def convolve_to_tail(
     tail: Tail,
     extra: Difference | Blocks | None,
 ) -> Blocks | None:
-    """One channel each is convolved twice, for the sums and for what follows; all channels are kept in between.
+    """Small images go through all of it at once, one perturbation after the other.
 
-    To convolve again spares writing the result and reading it back.
+    Of others, one channel each is convolved twice, for the sums and for what follows, which spares writing the result
+    and reading it back; all channels are kept in between.
     """
     dtype = (difference.blocks if isinstance(difference, Blocks) else difference.delta).dtype
     if not takes(geometry, weight.base, shape) or dtype != weight.base.dtype:
         return None
     tail = replace(tail, averaged=False)
     stack = _Stack.of(difference, weight, geometry, shape, tail)
+    behind = tail.behind(shape)
+    if stack.at_once and extra is None:
+        compute, source = partial(_at_once, stack, tail), stack.x.view(difference.count, -1)
+        return Pending(source, compute, behind) if behind[2:] == (1, 1) else Blocks(compute(), behind)
     again = isinstance(difference, Channel) and extra is None
     out = None if again else stack.out(shape[2:])
     sums = torch.zeros(difference.count, shape[1], 3, dtype=torch.float64)
@@ -222,13 +273,28 @@ def convolve_to_tail(
     rows = shape.numel() // shape[1]
     parts = coefficients_of(sums.movedim(-1, 1), rows, tail.scale, tail.gamma, residue(tail.centred))
     record = _record(tail, stack.split, shape, parts, dtype)
-    behind = tail.behind(shape)
     if out is None:
         out = stack.out(behind[2:])
         stack.run(None, None, record, out)
     else:
         out = _followed(stack, out, record, behind, extra)
     return Blocks(out, behind)
+
+
+def _at_once(stack: _Stack, tail: Tail, weight: Value | None = None) -> Float[Tensor, "p ..."]:
+    """A convolution of small images and what follows it, in blocks; or what a linear layer makes of its one place."""
+    shape, behind = stack.shape, tail.behind(stack.shape)
+    record = _record(tail, stack.split, shape, None, stack.weights.dtype)
+    sums, centred = torch.empty(shape[1], 3, dtype=torch.float64), stack.split.remembered(tail.centred)
+    if weight is None:
+        out = stack.out(behind[2:])
+        stack.run(centred, sums, record, out)
+        return out
+    classes = len(weight.base)
+    out = stack.x.new_empty(len(stack.corners), classes, shape[0])
+    rows = stack.x.new_empty(1, len(stack.split.firsts), shape[1], stack.split.lanes)
+    stack.run(centred, sums, record, out, _layer(rows, weight, torch.Size((shape[0], classes))))
+    return out.movedim(-1, 1)
 
 
 def _followed(
@@ -278,26 +344,35 @@ def _record(
     tail: Tail,
     split: Split,
     shape: torch.Size,
-    parts: Sequence[Float64[Tensor, "p some"]],
+    parts: Sequence[Float64[Tensor, "p some"]] | None,
     dtype: torch.dtype,
 ) -> Any:
-    """The loops' record of a tail; without parts, of one whose sums are to be found first."""
+    """The loops' record of a tail; without parts, of one that finds them itself."""
     behind, maxima, window = tuple(shape[2:]), torch.empty(0, dtype=dtype), PLAIN
     if tail.pooled is not None and tail.window is not None:
         w = tail.window
         behind, maxima = tuple(tail.pooled.base.shape[2:]), split.remembered(tail.pooled)
         window = (*w.kernel, *w.stride, *w.padding, *w.dilation)
     places = math.prod(behind) if tail.averaged else 0
+    norm = torch.empty(0, dtype=dtype) if parts else tail.centred.remember("norm", lambda: _norm(tail, dtype))
+    found = parts or torch.empty(3, 1, shape[1], dtype=dtype)
     return loops().BandTail(
         split.remembered(tail.centred).numpy(),
         split.remembered(tail.before).numpy(),
         maxima.numpy(),
         behind,
         window,
-        *(part.to(dtype).contiguous().numpy() for part in parts or [torch.empty(0, 0)] * 3),
+        *(part.to(dtype).contiguous().numpy() for part in found),
+        norm.numpy(),
         torch.empty(places * split.lanes, dtype=dtype).numpy(),
         torch.tensor([1 / places] if places else [], dtype=dtype).numpy(),
     )
+
+
+def _norm(tail: Tail, dtype: torch.dtype) -> Float[Tensor, " numbers"]:
+    """Scale, factor and mean of the centred values of each channel."""
+    gamma = torch.ones_like(tail.scale) if tail.gamma is None else tail.gamma
+    return torch.stack([part.to(dtype) for part in (tail.scale, gamma, residue(tail.centred))], 1).flatten()
 
 
 def slices_to_tail(
@@ -305,8 +380,8 @@ def slices_to_tail(
 ) -> Channel | None:
     """The slice of the padded input that each weight multiplies goes through the cache, and nowhere else.
 
-    Batch norm takes sums of it first: those of small slices from themselves, those of others from a table that is made
-    for all weights at once, :class:`SliceSums`.
+    Batch norm takes sums of it first: a small slice is gone through for them, those of others are from a table that is
+    made for all weights at once, :class:`SliceSums`.
     """
     if not takes(geometry, x.base, shape) or difference.values.dtype != x.base.dtype:
         return None
@@ -315,14 +390,12 @@ def slices_to_tail(
     sizes = ConvolutionSizes.of(geometry, x.base.shape[1:], shape)
     outputs, inputs, *taps = (index.contiguous() for index in difference.positions())
     entries = [t * d * n for t, d, n in zip(taps, geometry.dilation, (sizes.across, 1), strict=True)]
-    gamma = None if tail.gamma is None else tail.gamma[outputs]
     slices = _Slices(padded, inputs * math.prod(padded.shape[2:4]) + sum(entries), difference.values, outputs)
     rows = shape.numel() // shape[1]
     if rows * x.base.dtype.itemsize <= SMALL:
-        sums = slices.sums(sizes, split, shape, tail)
-    else:
-        table = SliceSums.remembered(x, geometry, tail.centred)
-        sums = table.of(difference.values, outputs, inputs, taps[0] * geometry.kernel[1] + taps[1])
+        return slices.followed(sizes, split, shape, tail, None)
+    table, gamma = SliceSums.remembered(x, geometry, tail.centred), None if tail.gamma is None else tail.gamma[outputs]
+    sums = table.of(difference.values, outputs, inputs, taps[0] * geometry.kernel[1] + taps[1])
     parts = coefficients_of(sums, rows, tail.scale[outputs], gamma, residue(tail.centred)[outputs])
     return slices.followed(sizes, split, shape, tail, parts)
 
@@ -357,30 +430,19 @@ class _Slices(NamedTuple):
     factors: Float[Tensor, " p"]
     channels: Int64[Tensor, " p"]
 
-    def sums(self, sizes: ConvolutionSizes, split: Split, shape: torch.Size, tail: Tail) -> Float64[Tensor, "p 3"]:
-        """Sums of the changes d, of ``c d`` and of ``d^2``, over samples and places."""
-        found = torch.zeros(len(self.channels), 3, dtype=torch.float64)
-        bands, record = _bands_of_slices(sizes, split, shape, None), _record(tail, split, shape, [], self.blocks.dtype)
-        self._run(split, shape, bands, found, record, self.blocks.new_empty(0))
-        return found
-
     def followed(
         self,
         sizes: ConvolutionSizes,
         split: Split,
         shape: torch.Size,
         tail: Tail,
-        parts: Sequence[Float64[Tensor, " p"]],
+        parts: Sequence[Float64[Tensor, " p"]] | None,
     ) -> Channel:
-        """The change behind them, with a slope, a tilt and a shift for each."""
-        behind = tail.behind(shape)
+        """The change behind them, with a slope, a tilt and a shift for each, or those that follow from their sums."""
+        behind, small = tail.behind(shape), parts is None
         out = self.blocks.new_empty(len(self.channels), *behind[2:], shape[0])
-        record = _record(tail, split, shape, [part.unsqueeze(1) for part in parts], out.dtype)
-        none = torch.empty(0, dtype=torch.float64)
-        self._run(split, shape, _bands_of_slices(sizes, split, shape, tail), none, record, out)
-        return Channel(1, self.channels, out.movedim(-1, 1), behind)
-
-    def _run(self, split: Split, shape: torch.Size, bands: Any, sums: Tensor, record: Any, out: Tensor) -> None:
+        record = _record(tail, split, shape, parts and [part.unsqueeze(1) for part in parts], out.dtype)
+        bands = _bands_of_slices(sizes, split, shape, None if small else _rows_at_a_time(tail))
         loops().slices(
             self.blocks.flatten().numpy(),
             self.blocks[0].numel(),
@@ -388,12 +450,13 @@ class _Slices(NamedTuple):
             self.factors.contiguous().numpy(),
             self.channels.numpy(),
             bands,
-            self.blocks.new_empty(bands.starts.size * split.lanes).numpy(),
-            sums.flatten().numpy(),
+            self.blocks.new_empty(bands.starts.size * split.lanes * (len(split.firsts) if small else 1)).numpy(),
+            torch.empty(3, dtype=torch.float64).numpy(),
             record,
             shape[0],
             out.flatten().numpy(),
         )
+        return Channel(1, self.channels, out.movedim(-1, 1), behind)
 
 
 class SliceSums(NamedTuple):
@@ -466,9 +529,9 @@ class SliceSums(NamedTuple):
         )
 
 
-def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size, tail: Tail | None) -> Any:
-    """The loops' record for slices: bands of one channel, samples last in what they write; one without a tail."""
-    step, (height, width) = None if tail is None else _rows_at_a_time(tail), shape[2:]
+def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size, step: int | None) -> Any:
+    """The loops' record for slices: bands of one channel, samples last in what they write; one without a step."""
+    height, width = shape[2:]
     rows = rows_of_a_band(height, step, lambda rows: rows * width * vectors().BYTES <= NEAR)
     starts, none = (sizes.starts(rows) * split.lanes).numpy(), torch.arange(0).numpy()
     return loops().Bands(
@@ -478,6 +541,7 @@ def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size, t
         apart=shape[0],
         skips=split.skips.numpy(),
         together=1,
+        copied=False,
         rows=rows,
         stride=sizes.stride[0],
         top=0,
@@ -487,6 +551,8 @@ def _bands_of_slices(sizes: ConvolutionSizes, split: Split, shape: torch.Size, t
         spatial=(shape[2], shape[3]),
         outputs=shape[1],
         width=shape[1],
+        landings=none,
+        beyond=(0, 0, 0),
         places=len(starts),
         other=False,
         tiles=none,

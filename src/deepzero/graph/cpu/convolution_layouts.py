@@ -121,6 +121,10 @@ class ConvolutionSizes:
         """Padded rows that some rows of the output are made of."""
         return (rows - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
 
+    def is_plain(self, rows: int) -> bool:
+        """True if some rows of the output are all that there are, and made of images without a padding."""
+        return rows == self.spatial[0] and not any(map(any, self.pads)) and self.padded(rows) == self.size[1]
+
     def starts(self, rows: int) -> Int64[Tensor, " places"]:
         """The start of the window of each place of some rows, in a padded image."""
         return _grid((rows, self.spatial[1]), self.stride, self.across)
@@ -220,10 +224,18 @@ class BandLayout(NamedTuple):
 
 @lru_cache(maxsize=256)
 def layout_of(
-    sizes: ConvolutionSizes, batch: int, outputs: int, step: int | None, dtype: torch.dtype, *, samples_last: bool
+    sizes: ConvolutionSizes,
+    batch: int,
+    outputs: int,
+    step: int | None,
+    dtype: torch.dtype,
+    *,
+    samples_last: bool,
+    in_order: bool = False,
 ) -> BandLayout:
     """The layout of a convolution of so many samples to so many channels.
 
+    What enters lies with ``samples_last``, or in blocks; what leaves without a tail, with samples last if ``in_order``.
     A band has ``step`` rows, or a multiple, all of the same number; None is the whole image. Of the shapes of tiles it
     is the one with the fewest products.
     """
@@ -236,8 +248,14 @@ def layout_of(
         found.append((tiles.products * width * places, other, rows, together, width, tiles))
     _, other, rows, together, width, tiles = min(found, key=lambda one: one[0])
     image = sizes.size[0] * sizes.padded(rows) * sizes.across
-    lanes, many = split.lanes, vectors().SHAPES[other][0]
-    count = together * rows * sizes.spatial[1]
+    lanes, many, starts = split.lanes, vectors().SHAPES[other][0], torch.tensor(tiles.starts)
+    copied = not sizes.is_plain(rows) or (samples_last and together < len(split.firsts))
+    in_blocks = torch.arange(len(split.firsts)) * (image * lanes)
+    between, begins = (batch, split.firsts) if samples_last and not copied else (lanes, in_blocks)
+    count, whole = together * rows * sizes.spatial[1], math.prod(sizes.spatial)
+    channel, apart = (whole * batch, batch) if in_order else (whole * lanes, lanes)
+    landings = split.firsts if in_order else torch.arange(len(split.firsts)) * (outputs * channel)
+    further = outputs * channel * (1 if in_order else len(split.firsts))
     bands = loops().Bands(
         sizes.size,
         math.prod(sizes.size) * (batch if samples_last else len(split.firsts) * lanes),
@@ -245,6 +263,7 @@ def layout_of(
         batch if samples_last else lanes,
         split.skips.numpy(),
         together,
+        copied,
         rows,
         sizes.stride[0],
         sizes.pads[0][0],
@@ -254,14 +273,16 @@ def layout_of(
         sizes.spatial,
         outputs,
         width,
+        landings.numpy(),
+        (further, channel, apart),
         count,
         bool(other),
         torch.tensor(tiles.tiles).numpy(),
-        (torch.tensor(tiles.starts) * lanes).numpy(),
+        (starts % image * between + begins[starts // image]).numpy(),
         (torch.tensor(tiles.ends) * lanes).numpy(),
         torch.tensor(tiles.begins).numpy(),
         torch.tensor(tiles.stops).numpy(),
-        (tiles.taps * lanes).numpy(),
+        (tiles.taps * between).numpy(),
         (tiles.filters * many).numpy(),
     )
     places = vectors().SHAPES[other][1]

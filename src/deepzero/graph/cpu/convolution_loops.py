@@ -15,6 +15,7 @@ padded to whole tiles.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,8 @@ from deepzero.graph.cpu.vectors import (
 
 PARTIAL = 256
 """Vectors that are added up in the data's dtype before their sum goes to float64."""
+SHORT = 4
+"""Vectors of a block below which they are added up one by one: a sum of several in flight takes longer to set up."""
 FIRST, ONE, NOWHERE = np.int64(0), np.int64(1), np.int64(-1)
 """Constants that numba takes as any number: it would compile a part anew for each plain one."""
 
@@ -61,6 +64,7 @@ class Bands(NamedTuple):
         apart: numbers from one place to the next.
         skips: lanes of each block that the one before has already ``[N]``.
         together: blocks that are convolved at a time.
+        copied: bands are copied to scratch; whole images without a padding are convolved where they lie.
         rows: of the output in a band.
         stride: rows of the input from one row of the output to the next.
         top: zeros above the image.
@@ -70,10 +74,12 @@ class Bands(NamedTuple):
         spatial: ``(h, w)``.
         outputs: O.
         width: O, padded to whole tiles.
+        landings: where each block begins in what is written of a perturbation without a tail ``[N]``.
+        beyond: numbers there from one perturbation, output and place to the next.
         places: n.
         other: tiles are of the second shape.
         tiles: the first tile of each band, and behind the last ``[bands + 1]``.
-        starts: where the vector of each place of each tile begins in the scratch of padded bands.
+        starts: where the vector of each place of each tile begins in the scratch of padded bands, or in the images.
         ends: where its sum goes in a row of the buffer.
         begins: the first term of each tile.
         stops: behind the last term of each tile.
@@ -87,6 +93,7 @@ class Bands(NamedTuple):
     apart: int
     skips: Any
     together: int
+    copied: bool
     rows: int
     stride: int
     top: int
@@ -96,6 +103,8 @@ class Bands(NamedTuple):
     spatial: tuple[int, int]
     outputs: int
     width: int
+    landings: Any
+    beyond: tuple[int, int, int]
     places: int
     other: bool
     tiles: Any
@@ -121,6 +130,8 @@ class BandTail(NamedTuple):
         slope: ``[P, O]``, or ``[P, 1]`` where a perturbation has a single channel; empty without a tail.
         tilt: likewise.
         shift: likewise.
+        norm: scale, gamma and mean of c of each channel ``[O, 3]``, flat, from which the three above, scratch for one
+            perturbation, follow as soon as its sums are known; else empty.
         line: scratch for one channel of a block ``[places behind, L]``, where its mean is taken; else empty.
         share: of a place in the mean, one number.
     """
@@ -133,8 +144,25 @@ class BandTail(NamedTuple):
     slope: Any
     tilt: Any
     shift: Any
+    norm: Any
     line: Any
     share: Any
+
+
+class Matrix(NamedTuple):
+    """A linear layer behind a tail of a single place: a convolution of what the tail gives.
+
+    Attributes:
+        bands: the convolution.
+        weights: its filters; empty without one.
+        rows: scratch for what the tail gives of a perturbation ``[N, O, L]``.
+        buffer: scratch for the convolution.
+    """
+
+    bands: Bands
+    weights: Any
+    rows: Any
+    buffer: Any
 
 
 @part
@@ -156,10 +184,13 @@ def copied_band(x, start, bands, first, scratch, place):
 @part
 def convolved_band(x, p, block, band, bands, scratch, weights, corner, buffer):
     """One perturbation's convolution of a band, or of several small blocks, to ``buffer [width, n, L]``."""
-    part, row = scratch.size // bands.together, bands.places * lanes(x)
-    for g in range(bands.together):
-        start = p * bands.image + bands.origins[block + g]
-        copied_band(x, start, bands, band * bands.rows * bands.stride - bands.top, scratch, g * part)
+    part, row, source, origin = scratch.size // bands.together, bands.places * lanes(x), scratch, FIRST
+    if bands.copied:
+        for g in range(bands.together):
+            start = p * bands.image + bands.origins[block + g]
+            copied_band(x, start, bands, band * bands.rows * bands.stride - bands.top, scratch, g * part)
+    else:
+        source, origin = x, p * bands.image + bands.origins[block]
     starts, ends, taps, filters = bands.starts, bands.ends, bands.taps, bands.filters
     outputs, places = SHAPES[1] if bands.other else SHAPES[0]
     apart = weights.size // bands.width * outputs
@@ -168,17 +199,40 @@ def convolved_band(x, p, block, band, bands, scratch, weights, corner, buffer):
         for t in range(bands.tiles[band], bands.tiles[band + 1]):
             at, begin, stop = t * places, bands.begins[t], bands.stops[t]
             if bands.other:
-                other_tile(scratch, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
+                other_tile(
+                    source, origin, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row
+                )
             else:
-                tile(scratch, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
+                tile(source, origin, starts, ends, at, taps, filters, begin, stop, weights, there, buffer, line, row)
 
 
 @part
-def slice_of_band(padded, start, value, starts, buffer):
-    """``value`` times a slice of a padded block, to ``buffer [n, L]``: the change by one weight."""
+def write_band(buffer, bands, p, block, band, out):
+    """The convolution of a band, or of several small blocks, to its places in ``out``."""
+    further, channel, apart = bands.beyond
+    places, step = bands.rows * bands.spatial[1], lanes(buffer)
+    for g in range(bands.together):
+        place = p * further + bands.landings[block + g] + band * places * apart
+        for o in range(bands.outputs):
+            start = (o * bands.places + g * places) * step
+            for i in range(places):
+                store(out, place + o * channel + i * apart, load(buffer, start + i * step))
+
+
+@part
+def slice_of_band(padded, start, value, starts, buffer, place):
+    """``value`` times a slice of a padded block, to a part of the buffer ``[n, L]``: the change by one weight."""
     factor = spread(value)
     for i in range(starts.size):
-        store(buffer, i * lanes(padded), times(factor, load(padded, start + starts[i])))
+        store(buffer, place + i * lanes(padded), times(factor, load(padded, start + starts[i])))
+
+
+@part
+def add_totals(first, cross, square, out, place):
+    """Add the numbers of three vectors to three of ``out``."""
+    out[place] += total(first)
+    out[place + 1] += total(cross)
+    out[place + 2] += total(square)
 
 
 @part
@@ -189,14 +243,25 @@ def add_sums(buffer, start, centred, base, apart, count, skips, block, blocks, o
     from its, and are summed without their first lanes, as many as ``skips`` says.
     """
     step = lanes(buffer)
+    if count < SHORT and count * blocks <= PARTIAL:
+        few_first, few_cross, few_square = zeros(buffer), zeros(buffer), zeros(buffer)
+        for g in range(blocks):
+            for i in range(count):
+                d = load(buffer, start + i * step)
+                if skips[block + g]:
+                    d = kept(d, skips[block + g])
+                few_first = plus(few_first, d)
+                few_cross = fused(d, load(centred, base + i * step), few_cross)
+                few_square = fused(d, d, few_square)
+            start, base = start + count * step, base + apart
+        add_totals(few_first, few_cross, few_square, out, place)
+        return
     all_first, all_cross, all_square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
     for g in range(blocks):
         for begin in range(0, count, PARTIAL):
             stop = min(begin + PARTIAL, count)
             if held + stop - begin > PARTIAL:
-                out[place] += total(all_first)
-                out[place + 1] += total(all_cross)
-                out[place + 2] += total(all_square)
+                add_totals(all_first, all_cross, all_square, out, place)
                 all_first, all_cross, all_square, held = zeros(buffer), zeros(buffer), zeros(buffer), 0
             even = (stop - begin) // 2 * 2 + begin
             first, cross, square = zeros(buffer), zeros(buffer), zeros(buffer)
@@ -216,22 +281,53 @@ def add_sums(buffer, start, centred, base, apart, count, skips, block, blocks, o
             all_cross = plus(all_cross, kept(plus(cross, cross2), skip))
             all_square = plus(all_square, kept(plus(square, square2), skip))
         start, base = start + count * step, base + apart
-    out[place] += total(all_first)
-    out[place + 1] += total(all_cross)
-    out[place + 2] += total(all_square)
+    add_totals(all_first, all_cross, all_square, out, place)
 
 
 @part
-def relu_row(buffer, start, centred, before, base, count, slope, tilt, shift, extra, more, out, place, apart):
+def clear(sums, place):
+    """Set three of the sums to 0."""
+    sums[place] = sums[place + 1] = sums[place + 2] = 0
+
+
+@part
+def samples(bands, step):
+    """The number of samples in the blocks."""
+    count = bands.skips.size * step
+    for block in range(bands.skips.size):
+        count -= bands.skips[block]
+    return count
+
+
+@part
+def normalized(sums, place, share, tail, o):
+    """Slope, tilt and shift of a perturbation's channel from its sums, to the tail's scratch.
+
+    ``share`` is that of a number in a mean.
+    """
+    mean, cross, square = sums[place] * share, sums[place + 1] * share, sums[place + 2] * share
+    scale, gamma = np.float64(tail.norm[3 * o]), np.float64(tail.norm[3 * o + 1])
+    dv = 2 * (cross - mean * tail.norm[3 * o + 2]) + (square - mean * mean)
+    changed = math.sqrt(scale * scale + dv)
+    both = scale * (scale + changed)
+    factor = gamma / (both * changed)
+    tail.slope[0, o] = factor * both
+    tail.tilt[0, o] = -dv * factor
+    tail.shift[0, o] = -factor * both * mean
+
+
+@part
+def relu_row(buffer, start, centred, before, base, beside, count, slope, tilt, shift, extra, more, out, place, apart):
     """``relu(y + v) - relu(y)`` with ``v = slope d + tilt c + shift (+ x)``: ``max(v + min(y, 0), -max(y, 0))``.
 
-    From vectors side by side to vectors ``apart``; a residual difference x, if any, begins at ``more``, else -1.
+    From vectors side by side, with base values ``beside`` each other, to vectors ``apart``; a residual difference x, if
+    any, begins at ``more``, else -1.
     """
     side, none = lanes(buffer), zeros(buffer)
     a, b, e = spread(slope), spread(tilt), spread(shift)
     for i in range(count):
-        d, y = load(buffer, start + i * side), load(before, base + i * side)
-        v = fused(a, d, fused(b, load(centred, base + i * side), e))
+        d, y = load(buffer, start + i * side), load(before, base + i * beside)
+        v = fused(a, d, fused(b, load(centred, base + i * beside), e))
         if more >= 0:
             v = plus(v, load(extra, more + i * side))
         store(out, place + i * apart, larger(smaller(minus(none, y), none), plus(v, smaller(none, y))))
@@ -284,7 +380,8 @@ def tail_row(buffer, start, tail, row, band, bands, p, o, extra, more, out, plac
         )
     else:
         place = place + band * rows * width * apart
-        relu_row(buffer, start, tail.centred, tail.before, base, rows * width, a, b, e, extra, more, out, place, apart)
+        count = rows * width
+        relu_row(buffer, start, tail.centred, tail.before, base, side, count, a, b, e, extra, more, out, place, apart)
 
 
 @part
@@ -302,36 +399,75 @@ def add_mean(tail, begin, rows, wide, out, place, again):
     store(out, place, whole)
 
 
+@part
+def sums_of_band(buffer, bands, p, block, band, centred, sums, tail):
+    """Add the sums of each channel of a band, or of several small blocks, to ``sums [P, O, 3]``.
+
+    Those of a tail with a norm begin at 0, and its scratch follows from them.
+    """
+    step, places, at_once = lanes(buffer), bands.rows * bands.spatial[1], tail.norm.size > 0
+    whole = bands.spatial[0] * bands.spatial[1]
+    for o in range(bands.outputs):
+        base, to = ((block * bands.outputs + o) * whole + band * places) * step, (p * bands.outputs + o) * 3
+        start, apart = o * bands.places * step, bands.outputs * whole * step
+        if at_once:
+            clear(sums, to)
+        add_sums(buffer, start, centred, base, apart, places, bands.skips, block, bands.together, sums, to)
+    share = 1 / (whole * samples(bands, step))
+    for o in range(bands.outputs if at_once else 0):
+        normalized(sums, 3 * o, share, tail, o)
+
+
+@part
+def tail_of_band(buffer, bands, block, band, tail, own, out, there):
+    """The tail of a band, or of several small blocks, to place ``there`` of the perturbations in ``out``.
+
+    Its coefficients are in row ``own`` of those of the tail.
+    """
+    step, outputs, count = lanes(buffer), bands.outputs, bands.origins.size
+    places, behind = bands.rows * bands.spatial[1], tail.behind[0] * tail.behind[1]
+    if bands.together == count and bands.spatial[0] * bands.spatial[1] == 1 and not tail.maxima.size:
+        for o in range(outputs):  # the only place of every block, at once
+            place, side, start = (there * count * outputs + o) * step, outputs * step, o * bands.places * step
+            a, b, e, c, y = tail.slope[own, o], tail.tilt[own, o], tail.shift[own, o], tail.centred, tail.before
+            relu_row(buffer, start, c, y, o * step, side, count, a, b, e, buffer, NOWHERE, out, place, side)
+        return
+    for g in range(bands.together):
+        for o in range(outputs):
+            start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
+            place = (there * count * outputs + row) * behind * step
+            tail_row(buffer, start, tail, row, band, bands, own, o, buffer, NOWHERE, out, place, step)
+
+
 @borrowing
-def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, out):
+def convolve(x, bands, scratch, weights, corners, buffer, centred, sums, tail, matrix, out):
     """The convolution of the images of all perturbations, or what follows it, to ``out [P, N, O, places, L]``.
 
-    Without a tail, and with c, the sums of :func:`add_sums` go to ``sums [P, O, 3]``; out may be empty then. The
-    filters of a perturbation begin at ``corners[p]`` of ``weights [tiles of outputs, C, K, outputs]``. All arrays are
-    flat.
+    Without a tail, and with c, the sums of :func:`add_sums` go to ``sums [P, O, 3]``; out may be empty then. A tail
+    with a norm, behind whole images that are convolved together, is found from the sums at once: ``sums [O, 3]`` is
+    scratch. Only behind such a tail may there be a matrix, which is convolved with in further turns. The filters of a
+    perturbation begin at ``corners[p]`` of ``weights [tiles of outputs, C, K, outputs]``. All arrays are flat.
     """
-    step, outputs, count = lanes(x), bands.outputs, bands.origins.size
-    places, together = bands.rows * bands.spatial[1], bands.together
-    whole, behind = bands.spatial[0] * bands.spatial[1], tail.behind[0] * tail.behind[1]
-    for block in range(0, count, together):
+    count, at_once, last = bands.origins.size, tail.norm.size > 0, matrix.weights.size > 0
+    turns, target = 1 + (count // matrix.bands.together if last else 0), matrix.rows if last else out
+    for block in range(0, count, bands.together):
         for band in range(bands.spatial[0] // bands.rows):
             for p in range(corners.size):
-                convolved_band(x, p, block, band, bands, scratch, weights, corners[p], buffer)
-                for o in range(outputs if sums.size else 0):
-                    base, to = ((block * outputs + o) * whole + band * places) * step, (p * outputs + o) * 3
-                    start, apart = o * bands.places * step, outputs * whole * step
-                    add_sums(buffer, start, centred, base, apart, places, bands.skips, block, together, sums, to)
-                for g in range(together if tail.slope.size or out.size else 0):
-                    for o in range(outputs):
-                        start, row = (o * bands.places + g * places) * step, (block + g) * outputs + o
-                        to = p * count * outputs + row
-                        if tail.slope.size:
-                            place = to * behind * step
-                            tail_row(buffer, start, tail, row, band, bands, p, o, buffer, NOWHERE, out, place, step)
-                        else:
-                            place = (to * whole + band * places) * step
-                            for i in range(places):
-                                store(out, place + i * step, load(buffer, start + i * step))
+                own, there = FIRST if at_once else p, FIRST if last else p
+                for turn in range(turns):
+                    if turn == 0:
+                        convolution, source, filters, sum_of = bands, x, weights, buffer
+                        image, first, corner = p, block, corners[p]
+                    else:
+                        convolution, source, filters, sum_of = matrix.bands, target, matrix.weights, matrix.buffer
+                        image, first, corner = 0, (turn - 1) * matrix.bands.together, 0
+                    convolved_band(source, image, first, band, convolution, scratch, filters, corner, sum_of)
+                    if turn == 0 and sums.size:
+                        sums_of_band(buffer, bands, own, block, band, centred, sums, tail)
+                    if turn == 0 and tail.slope.size:
+                        tail_of_band(buffer, bands, block, band, tail, own, target, there)
+                    elif out.size:
+                        write_band(sum_of, convolution, p, first, band, out)
 
 
 @borrowing
@@ -357,24 +493,35 @@ def follow(data, count, bands, tail, extra, rows, out):
 def slices(padded, apart, offsets, values, channels, bands, buffer, sums, tail, batch, out):
     """The tail of slices of padded blocks ``[N, C, ., L]``, ``apart`` from each other, in their channel.
 
-    It goes to ``out [P, places behind, B]`` band by band, or its mean to ``out [P, 1, B]``. Without a slope their sums
-    by :func:`add_sums` go to ``sums [P, 3]``, of slices that are a single band.
+    It goes to ``out [P, places behind, B]`` band by band, or its mean to ``out [P, 1, B]``. A tail with a norm, of
+    slices that are a single band, is found from the sums of :func:`add_sums` at once: the buffer holds all blocks then,
+    and ``sums [3]`` is scratch.
     """
-    side, (tall, wide) = lanes(padded), tail.behind
+    side, (tall, wide), count, places = lanes(padded), tail.behind, bands.origins.size, bands.starts.size
     further, behind = bands.rows * bands.stride * bands.across * side, 1 if tail.line.size else tall * wide
-    some = tall * bands.rows // bands.spatial[0]
-    for block in range(bands.origins.size):
+    some, at_once = tall * bands.rows // bands.spatial[0], tail.norm.size > 0
+    share = 1 / (places * samples(bands, side))
+    for first in range(0, count, count if at_once else 1):
         for p in range(offsets.size):
-            row, place = block * bands.outputs + channels[p], p * behind * batch + bands.origins[block]
-            for band in range(bands.spatial[0] // bands.rows):
-                first = block * apart + band * further + offsets[p]
-                slice_of_band(padded, first, values[p], bands.starts, buffer)
-                if not tail.slope.size:
-                    base, places = row * bands.starts.size * side, bands.starts.size
-                    add_sums(buffer, FIRST, tail.centred, base, FIRST, places, bands.skips, block, ONE, sums, p * 3)
-                elif tail.line.size:
-                    line = tail.line
-                    tail_row(buffer, FIRST, tail, row, band, bands, p, FIRST, buffer, NOWHERE, line, FIRST, side)
-                    add_mean(tail, band * some * wide * side, some, wide, out, place, band > 0)
-                else:
-                    tail_row(buffer, FIRST, tail, row, band, bands, p, FIRST, buffer, NOWHERE, out, place, batch)
+            own, o, stop = (FIRST, channels[p], count) if at_once else (p, FIRST, first + 1)
+            if at_once:
+                for block in range(count):
+                    begin = block * apart + offsets[p]
+                    slice_of_band(padded, begin, values[p], bands.starts, buffer, block * places * side)
+                base, between = o * places * side, bands.outputs * places * side
+                clear(sums, FIRST)
+                add_sums(buffer, FIRST, tail.centred, base, between, places, bands.skips, FIRST, count, sums, FIRST)
+                normalized(sums, FIRST, share, tail, o)
+            for block in range(first, stop):
+                row, place = block * bands.outputs + channels[p], p * behind * batch + bands.origins[block]
+                for band in range(bands.spatial[0] // bands.rows):
+                    start = block * places * side if at_once else FIRST
+                    if not at_once:
+                        begin = block * apart + band * further + offsets[p]
+                        slice_of_band(padded, begin, values[p], bands.starts, buffer, FIRST)
+                    if tail.line.size:
+                        line = tail.line
+                        tail_row(buffer, start, tail, row, band, bands, own, o, buffer, NOWHERE, line, FIRST, side)
+                        add_mean(tail, band * some * wide * side, some, wide, out, place, band > 0)
+                    else:
+                        tail_row(buffer, start, tail, row, band, bands, own, o, buffer, NOWHERE, out, place, batch)

@@ -37,6 +37,7 @@ attention = attention_kernels.attention
 convolve_channel = convolution_kernels.convolve_channel
 convolve_dense = convolution_kernels.convolve_dense
 convolve_to_tail = convolution_kernels.convolve_to_tail
+linear_of_blocks = convolution_kernels.linear_of_blocks
 slices_to_tail = convolution_kernels.slices_to_tail
 behind_kink = rank_one_kernels.behind_kink
 perceptron = perceptron_kernels.perceptron

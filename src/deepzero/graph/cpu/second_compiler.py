@@ -19,14 +19,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from inspect import signature
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import numba
 import numpy as np
 
 from deepzero.folder_lock import FileLock
 from deepzero.graph.cpu.compilation import is_kept, leave_to_others
-from deepzero.graph.cpu.convolution_loops import Bands, BandTail
+from deepzero.graph.cpu.convolution_loops import Bands, BandTail, Matrix
 from deepzero.graph.cpu.winograd_loops import Squares
 from deepzero.orphans import end_with_parent
 
@@ -59,14 +59,15 @@ def arguments_of(name: str, dtype: str) -> tuple[Any, ...]:
     line, matrix, cube = (np.empty((0,) * dimensions, dtype) for dimensions in (1, 2, 3))
     index, number = np.empty(0, np.int64), np.dtype(dtype).type(0)
     numbers: dict[Any, Any] = {int: 0, bool: False, tuple[int, int]: (0, 0), tuple[int, int, int]: (0, 0, 0)}
-    bands, squares = (
-        record(**{field: numbers.get(kind, index) for field, kind in get_type_hints(record).items()})
-        for record in (Bands, Squares)
-    )
+
+    def of(record: type[NamedTuple]) -> Any:
+        return record(**{field: numbers.get(kind, index) for field, kind in get_type_hints(record).items()})
+
+    bands, squares = of(Bands), of(Squares)
     tail: dict[str, Any] = dict.fromkeys(BandTail._fields, line) | {"behind": (0, 0), "window": (0,) * 8}
     tail |= dict.fromkeys(("slope", "tilt", "shift"), matrix)
     others: dict[str, Any] = {"bands": bands, "squares": squares, "tail": BandTail(**tail)}
-    others |= {"sums": np.empty(0), "copied": False}
+    others |= {"matrix": Matrix(bands, line, line, line), "sums": np.empty(0), "copied": False}
     others |= dict.fromkeys(("offsets", "channels", "corners", "labels", "entries", "rows"), index)
     others |= dict.fromkeys(("apart", "batch", "count"), 0) | dict.fromkeys(("slope", "rest"), number)
     if name == "follow":

@@ -208,8 +208,10 @@ def total(typing, vector):
 
 def _tile(outputs, places):
     @intrinsic
-    def tile(typing, source, starts, ends, first, taps, filters, begin, stop, weights, corner, target, place, row):
-        """The sums of a tile of outputs o and places i: ``sum_k weights[k, o] source[starts[first + i] + taps[k]]``.
+    def tile(
+        typing, source, origin, starts, ends, first, taps, filters, begin, stop, weights, corner, target, place, row
+    ):
+        """The sums of a tile of outputs o and places i: ``sum_k weights[k, o] x[starts[first + i] + taps[k]]``.
 
         Each is a vector. They stay in registers over the sum: a step reads a vector for each place and a number for
         each output, and makes a fused product for each pair.
@@ -217,7 +219,8 @@ def _tile(outputs, places):
         Args:
             typing: numba's.
             source: flat.
-            starts: where the vectors of the places begin.
+            origin: where x begins in it.
+            starts: where the vectors of the places begin in x.
             ends: where their sums go in target.
             first: of the tile's places.
             taps: how far from the start of a place the vector of each k begins.
@@ -240,6 +243,7 @@ def _tile(outputs, places):
             ]
             (
                 source_,
+                origin_,
                 starts_,
                 ends_,
                 first_,
@@ -259,7 +263,8 @@ def _tile(outputs, places):
             def of_place(array, i):
                 return builder.load(builder.gep(array, [builder.add(first_, INDEX(i))]))
 
-            sources = [builder.gep(source_, [of_place(starts_, i)]) for i in range(places)]
+            x = builder.gep(source_, [origin_])
+            sources = [builder.gep(x, [of_place(starts_, i)]) for i in range(places)]
             corner_of_tile = builder.gep(weights_, [corner_])
             with cgutils.for_range_slice(builder, begin_, stop_, INDEX(1)) as (k, _):
                 tap = builder.load(builder.gep(taps_, [k]))
@@ -281,7 +286,7 @@ def _tile(outputs, places):
 
         intp = types.intp
         return (
-            types.void(source, starts, ends, intp, taps, filters, intp, intp, weights, intp, target, intp, intp),
+            types.void(source, intp, starts, ends, intp, taps, filters, intp, intp, weights, intp, target, intp, intp),
             code,
         )
 

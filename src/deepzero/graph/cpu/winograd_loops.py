@@ -152,13 +152,11 @@ def multiplied(spectrum, squares, weights, output, products):
     for entry in range(ENTRIES):
         corner = (output * ENTRIES + entry) * channels * outputs
         for t in range(entry * tiles, (entry + 1) * tiles):
-            at, row = t * places, squares.row
+            at, row, o = t * places, squares.row, FIRST
             if squares.other:
-                other_tile(
-                    spectrum, starts, ends, at, taps, filters, FIRST, channels, weights, corner, products, FIRST, row
-                )
+                other_tile(spectrum, o, starts, ends, at, taps, filters, o, channels, weights, corner, products, o, row)
             else:
-                tile(spectrum, starts, ends, at, taps, filters, FIRST, channels, weights, corner, products, FIRST, row)
+                tile(spectrum, o, starts, ends, at, taps, filters, o, channels, weights, corner, products, o, row)
 
 
 @borrowing

@@ -14,7 +14,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deepzero.graph.calls import Call, Operand, Outcome, Rule, Value
-from deepzero.graph.differences import Blocks, Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment
+from deepzero.graph.differences import (
+    Blocks,
+    Channel,
+    Dense,
+    Difference,
+    LowRank,
+    OneHot,
+    Pending,
+    RankOne,
+    Segment,
+)
 from deepzero.graph.rules.rank_one import in_full
 
 RULES: dict[Any, Rule] = {}
@@ -27,16 +37,22 @@ TAKES_RANK_ONE: set[Rule] = set()
 TAKES_BLOCKS: set[Rule] = set()
 """Rules that take :class:`~deepzero.graph.differences.Blocks`; all others are given it as a dense difference."""
 
+TAKES_PENDING: set[Rule] = set()
+"""Rules that take blocks which are not computed yet; others that take blocks are given them computed."""
+
 TAKES_LOW_RANK: set[Rule] = set()
 """Rules that take a :class:`~deepzero.graph.differences.LowRank` or a segment; others are given it as a dense one."""
 
 
-def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False, blocks: bool = False) -> Callable[[Rule], Rule]:
+def rule(
+    *targets: Any, rank_one: bool = False, low_rank: bool = False, blocks: bool = False, pending: bool = False
+) -> Callable[[Rule], Rule]:
     """Register a rule for some ATen overloads.
 
     A rule is called as ``rule(call, *args, **kwargs)`` with the arguments of the operation, where every tensor is an
     :class:`~deepzero.graph.calls.Operand`; at least one of them differs. With ``rank_one`` it takes rank-one
-    differences, too, with ``low_rank`` those of low rank and segments, with ``blocks`` blocks.
+    differences, too, with ``low_rank`` those of low rank and segments, with ``blocks`` blocks, and
+    with ``pending`` also those that are not computed yet.
     """
 
     def register(function: Rule) -> Rule:
@@ -46,6 +62,8 @@ def rule(*targets: Any, rank_one: bool = False, low_rank: bool = False, blocks: 
             TAKES_LOW_RANK.add(function)
         if blocks:
             TAKES_BLOCKS.add(function)
+        if pending:
+            TAKES_PENDING.add(function)
         for target in targets:
             RULES[target] = function
         return function
@@ -61,6 +79,8 @@ def in_kind_for(rule: Rule | None, difference: Difference | Blocks) -> Differenc
         return Dense(difference.dense(), owned=True)
     if isinstance(difference, Blocks) and rule not in TAKES_BLOCKS:
         return Dense(difference.dense(), owned=True)
+    if isinstance(difference, Pending) and rule not in TAKES_PENDING:
+        return difference.settled()
     return difference
 
 

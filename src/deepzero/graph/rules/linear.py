@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Num, Shaped
 from torch import Tensor
 
+from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome
 from deepzero.graph.differences import Blocks, Channel, Dense, Difference, LowRank, OneHot, RankOne, Segment, runs_of
 from deepzero.graph.host_numbers import mapped
@@ -27,13 +28,16 @@ from deepzero.graph.rules.pointwise import broadcast, total
 aten = torch.ops.aten
 
 
-@rule(aten.linear.default, rank_one=True, low_rank=True, blocks=True)
+@rule(aten.linear.default, rank_one=True, low_rank=True, blocks=True, pending=True)
 def linear(call: Call, x: Operand, weight: Operand, bias: Operand | None = None) -> Outcome:
     """``x W^T + b``."""
     shape = call.output.base.shape
     difference: Any = x.difference
     if isinstance(difference, Blocks) and len(shape) == 2 and weight.difference is None:
-        return _added_bias(Dense(Blocks(weight.base @ difference.blocks, shape).dense()), bias, shape)
+        product = kernels.on(weight.base).linear_of_blocks(difference, weight.value, shape)
+        if product is None:
+            product = Dense(Blocks(weight.base @ difference.blocks, shape).dense())
+        return _added_bias(product, bias, shape)
     x = in_order(x)
     if weight.base.dim() != 2:
         return _added_bias(Dense(multilinear(F.linear, (x, weight))) if _any(x, weight) else None, bias, shape)

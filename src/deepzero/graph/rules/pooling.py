@@ -59,6 +59,27 @@ def is_whole_average(target: Any, args: Sequence[Any], kwargs: Any, size: torch.
     return whole and target is aten.avg_pool2d.default and not any(padding) and len(args) < 6
 
 
+def _side_by_side(
+    delta: Num[Tensor, "p ..."], target: Any, args: Sequence[Any], kwargs: Any, out: torch.Size
+) -> Window | None:
+    """The window of an average of images whose samples are last in memory, if windows tile them; else None."""
+    if target is not aten.avg_pool2d.default or kwargs or len(args) > 3 or delta.dim() != 4 or delta.stride(1) != 1:
+        return None
+    given = [*args, (), 0]
+    window = Window.of(args[0], given[1], given[2] if len(args) > 2 else 0, 1)
+    return window if window.tiles(delta.shape[2:], out) else None
+
+
+def _average(delta: Num[Tensor, "p b h w"], window: Window, out: torch.Size) -> Num[Tensor, "p b h_out w_out"]:
+    """Means over windows that tile, entry by entry: those of all samples are read side by side."""
+    height, width = window.kernel
+    first, *others = (window.entry(delta, y, x, out, 0.0) for y in range(height) for x in range(width))
+    total = first.clone()
+    for entry in others:
+        total += entry
+    return total.div_(height * width)
+
+
 def _register_average(target: Any, spatial: int) -> None:
     @rule(target, blocks=True)
     def apply(call: Call, x: Operand, *args: Any, **kwargs: Any) -> Outcome:
@@ -76,7 +97,12 @@ def _register_average(target: Any, spatial: int) -> None:
 
         if isinstance(difference, Channel) and _keeps(difference, spatial):
             delta = difference.delta  # whose samples may be last in memory: a sum over places needs no copy
-            out = delta.mean((-2, -1), keepdim=True) if whole else over_stack(delta, spatial, pool)
+            spaces = call.output.base.shape[-spatial:]
+            window = None if whole else _side_by_side(delta, target, args, kwargs, spaces)
+            if window is not None:
+                out = _average(delta, window, spaces)
+            else:
+                out = delta.mean((-2, -1), keepdim=True) if whole else over_stack(delta, spatial, pool)
             return Channel(difference.axis, difference.channels, out, call.output.base.shape)
         return Dense(over_stack(difference.dense(), spatial, pool))
 

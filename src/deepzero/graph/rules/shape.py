@@ -73,13 +73,14 @@ def as_channel(difference: Channel, stacked: Num[Tensor, "p ..."], axis: int, sh
     rank_one=True,
     low_rank=True,
     blocks=True,
+    pending=True,
 )
 def view(call: Call, x: Operand, *_: Any) -> Outcome:
     """Another shape for the same entries, row-major."""
     shape = call.output.base.shape
     difference: Any = x.difference
     if isinstance(difference, Blocks) and len(shape) > 1 and shape[0] == difference.shape[0]:
-        return cast(Dense, difference.each(lambda images: images.reshape(len(images), *shape[1:], -1), shape))
+        return cast(Dense, difference.reshaped(shape))
     return reshaped(in_order(x).difference, shape)
 
 
