@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 import numba
 import numpy as np
@@ -60,10 +60,10 @@ def arguments_of(name: str, dtype: str) -> tuple[Any, ...]:
     index, number = np.empty(0, np.int64), np.dtype(dtype).type(0)
     numbers: dict[Any, Any] = {int: 0, bool: False, tuple[int, int]: (0, 0), tuple[int, int, int]: (0, 0, 0)}
 
-    def of(record: type[NamedTuple]) -> Any:
+    def empty(record: type[Any]) -> Any:
         return record(**{field: numbers.get(kind, index) for field, kind in get_type_hints(record).items()})
 
-    bands, squares = of(Bands), of(Squares)
+    bands, squares = empty(Bands), empty(Squares)
     tail: dict[str, Any] = dict.fromkeys(BandTail._fields, line) | {"behind": (0, 0), "window": (0,) * 8}
     tail |= dict.fromkeys(("slope", "tilt", "shift"), matrix)
     others: dict[str, Any] = {"bands": bands, "squares": squares, "tail": BandTail(**tail)}
