@@ -48,7 +48,7 @@ def expected_loops(model: nn.Module, loss: Any) -> list[str]:
     return [
         *(["slices", "convolve"] if images else []),
         *(["convolve_by_squares"] if squares else []),
-        *(["follow"] if images else []),
+        *(["follow"] if images and squares else []),  # small images are taken at once
         *(["label_losses_across"] if classes and not rows else []),
         *(["relu"] if has(nn.ReLU) and not images else []),  # which have their relus behind batch norms
         *(["label_losses_of_column"] if classes else []),
