@@ -44,6 +44,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``-n``, a process takes neighbours: what the tests of a file share is made once, not in every process."""
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "worksteal"
+
+
 def pytest_collection_finish() -> None:
     """What is there now stays: the garbage collector need not look at a million objects again and again."""
     gc.collect()
