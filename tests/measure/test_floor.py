@@ -18,11 +18,11 @@ SLOW_COPIES = Ceilings(threads=1, product=1e30, convolution=1e30, copy=1.0)
 BATCH, CLASSES = 3, 10
 
 
-def of(model: nn.Module, parameter: str, *, channels: int, side: int) -> DeepZero:
+def of(model: nn.Module, parameter: str, *, channels: int, side: int, batch: int = BATCH) -> DeepZero:
     """A side that queries the first entry of a parameter, on images."""
     source = Source("noise", lambda size, seed: noise_batch(size, channels, side, seed=seed))
     case = Case("one", "one", lambda _: model, source)
-    task: Problem = problem(case, batch=BATCH)
+    task: Problem = problem(case, batch=batch)
     return DeepZero(Problem(case, task.model, task.batch, Coordinates({parameter: torch.arange(1)}), 0.0, 1e-3, 0))
 
 
@@ -53,6 +53,15 @@ def test_a_plain_convolution_of_all_channels_takes_a_quarter_of_its_products(
     pixels, found = BATCH * 16, query_work(side.problem, side, SLOW_PRODUCTS)
     before = 2 * pixels + 2 * pixels * 5
     assert found.operations == pytest.approx(before + 2 * pixels * 4 * 5 * 9 / saved + 2 * BATCH * CLASSES * 64)
+
+
+def test_what_is_pooled_behind_a_convolution_had_to_be_convolved() -> None:
+    """A weight's product at each pixel, although a kernel gives means alone (with an index of 8 bytes, counted too)."""
+    tail = (nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), *tail)
+    side = of(model, "0.weight", channels=1, side=4, batch=64)
+    found, head = query_work(side.problem, side, SLOW_PRODUCTS), 2 * 64 * CLASSES
+    assert found.operations == pytest.approx(2 * 64 * 16 + head, rel=0.05)
 
 
 def test_bytes_are_those_of_the_differences() -> None:

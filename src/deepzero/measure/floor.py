@@ -146,16 +146,18 @@ class _Watch:
             operands = [leaf for leaf in leaves if isinstance(leaf, Operand)]
             coming = sum(_bytes(one.difference) for one in operands)
             outcome = rule(call, *args, **kwargs)
-            self._add(parts, operands, coming, outcome)
+            self._add(call, parts, operands, coming, outcome)
             return outcome
 
         return watched
 
-    def _add(self, parts: tuple[Node, ...], operands: list[Operand], coming: int, outcome: Any) -> None:
+    def _add(self, call: Call, parts: tuple[Node, ...], operands: list[Operand], coming: int, outcome: Any) -> None:
         bytes_moved = coming + _bytes(outcome)
         convolution = any(part.target in CONVOLUTIONS for part in parts)
         speed = self.machine.convolution if convolution else self.machine.product
         operations = operations_of(parts, operands, outcome)
+        if convolution:  # of all that comes out of it, whatever is pooled behind it
+            operations *= call.values[0].base.numel() / call.output.base.numel()
         self.found += QueryWork(operations, bytes_moved, max(operations / speed, bytes_moved / self.machine.copy))
 
 
