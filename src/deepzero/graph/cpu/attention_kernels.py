@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Pair = tuple[Tensor, Tensor | None]
-"""A base value ``[*lead, n, e]`` and its change ``[p, *lead, n, e]``, if any."""
+from deepzero.graph.attention_operands import Pair, tensors_of
 
 
 @cache
@@ -37,13 +36,11 @@ def attention(
 
     None if leading dimensions differ, nothing is there to attend to, or the loops do not know the type.
     """
-    first = query[1] if query[1] is not None else key[1]
-    tensors = [t for pair in (query, key, value) for t in pair if t is not None]
-    lead = weights.shape[:-2]
-    alike = all(t.shape[-2 - len(lead) : -2] == lead and t.dtype == weights.dtype for t in tensors)
+    tensors, first = tensors_of(query, key, value, weights), query[1] if query[1] is not None else key[1]
     known = weights.device.type == "cpu" and weights.dtype in (torch.float32, torch.float64)
-    if first is None or not alike or not known or any(t.numel() == 0 for t in (weights, *tensors)):
+    if first is None or tensors is None or not known or any(t.dtype != weights.dtype for t in tensors):
         return None
+    lead = weights.shape[:-2]
     heads = lead[-1] if len(lead) > 1 else 1
     count, samples, (rows, features) = len(first), lead.numel() // heads, (weights.shape[-2], value[0].shape[-1])
     out = weights.new_empty(count, samples, rows, heads, features)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deepzero.graph import precision
+from deepzero.graph.attention_operands import Pair, tensors_of
 from deepzero.graph.cuda.cuda_kernels import INDEXABLE, applies, triton
 
 WIDEST = 128
@@ -20,9 +21,6 @@ QUERIES = 16
 """Queries of a block."""
 BLOCK = 4096
 """Entries of a block of keys, at most: with more, a program keeps registers in memory."""
-
-Pair = tuple[Tensor, Tensor | None]
-"""A base value ``[*lead, n, e]`` and its change ``[p, *lead, n, e]``, if any."""
 
 
 @cache
@@ -45,12 +43,10 @@ def attention(
 
     None if leading dimensions differ, nothing is there to attend to, features are too many, or for other dtypes.
     """
-    first = query[1] if query[1] is not None else key[1]
-    tensors = [t for pair in (query, key, value) for t in pair if t is not None]
+    tensors, first = tensors_of(query, key, value, weights), query[1] if query[1] is not None else key[1]
     lead, (rows, keys) = weights.shape[:-2], weights.shape[-2:]
-    alike = all(t.shape[-2 - len(lead) : -2] == lead for t in tensors)
     inner, features = query[0].shape[-1], value[0].shape[-1]
-    if first is None or not alike or not applies(weights, *tensors) or any(t.numel() == 0 for t in (weights, *tensors)):
+    if first is None or tensors is None or not applies(*tensors):
         return None
     if max(inner, features) > WIDEST or max(t.numel() for t in (weights, query[0], key[0], value[0])) >= INDEXABLE:
         return None
