@@ -134,7 +134,7 @@ def chosen(inputs: int, outputs: int, size: int, kernel: int = 3, stride: int = 
     shape = torch.Size((32, outputs, -(-size // stride), -(-size // stride)))
     sizes = ConvolutionSizes.of(geometry, (inputs, size, size), shape)
     plain = layout_of(sizes, 32, outputs, 1, torch.float32, samples_last=False)
-    return square_layout(sizes, 32, outputs, torch.float32, plain.work), plain
+    return square_layout(sizes, 32, outputs, torch.float32), plain
 
 
 def test_the_algorithm_is_taken_where_it_is_less_work() -> None:

@@ -90,12 +90,12 @@ class _Stack(NamedTuple):
         in_order: bool = False,
     ) -> _Stack:
         """All channels, in blocks, or one channel each, with samples last, as what leaves is ``in_order``."""
-        one, batch = isinstance(difference, Channel), shape[0]
+        one, batch, dtype = isinstance(difference, Channel), shape[0], weight.base.dtype
         channels, height, width = difference.shape[1:]
         sizes = ConvolutionSizes.of(geometry, (1 if one else channels, height, width), shape)
-        step, dtype = _rows_at_a_time(tail) if one else 1, weight.base.dtype
+        step = _rows_at_a_time(tail) if one else 1
         layout = layout_of(sizes, batch, shape[1], step, dtype, samples_last=one, in_order=in_order)
-        squares = None if one else square_layout(sizes, batch, shape[1], dtype, layout.work)
+        squares = None if one else square_layout(sizes, batch, shape[1], dtype)
         weights = in_tiles(weight, layout.tile) if squares is None else in_squares(weight, squares.tile)
         split = Split.of(batch, dtype)
         corners = torch.zeros(difference.count, dtype=torch.int64)
@@ -236,9 +236,10 @@ def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeomet
     """The convolution of all channels, by squares; where those do not apply, PyTorch's is as fast."""
     if not takes(geometry, weight.base, shape) or difference.delta.dtype != weight.base.dtype:
         return None
-    stack = _Stack.of(difference, weight, geometry, shape, None)
-    if stack.squares is None:
+    sizes = ConvolutionSizes.of(geometry, difference.shape[1:], shape)
+    if square_layout(sizes, shape[0], shape[1], weight.base.dtype) is None:
         return None
+    stack = _Stack.of(difference, weight, geometry, shape, None)
     out = stack.out(shape[2:])
     stack.run(None, None, stack.without_tail(), out)
     return Dense(Blocks(out, shape).dense())

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deepzero.graph.calls import Value
-from deepzero.graph.cpu.convolution_layouts import TILE, ConvolutionSizes, Split, vectors
+from deepzero.graph.cpu.convolution_layouts import TILE, ConvolutionSizes, Split, layout_of, vectors
 
 SPECTRUM = 640 << 10
 """Bytes of transformed squares at a time, as far as a row of squares lets: a part of a core's cache.
@@ -101,10 +101,8 @@ class SquareLayout(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def square_layout(
-    sizes: ConvolutionSizes, batch: int, outputs: int, dtype: torch.dtype, work: float
-) -> SquareLayout | None:
-    """The layout of the least work; None if it is not less than ``work``, or the algorithm does not apply."""
+def square_layout(sizes: ConvolutionSizes, batch: int, outputs: int, dtype: torch.dtype) -> SquareLayout | None:
+    """The layout of the least work; None if products one by one are less, or the algorithm does not apply."""
     if sizes.kernel != (3, 3) or sizes.stride != (1, 1) or sizes.dilation != (1, 1):
         return None
     rows = -(-sizes.spatial[0] // loops().SIDE)
@@ -113,7 +111,7 @@ def square_layout(
     ]
     fitting = [one for one in found if one.spectrum * dtype.itemsize <= SPECTRUM] or found[:2]
     best = min(fitting, key=lambda one: one.work)
-    return best if best.work < work else None
+    return best if best.work < layout_of(sizes, batch, outputs, 1, dtype, samples_last=False).work else None
 
 
 def in_squares(weight: Value, outputs: int) -> Float[Tensor, " numbers"]:
