@@ -260,13 +260,7 @@ class SeveralReaders(nn.Module):
 
 def test_features_that_are_not_computed_yet_are_so_for_every_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     model = initialize(SeveralReaders())
-    x, chosen = normal(19, 2, 11, 13), some_coordinates(model, most=9)
-    results = []
-    for _ in range(2):
-        evaluator = dz.PropagationEvaluator(verify=False)
-        results.append(estimate(model, ramp, x, None, evaluator, step_size=1e-2, sparsity=chosen))
-        monkeypatch.setitem(kernels.BY_DEVICE, "cpu", kernels.NONE)
-    assert_close(results[0].gradients, results[1].gradients, 1e-11)
+    assert_kernels_agree(monkeypatch, model, most=9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -494,7 +488,12 @@ class Shaped(nn.Module):
 @pytest.mark.parametrize("name", SHAPED)
 def test_blocks_behind_a_convolution_are_cut_padded_and_averaged(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     model = initialize(Shaped(name))
-    x, chosen = normal(19, 2, 11, 13), some_coordinates(model, most=5)
+    assert_kernels_agree(monkeypatch, model, most=5)
+
+
+def assert_kernels_agree(monkeypatch: pytest.MonkeyPatch, model: nn.Module, most: int) -> None:
+    """The estimate with kernels and without is the same."""
+    x, chosen = normal(19, 2, 11, 13), some_coordinates(model, most=most)
     results = []
     for _ in range(2):
         evaluator = dz.PropagationEvaluator(verify=False)
