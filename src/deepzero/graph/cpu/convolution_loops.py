@@ -166,19 +166,30 @@ class Matrix(NamedTuple):
 
 
 @part
+def copied_channel(x, start, height, width, apart, first, rows, across, scratch, place):
+    """Rows of a channel of an image, at their places in their padding, where zeros are left out.
+
+    ``x`` is flat, the channel begins at ``start``, its places ``apart`` from each other; ``first`` is its row that the
+    ``rows`` of the scratch begin with, each of ``across`` places.
+    """
+    step = lanes(x)
+    for row in range(max(0, -first), min(rows, height - first)):
+        target, source = place + row * across * step, start + (first + row) * width * apart
+        for u in range(width):
+            store(scratch, target + u * step, load(x, source + u * apart))
+
+
+@part
 def copied_band(x, start, bands, first, scratch, place):
     """A band of one image, at its place in its padding: ``scratch [C, padded, across, L]``, where zeros are left out.
 
     ``x`` is flat, the image begins at ``start``; ``first`` is the image's row that the band begins with.
     """
     channels, height, width = bands.size
-    step, apart = lanes(x), bands.apart
+    rows, across, apart = bands.padded, bands.across, bands.apart
     for c in range(channels):
-        for row in range(max(0, -first), min(bands.padded, height - first)):
-            target = place + ((c * bands.padded + row) * bands.across + bands.left) * step
-            source = start + (c * height + first + row) * width * apart
-            for u in range(width):
-                store(scratch, target + u * step, load(x, source + u * apart))
+        source, target = start + c * height * width * apart, place + (c * rows * across + bands.left) * lanes(x)
+        copied_channel(x, source, height, width, apart, first, rows, across, scratch, target)
 
 
 @part

@@ -28,9 +28,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from deepzero.graph.cpu.compilation import borrowing
-from deepzero.graph.cpu.convolution_loops import FIRST, ONE, add_sums
+from deepzero.graph.cpu.convolution_loops import FIRST, ONE, add_sums, copied_channel
 from deepzero.graph.cpu.loop_parts import part
-from deepzero.graph.cpu.vectors import SHAPES, lanes, load, other_tile, store, tile, transformation, zeros
+from deepzero.graph.cpu.vectors import SHAPES, lanes, other_tile, store, tile, transformation, zeros
 
 SIDE = 4
 """Places of a square, in each direction."""
@@ -132,10 +132,8 @@ def transformed_band(x, start, first, squares, padded, spectrum):
     step, (channels, height, width) = lanes(x), squares.size
     rows, across = SIDE * squares.down + 2, SIDE * squares.along + 2
     for c in range(channels):
-        for row in range(max(0, -first), min(rows, height - first)):
-            target, source = (row * across + squares.left) * step, start + (c * height + first + row) * width * step
-            for u in range(width):
-                store(padded, target + u * step, load(x, source + u * step))
+        source, place = start + c * height * width * step, squares.left * step
+        copied_channel(x, source, height, width, step, first, rows, across, padded, place)
         for i in range(squares.down):
             for j in range(squares.along):
                 corner, to = (i * across + j) * SIDE * step, ((c * squares.down + i) * squares.along + j) * step
