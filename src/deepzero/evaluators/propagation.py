@@ -69,8 +69,9 @@ WAY_OUT = (
 class PropagationEvaluator(DivisibleEvaluator):
     """Queries of a network by propagation of differences over its exported graph.
 
-    Every step evaluates the live program once; a graph that does not give its loss is captured again. A program is
-    checked when it is made (:mod:`deepzero.graph.verify`).
+    Every step evaluates the live program once; a graph that does not give its loss is captured again. Where a parameter
+    is all zeros, what it is multiplied by does not show in the loss: there, both are evaluated at a second point, too.
+    A program is checked when it is made (:mod:`deepzero.graph.verify`).
 
     Args:
         memory_budget: bytes that the tensors of an estimate may take beyond model and batch. Default 2 GiB, on a GPU

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deepzero.graph.forward import AUTOCAST
 from deepzero.objective import NetworkObjective
 from deepzero.placement import STRUCTURE
 
@@ -38,6 +39,7 @@ def picture(objective: NetworkObjective) -> Picture:
     seen["tied"] = tuple(
         (name, len(where)) for name, (_, where) in (*places.parameters.items(), *places.buffers.items())
     )
+    seen["autocast"] = tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in AUTOCAST)
     for position, module in enumerate(places.modules):
         seen[position, "type"] = cast(Hashable, type(module))
         seen[position, "tensors"] = tuple(_tensors(module))
@@ -52,7 +54,7 @@ def picture(objective: NetworkObjective) -> Picture:
 
 
 def _class(kind: type) -> Iterator[tuple[Hashable, Hashable]]:
-    """What a module's forward may read of its class: attributes that it names, and what methods that it calls name."""
+    """The part of a class that its forward may read: attributes that it names, and what methods that it calls name."""
     if _is_library(kind):
         return
     own = [base for base in kind.__mro__ if not _is_library(base)]
