@@ -379,11 +379,11 @@ def test_a_run_of_a_gpu_is_read_on_a_cpu(tmp_path: Path, monkeypatch: pytest.Mon
     assert train(halved(), out=tmp_path, resume=True).summary == summary
 
 
-@pytest.mark.parametrize(("made", "storage"), [(config(), torch.float32), (halved(), torch.float16)])
+@pytest.mark.parametrize(("made", "storage"), [(config(), None), (halved(), torch.float16)])
 def test_the_estimator_stores_differences_as_configured(
-    made: ClassificationConfig, storage: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    made: ClassificationConfig, storage: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[torch.dtype] = []
+    asked: list[torch.dtype | None] = []
 
     def evaluator(**options: Any) -> PropagationEvaluator:
         asked.append(options["storage"])

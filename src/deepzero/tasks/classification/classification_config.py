@@ -63,7 +63,7 @@ class EstimatorConfig:
         queries: directions a step, for ``rge``.
         distribution: of the directions, for ``rge``.
         storage: ``float16``: a GPU keeps the differences of ``cge`` in half the memory, see
-            :class:`deepzero.PropagationEvaluator`; ``float32`` otherwise.
+            :class:`deepzero.PropagationEvaluator`; ``float32`` or None otherwise.
         options: further keywords of a baseline.
     """
 
@@ -72,7 +72,7 @@ class EstimatorConfig:
     stencil: str = "forward"
     queries: int = 192
     distribution: str = "gaussian"
-    storage: str = "float32"
+    storage: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,7 +81,8 @@ class EstimatorConfig:
         validation.choice("stencil", self.stencil, STENCILS)
         validation.count("queries", self.queries)
         validation.choice("distribution", self.distribution, DISTRIBUTIONS)
-        validation.choice("storage", self.storage, STORAGES)
+        if self.storage is not None:
+            validation.choice("storage", self.storage, STORAGES)
         if self.storage == "float16" and self.method != "cge":
             raise InvalidInputError(
                 f"storage must be float32 with the estimator {self.method}, got float16, which is of the differences "

@@ -172,7 +172,9 @@ def gradient_source(
         step_size=config.step_size,
         sparsity=coordinates,
         stencil=STENCILS[config.stencil],
-        evaluator=divided(PropagationEvaluator(storage=STORAGES[config.storage]), team),
+        evaluator=divided(
+            PropagationEvaluator(storage=None if config.storage is None else STORAGES[config.storage]), team
+        ),
         seed=seed,
     )
 
