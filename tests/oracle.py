@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.coordinates import Coordinates
+from deepzero.graph import library
+from deepzero.graph.capture import Graph
 
 STEP = 1e-2
 TOLERANCE = 1e-9
@@ -101,6 +104,21 @@ def assert_agrees(
     if nonzero:
         assert any(bool(g.abs().max() > 1e-6) for g in expected.gradients.values()), "the case tests nothing"
     return found
+
+
+@contextmanager
+def exported_once() -> Iterator[None]:
+    """A block in which one program, which stays as it is, is run by several evaluators: exporting is what takes the time."""
+    graphs: list[Graph] = []
+    export = library.capture
+
+    def capture(*args: Any) -> Graph:
+        graphs[:] = graphs or [export(*args)]
+        return graphs[0]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(library, "capture", capture)
+        yield
 
 
 @contextmanager
