@@ -121,6 +121,19 @@ def exported_once() -> Iterator[None]:
         yield
 
 
+def before_and_after(
+    change: Callable[[], None], model: nn.Module, loss: Callable[..., Tensor], x: Any, y: Any, **options: Any
+) -> list[dz.Estimate]:
+    """Two estimates by propagation, with one graph and one chunk plan, between which something else was changed."""
+    evaluators = [dz.PropagationEvaluator(verify=False) for _ in range(2)]
+    first, second = [dz.CGE(model, loss=loss, evaluator=evaluator, **options) for evaluator in evaluators]
+    with exported_once():
+        before = first.estimate(x, y)
+        change()
+        evaluators[1].load_state_dict(evaluators[0].state_dict())
+        return [before, second.estimate(x, y)]
+
+
 @contextmanager
 def nothing_changes(*models: nn.Module) -> Iterator[None]:
     """Fail unless parameters, buffers, gradients, modes and the global generators are bitwise as before."""
