@@ -245,7 +245,7 @@ def convolve_channel(
     if not _takes_channel(difference, weight, geometry, shape):
         return None
     out, scale = _images(difference, shape)
-    _launch_channel(difference, weight, geometry, shape, out, scale, convolutions().RAW)
+    _launch_channel(difference, weight, geometry, shape, out, scale, convolutions().RAW.value)
     return finished(out, scale)
 
 
@@ -263,7 +263,7 @@ def _images(difference: Channel, shape: torch.Size) -> tuple[Shaped[Tensor, "p b
 def _channel_tile(outputs: int) -> tuple[int, int]:
     """Pixels and channels of a tile of the convolution of one channel."""
     block = min(WIDEST, triton().next_power_of_2(outputs))
-    return max(16, TILE // block), block
+    return max(16, TILE // 2 // block), block
 
 
 def _launch_channel(
@@ -273,7 +273,7 @@ def _launch_channel(
     shape: torch.Size,
     out: Shaped[Tensor, "p ..."],
     scale: float,
-    outcome: Any,
+    outcome: int,
     tail: Tail | None = None,
     made: Float[Tensor, "p 3 o"] | None = None,
 ) -> None:
@@ -357,16 +357,16 @@ def _channel_to_relu(
     rows, outputs = shape.numel() // shape[1], shape[1]
     tiles = triton().cdiv(rows, _channel_tile(outputs)[0])
     partial = torch.empty(difference.count, tiles, 3, outputs, device=weight.base.device)
-    _launch_channel(difference, weight, geometry, shape, partial, 1.0, convolutions().SUMS, tail)
+    _launch_channel(difference, weight, geometry, shape, partial, 1.0, convolutions().SUMS.value, tail)
     made = _made(partial, rows, None, tail.scale, tail.gamma, tail.centred)
     out, scale = _images(difference, shape)
-    _launch_channel(difference, weight, geometry, shape, out, scale, convolutions().RELU, tail, made)
+    _launch_channel(difference, weight, geometry, shape, out, scale, convolutions().RELU.value, tail, made)
     return finished(out, scale)
 
 
-def _taps(weight: Float[Tensor, "o i h w"], dtype: torch.dtype) -> Shaped[Tensor, "h w i o"]:
+def _taps(weight: Float[Tensor, "o i h w"], dtype: torch.dtype) -> Shaped[Tensor, "h w o i"]:
     """The weight with a matrix for each tap, rounded to what a product takes of it."""
-    taps = weight.permute(2, 3, 1, 0).contiguous()
+    taps = weight.permute(2, 3, 0, 1).contiguous()
     if dtype is torch.float16:
         return taps.half()
     return ((taps.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)

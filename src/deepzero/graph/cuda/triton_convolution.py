@@ -3,8 +3,10 @@
 Legend: P perturbations, rows = B x HO x WO output pixels of one perturbation, C input and O output channels, T taps.
 Per perturbation the least that must move is the input once and the output once: ``4 B (H W C + HO WO O)`` bytes in
 float32, half of it in float16; a dense one does ``2 T C O rows`` operations, a channel one ``2 T O rows``. On an H100
-(3.0 TB/s) a layer of the first stage of ResNet-20 at batch 512, with 33.5 MB on either side, has a floor of 22 us by
-bytes in float32, and of 11 us in float16; its 2.4 GFLOP take 6 us at 400 TFLOP/s.
+(3.35 TB/s) a layer of the first stage of ResNet-20 at batch 512, with 33.5 MB on either side, has a floor of 20 us by
+bytes in float32, and of 10 us in float16; its 2.4 GFLOP take 5 us in TF32. The input is read once for each tap, though,
+and the pipelined copies to shared memory skip the L1 cache unless they are told not to (``.ca``): nine times through L2
+is more than once through memory.
 """
 
 from __future__ import annotations
@@ -63,18 +65,17 @@ def convolve_dense(
     SUMMED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``x [P, B, H, W, C]`` with ``taps [T, C, O]`` to ``out [P, B, HO, WO, O]``: a product for each tap.
+    """``x [P, B, H, W, C]`` with ``taps [T, O, C]`` to ``out [P, B, HO, WO, O]``: a product for each tap.
 
     If ``SUMMED``, ``partial [P, tiles, 3, O]`` gets the sums of what is written, times ``unit``, that batch norm asks
-    for. The base values ``centred [rows, O]`` of a tile are kept for GROUP perturbations.
+    for. A program makes the tile of GROUP perturbations, so that its base values ``centred [rows, O]`` stay in a cache.
+    Nothing is carried from one to the next: kept in registers, it would leave room for fewer programs.
     """
     tile, first = tl.program_id(0), tl.program_id(1) * GROUP
     row, image, y, z = pixel(tile, BLOCK, HO, WO)
     inside, c, o = row < rows, tl.arange(0, BC), tl.program_id(2) * BO + tl.arange(0, BO)
     mask, at = inside[:, None] & (o < O)[None, :], row[:, None] * O + o[None, :]
-    if SUMMED:
-        base = tl.load(centred + at, mask=mask, other=0.0)
-    for i in range(GROUP):
+    for i in tl.range(0, GROUP, num_stages=1, disable_licm=True):
         p = (first + i).to(tl.int64)
         if p < count:
             source = x + p * (rows // (HO * WO)) * H * W * C
@@ -86,16 +87,17 @@ def convolve_dense(
                 w = z * SW - PW + (tap % KW) * DW
                 there = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
                 own = source + (((image * H + h) * W + w) * C)[:, None] + channel[None, :]
-                a = tl.load(own, mask=there[:, None] & (channel < C)[None, :], other=0.0)
+                a = tl.load(own, mask=there[:, None] & (channel < C)[None, :], other=0.0, cache_modifier=".ca")
                 b = tl.load(
-                    taps + (tap * C + channel)[:, None] * O + o[None, :],
-                    mask=(channel < C)[:, None] & (o < O)[None, :],
+                    taps + (tap * O + o)[:, None] * C + channel[None, :],
+                    mask=(o < O)[:, None] & (channel < C)[None, :],
                     other=0.0,
                 )
-                total = tl.dot(a, b, total, input_precision=PRECISION)
+                total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
             kept = stored(total, out.dtype.element_ty)
             tl.store(out + p * rows * O + at, kept, mask=mask)
             if SUMMED:
+                base = tl.load(centred + at, mask=mask, other=0.0)
                 store_sums(partial, p * tiles + tile, o, O, kept.to(tl.float32) * unit, base)
 
 
@@ -141,26 +143,25 @@ def convolve_channel(
     row, image, y, z = pixel(tile, BLOCK, HO, WO)
     inside, o = row < rows, tl.program_id(2) * BO + tl.arange(0, BO)
     mask, at = inside[:, None] & (o < O)[None, :], row[:, None] * O + o[None, :]
-    if OUTCOME != RAW:
-        base = tl.load(centred + at, mask=mask, other=0.0)
-    if OUTCOME == RELU:
-        pre = tl.load(before + at, mask=mask, other=0.0)
-    for i in range(GROUP):
+    for i in tl.range(0, GROUP, num_stages=1, disable_licm=True):
         p = (first + i).to(tl.int64)
         if p < count:
             source = x + p * (rows // (HO * WO)) * H * W
             own = filters + tl.load(channels + p) * (KH * KW * O) + o
             total = tl.zeros((BLOCK, BO), dtype=tl.float32)
-            for tap in tl.static_range(KH * KW):
+            for tap in tl.range(0, KH * KW, num_stages=1):
                 h = y * SH - PH + (tap // KW) * DH
                 w = z * SW - PW + (tap % KW) * DW
                 there = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
                 a = tl.load(source + (image * H + h) * W + w, mask=there, other=0.0)
                 total += a[:, None] * tl.load(own + tap * O, mask=o < O, other=0.0)[None, :]
+            if OUTCOME != RAW:
+                base = tl.load(centred + at, mask=mask, other=0.0)
             if OUTCOME == SUMS:
                 store_sums(out, p * tiles + tile, o, O, total, base)
             else:
                 if OUTCOME == RELU:
+                    pre = tl.load(before + at, mask=mask, other=0.0)
                     total = shrunk_relu(normalized(made, p, o, O, total, base), pre)
                 total *= scale
                 if TF32:
