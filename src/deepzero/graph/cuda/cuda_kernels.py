@@ -37,6 +37,8 @@ PIXELS = 128
 """Output pixels of a tile of a convolution."""
 WIDEST = 64
 """Channels of a tile, at most."""
+LINE = 128
+"""Bytes of the input channels of a pixel that a product takes at a time: what shared memory holds side by side."""
 
 
 @cache
@@ -314,12 +316,13 @@ def _convolved(
     taps = weight.remember(f"taps {source.dtype}", lambda: _taps(weight.base, source.dtype))
     count, (batch, _, height, width) = difference.count, shape
     out = source.new_empty(count, batch, height, width, outputs)
-    rows, channels = batch * height * width, min(WIDEST, max(16, triton().next_power_of_2(inputs)))
+    rows, widest = batch * height * width, LINE // source.element_size()
+    channels = min(widest, max(16, triton().next_power_of_2(inputs)))
     tiles, block = triton().cdiv(rows, PIXELS), min(WIDEST, max(16, triton().next_power_of_2(outputs)))
     group = 1 if centred is None else GROUP
     partial = torch.empty(count, tiles if centred is not None else 0, 3, outputs, device=out.device)
     convolutions().convolve_dense[(tiles, triton().cdiv(count, group), triton().cdiv(outputs, block))](
-        source, taps, out if centred is None else centred.channels_last(), out, partial, unit, count, rows, tiles,
+        source, taps, source if centred is None else centred.channels_last(), out, partial, unit, count, rows, tiles,
         *source.shape[2:4], height, width, inputs, outputs, **_shape(geometry), BLOCK=PIXELS, BC=channels,
         NC=triton().cdiv(inputs, channels), BO=block, GROUP=group, SUMMED=centred is not None, PRECISION="tf32",
     )  # fmt: skip
