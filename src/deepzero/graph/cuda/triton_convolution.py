@@ -5,8 +5,8 @@ Per perturbation the least that must move is the input once and the output once:
 float32, half of it in float16; a dense one does ``2 T C O rows`` operations, a channel one ``2 T O rows``. On an H100
 (3.35 TB/s) a layer of the first stage of ResNet-20 at batch 512, with 33.5 MB on either side, has a floor of 20 us by
 bytes in float32, and of 10 us in float16; its 2.4 GFLOP take 5 us in TF32. The input is read once for each tap, though,
-and the pipelined copies to shared memory skip the L1 cache unless they are told not to (``.ca``): nine times through L2
-is more than once through memory.
+and the pipelined copies to shared memory skip the L1 cache unless they are told not to (``.ca``): L2 is not nine times
+as fast as memory.
 """
 
 from __future__ import annotations
