@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_close, estimate, initialize, normal, some_coordinates
+from oracle import assert_close, initialize, normal, some_coordinates
 from torch import Tensor, nn
 
 import deepzero as dz
@@ -322,18 +322,37 @@ def network() -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.Flatten(), nn.Linear(6 * 4, 5))
 
 
+def by_propagation(
+    device: Any, state: dict[str, Any] | None = None, **options: Any
+) -> tuple[dz.Estimate, dict[str, Any]]:
+    """Two coordinates of every parameter with the kernels of a device, by the chunk plan of a state; and the state."""
+    model = initialize(network(), dtype=torch.float32).to(DEVICE)
+    x, labels, chosen = float32(5, 2, 8, 8), LABELS.to(DEVICE), some_coordinates(model, most=2)
+    evaluator = dz.PropagationEvaluator(verify=False, **options)
+    if state is not None:
+        evaluator.load_state_dict(state)
+    zo = dz.CGE(model, loss=F.cross_entropy, step_size=1e-4, evaluator=evaluator, sparsity=chosen)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(by_device.BY_DEVICE, DEVICE.type, device)
+        found = zo.estimate(x, labels)
+    return found, evaluator.state_dict()
+
+
+@pytest.fixture(scope="module")
+def by_plain_rules() -> tuple[dz.Estimate, dict[str, Any]]:
+    return by_propagation(by_device.NONE, tf32=False)
+
+
 @pytest.mark.parametrize(
     ("options", "tolerance"), [({"tf32": False}, 1e-5), ({"tf32": True}, 3e-3), ({"storage": torch.float16}, 3e-3)]
 )
-def test_a_network(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], tolerance: float) -> None:
-    model = initialize(network(), dtype=torch.float32).to(DEVICE)
-    x, labels, chosen = float32(5, 2, 8, 8), LABELS.to(DEVICE), some_coordinates(model, most=1)
-    results = []
-    for device, given in ((by_device.SomeKernels(kernels), options), (by_device.NONE, {"tf32": False})):
-        monkeypatch.setitem(by_device.BY_DEVICE, DEVICE.type, device)
-        evaluator = dz.PropagationEvaluator(verify=False, **given)
-        results.append(estimate(model, F.cross_entropy, x, labels, evaluator, step_size=1e-4, sparsity=chosen))
-    assert_close(results[0].gradients, results[1].gradients, tolerance)
+def test_a_network(
+    by_plain_rules: tuple[dz.Estimate, dict[str, Any]], options: dict[str, Any], tolerance: float
+) -> None:
+    """With the chunk plan of the plain rules: to find one out, the interpreter would walk through the network thrice."""
+    expected, state = by_plain_rules
+    found, _ = by_propagation(by_device.SomeKernels(kernels), state, **options)
+    assert_close(found.gradients, expected.gradients, tolerance)
 
 
 def test_other_dtypes_and_devices_without_triton_take_the_plain_rules(monkeypatch: pytest.MonkeyPatch) -> None:
