@@ -513,6 +513,7 @@ def test_a_sparse_parameter_is_refused() -> None:
         ({}, "either loss=.*or closure="),
         ({"loss": F.cross_entropy, "closure": F.cross_entropy}, "either loss=.*or closure="),
         ({"closure": 3}, "closure must be callable as closure"),
+        ({"loss": nn.CrossEntropyLoss}, r"loss is the class CrossEntropyLoss; make one: CrossEntropyLoss\(\)"),
     ],
 )
 def test_loss_or_closure(program: dict[str, Any], message: str) -> None:

@@ -194,6 +194,8 @@ class NetworkObjective:
         ):
             if given is not None and not callable(given):
                 raise InvalidInputError(f"{name} must be callable as {call}, got {type(given).__name__}")
+            if isinstance(given, type) and issubclass(given, nn.Module):
+                raise InvalidInputError(f"{name} is the class {given.__name__}; make one: {given.__name__}()")
         self._loss, self.closure = loss, closure
         self._hidden = self._settled = self._writes_batch = False
         self._written: set[str] = set()
@@ -347,7 +349,7 @@ class NetworkObjective:
     def _situation(self, batch: tuple[Any, ...]) -> Hashable:
         """Modes of the modules and shapes of the batch: in each, the first query is watched operation by operation."""
         leaves = pytree.tree_leaves((tuple(batch), keywords(batch)))
-        shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
+        shapes = tuple(shape_of(leaf) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
         return shapes, tuple(module.training for module in self.places().modules)
 
     def _require_unwritten(self, watched: Mapping[str, Tensor], versions: Sequence[int]) -> None:
@@ -507,15 +509,19 @@ class NetworkObjective:
         """The surroundings of every query: seeded generators, and attention as in training.
 
         PyTorch's inference path of its transformer layers gives other outputs for padded positions, and would be taken
-        because no query records a gradient.
+        because no query records a gradient. What autocast keeps of a parameter in another type is what the parameter
+        held when it was first used: no query may find it.
         """
         with seeded_scope(draws.seed, device, draws=draws):
-            fast = torch.backends.mha.get_fastpath_enabled()
+            fast, kept = torch.backends.mha.get_fastpath_enabled(), torch.is_autocast_cache_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
+            torch.set_autocast_cache_enabled(False)
+            torch.clear_autocast_cache()
             try:
                 yield
             finally:
                 torch.backends.mha.set_fastpath_enabled(fast)
+                torch.set_autocast_cache_enabled(kept)
 
     def call(self, values: Parameters, x: Any) -> Any:
         """The model's output with ``values`` (parameters and buffers by name) in place of its own."""
@@ -633,6 +639,11 @@ def forgives_black_boxes(objective: Objective) -> bool:
     """True if a black box inside may skip an answer: see :meth:`NetworkObjective.forgives_black_boxes`."""
     forgives_them = getattr(objective, "forgives_black_boxes", None)
     return forgives_them is not None and bool(forgives_them())
+
+
+def shape_of(tensor: Tensor) -> Hashable:
+    """The shape of a tensor; of a nested one, those of its parts."""
+    return tuple(part.shape for part in tensor.unbind()) if tensor.is_nested else tensor.shape
 
 
 def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict[str, Tensor]:

@@ -59,7 +59,14 @@ def test_the_record_of_a_case_is_json(report: CaseReport) -> None:
 def test_the_floor_is_reached_to_the_part_that_the_speed_says(report: CaseReport) -> None:
     seconds = 1 / report.sides["deepzero"].queries_per_second.median
     assert report.floor_reached.median == pytest.approx(report.work.seconds / seconds)
-    assert report.ceilings.threads == TINY.threads == 1
+    assert report.ceilings.threads == report.threads == TINY.threads == 1
+
+
+def test_the_floor_is_that_of_a_worker_and_so_is_its_time() -> None:
+    found = library.run("digits", replace(TINY, threads=2, rounds=1, seconds_per_side=0.02))
+    of_a_worker = 2 / found.sides["deepzero"].queries_per_second.median
+    assert found.ceilings.threads == 1
+    assert found.floor_reached.median == pytest.approx(found.work.seconds / of_a_worker)
 
 
 def test_a_loop_whose_slopes_are_noise_is_timed_in_float64_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deepzero import PropagationEvaluator
 from deepzero.errors import CheckpointError, InvalidInputError, NonFiniteLossError, RunFolderError
 from deepzero.report.folder_contents import read
 from deepzero.report.run_pages import document
@@ -24,6 +25,7 @@ from deepzero.tasks.classification import (
     SparsityConfig,
     train,
 )
+from deepzero.tasks.classification.classifier_setup import set_up
 from deepzero.tasks.task_data import read_data
 from deepzero.training import CheckpointStore, JsonLines, TrainingConfig, read_metrics
 from deepzero.training.checkpoint import Checkpoint
@@ -356,6 +358,40 @@ def test_an_unusable_device_is_refused_before_anything_is_written(tmp_path: Path
     with pytest.raises(InvalidInputError, match="cpu"):
         train(config("fo"), out=tmp_path / "run", device=device)
     assert not (tmp_path / "run").exists()
+
+
+def halved() -> ClassificationConfig:
+    """Differences are to be stored in float16."""
+    whole = config()
+    return replace(whole, estimator=replace(whole.estimator, storage="float16"))
+
+
+def test_differences_in_float16_are_refused_on_a_cpu_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="storage must be float32 on the device cpu"):
+        train(halved(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_a_gpu_is_read_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as there:
+        there.setattr("deepzero.tasks.classification.train_classifier._require_storage", lambda *_: None)
+        summary = train(halved(), out=tmp_path).summary
+    assert train(halved(), out=tmp_path, resume=True).summary == summary
+
+
+@pytest.mark.parametrize(("made", "storage"), [(config(), None), (halved(), torch.float16)])
+def test_the_estimator_stores_differences_as_configured(
+    made: ClassificationConfig, storage: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.dtype | None] = []
+
+    def evaluator(**options: Any) -> PropagationEvaluator:
+        asked.append(options["storage"])
+        return PropagationEvaluator(**options)
+
+    monkeypatch.setattr("deepzero.tasks.classification.classifier_setup.PropagationEvaluator", evaluator)
+    set_up(made, read_data(made.data).train, torch.device("cpu"))
+    assert asked == [storage]
 
 
 def test_tensorboard_is_written_on_request(tmp_path: Path) -> None:

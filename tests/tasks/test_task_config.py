@@ -39,6 +39,8 @@ def test_sparsity_lies_from_0_to_below_1(sparsity: float) -> None:
         (EstimatorConfig, {"stencil": "backward"}, "central, forward"),
         (EstimatorConfig, {"queries": 0}, "queries"),
         (EstimatorConfig, {"distribution": "cauchy"}, "gaussian"),
+        (EstimatorConfig, {"storage": "bfloat16"}, "float16, float32"),
+        (EstimatorConfig, {"method": "rge", "storage": "float16"}, "float32 with the estimator rge"),
         (SparsityConfig, {"ratios": "magic"}, "smart-ratio, uniform, zo-grasp"),
         (SparsityConfig, {"pattern": "chess"}, "alternating, dynamic, static"),
         (SparsityConfig, {"prune": True}, "static"),

@@ -38,7 +38,7 @@ from deepzero.graph.forward import Values, held_bytes
 from deepzero.graph.library import MANY, Library, PreparedProgram, rounding_of
 from deepzero.graph.precision import Precision
 from deepzero.graph.program import Program, compile_program
-from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
+from deepzero.graph.verify import Check, compare_with_program, hides_factors, losses_near, tolerance_of, verify
 from deepzero.objective import Batch, NetworkObjective, asks_black_boxes, device_of, keywords, parameters_of
 from deepzero.operator import standing_in
 from deepzero.probes import CoordinateDirections, JointDirections, are_coordinates, are_joint
@@ -69,8 +69,9 @@ WAY_OUT = (
 class PropagationEvaluator(DivisibleEvaluator):
     """Queries of a network by propagation of differences over its exported graph.
 
-    Every step evaluates the live program once; a graph that does not give its loss is captured again. A program is
-    checked when it is made (:mod:`deepzero.graph.verify`).
+    Every step evaluates the live program once; a graph that does not give its loss is captured again. Where a parameter
+    is all zeros, what it is multiplied by does not show in the loss: there, both are evaluated at a second point, too.
+    A program is checked when it is made (:mod:`deepzero.graph.verify`).
 
     Args:
         memory_budget: bytes that the tensors of an estimate may take beyond model and batch. Default 2 GiB, on a GPU
@@ -173,7 +174,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         self._settle_budget(device_of(parameters))
         with one_thread():
             base, draws = objective.base(parameters, batch, seed=seed)
-            require_finite_base(base.loss)
+            require_finite_base(base.loss, (parameters, batch))
             if self._verify:
                 require_repeatable(objective)
             live = LiveQuery(objective, batch, seed, sizes, base, draws)
@@ -197,7 +198,8 @@ class PropagationEvaluator(DivisibleEvaluator):
             with announced("checking the program's difference rules"):
                 self._check(prepared, live)
         step = PropagatedStep(live, prepared, live.forward(prepared.program))
-        if prepared.agrees(step.base_loss(), live.base.loss, rounding_of(objective)):
+        alike = prepared.agrees(step.base_loss(), live.base.loss, rounding_of(objective))
+        if alike and (new or self._agrees_near(prepared, live)):
             library.settled()
         else:
             step = self._captured_again(library, prepared, live)
@@ -218,7 +220,22 @@ class PropagationEvaluator(DivisibleEvaluator):
                     f"{float(expected):.9g}"
                 )
             prepared.apart = max(prepared.apart, abs(float(found) - float(expected)))
+        if not new and not self._agrees_near(prepared, live):
+            known = prepared.apart
+            self._compare(prepared, live, near=True)
+            prepared.apart = max(known, prepared.apart)
         return step
+
+    def _agrees_near(self, prepared: PreparedProgram, live: LiveQuery) -> bool:
+        """True if a graph is the live program at a point near the parameters, too.
+
+        Asked for where a tensor of zeros hides in the loss what it is multiplied by; not of a black box, at its price.
+        """
+        objective = live.objective
+        if not self._verify or asks_black_boxes(objective) or not hides_factors(parameters_of(objective)):
+            return True
+        found, expected = losses_near(prepared.program, objective, live.batch, live.seed, live.draws)
+        return prepared.agrees(found, expected, rounding_of(objective))
 
     def _holds(self, live: LiveQuery, concluded: PreparedProgram) -> bool:
         """True if a program that was not exported has the losses of the live one, to their last bits, at three points.

@@ -22,7 +22,7 @@ from deepzero.graph.fingerprint import Picture, changes, picture
 from deepzero.graph.footprint import Footprint
 from deepzero.graph.program import Program, compile_program
 from deepzero.graph.verify import Check
-from deepzero.objective import NetworkObjective, State, keywords, parameters_of
+from deepzero.objective import NetworkObjective, State, keywords, parameters_of, shape_of
 from deepzero.randomness import Draws
 
 KEPT = 8
@@ -33,6 +33,7 @@ MANY = 32
 """Samples from which on rules take the same kernels for any number: below a few vectors' lanes, some compose."""
 KEPT_BYTES = 256 << 20
 """Bytes of tensors that the models make themselves, such as masks, in the programs that are kept beside the newest."""
+SINGLE = torch.finfo(torch.float32).eps
 RESTLESS = 4
 """Captures in consecutive steps after which a program is said to change at every step."""
 
@@ -63,9 +64,14 @@ class PreparedProgram:
     concluded: bool = False
 
     def agrees(self, found: Tensor, live: Tensor, unit: float) -> bool:
-        """True if the graph's loss is the live program's, but for the rounding that was seen when it was made."""
+        """True if the graph's loss is the live program's, but for the rounding that was seen when it was made.
+
+        A half type's own rounding unit would hide what changes a loss by a half: its graph computes what the program
+        does, bit for bit in most networks, and where it does not, what was seen is close to all there is.
+        """
         self.scale = max(self.scale, abs(float(live)))
-        return abs(float(found) - float(live)) <= max(32 * self.apart, 64 * unit * abs(float(live)))
+        margin = 32 if unit <= SINGLE else 4
+        return abs(float(found) - float(live)) <= max(margin * self.apart, 64 * min(unit, SINGLE) * abs(float(live)))
 
     def may_be_rounding(self, found: Tensor, live: Tensor, tolerance: float) -> bool:
         """True if a difference could be rounding that was not seen yet."""
@@ -293,7 +299,7 @@ def shape_key(batch: tuple[Any, ...]) -> Hashable:
     """The part of a batch that a graph depends on: shapes, dtypes, devices of tensors, other values, the structure."""
     leaves, spec = pytree.tree_flatten((tuple(batch), keywords(batch)))
     described = tuple(
-        (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else repr(leaf)
+        (shape_of(leaf), leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else repr(leaf)
         for leaf in leaves
     )
     return described, repr(spec)

@@ -111,11 +111,12 @@ class CaseReport:
 
     Attributes:
         problem: the network, batch and coordinates.
+        threads: of torch, and so workers of deepzero.
         sides: by name.
         ratios: queries per second of deepzero over those of a loop, as ``deepzero/naive``.
         agreement: of the loss differences of the sides.
         errors: of the slopes of deepzero and of the plain loops.
-        ceilings: of the machine, measured in the same run.
+        ceilings: of one thread, measured in the same run.
         work: least work of a query.
         profile: shares of the time of deepzero.
         memory: at every budget.
@@ -123,6 +124,7 @@ class CaseReport:
     """
 
     problem: Problem
+    threads: int
     sides: dict[str, SideReport]
     ratios: dict[str, Spread]
     agreement: Agreement
@@ -135,10 +137,9 @@ class CaseReport:
 
     @property
     def floor_reached(self) -> Spread:
-        """The floor of a query over the time that it took, by one worker; 1 at the floor."""
-        workers = self.ceilings.threads
+        """The floor of a query, as one thread has it, over the time of a worker that it took; 1 at the floor."""
         rates = self.sides[DeepZero.name].queries_per_second.rounds
-        return Spread.of(self.work.seconds * rate / workers for rate in rates)
+        return Spread.of(self.work.seconds * rate / self.threads for rate in rates)
 
 
 def run(name: str | Case, settings: Settings) -> CaseReport:
@@ -172,7 +173,17 @@ def run(name: str | Case, settings: Settings) -> CaseReport:
     deepzero_rates = rates(timings[deepzero.name])
     ratios = {f"deepzero/{loop.name}": ratio(deepzero_rates, rates(timings[loop.name])) for loop in loops}
     return CaseReport(
-        problem, reports, ratios, agreement, errors, machine, work, breakdown, memory, deepzero.setup_seconds
+        problem=problem,
+        threads=settings.threads,
+        sides=reports,
+        ratios=ratios,
+        agreement=agreement,
+        errors=errors,
+        ceilings=machine,
+        work=work,
+        profile=breakdown,
+        memory=memory,
+        setup_seconds=deepzero.setup_seconds,
     )
 
 

@@ -42,6 +42,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "step_size": ("estimator", "step_size"),
     "stencil": ("estimator", "stencil"),
     "queries": ("estimator", "queries"),
+    "storage": ("estimator", "storage"),
     "sparsity": ("sparsity", "sparsity"),
     "ratios": ("sparsity", "ratios"),
     "depth": ("model", "options", "depth"),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from deepzero import baselines, models, validation
 from deepzero.errors import InvalidInputError
 from deepzero.losses import LOSSES
@@ -22,6 +24,7 @@ SCORES = ("fo-grasp", "magnitude", "random", "zo-grasp")
 RATIOS = (*SCORES, "cost-aware", "smart-ratio", "uniform")
 PATTERNS = ("alternating", "dynamic", "static")
 COST_WEIGHTS = ("equal", "sensitivity", "smart-ratio")
+STORAGES = {"float32": torch.float32, "float16": torch.float16}
 STENCILS: dict[str, Stencil] = {stencil.name: stencil for stencil in (FORWARD, CENTRAL)}
 
 
@@ -59,6 +62,8 @@ class EstimatorConfig:
         stencil: ``forward`` or ``central``.
         queries: directions a step, for ``rge``.
         distribution: of the directions, for ``rge``.
+        storage: ``float16``: a GPU keeps the differences of ``cge`` in half the memory, see
+            :class:`deepzero.PropagationEvaluator`; ``float32`` or None otherwise.
         options: further keywords of a baseline.
     """
 
@@ -67,6 +72,7 @@ class EstimatorConfig:
     stencil: str = "forward"
     queries: int = 192
     distribution: str = "gaussian"
+    storage: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,6 +81,13 @@ class EstimatorConfig:
         validation.choice("stencil", self.stencil, STENCILS)
         validation.count("queries", self.queries)
         validation.choice("distribution", self.distribution, DISTRIBUTIONS)
+        if self.storage is not None:
+            validation.choice("storage", self.storage, STORAGES)
+        if self.storage == "float16" and self.method != "cge":
+            raise InvalidInputError(
+                f"storage must be float32 with the estimator {self.method}, got float16, which is of the differences "
+                "that cge propagates; leave it out, or choose estimator=cge"
+            )
         if self.options and self.method not in baselines.names():
             raise InvalidInputError(f"options belong to baselines ({', '.join(baselines.names())}), not {self.method}")
 

@@ -19,6 +19,7 @@ from deepzero.sparsity import Alternating, DynamicRatios, Score, fo_grasp, zo_gr
 from deepzero.stopwatch import Stopwatch
 from deepzero.tasks.classification.classification_config import (
     STENCILS,
+    STORAGES,
     ClassificationConfig,
     EstimatorConfig,
     ModelConfig,
@@ -171,7 +172,9 @@ def gradient_source(
         step_size=config.step_size,
         sparsity=coordinates,
         stencil=STENCILS[config.stencil],
-        evaluator=divided(PropagationEvaluator(), team),
+        evaluator=divided(
+            PropagationEvaluator(storage=None if config.storage is None else STORAGES[config.storage]), team
+        ),
         seed=seed,
     )
 

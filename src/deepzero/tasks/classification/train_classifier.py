@@ -9,11 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from deepzero import data, validation
+from deepzero.errors import InvalidInputError
 from deepzero.files import read_from
 from deepzero.tasks.classification.classification_config import ClassificationConfig, ModelConfig
 from deepzero.tasks.classification.classifier_setup import ClassifierSetup, make_model, make_optimizer, set_up
@@ -92,6 +94,8 @@ def train(
     started = time.perf_counter()
     run = SharedRun.open(path, config=asdict(config), resume=resume, team=team, files=[RATIOS_FILE])
     with run, StopRequest.of(team, max_seconds=max_seconds) as stop:
+        if run.summary is None:
+            _require_storage(config, place)
         splits = splits or read_data(config.data, data_dir)
         if run.summary is not None:
             log.info("%s holds a finished run: nothing is left to do", path)
@@ -112,6 +116,15 @@ def train(
         trainer = _trainer(config, setup, splits, run, loggers=loggers, console=console)
         trainer.started = started
         return trainer.fit(stop=stop)
+
+
+def _require_storage(config: ClassificationConfig, device: torch.device) -> None:
+    """Raise if differences are to be stored as only a GPU stores them."""
+    if config.estimator.storage == "float16" and device.type != "cuda":
+        raise InvalidInputError(
+            f"storage must be float32 on the device {device}, got float16, which is how a GPU keeps differences; leave "
+            "it out, or choose device=cuda"
+        )
 
 
 def _trainer(
