@@ -51,7 +51,7 @@ PROGRAMS: list[tuple[Any, dict[str, Any], dict[str, str]]] = [
     (triton_windows.shifted_slices, {"SH": 1, "SW": 1, "DH": 1, "DW": 1, "BLOCK": 1024}, {}),
     (triton_windows.window_maxima, {**CONVOLUTION, "OWN": False, "BLOCK": 64, "BC": 16}, {}),
     (triton_rows.activation, {"FUNCTION": triton_rows.GELU.value, "OWN": 0, "BLOCK": 1024}, {"slope": "fp32"}),
-    (triton_rows.normalize, {**ROWS, "MEAN": True}, {}),
+    (triton_rows.normalize, {**ROWS, "MEAN": True}, {"eps": "fp32"}),
     (triton_rows.softmax, {**ROWS, "LOG": False}, {}),
     (triton_rows.label_losses, ROWS, {}),
     *((triton_attention.attention, {**HEADS, "BE": e, "BF": e, "BS": s, "PRECISION": how},
