@@ -107,14 +107,17 @@ def assert_agrees(
 
 
 @contextmanager
-def exported_once() -> Iterator[None]:
-    """A block in which one program, which stays as it is, is run by several evaluators: exporting is what takes the time."""
-    graphs: list[Graph] = []
+def exported_once(graphs: list[Graph] | None = None) -> Iterator[None]:
+    """A block in which one program, which stays as it is, is run by several evaluators: exporting is what takes the time.
+
+    Blocks that are given the same list have its graph in common.
+    """
+    known = [] if graphs is None else graphs
     export = library.capture
 
     def capture(*args: Any) -> Graph:
-        graphs[:] = graphs or [export(*args)]
-        return graphs[0]
+        known[:] = known or [export(*args)]
+        return known[0]
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(library, "capture", capture)
