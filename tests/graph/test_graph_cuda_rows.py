@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_close, estimate, initialize, some_coordinates
+from oracle import assert_close, estimate, exported_once, initialize, some_coordinates
 from test_graph_cuda_kernels import DEVICE, LABELS, channel_of, close, float32, pytestmark
 from torch import Tensor, nn
 
@@ -153,9 +153,10 @@ def test_a_transformer(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
     model = initialize(nn.Sequential(layer, nn.Flatten(), nn.Linear(32, 5)), dtype=torch.float32).to(DEVICE)
     x, labels, chosen = float32(5, 4, 8), LABELS.to(DEVICE), some_coordinates(model, most=2)
-    results = []
+    results, graphs = [], []
     for device in (by_device.SomeKernels(kernels), by_device.NONE):
         monkeypatch.setitem(by_device.BY_DEVICE, DEVICE.type, device)
         evaluator = dz.PropagationEvaluator(verify=False, tf32=False)
-        results.append(estimate(model, F.cross_entropy, x, labels, evaluator, step_size=1e-4, sparsity=chosen))
+        with exported_once(graphs):
+            results.append(estimate(model, F.cross_entropy, x, labels, evaluator, step_size=1e-4, sparsity=chosen))
     assert_close(results[0].gradients, results[1].gradients, 1e-5)
