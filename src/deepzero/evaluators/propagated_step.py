@@ -6,7 +6,7 @@ Shapes: ``P`` perturbations that are propagated together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from deepzero.errors import GraphError, from_black_box
 from deepzero.evaluators.base import Answer, Job, StepQueries, timed_answer
+from deepzero.evaluators.workers import parallel_map
+from deepzero.graph import kernels
 from deepzero.graph.capture import Node
 from deepzero.graph.differences import Dense, Difference
 from deepzero.graph.forward import HALF, Recomputation, Values, cast, graph_inputs, native, run
@@ -155,6 +157,46 @@ class PropagatedStep:
             own = {name: cast(parameters[name], dtype)}
             found[name] = RecomputedQueries(operations, base, own, sources, places.parameters[name][0])
         return found
+
+
+def answered_by_rules(
+    difference: Callable[[Job], Float64[Tensor, " P"]],
+    jobs: Sequence[Job],
+    answers: list[Answer],
+    workers: int,
+    device: torch.device,
+) -> list[Answer]:
+    """Answers with those queries, one by one and without kernels, that a kernel answers with NaN.
+
+    It does so where it would lose digits (:data:`deepzero.graph.tails.REMAINS`). The device is asked once, when all
+    jobs are under way. A query that is no number by the rules either makes an error of the step: the others are left.
+    """
+    if not answers:
+        return answers
+    good = torch.stack([answer.differences.isfinite().all() for answer in answers]).tolist()
+    lost = [
+        (n, k)
+        for n, fine in enumerate(good)
+        if not fine
+        for k in (~answers[n].differences.isfinite()).nonzero().flatten().tolist()
+    ]
+
+    def again(place: tuple[int, int]) -> Float64[Tensor, " 1"]:
+        job, k = jobs[place[0]], place[1]
+        with kernels.aside():
+            return timed_answer(difference, replace(job, start=job.start + k, stop=job.start + k + 1)).differences
+
+    some = 4 * workers
+    for first in range(0, len(lost), some):
+        part = lost[first : first + some]
+        found = parallel_map(again, part, workers, device)
+        for (n, k), value in zip(part, found, strict=True):
+            answers[n].differences[k] = value[0]
+        if not bool(torch.cat(found).isfinite().all()):
+            break
+    if lost:
+        log.info("%d queries by plain rules: kernels would have lost digits of a variance", len(lost))
+    return answers
 
 
 @dataclass(frozen=True)

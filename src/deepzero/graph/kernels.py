@@ -10,7 +10,9 @@ g groups of perturbations, m rows, n entries of a row, k and o inputs and output
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -366,6 +368,19 @@ BY_DEVICE: dict[str, Kernels] = {
 NONE = NoKernels()
 
 
+_ASIDE: ContextVar[bool] = ContextVar("kernels aside", default=False)
+
+
 def on(tensor: Tensor) -> Kernels:
     """The kernels of the device that holds ``tensor``."""
-    return BY_DEVICE.get(tensor.device.type, NONE)
+    return NONE if _ASIDE.get() else BY_DEVICE.get(tensor.device.type, NONE)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """A block in which rules compose plain operations on every device."""
+    token = _ASIDE.set(True)
+    try:
+        yield
+    finally:
+        _ASIDE.reset(token)

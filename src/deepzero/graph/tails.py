@@ -11,6 +11,12 @@ from torch import Tensor
 from deepzero.graph.calls import Value
 from deepzero.graph.windows import Window
 
+REMAINS = 1 / 16
+"""The least part of a variance with which kernels go on: ``s^2 + dv`` has lost 16 times its rounding there.
+
+Where less remains, they give NaN to the perturbation, which is answered again by the rules of the parts.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Tail:

@@ -35,7 +35,7 @@ from deepzero.graph.cpu.convolution_layouts import (
 )
 from deepzero.graph.cpu.winograd_kernels import SquareLayout, in_squares, square_layout
 from deepzero.graph.differences import Blocks, Channel, Dense, Difference, OneHot, Pending
-from deepzero.graph.tails import Tail
+from deepzero.graph.tails import REMAINS, Tail
 from deepzero.graph.windows import ConvolutionGeometry
 
 NEAR = 4 << 10
@@ -182,12 +182,15 @@ def coefficients_of(
     """Slope, tilt and shift of ``v = slope d + tilt c + shift`` from the sums of ``d, c d, d^2`` over ``rows`` rows.
 
     With the mean change ``dv`` of the variance, ``s' = sqrt(s^2 + dv)``: slope ``1 / s'``, tilt ``1/s' - 1/s``, shift
-    ``-slope mean(d)``, times gamma. ``residue`` is the mean of c, which is 0 but for rounding.
+    ``-slope mean(d)``, times gamma. ``residue`` is the mean of c, which is 0 but for rounding. All are NaN where less
+    than :data:`~deepzero.graph.tails.REMAINS` of ``s^2`` remains.
     """
     mean, cross, square = (sums / rows).unbind(1)
     dv = 2 * (cross - mean * residue) + (square - mean * mean)
     scale = scale.double()
-    new_scale = (scale * scale + dv).sqrt()
+    old = scale * scale
+    new = old + dv
+    new_scale = new.masked_fill_(new < REMAINS * old, math.nan).sqrt()
     slope = 1 / new_scale
     tilt = -dv / (scale * new_scale * (scale + new_scale))
     if gamma is not None:

@@ -43,6 +43,9 @@ from deepzero.graph.cpu.vectors import (
     zeros,
 )
 
+REMAINS = 1 / 16
+"""What must remain of a variance, :data:`deepzero.graph.tails.REMAINS`."""
+
 PARTIAL = 256
 """Vectors that are added up in the data's dtype before their sum goes to float64."""
 SHORT = 4
@@ -314,12 +317,13 @@ def samples(bands, step):
 def normalized(sums, place, share, tail, o):
     """Slope, tilt and shift of a perturbation's channel from its sums, to the tail's scratch.
 
-    ``share`` is that of a number in a mean.
+    ``share`` is that of a number in a mean. All are NaN where less than ``REMAINS`` of the square of the scale remains.
     """
     mean, cross, square = sums[place] * share, sums[place + 1] * share, sums[place + 2] * share
     scale, gamma = np.float64(tail.norm[3 * o]), np.float64(tail.norm[3 * o + 1])
     dv = 2 * (cross - mean * tail.norm[3 * o + 2]) + (square - mean * mean)
-    changed = math.sqrt(scale * scale + dv)
+    new = scale * scale + dv
+    changed = math.sqrt(new if new >= REMAINS * scale * scale else math.nan)
     both = scale * (scale + changed)
     factor = gamma / (both * changed)
     tail.slope[0, o] = factor * both

@@ -20,6 +20,8 @@ CHANNEL: tl.constexpr = tl.constexpr(2)
 
 LARGEST: tl.constexpr = tl.constexpr(65504.0)
 """The largest number of float16."""
+REMAINS: tl.constexpr = tl.constexpr(1 / 16)
+"""What must remain of a variance, :data:`deepzero.graph.tails.REMAINS`."""
 
 
 @triton.jit
@@ -109,7 +111,8 @@ def coefficients(
     """Slope, tilt and shift ``[P, 3, C]`` of ``v = slope d + tilt c + shift``, from the sums over all tiles.
 
     With the mean change ``dv`` of the variance and ``s' = sqrt(s^2 + dv)``: slope ``1/s'``, tilt ``1/s' - 1/s``, shift
-    ``-slope mean(d)``, times gamma; in float64. ``OWN``: one channel a perturbation, named by ``channels``.
+    ``-slope mean(d)``, times gamma; in float64, and NaN where less than REMAINS of ``s^2`` remains. ``OWN``: one
+    channel a perturbation, named by ``channels``.
     """
     p, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BC + tl.arange(0, BC)
     first, cross, square = tl.zeros((BC,), tl.float64), tl.zeros((BC,), tl.float64), tl.zeros((BC,), tl.float64)
@@ -124,7 +127,7 @@ def coefficients(
     s = tl.load(scale + own, mask=c < C, other=1.0).to(tl.float64)
     mean = first / rows
     dv = 2 * (cross / rows - mean * tl.load(residue + own, mask=c < C, other=0.0)) + (square / rows - mean * mean)
-    new = tl.sqrt(s * s + dv)
+    new = tl.sqrt(tl.where(s * s + dv < REMAINS * s * s, float("nan"), s * s + dv))
     g = tl.load(gamma + own, mask=c < C, other=0.0).to(tl.float64)
     slope = g / new
     to = out + p * 3 * C + c
