@@ -138,7 +138,7 @@ class Layer:
     def expected(self, d: Tensor, extra: Tensor | None) -> Tensor:
         """For differences ``d [p, b, o, h, w]`` of the convolution."""
         scale = self.scale.view(1, 1, -1, 1, 1)
-        v = self.gamma.view(-1, 1, 1) * normalized_change(d, self.centred, scale, (1, 3, 4))
+        v = self.gamma.view(-1, 1, 1) * normalized_change(d, self.centred, scale, (1, 3, 4), 1e-5)
         change = relu(self.before, v if extra is None else v + extra)
         if self.window is None or self.pooled is None:
             return change

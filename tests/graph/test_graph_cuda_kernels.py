@@ -355,6 +355,35 @@ def test_a_network(
     assert_close(found.gradients, expected.gradients, tolerance)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_variance_of_which_next_to_nothing_is_left(monkeypatch: pytest.MonkeyPatch, dense: bool) -> None:
+    """Programs answer NaN in place of what would have no digits, and the query is answered by the plain rules."""
+    between = [nn.Conv2d(1, 3, 3, padding=1)] if dense else []
+    model = nn.Sequential(
+        nn.Conv2d(1, 1, 1, bias=False), *between, nn.BatchNorm2d(3 if dense else 1), nn.ReLU(), nn.Flatten()
+    )
+    model.append(nn.Linear(16 * (3 if dense else 1), 5))
+    initialize(model, dtype=torch.float32).to(DEVICE)
+    with torch.no_grad():
+        model.get_parameter("0.weight").fill_(2e-4 - 0.5)
+    x, labels = 1e3 * float32(5, 1, 4, 4), LABELS.to(DEVICE)
+    chosen = some_coordinates(model, most=1)
+
+    def estimated(evaluator: Any, x: Tensor) -> Tensor:
+        zo = dz.CGE(model, loss=F.cross_entropy, step_size=0.5, evaluator=evaluator, sparsity=chosen)
+        return zo.estimate(x, labels).gradients["0.weight"].double()
+
+    monkeypatch.setitem(by_device.BY_DEVICE, DEVICE.type, by_device.NONE)
+    planned = dz.PropagationEvaluator(verify=False, tf32=False)
+    estimated(planned, x)
+    monkeypatch.setitem(by_device.BY_DEVICE, DEVICE.type, by_device.SomeKernels(kernels))
+    evaluator = dz.PropagationEvaluator(verify=False, tf32=False)
+    evaluator.load_state_dict(planned.state_dict())
+    found = estimated(evaluator, x)
+    model.double()
+    close(found, estimated(dz.SequentialEvaluator(), x.double()), 3e-3)
+
+
 def test_other_dtypes_and_devices_without_triton_take_the_plain_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.applies(float32(2))
     assert not kernels.applies(float32(2), float32(2).double())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.coordinates import Coordinates
+from deepzero.errors import NonFiniteLossError
 from deepzero.graph import kernels
 
 STEP = 0.5
@@ -74,11 +76,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def estimated(model: nn.Module, x: Tensor, evaluator: object) -> Tensor:
-    """The gradient of the first layer's weights by the step that leaves next to nothing of them."""
+def estimated(model: nn.Module, x: Tensor, evaluator: object, some: Sequence[int] | None = None) -> Tensor:
+    """The gradient of the first layer's weights, or some, by the step that leaves next to nothing of them."""
     moved = first_weight(model)
-    counts = {name: p.numel() if name == moved else 0 for name, p in model.named_parameters()}
-    chosen = Coordinates({name: torch.arange(count) for name, count in counts.items()})
+    some = range(model.get_parameter(moved).numel()) if some is None else some
+    names = [name for name, _ in model.named_parameters()]
+    chosen = Coordinates({name: torch.tensor(some if name == moved else [], dtype=torch.int64) for name in names})
     zo = dz.CGE(model, loss=F.cross_entropy, step_size=STEP, evaluator=evaluator, sparsity=chosen)
     return zo.estimate(x, torch.arange(len(x)) % 3).gradients[moved].flatten().double().cpu()
 
@@ -100,7 +103,7 @@ def shrinking(name: str, x: Tensor) -> nn.Module:
 def close(found: Tensor, expected: Tensor) -> None:
     """What is left of float32 numbers that shrink by 500 has a few digits less than they."""
     worst, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    assert worst <= 4e-3 * largest, f"off by {worst:.3g}, the largest is {largest:.3g}"
+    assert worst <= 4e-3 * largest + 3e-5, f"off by {worst:.3g}, the largest is {largest:.3g}"
 
 
 @pytest.mark.parametrize(("batch", "side"), [(33, 8), (5, 8), (18, 4), (33, 24)])
@@ -136,20 +139,14 @@ def test_along_a_random_direction() -> None:
 def test_other_perturbations_keep_their_bits() -> None:
     """Whatever becomes of their neighbours in a chunk, and by however many workers."""
     x = 1e3 * normal(33, 1, 8, 8, dtype=torch.float32)
-    model = NETWORKS["maxima"]()
-    model(x)
-    initialize(model, dtype=torch.float32)
-    weight = model.get_parameter(first_weight(model))
+    model = shrinking("maxima", x)
     with torch.no_grad():
-        weight[1] = 0.3
-    expected = estimated(model, x, dz.PropagationEvaluator(workers=1, verify=False))
-    with torch.no_grad():
-        weight[0] = LEFT - STEP
-    beside = [estimated(model, x, dz.PropagationEvaluator(workers=n, verify=False)) for n in (1, 2)]
-    assert torch.equal(*beside)
-    with torch.no_grad():
-        weight[0] = 0.2
-    assert not torch.equal(expected[0], beside[0][0])
+        model.get_parameter(first_weight(model))[1] = 0.3
+    alone = estimated(model, x, dz.PropagationEvaluator(workers=1, verify=False), some=[1])
+    for workers in (1, 2):
+        found = estimated(model, x, dz.PropagationEvaluator(workers=workers, verify=False))
+        assert found[0] != 0
+        assert torch.equal(found[1], alone[1])
 
 
 def test_a_step_without_an_answer_is_given_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +154,10 @@ def test_a_step_without_an_answer_is_given_up_early(monkeypatch: pytest.MonkeyPa
     x = normal(33, 1, 8, 8, dtype=torch.float32)
     model = nn.Sequential(nn.Conv2d(1, 30, 1), nn.Flatten(), nn.Linear(1920, 3))
     initialize(model, dtype=torch.float32)
-    asides, aside = [], kernels.aside
-    monkeypatch.setattr(kernels, "aside", lambda: asides.append(1) or aside())
-    zo = dz.CGE(model, loss=F.cross_entropy, step_size=3e38, evaluator=dz.PropagationEvaluator(workers=1, verify=False))
-    with pytest.raises(dz.NonFiniteLossError, match="perturbed losses are not finite"):
-        zo.estimate(1e3 * x, torch.arange(33) % 3)
-    assert 0 < len(asides) <= 4
+    calls = mock.Mock(side_effect=kernels.aside)
+    monkeypatch.setattr(kernels, "aside", calls)
+    evaluator = dz.PropagationEvaluator(workers=1, verify=False)
+    zo = dz.CGE(model, loss=F.cross_entropy, step_size=1e19, evaluator=evaluator)
+    with pytest.raises(NonFiniteLossError, match="perturbed losses are not finite"):
+        zo.estimate(1e30 * x, torch.arange(33) % 3)
+    assert 0 < calls.call_count <= 4
