@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -52,6 +52,22 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], workers: int, d
             future.cancel()
         wait(futures)
         torch.set_num_threads(threads)
+
+
+def begun(function: Callable[[], R], workers: int) -> Future[R]:
+    """A call on the thread of a worker, without autograd, while the calling thread goes on with other things."""
+
+    def quiet() -> R:
+        with torch.no_grad():
+            return function()
+
+    return _pool(workers).submit(quiet)
+
+
+def as_a_worker() -> bool:
+    """True if the calling thread computes as a worker does: not under autocast, nor in one of PyTorch's modes."""
+    modes = torch._C._len_torch_dispatch_stack() + torch._C._len_torch_function_stack()
+    return not (modes or torch.is_autocast_enabled("cpu"))
 
 
 @functools.lru_cache(maxsize=2)
