@@ -260,3 +260,36 @@ def test_values_of_a_network_by_name_and_its_parameters_themselves() -> None:
     assert list(objective.parameters()) == list(objective.owners()) == ["weight", "bias"]
     assert not any(value.requires_grad for value in objective.parameters().values())
     assert objective.owners()["weight"] is objective.model.weight
+
+
+class Mixed(nn.Module):
+    """A network with an autocast of its own around it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.network(x)
+
+
+@pytest.mark.parametrize("evaluator", ["auto", "sequential"])
+def test_autocast_around_an_estimate_is_as_autocast_inside(evaluator: str) -> None:
+    """It keeps parameters in another type from the first forward on, which a query must not find in place of its own."""
+    network = initialize(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))).float()
+    x, loss = X.float(), lambda output, target: F.cross_entropy(output.float(), target)
+    options: dict[str, Any] = {"loss": loss, "step_size": 0.2, "stencil": dz.CENTRAL, "evaluator": evaluator}
+    inside = dz.CGE(Mixed(network), **options).estimate(x, LABELS)
+    zo = dz.CGE(network, **options)
+    without = zo.estimate(x, LABELS)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss(network(x), LABELS).backward()  # fills what autocast keeps
+        around = zo.estimate(x, LABELS)
+        assert torch.is_autocast_cache_enabled()
+    assert torch.equal(around.loss, inside.loss)
+    assert around.loss != without.loss
+    for name, gradient in around.gradients.items():
+        assert gradient.norm() > 1e-3, name
+        assert torch.equal(gradient, inside.gradients[f"network.{name}"])
+    assert all(torch.equal(g, without.gradients[n]) for n, g in zo.estimate(x, LABELS).gradients.items())

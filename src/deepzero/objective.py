@@ -507,15 +507,19 @@ class NetworkObjective:
         """The surroundings of every query: seeded generators, and attention as in training.
 
         PyTorch's inference path of its transformer layers gives other outputs for padded positions, and would be taken
-        because no query records a gradient.
+        because no query records a gradient. What autocast keeps of a parameter in another type is what the parameter
+        held when it was first used: no query may find it.
         """
         with seeded_scope(draws.seed, device, draws=draws):
-            fast = torch.backends.mha.get_fastpath_enabled()
+            fast, kept = torch.backends.mha.get_fastpath_enabled(), torch.is_autocast_cache_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
+            torch.set_autocast_cache_enabled(False)
+            torch.clear_autocast_cache()
             try:
                 yield
             finally:
                 torch.backends.mha.set_fastpath_enabled(fast)
+                torch.set_autocast_cache_enabled(kept)
 
     def call(self, values: Parameters, x: Any) -> Any:
         """The model's output with ``values`` (parameters and buffers by name) in place of its own."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from oracle import initialize, normal
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import deepzero as dz
 from deepzero.evaluators import propagated_step
@@ -121,13 +122,21 @@ def test_another_batch_begins_nothing_and_a_network_that_draws_never_does(ran: l
     assert not any(map(is_worker, ran))
 
 
-def test_under_autocast_the_calling_thread_runs_it(ran: list[str]) -> None:
+def test_a_mode_of_the_calling_thread_sees_the_forward(ran: list[str]) -> None:
     zo = estimator(network(), 2)
-    with torch.autocast("cpu", torch.bfloat16):
+    with FlopCounterMode(display=False):
         for _ in range(2):
             zo.estimate(X, Y)
     assert ran
     assert not any(map(is_worker, ran))
+
+
+def test_autocast_of_the_calling_thread_changes_no_bit() -> None:
+    model = network()
+    alone, shared = estimator(model, 1), estimator(model, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            assert same_bits(shared.estimate(X, Y).gradients, alone.estimate(X, Y).gradients)
 
 
 def test_a_tight_budget_leaves_no_room_for_it(ran: list[str]) -> None:

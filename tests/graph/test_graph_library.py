@@ -446,3 +446,58 @@ def test_a_weight_that_the_loss_does_not_show_is_seen_where_it_is_held(held: Any
     change(held)
     exact = torch.autograd.grad(loss(model(x), y), model.weight)[0]
     assert_close({"weight": zo.estimate(x, y).gradients["weight"]}, {"weight": exact}, 1e-5)
+
+
+class Tempered(nn.Module):
+    """A body whose temperature is the class's, in front of a last layer that starts at zero."""
+
+    temperature = 1.0
+
+    def __init__(self, out: int = 3) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 5), nn.Linear(5, out)
+        self.config = Holder(a=deep())
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = type(self).temperature * self.config.a.a.b.c.scale * GLOBAL["gain"]["a"][0]["b"]
+        return self.head(torch.tanh(self.body(x) * scale))
+
+
+GLOBAL: dict[str, Any] = {"gain": {"a": [{"b": 1.0}]}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m, mp: mp.setattr(Tempered, "temperature", 3.0),
+        lambda m, mp: setattr(m.config.a.a.b.c, "scale", 3.0),
+        lambda m, mp: mp.setitem(GLOBAL["gain"]["a"][0], "b", 3.0),
+        lambda m, mp: mp.setattr(Tempered, "forward", lambda self, x: self.head(torch.sin(self.body(x)))),
+    ],
+    ids=["class", "configuration", "global", "method"],
+)
+def test_what_a_layer_of_zeros_hides(change: Any, monkeypatch: pytest.MonkeyPatch, exports: list[int]) -> None:
+    """The loss is log 3 whatever comes in front of the last layer, and the slope of that layer is not the same."""
+    model = initialize(Tempered())
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    zo = dz.CGE(model, loss=F.cross_entropy, step_size=1e-6)
+    assert_live(zo, model, F.cross_entropy)
+    change(model, monkeypatch)
+    assert_live(zo, model, F.cross_entropy)
+    assert len(exports) == 2
+    assert_live(zo, model, F.cross_entropy)
+    assert len(exports) == 2, "a program that has not changed was exported again"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_do_not_hide_a_change(dtype: torch.dtype) -> None:
+    """A change of the loss by a tenth is below 64 rounding units of these types, and no rounding."""
+    model = initialize(Tempered()).to(dtype)
+    loss = lambda output, target: F.cross_entropy(output.float(), target)  # noqa: E731
+    zo = dz.CGE(model, loss=loss, step_size=1e-2)
+    zo.estimate(X.to(dtype), Y)
+    model.config.a.a.b.c.scale = 2.0
+    found = zo.estimate(X.to(dtype), Y).gradients
+    fresh = dz.CGE(model, loss=loss, step_size=1e-2).estimate(X.to(dtype), Y).gradients
+    assert_close(found, fresh, 1e-6)

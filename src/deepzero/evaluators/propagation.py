@@ -45,7 +45,7 @@ from deepzero.graph.forward import Values, held_bytes
 from deepzero.graph.library import MANY, Library, PreparedProgram, rounding_of
 from deepzero.graph.precision import Precision
 from deepzero.graph.program import Program, compile_program
-from deepzero.graph.verify import Check, compare_with_program, tolerance_of, verify
+from deepzero.graph.verify import Check, compare_with_program, hides_factors, losses_near, tolerance_of, verify
 from deepzero.objective import Batch, NetworkObjective, asks_black_boxes, device_of, keywords, parameters_of
 from deepzero.operator import standing_in
 from deepzero.probes import CoordinateDirections, JointDirections, are_coordinates, are_joint
@@ -76,8 +76,9 @@ WAY_OUT = (
 class PropagationEvaluator(DivisibleEvaluator):
     """Queries of a network by propagation of differences over its exported graph.
 
-    Every step evaluates the live program once; a graph that does not give its loss is captured again. A program is
-    checked when it is made (:mod:`deepzero.graph.verify`).
+    Every step evaluates the live program once; a graph that does not give its loss is captured again. Where a parameter
+    is all zeros, what it is multiplied by does not show in the loss: there, both are evaluated at a second point, too.
+    A program is checked when it is made (:mod:`deepzero.graph.verify`).
 
     Args:
         memory_budget: bytes that the tensors of an estimate may take beyond model and batch. Default 2 GiB, on a GPU
@@ -227,7 +228,8 @@ class PropagationEvaluator(DivisibleEvaluator):
                 self._check(prepared, live)
         values = ahead.values() if ahead is not None and ahead.program is prepared.program else None
         step = PropagatedStep(live, prepared, live.forward(prepared.program) if values is None else values)
-        if prepared.agrees(step.base_loss(), live.base.loss, rounding_of(objective)):
+        alike = prepared.agrees(step.base_loss(), live.base.loss, rounding_of(objective))
+        if alike and (new or self._agrees_near(prepared, live)):
             library.settled()
         else:
             step = self._captured_again(library, prepared, live)
@@ -248,7 +250,22 @@ class PropagationEvaluator(DivisibleEvaluator):
                     f"{float(expected):.9g}"
                 )
             prepared.apart = max(prepared.apart, abs(float(found) - float(expected)))
+        if not new and not self._agrees_near(prepared, live):
+            known = prepared.apart
+            self._compare(prepared, live, near=True)
+            prepared.apart = max(known, prepared.apart)
         return step
+
+    def _agrees_near(self, prepared: PreparedProgram, live: LiveQuery) -> bool:
+        """True if a graph is the live program at a point near the parameters, too.
+
+        Asked for where a tensor of zeros hides in the loss what it is multiplied by; not of a black box, at its price.
+        """
+        objective = live.objective
+        if not self._verify or asks_black_boxes(objective) or not hides_factors(parameters_of(objective)):
+            return True
+        found, expected = losses_near(prepared.program, objective, live.batch, live.seed, live.draws)
+        return prepared.agrees(found, expected, rounding_of(objective))
 
     def _holds(self, live: LiveQuery, concluded: PreparedProgram) -> bool:
         """True if a program that was not exported has the losses of the live one, to their last bits, at three points.

@@ -65,9 +65,8 @@ def begun(function: Callable[[], R], workers: int) -> Future[R]:
 
 
 def as_a_worker() -> bool:
-    """True if the calling thread computes as a worker does: not under autocast, nor in one of PyTorch's modes."""
-    modes = torch._C._len_torch_dispatch_stack() + torch._C._len_torch_function_stack()
-    return not (modes or torch.is_autocast_enabled("cpu"))
+    """True if the calling thread computes as a worker does: in none of PyTorch's modes."""
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
 
 
 @functools.lru_cache(maxsize=2)

@@ -212,6 +212,8 @@ TORCHS_OWN = (
     ("A model attribute `.*` requires gradient", UserWarning),
 )
 """Warnings of PyTorch's exporter about its own code, and about what a capture takes back or checks itself."""
+TRACE = "torch.__trace"
+"""Logger of PyTorch's structured trace."""
 
 
 def _ignore_torchs_own() -> None:
@@ -224,9 +226,13 @@ def _ignore_torchs_own() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export logs pages on its way to an error, in this thread; the error says what matters."""
+    """torch.export logs pages on its way to an error, in this thread; the error says what matters.
+
+    Its structured trace goes to a file, and only where ``TORCH_TRACE`` asks for it: PyTorch sees to that at the first
+    record, and would write all others for nothing if it never came.
+    """
     _ignore_torchs_own()
-    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"]
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch" and name != TRACE]
     handlers = {h for name in ("torch", *names) for h in logging.getLogger(name).handlers}
     loggers = [logging.getLogger(name) for name in names]
     silence = _OfThisThread()

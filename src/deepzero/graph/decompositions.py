@@ -9,6 +9,7 @@ Legend: t time steps, b samples, i input features, h hidden features, out: those
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def table() -> dict[OpOverload, Decomposition]:
     return chosen | {operation: _as_composed(operation) for operation in COMPOSED}
 
 
+@functools.cache
 def _as_composed(operation: OpOverload) -> Decomposition:
     """PyTorch's own composition of an operation."""
 
@@ -175,6 +177,7 @@ def lstm(x: Tensor, hx: Sequence[Tensor], *weights_and_options: Any) -> tuple[Te
     return out, hidden, cell
 
 
+@functools.cache
 def _single_state(cell: Cell) -> Decomposition:
     """A module whose state is one tensor."""
 
@@ -190,6 +193,7 @@ def _lone_lstm_cell(x: Tensor, hx: Sequence[Tensor], *tensors: Tensor | None) ->
     return lstm_cell(weights.of_input(x), tuple(hx), weights)
 
 
+@functools.cache
 def _lone_cell(cell: Cell) -> Decomposition:
     def call(x: Tensor, hx: Tensor, *tensors: Tensor | None) -> Tensor:
         weights = _lone_weights(tensors)

@@ -18,12 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deepzero.graph.forward import AUTOCAST
 from deepzero.objective import NetworkObjective
 from deepzero.placement import STRUCTURE
 
 Picture = dict[Hashable, Hashable]
 SCALARS = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device)
 DEPTH = 3
+SHALLOW = 2
+"""Depth for classes, where much is held that no forward reads."""
 LONGEST = 64
 LARGEST = 4096
 """Bytes of an array that is compared by what it holds, not by which it is."""
@@ -36,15 +39,43 @@ def picture(objective: NetworkObjective) -> Picture:
     seen["tied"] = tuple(
         (name, len(where)) for name, (_, where) in (*places.parameters.items(), *places.buffers.items())
     )
+    seen["autocast"] = tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in AUTOCAST)
     for position, module in enumerate(places.modules):
         seen[position, "type"] = cast(Hashable, type(module))
         seen[position, "tensors"] = tuple(_tensors(module))
         for name, value in module.__dict__.items():
             if name not in STRUCTURE:
                 seen[position, name] = value if type(value) in SCALARS else freeze(value, DEPTH)
+    for kind in dict.fromkeys(type(module) for module in places.modules):
+        seen.update(_class(kind))
     for name in ("_loss", "closure"):
         seen[name] = freeze(getattr(objective, name), DEPTH)
     return seen
+
+
+def _class(kind: type) -> Iterator[tuple[Hashable, Hashable]]:
+    """The part of a class that its forward may read: attributes that it names, and what methods that it calls name."""
+    if _is_library(kind):
+        return
+    own = [base for base in kind.__mro__ if not _is_library(base)]
+    reached, waiting = {"forward"}, ["forward"]
+    while waiting:
+        name = waiting.pop()
+        base = next((base for base in own if name in base.__dict__), None)
+        if base is None:
+            continue
+        value = base.__dict__[name]
+        value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        yield (base, name), freeze(value, SHALLOW)
+        if isinstance(value, types.FunctionType):
+            named = [other for other in _names(value.__code__) if other not in reached]
+            reached.update(named)
+            waiting += named
+
+
+def _is_library(kind: type) -> bool:
+    """True if nobody is expected to change a class."""
+    return kind.__module__.partition(".")[0] in ("torch", "builtins", "typing", "abc", "numpy")
 
 
 def _tensors(module: nn.Module) -> Iterator[Hashable]:
@@ -81,6 +112,9 @@ def freeze(value: Any, depth: int) -> Hashable:  # noqa: PLR0911, C901 - one cas
 
 
 def _object(value: Any, depth: int) -> Hashable:
+    if isinstance(value, type) and not _is_library(value):
+        plain = [(k, v) for k, v in itertools.islice(vars(value).items(), LONGEST) if isinstance(v, SCALARS)]
+        return type, id(value), tuple(plain)
     if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
         return type(value), id(value)
     own = {**_slots(value), **getattr(value, "__dict__", {})}

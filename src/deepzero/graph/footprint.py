@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepzero.graph.capture import Node
 from deepzero.graph.forms import form
-from deepzero.graph.forward import Values, held_bytes
+from deepzero.graph.forward import Values, held_bytes, in_own_types
 from deepzero.graph.program import Cone, Program, Step
 from deepzero.graph.propagate import advance, nbytes, one_hot
 
@@ -234,7 +234,7 @@ def footprint(program: Program, values: Values, offset: float) -> Footprint:
     """Read off one perturbation and two of every parameter; the first walk makes the memos, which the second finds."""
     again = held_bytes(values)
     cones = [cone for cone in program.cones.values() if not cone.reason]
-    with torch.no_grad():
+    with torch.no_grad(), in_own_types():
         for survey in (Survey(values, offset, (1,)), Survey(values, offset)):
             found = {cone.parameter: survey.along(cone) for cone in cones}
     held = held_bytes(values)

@@ -7,7 +7,8 @@ reuse still holds: in a network whose last part has no rule, a query costs that 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,8 @@ from deepzero.randomness import Draws, matching, placed, without_draw
 Values = dict[Node, Value]
 HALF = (torch.float16, torch.bfloat16)
 NATIVE = "native"
+AUTOCAST = ("cpu", "cuda")
+"""Devices whose operations autocast may run in another type."""
 aten = torch.ops.aten
 
 
@@ -135,7 +138,7 @@ def run(
     useful = graph.ancestors
     expiring = _last_uses(graph, kept)
     dealer = Dealer(graph, draws, wide=wide)
-    with torch.no_grad(), answering(draws.answers):
+    with torch.no_grad(), in_own_types(), answering(draws.answers):
         for node in graph.nodes:
             if node not in useful:
                 continue
@@ -160,6 +163,19 @@ def _without_half(value: Any) -> Value:
 def native(value: Value) -> Any:
     """The value in the dtype in which the program computes it."""
     return value.memo.get(NATIVE, value.base)
+
+
+@contextmanager
+def in_own_types() -> Iterator[None]:
+    """A block whose operations compute in the types of their operands.
+
+    The casts of an autocast around a program are operations of its graph; differences would be rounded by it.
+    """
+    with ExitStack() as stack:
+        for device in AUTOCAST:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 class Dealer:
@@ -247,7 +263,7 @@ class Recomputation:
         """The values of some nodes where the sources are ``moved``, of those that depend on them; no more is run."""
         there = dict(moved)
         missing = set(wanted) - set(there)
-        with torch.no_grad():
+        with torch.no_grad(), in_own_types():
             for node in self._nodes:
                 if not missing:
                     break

@@ -33,6 +33,7 @@ MANY = 32
 """Samples from which on rules take the same kernels for any number: below a few vectors' lanes, some compose."""
 KEPT_BYTES = 256 << 20
 """Bytes of tensors that the models make themselves, such as masks, in the programs that are kept beside the newest."""
+SINGLE = torch.finfo(torch.float32).eps
 RESTLESS = 4
 """Captures in consecutive steps after which a program is said to change at every step."""
 
@@ -63,9 +64,14 @@ class PreparedProgram:
     concluded: bool = False
 
     def agrees(self, found: Tensor, live: Tensor, unit: float) -> bool:
-        """True if the graph's loss is the live program's, but for the rounding that was seen when it was made."""
+        """True if the graph's loss is the live program's, but for the rounding that was seen when it was made.
+
+        A half type's own rounding unit would hide what changes a loss by a half: its graph computes what the program
+        does, bit for bit in most networks, and where it does not, what was seen is close to all there is.
+        """
         self.scale = max(self.scale, abs(float(live)))
-        return abs(float(found) - float(live)) <= max(32 * self.apart, 64 * unit * abs(float(live)))
+        margin = 32 if unit <= SINGLE else 4
+        return abs(float(found) - float(live)) <= max(margin * self.apart, 64 * min(unit, SINGLE) * abs(float(live)))
 
     def may_be_rounding(self, found: Tensor, live: Tensor, tolerance: float) -> bool:
         """True if a difference could be rounding that was not seen yet."""

@@ -24,7 +24,7 @@ from deepzero.graph.differences import (
     TooLargeError,
     entries,
 )
-from deepzero.graph.forward import Values
+from deepzero.graph.forward import Values, in_own_types
 from deepzero.graph.host_numbers import placed
 from deepzero.graph.program import Cone, Step
 from deepzero.graph.rules import in_kind_for
@@ -61,7 +61,7 @@ def propagated(
 ) -> Float64[Tensor, " p"]:
     """The loss differences that ``count`` differences of the sources of a cone lead to, without autograd."""
     live: dict[Node, Any] = dict(sources)
-    with torch.no_grad():
+    with torch.no_grad(), in_own_types():
         for step in cone.steps:
             advance(step, values, live)
             for node in step.frees:

@@ -26,6 +26,7 @@ from torch import Tensor
 from deepzero.graph.capture import Node
 from deepzero.graph.differences import SomeSamples, TooLargeError, entries
 from deepzero.graph.forms import state
+from deepzero.graph.forward import in_own_types
 from deepzero.graph.program import Cone, frontier
 from deepzero.graph.propagate import advance, at_the_loss, one_hot
 from deepzero.graph.wide_forward import WideForward
@@ -175,7 +176,7 @@ class RuleCheck:
         values = self._wide.values
         live: dict[Node, Any] = {n: one_hot(values[n].base, walk.chosen, walk.step) for n in cone.sources}
         try:
-            with torch.no_grad():
+            with torch.no_grad(), in_own_types():
                 ends = self._ends_early(cone, walk, live)
                 if ends is None:
                     self._compare_losses(cone, walk, live)

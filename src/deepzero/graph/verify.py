@@ -80,13 +80,12 @@ def compare_with_program(
     Raises:
         GraphError: they are not the same function.
     """
-    parameters = parameters_of(objective)
     worst, accepted = 0.0, tolerance_of(objective)
     for trial in range(3 if near else 1):
-        moved = displaced(parameters, derive_seed(seed, "verify", trial), NEAR) if trial else dict(parameters)
-        with draws.answers.opened():
-            live = objective.evaluate(moved, batch, seed=seed, draws=draws).loss if trial else base
-        found = graph_loss(program, objective, batch, draws, moved if trial else None)
+        if trial:
+            found, live = losses_near(program, objective, batch, seed, draws, trial=trial)
+        else:
+            found, live = graph_loss(program, objective, batch, draws, None), base
         apart = abs(float(found) - float(live)) / (1e-3 + abs(float(live)) + abs(float(base)))
         if not apart <= accepted and (bool(live.isfinite()) or bool(found.isfinite())):
             where = "near the parameters" if trial else "at the parameters"
@@ -96,6 +95,26 @@ def compare_with_program(
             )
         worst = max(worst, apart if apart <= accepted else 0.0)
     return worst
+
+
+def losses_near(
+    program: Program, objective: NetworkObjective, batch: tuple[Any, ...], seed: int, draws: Draws, *, trial: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The losses of the graph and of the live program at a point near the parameters, where all of them have moved."""
+    moved = displaced(parameters_of(objective), derive_seed(seed, "verify", trial), NEAR)
+    with draws.answers.opened():
+        live = objective.evaluate(moved, batch, seed=seed, draws=draws).loss
+    return graph_loss(program, objective, batch, draws, moved), live
+
+
+def hides_factors(parameters: Parameters) -> bool:
+    """True if a tensor of parameters is all zero: what the program multiplies it by does not show in the loss.
+
+    So are the last layers of many networks at their start, the second factors of low-rank adapters, and the gains of
+    residual branches. A bias is added, and hides nothing.
+    """
+    factors = [p for name, p in parameters.items() if p.numel() and "bias" not in name.rpartition(".")[2]]
+    return bool(factors) and not bool(torch.stack([p.any() for p in factors]).all())
 
 
 def graph_loss(
