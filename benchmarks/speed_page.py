@@ -3,7 +3,8 @@
     python benchmarks/speed_page.py
 
 Between the marks ``<!-- record: NAME -->`` and ``<!-- end -->`` of the two stands what the records say:
-benchmarks/records/speed-*.json (``deepzero bench all``), peers.json, gpu-check.json, scaling.json and startup.json. A
+benchmarks/records/speed-*.json (``deepzero bench all``), peers.json, gpu-check.json, gpu-bound.json,
+scaling.json and startup.json. A
 test compares pages and records.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzero.measure.bench_report import times
+from deepzero.measure.gpu_bound import PASSES, REST
 from deepzero.report import Table, markdown
 from deepzero.report.speed_figures import growth_figure, speed_figure, speed_tables
 from deepzero.report.svg import draw
@@ -189,6 +191,30 @@ def gpu_section() -> str:
     return markdown(Table(title=f"Speed on {gpu}", columns=columns, rows=rows))
 
 
+def gpu_bound_section() -> str:
+    """The count of a query's passes on an H100, and how many queries a second it allows."""
+    content = read("gpu-bound")
+    if content is None:
+        return NONE_YET
+    settings, names = content["settings"], sorted(content["ways"], key=lambda name: (name == "float16", name))
+    ways = [content["ways"][name] for name in names]
+
+    def cell(passes: list[dict[str, float]]) -> str:
+        launches, moved, seconds = (sum(one[key] for one in passes) for key in ("launches", "bytes", "seconds"))
+        return f"{launches:.1f}; {moved / 1e6:,.1f} MB; {1e6 * seconds:.1f} µs" if launches else "-"
+
+    def launching(way: dict[str, Any]) -> str:
+        seconds = way["seconds_of_launches"]
+        return f"{1e6 * seconds:.1f} µs ({seconds * way['queries_per_second']:.1%})"
+
+    rows = [(kind, *(cell([way["passes"][kind]]) for way in ways)) for kind in (*PASSES.values(), REST)]
+    rows.append(("all", *(cell(list(way["passes"].values())) for way in ways)))
+    rows.append(("queries/s at most", *(f"{way['queries_per_second']:,.0f}" for way in ways)))
+    rows.append(("launching, on the host", *map(launching, ways)))
+    title = f"Count of {settings['name']}, batch {settings['batch']}, on an H100"
+    return markdown(Table(title=title, columns=("pass: launches a chunk; a query's share", *names), rows=rows))
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "short": short_section,
     "speed": speed_section,
@@ -198,6 +224,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "processes": processes_section,
     "peers": peers_section,
     "gpu": gpu_section,
+    "gpu-bound": gpu_bound_section,
 }
 
 

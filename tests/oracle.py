@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 import deepzero as dz
 from deepzero.coordinates import Coordinates
+from deepzero.graph import library
+from deepzero.graph.capture import Graph
 
 STEP = 1e-2
 TOLERANCE = 1e-9
@@ -101,6 +104,37 @@ def assert_agrees(
     if nonzero:
         assert any(bool(g.abs().max() > 1e-6) for g in expected.gradients.values()), "the case tests nothing"
     return found
+
+
+@contextmanager
+def exported_once(graphs: list[Graph] | None = None) -> Iterator[None]:
+    """A block in which one program, which stays as it is, is run by several evaluators: exporting is what takes the time.
+
+    Blocks that are given the same list have its graph in common.
+    """
+    known = [] if graphs is None else graphs
+    export = library.capture
+
+    def capture(*args: Any) -> Graph:
+        known[:] = known or [export(*args)]
+        return known[0]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(library, "capture", capture)
+        yield
+
+
+def before_and_after(
+    change: Callable[[], None], model: nn.Module, loss: Callable[..., Tensor], x: Any, y: Any, **options: Any
+) -> list[dz.Estimate]:
+    """Two estimates by propagation, with one graph and one chunk plan, between which something else was changed."""
+    evaluators = [dz.PropagationEvaluator(verify=False) for _ in range(2)]
+    first, second = [dz.CGE(model, loss=loss, evaluator=evaluator, **options) for evaluator in evaluators]
+    with exported_once():
+        before = first.estimate(x, y)
+        change()
+        evaluators[1].load_state_dict(evaluators[0].state_dict())
+        return [before, second.estimate(x, y)]
 
 
 @contextmanager

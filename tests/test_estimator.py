@@ -285,3 +285,60 @@ def test_the_part_of_each_layer_that_was_queried_is_told() -> None:
     for complete in (dz.CGE(model, loss=F.mse_loss), dz.RGE(model, loss=F.mse_loss, queries=2)):
         complete.backward(x, y)
         assert complete.kept() == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: dz.CGE(m, loss=F.mse_loss, sparsity={"0.weight": 0.5}), r"got float; .*DynamicRatios\(ratios\)"),
+        (lambda m: dz.CGE(m, loss=F.mse_loss, sparsity={"0.weight": [True]}), "must be a bool tensor, got list$"),
+        (lambda m: dz.CGE(m, loss=F.mse_loss, sparsity={}), "choose no coordinate"),
+        (lambda m: dz.CGE(m, loss=F.mse_loss, sparsity={"0.weight": torch.zeros(5, 4) > 0}), "choose no coordinate"),
+        (lambda m: dz.CGE(m, loss=F.mse_loss, sparsity=dz.DynamicRatios), "sparsity is the class DynamicRatios"),
+        (lambda m: dz.DynamicRatios(0.9, every=1), r"ratios must be numbers .* got 0\.9; .*uniform_ratios"),
+        (lambda m: dz.ExecutorEvaluator(lambda: None, journal="file"), "journal must be a dz.QueryJournal, got 'file'"),
+        (lambda m: dz.ExecutorEvaluator(lambda: None, policy=60), "policy must be a dz.QueryPolicy, got 60"),
+        (lambda m: dz.minimize(lambda x: 0.0, "x0"), "x0 must be an array, .*got str"),
+        (lambda m: dz.CGE(m, loss=F.mse_loss).load_state_dict({}), "no state of an estimator: it has no 'step'"),
+        (lambda m: dz.CGE(m, loss=F.mse_loss).load_state_dict(None), "no state of an estimator"),
+    ],
+)
+def test_mistakes_are_answered_where_they_are_made(
+    call: Callable[[nn.Module], Any], message: str, model: nn.Sequential
+) -> None:
+    with pytest.raises((InvalidInputError, CheckpointError), match=message):
+        call(model)
+
+
+@pytest.mark.parametrize("evaluator", ["auto", "sequential", "batched"])
+def test_a_loss_that_is_no_number_is_put_down_to_what_shows_it(evaluator: str) -> None:
+    model = initialize(nn.Linear(4, 3))
+    mask = torch.full((6, 1), -torch.inf, dtype=torch.float64)
+    zo = dz.CGE(model, loss=lambda o, t: (o + t[1].softmax(0)).square().mean() * t[0], evaluator=evaluator)
+    for x, message in (
+        (X * math.nan, r"the batch holds NaN or infinity \(in a tensor of shape \(6, 4\)\)"),
+        (X[:0], r"the batch holds nothing \(a tensor of shape \(0, 4\)\)"),
+    ):
+        with pytest.raises(NonFiniteLossError, match=message):
+            zo.estimate(x, (1.0, torch.zeros(1, 1, dtype=torch.float64)))
+    with pytest.raises(NonFiniteLossError, match="estimated there; lower the learning rate"):
+        zo.estimate(X, (1.0, mask))  # a mask of minus infinity is no fault by itself
+    with torch.no_grad():
+        model.weight[0, 0] = math.inf
+    with pytest.raises(NonFiniteLossError, match="parameter weight holds NaN or infinity already"):
+        zo.estimate(X, (1.0, mask))
+
+
+@pytest.mark.filterwarnings("ignore::deepzero.errors.SlowQueriesWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_batches_have_the_shapes_of_their_parts() -> None:
+    model = initialize(nn.Linear(4, 3))
+
+    def closure(m: nn.Module, x: Tensor) -> Tensor:
+        return torch.stack([part.sin().mean() for part in m(x).unbind()]).sum()
+
+    zo = dz.CGE(model, closure=closure, step_size=1e-6)
+    for rows in (2, 3):
+        batch = torch.nested.nested_tensor([X[:rows], X[2:]])
+        exact = torch.autograd.grad(closure(model, batch), model.weight)[0]
+        torch.testing.assert_close(zo.estimate(batch).gradients["weight"], exact, atol=1e-5, rtol=1e-4)

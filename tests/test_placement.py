@@ -513,6 +513,7 @@ def test_a_sparse_parameter_is_refused() -> None:
         ({}, "either loss=.*or closure="),
         ({"loss": F.cross_entropy, "closure": F.cross_entropy}, "either loss=.*or closure="),
         ({"closure": 3}, "closure must be callable as closure"),
+        ({"loss": nn.CrossEntropyLoss}, r"loss is the class CrossEntropyLoss; make one: CrossEntropyLoss\(\)"),
     ],
 )
 def test_loss_or_closure(program: dict[str, Any], message: str) -> None:
@@ -524,3 +525,33 @@ def test_an_objective_with_a_closure_has_no_loss() -> None:
     objective = dz.NetworkObjective(linear(), closure=lambda m, x: m(x).sum())
     with pytest.raises(InvalidInputError, match=r"works with loss=.*the objective has a closure"):
         _ = objective.loss
+
+
+class TiedByView(nn.Module):
+    """An autoencoder that decodes with the encoder's weight, through a view that its constructor made."""
+
+    def __init__(self, *, detached: bool = False) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(4, 3).double()
+        view = self.encoder.weight.t()
+        self.decoder = view.detach() if detached else view
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.tanh(self.encoder(x)), self.decoder)
+
+
+@pytest.mark.parametrize("make", [dz.CGE, dz.RGE])
+@pytest.mark.parametrize("evaluator", ["auto", "sequential"])
+def test_a_view_of_a_parameter_that_was_made_before_is_refused(make: Any, evaluator: str) -> None:
+    """It follows an optimizer, and no query: the gradient through it would be missing without a word."""
+    x = normal(6, 4)
+    zo = make(TiedByView(), loss=F.mse_loss, evaluator=evaluator)
+    with pytest.raises(InvalidInputError, match=r"reads the parameter encoder\.weight through a view"):
+        zo.estimate(x, x)
+
+
+def test_a_detached_view_is_a_constant_as_it_is_to_autograd() -> None:
+    model, x = TiedByView(detached=True), normal(6, 4)
+    exact = torch.autograd.grad(F.mse_loss(model(x), x), model.encoder.weight)[0]
+    found = dz.CGE(model, loss=F.mse_loss, step_size=1e-6).estimate(x, x).gradients["encoder.weight"]
+    torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-4)

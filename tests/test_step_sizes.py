@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import deepzero as dz
 from deepzero.errors import CheckpointError, InvalidInputError
 from deepzero.probes import RandomPerturbations, RandomProbes
-from deepzero.step_sizes import FromDtype, FromNoise, as_step_size, relative_noise
+from deepzero.step_sizes import FromDtype, FromNoise, as_step_size, relative_noise, size_of
 
 X, Y = normal(6, 4), torch.tensor([0, 1, 2, 1, 0, 2])
 UNITS = [1e-8, 1e-4, 1.0, 1e4, 1e8]
@@ -76,6 +77,11 @@ class TestForms:
             dz.CGE(linear(), loss=F.cross_entropy, step_size=0.25).load_state_dict(state)
 
 
+def test_the_size_of_values_whose_squares_overflow() -> None:
+    assert size_of(torch.tensor([3e200, 4e200], dtype=torch.float64)) == pytest.approx(12.5**0.5 * 1e200)
+    assert size_of(torch.tensor([1.0, math.inf])) == 1.0
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("asked", "message"),
@@ -85,7 +91,7 @@ class TestRefused:
             (float("nan"), "step_size must be"),
             (float("inf"), "step_size must be"),
             ("small", r"step_size must be a number.*mapping.*relative.*auto.*got 'small'"),
-            ({"relative": 0.0}, "step_size relative must be"),
+            ({"relative": 0.0}, r'step_size\["relative"\] must be'),
             ({"weight": 1e-3}, "step_size names no step for bias; give one for every trainable parameter"),
             ({"weight": 1e-3, "bias": 1e-3, "bais": 1e-3}, "step_size.*bais"),
             ({"weight": 1e-3, "bias": -1.0}, "step_size of bias must be"),

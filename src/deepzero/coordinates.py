@@ -42,8 +42,7 @@ class Coordinates(Mapping[str, Tensor]):
     def from_masks(cls, masks: Mapping[str, Tensor]) -> Coordinates:
         """The coordinates where a boolean mask is true."""
         for name, mask in masks.items():
-            if mask.dtype != torch.bool:
-                raise InvalidInputError(f"mask of {name} must be a bool tensor, got {mask.dtype}; try mask != 0")
+            _require_mask(name, mask)
         indices = {name: mask.reshape(-1).nonzero().squeeze(1) for name, mask in masks.items()}
         return cls(indices, shapes={name: mask.shape for name, mask in masks.items()})
 
@@ -109,6 +108,15 @@ class Coordinates(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"Coordinates({self.count} in {len(self)} parameters)"
+
+
+def _require_mask(name: str, mask: Any) -> None:
+    if not isinstance(mask, Tensor):
+        ratio = isinstance(mask, (int, float)) and not isinstance(mask, bool)
+        way = "; for a share of each layer use dz.DynamicRatios(ratios)" if ratio else ""
+        raise InvalidInputError(f"mask of {name} must be a bool tensor, got {type(mask).__name__}{way}")
+    if mask.dtype != torch.bool:
+        raise InvalidInputError(f"mask of {name} must be a bool tensor, got {mask.dtype}; try mask != 0")
 
 
 def _checked(name: str, index: Int64[Tensor, " n"]) -> Int64[Tensor, " distinct"]:
@@ -184,10 +192,17 @@ def as_schedule(sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor
         return AllCoordinates()
     if isinstance(sparsity, Coordinates):
         return Always(sparsity)
+    if isinstance(sparsity, type):
+        raise InvalidInputError(
+            f"sparsity is the class {sparsity.__name__}; make a schedule of it, such as dz.DynamicRatios(ratios)"
+        )
     if isinstance(sparsity, CoordinateSchedule):
         return sparsity
     if isinstance(sparsity, Mapping):
-        return Always(Coordinates.from_masks(sparsity))
+        chosen = Coordinates.from_masks(sparsity)
+        if not chosen.count:
+            raise InvalidInputError("the masks of sparsity choose no coordinate: nothing would be estimated")
+        return Always(chosen)
     raise InvalidInputError(
         f"sparsity must be None, Coordinates, a dict of bool masks or a schedule such as dz.DynamicRatios(ratios), "
         f"got {type(sparsity).__name__}; for a plain sparsity make ratios first: dz.sparsity.uniform_ratios(model, 0.9)"

@@ -361,6 +361,12 @@ class Estimator:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`; the choices that shape the estimate must be the same."""
+        needed = ("step", "epoch", "queries", "fixed", "evaluator")
+        missing = [key for key in needed if not isinstance(state, Mapping) or key not in state]
+        if missing:
+            raise CheckpointError(
+                f"this is no state of an estimator: it has no {missing[0]!r}; give what zo.state_dict() returned"
+            )
         expected, found = self.settings(), state["fixed"]
         if expected != found:
             changed = ", ".join(f"{k}: {found.get(k)!r} -> {v!r}" for k, v in expected.items() if found.get(k) != v)

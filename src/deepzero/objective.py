@@ -24,7 +24,7 @@ from deepzero.errors import InvalidInputError, QueryError, WrittenParameterWarni
 from deepzero.operator import Answers, answering, asks, forgives, perturbed_query, stirred
 from deepzero.placement import Attributes, Places, put_back
 from deepzero.randomness import Draws, derive_seed, seeded_scope
-from deepzero.writes import DRAWS, WriteNoticed, WriteWatch, copied, overlaps_itself, written_so_far
+from deepzero.writes import DRAWS, ViewWatch, WriteNoticed, WriteWatch, copied, overlaps_itself, written_so_far
 
 Loss = Callable[[Any, Any], Any]
 Closure = Callable[..., Any]
@@ -194,6 +194,8 @@ class NetworkObjective:
         ):
             if given is not None and not callable(given):
                 raise InvalidInputError(f"{name} must be callable as {call}, got {type(given).__name__}")
+            if isinstance(given, type) and issubclass(given, nn.Module):
+                raise InvalidInputError(f"{name} is the class {given.__name__}; make one: {given.__name__}()")
         self._loss, self.closure = loss, closure
         self._hidden = self._settled = self._writes_batch = False
         self._written: set[str] = set()
@@ -347,7 +349,7 @@ class NetworkObjective:
     def _situation(self, batch: tuple[Any, ...]) -> Hashable:
         """Modes of the modules and shapes of the batch: in each, the first query is watched operation by operation."""
         leaves = pytree.tree_leaves((tuple(batch), keywords(batch)))
-        shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
+        shapes = tuple(shape_of(leaf) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
         return shapes, tuple(module.training for module in self.places().modules)
 
     def _require_unwritten(self, watched: Mapping[str, Tensor], versions: Sequence[int]) -> None:
@@ -395,10 +397,18 @@ class NetworkObjective:
         elsewhere (a list in a closure), or differentiates with respect to them, gets them through the parameters
         themselves; it is recognized by an error, or by a loss that does not follow when all parameters move.
         """
-        self._hidden, base, draws = True, None, Draws(seed)
+        self._hidden, base, draws, views = True, None, Draws(seed), set[str]()
         with _Tried():
             base, draws = self._recorded(parameters, batch, seed, Placing.HELD)
-            self._hidden = not self.follows(parameters, batch, seed, draws)
+            watch = ViewWatch(self.places().trainable)
+            self._hidden = not self.follows(parameters, batch, seed, draws, watch)
+            views = watch.read
+        if views:
+            raise InvalidInputError(
+                f"the program reads the parameter {min(views)} through a view of it that was made before, such as "
+                "self.transposed = layer.weight.t() in a constructor, which does not follow when the parameter moves; "
+                "make the view where it is used"
+            )
         if base is None:
             base, draws = self._recorded(parameters, batch, seed)  # the user's own error, if it is one
         with draws.replaying(), stirred(python=draws.python):  # black boxes inside are asked again, too
@@ -406,35 +416,58 @@ class NetworkObjective:
         self.repeatable = _same_loss(base.loss, again.loss, parameters)
         self._settled = True
 
-    def follows(self, parameters: Parameters, batch: tuple[Any, ...], seed: int, draws: Draws) -> bool:
-        """True if values in the places of parameters act as in the parameters: tested where all have moved."""
+    def follows(
+        self,
+        parameters: Parameters,
+        batch: tuple[Any, ...],
+        seed: int,
+        draws: Draws,
+        watch: AbstractContextManager[Any] | None = None,
+    ) -> bool:
+        """True if values in the places of parameters act as in the parameters: tested where all have moved.
+
+        While parameters point to the values, the program runs in ``watch``.
+        """
         if not self.places().can_point:
             return True
         moved = displaced(parameters, seed)
         try:
             with torch.no_grad():
-                losses = self._both_ways(moved, batch, draws)
+                losses = self._both_ways(moved, batch, draws, watch)
         except Exception as error:  # a program that differentiates inside
             if isinstance(error, QueryError):
                 raise
             if from_black_box(error):
                 return True  # it has no answer there: nothing can be said
             try:
-                losses = self._both_ways(moved, batch, draws)
+                losses = self._both_ways(moved, batch, draws, watch)
             except Exception:
                 return True  # the program does not run there: nothing can be said
         return losses[0] == losses[1] or not abs(losses[0] - losses[1]) > 1e-6 * (abs(losses[0]) + abs(losses[1]))
 
-    def _both_ways(self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws) -> list[float]:
+    def _both_ways(
+        self,
+        parameters: Parameters,
+        batch: tuple[Any, ...],
+        draws: Draws,
+        watch: AbstractContextManager[Any] | None,
+    ) -> list[float]:
         """The loss with values in the places of parameters, and with values that the parameters point to."""
         losses, answers = [], Answers()
         for how in (Placing.HELD, Placing.POINTED):
             with draws.replaying(), answering(answers):
-                losses.append(float(self._evaluate(parameters, batch, draws, how=how).loss))
+                seen = watch if how is Placing.POINTED else None
+                losses.append(float(self._evaluate(parameters, batch, draws, how=how, watch=seen).loss))
         return losses
 
     def _evaluate(
-        self, parameters: Parameters, batch: tuple[Any, ...], draws: Draws, *, how: Placing | None = None
+        self,
+        parameters: Parameters,
+        batch: tuple[Any, ...],
+        draws: Draws,
+        *,
+        how: Placing | None = None,
+        watch: AbstractContextManager[Any] | None = None,
     ) -> Evaluation:
         places = self.places()
         batch = self.given(batch)
@@ -448,6 +481,7 @@ class NetworkObjective:
                 self.scope(draws, device_of(parameters)),
                 self.restoring() as moved,
                 self._placed(places, values, how) as buffer_places,
+                watch or nullcontext(),
             ):
                 value = self.program(self.model, *batch, **keywords(batch))
                 after = {name: where[0].tensor for name, where in buffer_places.items()}
@@ -637,6 +671,11 @@ def forgives_black_boxes(objective: Objective) -> bool:
     """True if a black box inside may skip an answer: see :meth:`NetworkObjective.forgives_black_boxes`."""
     forgives_them = getattr(objective, "forgives_black_boxes", None)
     return forgives_them is not None and bool(forgives_them())
+
+
+def shape_of(tensor: Tensor) -> Hashable:
+    """The shape of a tensor; of a nested one, those of its parts."""
+    return tuple(part.shape for part in tensor.unbind()) if tensor.is_nested else tensor.shape
 
 
 def displaced(parameters: Parameters, seed: int, relative: float = 1e-2) -> dict[str, Tensor]:

@@ -129,6 +129,11 @@ def minimize(
     if max_queries is not None:
         validation.count("max_queries", max_queries)
     x0 = _arrays(x0)
+    if not isinstance(x0, (Tensor, np.ndarray, Mapping, nn.Module)):
+        raise InvalidInputError(
+            "x0 must be an array, a tensor, a list of numbers, a dict of arrays or a torch.nn.Module, got "
+            f"{type(x0).__name__}"
+        )
     with ExitStack() as stack:
         box = BlackBox(Repeated(fn, repeats) if noisy else fn, _own(x0))
         make = CGE if method == "cge" else partial(RGE, queries=queries)

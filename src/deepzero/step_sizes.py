@@ -137,7 +137,7 @@ def as_step_size(step_size: StepSizeLike, *, order: int) -> StepSize:
         return FromNoise(order)
     if isinstance(step_size, Mapping):
         if set(step_size) == {"relative"}:
-            return Relative(validation.positive("step_size relative", step_size["relative"], hint='{"relative": 1e-3}'))
+            return Relative(validation.positive('step_size["relative"]', step_size["relative"], hint="1e-3"))
         return ByName(
             {name: validation.positive(f"step_size of {name}", v, hint="5e-3") for name, v in step_size.items()}
         )
@@ -169,7 +169,11 @@ def size_of(parameter: Tensor) -> float:
     if not parameter.numel():
         return 0.0
     real = torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
-    return float(real.double().square().mean().sqrt())
+    size = float(real.double().square().mean().sqrt())
+    if math.isfinite(size):
+        return size
+    largest = real.double().abs().max()  # squares overflow; or entries are no numbers, as the base query will say
+    return float(largest * (real.double() / largest).square().mean().sqrt()) if largest.isfinite() else 1.0
 
 
 def relative_noise(loss: Callable[[dict[str, Tensor]], float], parameters: Mapping[str, Tensor], seed: int) -> float:

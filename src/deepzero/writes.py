@@ -81,6 +81,44 @@ class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 
+class ViewWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notices operations on views of parameters that were made before, while the parameters point elsewhere.
+
+    ``self.transposed = self.layer.weight.t()`` in a constructor follows an optimizer's step, which writes into the
+    memory of both; it does not follow a value that takes the parameter's place. Detached ones are constants to autograd
+    as well, and are let pass.
+
+    Args:
+        parameters: by name, in their own memory.
+
+    Attributes:
+        read: names of the parameters that are read so.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> before = weight.t()
+        >>> with ViewWatch({"weight": weight}) as watch:
+        ...     _ = before.detach() + 1, watch.read.copy(), before + 1
+        >>> watch.read
+        {'weight'}
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._memory = {memory_of(tensor): name for name, tensor in parameters.items() if memory_of(tensor)}
+        self.read: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in pytree.tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor) and tensor.requires_grad and not tensor.is_leaf:
+                name = self._memory.get(memory_of(tensor))
+                if name is not None:
+                    self.read.add(name)
+        return func(*args, **(kwargs or {}))
+
+
 def memory_of(tensor: Tensor) -> int:
     """Address of a tensor's memory; 0 if it has none of its own (empty, sparse, or a stand-in of the tracer)."""
     try:

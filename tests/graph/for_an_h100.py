@@ -31,14 +31,17 @@ SIZES = {"rows", "keys", "inner", "features", "C", "O", "pixels", "width", "n"}
 """Numbers that are multiples of 16, as in a ResNet: Triton compiles anew for others."""
 COUNTS = SIZES | {"units", "H", "W", "HO", "WO", "tiles", "count"}
 
+DOT = {**CONVOLUTION, "BLOCK": 128, "PRECISION": "tf32"}
+CHANNEL = {**CONVOLUTION, "GROUP": 16, "TF32": True}
 HALF = {"x": "*fp16", "taps": "*fp16", "d": "*fp16", "extra": "*fp16", "out": "*fp16"}
 TILE = {"BLOCK": 256, "BC": 16, "GROUP": 16}
 HEADS = {"DQ": True, "DK": True, "DV": True, "BL": 16}
 ROWS = {"OWN": 1, "R": 8, "BW": 128}
 PROGRAMS: list[tuple[Any, dict[str, Any], dict[str, str]]] = [
-    *((triton_convolution.convolve_dense, {**CONVOLUTION, "BLOCK": 128, "BC": c, "NC": 1, "BO": c, "PRECISION": "tf32"}, types)
-      for c, types in ((16, {}), (16, HALF), (64, HALF))),
-    (triton_convolution.convolve_channel, {**CONVOLUTION, "BLOCK": 256, "BO": 16}, {"out": "*fp16", "scale": "fp32"}),
+    *((triton_convolution.convolve_dense, {**DOT, "BC": c, "NC": n, "BO": o, "SUMMED": g > 1, "GROUP": g}, types)
+      for c, n, o, types in ((16, 1, 16, {}), (16, 1, 64, {}), (32, 1, 32, {}), (16, 1, 16, HALF), (64, 1, 64, HALF)) for g in (1, 16)),
+    *((triton_convolution.convolve_channel, {**CHANNEL, "BLOCK": 2048 // o, "BO": o, "OUTCOME": made}, {"scale": "fp32", "out": out})
+      for o, made, out in ((16, 0, "*fp16"), (16, 1, "*fp32"), (16, 2, "*fp16"), (64, 1, "*fp32"), (64, 2, "*fp32"))),
     (triton_normalization.dense_sums, {**TILE, "BLOCK": 512}, {"d": "*fp16"}),
     (triton_normalization.dense_relu, {**TILE, "EXTRA": 1, "TF32": False}, {**HALF, "scale": "fp32"}),
     (triton_normalization.dense_relu, {**TILE, "EXTRA": 2, "TF32": True}, {"scale": "fp32"}),
@@ -48,7 +51,7 @@ PROGRAMS: list[tuple[Any, dict[str, Any], dict[str, str]]] = [
     (triton_windows.shifted_slices, {"SH": 1, "SW": 1, "DH": 1, "DW": 1, "BLOCK": 1024}, {}),
     (triton_windows.window_maxima, {**CONVOLUTION, "OWN": False, "BLOCK": 64, "BC": 16}, {}),
     (triton_rows.activation, {"FUNCTION": triton_rows.GELU.value, "OWN": 0, "BLOCK": 1024}, {"slope": "fp32"}),
-    (triton_rows.normalize, {**ROWS, "MEAN": True}, {}),
+    (triton_rows.normalize, {**ROWS, "MEAN": True}, {"eps": "fp32"}),
     (triton_rows.softmax, {**ROWS, "LOG": False}, {}),
     (triton_rows.label_losses, ROWS, {}),
     *((triton_attention.attention, {**HEADS, "BE": e, "BF": e, "BS": s, "PRECISION": how},

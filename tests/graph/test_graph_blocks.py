@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_close, estimate, initialize, normal, some_coordinates
+from oracle import assert_close, before_and_after, initialize, normal, some_coordinates
 from torch import Tensor, nn
 
-import deepzero as dz
 from deepzero.graph import kernels
 from deepzero.graph.calls import Value
 from deepzero.graph.cpu import convolution_kernels, convolution_layouts, cpu_kernels, vectors
@@ -90,12 +89,9 @@ def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
     model = initialize(network(name), dtype=dtype)
     x, y, chosen = normal(batch, 2, 11, 13, dtype=dtype), torch.arange(batch) % 10, some_coordinates(model, most=9)
     step_size, tolerance = (1e-2, 1e-11) if dtype == torch.float64 else (1e-4, 2e-4)
-    results = []
-    for _ in range(2):
-        evaluator = dz.PropagationEvaluator(verify=False)
-        results.append(estimate(model, F.cross_entropy, x, y, evaluator, step_size=step_size, sparsity=chosen))
-        monkeypatch.setitem(kernels.BY_DEVICE, "cpu", kernels.NONE)
-    assert_close(results[0].gradients, results[1].gradients, tolerance)
+    without = lambda: monkeypatch.setitem(kernels.BY_DEVICE, "cpu", kernels.NONE)  # noqa: E731
+    found, expected = before_and_after(without, model, F.cross_entropy, x, y, step_size=step_size, sparsity=chosen)
+    assert_close(found.gradients, expected.gradients, tolerance)
 
 
 CASES = {
@@ -494,12 +490,9 @@ def test_blocks_behind_a_convolution_are_cut_padded_and_averaged(monkeypatch: py
 def assert_kernels_agree(monkeypatch: pytest.MonkeyPatch, model: nn.Module, most: int) -> None:
     """The estimate with kernels and without is the same."""
     x, chosen = normal(19, 2, 11, 13), some_coordinates(model, most=most)
-    results = []
-    for _ in range(2):
-        evaluator = dz.PropagationEvaluator(verify=False)
-        results.append(estimate(model, ramp, x, None, evaluator, step_size=1e-2, sparsity=chosen))
-        monkeypatch.setitem(kernels.BY_DEVICE, "cpu", kernels.NONE)
-    assert_close(results[0].gradients, results[1].gradients, 1e-11)
+    without = lambda: monkeypatch.setitem(kernels.BY_DEVICE, "cpu", kernels.NONE)  # noqa: E731
+    found, expected = before_and_after(without, model, ramp, x, None, step_size=1e-2, sparsity=chosen)
+    assert_close(found.gradients, expected.gradients, 1e-11)
 
 
 def ramp(output: Tensor, _: None) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracle import assert_close, estimate, initialize, some_coordinates
+from oracle import assert_close, estimate, exported_once, initialize, some_coordinates
 from rule_cases import apply
 from test_graph_cuda_kernels import DEVICE, EXACT, LABELS, close, float32, pytestmark
 from torch import Tensor, nn
@@ -161,11 +161,12 @@ def test_a_transformer_by_programs_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     plain = cuda_attention_kernels.attention
     monkeypatch.setattr(cuda_attention_kernels, "attention", lambda *a: seen.append(1) or plain(*a))
     programs = by_device.SomeKernels(cuda_kernels, cuda_row_kernels, cuda_attention_kernels)
-    results = []
+    results, graphs = [], []
     for own in (programs, by_device.NONE):
         monkeypatch.setitem(by_device.BY_DEVICE, DEVICE.type, own)
         evaluator = dz.PropagationEvaluator(verify=False)
         loss = nn.functional.cross_entropy
-        results.append(estimate(model, loss, x, LABELS.to(DEVICE), evaluator, step_size=1e-3, sparsity=chosen))
+        with exported_once(graphs):
+            results.append(estimate(model, loss, x, LABELS.to(DEVICE), evaluator, step_size=1e-3, sparsity=chosen))
     assert seen
     assert_close(results[0].gradients, results[1].gradients, 1e-4)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_close, estimate, initialize, normal, some_coordinates
+from oracle import assert_close, initialize, normal, some_coordinates
 from torch import Tensor, nn
 
 import deepzero as dz
@@ -21,11 +21,12 @@ from deepzero.graph.calls import Value
 from deepzero.graph.cuda import cuda_kernels as kernels
 from deepzero.graph.differences import Channel, Dense, HalfDense
 from deepzero.graph.precision import Precision, computing_in
+from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
 from deepzero.models.resnet import BasicBlock, projection_shortcut
 
 triton = pytest.importorskip("triton")
-EXACT = Precision(tf32=False)
+EXACT, TF32 = Precision(tf32=False), Precision(tf32=True)
 LABELS = torch.tensor([0, 4, 2, 3, 3])
 SHAPES = [(3, 5, 4, 7, 6), (1, 2, 1, 3, 9), (17, 2, 20, 3, 2), (2, 3, 70, 2, 3)]
 """p, b, c, h, w."""
@@ -162,6 +163,99 @@ def test_convolutions(kernel: tuple[int, int], options: dict[str, Any], sizes: t
         close(found.dense(), expected, tolerance)
 
 
+Case = tuple[tuple[int, int, int], tuple[int, int], tuple[int, int], dict[str, Any]]
+CASES: list[Case] = [
+    ((2, 3, 7), (5, 4), (3, 3), {"stride": 1, "padding": 1, "dilation": 1}),  # 147 rows: a tile and a part of one
+    (
+        (17, 2, 5),
+        (3, 20),
+        (3, 3),
+        {"stride": 2, "padding": 1, "dilation": 1},
+    ),  # more perturbations than a program makes
+    ((2, 1, 4), (16, 70), (1, 1), {"stride": 1, "padding": 0, "dilation": 1}),  # two blocks of channels
+]
+"""Perturbations, samples and side; input and output channels; kernel; options."""
+
+
+def to_tail(
+    case: Case, kind: str, residual: str, precision: Precision, window: Window | None = None
+) -> tuple[Dense | None, Tensor]:
+    """A convolution, batch norm, a residual and relu by the kernels, and the change of them in float64."""
+    (count, batch, side), (inputs, outputs), kernel, options = case
+    groups = options.get("groups", 1)
+    weight, gamma = float32(outputs, inputs // groups, *kernel), float32(outputs, seed=1)
+    x, d = float32(batch, inputs, side, side, seed=2), 0.1 * float32(count, batch, inputs, side, side, seed=3)
+    channels = torch.arange(count, device=DEVICE) % inputs
+    one = channel_of(torch.stack([d[p, :, c] for p, c in enumerate(channels)]), channels, tuple(x.shape))
+    given: Any = {"channel": one, "dense": Dense(d), "packed": packed(d, 8.0)}[kind]
+    z = F.conv2d(x, weight, **options)
+    y, more = float32(*z.shape, seed=4), 0.1 * float32(count, *z.shape, seed=5)
+    own = torch.arange(count, device=DEVICE) % outputs
+    extra: Any = {"none": None, "dense": Dense(more), "channel": channel_of(more[:, :, 0], own, tuple(z.shape))}[
+        residual
+    ]
+    centred, s = base_of(z)
+    geometry = ConvolutionGeometry(weight, options["stride"], options["padding"], options["dilation"], groups)
+    with computing_in(precision):
+        tail = Tail(centred, s, gamma, Value(y), window=window)
+        found = kernels.convolve_to_tail(given, Value(weight), geometry, z.shape, tail, extra)
+    moved, added = given.dense().double(), [0.0] * count if extra is None else extra.dense().double()
+    changes = [F.conv2d(one, weight.double(), **options) for one in moved]
+    return found, torch.stack([normalized_relu(z, gamma, y, changes[p], added[p]) for p in range(count)])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("kind", "residual", "precision", "tolerance"),
+    [
+        ("channel", "none", EXACT, 3e-6),
+        ("channel", "none", Precision(scale=8.0), 1e-3),
+        ("dense", "dense", TF32, 2e-3),
+        ("packed", "channel", Precision(scale=8.0), 2e-3),
+    ],
+)
+def test_a_convolution_to_its_tail(
+    monkeypatch: pytest.MonkeyPatch, case: Case, kind: str, residual: str, precision: Precision, tolerance: float
+) -> None:
+    monkeypatch.setattr(kernels, "GROUP", 2)
+    found, expected = to_tail(case, kind, residual, precision)
+    assert found is not None
+    assert isinstance(found, HalfDense) == (precision.scale is not None)
+    close(found.dense(), expected, tolerance)
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("channel", EXACT), ("packed", Precision(scale=8.0))])
+def test_sums_over_tiles_have_the_same_bits_twice(kind: str, precision: Precision) -> None:
+    found, again = (to_tail(CASES[0], kind, "none", precision)[0] for _ in range(2))
+    assert found is not None
+    assert again is not None
+    assert torch.equal(found.stored, again.stored)
+
+
+def test_the_sums_of_a_convolution_are_those_of_what_it_writes() -> None:
+    """In float32 or float16, up to the rounding of a sum: whoever reads the convolution again would find the same."""
+    weight, centred = float32(20, 5, 3, 3), float32(3, 20, 7, 7, seed=1)
+    geometry, d = ConvolutionGeometry(weight, 1, 1, 1, 1), float32(2, 3, 5, 7, 7, seed=2)
+    for given, unit in ((Dense(d), 1.0), (packed(d, 8.0), 1 / 8)):
+        out, partial = kernels._convolved(given, Value(weight), geometry, centred.shape, Value(centred))
+        v, c = out.double().mul(unit), centred.movedim(1, -1).double()
+        expected = torch.stack([v.sum((1, 2, 3)), (c * v).sum((1, 2, 3)), v.square().sum((1, 2, 3))], 1)
+        assert partial.shape == (2, 2, 3, 20)
+        close(partial.double().sum(1), expected, 1e-6)
+
+
+def test_what_a_convolution_to_its_tail_leaves_to_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel beside a residual, several groups, maxima, and what cuDNN multiplies."""
+    assert to_tail(CASES[0], "dense", "none", TF32)[0] is not None
+    assert to_tail(CASES[0], "channel", "dense", TF32)[0] is None
+    assert to_tail(CASES[0], "dense", "none", TF32, window=Window.of(2, (), 0, 1))[0] is None
+    assert to_tail(CASES[0], "dense", "none", EXACT)[0] is None
+    grouped: Case = ((2, 1, 4), (2, 4), (1, 1), {"stride": 1, "padding": 0, "dilation": 1, "groups": 2})
+    assert to_tail(grouped, "packed", "none", Precision(scale=8.0))[0] is None
+    monkeypatch.setattr(kernels, "NARROW", 4)
+    assert to_tail(CASES[0], "dense", "none", TF32)[0] is None
+
+
 def test_what_float16_cannot_hold_is_no_number() -> None:
     """An overflow is never cut off by a relu that follows it."""
     weight, d = torch.ones(16, 16, 1, 1, device=DEVICE), torch.zeros(2, 1, 16, 2, 2, device=DEVICE)
@@ -175,9 +269,12 @@ def test_what_float16_cannot_hold_is_no_number() -> None:
         y = Value(float32(1, 16, 2, 2))
         centred, s = base_of(float32(1, 16, 2, 2, seed=1))
         after = kernels.normalize_relu_dense(found, centred, s, None, y, None, overwrite=True)
-    assert after is not None
-    assert after.dense()[0].isnan().all()
-    assert after.dense()[1].isfinite().all()
+        tail = Tail(centred, s, None, y)
+        at_once = kernels.convolve_to_tail(packed(d, 8.0), Value(2 * weight), geometry, y.base.shape, tail, None)
+    for one in (after, at_once):
+        assert one is not None
+        assert one.dense()[0].isnan().all()
+        assert one.dense()[1].isfinite().all()
 
 
 def test_shifted_slices() -> None:
@@ -225,18 +322,37 @@ def network() -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.Flatten(), nn.Linear(6 * 4, 5))
 
 
+def by_propagation(
+    device: Any, state: dict[str, Any] | None = None, **options: Any
+) -> tuple[dz.Estimate, dict[str, Any]]:
+    """Two coordinates of every parameter with the kernels of a device, by the chunk plan of a state; and the state."""
+    model = initialize(network(), dtype=torch.float32).to(DEVICE)
+    x, labels, chosen = float32(5, 2, 8, 8), LABELS.to(DEVICE), some_coordinates(model, most=2)
+    evaluator = dz.PropagationEvaluator(verify=False, **options)
+    if state is not None:
+        evaluator.load_state_dict(state)
+    zo = dz.CGE(model, loss=F.cross_entropy, step_size=1e-4, evaluator=evaluator, sparsity=chosen)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(by_device.BY_DEVICE, DEVICE.type, device)
+        found = zo.estimate(x, labels)
+    return found, evaluator.state_dict()
+
+
+@pytest.fixture(scope="module")
+def by_plain_rules() -> tuple[dz.Estimate, dict[str, Any]]:
+    return by_propagation(by_device.NONE, tf32=False)
+
+
 @pytest.mark.parametrize(
     ("options", "tolerance"), [({"tf32": False}, 1e-5), ({"tf32": True}, 3e-3), ({"storage": torch.float16}, 3e-3)]
 )
-def test_a_network(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], tolerance: float) -> None:
-    model = initialize(network(), dtype=torch.float32).to(DEVICE)
-    x, labels, chosen = float32(5, 2, 8, 8), LABELS.to(DEVICE), some_coordinates(model, most=1)
-    results = []
-    for device, given in ((by_device.SomeKernels(kernels), options), (by_device.NONE, {"tf32": False})):
-        monkeypatch.setitem(by_device.BY_DEVICE, DEVICE.type, device)
-        evaluator = dz.PropagationEvaluator(verify=False, **given)
-        results.append(estimate(model, F.cross_entropy, x, labels, evaluator, step_size=1e-4, sparsity=chosen))
-    assert_close(results[0].gradients, results[1].gradients, tolerance)
+def test_a_network(
+    by_plain_rules: tuple[dz.Estimate, dict[str, Any]], options: dict[str, Any], tolerance: float
+) -> None:
+    """With the chunk plan of the plain rules: to find one out, the interpreter would walk through the network thrice."""
+    expected, state = by_plain_rules
+    found, _ = by_propagation(by_device.SomeKernels(kernels), state, **options)
+    assert_close(found.gradients, expected.gradients, tolerance)
 
 
 def test_other_dtypes_and_devices_without_triton_take_the_plain_rules(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,5 +370,5 @@ def test_the_programs_compile_for_a_gpu() -> None:
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     spilled = json.loads(done.stdout)
-    assert len(spilled) == 19
+    assert len(spilled) == 30
     assert all(size <= 64 for _, size in spilled), spilled

@@ -318,6 +318,15 @@ def test_a_kernel_that_rounds_to_float32_is_not_mistaken_for_a_wrong_rule(dtype:
     assert_close(found.gradients, expected.estimate(X.to(dtype), Y).gradients, 1e-6 if dtype.itemsize == 8 else 1e-3)
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(1.0, 0.0), (1.0, 1e-4), (1000.0, 1.0)])
+def test_noise_that_a_normalization_enlarges_is_not_mistaken_for_a_wrong_rule(mean: float, spread: float) -> None:
+    """Behind a mean that is large beside the spread, plain runs in float64 show nothing but the last digits of the mean."""
+    model = initialize(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)), dtype=torch.float32)
+    x, y = (mean + spread * normal(16, 4)).float(), torch.arange(16) % 3
+    found = dz.CGE(model, loss=F.cross_entropy, step_size=1e-3).estimate(x, y).gradients
+    assert_close({"bias": found["0.bias"]}, {"bias": torch.zeros(5)}, 1e-9)
+
+
 def test_a_user_can_add_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     """As CONTRIBUTING says: a function under ``@rule``, and the fallback is out of the way."""
     model = initialize(nn.Sequential(nn.Linear(4, 3), nn.Softplus()))

@@ -12,7 +12,6 @@ from oracle import assert_agrees, assert_close, initialize, normal, some_coordin
 from torch import Tensor, nn
 
 import deepzero as dz
-from deepzero.objective import NetworkObjective
 
 LABELS = torch.tensor([0, 1, 2, 0])
 
@@ -73,8 +72,7 @@ def assert_gradient(model: nn.Module, x: Tensor, y: Tensor) -> None:
     for (name, index), g in zip(coordinates.items(), exact, strict=True):
         expected[name].view(-1)[index] = g.reshape(-1)[index]
     assert_close(found, expected, tolerance=1e-5)
-    evaluator = dz.PropagationEvaluator(verify=False)
-    assert evaluator.program(NetworkObjective(model, F.cross_entropy), (x, y)).fallbacks == ()
+    assert zo.evaluator.program(zo.objective, (x, y)).fallbacks == ()
 
 
 @pytest.mark.parametrize("name", RECURRENT)

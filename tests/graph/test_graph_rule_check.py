@@ -272,3 +272,19 @@ def test_the_frontier_is_what_the_rest_reads() -> None:
     read = {node.name for node in frontier(checked.program.graph, cone, middle)}
     assert read == {"linear_2", "linear" if names.index("sigmoid") >= middle else "sigmoid"}
     assert frontier(checked.program.graph, cone, len(cone.steps)) == {checked.program.graph.output}
+
+
+def constant() -> Network:
+    """Channels that are one number in front of batch norm, of which the last digit is left, and made large behind it."""
+    model = initialize(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))
+    with torch.no_grad():
+        for parameter, factor in zip(model.parameters(), (0, 15, 1, 0, 1e3, 1), strict=True):
+            parameter.mul_(factor)
+    return model, (rows()[0].double(), rows()[1])
+
+
+def test_noise_is_measured_by_last_digits_that_do_change() -> None:
+    """A step of 10^-16 in the parameters is one, and what plain runs make of it is no fault of a rule."""
+    check = Checked.of(constant()).check()
+    assert "0.bias" in check.silent
+    assert check.floor > 1e-11

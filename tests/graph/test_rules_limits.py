@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from oracle import assert_agrees, initialize, normal
 from rule_cases import apply, aten, delta
 from torch import Tensor, nn
 
+from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Value
 from deepzero.graph.capture import Node
-from deepzero.graph.differences import Channel, Dense, Difference, OneHot, difference_dtype
+from deepzero.graph.differences import Channel, Dense, Difference, LowRank, OneHot, difference_dtype
 from deepzero.graph.rules import RULES, formulas
 
 GRID = torch.cartesian_prod(
@@ -47,6 +49,82 @@ def exact(function: str, z: Tensor, d: Tensor) -> Tensor:
         "atan": 1 / (1 + t * t),
     }[function]
     return (slopes * weights).sum(1) * d / 2
+
+
+SHRUNK = torch.Size((8, 6, 5))
+"""Rows of 30 entries, or of 5, or channels of 40."""
+NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "layer_norm": lambda z: F.layer_norm(z, SHRUNK[-1:]),
+    "layer_norm_of_two_dimensions": lambda z: F.layer_norm(z, SHRUNK[-2:]),
+    "rms_norm": lambda z: F.rms_norm(z, SHRUNK[-1:], eps=1e-5),
+    "group_norm": lambda z: F.group_norm(z, 2),
+    "instance_norm": F.instance_norm,
+    "batch_norm": lambda z: F.batch_norm(z, None, None, training=True),
+    "weight_norm": lambda z: torch._weight_norm(z, torch.ones(SHRUNK[0], 1, 1, dtype=z.dtype), 0),
+}
+
+
+def normalization(name: str, z: Tensor, difference: Difference) -> Difference:
+    """The rule's change by a difference of z."""
+    calls: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "layer_norm": (aten.layer_norm.default, ([5],)),
+        "layer_norm_of_two_dimensions": (aten.layer_norm.default, ([6, 5],)),
+        "rms_norm": (aten.rms_norm.default, ([5], None, 1e-5)),
+        "group_norm": (aten.group_norm.default, (2,)),
+        "instance_norm": (aten.instance_norm.default, (None, None, None, None, True, 0.0, 1e-5, False)),
+        "batch_norm": (aten._native_batch_norm_legit.no_stats, (None, None, True, 0.0, 1e-5)),
+        "weight_norm": (aten._weight_norm.default, (torch.ones(SHRUNK[0], 1, 1, dtype=z.dtype), 0)),
+    }
+    target, options = calls[name]
+    found = apply(target, (z, difference), *options)
+    change = found[0] if isinstance(found, tuple) else found
+    assert isinstance(change, Difference)
+    return change
+
+
+def shrinking(kind: str, z: Tensor) -> Difference:
+    """A difference to values of size 1: of all entries, of a channel, of one entry of each row, or of rank one."""
+    goal = normal(3, *SHRUNK, seed=4)
+    if kind == "dense":
+        return Dense(goal.to(z.dtype) - z)
+    if kind == "channel":
+        channels = torch.tensor([3, 0, 3])
+        return Channel(1, channels, (goal[:, :, 0] - z[:, channels].movedim(1, 0)).to(z.dtype), SHRUNK)
+    if kind == "entry":
+        return Channel(2, torch.tensor([2, 2]), (goal[:2, ..., 0] - z[..., 2]).to(z.dtype), SHRUNK)
+    return LowRank(goal[:2, ..., :1].to(z.dtype) - z[..., 2:3], torch.eye(5, dtype=z.dtype)[2].expand(2, 1, 5), SHRUNK)
+
+
+@pytest.mark.parametrize("kernels_too", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    {
+        "dense": [*NORMALIZATIONS],
+        "channel": ["layer_norm", "rms_norm", "instance_norm", "batch_norm"],
+        "entry": ["layer_norm", "rms_norm"],
+        "rank one": ["layer_norm", "rms_norm"],
+    }.items(),
+)
+def test_a_scale_of_which_next_to_nothing_is_left(
+    kind: str, names: list[str], kernels_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variance that shrinks by 10^7 in float32: ``s^2 + dv`` would have no digit left, and may be negative.
+
+    Differences and centred values round by 10^-7 of 3,000 times what they come to.
+    """
+    if not kernels_too:
+        monkeypatch.setattr(kernels, "BY_DEVICE", {})
+    one_entry = kind in ("entry", "rank one")
+    z = normal(*SHRUNK, seed=3)
+    z = (z + 3e3 * (torch.arange(5) == 2) if one_entry else 3e3 * z).float()
+    for name in names:
+        difference = shrinking(kind, z)
+        dense = difference.dense().double()
+        function, wide = NORMALIZATIONS[name], z.double()
+        expected = torch.stack([function(wide + d) for d in dense]) - function(wide)
+        found = normalization(name, z, difference).dense().double()
+        worst = float((found - expected).abs().max())
+        assert worst <= 1e-2, f"{name}: off by {worst:.3g}, the largest is {float(expected.abs().max()):.3g}"
 
 
 @pytest.mark.parametrize("name", TAILS)

@@ -9,7 +9,7 @@ from every_kind import Op, check_each, groups
 from oracle import normal
 from rule_cases import apply
 
-from deepzero.graph.differences import Channel
+from deepzero.graph.differences import Channel, Dense, HalfDense
 
 POOLING: dict[str, Op] = {
     "max": lambda z: F.max_pool2d(z, 2),
@@ -69,3 +69,14 @@ def test_averages_of_a_channel_with_its_samples_last(options: tuple[list[int], .
     tiles = options[0][:1] * 2 if len(options[0]) == 1 else options[0]
     side_by_side = len(options) < 4 and options[1:2] in ((), ([],), (tiles,)) and not any((options[2:] or ([],))[0])
     assert (found.delta.stride(1) == 1) is side_by_side
+
+
+@pytest.mark.parametrize("options", [([6, 6],), ([3, 3],)])
+def test_averages_of_what_is_stored_in_float16(options: tuple[list[int]]) -> None:
+    """Sums are in float32: of numbers that float16 holds, whose sum it does not."""
+    base, given = normal(2, 4, 6, 6, dtype=torch.float32), HalfDense(30000 + 100 * normal(3, 2, 4, 6, 6).half(), 64.0)
+    found = apply(torch.ops.aten.avg_pool2d.default, (base, given), *options)
+    assert isinstance(found, Dense)
+    expected = F.avg_pool2d(given.half.double().flatten(0, 1) / 64, *options)
+    assert found.delta.dtype is torch.float32
+    torch.testing.assert_close(found.delta.double(), expected.view(3, 2, *expected.shape[1:]), rtol=1e-6, atol=0)

@@ -6,7 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from every_kind import Op, check_each, groups
+from oracle import normal
+from rule_cases import apply
 from torch import Tensor
+
+from deepzero.graph.differences import Dense
 
 
 def put(z: Tensor) -> Tensor:
@@ -89,3 +93,15 @@ SHAPES: dict[str, Op] = {
 @pytest.mark.parametrize("ops", groups(SHAPES))
 def test_shape(ops: dict[str, Op]) -> None:
     check_each(ops)
+
+
+@pytest.mark.parametrize("widths", [[0, 0, 0, 0, 1, 2], [1, 0, 2, 1], [0, 1, 1, 0, 0, 2, 3, 0]])
+def test_padding_keeps_the_order_in_memory(widths: list[int]) -> None:
+    """Channels stay last, also of every second pixel: the shortcut of a block that halves its images."""
+    base, stacked = normal(2, 4, 6, 5), normal(3, 2, 6, 5, 4).movedim(-1, 2)
+    halved = (..., slice(None, None, 2), slice(None, None, 2))
+    for own, d in ((base, stacked), (base[halved], stacked[halved])):
+        found = apply(torch.ops.aten.constant_pad_nd.default, (own, Dense(d)), widths)
+        assert isinstance(found, Dense)
+        assert torch.equal(found.delta, F.pad(d, widths))
+        assert found.delta.movedim(2, -1).is_contiguous()

@@ -35,6 +35,19 @@ def test_a_folder_that_holds_a_run_is_not_started_in(tmp_path: Path) -> None:
         RunFolder.create(tmp_path, config=CONFIG, notes={})
 
 
+@pytest.mark.parametrize(
+    ("name", "cause"), [("a\0b", "null byte"), ("x" * 300, "name too long"), ("x" * 300 + "/run", "name too long")]
+)
+def test_a_name_that_no_file_system_takes(tmp_path: Path, name: str, cause: str) -> None:
+    with pytest.raises(RunFolderError, match=rf"(?i)there can be no folder .*{cause}.*choose another --out"):
+        RunFolder.create(tmp_path / name, config=CONFIG, notes={})
+
+
+def test_a_folder_that_cannot_be_made_was_not_moved() -> None:
+    with pytest.raises(RunFolderError, match=r"there can be no folder /proc/none/run .*choose another --out"):
+        RunFolder.create(Path("/proc/none/run"), config=CONFIG, notes={})
+
+
 def test_a_folder_in_which_a_run_goes_on_is_refused_by_name(tmp_path: Path) -> None:
     first = RunFolder.create(tmp_path, config=CONFIG, notes={})
     second = RunFolder.reopen(tmp_path, config=CONFIG)

@@ -1071,6 +1071,13 @@ def test_progress_is_shown_on_the_console_given() -> None:
         (lambda m: {"estimator": fo(network())}, "of another model"),
         (lambda m: {"train": iter([])}, r"can be read only once.*lambda epoch"),
         (lambda m: {"train": 3}, "train must be a DataLoader"),
+        (lambda m: {"train": "photos"}, r"train must be batches.*got str.*\[batch\]"),
+        (lambda m: {"validation": 3}, "validation must be a DataLoader"),
+        (lambda m: {"validation": iter([])}, "validation is a list_iterator, which can be read only once"),
+        (lambda m: {"test": {"x": 1}}, "test must be batches.*got dict"),
+        (lambda m: {"metrics": "accuracy"}, "metrics must be functions.*got str"),
+        (lambda m: {"callbacks": 3}, "callbacks must be a list, got int"),
+        (lambda m: {"loggers": "csv"}, r"loggers must be a list, got str; for one alone type loggers=\["),
         (lambda m: {"scheduler": 0.1}, "scheduler must be one of"),
         (lambda m: {"scheduler": torch.optim.lr_scheduler.StepLR(sgd(m), 1)}, "of another optimizer"),
         (

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import deepzero as dz
+from deepzero.graph.capture import Graph
 
 WIDER = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
@@ -82,6 +83,12 @@ class Member:
         """``dz.CGE`` or ``dz.RGE`` on this objective."""
         objective = {"loss": self.loss} if self.closure is None else {"closure": self.closure}
         return kind(model, **objective, **options)
+
+
+@functools.cache
+def graphs(member: str, dtype: torch.dtype) -> list[Graph]:
+    """Where the tests of a member keep its graph (``oracle.exported_once``), which is the same in all of them."""
+    return []
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from exact_gradients import Accuracy, assert_gradient, assert_one_direction, drawn_value, gradient, sampled
-from members import MEMBERS, Member
-from oracle import nothing_changes
+from members import MEMBERS, Member, graphs
+from oracle import exported_once, nothing_changes
 from torch import Tensor
 
 import deepzero as dz
@@ -67,7 +67,7 @@ def test_coordinates(member: Member, dtype: torch.dtype) -> None:
         "stencil": dz.CENTRAL if member.whole else dz.FORWARD,
     }
     zo = member.estimator(dz.CGE, model, **options)
-    with only_expected_warnings(member), nothing_changes(model):
+    with exported_once(graphs(member.name, dtype)), only_expected_warnings(member), nothing_changes(model):
         found = zo.estimate(*batch.args, **batch.kwargs)
     expected = exact if member.smooth else sequential(member, dz.CGE, options)
     assert_gradient(found.gradients, expected, options["sparsity"], accepted)
@@ -87,7 +87,7 @@ def test_random_directions(member: Member, seed: int) -> None:
     step, relative = (1e-4, 3e-2) if member.rounds else (1e-6, 1e-5)
     options = {"step_size": step, "stencil": dz.CENTRAL, "queries": 1, "distribution": "rademacher", "seed": seed}
     zo = member.estimator(dz.RGE, model, **options)
-    with warnings.catch_warnings():
+    with exported_once(graphs(member.name, torch.float64)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?is).*forward")
         with nothing_changes(model):
             found = zo.estimate(*batch.args, **batch.kwargs)

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 from exact_gradients import gradient, sampled
-from members import MEMBERS, SMALL, Member
+from members import MEMBERS, SMALL, Member, graphs
+from oracle import exported_once
 
 import deepzero as dz
 from deepzero import objective
 from deepzero.errors import VerificationError
-from deepzero.graph import library
-from deepzero.graph.capture import Graph
 from deepzero.graph.differences import Blocks, Channel, Dense, LowRank, OneHot, Pending, RankOne, Segment, SomeSamples
 from deepzero.graph.rules import RULES
 
@@ -70,25 +69,16 @@ def test_a_wrong_rule_is_caught(member: Member, monkeypatch: pytest.MonkeyPatch)
         evaluator = dz.PropagationEvaluator()
         return member.estimator(dz.CGE, model, step_size=1e-4, evaluator=evaluator, sparsity=some)
 
-    graphs: list[Graph] = []
-    export = library.capture
-
-    def capture(*args: Any) -> Graph:
-        """The same graph each time: exporting is what takes the time, and a wrong rule does not change it."""
-        graphs[:] = graphs or [export(*args)]
-        return graphs[0]
-
-    monkeypatch.setattr(library, "capture", capture)
-    zo = estimator()
-    program = zo.evaluator.program(zo.objective, objective.Batch(batch.args, batch.kwargs))
-    chosen = spread(real_rules(program), OPERATIONS, start=PROPAGATED.index(member))
-    assert chosen
-    assert graphs
-    for operation in chosen:
-        with monkeypatch.context() as patched:
-            patched.setitem(RULES, operation, by_half_too_large(RULES[operation]))
-            try:
-                estimator().estimate(*batch.args, **batch.kwargs)
-            except VerificationError:
-                continue
-            pytest.fail(f"{operation} is wrong by half in {member.name}, and nothing noticed")
+    with exported_once(graphs(member.name, torch.float64)):  # a wrong rule does not change the graph
+        zo = estimator()
+        program = zo.evaluator.program(zo.objective, objective.Batch(batch.args, batch.kwargs))
+        chosen = spread(real_rules(program), OPERATIONS, start=PROPAGATED.index(member))
+        assert chosen
+        for operation in chosen:
+            with monkeypatch.context() as patched:
+                patched.setitem(RULES, operation, by_half_too_large(RULES[operation]))
+                try:
+                    estimator().estimate(*batch.args, **batch.kwargs)
+                except VerificationError:
+                    continue
+                pytest.fail(f"{operation} is wrong by half in {member.name}, and nothing noticed")

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from deepzero.errors import NonFiniteLossError, RowError, VerificationError
-from deepzero.objective import Objective, Parameters, parameters_of
+from deepzero.objective import Objective, Parameters, keywords, parameters_of
 from deepzero.probes import Perturbations, coordinates_of
 
 JOINT = "all parameters"
@@ -251,13 +252,32 @@ class DivisibleEvaluator(ABC):
         """Restore the state that :meth:`state_dict` returned."""
 
 
-def require_finite_base(loss: Tensor) -> None:
-    """Raise unless the base loss is a finite number, before any perturbed query is made."""
+def require_finite_base(loss: Tensor, queries: tuple[Parameters, tuple[Any, ...]] = ({}, ())) -> None:
+    """Raise unless the base loss is a finite number, before any perturbed query is made.
+
+    Args:
+        loss: the base loss.
+        queries: the parameters and the batch at which it was asked for, where the error looks for the cause.
+    """
     if not loss.isfinite():
         raise NonFiniteLossError(
             f"the loss at the current parameters is {float(loss)}: no gradient can be estimated there; "
-            "lower the learning rate, check the inputs, or run `deepzero doctor`"
+            f"{_cause_of_no_loss(*queries)}"
         )
+
+
+def _cause_of_no_loss(parameters: Parameters, batch: tuple[Any, ...]) -> str:
+    """The cause of a loss that is no number, if batch or parameters show it, and what to do."""
+    for name, value in parameters.items():
+        if not bool(value.isfinite().all()):
+            return f"parameter {name} holds NaN or infinity already: go back to earlier values, lower the learning rate"
+    for leaf in pytree.tree_leaves((tuple(batch), keywords(batch))):
+        if isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_nested:
+            if not leaf.numel():
+                return f"the batch holds nothing (a tensor of shape {tuple(leaf.shape)}): leave empty batches out"
+            if bool((leaf.isnan() | leaf.eq(torch.inf)).any()):
+                return f"the batch holds NaN or infinity (in a tensor of shape {tuple(leaf.shape)}): clean the data"
+    return "lower the learning rate, check the inputs, or run `deepzero doctor`"
 
 
 def require_repeatable(objective: Objective) -> None:

@@ -72,7 +72,7 @@ class BatchedEvaluator(DivisibleEvaluator):
         parameters = queries.parameters()
         steps = queries.rounded_steps()
         base, draws = objective.base(parameters, batch, seed=queries.seed)
-        require_finite_base(base.loss)
+        require_finite_base(base.loss, (parameters, batch))
         if objective.hidden or not objective.follows(parameters, batch, queries.seed, draws):
             raise UnbatchableError("the program holds references to its parameters that torch.func.vmap cannot replace")
         chunk = self.chunk or usual_chunk(parameters, batch)

@@ -181,7 +181,7 @@ class PropagationEvaluator(DivisibleEvaluator):
         self._settle_budget(device_of(parameters))
         with self._forward_ahead(objective, batch) as ahead, one_thread():
             base, draws = objective.base(parameters, batch, seed=seed)
-            require_finite_base(base.loss)
+            require_finite_base(base.loss, (parameters, batch))
             if self._verify:
                 require_repeatable(objective)
             live = LiveQuery(objective, batch, seed, sizes, base, draws)

@@ -29,7 +29,7 @@ class SequentialEvaluator(DivisibleEvaluator):
         parameters = queries.parameters()
         steps = queries.rounded_steps()
         base, query = first_query(queries.objective, parameters, queries.batch, queries.seed)
-        require_finite_base(base.loss)
+        require_finite_base(base.loss, (parameters, queries.batch))
 
         def difference(job: Job) -> Tensor:
             return (query(queries.moved(parameters, job.row, job.start)).double() - base.loss.double()).reshape(1)

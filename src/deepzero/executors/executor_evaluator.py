@@ -67,6 +67,12 @@ class ExecutorEvaluator:
         journal: QueryJournal | None = None,
         progress: Progress | None = None,
     ) -> None:
+        for name, given, kind in (("policy", policy, QueryPolicy), ("journal", journal, QueryJournal)):
+            if given is not None and not isinstance(given, kind):
+                raise InvalidInputError(
+                    f"{name} must be a dz.{kind.__name__}, got {given!r:.80}; type {name}=dz.{kind.__name__}"
+                    + ("(path)" if kind is QueryJournal else "(timeout=60)")
+                )
         self.policy = QueryPolicy() if policy is None else policy
         self.journal = journal
         self.skipped = 0

@@ -187,6 +187,7 @@ class Kernels(Protocol):
         difference: Channel | Dense,
         centred: Value,
         scale: Float[Tensor, "*kept"],
+        eps: float,
         weight: Float[Tensor, "*normalized"] | None,
         dims: int,
         *,
@@ -199,6 +200,7 @@ class Kernels(Protocol):
             difference: of what is normalized.
             centred: c, base values minus their mean along these dimensions, or base values themselves.
             scale: s, of length 1 along them.
+            eps: as above.
             weight: a factor, 1 if None.
             dims: their number.
             mean: whether the mean is taken off.

@@ -22,7 +22,7 @@ from deepzero.graph.fingerprint import Picture, changes, picture
 from deepzero.graph.footprint import Footprint
 from deepzero.graph.program import Program, compile_program
 from deepzero.graph.verify import Check
-from deepzero.objective import NetworkObjective, State, keywords, parameters_of
+from deepzero.objective import NetworkObjective, State, keywords, parameters_of, shape_of
 from deepzero.randomness import Draws
 
 KEPT = 8
@@ -299,7 +299,7 @@ def shape_key(batch: tuple[Any, ...]) -> Hashable:
     """The part of a batch that a graph depends on: shapes, dtypes, devices of tensors, other values, the structure."""
     leaves, spec = pytree.tree_flatten((tuple(batch), keywords(batch)))
     described = tuple(
-        (leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else repr(leaf)
+        (shape_of(leaf), leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else repr(leaf)
         for leaf in leaves
     )
     return described, repr(spec)

@@ -150,7 +150,7 @@ def _noise(graph: Graph, inputs: Mapping[Node, Any], values: Values, draws: Draw
         for node in graph.parameter_inputs():
             p = inputs[node]
             if p.is_floating_point() or p.is_complex():
-                sign = torch.randint(0, 2, p.shape, generator=generator).to(p.device) * 2 - 1
+                sign = torch.randint(0, 2, p.shape, generator=generator).to(p.device, torch.float64) * 2 - 1
                 nudged[node] = p * (1 + NUDGE * sign)
         loss: Tensor = run(graph, nudged, keep=(), draws=draws, wide=True, watch=watch)[graph.output].base
         losses.append(float(loss.double().mean()))

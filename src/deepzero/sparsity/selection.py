@@ -142,6 +142,11 @@ def _finite(name: str, score: Real[Tensor, "*shape"]) -> Float64[Tensor, "*shape
 
 def check_ratios(ratios: Mapping[str, float]) -> dict[str, float]:
     """Accept keep ratios: numbers in (0, 1] by parameter name."""
+    if not isinstance(ratios, Mapping):
+        raise InvalidInputError(
+            f"ratios must be numbers in (0, 1] by parameter name, got {ratios!r:.80}; for one number make them: "
+            "dz.sparsity.uniform_ratios(model, 0.9)"
+        )
     for name, ratio in ratios.items():
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
             raise InvalidInputError(

@@ -58,7 +58,7 @@ class Reader(ABC):
         return
 
 
-def reader(train: Any, device: torch.device, team: Team) -> Reader:
+def reader(train: Any, device: torch.device, team: Team, *, name: str = "train") -> Reader:
     """The reader of training data.
 
     Args:
@@ -66,26 +66,32 @@ def reader(train: Any, device: torch.device, team: Team) -> Reader:
             ``batch(epoch, index)`` and a length; or None for a problem without data, whose epochs have one step.
         device: of the tensors of a batch, which are brought there.
         team: the processes of the run, which read the same batches.
+        name: of the argument, for errors.
 
     Raises:
         InvalidInputError: it is none of these.
     """
     if train is None:
         return Addressed(_NoData(), device)
+    if isinstance(train, (str, Mapping)):
+        raise InvalidInputError(
+            f"{name} must be batches, such as a DataLoader or a list of (x, y), got {type(train).__name__}; for a "
+            f"single batch type {name}=[batch]"
+        )
     if isinstance(train, Batches):
         return Addressed(train, device)
     if isinstance(train, Iterable):
         if isinstance(train, Iterator):
             raise InvalidInputError(
-                f"train is a {type(train).__name__}, which can be read only once; give a DataLoader, a list, or a "
-                "function of the epoch that returns a fresh iterator, for example train=lambda epoch: batches()"
+                f"{name} is a {type(train).__name__}, which can be read only once; give a DataLoader, a list, or a "
+                f"function of the epoch that returns a fresh iterator, for example {name}=lambda epoch: batches()"
             )
         return Replayed(lambda _epoch: train, device, team, holder=train)
     if callable(train):
         return Replayed(train, device, team, holder=None)
     raise InvalidInputError(
-        "train must be a DataLoader or another iterable of batches, a function of the epoch that returns one, or None; "
-        f"got {type(train).__name__}"
+        f"{name} must be a DataLoader or another iterable of batches, a function of the epoch that returns one, or "
+        f"None; got {type(train).__name__}"
     )
 
 

@@ -74,6 +74,7 @@ class RunFolder:
         ``stage_of`` is the run that it is to belong to, if any. A folder counts as empty if all it holds is a record
         that a killed process had not finished, and its lock.
         """
+        _require_name(path)
         above = next((place for place in path.absolute().parents if place.exists()), None)
         if above is not None and not above.is_dir():
             raise RunFolderError(f"there can be no folder {path}, because {above} is a file; choose another --out")
@@ -108,7 +109,10 @@ class RunFolder:
         cls.require_free(path, stage_of)
         run = cls(path, json.loads(to_json({"format": FORMAT, "config": config, **notes})), stage_of=stage_of)
         with writing(path):
-            make_folder(path)
+            try:
+                make_folder(path)
+            except FileNotFoundError as error:  # a file system in which none can be made
+                raise RunFolderError(f"there can be no folder {path} ({error}); choose another --out") from error
             held = HeldFolder.take(path)
             try:
                 if not _is_free(path):  # another process was quicker, and has ended
@@ -433,6 +437,20 @@ def no_run(path: Path, runs: Sequence[str] | None = None) -> str:
     folders = [p.name for p in path.parent.glob("*") if p.is_dir()]
     guess = did_you_mean(path.name, folders, shown=path.parent.joinpath)
     return f"{path} holds no run, because there is no such folder{guess}; name the folder of a run, such as runs/NAME"
+
+
+def _require_name(path: Path) -> None:
+    """Raise if the name is one that no file system takes."""
+    try:
+        path.lstat()
+        return
+    except ValueError as error:
+        cause = str(error)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            return  # what is wrong otherwise is found where the folder is made
+        cause = str(error.strerror)
+    raise RunFolderError(f"there can be no folder {str(path)!r:.80} ({cause}); choose another --out")
 
 
 @contextmanager

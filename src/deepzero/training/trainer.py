@@ -57,7 +57,7 @@ from deepzero.training.run_folder import RECORD
 from deepzero.training.run_result import Result, write_result
 from deepzero.training.shared_run import SharedRun
 from deepzero.training.stop_request import SharedStop, StopRequest
-from deepzero.training.trainer_arguments import check, described, described_model
+from deepzero.training.trainer_arguments import check, described, described_model, several
 
 log = logging.getLogger("deepzero")
 
@@ -215,7 +215,7 @@ class Trainer:
         self.validation, self.test, self.epochs = validation, test, epochs
         self.scheduler, self.scheduler_interval = scheduler, scheduler_interval
         self.metrics, self.monitor, self.mode = metrics, monitor, direction(mode, monitor)
-        self.callbacks, self.loggers, self.out = list(callbacks), list(loggers), out
+        self.callbacks, self.loggers, self.out = several("callbacks", callbacks), several("loggers", loggers), out
         self.accumulate, self.clip_norm, self.clip_value = accumulate, clip_norm, clip_value
         self.validate_every, self.max_queries, self.max_minutes = validate_every, max_queries, max_minutes
         self.checkpoint_steps, self.checkpoint_minutes = checkpoint_steps, checkpoint_minutes

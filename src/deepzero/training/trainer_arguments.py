@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from deepzero.errors import InvalidInputError
 from deepzero.estimator import Estimator
 from deepzero.losses import loss_name
 from deepzero.objective import NetworkObjective, owners_of
-from deepzero.training.batch_reader import scores_itself
+from deepzero.team import Alone
+from deepzero.training.batch_reader import reader, scores_itself
 from deepzero.training.checkpoint_contents import encoded
 from deepzero.training.gradient_sources import GradientSource
 from deepzero.training.loggers import LOGGERS
@@ -62,6 +63,13 @@ def described_model(
         preprocessing=file.preprocessing if preprocessing is None else preprocessing.to_json(),
         loss=file.loss or loss_name(known),
     )
+
+
+def several(name: str, given: Any) -> list[Any]:
+    """Accept a list of things, not one of them or a text."""
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise InvalidInputError(f"{name} must be a list, got {type(given).__name__}; for one alone type {name}=[...]")
+    return list(given)
 
 
 def check(trainer: Trainer) -> None:
@@ -140,6 +148,15 @@ def _check_schedule(trainer: Trainer) -> None:
 def _check_validation(trainer: Trainer) -> None:
     data = [one for one in (trainer.validation, trainer.test) if one is not None]
     functions = [one for one in data if scores_itself(one)]
+    for name in ("validation", "test"):
+        given = getattr(trainer, name)
+        if given is not None and not scores_itself(given):
+            reader(given, torch.device("cpu"), Alone(), name=name)
+    if trainer.metrics is not None and not isinstance(trainer.metrics, Mapping):
+        raise InvalidInputError(
+            "metrics must be functions of outputs and targets by name, for example metrics={'mae': F.l1_loss}; got "
+            f"{type(trainer.metrics).__name__}"
+        )
     if len(functions) < len(data) and not isinstance(getattr(trainer.source, "objective", None), NetworkObjective):
         raise InvalidInputError(
             "validation data needs an estimator of a network with loss=... or closure=...; give validation a "

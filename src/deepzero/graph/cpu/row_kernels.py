@@ -102,6 +102,7 @@ def normalize(
     difference: Channel | Dense,
     centred: Value,
     scale: Float[Tensor, "*kept"],
+    eps: float,
     weight: Float[Tensor, "*normalized"] | None,
     dims: int,
     *,
@@ -121,7 +122,7 @@ def normalize(
     s = centred.remember(f"scale {rows.key}", lambda: rows.base(scale))
     width = c.shape[-1]
     factor = torch.ones(width, dtype=c.dtype) if weight is None else weight.reshape(-1).contiguous()
-    numbers = (number(1 / width if mean else 0), number(1 / width))
+    numbers = (number(1 / width if mean else 0), number(1 / width), number(eps))
     if inside:
         assert isinstance(difference, Channel)
         delta = _stacked(difference.delta.unsqueeze(-1), 1)[..., 0]

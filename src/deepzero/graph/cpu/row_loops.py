@@ -18,6 +18,8 @@ from deepzero.graph.cpu.vector_math import expm1, log1p
 BLOCK = 32
 OVERFLOW = 10.0
 """Above it the plain difference of exponentials cancels nothing, and expm1 may overflow where the result does not."""
+REMAINS = 1 / 16
+"""Share of a square below which it is not taken from what it was and what goes: four bits are lost by then."""
 LEFT, GROWN = -0.5, 1e6
 """Where a sum of exponentials grows by less or by more, times its base value, its logarithm is taken as a whole."""
 
@@ -29,21 +31,32 @@ def _copy(source, target):
 
 
 @njit(inline="always")
-def _factors(scale, dv, kind):
-    """``1/s'`` and ``1/s' - 1/s`` for ``s'^2 = s^2 + dv``."""
-    new = math.sqrt(scale * scale + dv)
+def _factors(scale, changed, dv, kind):
+    """``1/s'`` and ``1/s' - 1/s`` for ``s'^2 = s^2 + dv``, which is ``changed``."""
+    new = math.sqrt(changed)
     return kind(kind(1) / new), kind(-dv / (scale * new * (scale + new)))
 
 
+@njit(inline="always")
+def _squares(c, d, mean):
+    """The sum of ``(c + f)^2`` with ``f = d - mean``."""
+    total = d[0] * 0
+    for w in range(d.size):
+        new = c[w] + (d[w] - mean)
+        total += new * new
+    return total
+
+
 @compiled
-def normalize(delta, centred, scale, weight, slots, of_mean, of_square, out, copied):
+def normalize(delta, centred, scale, weight, slots, of_mean, of_square, eps, out, copied):
     """Change of ``weight c / s``: ``weight (f / s' + c (1/s' - 1/s))`` with f the difference without its mean.
 
     ``s'^2 - s^2`` is ``of_square`` times the sum of ``f (2 c + f)``. The mean is ``of_mean`` times the sum of a row,
-    which is 0 where none is taken off.
+    which is 0 where none is taken off. Where little is left of s^2, s' is that of ``c + f``.
     """
     count, rows = delta.shape[:2]
     kind = out.dtype.type
+    left = kind(REMAINS)
     for start in range(0, rows, BLOCK):
         for p in range(count):
             for r in range(start, min(start + BLOCK, rows)):
@@ -57,27 +70,39 @@ def normalize(delta, centred, scale, weight, slots, of_mean, of_square, out, cop
                 for w in range(o.size):
                     f = o[w] - mean
                     dv += f * (c[w] + c[w] + f)
-                a, b = _factors(scale[slots[p], r], dv * of_square, kind)
+                s, dv = scale[slots[p], r], dv * of_square
+                changed = s * s + dv
+                if changed < left * s * s:
+                    changed = _squares(c, o, mean) * of_square + eps
+                a, b = _factors(s, changed, dv, kind)
                 for w in range(o.size):
                     o[w] = weight[w] * (a * (o[w] - mean) + b * c[w])
 
 
 @compiled
-def normalize_entry(delta, centred, scale, weight, entries, of_mean, of_square, out):
+def normalize_entry(delta, centred, scale, weight, entries, of_mean, of_square, eps, out):
     """:func:`normalize` where one entry of each row differs, ``entries[p]``, by ``delta [P, R]``."""
     count, rows = delta.shape
     kind = out.dtype.type
+    left = kind(REMAINS)
     for start in range(0, rows, BLOCK):
         for p in range(count):
             entry = entries[p]
             for r in range(start, min(start + BLOCK, rows)):
                 o, c, d = out[p, r], centred[0, r], delta[p, r]
                 mean = d * of_mean
-                a, b = _factors(scale[0, r], d * (c[entry] + c[entry] + (d - mean)) * of_square, kind)
+                s, dv = scale[0, r], d * (c[entry] + c[entry] + (d - mean)) * of_square
+                changed = s * s + dv
+                if changed < left * s * s:
+                    for w in range(o.size):
+                        o[w] = kind(0)
+                    o[entry] = d
+                    changed = _squares(c, o, mean) * of_square + eps
+                a, b = _factors(s, changed, dv, kind)
                 shift = a * mean
                 for w in range(o.size):
                     o[w] = weight[w] * (b * c[w] - shift)
-                o[entry] += weight[entry] * (a * d)
+                o[entry] = weight[entry] * (b * c[entry] + a * (d - mean))
 
 
 @njit(inline="always")

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from deepzero.graph import precision
 from deepzero.graph.calls import Value
-from deepzero.graph.differences import Channel, Dense, Difference, HalfDense, channels_last
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, HalfDense, channels_last
+from deepzero.graph.tails import Tail
 from deepzero.graph.windows import ConvolutionGeometry, Window
 
 log = logging.getLogger("deepzero")
@@ -36,6 +37,8 @@ PIXELS = 128
 """Output pixels of a tile of a convolution."""
 WIDEST = 64
 """Channels of a tile, at most."""
+LINE = 128
+"""Bytes of the input channels of a pixel that a product takes at a time: what shared memory holds side by side."""
 
 
 @cache
@@ -80,7 +83,7 @@ def applies(*tensors: Tensor) -> bool:
     return all(t.device.type == "cuda" or triton().knobs.runtime.interpret for t in tensors)
 
 
-def stored(difference: Difference) -> tuple[Shaped[Tensor, "p b *rest c"], float]:
+def stored(difference: Difference | Blocks) -> tuple[Shaped[Tensor, "p b *rest c"], float]:
     """The memory of a dense difference, channels last, and what its numbers are to be multiplied by."""
     if isinstance(difference, HalfDense):
         return channels_last(difference.half), 1 / difference.scale
@@ -170,30 +173,50 @@ def normalize_relu_dense(
         return None
     source, unit = stored(difference)
     count, width = source.shape[0], source.shape[-1]
-    rows = source[0].numel() // width
-    base, pre = centred.channels_last(), before.channels_last()
-    columns = min(WIDEST, triton().next_power_of_2(width))
-    blocks, groups = triton().cdiv(width, columns), triton().cdiv(count, GROUP)
+    rows, columns = source[0].numel() // width, min(WIDEST, triton().next_power_of_2(width))
     block = max(1, 2 * TILE // columns)
     tiles = triton().cdiv(rows, block)
     partial = torch.empty(count, tiles, 3, width, device=source.device)
-    normalizations().dense_sums[(tiles, groups, blocks)](
-        source, base, partial, unit, count, rows, width, tiles, BLOCK=block, BC=columns, GROUP=GROUP
+    normalizations().dense_sums[(tiles, triton().cdiv(count, GROUP), triton().cdiv(width, columns))](
+        source, centred.channels_last(), partial, unit, count, rows, width, tiles, BLOCK=block, BC=columns, GROUP=GROUP
     )
-    made = _made(partial, rows, None, scale, gamma, centred)
+    own = overwrite and isinstance(difference, Dense)
+    return _relu_behind(source, unit, partial, Tail(centred, scale, gamma, before), extra, overwrite=own)
+
+
+def _relu_behind(
+    source: Shaped[Tensor, "p b *rest c"],
+    unit: float,
+    partial: Float[Tensor, "p tiles 3 c"],
+    tail: Tail,
+    extra: Difference | Blocks | None,
+    *,
+    overwrite: bool,
+) -> Dense:
+    """The second pass: what batch norm, a residual and relu make of differences whose sums are known."""
+    count, width = source.shape[0], source.shape[-1]
+    rows, columns = source[0].numel() // width, min(WIDEST, triton().next_power_of_2(width))
+    made = _made(partial, rows, None, tail.scale, tail.gamma, tail.centred)
     out, factor = empty(count, source.shape[1:], source)
-    if overwrite and out.dtype is source.dtype and isinstance(difference, Dense):
+    if overwrite and out.dtype is source.dtype:
         out = source
     kind, more, more_unit, where = _residual(extra, source)
     block = max(1, TILE // columns)
-    normalizations().dense_relu[(triton().cdiv(rows, block), groups, blocks)](
-        source, more, where, base, pre, made, out, unit, more_unit, factor, count, rows, width, EXTRA=kind,
-        TF32=out.dtype is torch.float32 and precision.current().convolves_in_tf32, BLOCK=block, BC=columns, GROUP=GROUP,
+    normalizations().dense_relu[
+        (triton().cdiv(rows, block), triton().cdiv(count, GROUP), triton().cdiv(width, columns))
+    ](
+        source, more, where, tail.centred.channels_last(), tail.before.channels_last(), made, out, unit, more_unit,
+        factor, count, rows, width, EXTRA=kind, TF32=_rounds(out), BLOCK=block, BC=columns, GROUP=GROUP,
     )  # fmt: skip
     return finished(out, factor)
 
 
-def _residual(extra: Difference | None, unused: Tensor) -> tuple[int, Tensor, float, Tensor]:
+def _rounds(out: Tensor) -> bool:
+    """True if what is written will be multiplied in TF32, and is to be rounded so."""
+    return out.dtype is torch.float32 and precision.current().convolves_in_tf32
+
+
+def _residual(extra: Difference | Blocks | None, unused: Tensor) -> tuple[int, Tensor, float, Tensor]:
     """The kind of a residual difference, its memory, the factor of its numbers, and its channels."""
     if extra is None:
         return 0, unused, 1.0, unused
@@ -221,49 +244,132 @@ def convolve_channel(
     difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size
 ) -> Dense | None:
     """Each perturbation's channel with the filters of that channel, in one pass."""
-    if geometry.ndim != 2 or not applies(difference.delta, weight.base):
+    if not _takes_channel(difference, weight, geometry, shape):
         return None
-    if max(shape.numel(), difference.delta[0].numel()) >= INDEXABLE:
-        return None
-    filters = weight.remember("by_channel", lambda: weight.base.permute(1, 2, 3, 0).contiguous())
-    delta, count = difference.delta.contiguous(), difference.count
-    batch, outputs, height, width = shape
-    out, scale = empty(count, (batch, height, width, outputs), delta)
-    rows, block = batch * height * width, min(WIDEST, triton().next_power_of_2(outputs))
-    pixels = max(16, TILE // block)
-    convolutions().convolve_channel[(triton().cdiv(rows, pixels), count, triton().cdiv(outputs, block))](
-        delta, filters, difference.channels.contiguous(), out, scale, rows, *delta.shape[2:], height, width, outputs,
-        **_shape(geometry), BLOCK=pixels, BO=block,
-    )  # fmt: skip
+    out, scale = _images(difference, shape)
+    _launch_channel(difference, weight, geometry, shape, out, scale, convolutions().RAW.value)
     return finished(out, scale)
+
+
+def _takes_channel(difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> bool:
+    fits = max(shape.numel(), difference.delta[0].numel()) < INDEXABLE
+    return geometry.ndim == 2 and fits and applies(difference.delta, weight.base)
+
+
+def _images(difference: Channel, shape: torch.Size) -> tuple[Shaped[Tensor, "p b h w c"], float]:
+    """Memory for a dense difference of images of ``shape``, channels last, and the factor of its numbers."""
+    batch, channels, height, width = shape
+    return empty(difference.count, (batch, height, width, channels), difference.delta)
+
+
+def _channel_tile(outputs: int) -> tuple[int, int]:
+    """Pixels and channels of a tile of the convolution of one channel."""
+    block = min(WIDEST, triton().next_power_of_2(outputs))
+    return max(16, TILE // 2 // block), block
+
+
+def _launch_channel(
+    difference: Channel,
+    weight: Value,
+    geometry: ConvolutionGeometry,
+    shape: torch.Size,
+    out: Shaped[Tensor, "p ..."],
+    scale: float,
+    outcome: int,
+    tail: Tail | None = None,
+    made: Float[Tensor, "p 3 o"] | None = None,
+) -> None:
+    """Fill ``out`` with what is asked of the convolution of a channel; tail and coefficients where that needs them."""
+    filters = weight.remember("by_channel", lambda: weight.base.permute(1, 2, 3, 0).contiguous())
+    delta, count, (_, outputs, height, width) = difference.delta.contiguous(), difference.count, shape
+    rows, (pixels, block) = shape.numel() // outputs, _channel_tile(outputs)
+    tiles, group = triton().cdiv(rows, pixels), 1 if tail is None else GROUP
+    centred, before = (delta, delta) if tail is None else (tail.centred.channels_last(), tail.before.channels_last())
+    convolutions().convolve_channel[(tiles, triton().cdiv(count, group), triton().cdiv(outputs, block))](
+        delta, filters, difference.channels.contiguous(), centred, before, delta if made is None else made, out, scale,
+        count, rows, tiles, *delta.shape[2:], height, width, outputs, **_shape(geometry), BLOCK=pixels, BO=block,
+        GROUP=group, OUTCOME=outcome, TF32=made is not None and _rounds(out),
+    )  # fmt: skip
 
 
 def convolve_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> Dense | None:
     """A product for each tap: of float16, or in TF32 where there are few channels and cuDNN's tiles are half empty."""
-    if geometry.ndim != 2 or not applies(weight.base) or max(shape.numel(), difference.shape.numel()) >= INDEXABLE:
+    if not _takes_dense(difference, weight, geometry, shape):
         return None
-    outputs, inputs = weight.base.shape[:2]
-    packed = isinstance(difference, HalfDense)
-    if not packed and not (
-        precision.current().convolves_in_tf32 and inputs <= NARROW and applies(difference.dense()) and difference.count
-    ):
-        return None
-    source, _ = stored(difference)
-    taps = weight.remember(f"taps {source.dtype}", lambda: _taps(weight.base, source.dtype))
-    batch, _, height, width = shape
-    out = source.new_empty(difference.count, batch, height, width, outputs)
-    rows, channels = batch * height * width, min(WIDEST, max(16, triton().next_power_of_2(inputs)))
-    block = min(WIDEST, max(16, triton().next_power_of_2(outputs)))
-    convolutions().convolve_dense[(triton().cdiv(rows, PIXELS), difference.count, triton().cdiv(outputs, block))](
-        source, taps, out, rows, *source.shape[2:4], height, width, inputs, outputs, **_shape(geometry), BLOCK=PIXELS,
-        BC=channels, NC=triton().cdiv(inputs, channels), BO=block, PRECISION="tf32",
-    )  # fmt: skip
+    out, _ = _convolved(difference, weight, geometry, shape, None)
     return finished(out, difference.scale if isinstance(difference, HalfDense) else 1.0)
 
 
-def _taps(weight: Float[Tensor, "o i h w"], dtype: torch.dtype) -> Shaped[Tensor, "h w i o"]:
+def _takes_dense(difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size) -> bool:
+    if geometry.ndim != 2 or not applies(weight.base) or max(shape.numel(), difference.shape.numel()) >= INDEXABLE:
+        return False
+    narrow = precision.current().convolves_in_tf32 and weight.base.shape[1] <= NARROW
+    return isinstance(difference, HalfDense) or bool(narrow and applies(difference.dense()) and difference.count)
+
+
+def _convolved(
+    difference: Dense, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size, centred: Value | None
+) -> tuple[Shaped[Tensor, "p b h w o"], Float[Tensor, "p tiles 3 o"]]:
+    """The convolution of all channels, and its sums over tiles if the centred base values are given, else nothing."""
+    outputs, inputs = weight.base.shape[:2]
+    source, unit = stored(difference)
+    taps = weight.remember(f"taps {source.dtype}", lambda: _taps(weight.base, source.dtype))
+    count, (batch, _, height, width) = difference.count, shape
+    out = source.new_empty(count, batch, height, width, outputs)
+    rows, widest = batch * height * width, LINE // source.element_size()
+    channels = min(widest, max(16, triton().next_power_of_2(inputs)))
+    tiles, block = triton().cdiv(rows, PIXELS), min(WIDEST, max(16, triton().next_power_of_2(outputs)))
+    group = 1 if centred is None else GROUP
+    partial = torch.empty(count, tiles if centred is not None else 0, 3, outputs, device=out.device)
+    convolutions().convolve_dense[(tiles, triton().cdiv(count, group), triton().cdiv(outputs, block))](
+        source, taps, source if centred is None else centred.channels_last(), out, partial, unit, count, rows, tiles,
+        *source.shape[2:4], height, width, inputs, outputs, **_shape(geometry), BLOCK=PIXELS, BC=channels,
+        NC=triton().cdiv(inputs, channels), BO=block, GROUP=group, SUMMED=centred is not None, PRECISION="tf32",
+    )  # fmt: skip
+    return out, partial
+
+
+def convolve_to_tail(
+    difference: Channel | Dense | Blocks,
+    weight: Value,
+    geometry: ConvolutionGeometry,
+    shape: torch.Size,
+    tail: Tail,
+    extra: Difference | Blocks | None,
+) -> Dense | None:
+    """The sums for batch norm come out of the convolution, so that a single pass over what it writes is left.
+
+    One channel each is convolved twice, for the sums and for what follows, and is not written in between. Maxima, and a
+    channel beside a residual, are left to the rules of the parts.
+    """
+    if tail.window is not None or geometry.groups != 1 or not applies(tail.before.base, tail.scale):
+        return None
+    if isinstance(difference, Channel):
+        alone = extra is None and _takes_channel(difference, weight, geometry, shape)
+        return _channel_to_relu(difference, weight, geometry, shape, tail) if alone else None
+    if not isinstance(difference, Dense) or not _takes_dense(difference, weight, geometry, shape):
+        return None
+    out, partial = _convolved(difference, weight, geometry, shape, tail.centred)
+    unit = 1 / difference.scale if isinstance(difference, HalfDense) else 1.0
+    return _relu_behind(out, unit, partial, tail, extra, overwrite=True)
+
+
+def _channel_to_relu(
+    difference: Channel, weight: Value, geometry: ConvolutionGeometry, shape: torch.Size, tail: Tail
+) -> Dense:
+    rows, outputs = shape.numel() // shape[1], shape[1]
+    tiles = triton().cdiv(rows, _channel_tile(outputs)[0])
+    partial = torch.empty(difference.count, tiles, 3, outputs, device=weight.base.device)
+    _launch_channel(difference, weight, geometry, shape, partial, 1.0, convolutions().SUMS.value, tail)
+    made = _made(partial, rows, None, tail.scale, tail.gamma, tail.centred)
+    out, scale = _images(difference, shape)
+    _launch_channel(difference, weight, geometry, shape, out, scale, convolutions().RELU.value, tail, made)
+    return finished(out, scale)
+
+
+def _taps(weight: Float[Tensor, "o i h w"], dtype: torch.dtype) -> Shaped[Tensor, "h w o i"]:
     """The weight with a matrix for each tap, rounded to what a product takes of it."""
-    taps = weight.permute(2, 3, 1, 0).contiguous()
+    taps = weight.permute(2, 3, 0, 1).contiguous()
     if dtype is torch.float16:
         return taps.half()
     return ((taps.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)

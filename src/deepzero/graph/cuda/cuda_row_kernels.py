@@ -91,6 +91,7 @@ def normalize(
     difference: Channel | Dense,
     centred: Value,
     scale: Float[Tensor, "*kept"],
+    eps: float,
     weight: Float[Tensor, "*normalized"] | None,
     dims: int,
     *,
@@ -111,7 +112,7 @@ def normalize(
     out = stacked if overwrite else torch.empty_like(stacked)
     programs().normalize[grid](
         stacked, _laid(centred, difference), _laid(s, difference), factor, _slots(difference), out,
-        stacked.shape[1], width, MEAN=mean, **sizes,
+        stacked.shape[1], width, eps, MEAN=mean, **sizes,
     )  # fmt: skip
     return with_entries(difference, out.view(difference.delta.shape))
 

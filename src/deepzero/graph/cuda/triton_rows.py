@@ -22,6 +22,8 @@ GELU_TANH: tl.constexpr = tl.constexpr(6)
 
 OVERFLOW: tl.constexpr = tl.constexpr(10.0)
 """Above it the plain difference of exponentials cancels nothing, and expm1 may overflow where the result does not."""
+REMAINS: tl.constexpr = tl.constexpr(1 / 16)
+"""Share of a square below which it is not taken from what it was and what goes: four bits are lost by then."""
 SMALL: tl.constexpr = tl.constexpr(0.05)
 """Differences up to which the midpoint expansion of a Gauss interval has float32's last places."""
 
@@ -132,12 +134,16 @@ def normalize(
     out,
     rows,
     width,
+    eps,
     MEAN: tl.constexpr,
     OWN: tl.constexpr,
     R: tl.constexpr,
     BW: tl.constexpr,
 ):
-    """``weight ((c + u) / s' - c / s)`` of each row: ``u = d - mean(d)`` or d, ``s'^2 = s^2 + mean(u (2 c + u))``."""
+    """``weight ((c + u) / s' - c / s)`` of each row: ``u = d - mean(d)`` or d, ``s'^2 = s^2 + mean(u (2 c + u))``.
+
+    Where little is left of s^2, s' is that of ``c + u``.
+    """
     _, channel, row, mask, at, base = place(rows, width, channels, OWN, R, BW)
     u = tl.load(d + at, mask=mask, other=0.0)
     c = tl.load(centred + base, mask=mask, other=0.0)
@@ -145,7 +151,8 @@ def normalize(
     if MEAN:
         u = tl.where(mask, u - (tl.sum(u, 1) / width)[:, None], 0.0)
     dv = tl.sum(u * (2 * c + u), 1) / width
-    new = tl.sqrt(s * s + dv)
+    left = tl.sum((c + u) * (c + u), 1) / width + eps
+    new = tl.sqrt(tl.where(s * s + dv < REMAINS * s * s, left, s * s + dv))
     entry = tl.arange(0, BW)
     factor = tl.load(weight + entry, mask=entry < width, other=0.0)[None, :]
     tilt = -dv / (s * new * (s + new))

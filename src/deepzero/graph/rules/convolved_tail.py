@@ -68,16 +68,19 @@ def _tail_change(
     fast: Outcome = _fused(call, convolved, normalized, residual, pooled, mean=mean)
     if fast is not None:
         return fast
+    if pooled:
+        front = Call(call.node, call.values[:4])
+        behind: Any = _tail_change(front, convolved, normalized, residual, (), mean=False)
+        if behind is None:
+            return None
+        return max_pool2d(Call(call.node, call.values[4:]), _in_order(Operand(call.values[3], behind)), *pooled)
     convolved, residual = [_in_order(a) for a in convolved], _in_order(residual)
     differs = any(difference_of(a) is not None for a in convolved)
     change = convolution(Call(call.node, call.values[:1]), *convolved) if differs else None
     assert not isinstance(change, tuple)
     norm = Call(call.node, call.values[1:4], overwrite=True)
     weight, bias, eps = normalized
-    behind = batch_norm_relu(norm, Operand(call.values[0], change), weight, bias, eps, residual)
-    if not pooled or behind is None:
-        return behind
-    return max_pool2d(Call(call.node, call.values[4:]), Operand(call.values[3], behind), *pooled)
+    return batch_norm_relu(norm, Operand(call.values[0], change), weight, bias, eps, residual)
 
 
 def _in_order(argument: Any) -> Any:

@@ -8,6 +8,7 @@ Legend: entries: those of a value that differ, in whatever shape; base values z 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Num
@@ -18,6 +19,8 @@ Entries = Num[Tensor, "*#entries"]
 
 OVERFLOW = 10.0
 """Above it the plain difference of exponentials cancels nothing, and expm1 may overflow where the result does not."""
+LEFT = 1 / 16
+"""Share of a square below which it is not taken from what it was and what goes: four bits are lost by then."""
 
 
 def gap(a: Entries, b: Entries | float) -> Entries:
@@ -54,6 +57,18 @@ def absolute(z: Entries, d: Entries) -> Entries:
 def quotient(change: Entries, divisor: Entries) -> Entries:
     """``change / divisor``, 0 where nothing changes."""
     return torch.where(change == 0, 0, change / divisor)
+
+
+def changed_root(root: Entries, change: Entries, left: Callable[[], Entries]) -> Entries:
+    """``sqrt(root^2 + change)``, or ``sqrt(left())`` where next to nothing is left of the square.
+
+    There the sum has lost its digits; ``left`` gives it from the values that it is of.
+    """
+    square = root.square()
+    changed, least = square + change, LEFT * square
+    if within(changed - least, 0, math.inf):
+        return changed.sqrt()
+    return torch.where(changed < least, left(), changed).sqrt()
 
 
 def clamp(z: Entries, d: Entries, low: float, high: float) -> Entries:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deepzero.graph.calls import Call
 from deepzero.graph.differences import BaseRows, Channel, Difference, LowRank, RankOne
+from deepzero.graph.rules.formulas import changed_root
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Normalization:
     Attributes:
         centred: the base values, minus their means if there are any to subtract.
         scale: the square root of their mean square plus epsilon.
+        eps: epsilon.
         gamma: a factor of each entry, 1 if None.
         subtracts_mean: whether there are.
     """
 
     centred: Float[Tensor, "*lead n"]
     scale: Float[Tensor, "*lead 1"]
+    eps: float
     gamma: Float[Tensor, " n"] | None
     subtracts_mean: bool
 
@@ -47,10 +50,21 @@ def normalized_low_rank(call: Call, difference: Difference | None, base: Normali
     vectors = found.vectors - found.vectors.mean(-1, keepdim=True) if base.subtracts_mean else found.vectors
     dv = _variance_change(found.factors, vectors, base.centred)
     scale = base.scale.squeeze(-1)
-    new_scale = (scale.square() + dv).sqrt()
+    new_scale = changed_root(scale, dv, lambda: _squares_left(found.factors, vectors, base))
     multiples = -dv / (scale * new_scale * (scale + new_scale))
     rows = call.memo("base rows", lambda: BaseRows(_times(base.centred, base.gamma)))
     return LowRank(found.factors / new_scale.unsqueeze(-1), _times(vectors, base.gamma), found.shape, multiples, rows)
+
+
+def _squares_left(
+    factors: Float[Tensor, "p *lead k"], vectors: Float[Tensor, "#p k n"], base: Normalization
+) -> Float[Tensor, " p *lead"]:
+    """Mean square plus epsilon of the rows that differ, written out one perturbation after the other."""
+    size, rows = vectors.shape[-1], base.centred.reshape(-1, vectors.shape[-1])
+    squares = factors.new_empty(len(factors), len(rows))
+    for p, flat in enumerate(factors.reshape(len(factors), -1, factors.shape[-1])):
+        squares[p] = (rows + flat @ vectors[p % len(vectors)]).square().sum(-1)
+    return (squares / size + base.eps).reshape(factors.shape[:-1])
 
 
 def _summed(difference: Difference | None) -> LowRank | None:

@@ -5,7 +5,8 @@ With centred base values ``c = z - m``, variance v and ``s = sqrt(v + eps)``, a 
     dv = mean(2 c (d - dm) + (d - dm)^2),   s' = sqrt(v + dv + eps),   1/s' - 1/s = -dv / (s s' (s + s')),
     change of the normalized value = (d - dm) / s' + c (1/s' - 1/s).
 
-Nothing cancels: no term subtracts two nearly equal values. Batch norm, a residual sum and relu in one call are what
+Nothing cancels: no term subtracts two nearly equal values, unless most of the variance goes. Then s' is taken from what
+is left, :func:`~deepzero.graph.rules.formulas.changed_root`. Batch norm, a residual sum and relu in one call are what
 follows nearly every convolution: a device may have fused kernels for them.
 
 Legend: shape: of a base value; stacked: of its differences, with the dimension of perturbations in front, or of what
@@ -14,7 +15,7 @@ broadcasts against them; # is 1 along what statistics are taken over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from deepzero.graph.calls import Call, Operand, Outcome, Value
 from deepzero.graph.differences import Channel, Dense, Difference, OneHot, constant_over
 from deepzero.graph.rules.activation import by_kernel, relu
 from deepzero.graph.rules.base import base_of, difference_of, map_delta, rule
+from deepzero.graph.rules.formulas import changed_root
 from deepzero.graph.rules.low_rank import Normalization, normalized_low_rank
 from deepzero.graph.rules.pointwise import broadcast, scaled_by, total
 from deepzero.graph.rules.shape import reshaped
@@ -40,12 +42,13 @@ class Statistics:
 
     centred: Float[Tensor, "*shape"]
     scale: Float[Tensor, "*#shape"]
+    eps: float
 
     @classmethod
     def of(cls, z: Float[Tensor, "*shape"], dims: tuple[int, ...], eps: float) -> Statistics:
         """Taken over ``dims`` of ``z``."""
         centred = z - z.mean(dims, keepdim=True)
-        return cls(centred, (centred.square().mean(dims, keepdim=True) + eps).sqrt())
+        return cls(centred, (centred.square().mean(dims, keepdim=True) + eps).sqrt(), eps)
 
 
 def normalized_change(
@@ -53,11 +56,10 @@ def normalized_change(
     centred: Float[Tensor, "*#stacked"],
     scale: Float[Tensor, "*#stacked"],
     dims: tuple[int, ...],
+    eps: float,
 ) -> Float[Tensor, "*stacked"]:
     """Change of ``(z - m) / s``; ``dims`` are the normalized dimensions of the stacked difference ``d``."""
-    fluctuation = d - d.mean(dims, keepdim=True)
-    dv = (fluctuation * (2 * centred + fluctuation)).mean(dims, keepdim=True)
-    return _ratio_change(fluctuation, centred, scale, dv)
+    return rescaled_change(d - d.mean(dims, keepdim=True), centred, scale, dims, eps)
 
 
 def _ratio_change(
@@ -65,9 +67,10 @@ def _ratio_change(
     c: Float[Tensor, "*#stacked"],
     scale: Float[Tensor, "*#stacked"],
     dv: Float[Tensor, "*#stacked"],
+    left: Callable[[], Float[Tensor, "*#stacked"]],
 ) -> Float[Tensor, "*#stacked"]:
-    """``(c + u) / s' - c / s = u / s' + c (1/s' - 1/s)`` with ``s'^2 = s^2 + dv``."""
-    new_scale = (scale.square() + dv).sqrt()
+    """``(c + u) / s' - c / s = u / s' + c (1/s' - 1/s)`` with ``s'^2 = s^2 + dv``, or ``left()`` if it is little."""
+    new_scale = changed_root(scale, dv, left)
     return u / new_scale + c * (-dv / (scale * new_scale * (scale + new_scale)))
 
 
@@ -133,10 +136,10 @@ def _batch_change(difference: Difference | None, statistics: Statistics) -> Diff
             return None  # the mean moves along with it
         centred = difference.of(statistics.centred)
         scale = statistics.scale.reshape(-1)[difference.channels].reshape(-1, *(1 for _ in dims))
-        return difference.with_delta(normalized_change(difference.delta, centred, scale, dims))
+        return difference.with_delta(normalized_change(difference.delta, centred, scale, dims, statistics.eps))
     delta = difference.dense()
     dims = tuple(d for d in range(1, delta.dim()) if d != 2)
-    return Dense(normalized_change(delta, statistics.centred, statistics.scale, dims))
+    return Dense(normalized_change(delta, statistics.centred, statistics.scale, dims, statistics.eps))
 
 
 def batch_norm_relu(
@@ -225,7 +228,8 @@ def batch_norm_eval(x: Operand, weight: Any, bias: Any, mean: Operand, var: Oper
     change = None if moved is None else scaled_by(moved, 1 / scale, shape)
     if var.difference is not None:
         dv = broadcast(_aligned_difference(var.difference, shape, 1), shape).dense()
-        change = Dense(_ratio_change(dv.new_zeros(()) if moved is None else moved.dense(), centred, scale, dv))
+        u, left = dv.new_zeros(()) if moved is None else moved.dense(), _aligned(var.base, shape, 1) + dv + eps
+        change = Dense(_ratio_change(u, centred, scale, dv, lambda: left))
     return affine_change(shape, change, centred / scale, weight, bias, axis=1)
 
 
@@ -240,9 +244,9 @@ def change_apart(difference: Difference, statistics: Statistics, dims: tuple[int
     if isinstance(difference, Channel) and difference.axis not in dims:
         stacked = tuple(d + 1 if d < difference.axis else d for d in dims)
         centred, scale = difference.of(statistics.centred), difference.of(statistics.scale)
-        return difference.with_delta(normalized_change(difference.delta, centred, scale, stacked))
+        return difference.with_delta(normalized_change(difference.delta, centred, scale, stacked, statistics.eps))
     stacked = tuple(d + 1 for d in dims)
-    return Dense(normalized_change(difference.dense(), statistics.centred, statistics.scale, stacked))
+    return Dense(normalized_change(difference.dense(), statistics.centred, statistics.scale, stacked, statistics.eps))
 
 
 @rule(aten.layer_norm.default, rank_one=True, low_rank=True)
@@ -259,12 +263,12 @@ def layer_norm(
     dims = tuple(range(x.base.dim() - len(normalized_shape), x.base.dim()))
     statistics = call.memo("statistics", lambda: Statistics.of(x.base, dims, eps))
     if len(dims) == 1 and difference_of(weight) is None and difference_of(bias) is None:
-        base = Normalization(statistics.centred, statistics.scale, base_of(weight), subtracts_mean=True)
+        base = Normalization(statistics.centred, statistics.scale, eps, base_of(weight), subtracts_mean=True)
         low_rank = normalized_low_rank(call, x.difference, base)
         if low_rank is not None:
             return low_rank
     centred = call.memo("centred", lambda: Value(statistics.centred))
-    fused = _fused_rows(x, centred, statistics.scale, weight, len(dims), mean=True)
+    fused = _fused_rows(x, centred, statistics.scale, eps, weight, len(dims), mean=True)
     if fused is not None:
         return total([fused, _broadcast_bias(bias, x.base.shape)])
     change = None if x.difference is None else change_apart(x.difference, statistics, dims)
@@ -273,13 +277,13 @@ def layer_norm(
 
 
 def _fused_rows(
-    x: Operand, centred: Value, scale: Float[Tensor, "*#shape"], weight: Any, dims: int, *, mean: bool
+    x: Operand, centred: Value, scale: Float[Tensor, "*#shape"], eps: float, weight: Any, dims: int, *, mean: bool
 ) -> Difference | None:
     """The change with a fixed weight, or none, by a kernel of the device."""
     if difference_of(weight) is not None or not isinstance(x.difference, (Channel, Dense)):
         return None
     own, factor = kernels.on(x.difference.delta), None if weight is None else weight.base
-    return own.normalize(x.difference, centred, scale, factor, dims, mean=mean, overwrite=x.expendable)
+    return own.normalize(x.difference, centred, scale, eps, factor, dims, mean=mean, overwrite=x.expendable)
 
 
 def _broadcast_bias(bias: Any, shape: torch.Size) -> Difference | None:
@@ -297,27 +301,27 @@ def rms_norm(
     small = torch.finfo(x.base.dtype).eps if eps is None else eps
     scale = call.memo("scale", lambda: torch.sqrt(x.base.square().mean(dims, keepdim=True) + small))
     if len(dims) == 1 and difference_of(weight) is None:
-        base = Normalization(x.base, scale, base_of(weight), subtracts_mean=False)
+        base = Normalization(x.base, scale, small, base_of(weight), subtracts_mean=False)
         low_rank = normalized_low_rank(call, x.difference, base)
         if low_rank is not None:
             return low_rank
-    fused = _fused_rows(x, x.value, scale, weight, len(dims), mean=False)
+    fused = _fused_rows(x, x.value, scale, small, weight, len(dims), mean=False)
     if fused is not None:
         return fused
-    change = None if x.difference is None else _scaled_change(x, scale, dims)
+    change = None if x.difference is None else _scaled_change(x, scale, dims, small)
     normalized = call.memo("normalized", lambda: x.base / scale)
     return affine_change(x.base.shape, change, normalized, weight, None, axis=None)
 
 
-def _scaled_change(x: Operand, scale: Float[Tensor, "*#shape"], dims: tuple[int, ...]) -> Difference:
+def _scaled_change(x: Operand, scale: Float[Tensor, "*#shape"], dims: tuple[int, ...], eps: float) -> Difference:
     difference = x.difference
     assert difference is not None
     if isinstance(difference, Channel) and difference.axis not in dims:
         stacked = tuple(d + 1 if d < difference.axis else d for d in dims)
         return difference.with_delta(
-            rescaled_change(difference.delta, difference.of(x.base), difference.of(scale), stacked)
+            rescaled_change(difference.delta, difference.of(x.base), difference.of(scale), stacked, eps)
         )
-    return Dense(rescaled_change(difference.dense(), x.base, scale, tuple(d + 1 for d in dims)))
+    return Dense(rescaled_change(difference.dense(), x.base, scale, tuple(d + 1 for d in dims), eps))
 
 
 def rescaled_change(
@@ -325,10 +329,11 @@ def rescaled_change(
     z: Float[Tensor, "*#stacked"],
     scale: Float[Tensor, "*#stacked"],
     dims: tuple[int, ...],
+    eps: float,
 ) -> Float[Tensor, "*stacked"]:
     """Change of ``z / s`` with ``s^2 = mean(z^2) + eps`` over ``dims`` of the stacked difference ``d``."""
     dv = (d * (2 * z + d)).mean(dims, keepdim=True)
-    return _ratio_change(d, z, scale, dv)
+    return _ratio_change(d, z, scale, dv, lambda: (z + d).square().mean(dims, keepdim=True) + eps)
 
 
 @rule(aten.group_norm.default)
@@ -417,5 +422,8 @@ def _unit_change(
     dims: tuple[int, ...],
 ) -> Float[Tensor, "*stacked"]:
     """Change of ``v / |v|``, by that of ``|v|^2`` over ``dims``."""
-    dq = (d * (2 * v + d)).sum(dims, keepdim=True) if dims else d * (2 * v + d)
-    return _ratio_change(d, v, norm, dq)
+
+    def summed(squares: Float[Tensor, "*#stacked"]) -> Float[Tensor, "*#stacked"]:
+        return squares.sum(dims, keepdim=True) if dims else squares
+
+    return _ratio_change(d, v, norm, summed(d * (2 * v + d)), lambda: summed((v + d).square()))

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from deepzero.graph import kernels
 from deepzero.graph.calls import Call, Operand, Outcome, Value
-from deepzero.graph.differences import Blocks, Channel, Dense, Difference, entries
+from deepzero.graph.differences import Blocks, Channel, Dense, Difference, HalfDense, entries
 from deepzero.graph.rules.base import in_order, rule
 from deepzero.graph.rules.fallback import fallback
 from deepzero.graph.rules.shape import reshaped
@@ -104,6 +104,8 @@ def _register_average(target: Any, spatial: int) -> None:
             else:
                 out = delta.mean((-2, -1), keepdim=True) if whole else over_stack(delta, spatial, pool)
             return Channel(difference.axis, difference.channels, out, call.output.base.shape)
+        if whole and isinstance(difference, HalfDense):
+            return Dense(difference.half.mean((-2, -1), keepdim=True, dtype=torch.float32).div_(difference.scale))
         return Dense(over_stack(difference.dense(), spatial, pool))
 
 

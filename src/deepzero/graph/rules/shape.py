@@ -30,6 +30,7 @@ from deepzero.graph.differences import (
     RankOne,
     Segment,
     entries,
+    memory_order,
 )
 from deepzero.graph.host_numbers import is_known, mapped, on_host, placed
 from deepzero.graph.rules.base import in_order, linear_jointly, linear_map, normal_dim, rule
@@ -356,7 +357,15 @@ def pad(call: Call, x: Operand, widths: Sequence[int], *mode_and_value: Any) -> 
             out = F.pad(with_axis(difference), rest)
             return Channel(difference.axis, channels, out.squeeze(difference.axis + 1), shape)
     dense = difference if isinstance(difference, Dense) else Dense(difference.dense())
-    return dense.rearranged(lambda d: F.pad(d, tuple(widths)))
+    return dense.rearranged(lambda d: _padded(d, widths))
+
+
+def _padded(d: Num[Tensor, " p *shape"], widths: Sequence[int]) -> Num[Tensor, " p *padded"]:
+    """``F.pad(d, widths)`` with the dimensions in the order in which they lie in memory, which the result keeps."""
+    order = [0, *(axis + 1 for axis in memory_order(d))]
+    of_axis = {d.dim() - 1 - i: tuple(widths[2 * i : 2 * i + 2]) for i in range(len(widths) // 2)}
+    reordered = [width for axis in reversed(order) for width in of_axis.get(axis, (0, 0))]
+    return F.pad(d.permute(order), reordered).permute([order.index(axis) for axis in range(d.dim())])
 
 
 @rule(aten.cat.default)
