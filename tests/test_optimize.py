@@ -218,10 +218,10 @@ def test_workers_and_a_journal(tmp_path: Path) -> None:
         calls.append(1)
         return weight * bowl(x)
 
-    problem = dz.QueryJournal(tmp_path / "answers.sqlite", problem="bowl")
-    first = dz.minimize(counted, np.zeros(2), (2.0,), journal=problem)
-    asked = len(calls)
-    again = dz.minimize(counted, np.zeros(2), (2.0,), journal=problem)
+    with dz.QueryJournal(tmp_path / "answers.sqlite", problem="bowl") as journal:
+        first = dz.minimize(counted, np.zeros(2), (2.0,), journal=journal)
+        asked = len(calls)
+        again = dz.minimize(counted, np.zeros(2), (2.0,), journal=journal)
     assert len(calls) == asked > 0
     assert np.array_equal(first.x, again.x)
 

@@ -96,6 +96,12 @@ def device(name: str) -> torch.device:
     return accepted
 
 
+def tensors(name: str, values: Mapping[str, Tensor], *, hint: str) -> None:
+    """Accept tensors by name."""
+    if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise InvalidInputError(f"{name} must be tensors by parameter name, got {values!r:.80}; type {hint}")
+
+
 def known_names(what: str, names: Iterable[str], parameters: Mapping[str, Tensor]) -> None:
     """Accept names only if each is a trainable parameter."""
     unknown = sorted(set(names) - set(parameters))

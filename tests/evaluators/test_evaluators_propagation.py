@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -107,10 +108,31 @@ def test_an_error_in_a_worker_comes_out_and_stops_the_rest(workers: int) -> None
         started.append(item)
         raise ValueError(f"item {item}")
 
-    with pytest.raises(ValueError, match="item 0"):
+    with pytest.raises(ValueError, match=r"item [01]") as raised:
         parallel_map(work, range(1000), workers, torch.device("cpu"))
+    assert str(raised.value) == f"item {min(started)}"
     assert len(started) <= workers  # each had begun one when the first failed
     assert parallel_map(lambda i: -i, range(3), workers, torch.device("cpu")) == [0, -1, -2]
+
+
+def test_an_item_that_was_not_begun_does_not_hide_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Item 0 waits in its thread, just before it would begin, until item 1 has failed."""
+    failed = threading.Event()
+
+    class Late(ThreadPoolExecutor):
+        def submit(self, function: Any, place: int, item: int) -> Any:  # type: ignore[override]
+            return super().submit(lambda: (place == 0 and failed.wait(30), function(place, item))[1])
+
+    def work(item: int) -> int:
+        if item == 1:
+            threading.Timer(0.1, failed.set).start()
+            raise ValueError("item 1")
+        return item
+
+    with Late(2) as pool:
+        monkeypatch.setattr("deepzero.evaluators.workers._pool", lambda workers: pool)
+        with pytest.raises(ValueError, match="item 1"):
+            parallel_map(work, range(2), 2, torch.device("cpu"))
 
 
 def test_a_single_worker_is_the_calling_thread_and_others_are_kept() -> None:

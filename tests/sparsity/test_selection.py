@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,14 @@ from torch import nn
 
 from deepzero import BlackBox
 from deepzero.errors import InvalidInputError
-from deepzero.sparsity import SparsityWarning, magnitude, masks_from_scores, random, random_coordinates
+from deepzero.sparsity import (
+    SparsityWarning,
+    layer_ratios_from_masks,
+    magnitude,
+    masks_from_scores,
+    random,
+    random_coordinates,
+)
 from deepzero.sparsity.selection import counts_from_ratios, prunable_names, trainable
 
 
@@ -86,6 +95,17 @@ def test_prunable_and_always_can_be_named() -> None:
 def test_bad_rankings_are_refused(sparsity: float, options: dict[str, object]) -> None:
     with pytest.raises(InvalidInputError):
         masks_from_scores(random(net()), sparsity, **options)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(
+    "wrong", [[torch.ones(2, 2)], torch.ones(2, 2), {"weight": 1.0}], ids=["list", "one", "number"]
+)
+def test_scores_and_masks_are_tensors_by_name(wrong: Any) -> None:
+    with pytest.raises(InvalidInputError, match="scores must be tensors by parameter name"):
+        masks_from_scores(wrong, 0.5)
+    with pytest.raises(InvalidInputError, match="masks must be tensors by parameter name"):
+        layer_ratios_from_masks(wrong)
 
 
 def test_scores_must_be_finite() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from deepzero.errors import GraphError, from_black_box
 from deepzero.evaluators.base import Answer, Job, StepQueries, timed_answer
-from deepzero.evaluators.workers import parallel_map
+from deepzero.evaluators.workers import begun, parallel_map
 from deepzero.graph import kernels
 from deepzero.graph.capture import Node
 from deepzero.graph.differences import Dense, Difference
@@ -61,6 +62,36 @@ class LiveQuery:
         """The base values of a program's graph, with the same random numbers."""
         inputs = graph_inputs(program.graph, self.objective, self.batch)
         return run(program.graph, inputs, keep=program.kept, draws=self.draws)
+
+
+@dataclass(frozen=True)
+class ForwardAhead:
+    """The base forward of a graph, begun on the thread of a worker beside the live query.
+
+    A guess: whether its program is the one that the live query asks for is known after that one alone. The inputs are
+    found before it begins, since a query moves parameters and buffers of the network for as long as it takes.
+
+    Attributes:
+        program: whose graph runs; it draws nothing, since the live query has not drawn yet.
+        future: the values.
+    """
+
+    program: Program
+    future: Future[Values]
+
+    @classmethod
+    def of(cls, program: Program, objective: NetworkObjective, batch: tuple[Any, ...], workers: int) -> ForwardAhead:
+        """Begin the forward."""
+        inputs = graph_inputs(program.graph, objective, batch)
+        return cls(program, begun(lambda: run(program.graph, inputs, keep=program.kept, draws=Draws(seed=0)), workers))
+
+    def values(self) -> Values | None:
+        """The values as soon as they are there; None if the forward fails, which it may where the program changed."""
+        try:
+            return self.future.result()
+        except Exception as error:
+            log.debug("a forward that ran ahead of the live query failed: %r", error)
+            return None
 
 
 @dataclass(frozen=True)

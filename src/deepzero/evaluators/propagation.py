@@ -32,12 +32,13 @@ from deepzero.evaluators.costs import CostTable, chunk_cost
 from deepzero.evaluators.propagated_step import (
     CoordinateJobs,
     DirectionJobs,
+    ForwardAhead,
     LiveQuery,
     PropagatedStep,
     answered_by_rules,
     base_loss,
 )
-from deepzero.evaluators.workers import one_thread, parallel_map, without_batching_advice
+from deepzero.evaluators.workers import as_a_worker, one_thread, parallel_map, without_batching_advice
 from deepzero.graph import plan
 from deepzero.graph.capture import capture
 from deepzero.graph.footprint import Footprint, footprint, joint_footprint
@@ -179,14 +180,14 @@ class PropagationEvaluator(DivisibleEvaluator):
         """The base query, and a program whose loss is that of the live one."""
         parameters = parameters_of(objective)
         self._settle_budget(device_of(parameters))
-        with one_thread():
+        with self._forward_ahead(objective, batch) as ahead, one_thread():
             base, draws = objective.base(parameters, batch, seed=seed)
             require_finite_base(base.loss, (parameters, batch))
             if self._verify:
                 require_repeatable(objective)
             live = LiveQuery(objective, batch, seed, sizes, base, draws)
             try:
-                return self._matched(live)
+                return self._matched(live, ahead)
             except (DeepZeroError, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -196,7 +197,29 @@ class PropagationEvaluator(DivisibleEvaluator):
                     f"the program's graph cannot be evaluated ({type(error).__name__}: {str(error)[:200]})"
                 ) from error
 
-    def _matched(self, live: LiveQuery) -> PropagatedStep:
+    @contextmanager
+    def _forward_ahead(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> Iterator[ForwardAhead | None]:
+        """The base forward of the program used last, beside the live query, where a worker would be idle otherwise."""
+        ahead = self._begun_ahead(objective, batch)
+        try:
+            yield ahead
+        finally:
+            if ahead is not None:
+                ahead.values()  # nothing of a step goes on behind it
+
+    def _begun_ahead(self, objective: NetworkObjective, batch: tuple[Any, ...]) -> ForwardAhead | None:
+        library, device = self._libraries.get(objective), device_of(parameters_of(objective))
+        prepared = None if library is None else library.latest(batch)
+        if prepared is None or prepared.footprint is None or device.type != "cpu" or not as_a_worker():
+            return None
+        if prepared.program.graph.drawing or asks_black_boxes(objective):
+            return None
+        sizes, workers = self._plan(prepared.footprint, device)
+        if workers == 1 or self._is_tight(prepared.footprint, device, sizes, workers):
+            return None
+        return ForwardAhead.of(prepared.program, objective, batch, workers)
+
+    def _matched(self, live: LiveQuery, ahead: ForwardAhead | None) -> PropagatedStep:
         """The step by a program with the loss of the live one."""
         objective, library = live.objective, self._libraries.setdefault(live.objective, Library())
         holds = partial(self._holds, live)
@@ -204,7 +227,8 @@ class PropagationEvaluator(DivisibleEvaluator):
         if new or (self._verify and prepared.check is None):
             with announced("checking the program's difference rules"):
                 self._check(prepared, live)
-        step = PropagatedStep(live, prepared, live.forward(prepared.program))
+        values = ahead.values() if ahead is not None and ahead.program is prepared.program else None
+        step = PropagatedStep(live, prepared, live.forward(prepared.program) if values is None else values)
         alike = prepared.agrees(step.base_loss(), live.base.loss, rounding_of(objective))
         if alike and (new or self._agrees_near(prepared, live)):
             library.settled()
@@ -388,11 +412,11 @@ class PropagationEvaluator(DivisibleEvaluator):
             >>> sorted(table.seconds_per_query())
             ['bias', 'weight']
         """
-        step = self._begin(objective, batch, self._sizes(objective), seed=0)
-        program = step.program
-        base = median_seconds(lambda: self.base_values(program, objective, batch, seed=0), repeats)
+        own_sizes = self._sizes(objective)
+        step = self._begin(objective, batch, own_sizes, seed=0)
+        program, foot = step.program, self._footprint(step, offset)
+        base = median_seconds(lambda: self._begin(objective, batch, own_sizes, seed=0), repeats)
         parameters = parameters_of(objective)
-        foot = self._footprint(step, offset)
         device = device_of(parameters)
         sizes, workers = self._plan(foot, device)
 

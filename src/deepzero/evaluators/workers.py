@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -19,8 +18,8 @@ R = TypeVar("R")
 def parallel_map(function: Callable[[T], R], items: Iterable[T], workers: int, device: torch.device) -> list[R]:
     """``[function(item) for item in items]`` without autograd, on ``workers`` threads where the device is a CPU.
 
-    The first error comes out, and nothing is begun after it. A single worker is the calling thread. PyTorch's own
-    thread count is as before afterwards.
+    An error comes out, that of the first item where there are several, and nothing is begun after it. A single worker
+    is the calling thread. PyTorch's own thread count is as before afterwards.
     """
 
     def quiet(item: T) -> R:
@@ -32,26 +31,44 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], workers: int, d
     if workers == 1:
         with one_thread():
             return [quiet(item) for item in items]
-    failed = threading.Event()
+    failed: dict[int, BaseException] = {}
 
-    def unless_failed(item: T) -> R:
-        if failed.is_set():
-            raise CancelledError  # nobody sees it: an item before this one has raised
+    def unless_failed(place: int, item: T) -> R:
+        if failed:
+            raise CancelledError
         try:
             return quiet(item)
-        except BaseException:
-            failed.set()
+        except BaseException as error:
+            failed[place] = error
             raise
 
     threads, pool = torch.get_num_threads(), _pool(workers)
-    futures = [pool.submit(unless_failed, item) for item in items]
+    futures = [pool.submit(unless_failed, place, item) for place, item in enumerate(items)]
     try:
-        return [future.result() for future in futures]
+        wait(futures, return_when=FIRST_EXCEPTION)
     finally:
         for future in futures:
             future.cancel()
         wait(futures)
         torch.set_num_threads(threads)
+    if failed:
+        raise failed[min(failed)]
+    return [future.result() for future in futures]
+
+
+def begun(function: Callable[[], R], workers: int) -> Future[R]:
+    """A call on the thread of a worker, without autograd, while the calling thread goes on with other things."""
+
+    def quiet() -> R:
+        with torch.no_grad():
+            return function()
+
+    return _pool(workers).submit(quiet)
+
+
+def as_a_worker() -> bool:
+    """True if the calling thread computes as a worker does: in none of PyTorch's modes."""
+    return not (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
 
 
 @functools.lru_cache(maxsize=2)

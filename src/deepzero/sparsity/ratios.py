@@ -59,6 +59,7 @@ def layer_ratios_from_masks(
         >>> layer_ratios_from_masks({"weight": torch.tensor([[True, False, False, False]])})
         {'weight': 0.25}
     """
+    validation.tensors("masks", masks, hint="masks = dz.sparsity.masks_from_scores(scores, 0.9)")
     names = prunable_names(masks, prunable)
     kept = {name: int(masks[name].count_nonzero()) for name in names}
     warn_empty([name for name in names if kept[name] == 0])

@@ -119,6 +119,7 @@ def masks_from_scores(
     """
     validation.fraction("sparsity", sparsity)
     validation.choice("rank", rank, RANKS)
+    validation.tensors("scores", scores, hint="scores = dz.sparsity.magnitude(model)")
     names = prunable_names(scores, prunable)
     full = always_names(scores, names, always)
     flat = torch.cat([_finite(name, scores[name]).reshape(-1) for name in names])
