@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import deepzero as dz
 from deepzero.coordinates import Coordinates
 from deepzero.errors import NonFiniteLossError
-from deepzero.graph import kernels
+from deepzero.graph import kernels, tails
+from deepzero.graph.cpu import convolution_loops
 
 STEP = 0.5
 LEFT = 1e-3
@@ -161,3 +162,9 @@ def test_a_step_without_an_answer_is_given_up_early(monkeypatch: pytest.MonkeyPa
     with pytest.raises(NonFiniteLossError, match="perturbed losses are not finite"):
         zo.estimate(1e30 * x, torch.arange(33) % 3)
     assert 0 < calls.call_count <= 4
+
+
+def test_all_kernels_give_up_at_the_same_part() -> None:
+    assert convolution_loops.REMAINS == tails.REMAINS
+    triton_normalization = pytest.importorskip("deepzero.graph.cuda.triton_normalization", reason="needs Triton")
+    assert triton_normalization.REMAINS.value == tails.REMAINS
