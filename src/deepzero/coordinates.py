@@ -201,7 +201,9 @@ def as_schedule(sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor
     if isinstance(sparsity, Mapping):
         chosen = Coordinates.from_masks(sparsity)
         if not chosen.count:
-            raise InvalidInputError("the masks of sparsity choose no coordinate: nothing would be estimated")
+            raise InvalidInputError(
+                "the masks of sparsity choose no coordinate, so nothing would be estimated; choose at least one coordinate"
+            )
         return Always(chosen)
     raise InvalidInputError(
         f"sparsity must be None, Coordinates, a dict of bool masks or a schedule such as dz.DynamicRatios(ratios), "
