@@ -202,7 +202,7 @@ def as_schedule(sparsity: CoordinateSchedule | Coordinates | Mapping[str, Tensor
         chosen = Coordinates.from_masks(sparsity)
         if not chosen.count:
             raise InvalidInputError(
-                "the masks of sparsity choose no coordinate, so nothing would be estimated; choose at least one coordinate"
+                "the masks of sparsity choose no coordinate, and nothing is estimated; give it at least one coordinate"
             )
         return Always(chosen)
     raise InvalidInputError(
