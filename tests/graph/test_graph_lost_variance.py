@@ -15,7 +15,7 @@ import deepzero as dz
 from deepzero.coordinates import Coordinates
 from deepzero.errors import NonFiniteLossError
 from deepzero.graph import kernels, tails
-from deepzero.graph.cpu import convolution_loops
+from deepzero.graph.cpu import convolution_loops, row_loops
 
 STEP = 0.5
 LEFT = 1e-3
@@ -165,6 +165,6 @@ def test_a_step_without_an_answer_is_given_up_early(monkeypatch: pytest.MonkeyPa
 
 
 def test_all_kernels_give_up_at_the_same_part() -> None:
-    assert convolution_loops.REMAINS == tails.REMAINS
+    assert convolution_loops.REMAINS == row_loops.REMAINS == tails.REMAINS
     triton_normalization = pytest.importorskip("deepzero.graph.cuda.triton_normalization", reason="needs Triton")
     assert triton_normalization.REMAINS.value == tails.REMAINS

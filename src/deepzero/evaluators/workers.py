@@ -58,12 +58,7 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], workers: int, d
 
 def begun(function: Callable[[], R], workers: int) -> Future[R]:
     """A call on the thread of a worker, without autograd, while the calling thread goes on with other things."""
-
-    def quiet() -> R:
-        with torch.no_grad():
-            return function()
-
-    return _pool(workers).submit(quiet)
+    return _pool(workers).submit(torch.no_grad()(function))
 
 
 def as_a_worker() -> bool:

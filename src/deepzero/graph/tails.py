@@ -12,9 +12,10 @@ from deepzero.graph.calls import Value
 from deepzero.graph.windows import Window
 
 REMAINS = 1 / 16
-"""The least part of a variance with which kernels go on: ``s^2 + dv`` has lost 16 times its rounding there.
+"""The least part of a square that is taken from what it was and what goes: ``s^2 + dv`` has lost four bits there.
 
-Where less remains, they give NaN to the perturbation, which is answered again by the rules of the parts.
+Where less remains, rules and kernels of rows take it from what is left. Kernels of batch norm give NaN to the
+perturbation, which is answered again by the rules of the parts.
 """
 
 

@@ -19,7 +19,7 @@ BLOCK = 32
 OVERFLOW = 10.0
 """Above it the plain difference of exponentials cancels nothing, and expm1 may overflow where the result does not."""
 REMAINS = 1 / 16
-"""Share of a square below which it is not taken from what it was and what goes: four bits are lost by then."""
+"""What must remain of a square, :data:`deepzero.graph.tails.REMAINS`."""
 LEFT, GROWN = -0.5, 1e6
 """Where a sum of exponentials grows by less or by more, times its base value, its logarithm is taken as a whole."""
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from deepzero.graph import tails
+
 NONE: tl.constexpr = tl.constexpr(0)
 DENSE: tl.constexpr = tl.constexpr(1)
 CHANNEL: tl.constexpr = tl.constexpr(2)
@@ -20,8 +22,7 @@ CHANNEL: tl.constexpr = tl.constexpr(2)
 
 LARGEST: tl.constexpr = tl.constexpr(65504.0)
 """The largest number of float16."""
-REMAINS: tl.constexpr = tl.constexpr(1 / 16)
-"""What must remain of a variance, :data:`deepzero.graph.tails.REMAINS`."""
+REMAINS: tl.constexpr = tl.constexpr(tails.REMAINS)
 
 
 @triton.jit

@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from deepzero.graph import tails
+
 RELU: tl.constexpr = tl.constexpr(0)
 LEAKY_RELU: tl.constexpr = tl.constexpr(1)
 SIGMOID: tl.constexpr = tl.constexpr(2)
@@ -22,8 +24,7 @@ GELU_TANH: tl.constexpr = tl.constexpr(6)
 
 OVERFLOW: tl.constexpr = tl.constexpr(10.0)
 """Above it the plain difference of exponentials cancels nothing, and expm1 may overflow where the result does not."""
-REMAINS: tl.constexpr = tl.constexpr(1 / 16)
-"""Share of a square below which it is not taken from what it was and what goes: four bits are lost by then."""
+REMAINS: tl.constexpr = tl.constexpr(tails.REMAINS)
 SMALL: tl.constexpr = tl.constexpr(0.05)
 """Differences up to which the midpoint expansion of a Gauss interval has float32's last places."""
 

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
+from deepzero.graph.tails import REMAINS
+
 Entries = Num[Tensor, "*#entries"]
 """Base values or differences at the entries that differ."""
 
 OVERFLOW = 10.0
 """Above it the plain difference of exponentials cancels nothing, and expm1 may overflow where the result does not."""
-LEFT = 1 / 16
-"""Share of a square below which it is not taken from what it was and what goes: four bits are lost by then."""
 
 
 def gap(a: Entries, b: Entries | float) -> Entries:
@@ -65,7 +65,7 @@ def changed_root(root: Entries, change: Entries, left: Callable[[], Entries]) ->
     There the sum has lost its digits; ``left`` gives it from the values that it is of.
     """
     square = root.square()
-    changed, least = square + change, LEFT * square
+    changed, least = square + change, REMAINS * square
     if within(changed - least, 0, math.inf):
         return changed.sqrt()
     return torch.where(changed < least, left(), changed).sqrt()
